@@ -1,0 +1,24 @@
+"""Where and how packs run: the validated form of a `cluster/profiles/*.yaml` file."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ClusterProfile(BaseModel):
+    """One kind of cluster.
+
+    `gpus_per_pack` 0 trains on the CPU with `cpus_per_pack` cores (None: all of the machine's).
+    `storage` is the folder of all searches' stores, seen by every node. `tracking_uri` is MLflow's.
+    `max_pack_failures` packs may fail one after another before the search gives up.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    gpus_per_pack: Annotated[int, Field(ge=0, le=1)] = 0
+    cpus_per_pack: Annotated[int, Field(ge=1)] | None = None
+    storage: str | None = None
+    tracking_uri: str | None = None
+    max_pack_failures: Annotated[int, Field(ge=1)] = 2

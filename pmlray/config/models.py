@@ -1,0 +1,162 @@
+"""Where a base model comes from and its geometry, without loading any weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pmlray.errors import ModelError
+
+SMOLLM2 = "smollm2-135m"
+TINY = "tiny-random-llama"
+PULLABLE = (SMOLLM2, TINY)
+ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM")
+PULLED_MARK = "pmlray_pull.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes of a decoder-only base; `context` is its longest input in tokens."""
+
+    n_layers: int
+    hidden: int
+    intermediate: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of one decoder layer's projections."""
+        attention = self.hidden * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
+        return attention + 3 * self.hidden * self.intermediate
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A resolved base: what identifies its weights, and a folder if they are on this machine."""
+
+    identity: str
+    geometry: Geometry
+    folder: Path | None
+
+
+KNOWN: Mapping[str, Geometry] = {
+    SMOLLM2: Geometry(30, 576, 1536, 9, 3, 64, 49152, 8192),
+    TINY: Geometry(4, 64, 128, 4, 2, 16, 512, 1024),
+    "Qwen/Qwen3-8B": Geometry(36, 4096, 12288, 32, 8, 128, 151936, 40960),
+    "meta-llama/Llama-3.1-8B-Instruct": Geometry(32, 4096, 14336, 32, 8, 128, 128256, 131072),
+}
+
+
+def cache_root() -> Path:
+    """Where pulled models live: `PMLRAY_CACHE`, else the user's cache folder."""
+    if chosen := os.environ.get("PMLRAY_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pmlray"
+
+
+def pulled_folder(model_id: str) -> Path:
+    """Where `pmlray models pull` puts this model."""
+    return cache_root() / "models" / model_id
+
+
+def resolve_model(model_id: str, revision: str | None) -> ModelSource:
+    """Find a model's identity and geometry.
+
+    A pullable name resolves whether or not it was pulled (`folder` is None when not); a folder is
+    read; anything else must be a hub id with a pinned revision. Raises ModelError with the remedy.
+    """
+    if model_id in PULLABLE:
+        folder = pulled_folder(model_id)
+        pulled = (folder / PULLED_MARK).is_file()
+        return ModelSource(model_id, KNOWN[model_id], folder if pulled else None)
+    folder = Path(model_id).expanduser()
+    if folder.is_dir():
+        return ModelSource(_folder_identity(folder), _folder_geometry(folder), folder.resolve())
+    if model_id.count("/") != 1 or model_id.startswith((".", "/", "~")):
+        raise ModelError(
+            f"model.id {model_id!r} is neither a folder here, nor a hub id (owner/name), nor one of"
+            f" {', '.join(PULLABLE)}"
+        )
+    if revision is None:
+        raise ModelError(
+            f"model.revision is needed for the hub model {model_id}: a commit hash, so that the"
+            " measured weights can never change under the search"
+        )
+    identity = f"{model_id}@{revision}"
+    if model_id in KNOWN:
+        return ModelSource(identity, KNOWN[model_id], None)
+    return ModelSource(identity, _hub_geometry(model_id, revision), None)
+
+
+def require_present(model_id: str, source: ModelSource) -> None:
+    """Raise ModelError when a pullable model was not pulled yet."""
+    if model_id in PULLABLE and source.folder is None:
+        raise ModelError(
+            f"the base model {model_id} is not on this machine; run: pmlray models pull {model_id}"
+        )
+
+
+def geometry_from_config(config: Mapping[str, Any], where: str) -> Geometry:
+    """Geometry from a transformers config.json; ModelError for a family that is not supported."""
+    found = (config.get("architectures") or ["none"])[0]
+    if found not in ARCHITECTURES:
+        raise ModelError(
+            f"{where}: architecture {found} is not supported; pmlray needs the decoder layers of"
+            f" {' or '.join(ARCHITECTURES)} (mlp.down_proj, rotary positions, causal attention)"
+        )
+    if "sliding_attention" in (config.get("layer_types") or ()):
+        raise ModelError(f"{where}: sliding-window layers are not supported, only full attention")
+    heads = config["num_attention_heads"]
+    return Geometry(
+        n_layers=config["num_hidden_layers"],
+        hidden=config["hidden_size"],
+        intermediate=config["intermediate_size"],
+        n_heads=heads,
+        n_kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        vocab=config["vocab_size"],
+        context=config["max_position_embeddings"],
+    )
+
+
+def _folder_geometry(folder: Path) -> Geometry:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no config.json; give a folder saved by save_pretrained")
+    return geometry_from_config(json.loads(path.read_text()), str(folder))
+
+
+def _folder_identity(folder: Path) -> str:
+    """Hash of names, sizes, and the first and last MiB of each weight file: weights of many GB are
+    told apart in milliseconds, and a copy of the folder keeps its identity."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(2**20))
+            file.seek(max(0, size - 2**20))
+            digest.update(file.read(2**20))
+    return f"folder-{digest.hexdigest()[:16]}"
+
+
+def _hub_geometry(model_id: str, revision: str) -> Geometry:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        path = hf_hub_download(model_id, "config.json", revision=revision)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"cannot read config.json of {model_id} at {revision} from the hub: {error}"
+        ) from error
+    return geometry_from_config(json.loads(Path(path).read_text()), f"{model_id}@{revision}")

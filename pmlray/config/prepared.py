@@ -1,0 +1,120 @@
+"""A search made ready to run: its files read, its model found, everything checked that can be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from pmlray.config.load import load_search
+from pmlray.config.models import ModelSource, resolve_model
+from pmlray.config.search_spec import SearchSpec
+from pmlray.errors import DataError, SpecError
+from pmlray.memory import TaskSource, build_memory, read_records
+from pmlray.types import DesignPoint, Method, Phase, PlannedRun
+
+# Part of every run_key: raise it when a change of code changes what a run measures.
+RESULT_VERSION = 1
+CHAT_TEMPLATE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class PreparedSearch:
+    """A valid spec with its base model's source and the content of its task's files."""
+
+    spec: SearchSpec
+    source: ModelSource
+    task: TaskSource
+
+    def plan_run(
+        self, point: DesignPoint, method: Method, sequence_id: int, seed: int, phase: Phase
+    ) -> PlannedRun:
+        """A run with its run_key: the hash of everything that determines its result."""
+        spec = self.spec
+        determines = {
+            "version": RESULT_VERSION,
+            "model": self.source.identity,
+            "dtype": spec.model.dtype,
+            "probe": spec.probe.model_dump(),
+            "task": asdict(self.task),
+            "prompt_format": spec.task.prompt_format,
+            # A base text is dealt out in stretches of the longest length.
+            "stretch": max(spec.space.seq_len) if self.task.text is not None else None,
+            "recipe": spec.recipe.model_dump(),
+            "threshold": spec.memft.threshold if method != "sft" and spec.memft else None,
+            "point": asdict(point),
+            "method": method,
+            "sequence_id": sequence_id,
+            "seed": seed,
+        }
+        digest = hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()
+        return PlannedRun(point, method, sequence_id, seed, phase, digest[:16])
+
+
+def prepare_search(path: Path, overrides: Sequence[str] = ()) -> PreparedSearch:
+    """Read, validate and resolve a search file; every error comes before anything starts.
+
+    Token counts are checked against the data and the model's context where the tokenizer is on
+    this machine; for a hub model, when the search starts.
+    """
+    spec = load_search(path, overrides)
+    source = resolve_model(spec.model.id, spec.model.revision)
+    layers = source.geometry.n_layers
+    if spec.probe.layer >= layers:
+        raise SpecError(
+            f"{path}: probe.layer is {spec.probe.layer}, but {spec.model.id} has layers 0 to"
+            f" {layers - 1}"
+        )
+    prepared = PreparedSearch(spec, source, _read_task(spec, path))
+    _check_lengths(prepared, path)
+    return prepared
+
+
+def _read_task(spec: SearchSpec, path: Path) -> TaskSource:
+    task = spec.task
+    text, pairs = None, None
+    if task.kind == "long_context" and task.random_ratio < 100 and task.text is not None:
+        file = path.parent / task.text
+        if not file.is_file():
+            raise SpecError(f"{path}: task.text: there is no file {file}")
+        text = file.read_text(encoding="utf-8")
+    if task.kind == "records" and task.records is not None:
+        pairs = read_records(path.parent / task.records)
+    return TaskSource(
+        kind=task.kind,
+        data_seed=task.data_seed,
+        random_ratio=task.random_ratio,
+        key_prompt=task.key_prompt,
+        text=text,
+        pairs=pairs,
+    )
+
+
+def _check_lengths(prepared: PreparedSearch, path: Path) -> None:
+    spec, context = prepared.spec, prepared.source.geometry.context
+    longest = max(spec.space.seq_len)
+    if spec.task.kind == "long_context" and longest >= context:
+        raise DataError(
+            f"{path}: space.seq_len goes up to {longest}, but {spec.model.id} reads at most"
+            f" {context} tokens, prompt included"
+        )
+    folder = prepared.source.folder
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    template = CHAT_TEMPLATE_TOKENS if spec.task.prompt_format == "chat" else 0
+    for sequence_id in spec.sequences:
+        memory = build_memory(
+            prepared.task, sequence_id, longest, tokenizer, lambda text: tokenizer.encode(text).ids
+        )
+        for record in memory.records:
+            needed = len(record.prompt_ids) + template + len(record.target_ids)
+            if needed > context:
+                raise DataError(
+                    f"{path}: a record needs {needed} tokens with its prompt, but {spec.model.id}"
+                    f" reads at most {context}; shorten space.seq_len or the record"
+                )

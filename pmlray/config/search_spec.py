@@ -1,0 +1,222 @@
+"""What a search is: the validated form of a `searches/*.yaml` file.
+
+`SearchSpec` is frozen and refuses unknown keys. `search_id` hashes the canonical form, so the same
+search always finds its own store again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pmlray.config.recipe import Recipe
+from pmlray.types import DesignPoint
+
+MEMFT_METHODS = Literal["memft_ot", "memft_sw"]
+PositiveInt = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+DEFAULT_KEY_PROMPT = "Please output the content of the vector memory injected into the activations."
+
+
+class Part(BaseModel):
+    """Base of every part of a spec: frozen, unknown keys refused, no silent conversions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Task(Part):
+    """What is memorised. `text` and `records` are paths, relative to the search file."""
+
+    kind: Literal["long_context", "phonebook", "records"]
+    random_ratio: Literal[0, 20, 40, 60, 80, 100] = 100
+    data_seed: Seed = 0
+    key_prompt: str = Field(default=DEFAULT_KEY_PROMPT, min_length=1)
+    prompt_format: Literal["plain", "chat"] = "chat"
+    text: str | None = None
+    records: str | None = None
+
+    @model_validator(mode="after")
+    def _needs_its_file(self) -> Task:
+        if self.kind == "records" and self.records is None:
+            raise ValueError(
+                "task.records is needed: the path of a JSONL file of {query, target} lines"
+            )
+        if self.kind == "long_context" and self.random_ratio < 100 and self.text is None:
+            raise ValueError(
+                f"task.text is needed when random_ratio is {self.random_ratio}: the path of a plain"
+                " text whose tokens are kept (random_ratio 100 needs none)"
+            )
+        return self
+
+
+class Model(Part):
+    """The frozen base: `smollm2-135m`, `tiny-random-llama`, a hub id, or a local folder."""
+
+    id: str = Field(min_length=1)
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+class Probe(Part):
+    """Where the adapter sits: `mlp` is parallel to the MLP of one decoder layer and added to that
+    layer's output (the paper's); `down_proj` adapts that projection (PEFT's)."""
+
+    placement: Literal["mlp", "down_proj"] = "mlp"
+    layer: Annotated[int, Field(ge=0)]
+
+
+class Space(Part):
+    """The grid of design points; every list ascends."""
+
+    lora_rank: tuple[PositiveInt, ...] = Field(min_length=1)
+    seq_len: tuple[PositiveInt, ...] = Field(min_length=1)
+    train_steps: tuple[PositiveInt, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Space:
+        for name in ("lora_rank", "seq_len", "train_steps"):
+            values = getattr(self, name)
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"space.{name} must ascend without repeats, got {list(values)}")
+        return self
+
+    def points(self) -> tuple[DesignPoint, ...]:
+        """Every cell of the grid, ranks outermost."""
+        return tuple(
+            DesignPoint(r, length, t)
+            for r in self.lora_rank
+            for length in self.seq_len
+            for t in self.train_steps
+        )
+
+
+class LawOptions(Part):
+    """Which forms are fitted, and the intervals reported."""
+
+    forms: tuple[Literal["power", "ceiling"], ...] = Field(("power", "ceiling"), min_length=1)
+    n_bootstrap: Annotated[int, Field(ge=20)] = 200
+
+
+class Targets(Part):
+    """Where the law must be known well: the product of these ranks, lengths and steps."""
+
+    lora_rank: tuple[PositiveInt, ...] = Field(min_length=1)
+    seq_len: tuple[PositiveInt, ...] = Field(min_length=1)
+    train_steps: tuple[PositiveInt, ...] | None = None
+
+
+class Design(Part):
+    """How points are chosen: a log-spaced start, then packs of `pack_size` by variance per cost."""
+
+    n_initial: Annotated[int, Field(ge=1)] = 6
+    pack_size: Annotated[int, Field(ge=1)] = 4
+    validation_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    targets: Targets | None = None
+
+
+class Budget(Part):
+    """Device-seconds that may be spent in training loops (on a CPU: core-seconds)."""
+
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    gpu_seconds: Annotated[float, Field(gt=0)] | None = None
+    memft_gpu_hours: Annotated[float, Field(ge=0)] | None = None
+    memft_gpu_seconds: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Budget:
+        if (self.gpu_hours is None) == (self.gpu_seconds is None):
+            raise ValueError("budget needs exactly one of gpu_seconds and gpu_hours")
+        if self.memft_gpu_hours is not None and self.memft_gpu_seconds is not None:
+            raise ValueError("budget takes one of memft_gpu_seconds and memft_gpu_hours, not both")
+        return self
+
+    @property
+    def law_seconds(self) -> float:
+        """Budget of the law phase, gpu_seconds."""
+        return self.gpu_seconds if self.gpu_seconds is not None else 3600.0 * (self.gpu_hours or 0)
+
+    @property
+    def memft_seconds(self) -> float:
+        """Budget of the MemFT phase, gpu_seconds; 0 when none was given."""
+        if self.memft_gpu_seconds is not None:
+            return self.memft_gpu_seconds
+        return 3600.0 * (self.memft_gpu_hours or 0.0)
+
+
+class Stop(Part):
+    """When the law is known well enough: the half-width of its 90 % interval at every target, as a
+    share of the prediction."""
+
+    relative_interval: Annotated[float, Field(gt=0)] | None = None
+
+
+class Memft(Part):
+    """The MemFT phase: `n_points` design points near the 0.5 threshold, `n_pairs` replicates."""
+
+    methods: tuple[MEMFT_METHODS, ...] = Field(("memft_ot", "memft_sw"), min_length=1)
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    n_points: Annotated[int, Field(ge=1)] = 1
+    n_pairs: Annotated[int, Field(ge=1)] = 2
+
+
+class Evaluate(Part):
+    """Real greedy decoding of each run that recalls everything, up to this many tokens (0: none)."""
+
+    generate_max_tokens: Annotated[int, Field(ge=0)] = 256
+
+
+class SearchSpec(Part):
+    """A whole search. Build it with `pmlray.config.load_search`, which names lines in errors."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)
+    task: Task
+    model: Model
+    probe: Probe
+    space: Space
+    recipe: Recipe = Recipe()
+    law: LawOptions = LawOptions()
+    design: Design = Design()
+    budget: Budget
+    stop: Stop = Stop()
+    memft: Memft | None = None
+    evaluate: Evaluate = Evaluate()
+    sequences: tuple[Seed, ...] = Field((0, 1), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SearchSpec:
+        if self.memft is not None and self.budget.memft_seconds <= 0:
+            raise ValueError("budget.memft_gpu_seconds (or memft_gpu_hours) is needed with memft")
+        cells = len(self.space.points()) * len(self.sequences) * len(self.seeds)
+        if self.design.n_initial > cells:
+            raise ValueError(
+                f"design.n_initial is {self.design.n_initial}, but the space has {cells} runs"
+            )
+        return self
+
+    @property
+    def search_id(self) -> str:
+        """Name and a hash of the canonical form: the same spec is the same search."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+
+    def target_points(self) -> tuple[DesignPoint, ...]:
+        """Where the law must be known: `design.targets`, else the largest cell of the space."""
+        targets = self.design.targets
+        if targets is None:
+            space = self.space
+            return (DesignPoint(space.lora_rank[-1], space.seq_len[-1], space.train_steps[-1]),)
+        steps = targets.train_steps or (self.space.train_steps[-1],)
+        return tuple(
+            DesignPoint(r, length, t)
+            for r in targets.lora_rank
+            for length in targets.seq_len
+            for t in steps
+        )
+
+    def replicates(self) -> tuple[tuple[int, int], ...]:
+        """Every (sequence_id, seed), sequences varying fastest: independent text comes first."""
+        return tuple((sequence, seed) for seed in self.seeds for sequence in self.sequences)

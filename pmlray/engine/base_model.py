@@ -1,0 +1,171 @@
+"""The frozen base model, split at the adapted layer k: blocks 0..k, and everything above.
+
+Shapes: B rows, T positions, D hidden size, X width of the adapter's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from pmlray.config.models import ARCHITECTURES, ModelSource, geometry_from_config
+from pmlray.config.search_spec import Probe
+from pmlray.errors import ModelError
+
+SYSTEM_PROMPT = "You are a helpful assistant."
+# Some chat templates print today's date when given none, which would change the prompt every day.
+FIXED_DATE = "26 Jul 2024"
+
+
+class LayerInputs(NamedTuple):
+    """What the trainable part needs of the frozen part: block k's output and the adapter's input."""
+
+    hidden_BTD: Tensor
+    adapter_in_BTX: Tensor
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen causal language model with its tokenizer and the place of the adapter."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    probe: Probe
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.model.device
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The language-model head, (vocabulary, hidden)."""
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def adapted_layer(self) -> nn.Module:
+        """Decoder layer k."""
+        return self.model.model.layers[self.probe.layer]
+
+    @property
+    def adapter_width(self) -> int:
+        """X: the hidden size for `mlp`, the intermediate size for `down_proj`."""
+        config = self.model.config
+        return config.hidden_size if self.probe.placement == "mlp" else config.intermediate_size
+
+    @property
+    def adapter_input_module(self) -> nn.Module:
+        """The module whose input is the adapter's input."""
+        mlp = self.adapted_layer.mlp
+        return mlp if self.probe.placement == "mlp" else mlp.down_proj
+
+    @torch.no_grad()
+    def run_prefix(self, ids_BT: Tensor) -> LayerInputs:
+        """Blocks 0..k on right-padded token ids; causal, so padding changes no real position."""
+        body = self.model.model
+        hidden = body.embed_tokens(ids_BT)
+        rotary = self._rotary(hidden)
+        seen: list[Tensor] = []
+        hook = self.adapter_input_module.register_forward_pre_hook(
+            lambda _module, args: seen.append(args[0])
+        )
+        try:
+            for layer in body.layers[: self.probe.layer + 1]:
+                hidden = layer(hidden, position_embeddings=rotary)
+        finally:
+            hook.remove()
+        return LayerInputs(hidden, seen[0])
+
+    def run_suffix(self, hidden_BTD: Tensor) -> Tensor:
+        """Blocks k+1.. and the final norm, from block k's (adapted) output: (B, T, D)."""
+        body = self.model.model
+        rotary = self._rotary(hidden_BTD)
+        for layer in body.layers[self.probe.layer + 1 :]:
+            hidden_BTD = layer(hidden_BTD, position_embeddings=rotary)
+        return body.norm(hidden_BTD)
+
+    def _rotary(self, hidden_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        positions = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)[None]
+        return self.model.model.rotary_emb(hidden_BTD, position_ids=positions)
+
+    @contextmanager
+    def with_adapter(self, delta: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Add `delta(adapter input)` to block k's output in ordinary forward and generate calls."""
+        seen: list[Tensor] = []
+
+        def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen.append(args[0])
+
+        def add(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+            return output + delta(seen.pop()).to(output.dtype)
+
+        hooks = [
+            self.adapter_input_module.register_forward_pre_hook(keep),
+            self.adapted_layer.register_forward_hook(add),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def load_base_model(
+    model_id: str,
+    source: ModelSource,
+    revision: str | None,
+    dtype: Literal["float32", "bfloat16"],
+    probe: Probe,
+    device: torch.device,
+) -> BaseModel:
+    """Load and freeze a base; ModelError when its family or the probe's layer does not fit."""
+    where = str(source.folder) if source.folder is not None else model_id
+    pinned = {} if source.folder is not None else {"revision": revision}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **pinned)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, dtype=getattr(torch, dtype), attn_implementation="sdpa", **pinned
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the base model {model_id}: {error}") from error
+    geometry_from_config({**model.config.to_dict(), "architectures": [type(model).__name__]}, where)
+    check_layer(probe, model.config.num_hidden_layers)
+    model.requires_grad_(False)
+    model.eval()
+    return BaseModel(model.to(device), tokenizer, probe)
+
+
+def check_layer(probe: Probe, n_layers: int) -> None:
+    """ModelError when the base has no such layer."""
+    if probe.layer >= n_layers:
+        raise ModelError(
+            f"probe.layer is {probe.layer}, but the base has layers 0 to {n_layers - 1}"
+        )
+
+
+def render_prompt(tokenizer: Any, text: str, prompt_format: Literal["plain", "chat"]) -> list[int]:
+    """Token ids of a prompt, as plain text or as a user turn of the model's chat template."""
+    if prompt_format == "plain":
+        return list(tokenizer(text)["input_ids"])
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            "this model's tokenizer has no chat template; set task.prompt_format: plain"
+        )
+    turns = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": text}]
+    rendered = tokenizer.apply_chat_template(
+        turns,
+        add_generation_prompt=True,
+        tokenize=False,
+        enable_thinking=False,
+        date_string=FIXED_DATE,
+    )
+    return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+__all__ = ["ARCHITECTURES", "BaseModel", "LayerInputs", "load_base_model", "render_prompt"]

@@ -1,0 +1,72 @@
+"""Loss at supervised positions only, in chunks, with no weight gradient for the frozen head.
+
+Shapes: N supervised positions, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_LOGITS_BYTES = 64 * 2**20
+
+
+class TokenLosses(NamedTuple):
+    """Per supervised token: negative log-likelihood (nats, fp32) and whether the argmax missed."""
+
+    nll_N: Tensor
+    wrong_N: Tensor
+
+
+class _FrozenHeadNll(torch.autograd.Function):
+    """Cross-entropy through a frozen linear head, its gradient taken in the forward pass.
+
+    With z = W h, m = max z and e = exp(z - m): nll = log(sum e) + m - z_y, and
+    d nll / d h = (e W) / (sum e) - W_y. Each token's nll depends on its own h alone, so the
+    backward pass only scales the stored gradient by the incoming one: any per-token weighting is
+    exact, and a chunk of logits is freed before the next one is made.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        n = hidden_ND.shape[0]
+        nll_N = torch.empty(n, dtype=torch.float32, device=hidden_ND.device)
+        wrong_N = torch.empty(n, dtype=torch.bool, device=hidden_ND.device)
+        needs_grad = ctx.needs_input_grad[0]
+        grad_ND = torch.empty_like(hidden_ND) if needs_grad else None
+        for start in range(0, n, chunk):
+            part = slice(start, start + chunk)
+            target = target_N[part]
+            logits = (hidden_ND[part] @ weight_VD.T).float()
+            peak, argmax = logits.max(dim=-1)
+            at_target = logits.gather(1, target[:, None]).squeeze(1)
+            exp = logits.sub_(peak[:, None]).exp_()
+            total = exp.sum(dim=-1)
+            nll_N[part] = total.log() + peak - at_target
+            wrong_N[part] = argmax != target
+            if grad_ND is not None:
+                mean_row = exp.to(weight_VD.dtype) @ weight_VD
+                grad_ND[part] = mean_row / total[:, None].to(weight_VD.dtype) - weight_VD[target]
+        if grad_ND is not None:
+            ctx.save_for_backward(grad_ND)
+        ctx.mark_non_differentiable(wrong_N)
+        return nll_N, wrong_N
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None, None]:
+        (grad_ND,) = ctx.saved_tensors
+        return grad_ND * upstream[0][:, None].to(grad_ND.dtype), None, None, None
+
+
+def token_losses(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> TokenLosses:
+    """Losses of target tokens under a frozen head, never holding more than 64 MiB of logits.
+
+    hidden_ND: final hidden states at the positions that predict; weight_VD: the head; target_N:
+    token ids. The gradient reaches hidden_ND only.
+    """
+    chunk = max(1, MAX_LOGITS_BYTES // (4 * weight_VD.shape[0]))
+    return TokenLosses(*_FrozenHeadNll.apply(hidden_ND, weight_VD, target_N, chunk))

@@ -1,0 +1,202 @@
+"""From a pack to its observations: load, cache, train, evaluate, save."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pmlray.config.prepared import PreparedSearch
+from pmlray.engine.adapted import AdaptedModel
+from pmlray.engine.base_model import BaseModel, load_base_model, render_prompt
+from pmlray.engine.evaluate import decodes_exactly
+from pmlray.engine.loop import Stepper, TrainedMember, train_pack
+from pmlray.engine.members import make_members
+from pmlray.engine.optimizer import PackedAdamW
+from pmlray.engine.packed_lora import PackedLora
+from pmlray.engine.peft_io import save_adapter
+from pmlray.engine.prefix_cache import CachedRecord, build_prefix_cache
+from pmlray.memory import MemorySet, Record, build_memory, prefix
+from pmlray.ports import ObservationStore
+from pmlray.types import FailedRun, Observation, Pack
+
+MakeStepper = Callable[[AdaptedModel, PackedAdamW], Stepper]
+VERSIONED = ("pmlray", "torch", "transformers", "peft")
+
+
+def pick_device() -> torch.device:
+    """The GPU this process was given, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def measure_pack(
+    search: PreparedSearch,
+    pack: Pack,
+    store: ObservationStore,
+    adapters: Path,
+    make_stepper: MakeStepper,
+    backend: Mapping[str, str],
+) -> float:
+    """Train a pack and store each run's observation as soon as it is done.
+
+    adapters: folder that receives one sub-folder a run_key. backend: names and versions of what
+    drives the loop, for the provenance. Returns wall seconds inside optimiser steps. A run whose
+    loss stops being a number is stored as failed; errors of the whole pack propagate.
+    """
+    spec, device = search.spec, pick_device()
+    started = time.perf_counter()
+    base = load_base_model(
+        spec.model.id, search.source, spec.model.revision, spec.model.dtype, spec.probe, device
+    )
+    loaded = time.perf_counter()
+    memories = _memories(search, base, pack)
+    cache = _caches(base, memories, pack)
+    cached = time.perf_counter()
+    own_memory = [prefix(memories[r.sequence_id], r.point.seq_len) for r in pack.runs]
+    own_rows = [
+        _shortened(cache[run.sequence_id], memory.records)
+        for run, memory in zip(pack.runs, own_memory, strict=True)
+    ]
+    lora = PackedLora(
+        base, [r.point.lora_rank for r in pack.runs], [r.seed for r in pack.runs]
+    )
+    model = AdaptedModel(base, lora)
+    optimizer = PackedAdamW(
+        model.parameters(),
+        clip_norm=spec.recipe.clip_norm,
+        weight_decay=spec.recipe.weight_decay,
+    )
+    devices = torch.get_num_threads() if device.type == "cpu" else 1
+    provenance = _provenance(search, pack, device, devices, backend) | {
+        "load_seconds": loaded - started,
+        "prefix_cache_seconds": cached - loaded,
+    }
+
+    def keep(trained: TrainedMember) -> None:
+        run, memory = pack.runs[trained.index], own_memory[trained.index]
+        gpu_seconds = trained.device_seconds * devices
+        if trained.diverged:
+            reason = "the loss stopped being a number; lower recipe.learning_rate"
+            store.put_failure(FailedRun(run.run_key, run.point, pack.round, reason, gpu_seconds))
+            return
+        weights = lora.weights(trained.index)
+        save_adapter(adapters / run.run_key, spec.probe, weights, spec.model.id)
+        recall = trained.scores.recall
+        decoded = None
+        if recall.exact == 1.0 and spec.evaluate.generate_max_tokens:
+            limit = spec.evaluate.generate_max_tokens
+            decoded = decodes_exactly(base, weights, memory.records, limit)
+        tokens = memory.supervised_tokens
+        trained_tokens = len(trained.step_losses) * min(
+            tokens, spec.recipe.batch_size * max(len(r.target_ids) for r in memory.records)
+        )
+        store.put(
+            Observation(
+                run_key=run.run_key,
+                point=run.point,
+                task=spec.task.kind,
+                method=run.method,
+                seed=run.seed,
+                sequence_id=run.sequence_id,
+                phase=run.phase,
+                round=pack.round,
+                supervised_tokens=tokens,
+                base_loss=trained.curve[0][1],
+                final_loss=trained.scores.mean_nll,
+                recall=recall,
+                curve=trained.curve,
+                token_p=trained.scores.token_p,
+                wrong_tokens=trained.scores.wrong_tokens,
+                generated_match=decoded,
+                gpu_seconds=gpu_seconds,
+                tokens_per_second=trained_tokens / trained.device_seconds,
+                peak_memory_bytes=_peak_memory(device),
+                provenance=provenance
+                | {
+                    "content_hash": memory.content_hash,
+                    "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                },
+            )
+        )
+
+    return train_pack(
+        model,
+        make_stepper(model, optimizer),
+        optimizer,
+        make_members(pack.runs, own_rows),
+        spec.recipe,
+        threshold=spec.memft.threshold if spec.memft else 0.5,
+        temporal=spec.task.kind != "long_context",
+        on_finished=keep,
+    )
+
+
+def _memories(search: PreparedSearch, base: BaseModel, pack: Pack) -> dict[int, MemorySet]:
+    spec = search.spec
+
+    def render(text: str) -> list[int]:
+        return render_prompt(base.tokenizer, text, spec.task.prompt_format)
+
+    longest = max(spec.space.seq_len)
+    return {
+        sequence_id: build_memory(
+            search.task, sequence_id, longest, base.tokenizer.backend_tokenizer, render
+        )
+        for sequence_id in sorted({run.sequence_id for run in pack.runs})
+    }
+
+
+def _caches(
+    base: BaseModel, memories: Mapping[int, MemorySet], pack: Pack
+) -> dict[int, tuple[CachedRecord, ...]]:
+    """Each sequence's cache, no longer than this pack needs it."""
+    caches = {}
+    for sequence_id, memory in memories.items():
+        longest = max(r.point.seq_len for r in pack.runs if r.sequence_id == sequence_id)
+        caches[sequence_id] = build_prefix_cache(base, prefix(memory, longest).records)
+    return caches
+
+
+def _shortened(
+    cache: tuple[CachedRecord, ...], records: tuple[Record, ...]
+) -> tuple[CachedRecord, ...]:
+    return tuple(
+        cached.shortened(len(record.target_ids))
+        for cached, record in zip(cache[: len(records)], records, strict=True)
+    )
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _provenance(
+    search: PreparedSearch,
+    pack: Pack,
+    device: torch.device,
+    devices: int,
+    backend: Mapping[str, str],
+) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "search_id": search.spec.search_id,
+        "pack_id": pack.pack_id,
+        "n_in_pack": len(pack.runs),
+        "model": search.source.identity,
+        "device": device.type,
+        "device_name": name or platform.machine(),
+        "devices": devices,
+        "gpu_seconds_unit": "GPU" if device.type == "cuda" else "CPU core",
+        "versions": {package: version(package) for package in VERSIONED} | dict(backend),
+    }

@@ -1,0 +1,73 @@
+"""AdamW for packed adapters: rate, normaliser, clipping and step count of each adapter alone.
+
+Shapes: N adapters; parameters are (N, ., .).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+
+
+class PackedAdamW(torch.optim.Optimizer):
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) whose first axis separates adapters.
+
+    Gradients arrive as sums over tokens. `prepare` gives, for the next step, each adapter's rate
+    and the weight sum that turns its gradient into a mean. An adapter whose weight sum is 0 is
+    left wholly alone: neither its moments nor its step count move.
+    """
+
+    def __init__(
+        self, params: Iterable[torch.nn.Parameter], *, clip_norm: float, weight_decay: float
+    ) -> None:
+        super().__init__(params, {"weight_decay": weight_decay})
+        self.clip_norm = clip_norm
+        first = self.param_groups[0]["params"][0]
+        n = first.shape[0]
+        self._rate_N = torch.zeros(n, device=first.device)
+        self._weight_sum_N = torch.zeros(n, device=first.device)
+        self._count_N = torch.zeros(n, device=first.device)
+
+    def prepare(self, rate_N: Tensor, weight_sum_N: Tensor) -> None:
+        """Set rates and normalisers of the next `step`; both (N,)."""
+        self._rate_N, self._weight_sum_N = rate_N, weight_sum_N
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Normalise, clip and update every adapter with a positive weight sum."""
+        assert closure is None, "PackedAdamW takes no closure"
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        moves_N = self._weight_sum_N > 0
+        scale_N = torch.where(moves_N, 1.0 / self._weight_sum_N.clamp_min(1e-30), 0.0)
+        for p in params:
+            p.grad.mul_(scale_N[:, None, None])
+        norm_N = torch.stack([p.grad.flatten(1).norm(dim=1) for p in params]).norm(dim=0)
+        # The same guard as torch.nn.utils.clip_grad_norm_.
+        clip_N = (self.clip_norm / (norm_N + 1e-6)).clamp(max=1.0)
+        self._count_N += moves_N
+        count_N = self._count_N.clamp_min(1)
+        step_size_N = self._rate_N / (1 - BETA1**count_N)
+        root_N = (1 - BETA2**count_N).sqrt()
+        decay = self.param_groups[0]["weight_decay"]
+        moves = moves_N[:, None, None]
+        for p in params:
+            state = self.state[p]
+            if not state:
+                state["exp_avg"] = torch.zeros_like(p)
+                state["exp_avg_sq"] = torch.zeros_like(p)
+            grad = p.grad.mul_(clip_N[:, None, None])
+            mean, square = state["exp_avg"], state["exp_avg_sq"]
+            mean.copy_(torch.where(moves, torch.lerp(mean, grad, 1 - BETA1), mean))
+            square.copy_(
+                torch.where(moves, square.mul(BETA2).addcmul_(grad, grad, value=1 - BETA2), square)
+            )
+            update = mean / ((square.sqrt() / root_N[:, None, None]).add_(EPS))
+            update.mul_(step_size_N[:, None, None])
+            if decay:
+                update.add_(p * (decay * self._rate_N)[:, None, None])
+            p.sub_(update.mul_(moves))

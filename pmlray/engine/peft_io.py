@@ -1,0 +1,54 @@
+"""Adapters on disk: PEFT's own layout for `down_proj`, pmlray's for the paper's `mlp` placement."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pmlray.config.search_spec import Probe
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+MLP_CONFIG_FILE = "pmlray_adapter.json"
+
+
+def save_adapter(
+    folder: Path, probe: Probe, weights: tuple[Tensor, Tensor], base_id: str
+) -> None:
+    """Write one adapter; a `down_proj` folder loads with `peft.PeftModel.from_pretrained`.
+
+    weights: A (X, r) and B (r, D).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    a, b = (w.detach().cpu().float() for w in weights)
+    rank = a.shape[1]
+    if probe.placement == "down_proj":
+        at = f"base_model.model.model.layers.{probe.layer}.mlp.down_proj"
+        tensors = {f"{at}.lora_A.weight": a.T.contiguous(), f"{at}.lora_B.weight": b.T.contiguous()}
+        LoraConfig(
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=base_id,
+            r=rank,
+            lora_alpha=rank,
+            lora_dropout=0.0,
+            target_modules=["down_proj"],
+            layers_to_transform=[probe.layer],
+            inference_mode=True,
+        ).save_pretrained(str(folder))
+    else:
+        tensors = {"A": a.contiguous(), "B": b.contiguous()}
+        config = {"base_model": base_id, "lora_rank": rank, **probe.model_dump()}
+        (folder / MLP_CONFIG_FILE).write_text(json.dumps(config, indent=2))
+    save_file(tensors, folder / WEIGHTS_FILE)
+
+
+def load_mlp_adapter(folder: Path) -> tuple[Probe, tuple[Tensor, Tensor]]:
+    """Read an `mlp` adapter back: its probe, A (X, r) and B (r, D); use `BaseModel.with_adapter`."""
+    config = json.loads((folder / MLP_CONFIG_FILE).read_text())
+    tensors: dict[str, torch.Tensor] = load_file(folder / WEIGHTS_FILE)
+    probe = Probe(placement=config["placement"], layer=config["layer"])
+    return probe, (tensors["A"], tensors["B"])

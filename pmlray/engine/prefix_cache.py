@@ -1,0 +1,74 @@
+"""Activations of the frozen part, computed once per record and shared by every adapter.
+
+A causal model's activations of a prefix are the prefix of its activations, so the cache of the
+longest target serves every shorter one. It is exact because dropout comes after the adapter's
+input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pmlray.engine.base_model import BaseModel
+from pmlray.memory import Record
+
+PREFIX_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class CachedRecord:
+    """One record ready to train on.
+
+    `hidden_TD` and `adapter_in_TX`: activations of prompt and target without the target's last
+    token; `targets_L`: the L supervised ids; position `first` predicts the first of them, so
+    T = first + L.
+    """
+
+    hidden_TD: Tensor
+    adapter_in_TX: Tensor
+    targets_L: Tensor
+    first: int
+
+    def shortened(self, n_targets: int) -> CachedRecord:
+        """The same record with only its first `n_targets` supervised tokens."""
+        end = self.first + n_targets
+        return CachedRecord(
+            self.hidden_TD[:end], self.adapter_in_TX[:end], self.targets_L[:n_targets], self.first
+        )
+
+
+def build_prefix_cache(base: BaseModel, records: Sequence[Record]) -> tuple[CachedRecord, ...]:
+    """Run blocks 0..k once over every record, in padded batches of similar length."""
+    ids = [(*record.prompt_ids, *record.target_ids[:-1]) for record in records]
+    cached: dict[int, CachedRecord] = {}
+    for batch in _batches_by_length([len(row) for row in ids]):
+        longest = max(len(ids[i]) for i in batch)
+        ids_BT = torch.zeros(len(batch), longest, dtype=torch.long, device=base.device)
+        for slot, i in enumerate(batch):
+            ids_BT[slot, : len(ids[i])] = torch.tensor(ids[i], device=base.device)
+        hidden_BTD, adapter_in_BTX = base.run_prefix(ids_BT)
+        for slot, i in enumerate(batch):
+            used = len(ids[i])
+            cached[i] = CachedRecord(
+                # A slice would keep the whole padded batch alive.
+                hidden_BTD[slot, :used].clone(),
+                adapter_in_BTX[slot, :used].clone(),
+                torch.tensor(records[i].target_ids, device=base.device),
+                len(records[i].prompt_ids) - 1,
+            )
+    return tuple(cached[i] for i in range(len(records)))
+
+
+def _batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    batches: list[list[int]] = []
+    for i in order:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= PREFIX_BATCH_TOKENS:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

@@ -1,0 +1,201 @@
+"""Fit a law to measured points by least squares, from many starts, and say how it went."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from pmlray.errors import FitError
+from pmlray.law.data import BoolArray, FloatArray, LawData
+from pmlray.law.problem import ASSUMED_NOISE_SHARE, Problem, build_problem
+from pmlray.law.protocol import Form, Law
+from pmlray.law.solver import scaled_inverse
+from pmlray.law.starts import grid_starts
+
+
+class FitStatus(StrEnum):
+    """How far a fit can be trusted; the message names the parameters concerned."""
+
+    CONVERGED = "CONVERGED"
+    BOUND_HIT = "BOUND_HIT"
+    MAX_ITER = "MAX_ITER"
+    UNDERDETERMINED = "UNDERDETERMINED"
+
+
+@dataclass(frozen=True, slots=True)
+class LawFit:
+    """A fitted law with what is needed to judge it.
+
+    `cov` (P, P) is the covariance of `law.params`: sigma^2 (J'J + sigma^2 / prior variance)^-1,
+    Laplace's approximation under the weak prior, which matters only for parameters that the points
+    leave open. `sigma` is the residual noise and `rss` the residual sum of squares, in nats and
+    nats^2 per token. `n_obs` points were fitted and `n_censored` set aside by the filter of
+    `usable_points`. UNDERDETERMINED: the weak prior took part in the fit, and the message says why.
+    """
+
+    law: Law
+    cov: FloatArray
+    sigma: float
+    rss: float
+    n_obs: int
+    n_censored: int
+    status: FitStatus
+    message: str
+
+
+def usable_points(data: LawData, form: Form) -> BoolArray:
+    """The points (N,) that a form is fitted to.
+
+    The power form has no ceiling, so points with final_loss <= ln 2 are set aside, as in the paper
+    (arXiv 2605.30260, filter of its fits); where final_loss is unknown it is base_loss -
+    delta_loss, and where both are unknown the point is kept. The ceiling form keeps all points.
+    """
+    if form == "ceiling":
+        return np.ones(len(data), dtype=bool)
+    implied = data.base_loss - data.delta_loss
+    final = np.where(np.isnan(data.final_loss), implied, data.final_loss)
+    return ~(final <= math.log(2.0))
+
+
+def fit_law(data: LawData, form: Form, *, start: Law | None = None) -> LawFit:
+    """Fit one form of the law.
+
+    `power`: exponents outside, C and b inside by variable projection; `ceiling`: all parameters,
+    each point capped by its own base loss. Exponents stay in [0, 4], gamma in [-1, 4], the
+    sharpness in [0.5, 32]; gamma is free when the points differ in train_steps. With fewer points
+    than parameters + 1, fewer design cells than parameters, one rank or one length, or a parameter
+    that the points leave more open than the weak prior does, the prior joins the fit. `start`, a
+    law of the same form, replaces the grid of starts. Raises FitError when no usable law exists.
+    """
+    used = usable_points(data, form)
+    points = data.subset(used)
+    n_censored = int(len(data) - len(points))
+    _require_points(points, form, n_censored)
+    problem = build_problem(points, form)
+    rms = float(np.sqrt(np.mean(points.delta_loss**2))) or 1.0
+    assumed = ASSUMED_NOISE_SHARE * rms
+    dof = len(points) - problem.n_params
+    reasons = _shortages(points, problem.n_params)
+    theta, rss, stationary, sigma = None, 0.0, True, assumed
+    if not reasons:
+        theta, rss, stationary = _minimise(problem, 0.0, start)
+        if theta is not None:
+            sigma = math.sqrt(rss / dof)
+            vague = _vague_parameters(problem, theta, points, sigma)
+            if vague:
+                reasons = [f"the points do not identify {', '.join(vague)}"]
+                sigma = math.sqrt((rss + assumed**2) / (dof + 1))
+    if reasons:
+        theta, _, stationary = _minimise(problem, sigma, start)
+    if theta is None:
+        raise FitError(
+            "delta_loss does not grow with rank or fall with length in these points, so no power"
+            " law fits; measure more ranks and lengths, or fit the ceiling form"
+        )
+    law = problem.law(theta)
+    fitted = law.predict(points.lora_rank, points.seq_len, points.train_steps, points.base_loss)
+    status, message = _verdict(problem, law, theta, reasons, stationary)
+    return LawFit(
+        law=law,
+        cov=_covariance(problem, theta, points, sigma, with_prior=True)[0],
+        sigma=sigma,
+        rss=float(np.sum((points.delta_loss - fitted) ** 2)),
+        n_obs=len(points),
+        n_censored=n_censored,
+        status=status,
+        message=message,
+    )
+
+
+def _require_points(points: LawData, form: Form, n_censored: int) -> None:
+    if len(points) == 0:
+        what = f"all {n_censored} points have final_loss <= ln 2" if n_censored else "no points"
+        raise FitError(f"{what}: nothing to fit; measure lower ranks or longer sequences")
+    if form == "ceiling" and np.any(np.isnan(points.base_loss)):
+        raise FitError(
+            "the ceiling form needs the base loss of every point; pass --base-loss, or fit the"
+            " power form"
+        )
+
+
+def _shortages(points: LawData, n_params: int) -> list[str]:
+    reasons = []
+    if len(points) < n_params + 1:
+        reasons.append(f"{len(points)} points for {n_params} parameters")
+    elif np.unique(points.cells()).size < n_params:
+        reasons.append(f"fewer distinct (r, l, t) than the {n_params} parameters")
+    if np.unique(points.lora_rank).size < 2:
+        reasons.append("one rank only, which leaves rank_exponent open")
+    if np.unique(points.seq_len).size < 2:
+        reasons.append("one length only, which leaves len_exponent open")
+    return reasons
+
+
+def _minimise(
+    problem: Problem, prior_weight: float, start: Law | None
+) -> tuple[FloatArray | None, float, bool]:
+    """The best theta (None when no start leads to C > 0), its rss and whether it is stationary."""
+    targets = problem.targets(prior_weight)
+    if start is None:
+        starts = grid_starts(problem, targets)
+    else:
+        if start.form != problem.form:
+            raise FitError(f"a {start.form} law cannot start the fit of the {problem.form} form")
+        starts = problem.theta(start)[None]
+    if len(starts) == 0:
+        return None, 0.0, False
+    solution = problem.solve(starts, targets.repeated(len(starts)))
+    usable = np.all(np.isfinite(solution.theta_BP), axis=1) & np.isfinite(solution.rss_B)
+    if not np.any(usable):
+        return None, 0.0, False
+    best = int(np.argmin(np.where(usable, solution.rss_B, np.inf)))
+    return solution.theta_BP[best], float(solution.rss_B[best]), bool(solution.stationary_B[best])
+
+
+def _covariance(
+    problem: Problem, theta: FloatArray, points: LawData, sigma: float, *, with_prior: bool
+) -> tuple[FloatArray, FloatArray]:
+    """Covariance of the law's params (P, P), and J'J + prior information in nats^2 (P, P)."""
+    law = problem.law(theta)
+    jac = law.jacobian(points.lora_rank, points.seq_len, points.train_steps, points.base_loss)
+    information = jac.T @ jac
+    if with_prior:
+        information = information + np.diag((sigma / problem.prior_sd_P) ** 2)
+    return sigma**2 * scaled_inverse(information), information
+
+
+def _vague_parameters(
+    problem: Problem, theta: FloatArray, points: LawData, sigma: float
+) -> list[str]:
+    """Parameters that the points alone leave at least as open as the weak prior does."""
+    cov, information = _covariance(problem, theta, points, sigma, with_prior=False)
+    size = np.sqrt(np.maximum(np.diag(information), 1e-300))
+    values, vectors = np.linalg.eigh(information / np.outer(size, size))
+    null = np.sum(vectors[:, values <= 1e-13 * values[-1]] ** 2, axis=1) > 1e-2
+    open_ = null | (np.diag(cov) > problem.prior_sd_P**2)
+    names = problem.law(theta).param_names
+    return [name for name, is_open in zip(names, open_, strict=True) if is_open]
+
+
+def _verdict(
+    problem: Problem, law: Law, theta: FloatArray, reasons: list[str], stationary: bool
+) -> tuple[FitStatus, str]:
+    at_bound = (theta <= problem.lower_P) | (theta >= problem.upper_P)
+    bounded = [name for name, hit in zip(law.param_names, at_bound, strict=True) if hit]
+    notes = []
+    if reasons:
+        notes.append("; ".join(reasons) + "; a weak prior fills in")
+    if not stationary:
+        notes.append("the search stopped before it reached a minimum")
+    if bounded:
+        notes.append(f"at its bound: {', '.join(bounded)}")
+    if reasons:
+        status = FitStatus.UNDERDETERMINED
+    elif not stationary:
+        status = FitStatus.MAX_ITER
+    else:
+        status = FitStatus.BOUND_HIT if bounded else FitStatus.CONVERGED
+    return status, "; ".join(notes)

@@ -1,0 +1,24 @@
+"""MemFT: which supervised tokens a training step weighs, and their weighted loss."""
+
+from pmlray.memft.curriculum import curriculum_order, prefix_ratio_curriculum
+from pmlray.memft.loss import (
+    NoActiveTokens,
+    fallback_weights,
+    weighted_nll,
+    weighted_nll_per_row,
+)
+from pmlray.memft.threshold import threshold_weights
+from pmlray.memft.window import NO_ANCHOR, WindowState, window_weights
+
+__all__ = [
+    "NO_ANCHOR",
+    "NoActiveTokens",
+    "WindowState",
+    "curriculum_order",
+    "fallback_weights",
+    "prefix_ratio_curriculum",
+    "threshold_weights",
+    "weighted_nll",
+    "weighted_nll_per_row",
+    "window_weights",
+]

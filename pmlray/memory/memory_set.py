@@ -1,0 +1,135 @@
+"""From a task to the token ids that one adapter memorises, and its shorter prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from pmlray.errors import DataError
+from pmlray.memory.long_context import long_context_ids
+from pmlray.memory.phonebook import phonebook_records, phonebook_size
+from pmlray.memory.records import MemorySet, Record, check_seq_len, longest_prefix, take_tokens
+from pmlray.memory.tokens import clean_token_ids, encode_texts
+
+TaskKind = Literal["long_context", "phonebook", "records"]
+PromptRenderer = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSource:
+    """Where the text to memorise comes from.
+
+    `data_seed` seeds every draw. Only long_context reads `random_ratio` (percent of random tokens),
+    `key_prompt` (the user message that asks for the sequence) and `text` (the base text, not needed
+    at random_ratio 100). Only records reads `pairs` of (query, target).
+    """
+
+    kind: TaskKind
+    data_seed: int
+    random_ratio: int = 100
+    key_prompt: str = ""
+    text: str | None = None
+    pairs: tuple[tuple[str, str], ...] | None = None
+
+
+def build_memory(
+    task: TaskSource,
+    sequence_id: int,
+    max_seq_len: int,
+    tokenizer: Tokenizer,
+    render_prompt: PromptRenderer,
+) -> MemorySet:
+    """What replicate sequence_id of the task memorises at max_seq_len supervised tokens.
+
+    sequence_id: 0, 1, ...; another random draw, stretch of text, phone book or order of records
+    (0 keeps the records' own order). max_seq_len: the longest length of a search; `prefix` gives
+    the shorter ones. render_prompt: a user message to the prompt's token ids, up to the place where
+    the answer begins. Only the target's own tokens are supervised: no suffix, no end of sequence.
+    DataError: the task lacks what its kind needs, or holds fewer tokens than max_seq_len.
+    Source: the tasks of arXiv 2605.30260.
+    """
+    check_seq_len(max_seq_len)
+    if task.kind == "long_context":
+        return _long_context(task, sequence_id, max_seq_len, tokenizer, render_prompt)
+    if task.kind == "phonebook":
+        encode = partial(encode_texts, tokenizer)
+        n = phonebook_size(max_seq_len, task.data_seed, sequence_id, encode)
+        book = phonebook_records(n, task.data_seed, sequence_id)
+        pairs = [(f"{name}:", number) for name, number in book]
+    else:
+        pairs = _ordered_pairs(task, sequence_id)
+    return _whole_records(pairs, max_seq_len, tokenizer, render_prompt)
+
+
+def prefix(memory: MemorySet, seq_len: int) -> MemorySet:
+    """The first seq_len supervised tokens of a set: cut exactly, or after a whole record.
+
+    seq_len: supervised tokens, 1 up to the length that the set was built for. DataError when it is
+    longer than that, or too short for the first whole record.
+    """
+    check_seq_len(seq_len)
+    longest = memory.supervised_tokens + memory.unfilled_tokens
+    if seq_len > longest:
+        raise DataError(
+            f"seq_len {seq_len} is longer than the set's {longest} tokens; build it at the longest "
+            "seq_len of the search"
+        )
+    if memory.whole_records:
+        return longest_prefix(memory.records, seq_len)
+    (record,) = memory.records
+    return replace(memory, records=(replace(record, target_ids=record.target_ids[:seq_len]),))
+
+
+def _long_context(
+    task: TaskSource,
+    sequence_id: int,
+    max_seq_len: int,
+    tokenizer: Tokenizer,
+    render_prompt: PromptRenderer,
+) -> MemorySet:
+    if not task.key_prompt.strip():
+        raise DataError("a long_context task needs a key_prompt that asks for the sequence")
+    target_ids = long_context_ids(
+        max_seq_len,
+        clean_ids=clean_token_ids(tokenizer),
+        random_ratio=task.random_ratio,
+        data_seed=task.data_seed,
+        sequence_id=sequence_id,
+        text_ids=None if task.text is None else encode_texts(tokenizer, [task.text])[0],
+    )
+    record = Record(tuple(render_prompt(task.key_prompt)), target_ids)
+    return MemorySet((record,), whole_records=False)
+
+
+def _ordered_pairs(task: TaskSource, sequence_id: int) -> list[tuple[str, str]]:
+    if not task.pairs:
+        raise DataError("a records task needs at least one (query, target) pair")
+    if sequence_id == 0:
+        return list(task.pairs)
+    seeds = np.random.SeedSequence(task.data_seed, spawn_key=(sequence_id,))
+    order = np.random.default_rng(seeds).permutation(len(task.pairs))
+    return [task.pairs[i] for i in order.tolist()]
+
+
+def _whole_records(
+    pairs: Sequence[tuple[str, str]],
+    max_seq_len: int,
+    tokenizer: Tokenizer,
+    render_prompt: PromptRenderer,
+) -> MemorySet:
+    targets = encode_texts(tokenizer, [target for _, target in pairs])
+    # A chat template costs far more than a length, so only the prompts within reach are rendered.
+    totals = np.cumsum([len(ids) for ids in targets])
+    n_needed = int(np.searchsorted(totals, max_seq_len)) + 1
+    return take_tokens(
+        [
+            Record(tuple(render_prompt(query)), ids)
+            for (query, _), ids in zip(pairs[:n_needed], targets[:n_needed], strict=True)
+        ],
+        max_seq_len,
+    )

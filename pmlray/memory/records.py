@@ -1,0 +1,160 @@
+"""Records to memorise, as token ids: the set, its whole-record prefixes, and the file reader."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pmlray.errors import DataError
+
+_FIELD_PAIRS = (("query", "target"), ("question", "matching"))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One thing to recall: the prompt's token ids and the supervised target's token ids.
+
+    DataError when either is empty: the first target token needs a position that predicts it.
+    """
+
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name, ids in (("prompt", self.prompt_ids), ("target", self.target_ids)):
+            if not ids:
+                raise DataError(
+                    f"a record has a {name} of 0 tokens; it needs at least 1: check the {name} "
+                    "text and the chat template"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySet:
+    """What one adapter memorises.
+
+    `whole_records`: shorter sets drop whole records; if False the set is one record whose target
+    may be cut anywhere. `unfilled_tokens`: how far the set falls short of the length that was asked
+    for because the next record was too long to fit.
+    """
+
+    records: tuple[Record, ...]
+    whole_records: bool = True
+    unfilled_tokens: int = 0
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Target tokens over all records: the l that is measured."""
+        return sum(len(record.target_ids) for record in self.records)
+
+    @property
+    def content_hash(self) -> str:
+        """First 16 hex digits of the SHA-256 of all prompt and target ids, in order."""
+        ids = [[record.prompt_ids, record.target_ids] for record in self.records]
+        return hashlib.sha256(json.dumps(ids, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+def check_seq_len(seq_len: int) -> None:
+    """DataError unless seq_len (supervised tokens) is at least 1."""
+    if seq_len < 1:
+        raise DataError(f"seq_len is {seq_len}; it counts supervised tokens and must be at least 1")
+
+
+def take_tokens(records: Sequence[Record], seq_len: int) -> MemorySet:
+    """The longest prefix of whole records with at most seq_len target tokens.
+
+    records: in the order in which they are to be taken; seq_len: supervised tokens, at least 1.
+    DataError when the records hold fewer than seq_len tokens or the first alone does not fit.
+    Source: the PhoneBook lengths of arXiv 2605.30260, which count answer tokens and nest.
+    """
+    check_seq_len(seq_len)
+    available = sum(len(record.target_ids) for record in records)
+    if available < seq_len:
+        raise DataError(
+            f"seq_len {seq_len} is longer than the data: {len(records)} records hold {available} "
+            f"target tokens; use a seq_len of at most {available} or add records"
+        )
+    return longest_prefix(records, seq_len)
+
+
+def longest_prefix(records: Sequence[Record], seq_len: int) -> MemorySet:
+    """As take_tokens, where fewer than seq_len tokens in all are allowed.
+
+    DataError when the first record alone has more than seq_len target tokens.
+    """
+    used = 0
+    n_taken = 0
+    for record in records:
+        if used + len(record.target_ids) > seq_len:
+            break
+        used += len(record.target_ids)
+        n_taken += 1
+    if n_taken == 0:
+        raise DataError(
+            f"seq_len {seq_len} holds no whole record: the first target has "
+            f"{len(records[0].target_ids)} tokens; use a seq_len of at least that"
+        )
+    return MemorySet(tuple(records[:n_taken]), unfilled_tokens=seq_len - used)
+
+
+def read_records(path: Path) -> tuple[tuple[str, str], ...]:
+    """The (query, target) pairs of a JSONL file, in file order.
+
+    path: UTF-8, one object a line with the text fields query and target, or question and matching
+    (the field names of arXiv 2605.30260's data); other fields and blank lines are ignored.
+    DataError, with file and line number: a line that cannot be parsed, a field that is missing,
+    empty or not text, a query seen before with another target, a file without records.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    pairs: list[tuple[str, str]] = []
+    seen: dict[str, tuple[int, str]] = {}
+    # Split as bytes: str.splitlines would also break at separators that JSON allows inside a text.
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        query, target = _parse_line(line, f"{path}, line {number}")
+        first_number, first_target = seen.setdefault(query, (number, target))
+        if first_target != target:
+            raise DataError(
+                f"{path}, line {number}: the query {query!r} already has another target on line "
+                f"{first_number}; one query can have only one target to recall"
+            )
+        pairs.append((query, target))
+    if not pairs:
+        raise DataError(f"{path}: holds no records; expected one JSON object a line")
+    return tuple(pairs)
+
+
+def _parse_line(line: bytes, where: str) -> tuple[str, str]:
+    try:
+        row: Any = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not a JSON object in UTF-8 ({error})") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    for query_field, target_field in _FIELD_PAIRS:
+        if query_field in row and target_field in row:
+            return _text(row, query_field, where), _text(row, target_field, where)
+    wanted = " or ".join(f"{query} and {target}" for query, target in _FIELD_PAIRS)
+    found = ", ".join(row) or "none"
+    raise DataError(f"{where}: needs the fields {wanted}; found: {found}")
+
+
+def _text(row: dict[str, Any], field: str, where: str) -> str:
+    value = row[field]
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {field} must be text, found {type(value).__name__}")
+    if not value.strip():
+        raise DataError(f"{where}: {field} is empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: {field} holds half of a surrogate pair ({error})") from error
+    return value

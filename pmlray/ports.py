@@ -1,0 +1,74 @@
+"""What the study needs from the outside, as protocols; `pmlray.backends` implements them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pmlray.types import FailedRun, Observation, Pack, PackResult, PlannedRun
+
+
+class PackRunner(Protocol):
+    """Trains a pack and measures every run of it."""
+
+    def run(self, pack: Pack) -> PackResult:
+        """Train the pack to its end; failed runs are part of the result, never an exception."""
+        ...
+
+
+class ObservationStore(Protocol):
+    """The record of truth: observations named by their run_key, written once, never changed."""
+
+    def put(self, observation: Observation) -> None:
+        """Keep an observation; writing the same run_key again changes nothing."""
+        ...
+
+    def put_failure(self, failure: FailedRun) -> None:
+        """Keep a failed attempt, so that its cost and cause are not lost."""
+        ...
+
+    def observations(self) -> tuple[Observation, ...]:
+        """All observations, in the order (round, run_key)."""
+        ...
+
+    def failures(self) -> tuple[FailedRun, ...]:
+        """All failed attempts, in the order in which they were written."""
+        ...
+
+
+class Tracker(Protocol):
+    """Mirrors a search where people look at it; it can be rebuilt from the store."""
+
+    @property
+    def uri(self) -> str:
+        """Where the mirror is."""
+        ...
+
+    def observe(self, observations: Iterable[Observation]) -> None:
+        """Mirror observations; one that is already there is left alone."""
+        ...
+
+    def law(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
+        """Record the law's parameters and interval widths at this spend."""
+        ...
+
+    def finish(self, artifacts: Sequence[Path], status: str) -> None:
+        """Attach files to the search and close it as FINISHED or FAILED."""
+        ...
+
+
+class PointSource(Protocol):
+    """Chooses design points for the law and learns from their results (an Optuna study, say)."""
+
+    def ask(self, k: int) -> tuple[PlannedRun, ...]:
+        """Up to k new runs, jointly chosen; fewer when nothing more is worth or within budget."""
+        ...
+
+    def tell(self, observation: Observation) -> None:
+        """Learn a result."""
+        ...
+
+    def fail(self, run_key: str) -> None:
+        """Learn that a run that was asked for has no result."""
+        ...

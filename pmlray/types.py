@@ -1,0 +1,151 @@
+"""The values that flow through pmlray: frozen, picklable, free of frameworks.
+
+Symbols: r is `lora_rank`, l is `seq_len` (supervised target tokens), t is `train_steps` (optimiser
+steps). Losses are nats per supervised token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+Method = Literal["sft", "memft_ot", "memft_sw"]
+Phase = Literal["law", "memft"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+OBSERVATION_SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class DesignPoint:
+    """Where the law is measured: adapter rank, supervised target tokens, optimiser steps."""
+
+    lora_rank: int
+    seq_len: int
+    train_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """One adapter to train: a design point with its method and replicate.
+
+    `run_key` is a hash of everything that determines the result.
+    """
+
+    point: DesignPoint
+    method: Method
+    sequence_id: int
+    seed: int
+    phase: Phase
+    run_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Runs that train together on one frozen base, in one Ray Train job.
+
+    `round` counts the packs of a search from 0, in the order in which they were chosen.
+    """
+
+    round: int
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def pack_id(self) -> str:
+        """Readable and unique within a search: the round and the first run's key."""
+        return f"pack-{self.round:03d}-{self.runs[0].run_key[:8]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """What greedy decoding would reproduce, read off a teacher-forced pass.
+
+    `token`: share of supervised tokens whose argmax is right. `prefix`: tokens right before the
+    first error of each record, over all supervised tokens. `exact`: share of records wholly right.
+    `n_stubborn`: supervised tokens with p <= 0.5.
+    """
+
+    token: float
+    prefix: float
+    exact: float
+    n_stubborn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One finished measurement.
+
+    `supervised_tokens` is the l that was measured (a set of whole records may fall short of the
+    nominal `point.seq_len`). `curve` holds (step, loss) after that many optimiser steps. `token_p`
+    is p of each supervised token at the end, `wrong_tokens` the indices whose argmax is wrong.
+    `gpu_seconds` are device-seconds inside the loop, shared out over the pack by tokens; on a CPU
+    they are core-seconds. `generated_match` is None when no real decoding was run.
+    """
+
+    run_key: str
+    point: DesignPoint
+    task: str
+    method: Method
+    seed: int
+    sequence_id: int
+    phase: Phase
+    round: int
+    supervised_tokens: int
+    base_loss: float
+    final_loss: float
+    recall: Recall
+    curve: tuple[tuple[int, float], ...]
+    token_p: tuple[float, ...]
+    wrong_tokens: tuple[int, ...]
+    generated_match: bool | None
+    gpu_seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+    provenance: Mapping[str, Any]
+
+    @property
+    def delta_loss(self) -> float:
+        """Loss reduction base_loss - final_loss, nats per supervised token."""
+        return self.base_loss - self.final_loss
+
+    def to_json(self) -> dict[str, Any]:
+        """The stored form, with its schema version and the derived delta_loss."""
+        return {"schema": OBSERVATION_SCHEMA, **asdict(self), "delta_loss": self.delta_loss}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Observation:
+        """Rebuild from `to_json`'s form; KeyError or TypeError when a field is missing."""
+        fields = {k: v for k, v in stored.items() if k not in ("schema", "delta_loss")}
+        fields["point"] = DesignPoint(**fields["point"])
+        fields["recall"] = Recall(**fields["recall"])
+        fields["curve"] = tuple((int(step), float(loss)) for step, loss in fields["curve"])
+        fields["token_p"] = tuple(fields["token_p"])
+        fields["wrong_tokens"] = tuple(fields["wrong_tokens"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRun:
+    """A run that ended without a result, with what it cost (gpu_seconds) and why."""
+
+    run_key: str
+    point: DesignPoint
+    round: int
+    reason: str
+    gpu_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PackResult:
+    """What came of one pack: its observations, its failures and where the wall time went.
+
+    `training_seconds` is wall time inside optimiser steps, `wall_seconds` the whole pack from its
+    submission to its result, start-up and model load included.
+    """
+
+    pack: Pack
+    observations: tuple[Observation, ...]
+    failed: tuple[FailedRun, ...]
+    training_seconds: float
+    wall_seconds: float

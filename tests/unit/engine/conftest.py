@@ -1,0 +1,79 @@
+"""Shared pieces of the engine's tests: the tiny model and packs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from pmlray.config import Recipe
+from pmlray.config.models import TINY, resolve_model
+from pmlray.config.search_spec import Probe
+from pmlray.engine.adapted import AdaptedModel
+from pmlray.engine.base_model import BaseModel, load_base_model
+from pmlray.engine.loop import TorchStepper, TrainedMember, train_pack
+from pmlray.engine.members import make_members
+from pmlray.engine.optimizer import PackedAdamW
+from pmlray.engine.packed_lora import PackedLora
+from pmlray.engine.prefix_cache import build_prefix_cache
+from pmlray.engine.pull import pull_model
+from pmlray.memory import Record
+from pmlray.types import DesignPoint, Method, PlannedRun
+
+
+def make_run(
+    rank: int, length: int, steps: int, method: Method = "sft", seed: int = 0, sequence_id: int = 0
+) -> PlannedRun:
+    key = f"{method}-{rank}-{length}-{steps}-{seed}-{sequence_id}"
+    return PlannedRun(DesignPoint(rank, length, steps), method, sequence_id, seed, "law", key)
+
+
+def random_record(length: int, sequence_id: int = 0, prompt: int = 5, vocab: int = 258) -> Record:
+    generator = torch.Generator().manual_seed(100 + sequence_id)
+    ids = torch.randint(2, vocab, (prompt + length,), generator=generator).tolist()
+    return Record(tuple(ids[:prompt]), tuple(ids[prompt:]))
+
+
+@dataclass(frozen=True)
+class Trained:
+    model: AdaptedModel
+    members: dict[int, TrainedMember]
+
+
+def train(
+    base: BaseModel,
+    runs: Sequence[PlannedRun],
+    records: Sequence[Sequence[Record]],
+    recipe: Recipe,
+    temporal: bool = False,
+) -> Trained:
+    cached = [build_prefix_cache(base, own) for own in records]
+    members = make_members(runs, cached)
+    lora = PackedLora(base, [r.point.lora_rank for r in runs], [r.seed for r in runs])
+    model = AdaptedModel(base, lora)
+    optimizer = PackedAdamW(
+        model.parameters(), clip_norm=recipe.clip_norm, weight_decay=recipe.weight_decay
+    )
+    done: dict[int, TrainedMember] = {}
+    train_pack(
+        model, TorchStepper(model, optimizer), optimizer, members, recipe,
+        threshold=0.5, temporal=temporal, on_finished=lambda m: done.update({m.index: m}),
+    )  # fmt: skip
+    return Trained(model, done)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder() -> str:
+    return str(pull_model(TINY))
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: str) -> Callable[..., BaseModel]:
+    def load(placement: str = "mlp", layer: int = 1) -> BaseModel:
+        probe = Probe(placement=placement, layer=layer)  # type: ignore[arg-type]
+        source = resolve_model(TINY, None)
+        return load_base_model(TINY, source, None, "float32", probe, torch.device("cpu"))
+
+    return load

@@ -1,0 +1,124 @@
+"""A packed run is the separate runs; a bare reference loop agrees; recall is real."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from pmlray.config import Recipe
+from pmlray.engine.base_model import BaseModel
+from pmlray.engine.evaluate import decodes_exactly
+from tests.unit.engine.conftest import make_run, random_record, train
+
+RECIPE = Recipe(learning_rate=1e-2)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_packed_equals_separate(tiny: Callable[..., BaseModel], dropout: float) -> None:
+    base = tiny()
+    recipe = RECIPE.model_copy(update={"dropout": dropout})
+    runs = [
+        make_run(1, 12, 50, "sft", 0, 0),
+        make_run(2, 40, 50, "memft_ot", 1, 0),
+        make_run(4, 25, 50, "memft_sw", 2, 1),
+        make_run(8, 12, 50, "sft", 0, 1),
+        make_run(3, 33, 50, "memft_ot", 3, 2),
+        make_run(16, 64, 50, "memft_sw", 4, 2),
+    ]
+    records = [[random_record(r.point.seq_len, r.sequence_id)] for r in runs]
+    together = train(base, runs, records, recipe)
+    for i, run in enumerate(runs):
+        alone = train(base, [run], [records[i]], recipe).members[0]
+        assert together.members[i].step_losses == pytest.approx(alone.step_losses, rel=1e-5), run
+        assert len(alone.step_losses) == 50
+        assert alone.step_losses[-1] < alone.step_losses[0]
+
+
+def test_packed_equals_separate_for_many_records(tiny: Callable[..., BaseModel]) -> None:
+    base = tiny()
+    recipe = RECIPE.model_copy(update={"batch_size": 3})
+    records = [random_record(4 + i % 3, i, prompt=3 + i % 4) for i in range(10)]
+    runs = [make_run(2, 50, 30, "sft", 0), make_run(4, 50, 20, "memft_sw", 1)]
+    runs.append(make_run(4, 25, 30, "memft_ot", 1))
+    own = [records, records, records[:5]]
+    together = train(base, runs, own, recipe, temporal=True)
+    for i, run in enumerate(runs):
+        alone = train(base, [run], [own[i]], recipe, temporal=True).members[0]
+        assert together.members[i].step_losses == pytest.approx(alone.step_losses, rel=1e-5), run
+
+
+@pytest.mark.parametrize("placement", ["mlp", "down_proj"])
+def test_cached_losses_equal_a_full_forward(
+    tiny: Callable[..., BaseModel], placement: str
+) -> None:
+    base = tiny(placement, 2)
+    record = random_record(30)
+    trained = train(base, [make_run(4, 30, 20)], [[record]], RECIPE)
+    a, b = trained.model.lora.weights(0)
+    ids = torch.tensor([[*record.prompt_ids, *record.target_ids]])
+    with torch.no_grad(), base.with_adapter(lambda x: x @ a @ b):
+        logits = base.model(ids).logits[0, len(record.prompt_ids) - 1 : -1]
+    nll = torch.nn.functional.cross_entropy(logits, ids[0, -30:], reduction="none")
+    assert trained.members[0].scores.nll[0] == pytest.approx(nll.tolist(), rel=1e-5, abs=1e-6)
+
+
+def test_base_loss_is_the_adapter_free_model(tiny: Callable[..., BaseModel]) -> None:
+    base = tiny()
+    record = random_record(20)
+    trained = train(base, [make_run(2, 20, 2)], [[record]], RECIPE)
+    ids = torch.tensor([[*record.prompt_ids, *record.target_ids]])
+    labels = ids.clone()
+    labels[0, : len(record.prompt_ids)] = -100
+    with torch.no_grad():
+        expected = base.model(ids, labels=labels).loss.item()
+    assert trained.members[0].curve[0] == (0, pytest.approx(expected, rel=1e-5))
+
+
+def test_exact_recall_is_what_generate_reproduces(tiny: Callable[..., BaseModel]) -> None:
+    base = tiny()
+    records = [random_record(12, 0), random_record(60, 1)]
+    runs = [make_run(16, 12, 300), make_run(1, 60, 10)]
+    trained = train(base, runs, [[r] for r in records], RECIPE)
+    exact = [trained.members[i].scores.recall.exact for i in range(2)]
+    assert exact == [1.0, 0.0]
+    for i, record in enumerate(records):
+        decoded = decodes_exactly(base, trained.model.lora.weights(i), [record], 60)
+        assert decoded is (exact[i] == 1.0)
+    assert decodes_exactly(base, trained.model.lora.weights(0), records[:1], 11) is None
+
+
+def test_a_safe_token_is_always_the_argmax(tiny: Callable[..., BaseModel]) -> None:
+    lengths = (10, 30, 90)
+    records = [[random_record(n, n)] for n in lengths]
+    runs = [make_run(16, n, 200) for n in lengths]
+    trained = train(tiny(), runs, records, RECIPE)
+    safe = 0
+    for member in trained.members.values():
+        wrong = set(member.scores.wrong_tokens)
+        for i, p in enumerate(member.scores.token_p):
+            if p > 0.5:
+                safe += 1
+                assert i not in wrong
+    assert safe > 10
+
+
+def test_a_diverging_adapter_leaves_and_the_others_finish(
+    tiny: Callable[..., BaseModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny()
+    runs = [make_run(2, 10, 16), make_run(2, 10, 16, seed=1)]
+    records = [[random_record(10)], [random_record(10)]]
+    original = Recipe.rate_at
+    calls = {"n": 0}
+
+    def broken(self: Recipe, step: int, train_steps: int) -> float:
+        calls["n"] += 1
+        return math.inf if calls["n"] == 4 else original(self, step, train_steps)
+
+    monkeypatch.setattr(Recipe, "rate_at", broken)
+    trained = train(base, runs, records, RECIPE)
+    assert trained.members[1].diverged and not trained.members[0].diverged
+    assert trained.members[0].curve[-1][0] == 16
