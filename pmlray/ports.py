@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pmlray.types import FailedRun, Observation, Pack, PackResult, PlannedRun
+from pmlray.types import FailedRun, Observation, Pack, PackResult, PackTimes, PlannedRun
 
 
 class PackRunner(Protocol):
@@ -28,12 +28,20 @@ class ObservationStore(Protocol):
         """Keep a failed attempt, so that its cost and cause are not lost."""
         ...
 
+    def put_times(self, times: PackTimes) -> None:
+        """Keep where a pack's wall time went."""
+        ...
+
     def observations(self) -> tuple[Observation, ...]:
         """All observations, in the order (round, run_key)."""
         ...
 
     def failures(self) -> tuple[FailedRun, ...]:
-        """All failed attempts, in the order in which they were written."""
+        """All failed attempts, by round and run_key."""
+        ...
+
+    def times(self) -> tuple[PackTimes, ...]:
+        """The times of every pack, by round."""
         ...
 
 

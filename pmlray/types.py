@@ -137,15 +137,21 @@ class FailedRun:
 
 
 @dataclass(frozen=True, slots=True)
-class PackResult:
-    """What came of one pack: its observations, its failures and where the wall time went.
+class PackTimes:
+    """Where a pack's wall time went: inside optimiser steps, and from its submission to its result
+    with start-up and model load."""
 
-    `training_seconds` is wall time inside optimiser steps, `wall_seconds` the whole pack from its
-    submission to its result, start-up and model load included.
-    """
+    pack_id: str
+    round: int
+    training_seconds: float
+    wall_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PackResult:
+    """What came of one pack: its observations, its failures and its times."""
 
     pack: Pack
     observations: tuple[Observation, ...]
     failed: tuple[FailedRun, ...]
-    training_seconds: float
-    wall_seconds: float
+    times: PackTimes

@@ -1,7 +1,7 @@
 """The record of truth on a shared folder: one immutable JSON file an observation.
 
-Layout: `observations/<run_key>.json`, `failures/<run_key>-<n>.json`, `adapters/<run_key>/`, and
-whatever is derived from them beside.
+Layout: `observations/<run_key>.json`, `failures/<run_key>-<n>.json`, `packs/<pack_id>.json`,
+`adapters/<run_key>/`, and whatever is derived from them beside.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pmlray.errors import StoreError
-from pmlray.types import DesignPoint, FailedRun, Observation
+from pmlray.types import DesignPoint, FailedRun, Observation, PackTimes
 
 
 class FileStore:
@@ -27,8 +27,9 @@ class FileStore:
         self.folder = folder
         self._observations = folder / "observations"
         self._failures = folder / "failures"
+        self._packs = folder / "packs"
         try:
-            for part in (self._observations, self._failures, self.adapters):
+            for part in (self._observations, self._failures, self._packs, self.adapters):
                 part.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make the store {folder}: {error}; choose --store") from error
@@ -47,6 +48,10 @@ class FileStore:
         attempt = len(list(self._failures.glob(f"{failure.run_key}-*.json")))
         _write_once(self._failures / f"{failure.run_key}-{attempt}.json", asdict(failure))
 
+    def put_times(self, times: PackTimes) -> None:
+        """Keep where a pack's wall time went."""
+        _write_once(self._packs / f"{times.pack_id}.json", asdict(times))
+
     def observations(self) -> tuple[Observation, ...]:
         """All observations, in the order (round, run_key)."""
         try:
@@ -64,6 +69,11 @@ class FileStore:
             for row in _read_all(self._failures)
         ]
         return tuple(sorted(found, key=lambda f: (f.round, f.run_key)))
+
+    def times(self) -> tuple[PackTimes, ...]:
+        """The times of every pack, by round."""
+        found = [PackTimes(**row) for row in _read_all(self._packs)]
+        return tuple(sorted(found, key=lambda times: times.round))
 
     @contextmanager
     def driver_lock(self) -> Iterator[None]:

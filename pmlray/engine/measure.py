@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pmlray import __version__
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import BaseModel, load_base_model, render_prompt
@@ -29,7 +30,7 @@ from pmlray.ports import ObservationStore
 from pmlray.types import FailedRun, Observation, Pack
 
 MakeStepper = Callable[[AdaptedModel, PackedAdamW], Stepper]
-VERSIONED = ("pmlray", "torch", "transformers", "peft")
+VERSIONED = ("torch", "transformers", "peft")
 
 
 def pick_device() -> torch.device:
@@ -198,5 +199,8 @@ def _provenance(
         "device_name": name or platform.machine(),
         "devices": devices,
         "gpu_seconds_unit": "GPU" if device.type == "cuda" else "CPU core",
-        "versions": {package: version(package) for package in VERSIONED} | dict(backend),
+        # On a cluster pmlray is uploaded source, not an installed package with metadata.
+        "versions": {"pmlray": __version__}
+        | {package: version(package) for package in VERSIONED}
+        | dict(backend),
     }

@@ -35,7 +35,7 @@ ASSUMED_NOISE_SHARE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What B problems are fitted to: y (B, N) nats, square-root weights (B, N), prior centre (B, P).
+    """What B problems are fitted to: y (B, N) nats, root weights (B, N), prior centre (B, P).
 
     `prior_weight` is the noise in nats that one prior standard deviation is worth; 0 leaves the
     prior out.
@@ -119,9 +119,7 @@ class Problem:
             self.upper_P[columns],
             negligible_B,
         )
-        amplitude, offset, _, _ = self.project(
-            outer.theta_BP, targets, np.arange(outer.rss_B.size)
-        )
+        amplitude, offset, _, _ = self.project(outer.theta_BP, targets, np.arange(outer.rss_B.size))
         theta = np.empty_like(start_BP)
         # An amplitude <= 0 is no law: NaN marks it for the caller.
         theta[:, 0] = np.log(np.where(amplitude > 0, amplitude, np.nan))
@@ -162,7 +160,9 @@ class Problem:
         r = yc - c * gc
         if targets.prior_weight > 0:
             r = np.hstack([r, pull[columns] * (e_BK - prior[:, columns])])
-            rows_of_prior = np.broadcast_to(np.diag(pull[columns]), (rows.size, *(len(columns),) * 2))
+            rows_of_prior = np.broadcast_to(
+                np.diag(pull[columns]), (rows.size, *(len(columns),) * 2)
+            )
             jac = np.concatenate([jac, rows_of_prior], axis=1)
         return c[:, 0], (y_mean - c * g_mean)[:, 0], r, jac
 

@@ -19,6 +19,7 @@ Residuals = Callable[[FloatArray, IntArray], tuple[FloatArray, FloatArray]]
 
 MAX_ITER = 300
 STEP_TOL = 1e-11
+GAIN_TOL = 1e-14
 # The cosine between a residual and any free Jacobian column at a stationary point, as MINPACK's
 # gtol; rounding alone leaves about 1e-8 on these problems.
 STATIONARY_COSINE = 1e-5
@@ -80,6 +81,9 @@ def levenberg_marquardt(
         damping[rows] = np.clip(damping[rows], 1e-15, 1e15)
         growth[rows] = np.where(better, 2.0, np.minimum(2.0 * growth[rows], 1e6))
         small = np.all(np.abs(step) <= STEP_TOL * (np.abs(trial) + 1e-2), axis=1)
+        # Neither the model of the step nor the step itself finds anything left to gain.
+        least = GAIN_TOL * rss[rows]
+        small |= (expected <= least) & (np.abs(rss[rows] - trial_rss) <= least)
         taken = rows[better]
         theta[taken], rss[taken] = trial[better], trial_rss[better]
         r[taken], jac[taken] = trial_r[better], trial_jac[better]

@@ -21,10 +21,10 @@ MAX_SHARE_OF_CEILING = 0.98
 
 
 def grid_starts(problem: Problem, targets: Targets) -> FloatArray:
-    """Starting points theta (S, P), the same for the same points; S = 0 when none has C > 0.
+    """Starting points theta (S, P), the same for the same points.
 
-    The ceiling form is straightened for each n of a grid (z from delta, weighted by d delta/dz),
-    which leaves the power form's linear problem.
+    S = 0 when no exponents give the power form a C > 0. The ceiling form is straightened for each n
+    of a grid (z from delta, weighted by d delta/dz), which leaves the power form's linear problem.
     """
     if problem.form == "power":
         return _best(problem, targets, POWER_STARTS)
@@ -38,7 +38,16 @@ def grid_starts(problem: Problem, targets: Targets) -> FloatArray:
         found = _best(problem, straight, STARTS_PER_SHARPNESS)
         found[:, -1] = np.log(n)
         starts.append(found)
-    return np.concatenate(starts)
+    return np.concatenate([*starts, _flat_start(problem)])
+
+
+def _flat_start(problem: Problem) -> FloatArray:
+    """A weak dependence at the points' level: the one start that no data can rule out."""
+    theta = problem.prior_mean_P[None].copy()
+    level = float(np.mean(problem.y_N))
+    amplitude = max(float(np.std(problem.y_N)), 1e-2 * abs(level), 1e-3)
+    theta[0, 0], theta[0, 3] = np.log(amplitude), level - amplitude
+    return theta
 
 
 def _best(problem: Problem, targets: Targets, n: int) -> FloatArray:

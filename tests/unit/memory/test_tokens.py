@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 
 from pmlray.errors import DataError
 from pmlray.memory import clean_token_ids, encode_texts
@@ -31,6 +31,13 @@ def test_clean_ids_leave_out_half_characters_and_added_tokens(tokenizer: Tokeniz
     assert half not in clean
     assert not clean & {vocabulary["<|end|>"], vocabulary["<think>"]}
     assert {vocabulary["a"], vocabulary["\u0120the"]} <= clean
+
+
+def test_an_id_that_decodes_to_nothing_is_left_out() -> None:
+    words = Tokenizer(models.WordLevel({"\u2581": 0, "\u2581cat": 1, "s": 2}, unk_token="s"))
+    words.decoder = decoders.Metaspace()
+    assert words.decode([0]) == ""
+    assert clean_token_ids(words).tolist() == [1, 2]
 
 
 def test_a_tokenizer_without_text_is_refused() -> None:

@@ -1,0 +1,5 @@
+"""`python -m pmlray`."""
+
+from pmlray.cli import main
+
+main()

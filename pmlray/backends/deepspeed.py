@@ -1,0 +1,77 @@
+"""DeepSpeed as the engine of a pack's training loop: stage 0, one process, packed adapters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+
+import torch
+
+# DeepSpeed looks for its accelerator when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import deepspeed.ops
+from torch import Tensor
+
+from pmlray.engine.adapted import AdaptedModel
+from pmlray.engine.batches import MicroBatch
+from pmlray.engine.head import TokenLosses
+from pmlray.engine.optimizer import PackedAdamW
+
+BACKEND = {"deepspeed": version("deepspeed")}
+
+
+def deepspeed_config() -> dict[str, object]:
+    """The engine's configuration.
+
+    Stage 0: the base fits one device and is not DeepSpeed's to shard. Clipping is per adapter, in
+    the optimizer, so DeepSpeed's own is off. Accumulation is unmanaged: a step has as many
+    micro-batches as its rows need.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "managed_gradient_accumulation": False,
+        "zero_optimization": {"stage": 0},
+        "gradient_clipping": 0.0,
+        "steps_per_print": 10**9,
+    }
+
+
+class DeepSpeedStepper:
+    """Drives forward, backward and update through a DeepSpeed engine."""
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
+        self._engine = engine
+
+    def losses(self, batch: MicroBatch, keep_RTD: Tensor | None) -> TokenLosses:
+        """Per-token losses with a graph."""
+        return self._engine(batch, keep_RTD)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a sum over tokens to those already there."""
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """Update the adapters and clear their gradients."""
+        self._engine.step()
+
+
+def deepspeed_stepper(
+    on_engine: Callable[[deepspeed.DeepSpeedEngine], None] | None = None,
+) -> Callable[[AdaptedModel, PackedAdamW], DeepSpeedStepper]:
+    """A maker of steppers for `measure_pack`; needs an initialised torch process group."""
+
+    def make(model: AdaptedModel, optimizer: PackedAdamW) -> DeepSpeedStepper:
+        # On Linux CPUs DeepSpeed would compile a shared-memory op with the system's C++ compiler.
+        deepspeed.ops.__compatible_ops__ = {}
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_config(), dist_init_required=False
+        )
+        if on_engine is not None:
+            on_engine(engine)
+        return DeepSpeedStepper(engine)
+
+    return make

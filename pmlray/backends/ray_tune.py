@@ -1,0 +1,120 @@
+"""Ray Tune drives a search: one trial is one pack, chosen when the trial is made.
+
+Tune's own experiment state is not used to resume: the store is the truth, and a new Tuner on the
+same store goes on. A trial holds no CPU; it sits on the head node while its Ray Train worker
+trains.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from pmlray.backends.file_store import FileStore
+from pmlray.backends.ray_train import RayTrainRunner, collect
+from pmlray.config.cluster_profile import ClusterProfile
+from pmlray.config.prepared import PreparedSearch
+from pmlray.errors import PmlrayError
+from pmlray.ports import PackRunner
+from pmlray.study.law_search import LawSearch
+from pmlray.types import Pack, PackTimes
+
+log = logging.getLogger(__name__)
+
+METRIC = "n_observations"
+# Tune asks for more samples until the searcher says that it is finished.
+UNBOUNDED = -1
+
+
+class PackSearcher(Searcher):
+    """Tune's searcher: suggests the next pack and hands results back to the LawSearch."""
+
+    def __init__(self, search: LawSearch, store: FileStore) -> None:
+        super().__init__(metric=METRIC, mode="max")
+        self._search, self._store = search, store
+        self._packs: dict[str, Pack] = {}
+        self.error: PmlrayError | None = None
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next pack; Tune waits while packs run, and ends when nothing is left."""
+        try:
+            pack = self._search.next_pack()
+        except PmlrayError as error:
+            self.error = error
+            return self.FINISHED
+        if pack is None:
+            return self.FINISHED
+        self._packs[trial_id] = pack
+        return {"pack": pack}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Give the search what came of the pack. A trial that died may have left observations: what
+        counts is what is in the store."""
+        pack = self._packs.pop(trial_id)
+        report = result or {}
+        times = PackTimes(
+            pack.pack_id,
+            pack.round,
+            report.get("training_seconds", 0.0),
+            report.get("wall_seconds", 0.0),
+        )
+        reason = "its Ray Tune trial ended without a result; see the Ray logs"
+        self._search.absorb(collect(self._store, pack, times, reason))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its configuration; a live search is no part of it."""
+        return {"_metric": self._metric, "_mode": self._mode}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: a restarted search is rebuilt from the store."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+def run_search_on_ray(
+    search: PreparedSearch, law_search: LawSearch, store: Path, profile: ClusterProfile
+) -> None:
+    """Run a search to its end on the connected Ray; the error that ended it, if one did, is raised.
+    """
+    runner = RayTrainRunner(search, store, profile)
+    searcher = PackSearcher(law_search, FileStore(store))
+    # Zero CPUs, or trials and their own workers would wait for each other; and not on a worker
+    # node that may vanish.
+    trainable = tune.with_resources(_trial(runner), {"node:__internal_head__": 0.001})
+    tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher, num_samples=UNBOUNDED, max_concurrent_trials=1
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(store / "ray" / ray.__version__),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    ).fit()
+    if searcher.error is not None:
+        raise searcher.error
+
+
+def _trial(runner: PackRunner) -> Callable[[dict[str, Any]], None]:
+    def run_pack(config: dict[str, Any]) -> None:
+        result = runner.run(config["pack"])
+        tune.report(
+            {
+                METRIC: len(result.observations),
+                "training_seconds": result.times.training_seconds,
+                "wall_seconds": result.times.wall_seconds,
+            }
+        )
+
+    return run_pack

@@ -1,0 +1,41 @@
+"""The command line: a thin face over the library.
+
+Exit codes: 0 done, 2 bad input, 3 run failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from pmlray.cli.cluster_commands import submit
+from pmlray.cli.law_commands import fit, report
+from pmlray.cli.model_commands import models
+from pmlray.cli.doctor import doctor
+from pmlray.cli.output import set_up_logging
+from pmlray.cli.search_commands import plan, search, validate
+from pmlray.errors import PmlrayError, RunError, StoreError
+
+app = typer.Typer(
+    help="Measure how much text a LoRA adapter can hold word for word.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+for command in (doctor, validate, plan, search, submit, fit, report):
+    app.command()(command)
+app.add_typer(models, name="models")
+
+
+def main() -> None:
+    """Run the command line; errors that the user can mend are one message, without a traceback."""
+    set_up_logging()
+    try:
+        app()
+    except (RunError, StoreError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(3)
+    except PmlrayError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)

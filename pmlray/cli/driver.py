@@ -1,0 +1,211 @@
+"""Wiring: one search put together from its parts, run on Ray, and reported."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pmlray import __version__
+from pmlray.backends.file_store import FileStore
+from pmlray.backends.mlflow_tracker import MlflowTracker, local_tracking_uri
+from pmlray.backends.optuna_sampler import LawSampler
+from pmlray.backends.optuna_study import OptunaPoints
+from pmlray.config import ClusterProfile, SearchSpec
+from pmlray.config.models import TINY, require_present
+from pmlray.config.prepared import PreparedSearch
+from pmlray.errors import StoreError
+from pmlray.study.law_search import LawSearch, Progress
+from pmlray.study.plan import design_settings, design_space, first_cost, first_pack
+from pmlray.study.report import write_report
+from pmlray.study.result import SearchResult, assemble
+
+log = logging.getLogger(__name__)
+
+SPEC_FILE = "search.json"
+SUMMARY_FILE = "summary.json"
+
+
+@dataclass(frozen=True)
+class SearchRun:
+    """Where one run of a search keeps its store, and how it reaches Ray and MLflow."""
+
+    search: PreparedSearch
+    profile: ClusterProfile
+    store: Path
+    tracking_uri: str
+    address: str | None
+
+
+def default_store(search: PreparedSearch, profile: ClusterProfile) -> Path:
+    """`profile.storage`, else PMLRAY_STORE, else ./runs; in a Ray job, whose working folder is
+    temporary, ~/pmlray-runs."""
+    root = profile.storage or os.environ.get("PMLRAY_STORE")
+    if root is None:
+        in_ray_job = "working_dir_files" in Path.cwd().parts
+        root = Path.home() / "pmlray-runs" if in_ray_job else Path("runs")
+    return (Path(root) / search.spec.search_id).absolute()
+
+
+def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str, Any]:
+    """Run or continue a search and return its machine-readable result.
+
+    Errors of the spec, the model or the budget come before Ray is started; what is finished is in
+    the store whatever happens after.
+    """
+    started = time.perf_counter()
+    search, spec = run.search, run.search.spec
+    search = _with_model(search)
+    gpu = run.profile.gpus_per_pack > 0
+    cost = first_cost(search, gpu)
+    first_pack(search, cost)
+    store = FileStore(run.store)
+    with store.driver_lock():
+        _claim(run.store, spec)
+        observations, failures = store.observations(), store.failures()
+        sampler = LawSampler(
+            design_space(search),
+            design_settings(search),
+            spec.law.forms,
+            cost,
+            spec.budget.law_seconds,
+        )
+        points = OptunaPoints(search, sampler, run.store, observations, failures)
+        tracker = MlflowTracker(
+            run.tracking_uri,
+            spec.search_id,
+            spec.model_dump(mode="json"),
+            run.store / "mlflow-artifacts",
+        )
+        known_packs = {times.pack_id for times in store.times()}
+        law_search = LawSearch(
+            search, store, points, tracker, cost, run.profile.max_pack_failures, announce
+        )
+        status = "FAILED"
+        try:
+            with ray_session(run.address):
+                from pmlray.backends.ray_tune import run_search_on_ray
+
+                run_search_on_ray(search, law_search, run.store, run.profile)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            wall = time.perf_counter() - started
+            new = [times for times in store.times() if times.pack_id not in known_packs]
+            facts = {
+                "store": str(run.store),
+                "tracking_uri": run.tracking_uri,
+                "wall_seconds": wall,
+                "training_share": sum(t.training_seconds for t in new) / wall,
+                **_machine(),
+            }
+            summary = report_store(run.store, facts)
+            tracker.finish(
+                [run.store / "report" / "report.html", run.store / "report" / "report.json"], status
+            )
+    return summary
+
+
+def report_store(folder: Path, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Write the report of a store and return the result as JSON types.
+
+    facts: of the run that just ended; without them, those of the last one are kept.
+    """
+    result = read_result(folder)
+    summary_file = folder / SUMMARY_FILE
+    if facts is None:
+        facts = json.loads(summary_file.read_text())["facts"] if summary_file.is_file() else {}
+    page = write_report(result, folder / "report", facts)
+    summary = {**result.to_json(), **facts, "report": str(page)}
+    summary_file.write_text(json.dumps({**summary, "facts": facts}, indent=2))
+    return summary
+
+
+def read_result(folder: Path) -> SearchResult:
+    """A search's result from its store; StoreError when the folder is none."""
+    spec_file = folder / SPEC_FILE
+    if not spec_file.is_file():
+        raise StoreError(f"{folder} is no store of a search (it has no {SPEC_FILE})")
+    spec = SearchSpec.model_validate_json(spec_file.read_text())
+    store = FileStore(folder)
+    return assemble(spec, store.observations(), store.failures(), store.times())
+
+
+@contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Connect to the cluster at `address` (or RAY_ADDRESS), else start Ray on this machine.
+
+    SIGTERM and SIGINT end the search as an interrupt. Leaving shuts down what was started here.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Tune would swallow Ctrl-C and end as if all had gone well.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    import ray
+
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    # Ray replaces the handlers in its init.
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def tracking_uri_for(store: Path, profile: ClusterProfile, option: str | None) -> str:
+    """The option, MLFLOW_TRACKING_URI, the profile's, or a database in the store: first wins."""
+    found = option or os.environ.get("MLFLOW_TRACKING_URI") or profile.tracking_uri
+    return found or local_tracking_uri(store)
+
+
+def _with_model(search: PreparedSearch) -> PreparedSearch:
+    """The tiny random model is made on the spot; any other must be there or on the hub."""
+    from dataclasses import replace
+
+    from pmlray.config.models import resolve_model
+
+    model = search.spec.model
+    if model.id == TINY and search.source.folder is None:
+        from pmlray.engine.pull import pull_model
+
+        pull_model(TINY)
+        return replace(search, source=resolve_model(model.id, model.revision))
+    require_present(model.id, search.source)
+    return search
+
+
+def _claim(folder: Path, spec: SearchSpec) -> None:
+    """Keep the spec in its store; a store serves one search."""
+    path = folder / SPEC_FILE
+    if path.is_file():
+        owner = SearchSpec.model_validate_json(path.read_text()).search_id
+        if owner != spec.search_id:
+            raise StoreError(
+                f"{folder} holds the search {owner}, not {spec.search_id}; choose another --store"
+            )
+        return
+    path.write_text(spec.model_dump_json(indent=2))
+
+
+def _machine() -> dict[str, Any]:
+    packages = ("ray", "optuna", "mlflow-skinny", "torch", "transformers", "peft", "deepspeed")
+    return {
+        "machine": f"{platform.platform()}, {os.cpu_count()} cores",
+        "versions": {"pmlray": __version__, **{name: version(name) for name in packages}},
+    }

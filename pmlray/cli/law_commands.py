@@ -1,0 +1,40 @@
+"""`pmlray fit` and `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import typer
+
+from pmlray.cli.findings import describe_law_json, describe_result
+from pmlray.cli.output import JSON_OPTION, emit
+from pmlray.law import read_law_data, summarise
+
+
+def fit(
+    file: Path = typer.Argument(
+        ..., help="A store, a JSONL of observations, or a CSV of rank,length,delta_loss_nats."
+    ),
+    form: str = typer.Option("auto", help="power, ceiling, or auto: the better on unseen points."),
+    base_loss: float = typer.Option(None, help="Loss without an adapter, nats a token (for a CSV)."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Fit the memory law to observations."""
+    if form not in ("auto", "power", "ceiling"):
+        raise typer.BadParameter("use power, ceiling or auto", param_hint="--form")
+    chosen: Literal["auto", "power", "ceiling"] = form  # type: ignore[assignment]
+    data = read_law_data(file, base_loss)
+    law = summarise(data, chosen, rng=np.random.default_rng(0)).to_json()
+    emit(law, describe_law_json(law), as_json)
+
+
+def report(
+    store: Path = typer.Argument(..., help="A search's store."), as_json: bool = JSON_OPTION
+) -> None:
+    """Write the report of a search again from its store."""
+    from pmlray.cli.driver import report_store
+
+    found = report_store(store.absolute())
+    emit(found, describe_result(found), as_json)

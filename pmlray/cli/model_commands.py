@@ -1,0 +1,40 @@
+"""`pmlray models pull` and `list`."""
+
+from __future__ import annotations
+
+import typer
+
+from pmlray.cli.output import JSON_OPTION, emit
+from pmlray.config.models import PULLABLE, PULLED_MARK, pulled_folder
+from pmlray.errors import ModelError
+
+models = typer.Typer(help="Base models in pmlray's cache.", no_args_is_help=True)
+
+
+@models.command()
+def pull(
+    model_id: str = typer.Argument(..., help=f"One of {', '.join(PULLABLE)}."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Download a base model once, verify it and keep it."""
+    if model_id not in PULLABLE:
+        raise ModelError(f"cannot pull {model_id!r}; pmlray pulls {', '.join(PULLABLE)}")
+    try:
+        from pmlray.engine.pull import pull_model
+    except ImportError as error:
+        raise ModelError(
+            f"pulling a model needs the train extra ({error}); run: pip install 'pmlray[train]'"
+        ) from error
+    folder = pull_model(model_id)
+    emit({"model": model_id, "folder": str(folder)}, f"{model_id}: {folder}", as_json)
+
+
+@models.command("list")
+def list_models(as_json: bool = JSON_OPTION) -> None:
+    """Show which models can be pulled and which are here."""
+    found = {
+        name: str(pulled_folder(name)) if (pulled_folder(name) / PULLED_MARK).is_file() else None
+        for name in PULLABLE
+    }
+    lines = [f"{name}: {folder or 'not pulled'}" for name, folder in found.items()]
+    emit({"models": found}, "\n".join(lines), as_json)

@@ -1,0 +1,27 @@
+"""What every command prints: JSON for machines on stdout, text for people."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import typer
+from rich.console import Console
+
+out = Console(highlight=False, soft_wrap=True)
+JSON_OPTION = typer.Option(False, "--json", help="One JSON object on stdout; logs go to stderr.")
+SET_OPTION = typer.Option(None, "--set", help="Override a key: --set budget.gpu_seconds=600.")
+
+
+def emit(value: dict[str, Any], text: str, as_json: bool) -> None:
+    """Print the object as JSON, or the text."""
+    if as_json:
+        typer.echo(json.dumps(value))
+    else:
+        out.print(text)
+
+
+def set_up_logging() -> None:
+    """Warnings and above to stderr."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

@@ -1,0 +1,67 @@
+"""What a run will cost in gpu_seconds: a FLOP guess at first, measured rates as soon as there are any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from pmlray.types import DesignPoint
+
+# Rough rates of one device until the first run is measured: a GPU at 40 % of an H100's dense bf16
+# peak, and one modern CPU core in bf16.
+GPU_FLOPS = 4e14
+CPU_CORE_FLOPS = 8e10
+# Multi-record tasks: prompt and target of one record, until measured.
+RECORD_TOKENS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """gpu_seconds = seconds_per_token * train_steps * tokens in one step.
+
+    `tokens_per_step` of a single long record is its length and prompt; of many records, what a
+    batch holds. `measured` says whether the rate comes from runs.
+    """
+
+    seconds_per_token: float
+    prompt_tokens: int
+    batch_records: int | None
+    measured: bool = False
+
+    def tokens_per_step(self, point: DesignPoint) -> float:
+        """Tokens through the trainable layers in one optimiser step."""
+        if self.batch_records is None:
+            return point.seq_len + self.prompt_tokens
+        return min(self.batch_records * RECORD_TOKENS, 5 * point.seq_len)
+
+    def predict(self, point: DesignPoint) -> float:
+        """gpu_seconds of one run at this point."""
+        return self.seconds_per_token * point.train_steps * self.tokens_per_step(point)
+
+    def learn(self, runs: Iterable[tuple[DesignPoint, float]]) -> CostModel:
+        """The model with its rate from measured (point, gpu_seconds); itself when there are none."""
+        seconds = tokens = 0.0
+        for point, gpu_seconds in runs:
+            seconds += gpu_seconds
+            tokens += point.train_steps * self.tokens_per_step(point)
+        if tokens == 0:
+            return self
+        return replace(self, seconds_per_token=seconds / tokens, measured=True)
+
+
+def prior_cost(
+    suffix_weights: int,
+    head_weights: int,
+    *,
+    gpu: bool,
+    prompt_tokens: int,
+    batch_records: int | None,
+) -> CostModel:
+    """Cost before anything was measured, from FLOPs: 2 forward and 2 backward a frozen weight.
+
+    suffix_weights: weights of the layers above the adapter; head_weights: of the vocabulary head.
+    """
+    flops_per_token = 4.0 * (suffix_weights + head_weights)
+    rate = GPU_FLOPS if gpu else CPU_CORE_FLOPS
+    return CostModel(flops_per_token / rate, prompt_tokens, batch_records)

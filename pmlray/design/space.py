@@ -1,0 +1,74 @@
+"""The runs a search may choose from, and those it has already chosen.
+
+Shapes: M cells of the grid, 3 coordinates (rank, length, steps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmlray.types import DesignPoint
+
+Replicate = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenRun:
+    """A design point with its replicate (sequence_id, seed); `done` is False while it runs."""
+
+    point: DesignPoint
+    replicate: Replicate
+    done: bool
+
+
+@dataclass(frozen=True)
+class DesignSpace:
+    """Every cell of the grid and every replicate at which a cell may be measured."""
+
+    cells: tuple[DesignPoint, ...]
+    replicates: tuple[Replicate, ...]
+
+    def open_cells(self, chosen: Sequence[ChosenRun]) -> tuple[DesignPoint, ...]:
+        """Cells with a replicate that was not chosen yet."""
+        used: dict[DesignPoint, set[Replicate]] = {}
+        for run in chosen:
+            used.setdefault(run.point, set()).add(run.replicate)
+        every = set(self.replicates)
+        return tuple(c for c in self.cells if used.get(c, set()) < every)
+
+    def next_replicate(self, cell: DesignPoint, chosen: Sequence[ChosenRun]) -> Replicate:
+        """The cell's unused replicate that the search has used least: independent texts and seeds
+        stay balanced over the whole design."""
+        used_here = {run.replicate for run in chosen if run.point == cell}
+        counts = dict.fromkeys(self.replicates, 0)
+        for run in chosen:
+            counts[run.replicate] = counts.get(run.replicate, 0) + 1
+        free = [r for r in self.replicates if r not in used_here]
+        return min(free, key=lambda r: (counts[r], self.replicates.index(r)))
+
+
+def log_coordinates(points: Sequence[DesignPoint], cells: Sequence[DesignPoint]) -> NDArray:
+    """Points as (n, 3) log coordinates scaled so that the cells span the unit cube."""
+    grid = np.log([[c.lora_rank, c.seq_len, c.train_steps] for c in cells])
+    low, span = grid.min(axis=0), np.ptp(grid, axis=0)
+    raw = np.log(np.array([[p.lora_rank, p.seq_len, p.train_steps] for p in points], dtype=float))
+    return (raw.reshape(-1, 3) - low) / np.where(span > 0, span, 1.0)
+
+
+def most_distant(
+    candidates: Sequence[DesignPoint],
+    chosen: Sequence[DesignPoint],
+    cells: Sequence[DesignPoint],
+) -> DesignPoint:
+    """The candidate farthest from everything chosen, in log space (Johnson, Moore and Ylvisaker
+    1990, DOI 10.1016/0378-3758(90)90122-B); the first when nothing is chosen yet."""
+    if not chosen:
+        return candidates[0]
+    at = log_coordinates(candidates, cells)
+    taken = log_coordinates(chosen, cells)
+    nearest = np.linalg.norm(at[:, None] - taken[None], axis=2).min(axis=1)
+    return candidates[int(np.argmax(nearest))]

@@ -1,0 +1,192 @@
+"""A search as a state machine: packs go out, results come in, the law is refitted in between.
+
+It knows no framework. Whoever runs packs (Ray Tune, a loop in this process) asks for the next one
+and hands back what came of it; everything finished is in the store, so that a new LawSearch on the
+same store goes on where the old one stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+from pmlray.config.prepared import PreparedSearch
+from pmlray.design import CostModel
+from pmlray.errors import RunError
+from pmlray.law import LawSummary
+from pmlray.ports import ObservationStore, PointSource, Tracker
+from pmlray.study.memft_schedule import memft_runs
+from pmlray.study.result import fit_observations
+from pmlray.types import Pack, PackResult, Phase, PlannedRun
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a search stands; `gpu_seconds_left` and the counts are those of the current phase."""
+
+    phase: Phase
+    n_done: int
+    n_pending: int
+    n_failed: int
+    gpu_seconds_spent: float
+    gpu_seconds_left: float
+    law: LawSummary | None
+
+
+class LawSearch:
+    """Chooses packs for the law, then for MemFT, until the target or the budget is reached.
+
+    cost: the cost model before anything was measured. max_pack_failures: packs without a single
+    observation, one after another, after which `next_pack` raises RunError.
+    """
+
+    def __init__(
+        self,
+        search: PreparedSearch,
+        store: ObservationStore,
+        points: PointSource,
+        tracker: Tracker,
+        cost: CostModel,
+        max_pack_failures: int,
+        announce: Callable[[Progress], None],
+    ) -> None:
+        self._search, self._store, self._points = search, store, points
+        self._tracker, self._announce = tracker, announce
+        self._cost, self._max_pack_failures = cost, max_pack_failures
+        self._failed_packs = 0
+        self._pending: dict[str, PlannedRun] = {}
+        self._observations = {o.run_key: o for o in store.observations()}
+        failures = store.failures()
+        self._failures = len(failures)
+        self._failed_seconds = sum(f.gpu_seconds for f in failures)
+        self._failed_keys = {f.run_key for f in failures}
+        rounds = [o.round for o in self._observations.values()] + [f.round for f in failures]
+        self._round = 1 + max(rounds, default=-1)
+        self._law_over = any(o.phase == "memft" for o in self._observations.values())
+        self.law: LawSummary | None = self._fit()
+        tracker.observe(self._observations.values())
+
+    def next_pack(self) -> Pack | None:
+        """The next pack, or None when the search is over; RunError when packs keep failing."""
+        if self._failed_packs >= self._max_pack_failures:
+            raise RunError(
+                f"{self._failed_packs} packs failed one after another; the store's failures folder"
+                " says why. What is finished is kept: mend the cause and start the search again"
+            )
+        runs = self._law_runs() or self._memft_runs()
+        if not runs:
+            return None
+        pack = Pack(self._round, runs)
+        self._round += 1
+        self._pending |= {run.run_key: run for run in runs}
+        self._announce(self.progress())
+        return pack
+
+    def absorb(self, result: PackResult) -> None:
+        """Take in what came of a pack: keep it, learn from it, refit the law, tell the tracker."""
+        for run in result.pack.runs:
+            self._pending.pop(run.run_key, None)
+        self._store.put_times(result.times)
+        for observation in result.observations:
+            self._observations[observation.run_key] = observation
+            if observation.phase == "law":
+                self._points.tell(observation)
+        for failure in result.failed:
+            self._failures += 1
+            self._failed_seconds += failure.gpu_seconds
+            self._failed_keys.add(failure.run_key)
+            self._points.fail(failure.run_key)
+        self._failed_packs = 0 if result.observations else self._failed_packs + 1
+        self._tracker.observe(result.observations)
+        if any(o.phase == "law" for o in result.observations):
+            self.law = self._fit()
+            if self.law is not None:
+                self._tracker.law(law_metrics(self.law), self.progress().gpu_seconds_spent)
+        self._announce(self.progress())
+
+    def progress(self) -> Progress:
+        """Where the search stands now."""
+        budget = self._search.spec.budget
+        phase: Phase = "memft" if self._law_over else "law"
+        spent = sum(o.gpu_seconds for o in self._observations.values() if o.phase == phase)
+        total = budget.memft_seconds if self._law_over else budget.law_seconds
+        return Progress(
+            phase=phase,
+            n_done=len(self._observations),
+            n_pending=len(self._pending),
+            n_failed=self._failures,
+            gpu_seconds_spent=sum(o.gpu_seconds for o in self._observations.values())
+            + self._failed_seconds,
+            gpu_seconds_left=max(0.0, total - spent),
+            law=self.law,
+        )
+
+    def _law_runs(self) -> tuple[PlannedRun, ...]:
+        if self._law_over:
+            return ()
+        if self._known_well_enough():
+            log.info("the law is known well enough at every target")
+            self._law_over = True
+            return ()
+        design = self._search.spec.design
+        n_law = sum(o.phase == "law" for o in self._observations.values())
+        missing = design.n_initial - n_law
+        runs = self._points.ask(missing if missing > 0 else design.pack_size)
+        self._law_over = not runs
+        return runs
+
+    def _known_well_enough(self) -> bool:
+        wanted = self._search.spec.stop.relative_interval
+        if wanted is None or self.law is None:
+            return False
+        reached = self.law.relative_interval
+        n_law = sum(o.phase == "law" for o in self._observations.values())
+        enough = n_law >= self._search.spec.design.n_initial
+        return enough and reached is not None and reached <= wanted
+
+    def _memft_runs(self) -> tuple[PlannedRun, ...]:
+        """As many groups of paired runs as one pack takes; a run that failed is not tried again."""
+        if self.law is None:
+            return ()
+        plain = [o for o in self._observations.values() if o.method == "sft"]
+        groups = memft_runs(
+            self._search,
+            self.law.fit.law,
+            median(o.base_loss for o in plain),
+            self._cost.learn((o.point, o.gpu_seconds) for o in self._observations.values()),
+            frozenset(self._observations) | self._failed_keys | frozenset(self._pending),
+        )
+        design = self._search.spec.design
+        limit = max(design.n_initial, design.pack_size)
+        runs: list[PlannedRun] = []
+        for group in groups:
+            if runs and len(runs) + len(group) > limit:
+                break
+            runs.extend(group)
+        return tuple(runs)
+
+    def _fit(self) -> LawSummary | None:
+        known = sorted(
+            (o for o in self._observations.values() if o.phase == "law"),
+            key=lambda o: (o.round, o.run_key),
+        )
+        return fit_observations(self._search.spec, known)
+
+
+def law_metrics(law: LawSummary) -> dict[str, float]:
+    """The law's parameters and interval widths as flat metrics."""
+    stored = law.to_json()
+    names = ("coef", "rank_exponent", "len_exponent", "offset", "r2", "mape", "heldout_mape")
+    metrics = {f"law/{n}": float(stored[n]) for n in names if stored.get(n) is not None}
+    for name, (low, high) in law.intervals.items():
+        metrics[f"law/{name}_width"] = high - low
+    if law.relative_interval is not None:
+        metrics["law/target_relative_interval"] = law.relative_interval
+    return metrics
+
+
+__all__ = ["LawSearch", "Progress", "law_metrics"]

@@ -1,0 +1,67 @@
+"""What a search would do, before it does anything: cost model, candidates, first pack."""
+
+from __future__ import annotations
+
+from pmlray.config.prepared import PreparedSearch
+from pmlray.design import (
+    ChosenRun,
+    CostModel,
+    DesignSettings,
+    DesignSpace,
+    Knowledge,
+    choose_run,
+    prior_cost,
+)
+from pmlray.errors import DesignError
+from pmlray.types import PlannedRun
+
+CHAT_PROMPT_TOKENS = 40
+PLAIN_PROMPT_TOKENS = 16
+
+
+def design_space(search: PreparedSearch) -> DesignSpace:
+    """The grid and its replicates."""
+    return DesignSpace(search.spec.space.points(), search.spec.replicates())
+
+
+def design_settings(search: PreparedSearch) -> DesignSettings:
+    """How the spec wants points to be chosen."""
+    design = search.spec.design
+    return DesignSettings(
+        design.n_initial, design.validation_share, search.spec.target_points()
+    )
+
+
+def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
+    """The cost model before anything was measured."""
+    spec, geometry = search.spec, search.source.geometry
+    chat = spec.task.prompt_format == "chat"
+    return prior_cost(
+        (geometry.n_layers - 1 - spec.probe.layer) * geometry.layer_weights,
+        geometry.vocab * geometry.hidden,
+        gpu=gpu,
+        prompt_tokens=CHAT_PROMPT_TOKENS if chat else PLAIN_PROMPT_TOKENS,
+        batch_records=None if spec.task.kind == "long_context" else spec.recipe.batch_size,
+    )
+
+
+def first_pack(search: PreparedSearch, cost: CostModel) -> tuple[PlannedRun, ...]:
+    """The runs of the first pack; DesignError with the number needed when the budget is too small.
+    """
+    spec, space, settings = search.spec, design_space(search), design_settings(search)
+    budget = spec.budget.law_seconds
+    chosen: list[ChosenRun] = []
+    for _ in range(settings.n_initial):
+        pending = sum(cost.predict(run.point) for run in chosen)
+        known = Knowledge(tuple(chosen), (), 0.0, cost, budget - pending)
+        choice = choose_run(space, settings, known)
+        if choice is None:
+            cheapest = min(cost.predict(cell) for cell in space.open_cells(chosen))
+            raise DesignError(
+                f"the budget of {budget:.0f} gpu_seconds is too small for the first pack of"
+                f" {settings.n_initial} runs: {len(chosen)} fit; it needs at least"
+                f" {pending + cheapest * (settings.n_initial - len(chosen)):.0f} gpu_seconds"
+                " (budget.gpu_seconds), or a smaller design.n_initial"
+            )
+        chosen.append(ChosenRun(*choice, done=False))
+    return tuple(search.plan_run(run.point, "sft", *run.replicate, "law") for run in chosen)

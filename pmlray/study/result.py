@@ -1,0 +1,117 @@
+"""Everything a search found, rebuilt from its store alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from pmlray.config.search_spec import SearchSpec
+from pmlray.errors import FitError
+from pmlray.law import Form, LawSummary, law_data, summarise
+from pmlray.study.compare import MemftPair, memft_pairs
+from pmlray.types import FailedRun, Observation, PackTimes
+
+
+@dataclass(frozen=True)
+class LawSnapshot:
+    """The law after a round: what was known then, and what it had cost (gpu_seconds)."""
+
+    round: int
+    n_observations: int
+    gpu_seconds: float
+    law: LawSummary
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A search as its report shows it. `law` is None while too few points are measured."""
+
+    spec: SearchSpec
+    observations: tuple[Observation, ...]
+    failures: tuple[FailedRun, ...]
+    snapshots: tuple[LawSnapshot, ...]
+    pairs: tuple[MemftPair, ...]
+    packs: tuple[PackTimes, ...]
+
+    @property
+    def law(self) -> LawSummary | None:
+        """The law from all observations."""
+        return self.snapshots[-1].law if self.snapshots else None
+
+    @property
+    def law_observations(self) -> tuple[Observation, ...]:
+        """Those measured for the law, in the order in which they were chosen."""
+        return tuple(o for o in self.observations if o.phase == "law")
+
+    def gpu_seconds(self) -> dict[str, float]:
+        """Spent on the law, on MemFT, on both with failures, and the budget of both."""
+        law = sum(o.gpu_seconds for o in self.observations if o.phase == "law")
+        memft = sum(o.gpu_seconds for o in self.observations if o.phase == "memft")
+        failed = sum(f.gpu_seconds for f in self.failures)
+        budget = self.spec.budget.law_seconds
+        if self.spec.memft is not None:
+            budget += self.spec.budget.memft_seconds
+        return {"law": law, "memft": memft, "spent": law + memft + failed, "budget": budget}
+
+    def to_json(self) -> dict[str, Any]:
+        """The machine-readable result, without the observations themselves."""
+        law = self.law
+        return {
+            "search_id": self.spec.search_id,
+            "n_observations": len(self.law_observations),
+            "n_failed": len(self.failures),
+            "rounds": len({o.round for o in self.law_observations}),
+            "law": law.to_json() if law else None,
+            "heldout_mape": law.heldout_mape if law else None,
+            "memft": [pair.to_json() for pair in self.pairs],
+            "gpu_seconds": self.gpu_seconds(),
+        }
+
+
+def fit_form(spec: SearchSpec) -> Form | Literal["auto"]:
+    """The one form that the spec asks for, or `auto` to choose among both."""
+    return "auto" if len(spec.law.forms) > 1 else spec.law.forms[0]
+
+
+def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> LawSummary | None:
+    """The law from these observations, or None while they cannot carry one.
+
+    The bootstrap's seed is fixed, so that the same observations give the same intervals.
+    """
+    try:
+        return summarise(
+            law_data(observations),
+            fit_form(spec),
+            n_bootstrap=spec.law.n_bootstrap,
+            rng=np.random.default_rng(0),
+            targets=spec.target_points(),
+        )
+    except FitError:
+        return None
+
+
+def assemble(
+    spec: SearchSpec,
+    observations: Sequence[Observation],
+    failures: Sequence[FailedRun],
+    packs: Sequence[PackTimes],
+) -> SearchResult:
+    """A result with the law refitted after every round, as the search saw it."""
+    law_points = [o for o in observations if o.phase == "law"]
+    snapshots = []
+    for last in sorted({o.round for o in law_points}):
+        known = [o for o in law_points if o.round <= last]
+        if (law := fit_observations(spec, known)) is not None:
+            spent = sum(o.gpu_seconds for o in known)
+            snapshots.append(LawSnapshot(last, len(known), spent, law))
+    return SearchResult(
+        spec,
+        tuple(observations),
+        tuple(failures),
+        tuple(snapshots),
+        memft_pairs(observations),
+        tuple(packs),
+    )

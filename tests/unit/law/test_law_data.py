@@ -1,0 +1,158 @@
+"""Reading points: what is kept, what is refused, and what the message names."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from pmlray.errors import DataError
+from pmlray.law import law_data, read_law_data
+from pmlray.types import DesignPoint, Observation, Recall
+
+
+def observation(**changes) -> Observation:
+    fields = {
+        "run_key": "k0",
+        "point": DesignPoint(8, 1000, 500),
+        "task": "phonebook",
+        "method": "sft",
+        "seed": 0,
+        "sequence_id": 0,
+        "phase": "law",
+        "round": 0,
+        "supervised_tokens": 996,
+        "base_loss": 5.0,
+        "final_loss": 2.0,
+        "recall": Recall(0.5, 0.1, 0.0, 3),
+        "curve": ((0, 5.0), (500, 2.0)),
+        "token_p": (0.5, 0.6),
+        "wrong_tokens": (1,),
+        "generated_match": None,
+        "gpu_seconds": 1.0,
+        "tokens_per_second": 10.0,
+        "peak_memory_bytes": 1,
+        "provenance": {},
+    }
+    return Observation(**{**fields, **changes})
+
+
+def test_only_sft_counts_and_l_is_what_was_supervised():
+    data = law_data(
+        [
+            observation(seed=1),
+            observation(method="memft_ot"),
+            observation(sequence_id=2, base_loss=6.0),
+            observation(seed=1, point=DesignPoint(4, 1000, 500)),
+        ]
+    )
+    assert data.lora_rank.tolist() == [8, 8, 4]
+    assert data.seq_len.tolist() == [996, 996, 996]
+    assert data.train_steps.tolist() == [500, 500, 500]
+    assert data.delta_loss.tolist() == [3.0, 4.0, 3.0]
+    assert data.cluster[0] == data.cluster[2] != data.cluster[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"final_loss": float("nan")}, "delta_loss"),
+        ({"final_loss": float("inf")}, "delta_loss"),
+        ({"base_loss": 0.0}, "base_loss"),
+        ({"supervised_tokens": 0}, "length"),
+    ],
+)
+def test_points_that_cannot_be_used_are_refused(changes, what):
+    with pytest.raises(DataError, match=f"observation k0.*{what}"):
+        law_data([observation(**changes)])
+
+
+def test_csv_has_one_cluster_a_row_and_skips_comments(paper_csv):
+    data = read_law_data(paper_csv, base_loss=12.4)
+    assert len(data) == 70
+    assert np.unique(data.cluster).size == 70
+    assert (data.lora_rank[0], data.seq_len[0], data.delta_loss[0]) == (1, 200, 12.112)
+    assert data.final_loss[0] == pytest.approx(12.4 - 12.112)
+    assert np.all(data.train_steps == 0)
+    assert np.all(np.isnan(read_law_data(paper_csv).base_loss))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rank,length\n1,2\n", "line 1: no column delta_loss_nats"),
+        ("rank,length,delta_loss_nats\n1,200,x\n", "line 2: '1,200,x'; expected numbers"),
+        ("# c\nrank,length,delta_loss_nats\n1,200\n", "line 3: '1,200'; expected numbers"),
+        ("rank,length,delta_loss_nats\n1,200,nan\n", "line 2: delta_loss is nan"),
+        ("rank,length,delta_loss_nats\n0,200,1\n", "line 2: rank 0"),
+        ("rank,length,delta_loss_nats\n", "no points"),
+        ("", "no points"),
+    ],
+)
+def test_bad_csv_is_refused_with_file_and_line(tmp_path, text, message):
+    file = tmp_path / "points.csv"
+    file.write_text(text)
+    with pytest.raises(DataError, match=message) as error:
+        read_law_data(file)
+    assert str(file) in str(error.value)
+
+
+def test_csv_columns_may_come_in_any_order_with_others_beside(tmp_path):
+    file = tmp_path / "points.csv"
+    file.write_text("delta_loss_nats, note ,length, rank\n3.5,a,200, 2\n")
+    data = read_law_data(file)
+    assert (data.lora_rank[0], data.seq_len[0], data.delta_loss[0]) == (2, 200, 3.5)
+
+
+def test_jsonl_and_folders_give_the_same_points(tmp_path):
+    stored = [observation(run_key=f"k{i}", seed=i, base_loss=5.0 + i) for i in range(3)]
+    lines = [json.dumps(o.to_json()) for o in stored]
+    (tmp_path / "all.jsonl").write_text("\n".join(lines) + "\n\n")
+    store, flat = tmp_path / "store", tmp_path / "flat"
+    (store / "observations").mkdir(parents=True)
+    flat.mkdir()
+    for i, line in enumerate(lines):
+        (store / "observations" / f"k{i}.json").write_text(line)
+        (flat / f"k{i}.json").write_text(line)
+    expected = law_data(stored)
+    for source in (tmp_path / "all.jsonl", store, flat):
+        data = read_law_data(source)
+        for name in ("lora_rank", "seq_len", "train_steps", "delta_loss", "base_loss", "cluster"):
+            np.testing.assert_array_equal(getattr(data, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2 .*not JSON"),
+        ("[1]", "line 2: not a stored observation"),
+        ('{"run_key": "k"}', "line 2: not a stored observation"),
+        (json.dumps({**observation().to_json(), "base_loss": -1.0}), "line 2: base_loss is -1"),
+        (json.dumps({**observation().to_json(), "base_loss": "x"}), "line 2: not a stored obs"),
+    ],
+)
+def test_bad_jsonl_is_refused_with_file_and_line(tmp_path, line, message):
+    file = tmp_path / "all.jsonl"
+    file.write_text(json.dumps(observation().to_json()) + "\n" + line + "\n")
+    with pytest.raises(DataError, match=message):
+        read_law_data(file)
+
+
+def test_sources_that_are_none_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_law_data(tmp_path / "absent.csv")
+    with pytest.raises(DataError, match=r"no observations/\*\.json"):
+        read_law_data(tmp_path)
+    other = tmp_path / "points.xlsx"
+    other.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"expected a \.csv"):
+        read_law_data(other)
+    other.rename(tmp_path / "points.csv")
+    with pytest.raises(DataError, match="UTF-8"):
+        read_law_data(tmp_path / "points.csv")
+
+
+def test_a_base_loss_that_is_none_is_refused(paper_csv):
+    with pytest.raises(DataError, match="base_loss is -1"):
+        read_law_data(paper_csv, base_loss=-1.0)
