@@ -93,7 +93,11 @@ def run_search_on_ray(
     tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=searcher, num_samples=UNBOUNDED, max_concurrent_trials=1
+            search_alg=searcher,
+            num_samples=UNBOUNDED,
+            max_concurrent_trials=1,
+            # The process that waits for one pack can wait for the next.
+            reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name="tune",

@@ -26,7 +26,6 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import StoreError
 from pmlray.study.law_search import LawSearch, Progress
 from pmlray.study.plan import design_settings, design_space, first_cost, first_pack
-from pmlray.study.report import write_report
 from pmlray.study.result import SearchResult, assemble
 
 log = logging.getLogger(__name__)
@@ -122,6 +121,9 @@ def report_store(folder: Path, facts: dict[str, Any] | None = None) -> dict[str,
 
     facts: of the run that just ended; without them, those of the last one are kept.
     """
+    # Drawing libraries take a second to import, which a search's start should not wait for.
+    from pmlray.study.report import write_report
+
     result = read_result(folder)
     summary_file = folder / SUMMARY_FILE
     if facts is None:
@@ -151,6 +153,8 @@ def ray_session(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Tune would swallow Ctrl-C and end as if all had gone well.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # Ray Train notices a finished worker only when it polls; its 2 s would be lost at every pack.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS") or "local"

@@ -31,7 +31,8 @@ class PackedAdamW(torch.optim.Optimizer):
         n = first.shape[0]
         self._rate_N = torch.zeros(n, device=first.device)
         self._weight_sum_N = torch.zeros(n, device=first.device)
-        self._count_N = torch.zeros(n, device=first.device)
+        # fp64: in fp32 the first step's 1 - beta2 is already 5e-5 off.
+        self._count_N = torch.zeros(n, device=first.device, dtype=torch.float64)
 
     def prepare(self, rate_N: Tensor, weight_sum_N: Tensor) -> None:
         """Set rates and normalisers of the next `step`; both (N,)."""
@@ -51,8 +52,8 @@ class PackedAdamW(torch.optim.Optimizer):
         clip_N = (self.clip_norm / (norm_N + 1e-6)).clamp(max=1.0)
         self._count_N += moves_N
         count_N = self._count_N.clamp_min(1)
-        step_size_N = self._rate_N / (1 - BETA1**count_N)
-        root_N = (1 - BETA2**count_N).sqrt()
+        step_size_N = (self._rate_N / (1 - BETA1**count_N)).to(norm_N.dtype)
+        root_N = (1 - BETA2**count_N).sqrt().to(norm_N.dtype)
         decay = self.param_groups[0]["weight_decay"]
         moves = moves_N[:, None, None]
         for p in params:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -27,6 +26,9 @@ def save_adapter(
     a, b = (w.detach().cpu().float() for w in weights)
     rank = a.shape[1]
     if probe.placement == "down_proj":
+        # Importing PEFT takes seconds, which a pack of the other placement need not spend.
+        from peft import LoraConfig
+
         at = f"base_model.model.model.layers.{probe.layer}.mlp.down_proj"
         tensors = {f"{at}.lora_A.weight": a.T.contiguous(), f"{at}.lora_B.weight": b.T.contiguous()}
         LoraConfig(

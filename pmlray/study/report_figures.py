@@ -1,0 +1,181 @@
+"""What a report's figures share: their form, colours for light and dark, axes and tooltips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import vl_convert
+
+from pmlray.types import Observation
+
+Row = dict[str, Any]
+AnyChart = alt.Chart | alt.LayerChart
+
+EXPORT_WIDTH = 640
+QUARTERS = [0, 0.25, 0.5, 0.75, 1]
+EXPORT = {"font": "Liberation Sans, Arial, Helvetica, sans-serif", "padding": 12}
+VEGA_LITE = "v" + ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
+FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif'
+# Viridis without the end that the page's background swallows; the categories are Okabe and Ito's.
+_LIGHT = {
+    "ink": "#1c2128",
+    "soft": "#57606a",
+    "grid": "#e1e5ea",
+    "extent": [0.0, 0.72],
+    "category": ["#0072b2", "#c75000", "#a8558c", "#008a64"],
+}
+_DARK = {
+    "ink": "#e6e9ed",
+    "soft": "#a3acb8",
+    "grid": "#313843",
+    "extent": [0.35, 1.0],
+    "category": ["#56b4e9", "#f09a3e", "#d99ac0", "#2fc393"],
+}
+_FORMATS = {
+    "lora_rank": ",d",
+    "seq_len": ",d",
+    "supervised_tokens": ",d",
+    "train_steps": ",d",
+    "gpu_seconds": ",.1f",
+}
+_WHOLE = {"order", "round", "sequence_id", "seed", "n_runs", "token"}
+_WORDS = {"method", "phase", "argmax", "pair", "kind", "role"}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart of the report: `key` names its element and file, `description` says it aloud."""
+
+    key: str
+    title: str
+    description: str
+    chart: AnyChart
+
+    def spec(self) -> dict[str, Any]:
+        """The Vega-Lite specification that fills the width of its container."""
+        sized = self.chart.properties(
+            width="container",
+            description=self.description,
+            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+        )
+        return sized.to_dict()
+
+    def svg(self, spec: Mapping[str, Any]) -> str:
+        """The figure of `spec()` as a stand-alone picture for a white page."""
+        fixed = {**spec, "width": EXPORT_WIDTH, "title": self.title}
+        config = theme(dark=False) | EXPORT
+        return vl_convert.vegalite_to_svg(fixed, vl_version=VEGA_LITE, config=config)
+
+
+def theme(*, dark: bool) -> dict[str, Any]:
+    """Vega-Lite's config for a dark or a light page."""
+    colours = _DARK if dark else _LIGHT
+    ink, soft, grid = colours["ink"], colours["soft"], colours["grid"]
+    return {
+        "background": "transparent" if dark else "white",
+        "font": FONT,
+        "padding": 4,
+        "view": {"stroke": None},
+        "title": {"color": ink, "anchor": "start", "fontSize": 14},
+        "axis": {
+            "labelColor": soft,
+            "titleColor": ink,
+            "domainColor": soft,
+            "tickColor": soft,
+            "gridColor": grid,
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+            "labelOverlap": "greedy",
+            "labelSeparation": 4,
+        },
+        "legend": {
+            "labelColor": ink,
+            "titleColor": ink,
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+            "orient": "top",
+            "columns": 8,
+            "labelLimit": 0,
+            # A phone has no room for two legends side by side.
+            "layout": {"top": {"anchor": "start", "direction": "vertical", "margin": 6}},
+            "symbolOpacity": 1,
+            "gradientLength": 180,
+        },
+        "text": {"color": ink, "fontSize": 12},
+        "rule": {"color": soft},
+        "line": {"color": colours["category"][0]},
+        "point": {"color": colours["category"][0]},
+        "range": {
+            "category": colours["category"],
+            "ordinal": {"scheme": "viridis", "extent": colours["extent"]},
+            "heatmap": {"scheme": "viridis"},
+            "ramp": {"scheme": "viridis"},
+        },
+    }
+
+
+def data(rows: Iterable[Row]) -> alt.InlineData:
+    """Rows as inline data of a chart."""
+    return alt.InlineData(values=list(rows))
+
+
+def layered(charts: Sequence[AnyChart], height: int) -> alt.LayerChart:
+    """Charts on top of each other, the first at the bottom; height in pixels."""
+    return alt.LayerChart(layer=list(charts)).properties(height=height)
+
+
+def tips(*names: str) -> list[alt.Tooltip]:
+    """Tooltips under the field's own names, with the number format that suits each."""
+    shown = []
+    for name in names:
+        kind = "nominal" if name in _WORDS | _WHOLE else "quantitative"
+        if kind == "nominal":
+            shown.append(alt.Tooltip(name, type=kind))
+        else:
+            shown.append(alt.Tooltip(name, type=kind, format=_FORMATS.get(name, ".4~f")))
+    return shown
+
+
+def log_axis(values: Sequence[float], title: str) -> tuple[alt.Scale, alt.Axis]:
+    """A log scale over the values, with ticks at the values themselves alone."""
+    scale = alt.Scale(
+        type="log", domain=[min(values) / 1.12, max(values) * 1.12], nice=False, clamp=False
+    )
+    axis = alt.Axis(
+        values=sorted(set(values)), title=title, format=",d", grid=False, minExtent=0, tickCount=8
+    )
+    return scale, axis
+
+
+def padded(values: Sequence[float], share: float = 0.06) -> list[float]:
+    """The range of the values, a little wider on both sides."""
+    low, high = min(values), max(values)
+    pad = share * (high - low) or 0.1 * abs(high) or 0.1
+    return [low - pad, high + pad]
+
+
+def observation_row(o: Observation) -> Row:
+    """An observation as one row, under the names of its fields."""
+    return {
+        "lora_rank": o.point.lora_rank,
+        "seq_len": o.point.seq_len,
+        "supervised_tokens": o.supervised_tokens,
+        "train_steps": o.point.train_steps,
+        "method": o.method,
+        "phase": o.phase,
+        "round": o.round,
+        "sequence_id": o.sequence_id,
+        "seed": o.seed,
+        "base_loss": round(o.base_loss, 5),
+        "final_loss": round(o.final_loss, 5),
+        "delta_loss": round(o.delta_loss, 5),
+        "token_recall": o.recall.token,
+        "prefix_recall": o.recall.prefix,
+        "exact_recall": o.recall.exact,
+        "gpu_seconds": round(o.gpu_seconds, 3),
+    }

@@ -1,0 +1,172 @@
+"""The sections of a report in their order: what each says, its figures and its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pmlray.study.report_figures import Panel
+from pmlray.study.report_law_figures import (
+    curve_steps,
+    error_panels,
+    fitted_points,
+    law_panels,
+)
+from pmlray.study.report_memft_figures import memft_panels
+from pmlray.study.report_run_figures import (
+    cost_panels,
+    heat_panels,
+    token_panels,
+)
+from pmlray.study.report_search_figures import learning_panels, order_panels
+from pmlray.study.report_tables import (
+    Table,
+    checklist,
+    failures_table,
+    fit_table,
+    law_table,
+    observations_table,
+    pairs_table,
+    targets_table,
+)
+from pmlray.study.result import SearchResult
+
+NO_LAW = "No law is fitted yet: too few points are measured."
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report under its own heading; `text` explains what it shows."""
+
+    key: str
+    title: str
+    text: str
+    panels: tuple[Panel, ...] = ()
+    tables: tuple[Table, ...] = ()
+    items: tuple[tuple[str, str], ...] = ()
+
+
+def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Section, ...]:
+    """All sections in the order of the page; `facts` as in `write_report`."""
+    return (
+        Section("law", "The law", _law_text(result), law_panels(result)),
+        Section(
+            "errors",
+            "Where the law is off",
+            _errors_text(result),
+            error_panels(result),
+        ),
+        Section(
+            "recall",
+            "What was recalled",
+            "Plain SFT at each rank and length, replicates averaged; lighter is better. An empty"
+            " place was not measured. A cell shows the runs with the most optimiser steps."
+            if result.observations
+            else "Nothing is measured yet.",
+            heat_panels(result),
+        ),
+        Section(
+            "tokens",
+            "Probability of each token",
+            "SFT runs after training: the best, those whose final loss is nearest to ln 2, the"
+            " worst. A token above the dashed line at 0.5 is sure to be decoded."
+            if result.observations
+            else "Nothing is measured yet.",
+            token_panels(result),
+        ),
+        Section(
+            "search",
+            "How the search went",
+            "Runs are numbered in the order in which they were chosen, and coloured by round. Bars"
+            " are 90% intervals of the law as it was known after each round; those of the first"
+            " may leave the chart."
+            if result.law_observations
+            else "Nothing is measured for the law yet.",
+            (*order_panels(result), *learning_panels(result)),
+        ),
+        Section(
+            "cost",
+            "What it cost",
+            "gpu_seconds are device-seconds inside training loops, shared out over a pack by"
+            " tokens; on a CPU they are core-seconds.",
+            cost_panels(result),
+        ),
+        _memft_section(result),
+        Section(
+            "observations",
+            "All runs",
+            "Losses are nats per supervised token; token, prefix and exact are recall."
+            + ("" if result.failures else " No run failed."),
+            tables=tuple(
+                table
+                for table in (observations_table(result), failures_table(result))
+                if table.rows
+            ),
+        ),
+        Section(
+            "reproduce",
+            "To reproduce this",
+            "The same settings make the same search, and the same search_id.",
+            items=checklist(result, facts),
+        ),
+        _numbers_section(result),
+    )
+
+
+def _law_text(result: SearchResult) -> str:
+    if not fitted_points(result):
+        return "Nothing is measured for the law yet."
+    if result.law is None:
+        return "Points are measurements. " + NO_LAW
+    text = (
+        "Points are measurements; curves are the fitted law at"
+        f" {curve_steps(result):,} optimiser steps, and bands the 90% interval of the law itself,"
+        " which single measurements scatter around."
+    )
+    if result.law.fit.law.form == "ceiling":
+        text += " The dashed line is the base loss, which no reduction can exceed."
+    return text
+
+
+def _errors_text(result: SearchResult) -> str:
+    if result.law is None:
+        return NO_LAW
+    text = (
+        "On the diagonal the law predicts what was measured. Residuals without a pattern along"
+        " length or rank speak for the form of the law."
+    )
+    if n := result.law.fit.n_censored:
+        text += (
+            f" {n} points were set aside, since the power form has no ceiling; those that it"
+            " predicts far too high lie outside the charts."
+        )
+    return text
+
+
+def _memft_section(result: SearchResult) -> Section:
+    title = "MemFT against SFT"
+    if result.pairs:
+        text = (
+            "Each pair differs in the method alone: the same point, text, seed and number of"
+            " steps. Pairs are numbered as in the table; r is lora_rank and l is seq_len."
+        )
+        return Section(
+            "memft", title, text, memft_panels(result.pairs), (pairs_table(result.pairs),)
+        )
+    if result.spec.memft is None:
+        return Section("memft", title, "This search asked for no MemFT runs.")
+    asked = " and ".join(result.spec.memft.methods)
+    return Section("memft", title, f"This search asks for {asked}, but no pair has been run.")
+
+
+def _numbers_section(result: SearchResult) -> Section:
+    title = "The law in numbers"
+    if result.law is None:
+        return Section("numbers", title, NO_LAW)
+    return Section(
+        "numbers",
+        title,
+        "Intervals are central 90% intervals of a bootstrap clustered on (sequence, seed).",
+        tables=(law_table(result.law), targets_table(result.law), fit_table(result.law)),
+    )

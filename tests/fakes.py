@@ -1,0 +1,105 @@
+"""Fakes with real behaviour: a runner whose measurements come from a known law."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pmlray.law import CeilingLaw
+from pmlray.ports import ObservationStore
+from pmlray.types import (
+    FailedRun,
+    Observation,
+    Pack,
+    PackResult,
+    PackTimes,
+    PlannedRun,
+    Recall,
+)
+
+TRUE_LAW = CeilingLaw(60.0, 0.8, 0.7, 0.3, 5.0, 12.0)
+
+
+def observe(run: PlannedRun, round_: int, noise: float, seconds_per_token: float) -> Observation:
+    """What a run of the known law measures; noise depends on the run alone."""
+    rng = np.random.default_rng(int(run.run_key, 16) % 2**32)
+    point = run.point
+    base = 12.0 + 0.02 * run.sequence_id
+    law = TRUE_LAW.predict(point.lora_rank, point.seq_len, point.train_steps)
+    delta = min(float(law) + noise * rng.standard_normal(), base)
+    p = float(np.exp(-(base - delta)))
+    return Observation(
+        run_key=run.run_key,
+        point=point,
+        task="long_context",
+        method=run.method,
+        seed=run.seed,
+        sequence_id=run.sequence_id,
+        phase=run.phase,
+        round=round_,
+        supervised_tokens=point.seq_len,
+        base_loss=base,
+        final_loss=base - delta,
+        recall=Recall(p, p, float(p > 0.5), 0 if p > 0.5 else point.seq_len),
+        curve=((0, base), (point.train_steps, base - delta)),
+        token_p=(p,) * point.seq_len,
+        wrong_tokens=(),
+        generated_match=None,
+        gpu_seconds=seconds_per_token * point.seq_len * point.train_steps,
+        tokens_per_second=1.0 / seconds_per_token,
+        peak_memory_bytes=1,
+        provenance={"model": "synthetic"},
+    )
+
+
+class SyntheticRunner:
+    """A PackRunner on a known law; `fails` says which runs leave no observation."""
+
+    def __init__(
+        self,
+        store: ObservationStore,
+        *,
+        noise: float = 0.02,
+        seconds_per_token: float = 1e-3,
+        fails: Callable[[PlannedRun], bool] = lambda run: False,
+    ) -> None:
+        self._store, self._noise, self._seconds = store, noise, seconds_per_token
+        self._fails = fails
+        self.ran: list[str] = []
+
+    def run(self, pack: Pack) -> PackResult:
+        done, failed = [], []
+        for run in pack.runs:
+            self.ran.append(run.run_key)
+            if self._fails(run):
+                failure = FailedRun(run.run_key, run.point, pack.round, "made to fail", 1.0)
+                self._store.put_failure(failure)
+                failed.append(failure)
+                continue
+            observation = observe(run, pack.round, self._noise, self._seconds)
+            self._store.put(observation)
+            done.append(observation)
+        times = PackTimes(pack.pack_id, pack.round, 0.8, 1.0)
+        return PackResult(pack, tuple(done), tuple(failed), times)
+
+
+class MemoryTracker:
+    """A Tracker that remembers what it was told."""
+
+    uri = "memory:"
+
+    def __init__(self) -> None:
+        self.observed: list[str] = []
+        self.laws: list[tuple[dict[str, float], float]] = []
+        self.status: str | None = None
+
+    def observe(self, observations: Iterable[Observation]) -> None:
+        self.observed.extend(o.run_key for o in observations)
+
+    def law(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
+        self.laws.append((dict(metrics), gpu_seconds))
+
+    def finish(self, artifacts: Sequence[Path], status: str) -> None:
+        self.status = status

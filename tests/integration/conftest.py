@@ -1,0 +1,135 @@
+"""Real engines for the integration tests; every process started here is ended here, by its id."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "searches" / "smoke.yaml"
+# The smallest search that still has two rounds.
+SMALL = ["--set", "design={n_initial: 2, pack_size: 2}", "--set", "space.lora_rank=[1, 2]",
+         "--set", "space.seq_len=[16, 32]", "--set", "name=small"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A search that ran to its end: its JSON and its store."""
+
+    found: dict[str, Any]
+    store: Path
+
+
+def pmlray(*arguments: str, timeout: float = 280, **environment: str) -> tuple[int, str, str]:
+    """Run a pmlray command as a user would; returns (exit code, stdout, stderr)."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pmlray", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        end_group(process)
+    return process.returncode, out, err
+
+
+def end_group(process: subprocess.Popen[str]) -> None:
+    """End a process and everything that it started in its own session."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The smoke search, run once for all tests that look at its results."""
+    store = tmp_path_factory.mktemp("smoke") / "store"
+    code, out, err = pmlray("search", str(SMOKE), "--store", str(store), "--json")
+    assert code == 0, err[-3000:]
+    return Finished(json.loads(out), store)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running Ray head that wants a token."""
+
+    dashboard: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def token_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A Ray head with token authentication on, on ports of its own."""
+    folder = tmp_path_factory.mktemp("cluster")
+    token = folder / "token"
+    token.write_text("a" * 64)
+    port, dashboard = free_port(), free_port()
+    environment = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Unix socket paths are limited to 107 bytes; pytest's folders are too long for Ray.
+        "RAY_TMPDIR": "/tmp",
+    }
+    log = (folder / "head.log").open("w")
+    head = subprocess.Popen(
+        [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}",
+         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2",
+         "--disable-usage-stats"],
+        stdout=log, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, **environment}, start_new_session=True,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        _wait_for_jobs_api(address, environment, folder / "head.log")
+        yield Cluster(address, environment)
+    finally:
+        head.terminate()
+        try:
+            head.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            pass
+        end_group(head)
+        log.close()
+
+
+def _wait_for_jobs_api(address: str, environment: dict[str, str], log: Path) -> None:
+    script = (
+        "import sys, time\n"
+        "from ray.job_submission import JobSubmissionClient\n"
+        "end = time.monotonic() + 90\n"
+        "while True:\n"
+        "    try:\n"
+        "        JobSubmissionClient(sys.argv[1]).list_jobs(); break\n"
+        "    except (ConnectionError, RuntimeError):\n"
+        "        if time.monotonic() > end: raise\n"
+        "        time.sleep(1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, address],
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:] + log.read_text()[-2000:]

@@ -1,0 +1,75 @@
+"""MLflow on a real SQLite store: one child an observation, once, also after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pmlray.backends.mlflow_tracker import MlflowTracker, local_tracking_uri
+from pmlray.config.prepared import PreparedSearch
+from tests.fakes import observe
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Creating the schema takes seconds; the tests share it under different search ids."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    MlflowTracker(local_tracking_uri(folder), "warm-up", {}, folder / "artifacts")
+    return folder
+
+
+def children(client: MlflowClient, search_id: str) -> list:
+    (experiment,) = (e for e in client.search_experiments() if e.name == "pmlray")
+    condition = f"tags.`pmlray.search_id` = '{search_id}' and tags.`pmlray.kind` = 'observation'"
+    return list(client.search_runs([experiment.experiment_id], condition))
+
+
+def test_mirrors_each_observation_once(
+    database: Path, make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    search = make_search()
+    points = search.spec.space.points()
+    observations = [
+        observe(search.plan_run(p, "sft", 0, 0, "law"), 0, 0.02, 1e-3) for p in points[:3]
+    ]
+    uri = local_tracking_uri(database)
+    spec = search.spec.model_dump(mode="json")
+    tracker = MlflowTracker(uri, search.spec.search_id, spec, database / "artifacts")
+    tracker.observe(observations[:2])
+    client = MlflowClient(uri)
+
+    # A driver killed while it wrote a child leaves it RUNNING.
+    half = client.create_run(
+        children(client, search.spec.search_id)[0].info.experiment_id,
+        tags={
+            "mlflow.parentRunId": tracker._parent,
+            "pmlray.search_id": search.spec.search_id,
+            "pmlray.kind": "observation",
+            "pmlray.run_key": observations[2].run_key,
+        },
+    )
+    again = MlflowTracker(uri, search.spec.search_id, spec, database / "artifacts")
+    again.observe(observations)
+    again.law({"law/rank_exponent": 0.7}, 12.0)
+    report = tmp_path / "report.json"
+    report.write_text("{}")
+    again.finish([report], "FINISHED")
+
+    runs = children(client, search.spec.search_id)
+    assert sorted(r.data.tags["pmlray.run_key"] for r in runs) == sorted(
+        o.run_key for o in observations
+    )
+    assert half.info.run_id not in {r.info.run_id for r in runs}
+    first = next(r for r in runs if r.data.tags["pmlray.run_key"] == observations[0].run_key)
+    assert first.data.metrics["delta_loss"] == pytest.approx(observations[0].delta_loss)
+    assert first.data.params["lora_rank"] == str(points[0].lora_rank)
+    history = client.get_metric_history(first.info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [*observations[0].curve]
+    parent = client.get_run(again._parent)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["law/rank_exponent"] == 0.7
+    assert client.get_metric_history(again._parent, "law/rank_exponent")[0].step == 12
+    assert {a.path for a in client.list_artifacts(again._parent)} == {"report.json", "search.json"}

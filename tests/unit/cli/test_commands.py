@@ -1,0 +1,92 @@
+"""The commands that need no cluster, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pmlray.cli import app
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "paper_fig2a_digitised.csv"
+runner = CliRunner()
+
+
+def run_json(*arguments: str) -> dict:
+    result = runner.invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_fit_reproduces_the_papers_law() -> None:
+    power = run_json("fit", str(GOLDEN), "--form", "power")
+    assert power["rank_exponent"] == pytest.approx(0.659, abs=0.01)
+    assert power["len_exponent"] == pytest.approx(0.560, abs=0.01)
+    assert power["r2"] >= 0.995
+    ceiling = run_json("fit", str(GOLDEN), "--form", "ceiling", "--base-loss", "12.4")
+    assert ceiling["r2"] >= 0.9985
+    wanted = {"form", "coef", "rank_exponent", "len_exponent", "offset", "r2", "mape", "intervals",
+              "n_obs", "n_censored", "status"}  # fmt: skip
+    assert wanted <= set(power) and wanted <= set(ceiling)
+
+
+def test_validate_and_plan(search_file: Path) -> None:
+    found = run_json("validate", str(search_file))
+    assert found["n_candidates"] == 40
+    plan = run_json("plan", str(search_file))
+    assert len(plan["first_pack"]) == 6
+    assert all(row["gpu_seconds"] > 0 for row in plan["candidates"])
+
+
+def pmlray(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pmlray", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_budget_too_small_is_refused_with_the_number_needed(search_file: Path) -> None:
+    done = pmlray("search", str(search_file), "--set", "budget.gpu_seconds=0.001")
+    assert done.returncode == 2
+    assert "too small for the first pack" in done.stderr and "needs at least" in done.stderr
+    assert "Traceback" not in done.stderr and not done.stdout
+
+
+def test_a_missing_model_says_how_to_pull_it(
+    search_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PMLRAY_CACHE", str(tmp_path / "empty"))
+    done = pmlray("search", str(search_file), "--set", "model.id=smollm2-135m")
+    assert done.returncode == 2
+    assert "pmlray models pull smollm2-135m" in done.stderr
+
+
+def test_a_broken_record_names_file_and_line(search_file: Path) -> None:
+    records = search_file.parent / "facts.jsonl"
+    records.write_text('{"query": "a", "target": "b"}\n{"query": "c"}\n')
+    done = pmlray("validate", str(search_file), "--set", "task={kind: records, records: facts.jsonl}")
+    assert done.returncode == 2
+    assert "facts.jsonl, line 2" in done.stderr
+
+
+def test_a_length_beyond_the_data_is_refused(search_file: Path) -> None:
+    records = search_file.parent / "facts.jsonl"
+    records.write_text('{"query": "a", "target": "bcd"}\n')
+    done = pmlray("validate", str(search_file), "--set", "task={kind: records, records: facts.jsonl}")
+    assert done.returncode == 2
+    assert "longer than the data" in done.stderr
+
+
+LIGHT = """
+import sys
+import pmlray.study.law_search, pmlray.study.plan, pmlray.design, pmlray.law, pmlray.cli
+loaded = {"torch", "transformers", "mlflow", "deepspeed", "ray", "optuna"} & set(sys.modules)
+assert not loaded, loaded
+"""
+
+
+def test_the_laptop_part_loads_no_framework() -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

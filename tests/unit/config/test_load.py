@@ -1,0 +1,95 @@
+"""Bad input names the key, the line and what is allowed; good input round-trips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pmlray.config import SearchSpec, load_search
+from pmlray.config.prepared import prepare_search
+from pmlray.errors import DataError, ModelError, PmlrayError, SpecError
+
+SEARCHES = sorted((Path(__file__).parents[3] / "searches").glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("gpu_seconds: 120,", "gpu_secs: 120,", 10, ["budget.gpu_secs", "unknown key", "gpu_hours"]),
+        ("pack_size: 3", "pack_size: three", 9, ["design.pack_size", "integer", "three"]),
+        ("lora_rank: [1, 2, 4, 8, 16]", "lora_rank: [4, 2]", 5, ["lora_rank", "ascend"]),
+        ("kind: long_context", "kind: novel", 2, ["task.kind", "phonebook", "records"]),
+        ("layer: 1", "layer: -1", 4, ["probe.layer", "greater than or equal to 0"]),
+        ("model: {id: tiny-random-llama, ", "model: {", 3, ["model.id is needed"]),
+        ("seeds: [0]", "seeds: [0]\nseeds: [1]", 14, ["seeds", "twice"]),
+        ("train_steps: [100]", "train_steps: 100", 8, ["space.train_steps", "100"]),
+    ],
+)
+def test_complaints_name_line_and_remedy(
+    search_file: Path, old: str, new: str, line: int, words: list[str]
+) -> None:
+    text = search_file.read_text()
+    assert old in text
+    search_file.write_text(text.replace(old, new))
+    with pytest.raises(SpecError) as caught:
+        load_search(search_file)
+    assert f"{search_file}:{line}:" in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "error", "words"),
+    [
+        ("probe.layer=9", SpecError, ["layers 0 to 3"]),
+        ("space.seq_len=[16, 4096]", DataError, ["4096", "1024"]),
+        ("task={kind: records, records: none.jsonl}", DataError, ["none.jsonl"]),
+        ("task={kind: records}", SpecError, ["task.records is needed"]),
+        ("task={kind: long_context, random_ratio: 20}", SpecError, ["task.text is needed"]),
+        ("model.id=nobody/nothing", ModelError, ["model.revision is needed"]),
+        ("model.id=./missing", ModelError, ["neither a folder"]),
+        ("budget={gpu_seconds: 1, gpu_hours: 1}", SpecError, ["exactly one"]),
+        ("no-equals-sign", SpecError, ["key=value"]),
+        ("design.n_initial=99", SpecError, ["99", "40 runs"]),
+    ],
+)
+def test_impossible_values_are_refused_before_anything_starts(
+    search_file: Path, override: str, error: type[PmlrayError], words: list[str]
+) -> None:
+    with pytest.raises(error) as caught:
+        prepare_search(search_file, [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_numbers_in_scientific_notation_are_numbers(search_file: Path) -> None:
+    spec = load_search(search_file, ["recipe.learning_rate=1e-2"])
+    assert spec.recipe.learning_rate == 0.01
+
+
+def test_search_id_depends_on_content_not_on_layout(search_file: Path) -> None:
+    spec = load_search(search_file)
+    search_file.write_text("# a comment\n" + search_file.read_text())
+    assert load_search(search_file).search_id == spec.search_id
+    assert load_search(search_file, ["seeds=[1]"]).search_id != spec.search_id
+    assert SearchSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_shipped_searches_are_valid(path: Path) -> None:
+    assert prepare_search(path).spec.name == path.stem
+
+
+def test_run_key_covers_what_determines_a_result(search_file: Path) -> None:
+    def key(*overrides: str) -> str:
+        search = prepare_search(search_file, overrides)
+        point = search.spec.space.points()[0]
+        return search.plan_run(point, "sft", 0, 0, "law").run_key
+
+    same = key()
+    for irrelevant in ("budget.gpu_seconds=500", "design.pack_size=5", "name=other"):
+        assert key(irrelevant) == same
+    for relevant in ("recipe.learning_rate=0.1", "model.dtype=bfloat16", "probe.layer=2",
+                     "task.data_seed=1", "task.prompt_format=chat"):  # fmt: skip
+        assert key(relevant) != same

@@ -1,0 +1,41 @@
+"""Shared by the unit tests: a search that validates without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pmlray.config.prepared import PreparedSearch, prepare_search
+
+SEARCH = """\
+name: unit
+task: {kind: long_context, prompt_format: plain}
+model: {id: tiny-random-llama, dtype: float32}
+probe: {placement: mlp, layer: 1}
+space:
+  lora_rank: [1, 2, 4, 8, 16]
+  seq_len: [16, 32, 64, 128]
+  train_steps: [100]
+design: {n_initial: 6, pack_size: 3}
+budget: {gpu_seconds: 120, memft_gpu_seconds: 100}
+memft: {n_points: 1, n_pairs: 2}
+sequences: [0, 1]
+seeds: [0]
+"""
+
+
+@pytest.fixture
+def search_file(tmp_path: Path) -> Path:
+    path = tmp_path / "unit.yaml"
+    path.write_text(SEARCH)
+    return path
+
+
+@pytest.fixture
+def make_search(search_file: Path) -> Callable[..., PreparedSearch]:
+    def make(*overrides: str) -> PreparedSearch:
+        return prepare_search(search_file, overrides)
+
+    return make

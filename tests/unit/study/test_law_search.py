@@ -1,0 +1,137 @@
+"""A whole search on a known law: it finds the law, keeps its budget, and resumes after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pmlray.backends.file_store import FileStore
+from pmlray.backends.optuna_sampler import LawSampler
+from pmlray.backends.optuna_study import OptunaPoints
+from pmlray.config.prepared import PreparedSearch
+from pmlray.design import CostModel
+from pmlray.errors import RunError
+from pmlray.study.law_search import LawSearch
+from pmlray.study.plan import design_settings, design_space
+from pmlray.study.result import assemble
+from pmlray.types import PlannedRun
+from tests.fakes import TRUE_LAW, MemoryTracker, SyntheticRunner
+
+COST = CostModel(1e-3, prompt_tokens=0, batch_records=None)
+
+
+def start(
+    search: PreparedSearch, folder: Path, tracker: MemoryTracker | None = None
+) -> tuple[LawSearch, FileStore]:
+    store = FileStore(folder)
+    spec = search.spec
+    sampler = LawSampler(
+        design_space(search), design_settings(search), spec.law.forms, COST, spec.budget.law_seconds
+    )
+    points = OptunaPoints(search, sampler, folder, store.observations(), store.failures())
+    law_search = LawSearch(
+        search, store, points, tracker or MemoryTracker(), COST, 2, lambda progress: None
+    )
+    return law_search, store
+
+
+def run_to_end(law_search: LawSearch, runner: SyntheticRunner) -> None:
+    while (pack := law_search.next_pack()) is not None:
+        law_search.absorb(runner.run(pack))
+
+
+def test_recovers_the_law_within_its_interval_and_budget(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    search = make_search()
+    tracker = MemoryTracker()
+    law_search, store = start(search, tmp_path / "store", tracker)
+    run_to_end(law_search, SyntheticRunner(store))
+    result = assemble(search.spec, store.observations(), store.failures(), store.times())
+    assert result.law is not None
+    seconds = result.gpu_seconds()
+    assert 0.5 * search.spec.budget.law_seconds < seconds["law"] <= search.spec.budget.law_seconds
+    assert seconds["memft"] <= search.spec.budget.memft_seconds
+    (target,) = result.law.targets
+    truth = float(
+        TRUE_LAW.predict(
+            target.point.lora_rank, target.point.seq_len, target.point.train_steps, 12.01
+        )
+    )
+    assert target.delta_loss == pytest.approx(truth, rel=0.02)
+    assert len({o.run_key for o in result.observations}) == len(result.observations)
+    assert sorted(tracker.observed) == sorted(o.run_key for o in result.observations)
+    assert len({p.method for p in result.pairs}) == 2
+    assert all(pair.sft.point == pair.memft.point for pair in result.pairs)
+
+
+def test_a_kill_at_any_pack_loses_and_repeats_nothing(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    search = make_search()
+    law_search, store = start(search, tmp_path / "whole")
+    runner = SyntheticRunner(store)
+    run_to_end(law_search, runner)
+    undisturbed = {o.run_key: o.to_json() for o in store.observations()}
+
+    folder = tmp_path / "killed"
+    ran: list[str] = []
+    for _ in range(100):
+        law_search, store = start(search, folder)
+        runner = SyntheticRunner(store)
+        pack = law_search.next_pack()
+        if pack is None:
+            break
+        # The driver dies after its pack was stored and before it could absorb it.
+        runner.run(pack)
+        ran += runner.ran
+    assert len(ran) == len(set(ran))
+    assert {o.run_key: o.to_json() for o in store.observations()} == undisturbed
+
+
+def test_a_half_finished_pack_is_completed_not_repeated(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    search = make_search()
+    law_search, store = start(search, tmp_path)
+    first = law_search.next_pack()
+    assert first is not None
+    half = type(first)(first.round, first.runs[:3])
+    SyntheticRunner(store).run(half)
+    again, store = start(search, tmp_path)
+    second = again.next_pack()
+    assert second is not None
+    assert not {r.run_key for r in second.runs} & {r.run_key for r in half.runs}
+    assert len(second.runs) == search.spec.design.n_initial - 3
+
+
+def test_failed_runs_cost_but_are_not_tried_again(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    search = make_search()
+    law_search, store = start(search, tmp_path)
+    broken: Callable[[PlannedRun], bool] = lambda run: run.point.lora_rank == 16  # noqa: E731
+    runner = SyntheticRunner(store, fails=broken)
+    run_to_end(law_search, runner)
+    assert store.failures() and len(runner.ran) == len(set(runner.ran))
+    assert {f.point.lora_rank for f in store.failures()} == {16}
+
+
+def test_packs_that_keep_failing_end_the_search(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    law_search, store = start(make_search(), tmp_path)
+    with pytest.raises(RunError, match="2 packs failed"):
+        run_to_end(law_search, SyntheticRunner(store, fails=lambda run: True))
+
+
+def test_stops_at_the_target_interval(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    search = make_search("stop.relative_interval=0.5")
+    law_search, store = start(search, tmp_path)
+    run_to_end(law_search, SyntheticRunner(store))
+    law = [o for o in store.observations() if o.phase == "law"]
+    assert len(law) == search.spec.design.n_initial

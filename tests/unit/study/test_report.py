@@ -1,0 +1,319 @@
+"""The report: what its files hold, whom its figures show, and what it never does."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from pmlray.law import LawSummary
+from pmlray.study.report import report_json, write_report
+from pmlray.study.report_headline import headline
+from pmlray.study.report_law_figures import law_panels
+from pmlray.study.report_run_figures import chosen_runs, heat_panels
+from pmlray.study.report_search_figures import order_panels
+from pmlray.study.report_tables import number, without_credentials
+from pmlray.study.result import SearchResult
+from tests.unit.study.conftest import MakeResult
+
+ALL_FIGURES = {
+    *("delta-by-length", "delta-by-rank", "predicted-measured", "residuals"),
+    *("heat-final-loss", "heat-token-recall", "heat-exact-recall"),
+    *("token-p-1", "token-p-2", "token-p-3", "token-p-4", "order"),
+    *("rank-exponent-by-round", "len-exponent-by-round", "relative-interval-by-round"),
+    *("cost-by-round", "cost-by-length", "memft-exact", "memft-prefix", "memft-token"),
+}
+LAW_FIGURES = {
+    *("predicted-measured", "residuals", "rank-exponent-by-round", "len-exponent-by-round"),
+    "relative-interval-by-round",
+}
+FACTS = {
+    "wall_seconds": 312.5,
+    "training_share": 0.71,
+    "tracking_uri": "http://ray:hunter2@mlflow:5000",
+    "store": Path("/somewhere/store"),
+    "versions": {"pmlray": "0.1.0"},
+    "machine": "a <i>machine</i>",
+}
+
+
+class Page(HTMLParser):
+    """The elements and the texts of a page, and the content of its scripts by their id."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: dict[str, str] = {}
+        self.styles = ""
+        self.text = ""
+        self._inside: tuple[str, str] = ("", "")
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._inside = (tag, dict(attrs).get("id") or f"script-{len(self.scripts)}")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._inside[0]:
+            self._inside = ("", "")
+
+    def handle_data(self, data: str) -> None:
+        kind, name = self._inside
+        if kind == "script":
+            self.scripts[name] = self.scripts.get(name, "") + data
+        elif kind == "style":
+            self.styles += data
+        else:
+            self.text += data
+
+    def figures(self) -> set[str]:
+        return {a["data-figure"] or "" for _, a in self.elements if "data-figure" in a}
+
+    def specs(self) -> dict[str, Any]:
+        return json.loads(self.scripts["specs"])
+
+
+def rows_of(spec: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of every data set that a specification draws."""
+    for part in (spec, *spec.get("layer", [])):
+        data = part.get("data")
+        if data:
+            yield data["values"] if "values" in data else spec["datasets"][data["name"]]
+
+
+@pytest.fixture(scope="module")
+def result(make_result: MakeResult) -> SearchResult:
+    return make_result()
+
+
+@pytest.fixture(scope="module")
+def folder(result: SearchResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    assert write_report(result, folder, FACTS) == folder / "report.html"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Page:
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def law_of(result: SearchResult) -> LawSummary:
+    assert result.law is not None
+    return result.law
+
+
+def test_loads_nothing_from_anywhere(page: Page) -> None:
+    for tag, attributes in page.elements:
+        for name in ("src", "href", "srcset", "data", "action", "poster"):
+            assert not re.match(r"(https?:)?//|\.|/", attributes.get(name) or ""), (tag, attributes)
+    assert not re.search(r"@import|url\(", page.styles)
+    assert not re.search(r'"url"\s*:', page.scripts["specs"])
+    policies = [
+        a["content"] or ""
+        for tag, a in page.elements
+        if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert len(policies) == 1 and "default-src 'none'" in policies[0]
+    assert not re.search(r"https?:|connect-src|\*", policies[0])
+
+
+def test_has_the_drawing_code_once(page: Page) -> None:
+    bundles = [code for code in page.scripts.values() if len(code) > 300_000]
+    assert len(bundles) == 1
+    assert "vegaEmbed" in bundles[0]
+
+
+def test_every_figure_has_its_place_its_rows_and_its_svg(page: Page, folder: Path) -> None:
+    specs = page.specs()
+    assert page.figures() == set(specs) == ALL_FIGURES
+    for key, spec in specs.items():
+        sets = list(rows_of(spec))
+        assert sets and all(len(rows) > 0 for rows in sets), key
+        assert spec["width"] == "container", key
+        assert "tooltip" in json.dumps(spec), key
+        svg = ElementTree.parse(folder / "figures" / f"{key}.svg").getroot()
+        assert svg.tag.endswith("svg")
+        assert len(list(svg.iter("{http://www.w3.org/2000/svg}path"))) > 5, key
+    assert {p.stem for p in (folder / "figures").glob("*.svg")} == ALL_FIGURES
+
+
+def test_is_accessible_in_its_structure(page: Page) -> None:
+    tags = [tag for tag, _ in page.elements]
+    assert ("html", {"lang": "en"}) in page.elements
+    assert tags.count("h1") == 1 and tags.count("main") == 1 and tags.count("nav") == 1
+    ids = {a["id"] for _, a in page.elements if "id" in a}
+    for tag, attributes in page.elements:
+        if "data-figure" in attributes:
+            assert attributes["role"] == "img" and len(attributes["aria-label"] or "") > 30
+        if "aria-labelledby" in attributes:
+            assert attributes["aria-labelledby"] in ids
+        if tag == "a":
+            assert (attributes["href"] or "").removeprefix("#") in ids
+
+
+def test_sections_come_in_order(page: Page) -> None:
+    sections = [a["id"] for tag, a in page.elements if tag == "section"]
+    assert sections == [
+        *("law", "errors", "recall", "tokens", "search", "cost", "memft"),
+        *("observations", "reproduce", "numbers"),
+    ]
+
+
+def test_headline_says_the_law_and_what_it_cost(page: Page, result: SearchResult) -> None:
+    law = law_of(result)
+    low, high = law.intervals["rank_exponent"]
+    assert f"90%: {number(low, 3)} to {number(high, 3)}" in page.text
+    formulas = [a["aria-label"] or "" for _, a in page.elements if a.get("role") == "math"]
+    assert len(formulas) == 1
+    assert f"r^{law.fit.law.rank_exponent:.3g}" in formulas[0]
+    assert f"(z / {law.fit.law.to_json()['base_loss']:.3g})" in formulas[0]
+    assert law.heldout_mape is not None
+    assert f"off by {100 * law.heldout_mape:.3g}% on average" in page.text
+    assert "rests on 18 observations" in page.text
+    spent = result.gpu_seconds()
+    assert f"{number(spent['spent'])} of 1,200 gpu_seconds" in page.text
+    assert "CONVERGED" in page.text
+
+
+def test_power_form_is_written_without_a_ceiling(make_result: MakeResult) -> None:
+    said = headline(make_result(memft=False, law={"n_bootstrap": 30, "forms": ("power",)}))
+    assert said.formula is not None and not said.formula.ceiling
+    assert said.formula.spoken.startswith("delta_loss = ") and "z" not in said.formula.spoken
+    assert {p.name for p in said.parameters} == {
+        *("coef", "rank_exponent", "len_exponent", "offset"),
+    }
+
+
+def test_curves_follow_the_law_inside_their_band(result: SearchResult) -> None:
+    law = law_of(result).fit.law
+    observed = {round(o.delta_loss, 5) for o in result.law_observations}
+    for panel in law_panels(result):
+        spec = panel.spec()
+        curves = next(rows for rows in rows_of(spec) if "low" in rows[0])
+        for row in curves:
+            expected = float(law.predict(row["lora_rank"], row["seq_len"], row["train_steps"]))
+            assert row["delta_loss"] == pytest.approx(expected, abs=1e-4)
+            assert row["low"] <= row["high"]
+        points = next(rows for rows in rows_of(spec) if "token_recall" in rows[0])
+        assert {row["delta_loss"] for row in points} == observed
+    by_length = next(r for r in rows_of(law_panels(result)[0].spec()) if "low" in r[0])
+    assert max(row["seq_len"] for row in by_length) == pytest.approx(256)  # a target's length
+
+
+def test_heat_maps_average_replicates(result: SearchResult) -> None:
+    (rows,) = {
+        tuple(map(str, rows)): rows for rows in rows_of(heat_panels(result)[0].spec())
+    }.values()
+    runs = [
+        o.final_loss
+        for o in result.observations
+        if o.method == "sft" and (o.point.lora_rank, o.point.seq_len) == (4, 192)
+    ]
+    cell = next(row for row in rows if (row["lora_rank"], row["seq_len"]) == (4, 192))
+    assert len(runs) == cell["n_runs"] == 2
+    assert cell["final_loss"] == pytest.approx(sum(runs) / 2, abs=1e-5)
+
+
+def test_order_numbers_every_run_by_round(result: SearchResult) -> None:
+    rows = next(rows_of(order_panels(result)[0].spec()))
+    assert [row["order"] for row in rows] == list(range(1, 19))
+    assert [row["round"] for row in rows] == sorted(o.round for o in result.law_observations)
+
+
+def test_chosen_runs_are_the_extremes_and_the_threshold(result: SearchResult) -> None:
+    plain = sorted(o.final_loss for o in result.observations if o.method == "sft")
+    losses = [o.final_loss for _, o in chosen_runs(result)]
+    assert losses[0] == plain[0] and losses[-1] == plain[-1]
+    distance = sorted(abs(x - math.log(2)) for x in plain[1:-1])
+    assert sorted(abs(x - math.log(2)) for x in losses[1:-1]) == distance[:2]
+
+
+def test_json_agrees_with_the_result(folder: Path, result: SearchResult) -> None:
+    stored = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    for key, value in result.to_json().items():
+        assert stored[key] == json.loads(json.dumps(value)), key
+    assert [o["run_key"] for o in stored["observations"]] == [
+        o.run_key for o in result.observations
+    ]
+    first, o = stored["observations"][0], result.observations[0]
+    assert first["point"] == {"lora_rank": 1, "seq_len": 32, "train_steps": 200}
+    assert (first["delta_loss"], first["gpu_seconds"]) == (o.delta_loss, o.gpu_seconds)
+    assert first["recall"]["exact"] == o.recall.exact
+    assert [s["round"] for s in stored["snapshots"]] == [s.round for s in result.snapshots]
+    assert stored["snapshots"][-1]["law"]["coef"] == law_of(result).fit.law.to_json()["coef"]
+    assert stored["facts"]["wall_seconds"] == 312.5
+
+
+def test_json_has_no_numbers_that_json_lacks(result: SearchResult) -> None:
+    stored = report_json(result, {"training_share": math.nan, "wall_seconds": math.inf})
+    assert stored["facts"] == {"training_share": None, "wall_seconds": None}
+    json.dumps(stored, allow_nan=False)
+
+
+def test_credentials_stay_out(folder: Path) -> None:
+    for name in ("report.html", "report.json"):
+        text = (folder / name).read_text(encoding="utf-8")
+        assert "hunter2" not in text and "http://mlflow:5000" in text
+    assert without_credentials({"a": ["s3://k:s@bucket/x"]}) == {"a": ["s3://bucket/x"]}
+
+
+def test_text_cannot_become_markup(make_result: MakeResult, tmp_path: Path) -> None:
+    result = make_result(n_rounds=1, memft=False)
+    evil = "</script><script>alert(1)</script>"
+    object.__setattr__(result, "spec", result.spec.model_copy(update={"name": evil}))
+    page = Page(write_report(result, tmp_path, FACTS | {"store": evil}).read_text("utf-8"))
+    plain = [a for tag, a in page.elements if tag == "script"]
+    assert len(plain) == 4 and not any("alert(1)" in s for s in page.scripts.values())
+    assert page.text.count(evil) >= 3
+    assert "loss <b>NaN</b>; lower the rate" in page.text
+    assert not {"b", "i"} & {tag for tag, a in page.elements if tag == "td"}
+    assert "a <i>machine</i>" in page.text
+
+
+def test_without_a_law_shows_what_there_is(make_result: MakeResult, tmp_path: Path) -> None:
+    result = make_result(n_rounds=1, memft=False)
+    unfitted = SearchResult(
+        result.spec, result.observations, result.failures, (), result.pairs, result.packs
+    )
+    page = Page(write_report(unfitted, tmp_path, {}).read_text("utf-8"))
+    memft = {"memft-exact", "memft-prefix", "memft-token"}
+    assert page.figures() == set(page.specs()) == ALL_FIGURES - LAW_FIGURES - memft
+    assert "There is no law yet: 6 runs are measured" in page.text
+    assert json.loads((tmp_path / "report.json").read_text())["law"] is None
+
+
+def test_without_any_run_still_renders(make_result: MakeResult, tmp_path: Path) -> None:
+    empty = SearchResult(make_result(n_rounds=0, memft=False).spec, (), (), (), (), ())
+    page = Page(write_report(empty, tmp_path, {}).read_text("utf-8"))
+    assert page.figures() == set()
+    assert "Nothing is measured yet." in page.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [(None, "asked for no MemFT runs"), ({"n_points": 1}, "but no pair has been run")],
+)
+def test_says_why_there_is_no_memft(
+    make_result: MakeResult, tmp_path: Path, asked: dict[str, int] | None, says: str
+) -> None:
+    result = make_result(n_rounds=0, memft=False, memft_spec=asked)
+    page = Page(write_report(result, tmp_path, {}).read_text("utf-8"))
+    assert says in page.text
+    assert not any(key.startswith("memft") for key in page.figures())
+
+
+def test_pairs_table_has_every_pair(page: Page, result: SearchResult) -> None:
+    assert len(result.pairs) == 8
+    assert page.text.count("exact MemFT") == 1
+    dots = next(rows for rows in rows_of(page.specs()["memft-token"]) if "recall" in rows[0])
+    assert len(dots) == 16
+    assert {d["method"] for d in dots} == {"SFT", "MemFT-OT", "MemFT-SW"}
