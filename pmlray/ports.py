@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pmlray.types import FailedRun, Observation, Pack, PackResult, PackTimes, PlannedRun
 

@@ -66,7 +66,7 @@ def deepspeed_stepper(
 
     def make(model: AdaptedModel, optimizer: PackedAdamW) -> DeepSpeedStepper:
         # On Linux CPUs DeepSpeed would compile a shared-memory op with the system's C++ compiler.
-        deepspeed.ops.__compatible_ops__ = {}
+        setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_config(), dist_init_required=False
         )

@@ -50,9 +50,7 @@ class MlflowTracker:
 
     def observe(self, observations: Iterable[Observation]) -> None:
         """Mirror observations as child runs; those already there are left alone."""
-        self._waiting |= {
-            o.run_key: o for o in observations if o.run_key not in self._mirrored
-        }
+        self._waiting |= {o.run_key: o for o in observations if o.run_key not in self._mirrored}
         for key, observation in list(self._waiting.items()):
             try:
                 self._log_child(observation)

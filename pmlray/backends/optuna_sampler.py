@@ -93,7 +93,11 @@ class LawSampler(BaseSampler):
         }
 
     def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
         """A parameter that is none of the design's: uniformly at random."""
         return self._independent.sample_independent(study, trial, param_name, param_distribution)

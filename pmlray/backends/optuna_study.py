@@ -62,9 +62,7 @@ class OptunaPoints:
             trial = self._study.ask(fixed_distributions=self._sampler.distributions)
             params = trial.params
             point = DesignPoint(params["lora_rank"], params["seq_len"], params["train_steps"])
-            run = self._search.plan_run(
-                point, "sft", params["sequence_id"], params["seed"], "law"
-            )
+            run = self._search.plan_run(point, "sft", params["sequence_id"], params["seed"], "law")
             trial.set_user_attr("run_key", run.run_key)
             self._trials[run.run_key] = trial
             runs.append(run)

@@ -90,4 +90,3 @@ def _exit_code(client: JobSubmissionClient, job: str) -> int:
     if details.status == JobStatus.STOPPED:
         return 130
     return details.driver_exit_code or 3
-

@@ -86,7 +86,7 @@ class RayTrainRunner:
         )
         reason, training_seconds = "", 0.0
         try:
-            training_seconds = trainer.fit().return_value
+            training_seconds = float(trainer.fit().return_value or 0.0)
         except TrainingFailedError as error:
             reason = _cause(error)
             log.error("%s failed: %s", pack.pack_id, reason)

@@ -83,8 +83,7 @@ class PackSearcher(Searcher):
 def run_search_on_ray(
     search: PreparedSearch, law_search: LawSearch, store: Path, profile: ClusterProfile
 ) -> None:
-    """Run a search to its end on the connected Ray; the error that ended it, if one did, is raised.
-    """
+    """Run a search to its end on the connected Ray; raises the error that ended it, if one did."""
     runner = RayTrainRunner(search, store, profile)
     searcher = PackSearcher(law_search, FileStore(store))
     # Zero CPUs, or trials and their own workers would wait for each other; and not on a worker

@@ -10,9 +10,9 @@ import sys
 import typer
 
 from pmlray.cli.cluster_commands import submit
+from pmlray.cli.doctor import doctor
 from pmlray.cli.law_commands import fit, report
 from pmlray.cli.model_commands import models
-from pmlray.cli.doctor import doctor
 from pmlray.cli.output import set_up_logging
 from pmlray.cli.search_commands import plan, search, validate
 from pmlray.errors import PmlrayError, RunError, StoreError

@@ -92,7 +92,9 @@ def _models() -> list[Check]:
         here = (pulled_folder(name) / PULLED_MARK).is_file()
         detail = str(pulled_folder(name)) if here else f"not pulled; run: pmlray models pull {name}"
         checks.append(Check(name, "ok" if here else "warn", detail))
-    writable = os.access(next(p for p in (cache_root(), *cache_root().parents) if p.exists()), os.W_OK)
+    writable = os.access(
+        next(p for p in (cache_root(), *cache_root().parents) if p.exists()), os.W_OK
+    )
     state: State = "ok" if writable else "fail"
     checks.append(Check("cache", state, f"{cache_root()}{'' if writable else ' is not writable'}"))
     return checks

@@ -126,11 +126,11 @@ def report_store(folder: Path, facts: dict[str, Any] | None = None) -> dict[str,
 
     result = read_result(folder)
     summary_file = folder / SUMMARY_FILE
-    if facts is None:
-        facts = json.loads(summary_file.read_text())["facts"] if summary_file.is_file() else {}
-    page = write_report(result, folder / "report", facts)
-    summary = {**result.to_json(), **facts, "report": str(page)}
-    summary_file.write_text(json.dumps({**summary, "facts": facts}, indent=2))
+    kept = json.loads(summary_file.read_text())["facts"] if summary_file.is_file() else {}
+    shown = kept if facts is None else facts
+    page = write_report(result, folder / "report", shown)
+    summary = {**result.to_json(), **shown, "report": str(page)}
+    summary_file.write_text(json.dumps({**summary, "facts": shown}, indent=2))
     return summary
 
 
@@ -153,6 +153,8 @@ def ray_session(address: str | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Tune would swallow Ctrl-C and end as if all had gone well.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # Its other output prints its configuration whatever its verbosity.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # Ray Train notices a finished worker only when it polls; its 2 s would be lost at every pack.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     import ray

@@ -18,7 +18,9 @@ def fit(
         ..., help="A store, a JSONL of observations, or a CSV of rank,length,delta_loss_nats."
     ),
     form: str = typer.Option("auto", help="power, ceiling, or auto: the better on unseen points."),
-    base_loss: float = typer.Option(None, help="Loss without an adapter, nats a token (for a CSV)."),
+    base_loss: float = typer.Option(
+        None, help="Loss without an adapter, nats a token (for a CSV)."
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Fit the memory law to observations."""

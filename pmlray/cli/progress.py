@@ -54,9 +54,7 @@ def live_progress() -> Iterator[Callable[[Progress], None]]:
     def text(progress: Progress) -> str:
         at_start.append(progress.gpu_seconds_spent)
         elapsed = time.perf_counter() - started
-        return (
-            f"{describe(progress, at_start[0], elapsed)}\n{describe_law(progress.law)}"
-        )
+        return f"{describe(progress, at_start[0], elapsed)}\n{describe_law(progress.law)}"
 
     if not console.is_terminal:
         yield lambda progress: console.print(text(progress), highlight=False, soft_wrap=True)

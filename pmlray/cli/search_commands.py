@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +108,16 @@ def search(
 ) -> None:
     """Run a search, or continue the one that is in the store."""
     from pmlray.cli.driver import SearchRun, default_store, run_search, tracking_uri_for
-    from pmlray.cli.progress import live_progress
     from pmlray.cli.findings import describe_result
+    from pmlray.cli.progress import live_progress
 
     prepared = prepare_search(spec, overrides or ())
     settings = read_profile(profile)
     folder = store.absolute() if store is not None else default_store(prepared, settings)
     uri = tracking_uri_for(folder, settings, tracking_uri)
     try:
-        with live_progress() as announce:
+        # Ray and Tune print as they please; stdout is for the result alone.
+        with contextlib.redirect_stdout(sys.stderr), live_progress() as announce:
             found = run_search(SearchRun(prepared, settings, folder, uri, address), announce)
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command continues from {folder}", err=True)

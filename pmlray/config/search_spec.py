@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pmlray.config.recipe import Recipe
+from pmlray.law import Form
 from pmlray.types import DesignPoint
 
 MEMFT_METHODS = Literal["memft_ot", "memft_sw"]
@@ -96,7 +97,7 @@ class Space(Part):
 class LawOptions(Part):
     """Which forms are fitted, and the intervals reported."""
 
-    forms: tuple[Literal["power", "ceiling"], ...] = Field(("power", "ceiling"), min_length=1)
+    forms: tuple[Form, ...] = Field(default=("power", "ceiling"), min_length=1)
     n_bootstrap: Annotated[int, Field(ge=20)] = 200
 
 
@@ -156,14 +157,14 @@ class Stop(Part):
 class Memft(Part):
     """The MemFT phase: `n_points` design points near the 0.5 threshold, `n_pairs` replicates."""
 
-    methods: tuple[MEMFT_METHODS, ...] = Field(("memft_ot", "memft_sw"), min_length=1)
+    methods: tuple[MEMFT_METHODS, ...] = Field(default=("memft_ot", "memft_sw"), min_length=1)
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
     n_points: Annotated[int, Field(ge=1)] = 1
     n_pairs: Annotated[int, Field(ge=1)] = 2
 
 
 class Evaluate(Part):
-    """Real greedy decoding of each run that recalls everything, up to this many tokens (0: none)."""
+    """Real greedy decoding of the runs that recall everything, up to so many tokens (0: none)."""
 
     generate_max_tokens: Annotated[int, Field(ge=0)] = 256
 
@@ -183,8 +184,8 @@ class SearchSpec(Part):
     stop: Stop = Stop()
     memft: Memft | None = None
     evaluate: Evaluate = Evaluate()
-    sequences: tuple[Seed, ...] = Field((0, 1), min_length=1)
-    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
+    sequences: tuple[Seed, ...] = Field(default=(0, 1), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchSpec:

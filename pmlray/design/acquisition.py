@@ -49,9 +49,11 @@ def variance_reduction(
 
 
 def _jacobian(fit: LawFit, points: Sequence[DesignPoint]) -> NDArray[np.float64]:
-    r, length, t = np.array(
-        [[p.lora_rank, p.seq_len, p.train_steps] for p in points], dtype=float
-    ).reshape(-1, 3).T
+    r, length, t = (
+        np.array([[p.lora_rank, p.seq_len, p.train_steps] for p in points], dtype=float)
+        .reshape(-1, 3)
+        .T
+    )
     return fit.law.jacobian(r, length, t)
 
 

@@ -1,5 +1,4 @@
-"""What a run will cost in gpu_seconds: a FLOP guess at first, measured rates as soon as there are any.
-"""
+"""What a run will cost in gpu_seconds: a guess from FLOPs, then the rates that were measured."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ class CostModel:
         return self.seconds_per_token * point.train_steps * self.tokens_per_step(point)
 
     def learn(self, runs: Iterable[tuple[DesignPoint, float]]) -> CostModel:
-        """The model with its rate from measured (point, gpu_seconds); itself when there are none."""
+        """The model with the rate of measured (point, gpu_seconds); itself without any."""
         seconds = tokens = 0.0
         for point, gpu_seconds in runs:
             seconds += gpu_seconds

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pmlray.config.models import ARCHITECTURES, ModelSource, geometry_from_config
 from pmlray.config.search_spec import Probe
@@ -24,7 +24,7 @@ FIXED_DATE = "26 Jul 2024"
 
 
 class LayerInputs(NamedTuple):
-    """What the trainable part needs of the frozen part: block k's output and the adapter's input."""
+    """What the trainable part needs of the frozen one: block k's output, the adapter's input."""
 
     hidden_BTD: Tensor
     adapter_in_BTX: Tensor
@@ -34,7 +34,8 @@ class LayerInputs(NamedTuple):
 class BaseModel:
     """A frozen causal language model with its tokenizer and the place of the adapter."""
 
-    model: PreTrainedModel
+    # Typed loosely: a transformers model is built at run time, out of the type checker's sight.
+    model: Any
     tokenizer: Any
     probe: Probe
 
@@ -46,7 +47,7 @@ class BaseModel:
     @property
     def head_weight(self) -> Tensor:
         """The language-model head, (vocabulary, hidden)."""
-        return self.model.get_output_embeddings().weight
+        return self.model.lm_head.weight
 
     @property
     def adapted_layer(self) -> nn.Module:
@@ -62,8 +63,8 @@ class BaseModel:
     @property
     def adapter_input_module(self) -> nn.Module:
         """The module whose input is the adapter's input."""
-        mlp = self.adapted_layer.mlp
-        return mlp if self.probe.placement == "mlp" else mlp.down_proj
+        name = "mlp" if self.probe.placement == "mlp" else "mlp.down_proj"
+        return self.adapted_layer.get_submodule(name)
 
     @torch.no_grad()
     def run_prefix(self, ids_BT: Tensor) -> LayerInputs:
@@ -129,7 +130,7 @@ def load_base_model(
     pinned = {} if source.folder is not None else {"revision": revision}
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **pinned)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             where, dtype=getattr(torch, dtype), attn_implementation="sdpa", **pinned
         )
     except (OSError, ValueError) as error:

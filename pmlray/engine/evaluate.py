@@ -20,7 +20,7 @@ from pmlray.types import Recall
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """Of one adapter's supervised tokens, record by record: nll in nats, and argmax wrong or not."""
+    """An adapter's supervised tokens, record by record: nll in nats, argmax wrong or not."""
 
     nll: tuple[tuple[float, ...], ...]
     wrong: tuple[tuple[bool, ...], ...]

@@ -66,9 +66,7 @@ def measure_pack(
         _shortened(cache[run.sequence_id], memory.records)
         for run, memory in zip(pack.runs, own_memory, strict=True)
     ]
-    lora = PackedLora(
-        base, [r.point.lora_rank for r in pack.runs], [r.seed for r in pack.runs]
-    )
+    lora = PackedLora(base, [r.point.lora_rank for r in pack.runs], [r.seed for r in pack.runs])
     model = AdaptedModel(base, lora)
     optimizer = PackedAdamW(
         model.parameters(),

@@ -15,9 +15,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 MLP_CONFIG_FILE = "pmlray_adapter.json"
 
 
-def save_adapter(
-    folder: Path, probe: Probe, weights: tuple[Tensor, Tensor], base_id: str
-) -> None:
+def save_adapter(folder: Path, probe: Probe, weights: tuple[Tensor, Tensor], base_id: str) -> None:
     """Write one adapter; a `down_proj` folder loads with `peft.PeftModel.from_pretrained`.
 
     weights: A (X, r) and B (r, D).
@@ -49,7 +47,7 @@ def save_adapter(
 
 
 def load_mlp_adapter(folder: Path) -> tuple[Probe, tuple[Tensor, Tensor]]:
-    """Read an `mlp` adapter back: its probe, A (X, r) and B (r, D); use `BaseModel.with_adapter`."""
+    """An `mlp` adapter: its probe, A (X, r) and B (r, D), for `BaseModel.with_adapter`."""
     config = json.loads((folder / MLP_CONFIG_FILE).read_text())
     tensors: dict[str, torch.Tensor] = load_file(folder / WEIGHTS_FILE)
     probe = Probe(placement=config["placement"], layer=config["layer"])

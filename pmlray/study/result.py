@@ -73,7 +73,10 @@ class SearchResult:
 
 def fit_form(spec: SearchSpec) -> Form | Literal["auto"]:
     """The one form that the spec asks for, or `auto` to choose among both."""
-    return "auto" if len(spec.law.forms) > 1 else spec.law.forms[0]
+    if len(spec.law.forms) > 1:
+        return "auto"
+    (form,) = spec.law.forms
+    return form
 
 
 def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> LawSummary | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -50,10 +51,8 @@ def pmlray(*arguments: str, timeout: float = 280, **environment: str) -> tuple[i
 
 def end_group(process: subprocess.Popen[str]) -> None:
     """End a process and everything that it started in its own session."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait(timeout=30)
 
 
@@ -91,6 +90,8 @@ def token_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # A cluster without any pulled model.
+        "PMLRAY_CACHE": str(folder / "cache"),
         # Unix socket paths are limited to 107 bytes; pytest's folders are too long for Ray.
         "RAY_TMPDIR": "/tmp",
     }
@@ -108,10 +109,8 @@ def token_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
         yield Cluster(address, environment)
     finally:
         head.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             head.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            pass
         end_group(head)
         log.close()
 

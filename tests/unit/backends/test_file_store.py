@@ -52,9 +52,12 @@ def test_a_damaged_file_is_named(tmp_path: Path, observation) -> None:
 
 def test_one_driver_at_a_time(tmp_path: Path) -> None:
     store = FileStore(tmp_path)
-    with store.driver_lock(), pytest.raises(StoreError, match="another search"):
-        with FileStore(tmp_path).driver_lock():
-            pass
+    with (
+        store.driver_lock(),
+        pytest.raises(StoreError, match="another search"),
+        FileStore(tmp_path).driver_lock(),
+    ):
+        pass
     with store.driver_lock():
         pass
 

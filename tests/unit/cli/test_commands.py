@@ -66,7 +66,9 @@ def test_a_missing_model_says_how_to_pull_it(
 def test_a_broken_record_names_file_and_line(search_file: Path) -> None:
     records = search_file.parent / "facts.jsonl"
     records.write_text('{"query": "a", "target": "b"}\n{"query": "c"}\n')
-    done = pmlray("validate", str(search_file), "--set", "task={kind: records, records: facts.jsonl}")
+    done = pmlray(
+        "validate", str(search_file), "--set", "task={kind: records, records: facts.jsonl}"
+    )
     assert done.returncode == 2
     assert "facts.jsonl, line 2" in done.stderr
 
@@ -74,7 +76,9 @@ def test_a_broken_record_names_file_and_line(search_file: Path) -> None:
 def test_a_length_beyond_the_data_is_refused(search_file: Path) -> None:
     records = search_file.parent / "facts.jsonl"
     records.write_text('{"query": "a", "target": "bcd"}\n')
-    done = pmlray("validate", str(search_file), "--set", "task={kind: records, records: facts.jsonl}")
+    done = pmlray(
+        "validate", str(search_file), "--set", "task={kind: records, records: facts.jsonl}"
+    )
     assert done.returncode == 2
     assert "longer than the data" in done.stderr
 

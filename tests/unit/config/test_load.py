@@ -16,7 +16,12 @@ SEARCHES = sorted((Path(__file__).parents[3] / "searches").glob("*.yaml"))
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
-        ("gpu_seconds: 120,", "gpu_secs: 120,", 10, ["budget.gpu_secs", "unknown key", "gpu_hours"]),
+        (
+            "gpu_seconds: 120,",
+            "gpu_secs: 120,",
+            10,
+            ["budget.gpu_secs", "unknown key", "gpu_hours"],
+        ),
         ("pack_size: 3", "pack_size: three", 9, ["design.pack_size", "integer", "three"]),
         ("lora_rank: [1, 2, 4, 8, 16]", "lora_rank: [4, 2]", 5, ["lora_rank", "ascend"]),
         ("kind: long_context", "kind: novel", 2, ["task.kind", "phonebook", "records"]),

@@ -46,9 +46,12 @@ def test_gain_is_the_variance_that_a_refit_would_lose() -> None:
         jac = fit.law.jacobian(r, n, t) * scale
         info = jac.T @ jac / max(fit.sigma, 1e-3) ** 2 + 1e-2 * np.eye(len(scale))
         target = TARGET[0]
-        g = fit.law.jacobian(
-            np.array([8.0]), np.array([256.0]), np.array([float(target.train_steps)])
-        ) * scale
+        g = (
+            fit.law.jacobian(
+                np.array([8.0]), np.array([256.0]), np.array([float(target.train_steps)])
+            )
+            * scale
+        )
         return float((g @ np.linalg.solve(info, g.T)).item())
 
     before = variance(known)

@@ -51,9 +51,7 @@ def test_packed_equals_separate_for_many_records(tiny: Callable[..., BaseModel])
 
 
 @pytest.mark.parametrize("placement", ["mlp", "down_proj"])
-def test_cached_losses_equal_a_full_forward(
-    tiny: Callable[..., BaseModel], placement: str
-) -> None:
+def test_cached_losses_equal_a_full_forward(tiny: Callable[..., BaseModel], placement: str) -> None:
     base = tiny(placement, 2)
     record = random_record(30)
     trained = train(base, [make_run(4, 30, 20)], [[record]], RECIPE)

@@ -1,8 +1,10 @@
-"""A search as its report sees it, drawn from a known law."""
+"""A search as its report sees it, drawn from a known law, and a reader of the page."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,43 @@ ROUNDS = (
     ((16, 192, 1), (8, 96, 0), (4, 192, 1)),
 )
 MakeResult = Callable[..., SearchResult]
+
+
+class Page(HTMLParser):
+    """The elements and the texts of a page, and the content of its scripts by their id."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: dict[str, str] = {}
+        self.styles = ""
+        self.text = ""
+        self._inside: tuple[str, str] = ("", "")
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._inside = (tag, dict(attrs).get("id") or f"script-{len(self.scripts)}")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._inside[0]:
+            self._inside = ("", "")
+
+    def handle_data(self, data: str) -> None:
+        kind, name = self._inside
+        if kind == "script":
+            self.scripts[name] = self.scripts.get(name, "") + data
+        elif kind == "style":
+            self.styles += data
+        else:
+            self.text += data
+
+    def figures(self) -> set[str]:
+        return {a["data-figure"] or "" for _, a in self.elements if "data-figure" in a}
+
+    def specs(self) -> dict[str, Any]:
+        return json.loads(self.scripts["specs"])
 
 
 def make_spec(**changes: Any) -> SearchSpec:

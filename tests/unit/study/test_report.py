@@ -6,22 +6,22 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from pmlray.law import LawSummary
+from pmlray.law import CeilingLaw, LawSummary, prediction_interval
 from pmlray.study.report import report_json, write_report
 from pmlray.study.report_headline import headline
 from pmlray.study.report_law_figures import law_panels
 from pmlray.study.report_run_figures import chosen_runs, heat_panels
 from pmlray.study.report_search_figures import order_panels
-from pmlray.study.report_tables import number, without_credentials
+from pmlray.study.report_tables import number, pairs_table, without_credentials
 from pmlray.study.result import SearchResult
-from tests.unit.study.conftest import MakeResult
+from tests.unit.study.conftest import MakeResult, Page
 
 ALL_FIGURES = {
     *("delta-by-length", "delta-by-rank", "predicted-measured", "residuals"),
@@ -42,43 +42,6 @@ FACTS = {
     "versions": {"pmlray": "0.1.0"},
     "machine": "a <i>machine</i>",
 }
-
-
-class Page(HTMLParser):
-    """The elements and the texts of a page, and the content of its scripts by their id."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: dict[str, str] = {}
-        self.styles = ""
-        self.text = ""
-        self._inside: tuple[str, str] = ("", "")
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag in ("script", "style"):
-            self._inside = (tag, dict(attrs).get("id") or f"script-{len(self.scripts)}")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag == self._inside[0]:
-            self._inside = ("", "")
-
-    def handle_data(self, data: str) -> None:
-        kind, name = self._inside
-        if kind == "script":
-            self.scripts[name] = self.scripts.get(name, "") + data
-        elif kind == "style":
-            self.styles += data
-        else:
-            self.text += data
-
-    def figures(self) -> set[str]:
-        return {a["data-figure"] or "" for _, a in self.elements if "data-figure" in a}
-
-    def specs(self) -> dict[str, Any]:
-        return json.loads(self.scripts["specs"])
 
 
 def rows_of(spec: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
@@ -178,10 +141,9 @@ def test_headline_says_the_law_and_what_it_cost(page: Page, result: SearchResult
     assert f"(z / {law.fit.law.to_json()['base_loss']:.3g})" in formulas[0]
     assert law.heldout_mape is not None
     assert f"off by {100 * law.heldout_mape:.3g}% on average" in page.text
-    assert "rests on 18 observations" in page.text
     spent = result.gpu_seconds()
     assert f"{number(spent['spent'])} of 1,200 gpu_seconds" in page.text
-    assert "CONVERGED" in page.text
+    assert "rests on 18 observations" in page.text and "CONVERGED" in page.text
 
 
 def test_power_form_is_written_without_a_ceiling(make_result: MakeResult) -> None:
@@ -193,34 +155,37 @@ def test_power_form_is_written_without_a_ceiling(make_result: MakeResult) -> Non
     }
 
 
-def test_curves_follow_the_law_inside_their_band(result: SearchResult) -> None:
-    law = law_of(result).fit.law
+def test_curves_and_bands_are_those_of_the_law(result: SearchResult) -> None:
+    law = law_of(result)
     observed = {round(o.delta_loss, 5) for o in result.law_observations}
     for panel in law_panels(result):
         spec = panel.spec()
         curves = next(rows for rows in rows_of(spec) if "low" in rows[0])
-        for row in curves:
-            expected = float(law.predict(row["lora_rank"], row["seq_len"], row["train_steps"]))
-            assert row["delta_loss"] == pytest.approx(expected, abs=1e-4)
-            assert row["low"] <= row["high"]
+        r, length, t = (
+            [float(row[k]) for row in curves] for k in ("lora_rank", "seq_len", "train_steps")
+        )
+        low, high = prediction_interval(law.fit, law.samples, r, length, t)
+        assert [row["delta_loss"] for row in curves] == pytest.approx(
+            law.fit.law.predict(r, length, t), abs=1e-4
+        )
+        assert [row["low"] for row in curves] == pytest.approx(low, abs=1e-4)
+        assert [row["high"] for row in curves] == pytest.approx(high, abs=1e-4)
         points = next(rows for rows in rows_of(spec) if "token_recall" in rows[0])
         assert {row["delta_loss"] for row in points} == observed
     by_length = next(r for r in rows_of(law_panels(result)[0].spec()) if "low" in r[0])
     assert max(row["seq_len"] for row in by_length) == pytest.approx(256)  # a target's length
 
 
-def test_heat_maps_average_replicates(result: SearchResult) -> None:
-    (rows,) = {
-        tuple(map(str, rows)): rows for rows in rows_of(heat_panels(result)[0].spec())
-    }.values()
-    runs = [
-        o.final_loss
-        for o in result.observations
-        if o.method == "sft" and (o.point.lora_rank, o.point.seq_len) == (4, 192)
-    ]
-    cell = next(row for row in rows if (row["lora_rank"], row["seq_len"]) == (4, 192))
-    assert len(runs) == cell["n_runs"] == 2
-    assert cell["final_loss"] == pytest.approx(sum(runs) / 2, abs=1e-5)
+def test_heat_maps_average_the_replicates_of_plain_sft(result: SearchResult) -> None:
+    runs: dict[tuple[int, int], list[float]] = {}
+    for o in result.observations:
+        if o.method == "sft":
+            runs.setdefault((o.point.lora_rank, o.point.seq_len), []).append(o.final_loss)
+    expected = {cell: sum(losses) / len(losses) for cell, losses in runs.items()}
+    assert max(len(losses) for losses in runs.values()) > 1
+    rows = next(rows_of(heat_panels(result)[0].spec()))
+    drawn = {(row["lora_rank"], row["seq_len"]): row["final_loss"] for row in rows}
+    assert drawn == pytest.approx(expected, abs=1e-5)
 
 
 def test_order_numbers_every_run_by_round(result: SearchResult) -> None:
@@ -267,7 +232,7 @@ def test_credentials_stay_out(folder: Path) -> None:
 
 
 def test_text_cannot_become_markup(make_result: MakeResult, tmp_path: Path) -> None:
-    result = make_result(n_rounds=1, memft=False)
+    result = make_result(n_rounds=0, memft=False)
     evil = "</script><script>alert(1)</script>"
     object.__setattr__(result, "spec", result.spec.model_copy(update={"name": evil}))
     page = Page(write_report(result, tmp_path, FACTS | {"store": evil}).read_text("utf-8"))
@@ -294,8 +259,7 @@ def test_without_a_law_shows_what_there_is(make_result: MakeResult, tmp_path: Pa
 def test_without_any_run_still_renders(make_result: MakeResult, tmp_path: Path) -> None:
     empty = SearchResult(make_result(n_rounds=0, memft=False).spec, (), (), (), (), ())
     page = Page(write_report(empty, tmp_path, {}).read_text("utf-8"))
-    assert page.figures() == set()
-    assert "Nothing is measured yet." in page.text
+    assert page.figures() == set() and "Nothing is measured yet." in page.text
 
 
 @pytest.mark.parametrize(
@@ -311,9 +275,26 @@ def test_says_why_there_is_no_memft(
     assert not any(key.startswith("memft") for key in page.figures())
 
 
-def test_pairs_table_has_every_pair(page: Page, result: SearchResult) -> None:
+def test_every_run_failure_and_pair_is_in_a_table(page: Page, result: SearchResult) -> None:
+    for o in result.observations:
+        assert o.run_key in page.text
+    assert "f00" in page.text
+    table = pairs_table(result.pairs)
     assert len(result.pairs) == 8
-    assert page.text.count("exact MemFT") == 1
+    for name, method in (("exact", "sft"), ("prefix", "memft"), ("token", "memft")):
+        column = table.columns.index(f"{name} {'SFT' if method == 'sft' else 'MemFT'}")
+        assert [row[column] for row in table.rows] == [
+            getattr(getattr(pair, method).recall, name) for pair in result.pairs
+        ]
     dots = next(rows for rows in rows_of(page.specs()["memft-token"]) if "recall" in rows[0])
     assert len(dots) == 16
     assert {d["method"] for d in dots} == {"SFT", "MemFT-OT", "MemFT-SW"}
+
+
+def test_a_negative_offset_is_subtracted(result: SearchResult) -> None:
+    summary = law_of(result)
+    assert isinstance(summary.fit.law, CeilingLaw)
+    fit = replace(summary.fit, law=replace(summary.fit.law, offset=-0.25))
+    last = replace(result.snapshots[-1], law=replace(summary, fit=fit))
+    formula = headline(replace(result, snapshots=(last,))).formula
+    assert formula is not None and formula.spoken.endswith(" − 0.25")

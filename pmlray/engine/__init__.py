@@ -1,0 +1,1 @@
+"""Training many adapters on one frozen base: needs torch and transformers."""
