@@ -46,9 +46,9 @@ class DeepSpeedStepper:
     def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
         self._engine = engine
 
-    def losses(self, batch: MicroBatch, keep_RTD: Tensor | None) -> TokenLosses:
+    def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
         """Per-token losses with a graph."""
-        return self._engine(batch, keep_RTD)
+        return self._engine(batch, keep_TD)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a sum over tokens to those already there."""

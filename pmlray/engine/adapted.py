@@ -22,15 +22,14 @@ class AdaptedModel(nn.Module):
         self.lora = lora
         self._base = base
 
-    def forward(self, batch: MicroBatch, keep_RTD: Tensor | None = None) -> TokenLosses:
+    def forward(self, batch: MicroBatch, keep_TD: Tensor | None = None) -> TokenLosses:
         """Losses of the batch's N supervised tokens.
 
-        keep_RTD: dropout's mask of the adapter output, already scaled; None outside training.
+        keep_TD: dropout's mask of the adapter output, already scaled; None outside training.
         """
-        delta_RTD = self.lora.delta(batch.adapter_in_RTX, batch.adapter_of_row_R)
-        if keep_RTD is not None:
-            delta_RTD = delta_RTD * keep_RTD
-        adapted_RTD = batch.hidden_RTD + delta_RTD.to(batch.hidden_RTD.dtype)
-        final_RTD = self._base.run_suffix(adapted_RTD)
-        predicting_ND = final_RTD.flatten(0, 1)[batch.predict_N]
-        return token_losses(predicting_ND, self._base.head_weight, batch.targets_N)
+        delta_TD = self.lora.delta(batch.adapter_in_TX, batch.adapter_of_row_R, batch.groups)
+        if keep_TD is not None:
+            delta_TD = delta_TD * keep_TD
+        adapted_TD = batch.hidden_TD + delta_TD.to(batch.hidden_TD.dtype)
+        final_TD = self._base.run_suffix(adapted_TD, batch.positions_T, batch.groups)
+        return token_losses(final_TD[batch.predict_N], self._base.head_weight, batch.targets_N)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pmlray.config.models import ARCHITECTURES, ModelSource, geometry_from_config
 from pmlray.config.search_spec import Probe
+from pmlray.engine.row_attention import ROW_ATTENTION, RowGroups
 from pmlray.errors import ModelError
 
 SYSTEM_PROMPT = "You are a helpful assistant."
@@ -71,7 +72,8 @@ class BaseModel:
         """Blocks 0..k on right-padded token ids; causal, so padding changes no real position."""
         body = self.model.model
         hidden = body.embed_tokens(ids_BT)
-        rotary = self._rotary(hidden)
+        positions = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
+        rotary = body.rotary_emb(hidden, position_ids=positions)
         seen: list[Tensor] = []
         hook = self.adapter_input_module.register_forward_pre_hook(
             lambda _module, args: seen.append(args[0])
@@ -83,17 +85,17 @@ class BaseModel:
             hook.remove()
         return LayerInputs(hidden, seen[0])
 
-    def run_suffix(self, hidden_BTD: Tensor) -> Tensor:
-        """Blocks k+1.. and the final norm, from block k's (adapted) output: (B, T, D)."""
-        body = self.model.model
-        rotary = self._rotary(hidden_BTD)
-        for layer in body.layers[self.probe.layer + 1 :]:
-            hidden_BTD = layer(hidden_BTD, position_embeddings=rotary)
-        return body.norm(hidden_BTD)
+    def run_suffix(self, hidden_TD: Tensor, positions_T: Tensor, groups: RowGroups) -> Tensor:
+        """Blocks k+1.. and the final norm, from block k's (adapted) output: (T, D).
 
-    def _rotary(self, hidden_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        positions = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)[None]
-        return self.model.model.rotary_emb(hidden_BTD, position_ids=positions)
+        The T positions are rows end to end, `groups` their (rows, length).
+        """
+        body = self.model.model
+        hidden = hidden_TD[None]
+        rotary = body.rotary_emb(hidden, position_ids=positions_T[None])
+        for layer in body.layers[self.probe.layer + 1 :]:
+            hidden = layer(hidden, position_embeddings=rotary, row_groups=groups)
+        return body.norm(hidden)[0]
 
     @contextmanager
     def with_adapter(self, delta: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -131,7 +133,7 @@ def load_base_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **pinned)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            where, dtype=getattr(torch, dtype), attn_implementation="sdpa", **pinned
+            where, dtype=getattr(torch, dtype), attn_implementation=ROW_ATTENTION, **pinned
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the base model {model_id}: {error}") from error

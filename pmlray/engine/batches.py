@@ -1,19 +1,21 @@
-"""Rows of many adapters, grouped into right-padded micro-batches of similar length.
+"""Rows of many adapters, laid end to end in micro-batches without padding.
 
-Shapes: R rows, T positions, L supervised tokens of the longest row, N supervised tokens in all.
+Shapes: R rows, T positions of all rows together, L supervised tokens of the longest row, N
+supervised tokens in all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from pmlray.engine.prefix_cache import CachedRecord
+from pmlray.engine.row_attention import RowGroups
 
-MAX_PADDING = 0.1
 MAX_MICRO_BATCH_TOKENS = 16384
 
 
@@ -25,15 +27,25 @@ class Row:
     sample: int
     record: CachedRecord
 
+    @property
+    def length(self) -> int:
+        """Positions of the row, prompt included."""
+        return self.record.hidden_TD.shape[0]
+
 
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Rows as tensors. `predict_N` indexes the flattened (R, T) positions that predict a supervised
-    token, `slot_N` the flattened (R, L) slots in which per-token values are laid out."""
+    """Rows as tensors, longest first; `groups` are (rows, length) of rows of equal length.
+
+    `predict_N` indexes the T positions that predict a supervised token, `slot_N` the flattened
+    (R, L) slots in which per-token values are laid out.
+    """
 
     rows: tuple[Row, ...]
-    hidden_RTD: Tensor
-    adapter_in_RTX: Tensor
+    groups: RowGroups
+    hidden_TD: Tensor
+    adapter_in_TX: Tensor
+    positions_T: Tensor
     adapter_of_row_R: Tensor
     sample_of_row_R: Tensor
     predict_N: Tensor
@@ -48,43 +60,41 @@ class MicroBatch:
 
 
 def micro_batches(rows: Sequence[Row]) -> tuple[MicroBatch, ...]:
-    """Group rows so that each group wastes at most a tenth on padding and fits the token limit.
+    """Split rows into micro-batches within the token limit; a longer row stands alone.
 
     Rows of one adapter keep their order, whatever else is in the pack.
     """
-    groups: list[list[Row]] = []
+    parts: list[list[Row]] = []
     used = 0
-    for row in sorted(rows, key=lambda row: -row.record.hidden_TD.shape[0]):
-        length = row.record.hidden_TD.shape[0]
-        if groups:
-            longest = groups[-1][0].record.hidden_TD.shape[0]
-            padded = longest * (len(groups[-1]) + 1)
-            if used + length >= (1 - MAX_PADDING) * padded and padded <= MAX_MICRO_BATCH_TOKENS:
-                groups[-1].append(row)
-                used += length
-                continue
-        groups.append([row])
-        used = length
-    return tuple(_assemble(group) for group in groups)
+    for row in sorted(rows, key=lambda row: -row.length):
+        if parts and used + row.length <= MAX_MICRO_BATCH_TOKENS:
+            parts[-1].append(row)
+            used += row.length
+        else:
+            parts.append([row])
+            used = row.length
+    return tuple(_assemble(part) for part in parts)
 
 
 def _assemble(rows: Sequence[Row]) -> MicroBatch:
     records = [row.record for row in rows]
     device = records[0].hidden_TD.device
-    length = max(record.hidden_TD.shape[0] for record in records)
     slots = max(record.targets_L.shape[0] for record in records)
     predict, slot = [], []
     mask_RL = torch.zeros(len(rows), slots, dtype=torch.bool, device=device)
-    for r, record in enumerate(records):
+    start = 0
+    for r, (row, record) in enumerate(zip(rows, records, strict=True)):
         n = record.targets_L.shape[0]
-        predict.append(torch.arange(n, device=device) + (r * length + record.first))
+        predict.append(torch.arange(n, device=device) + (start + record.first))
         slot.append(torch.arange(n, device=device) + r * slots)
         mask_RL[r, :n] = True
-    pad = torch.nn.utils.rnn.pad_sequence
+        start += row.length
     return MicroBatch(
         rows=tuple(rows),
-        hidden_RTD=pad([record.hidden_TD for record in records], batch_first=True),
-        adapter_in_RTX=pad([record.adapter_in_TX for record in records], batch_first=True),
+        groups=tuple((len(list(same)), length) for length, same in groupby(r.length for r in rows)),
+        hidden_TD=torch.cat([record.hidden_TD for record in records]),
+        adapter_in_TX=torch.cat([record.adapter_in_TX for record in records]),
+        positions_T=torch.cat([torch.arange(row.length, device=device) for row in rows]),
         adapter_of_row_R=torch.tensor([row.adapter for row in rows], device=device),
         sample_of_row_R=torch.tensor([row.sample for row in rows], device=device),
         predict_N=torch.cat(predict),

@@ -27,7 +27,7 @@ from pmlray.memft import weighted_nll_per_row
 class Stepper(Protocol):
     """Runs forward, backward and update of an AdaptedModel (bare torch, DeepSpeed, ...)."""
 
-    def losses(self, batch: MicroBatch, keep_RTD: Tensor | None) -> TokenLosses:
+    def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
         """Per-token losses with a graph."""
         ...
 
@@ -46,9 +46,9 @@ class TorchStepper:
     def __init__(self, model: AdaptedModel, optimizer: PackedAdamW) -> None:
         self._model, self._optimizer = model, optimizer
 
-    def losses(self, batch: MicroBatch, keep_RTD: Tensor | None) -> TokenLosses:
+    def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
         """See Stepper."""
-        return self._model(batch, keep_RTD)
+        return self._model(batch, keep_TD)
 
     def backward(self, loss: Tensor) -> None:
         """See Stepper."""
@@ -181,14 +181,14 @@ def _is_over(last: tuple[int, float], train_steps: int) -> bool:
 def _dropout_mask(
     batch: MicroBatch, generators: Sequence[torch.Generator], dropout: float
 ) -> Tensor | None:
-    """Drawn row by row from each adapter's own generator, so that a pack's other members, and
-    padding, change nothing."""
+    """Drawn row by row from each adapter's own generator, so that a pack's other members change
+    nothing."""
     if not dropout:
         return None
-    mask_RTD = torch.ones_like(batch.hidden_RTD, dtype=torch.float32)
-    for r, row in enumerate(batch.rows):
-        shape = row.record.hidden_TD.shape
-        kept = torch.empty(shape, device=mask_RTD.device)
-        kept.bernoulli_(1 - dropout, generator=generators[row.adapter])
-        mask_RTD[r, : shape[0]] = kept / (1 - dropout)
-    return mask_RTD
+    kept = [
+        torch.empty(row.record.hidden_TD.shape, device=batch.hidden_TD.device).bernoulli_(
+            1 - dropout, generator=generators[row.adapter]
+        )
+        for row in batch.rows
+    ]
+    return torch.cat(kept) / (1 - dropout)

@@ -78,7 +78,7 @@ class DeviceClock:
     def add(self, rows: Sequence[Row]) -> None:
         """Note that these rows went through the device."""
         for row in rows:
-            self._tokens[row.adapter] += row.record.hidden_TD.shape[0]
+            self._tokens[row.adapter] += row.length
 
     def lap(self, training: bool) -> None:
         """Share out the time since the last lap over the tokens noted since."""

@@ -1,7 +1,7 @@
 """Many LoRA adapters of mixed rank in one pair of tensors.
 
-Shapes: N adapters, R rows of a batch, T positions, X adapter input width, D hidden size, K the
-largest rank of the pack.
+Shapes: N adapters, R rows of a batch, T positions of all rows, X adapter input width, D hidden
+size, K the largest rank of the pack.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pmlray.engine.base_model import BaseModel
+from pmlray.engine.row_attention import RowGroups
 
 
 def initial_A(placement: str, width: int, lora_rank: int, seed: int) -> Tensor:
@@ -44,11 +45,20 @@ class PackedLora(nn.Module):
         self.A = nn.Parameter(a.to(base.device))
         self.B = nn.Parameter(b.to(base.device))
 
-    def delta(self, adapter_in_RTX: Tensor, adapter_of_row_R: Tensor) -> Tensor:
-        """What each row's adapter adds to its block output, (R, T, D), in fp32."""
-        a = self.A[adapter_of_row_R]
-        b = self.B[adapter_of_row_R]
-        return torch.bmm(torch.bmm(adapter_in_RTX.to(a.dtype), a), b)
+    def delta(self, adapter_in_TX: Tensor, adapter_of_row_R: Tensor, groups: RowGroups) -> Tensor:
+        """What each row's adapter adds to its block output, (T, D), in fp32.
+
+        The T positions are rows end to end, `groups` their (rows, length).
+        """
+        a_RXK, b_RKD = self.A[adapter_of_row_R], self.B[adapter_of_row_R]
+        x_TX = adapter_in_TX.to(a_RXK.dtype)
+        parts, row, start = [], 0, 0
+        for rows, length in groups:
+            x = x_TX[start : start + rows * length].unflatten(0, (rows, length))
+            a, b = a_RXK[row : row + rows], b_RKD[row : row + rows]
+            parts.append(torch.bmm(torch.bmm(x, a), b).flatten(0, 1))
+            row, start = row + rows, start + rows * length
+        return torch.cat(parts)
 
     def weights(self, n: int) -> tuple[Tensor, Tensor]:
         """A (X, r) and B (r, D) of adapter n, detached, without the padding to K."""

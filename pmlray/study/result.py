@@ -73,10 +73,7 @@ class SearchResult:
 
 def fit_form(spec: SearchSpec) -> Form | Literal["auto"]:
     """The one form that the spec asks for, or `auto` to choose among both."""
-    if len(spec.law.forms) > 1:
-        return "auto"
-    (form,) = spec.law.forms
-    return form
+    return "auto" if len(spec.law.forms) > 1 else next(iter(spec.law.forms))
 
 
 def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> LawSummary | None:
