@@ -155,6 +155,9 @@ def ray_session(address: str | None) -> Iterator[None]:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # Its other output prints its configuration whatever its verbosity.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Ray would start its workers at a lower priority than its own dashboard, and a training thread
+    # that waits for a core holds up all the others of its step.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray Train notices a finished worker only when it polls; its 2 s would be lost at every pack.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     import ray

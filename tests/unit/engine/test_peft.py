@@ -65,7 +65,8 @@ def test_peft_loads_a_saved_adapter_with_the_same_logits(
         bare = base.model(ids).logits
         loaded = peft.PeftModel.from_pretrained(tiny("down_proj", 1).model, str(tmp_path))
         theirs = loaded(ids).logits
-    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)
+    # Logits are of order 10: this is fp32's own rounding.
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(bare, ours, atol=1e-3)
 
 

@@ -1,0 +1,65 @@
+"""The DeepSpeed engine changes nothing: the same losses as the bare loop, step by step."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.integration.conftest import ROOT, free_port
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = """
+import json, sys, torch
+from pmlray.backends.deepspeed import deepspeed_stepper
+from pmlray.config import Recipe
+from pmlray.config.models import TINY, resolve_model
+from pmlray.config.search_spec import Probe
+from pmlray.engine.adapted import AdaptedModel
+from pmlray.engine.base_model import load_base_model
+from pmlray.engine.loop import TorchStepper, train_pack
+from pmlray.engine.members import make_members
+from pmlray.engine.optimizer import PackedAdamW
+from pmlray.engine.packed_lora import PackedLora
+from pmlray.engine.prefix_cache import build_prefix_cache
+from tests.unit.engine.conftest import make_run, random_record
+
+torch.distributed.init_process_group("gloo")
+source = resolve_model(TINY, None)
+base = load_base_model(TINY, source, None, "float32", Probe(layer=1), torch.device("cpu"))
+runs = [make_run(2, 12, 25), make_run(8, 30, 25, "memft_ot", 1), make_run(4, 30, 16, "memft_sw", 2)]
+records = [[random_record(r.point.seq_len, r.seed)] for r in runs]
+recipe = Recipe(learning_rate=1e-2)
+losses = {}
+for name, make in (("bare", TorchStepper), ("deepspeed", deepspeed_stepper())):
+    members = make_members(runs, [build_prefix_cache(base, own) for own in records])
+    lora = PackedLora(base, [r.point.lora_rank for r in runs], [r.seed for r in runs])
+    model = AdaptedModel(base, lora)
+    optimizer = PackedAdamW(model.parameters(), clip_norm=1.0, weight_decay=0.0)
+    done = {}
+    train_pack(model, make(model, optimizer), optimizer, members, recipe, threshold=0.5,
+               temporal=False, on_finished=lambda m: done.update({m.index: m.step_losses}))
+    losses[name] = [done[i] for i in range(len(runs))]
+print("RESULT" + json.dumps(losses))
+"""
+
+
+def test_deepspeed_equals_the_bare_loop() -> None:
+    environment = {
+        **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=ROOT, env=environment,
+        capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(x for x in done.stdout.splitlines() if x.startswith("RESULT"))
+    losses = json.loads(line.removeprefix("RESULT"))
+    for bare, deepspeed in zip(losses["bare"], losses["deepspeed"], strict=True):
+        assert len(bare) in (16, 25)
+        assert deepspeed == pytest.approx(bare, rel=1e-6)

@@ -1,0 +1,83 @@
+"""LawSampler as any Optuna user would use it, without pmlray around it."""
+
+from __future__ import annotations
+
+import optuna
+import pytest
+
+from pmlray.backends.optuna_sampler import LawSampler
+from pmlray.design import CostModel, DesignSettings, DesignSpace
+from pmlray.types import DesignPoint
+from tests.fakes import TRUE_LAW
+
+CELLS = tuple(DesignPoint(r, n, 100) for r in (1, 2, 4, 8) for n in (32, 64, 128, 256))
+COST = CostModel(1e-3, prompt_tokens=0, batch_records=None)
+
+
+def objective(trial: optuna.Trial) -> float:
+    rank = trial.suggest_categorical("lora_rank", [1, 2, 4, 8])
+    length = trial.suggest_categorical("seq_len", [32, 64, 128, 256])
+    steps = trial.suggest_categorical("train_steps", [100])
+    sequence = trial.suggest_categorical("sequence_id", [0, 1])
+    trial.suggest_categorical("seed", [0])
+    extra = trial.suggest_float("unrelated", 0.0, 1.0)
+    assert 0.0 <= extra <= 1.0
+    delta = float(TRUE_LAW.predict(rank, length, steps))
+    base = 12.0 + 0.01 * sequence
+    for name, value in {
+        "base_loss": base,
+        "final_loss": base - delta,
+        "supervised_tokens": length,
+        "gpu_seconds": COST.predict(DesignPoint(rank, length, steps)),
+    }.items():
+        trial.set_user_attr(name, value)
+    return delta
+
+
+def sampler(budget: float) -> LawSampler:
+    space = DesignSpace(CELLS, ((0, 0), (1, 0)))
+    settings = DesignSettings(4, 0.2, (DesignPoint(8, 256, 100),))
+    return LawSampler(space, settings, ("power", "ceiling"), COST, budget)
+
+
+def test_optimize_never_repeats_a_run_and_gives_trials_to_the_law() -> None:
+    study = optuna.create_study(sampler=sampler(1e9), direction="maximize")
+    study.optimize(objective, n_trials=14)
+    seen = [tuple(t.params[k] for k in ("lora_rank", "seq_len", "sequence_id"))
+            for t in study.trials]  # fmt: skip
+    assert len(set(seen)) == len(seen) == 14
+
+
+def test_running_trials_count_as_taken_and_as_spent() -> None:
+    budget = 3.5 * COST.predict(CELLS[0])
+    law_sampler = sampler(budget)
+    study = optuna.create_study(sampler=law_sampler, direction="maximize")
+    asked = []
+    while law_sampler.within_budget(study):
+        asked.append(study.ask(fixed_distributions=law_sampler.distributions))
+    spent = sum(
+        COST.predict(DesignPoint(t.params["lora_rank"], t.params["seq_len"], 100)) for t in asked
+    )
+    assert len(asked) >= 2
+    assert spent <= budget
+    points = [(t.params["lora_rank"], t.params["seq_len"], t.params["sequence_id"]) for t in asked]
+    assert len(set(points)) == len(points)
+
+
+def test_the_same_history_gives_the_same_choice() -> None:
+    choices = []
+    for _ in range(2):
+        study = optuna.create_study(sampler=sampler(1e9), direction="maximize")
+        study.optimize(objective, n_trials=6)
+        choices.append([t.params["seq_len"] for t in study.trials])
+    assert choices[0] == choices[1]
+
+
+@pytest.mark.parametrize("state", [optuna.trial.TrialState.FAIL, optuna.trial.TrialState.PRUNED])
+def test_a_trial_without_a_value_is_not_tried_again(state: optuna.trial.TrialState) -> None:
+    law_sampler = sampler(1e9)
+    study = optuna.create_study(sampler=law_sampler, direction="maximize")
+    first = study.ask(fixed_distributions=law_sampler.distributions)
+    study.tell(first, state=state)
+    second = study.ask(fixed_distributions=law_sampler.distributions)
+    assert first.params != second.params
