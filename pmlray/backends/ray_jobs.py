@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 import pmlray
@@ -65,12 +66,18 @@ def submit_job(
                 "env_vars": {**STOP_ENVIRONMENT, **environment},
             },
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         raise RunError(f"the cluster at {address} did not take the job: {error}") from error
     if not wait:
         return job, 0
-    asyncio.run(_follow(client, job, show))
-    return job, _exit_code(client, job)
+    try:
+        asyncio.run(_follow(client, job, show))
+        return job, _exit_code(client, job)
+    except (ConnectionError, RuntimeError) as error:
+        raise RunError(
+            f"lost the cluster at {address} ({error}); the job {job} may go on:"
+            f" ray job logs --address {address} --follow {job}"
+        ) from error
 
 
 async def _follow(client: JobSubmissionClient, job: str, show: Callable[[str], None]) -> None:

@@ -53,15 +53,19 @@ def submit(
             arguments += ["--profile", "profile.yaml"]
         working_dir = Path(folder) / "upload"
         stage_working_dir(working_dir, files)
-        job, code = submit_job(
-            address,
-            working_dir,
-            arguments,
-            submission_id=submission_id,
-            environment={},
-            show=lambda text: typer.echo(text, nl=False, err=as_json),
-            wait=not no_wait,
-        )
+        try:
+            job, code = submit_job(
+                address,
+                working_dir,
+                arguments,
+                submission_id=submission_id,
+                environment={},
+                show=lambda text: typer.echo(text, nl=False, err=as_json),
+                wait=not no_wait,
+            )
+        except KeyboardInterrupt:
+            typer.echo("no longer following; the job goes on (ray job list, ray job stop)", err=True)
+            raise typer.Exit(130) from None
     found = {"submission_id": job, "exit_code": code, "search_id": search.spec.search_id}
     emit(found, f"{job}: exit code {code}", as_json)
     raise typer.Exit(code)

@@ -1,7 +1,7 @@
 """Loss and recall of adapters, read off a teacher-forced pass.
 
 Greedy decoding reproduces a target exactly when every teacher-forced argmax is right, so recall
-needs no generation; `decodes_exactly` checks that by real decoding.
+needs no generation; `decode_exactly` checks that by real decoding.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import BaseModel
-from pmlray.engine.batches import Row, micro_batches
+from pmlray.engine.batches import MAX_MICRO_BATCH_TOKENS, Row, micro_batches
 from pmlray.memory import Record
 from pmlray.types import Recall
 
@@ -84,33 +85,65 @@ def score_tokens(model: AdaptedModel, rows: Sequence[Row]) -> TokenScores:
     return TokenScores(tuple(nll[s] for s in order), tuple(wrong[s] for s in order))
 
 
-@torch.no_grad()
-def decodes_exactly(
-    base: BaseModel,
-    weights: tuple[torch.Tensor, torch.Tensor],
-    records: Sequence[Record],
-    max_tokens: int,
-) -> bool | None:
-    """Whether real greedy decoding reproduces the records, up to `max_tokens` tokens in all.
+@dataclass(frozen=True, eq=False)
+class Decoding:
+    """What greedy decoding should reproduce: an adapter, A (X, r) and B (r, D), and its records."""
 
-    weights: A (X, r) and B (r, D). None when not even the first record is within `max_tokens`.
+    weights: tuple[torch.Tensor, torch.Tensor]
+    records: tuple[Record, ...]
+
+
+@torch.no_grad()
+def decode_exactly(
+    base: BaseModel, decodings: Sequence[Decoding], max_tokens: int
+) -> tuple[bool | None, ...]:
+    """Whether real greedy decoding reproduces each adapter's records, all adapters at once.
+
+    An adapter's first records are decoded, up to `max_tokens` target tokens in all; None when not
+    even the first is within it. Rows whose prompts are equally long share a call, so that none is
+    padded.
     """
-    a, b = weights
-    checked, budget = 0, max_tokens
-    with base.with_adapter(lambda x: x.to(a.dtype) @ a @ b):
+    chosen = [_within(decoding.records, max_tokens) for decoding in decodings]
+    same_prompt: dict[int, list[tuple[int, Record]]] = {}
+    for d, records in enumerate(chosen):
         for record in records:
-            budget -= len(record.target_ids)
-            if budget < 0:
-                break
-            prompt = torch.tensor([record.prompt_ids], device=base.device)
-            output = base.model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                max_new_tokens=len(record.target_ids),
-                do_sample=False,
-                pad_token_id=0,
-            )
-            if tuple(output[0, prompt.shape[1] :].tolist()) != tuple(record.target_ids):
-                return False
-            checked += 1
-    return True if checked else None
+            same_prompt.setdefault(len(record.prompt_ids), []).append((d, record))
+    right = [True] * len(decodings)
+    for rows in same_prompt.values():
+        longest = max(len(record.target_ids) for _, record in rows)
+        per_call = max(1, MAX_MICRO_BATCH_TOKENS // (len(rows[0][1].prompt_ids) + longest))
+        for start in range(0, len(rows), per_call):
+            part = rows[start : start + per_call]
+            texts = _generate(base, [(decodings[d].weights, record) for d, record in part])
+            for (d, record), ids in zip(part, texts, strict=True):
+                right[d] &= tuple(ids[: len(record.target_ids)]) == tuple(record.target_ids)
+    return tuple(ok if records else None for ok, records in zip(right, chosen, strict=True))
+
+
+def _within(records: Sequence[Record], max_tokens: int) -> list[Record]:
+    kept = []
+    for record in records:
+        max_tokens -= len(record.target_ids)
+        if max_tokens < 0:
+            break
+        kept.append(record)
+    return kept
+
+
+def _generate(
+    base: BaseModel, rows: Sequence[tuple[tuple[torch.Tensor, torch.Tensor], Record]]
+) -> list[list[int]]:
+    """Greedy continuations of equally long prompts, each under its own adapter."""
+    largest = max(a.shape[1] for (a, _), _ in rows)
+    a_RXK = torch.stack([pad(a, (0, largest - a.shape[1])) for (a, _), _ in rows])
+    b_RKD = torch.stack([pad(b, (0, 0, 0, largest - b.shape[0])) for (_, b), _ in rows])
+    prompt = torch.tensor([record.prompt_ids for _, record in rows], device=base.device)
+    with base.with_adapter(lambda x_RTX: x_RTX.to(a_RXK.dtype) @ a_RXK @ b_RKD):
+        output = base.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=max(len(record.target_ids) for _, record in rows),
+            do_sample=False,
+            pad_token_id=0,
+        )
+    return output[:, prompt.shape[1] :].tolist()

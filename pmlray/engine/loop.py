@@ -95,12 +95,13 @@ def train_pack(
     *,
     threshold: float,
     temporal: bool,
-    on_finished: Callable[[TrainedMember], None],
+    on_finished: Callable[[Sequence[TrainedMember]], None],
 ) -> float:
     """Train every member to its own end; returns wall seconds inside optimiser steps.
 
-    `on_finished` is called as soon as a member is done, while the others go on; its time counts
-    for nobody. `temporal` selects MemFT's curriculum instead of its window for `memft_sw`.
+    `on_finished` is called with the members that are done as soon as they are, while the others go
+    on; its time counts for nobody. `temporal` selects MemFT's curriculum instead of its window for
+    `memft_sw`.
     """
     n = len(members)
     device = model.lora.A.device
@@ -114,6 +115,11 @@ def train_pack(
     batches: tuple[MicroBatch, ...] = ()
     active = list(range(n))
 
+    # Such a run's next step starts with the loss that an evaluation would find.
+    read_off = [
+        recipe.dropout == 0 and m.sees_everything(recipe.batch_size, temporal) for m in members
+    ]
+
     def evaluate(step: int, who: Sequence[int]) -> None:
         rows = [row for i in who for row in members[i].rows]
         losses = mean_losses(model, rows, n).tolist()
@@ -121,7 +127,8 @@ def train_pack(
         for i in who:
             curves[i].append((step, losses[i]))
 
-    evaluate(0, active)
+    if unread := [i for i in active if not read_off[i]]:
+        evaluate(0, unread)
     clock.lap(training=False)
     for step in range(longest):
         rows = tuple(
@@ -153,20 +160,20 @@ def train_pack(
         if not due:
             continue
         clock.lap(training=True)
-        evaluate(step + 1, due)
+        before = step_losses[step].tolist()
+        ended = [i for i in due if _is_over(members[i], step + 1, before[i])]
+        if unread := [i for i in due if i not in ended and not read_off[i]]:
+            evaluate(step + 1, unread)
+        finished = [(i, score_tokens(model, members[i].rows)) for i in ended]
+        clock.add([row for i in ended for row in members[i].rows])
         clock.lap(training=False)
-        ended = [i for i in due if _is_over(curves[i][-1], members[i].train_steps)]
-        for i in ended:
-            active.remove(i)
-            taken = curves[i][-1][0]
+        active = [i for i in active if i not in ended]
+        if finished:
             on_finished(
-                TrainedMember(
-                    index=i,
-                    curve=tuple(curves[i]),
-                    step_losses=tuple(step_losses[:taken, i].tolist()),
-                    scores=score_tokens(model, members[i].rows),
-                    device_seconds=clock.seconds[i],
-                )
+                [
+                    _trained(i, step + 1, curves[i], step_losses[:, i], scores, clock.seconds[i])
+                    for i, scores in finished
+                ]
             )
         clock.restart()
         if not active:
@@ -174,8 +181,21 @@ def train_pack(
     return clock.training_seconds
 
 
-def _is_over(last: tuple[int, float], train_steps: int) -> bool:
-    return last[0] >= train_steps or not math.isfinite(last[1])
+def _is_over(member: Member, steps: int, loss: float) -> bool:
+    return steps >= member.train_steps or not math.isfinite(loss)
+
+
+def _trained(
+    index: int,
+    steps: int,
+    evaluated: Sequence[tuple[int, float]],
+    step_losses: Tensor,
+    scores: TokenScores,
+    device_seconds: float,
+) -> TrainedMember:
+    losses = tuple(step_losses[:steps].tolist())
+    curve = tuple(evaluated) or tuple((s, losses[s]) for s in sorted(curve_steps(steps) | {0})[:-1])
+    return TrainedMember(index, (*curve, (steps, scores.mean_nll)), losses, scores, device_seconds)
 
 
 def _dropout_mask(

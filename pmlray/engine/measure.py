@@ -6,7 +6,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ from pmlray import __version__
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import BaseModel, load_base_model, render_prompt
-from pmlray.engine.evaluate import decodes_exactly
+from pmlray.engine.evaluate import Decoding, decode_exactly
 from pmlray.engine.loop import Stepper, TrainedMember, train_pack
 from pmlray.engine.members import make_members
 from pmlray.engine.optimizer import PackedAdamW
@@ -79,20 +79,19 @@ def measure_pack(
         "prefix_cache_seconds": cached - loaded,
     }
 
-    def keep(trained: TrainedMember) -> None:
+    def keep(finished: Sequence[TrainedMember]) -> None:
+        decoded = _decode(base, spec.evaluate.generate_max_tokens, lora, own_memory, finished)
+        for trained in finished:
+            keep_one(trained, decoded.get(trained.index))
+
+    def keep_one(trained: TrainedMember, decoded: bool | None) -> None:
         run, memory = pack.runs[trained.index], own_memory[trained.index]
         gpu_seconds = trained.device_seconds * devices
         if trained.diverged:
             reason = "the loss stopped being a number; lower recipe.learning_rate"
             store.put_failure(FailedRun(run.run_key, run.point, pack.round, reason, gpu_seconds))
             return
-        weights = lora.weights(trained.index)
-        save_adapter(adapters / run.run_key, spec.probe, weights, spec.model.id)
-        recall = trained.scores.recall
-        decoded = None
-        if recall.exact == 1.0 and spec.evaluate.generate_max_tokens:
-            limit = spec.evaluate.generate_max_tokens
-            decoded = decodes_exactly(base, weights, memory.records, limit)
+        save_adapter(adapters / run.run_key, spec.probe, lora.weights(trained.index), spec.model.id)
         tokens = memory.supervised_tokens
         trained_tokens = len(trained.step_losses) * min(
             tokens, spec.recipe.batch_size * max(len(r.target_ids) for r in memory.records)
@@ -110,7 +109,7 @@ def measure_pack(
                 supervised_tokens=tokens,
                 base_loss=trained.curve[0][1],
                 final_loss=trained.scores.mean_nll,
-                recall=recall,
+                recall=trained.scores.recall,
                 curve=trained.curve,
                 token_p=trained.scores.token_p,
                 wrong_tokens=trained.scores.wrong_tokens,
@@ -162,6 +161,21 @@ def _caches(
         longest = max(r.point.seq_len for r in pack.runs if r.sequence_id == sequence_id)
         caches[sequence_id] = build_prefix_cache(base, prefix(memory, longest).records)
     return caches
+
+
+def _decode(
+    base: BaseModel,
+    max_tokens: int,
+    lora: PackedLora,
+    memories: Sequence[MemorySet],
+    finished: Sequence[TrainedMember],
+) -> dict[int, bool | None]:
+    """The check of real decoding, by index, for those that should recall everything."""
+    exact = [t.index for t in finished if not t.diverged and t.scores.recall.exact == 1.0]
+    if not exact or not max_tokens:
+        return {}
+    decodings = [Decoding(lora.weights(i), memories[i].records) for i in exact]
+    return dict(zip(exact, decode_exactly(base, decodings, max_tokens), strict=True))
 
 
 def _shortened(

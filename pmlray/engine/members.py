@@ -27,6 +27,10 @@ class Member:
         """Optimiser steps this adapter gets."""
         return self.run.point.train_steps
 
+    def sees_everything(self, batch_size: int, temporal: bool) -> bool:
+        """Whether every optimiser step sees all of its records."""
+        return len(self.rows) <= batch_size and not (temporal and self.run.method == "memft_sw")
+
     def rows_at(self, step: int, batch_size: int, temporal: bool) -> tuple[Row, ...]:
         """The records of optimiser step `step`.
 

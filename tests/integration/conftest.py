@@ -94,6 +94,8 @@ def token_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
         "PMLRAY_CACHE": str(folder / "cache"),
         # Unix socket paths are limited to 107 bytes; pytest's folders are too long for Ray.
         "RAY_TMPDIR": "/tmp",
+        # As in an activated environment: a job's `python` is found on the head's path.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     log = (folder / "head.log").open("w")
     head = subprocess.Popen(
@@ -108,9 +110,6 @@ def token_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
         _wait_for_jobs_api(address, environment, folder / "head.log")
         yield Cluster(address, environment)
     finally:
-        head.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(timeout=30)
         end_group(head)
         log.close()
 

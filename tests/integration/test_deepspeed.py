@@ -42,7 +42,8 @@ for name, make in (("bare", TorchStepper), ("deepspeed", deepspeed_stepper())):
     optimizer = PackedAdamW(model.parameters(), clip_norm=1.0, weight_decay=0.0)
     done = {}
     train_pack(model, make(model, optimizer), optimizer, members, recipe, threshold=0.5,
-               temporal=False, on_finished=lambda m: done.update({m.index: m.step_losses}))
+               temporal=False,
+               on_finished=lambda ended: done.update({m.index: m.step_losses for m in ended}))
     losses[name] = [done[i] for i in range(len(runs))]
 print("RESULT" + json.dumps(losses))
 """

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import optuna
@@ -12,7 +17,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from pmlray.backends.file_store import FileStore
-from tests.integration.conftest import SMOKE, Finished, pmlray
+from tests.integration.conftest import ROOT, SMALL, SMOKE, Finished, end_group, pmlray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -95,3 +100,55 @@ def test_report_and_fit_work_from_the_store_alone(smoke: Finished) -> None:
     code, out, err = pmlray("fit", str(smoke.store), "--json")
     assert code == 0, err
     assert json.loads(out)["n_obs"] + json.loads(out)["n_censored"] >= 12
+
+
+def test_a_killed_search_continues_without_losing_or_repeating(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    arguments = ["search", str(SMOKE), *SMALL, "--store", str(store), "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pmlray", *arguments], cwd=ROOT, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 150
+        while not list((store / "observations").glob("*.json")):
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.2)
+    finally:
+        # The driver and every Ray process of it at once, as when the machine loses power.
+        end_group(process)
+    assert process.returncode == -signal.SIGKILL
+    before = {p.name: p.read_bytes() for p in (store / "observations").glob("*.json")}
+    assert before
+    code, out, err = pmlray(*arguments)
+    assert code == 0, err[-3000:]
+    after = {p.name: p.read_bytes() for p in (store / "observations").glob("*.json")}
+    assert before.items() <= after.items()
+    found = json.loads(out)
+    assert found["n_observations"] == 4
+    client = MlflowClient(found["tracking_uri"])
+    (experiment,) = (e for e in client.search_experiments() if e.name == "pmlray")
+    runs = client.search_runs([experiment.experiment_id])
+    kinds = [r.data.tags["pmlray.kind"] for r in runs]
+    assert kinds.count("search") == 1 and kinds.count("observation") == len(after)
+
+
+def test_ctrl_c_leaves_with_130_and_no_ray_behind(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pmlray", "search", str(SMOKE), *SMALL, "--store", str(store)],
+        cwd=ROOT, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 120
+        while not (store / "ray").exists():
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.2)
+        time.sleep(2)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        end_group(process)
+    assert process.returncode == 130, err[-2000:]
+    assert "the same command continues" in err

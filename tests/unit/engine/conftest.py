@@ -59,7 +59,8 @@ def train(
     done: dict[int, TrainedMember] = {}
     train_pack(
         model, TorchStepper(model, optimizer), optimizer, members, recipe,
-        threshold=0.5, temporal=temporal, on_finished=lambda m: done.update({m.index: m}),
+        threshold=0.5, temporal=temporal,
+        on_finished=lambda ended: done.update({m.index: m for m in ended}),
     )  # fmt: skip
     return Trained(model, done)
 

@@ -10,7 +10,8 @@ import torch
 
 from pmlray.config import Recipe
 from pmlray.engine.base_model import BaseModel
-from pmlray.engine.evaluate import decodes_exactly
+from pmlray.engine.evaluate import Decoding, decode_exactly
+from pmlray.memory import Record
 from tests.unit.engine.conftest import make_run, random_record, train
 
 RECIPE = Recipe(learning_rate=1e-2)
@@ -75,6 +76,20 @@ def test_base_loss_is_the_adapter_free_model(tiny: Callable[..., BaseModel]) -> 
     assert trained.members[0].curve[0] == (0, pytest.approx(expected, rel=1e-5))
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_curve_holds_the_loss_after_that_many_steps(
+    tiny: Callable[..., BaseModel], dropout: float
+) -> None:
+    base = tiny()
+    recipe = RECIPE.model_copy(update={"warmup_share": 0.0, "decay_share": 0.0, "dropout": dropout})
+    records = [random_record(20)]
+    curve = train(base, [make_run(4, 20, 20)], [records], recipe).members[0].curve
+    assert [step for step, _ in curve] == [0, 1, 2, 4, 8, 16, 20]
+    for step, loss in curve[1:]:
+        short = train(base, [make_run(4, 20, step)], [records], recipe).members[0]
+        assert loss == pytest.approx(short.scores.mean_nll, rel=1e-5)
+
+
 def test_exact_recall_is_what_generate_reproduces(tiny: Callable[..., BaseModel]) -> None:
     base = tiny()
     records = [random_record(12, 0), random_record(60, 1)]
@@ -82,10 +97,29 @@ def test_exact_recall_is_what_generate_reproduces(tiny: Callable[..., BaseModel]
     trained = train(base, runs, [[r] for r in records], RECIPE)
     exact = [trained.members[i].scores.recall.exact for i in range(2)]
     assert exact == [1.0, 0.0]
-    for i, record in enumerate(records):
-        decoded = decodes_exactly(base, trained.model.lora.weights(i), [record], 60)
-        assert decoded is (exact[i] == 1.0)
-    assert decodes_exactly(base, trained.model.lora.weights(0), records[:1], 11) is None
+    weights = [trained.model.lora.weights(i) for i in range(2)]
+    expected = [
+        greedy(base, w, r) == list(r.target_ids) for w, r in zip(weights, records, strict=True)
+    expected = [
+        greedy(base, w, r) == list(r.target_ids) for w, r in zip(weights, records, strict=True)
+    ]
+    together = [Decoding(w, (r,)) for w, r in zip(weights, records, strict=True)]
+    assert list(decode_exactly(base, together, 60)) == expected == [True, False]
+    swapped = [Decoding(w, (r,)) for w, r in zip(weights, reversed(records), strict=True)]
+    assert decode_exactly(base, swapped, 60) == (False, False)
+    assert decode_exactly(base, together, 11) == (None, None)
+    # Only the records that are wholly within the limit are decoded.
+    assert decode_exactly(base, [Decoding(weights[0], tuple(records))], 71) == (True,)
+
+
+def greedy(base: BaseModel, weights: tuple[torch.Tensor, torch.Tensor], record: Record) -> list:
+    """One token at a time by whole forward passes of one adapter alone."""
+    a, b = weights
+    ids = list(record.prompt_ids)
+    with torch.no_grad(), base.with_adapter(lambda x: x @ a @ b):
+        for _ in record.target_ids:
+            ids.append(int(base.model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(record.prompt_ids) :]
 
 
 def test_a_safe_token_is_always_the_argmax(tiny: Callable[..., BaseModel]) -> None:

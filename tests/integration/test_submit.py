@@ -1,0 +1,66 @@
+"""A search submitted to a running cluster that wants a token."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import ROOT, SMALL, SMOKE, Cluster, pmlray
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def test_pmlray_submit_follows_the_job_to_its_exit_code(
+    token_cluster: Cluster, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    code, out, err = pmlray(
+        "submit", str(SMOKE), *SMALL, "--address", token_cluster.dashboard, "--store", str(store),
+        "--json", **token_cluster.environment,
+    )  # fmt: skip
+    assert code == 0, err[-3000:]
+    assert json.loads(out)["exit_code"] == 0
+    assert len(list((store / "observations").glob("*.json"))) >= 4
+
+
+def test_ray_job_submit_of_this_folder(token_cluster: Cluster, tmp_path: Path) -> None:
+    ray = Path(sys.executable).parent / "ray"
+    done = subprocess.run(
+        [str(ray), "job", "submit", "--address", token_cluster.dashboard, "--working-dir", ".",
+         "--", "python", "-m", "pmlray", "search", "searches/smoke.yaml", *SMALL,
+         "--store", str(tmp_path / "store")],
+        cwd=ROOT, capture_output=True, text=True, timeout=280,
+        env={**os.environ, **token_cluster.environment},
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert len(list((tmp_path / "store" / "observations").glob("*.json"))) >= 4
+
+
+def test_without_the_token_nothing_runs(token_cluster: Cluster, tmp_path: Path) -> None:
+    wrong = tmp_path / "token"
+    wrong.write_text("b" * 64)
+    environment = {**token_cluster.environment, "RAY_AUTH_TOKEN_PATH": str(wrong)}
+    code, _, err = pmlray(
+        "submit", str(SMOKE), "--address", token_cluster.dashboard, "--store",
+        str(tmp_path / "store"), **environment,
+    )  # fmt: skip
+    assert code == 3
+    assert "did not take the job" in err and "Traceback" not in err
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_failing_search_returns_its_own_code(token_cluster: Cluster, tmp_path: Path) -> None:
+    """Only the cluster can know that it lacks the base model."""
+    code, out, err = pmlray(
+        "submit", str(SMOKE), "--set", "model={id: smollm2-135m, dtype: bfloat16}",
+        "--address", token_cluster.dashboard, "--store", str(tmp_path / "store"), "--json",
+        **token_cluster.environment,
+    )  # fmt: skip
+    assert code == 2, err[-2000:]
+    assert json.loads(out)["exit_code"] == 2
+    assert "pmlray models pull smollm2-135m" in err
