@@ -7,35 +7,41 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from pmlray.design import (
+    Belief,
     ChosenRun,
     CostModel,
     DesignSettings,
     DesignSpace,
     Knowledge,
+    Replicate,
     choose_run,
+    nearest_cell,
 )
-from pmlray.design.space import Replicate
 from pmlray.errors import FitError
-from pmlray.law import Form, LawData, LawFit, fit_law
+from pmlray.law import Form, LawData, fit_law
 from pmlray.types import DesignPoint
 
-PARAMS = ("lora_rank", "seq_len", "train_steps", "sequence_id", "seed")
+POINT = ("lora_rank", "seq_len", "train_steps")
+PARAMS = (*POINT, "sequence_id", "seed")
 
 
 class LawSampler(BaseSampler):
     """Chooses the trial that tells most about the law at the targets per predicted gpu_second.
 
-    A trial's value is its delta_loss; its user attributes `base_loss`, `final_loss`,
-    `supervised_tokens` and `gpu_seconds` feed the law and the cost model. Running trials count as
-    measured, failed ones as measured without a result. `within_budget` tells whether any open run
-    is still affordable; `budget` is in gpu_seconds. The laws are refitted when a trial has been
-    completed, not for every choice.
+    It works in plain `study.optimize`: an objective suggests `lora_rank`, `seq_len`, `train_steps`,
+    `sequence_id` and `seed` from `distributions` (`suggest_int` with the same bounds, the first
+    three with log=True), sets the user attributes `base_loss` (nats) and, where they are known,
+    `final_loss`, `supervised_tokens` and `gpu_seconds`, and returns delta_loss. Other parameters
+    are drawn at random. Running trials count as measured, failed ones as measured without a result.
+    `budget` is in gpu_seconds. The laws are refitted when a trial has been completed, not for every
+    choice. `settings.acquisition` may name a rival of the rule; `tpe` and `gp` ask Optuna's own
+    sampler for a large delta_loss and take the nearest open cell. One objective only.
     """
 
     def __init__(
@@ -45,30 +51,31 @@ class LawSampler(BaseSampler):
         forms: Sequence[Form],
         cost: CostModel,
         budget: float,
-        seed: int = 0,
     ) -> None:
         self._space, self._settings = space, settings
         self._forms, self._cost, self._budget = tuple(forms), cost, budget
-        self._independent = RandomSampler(seed=seed)
-        self._fits: tuple[LawFit, ...] = ()
+        self._independent = RandomSampler(seed=settings.seed)
+        self._beliefs: tuple[Belief, ...] = ()
         self._fitted_trials: tuple[int, ...] = ()
+        rivals = {"tpe": TPESampler, "gp": GPSampler}
+        rival = rivals.get(settings.acquisition)
+        self._rival = None if rival is None else rival(seed=settings.seed)
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """The search space: every value of every design parameter."""
+        """The search space: the smallest box around the grid; the sampler stays on the grid."""
         cells, replicates = self._space.cells, self._space.replicates
-        values = {
-            "lora_rank": {c.lora_rank for c in cells},
-            "seq_len": {c.seq_len for c in cells},
-            "train_steps": {c.train_steps for c in cells},
-            "sequence_id": {sequence for sequence, _ in replicates},
-            "seed": {seed for _, seed in replicates},
+        values = {name: [getattr(c, name) for c in cells] for name in POINT}
+        values["sequence_id"] = [sequence for sequence, _ in replicates]
+        values["seed"] = [seed for _, seed in replicates]
+        return {
+            name: IntDistribution(min(found), max(found), log=name in POINT)
+            for name, found in values.items()
         }
-        return {name: CategoricalDistribution(sorted(found)) for name, found in values.items()}
 
     def within_budget(self, study: Study) -> bool:
         """Whether another run is both open and affordable."""
-        return self._choose(study) is not None
+        return bool(self._open(self._knowledge(_design_trials(study, None))))
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -79,18 +86,26 @@ class LawSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The next design point and replicate; empty (independent sampling) when none is left."""
-        choice = self._choose(study, except_number=trial.number)
-        if choice is None:
-            return {}
-        point, (sequence_id, seed) = choice
-        return {
-            "lora_rank": point.lora_rank,
-            "seq_len": point.seq_len,
-            "train_steps": point.train_steps,
-            "sequence_id": sequence_id,
-            "seed": seed,
+        """The next design point and replicate; what is no design parameter is drawn at random.
+
+        When nothing is open or affordable any more, the design parameters are left out, and a
+        trial that suggests them gets random values.
+        """
+        self._raise_error_if_multi_objective(study)
+        design = {n: d for n, d in search_space.items() if n in PARAMS}
+        values = {
+            name: self._independent.sample_independent(study, trial, name, distribution)
+            for name, distribution in search_space.items()
+            if name not in design
         }
+        if len(design) < len(PARAMS):
+            return values
+        choice = self._choose(study, trial)
+        if choice is not None:
+            point, (sequence_id, seed) = choice
+            values |= {name: getattr(point, name) for name in POINT}
+            values |= {"sequence_id": sequence_id, "seed": seed}
+        return values
 
     def sample_independent(
         self,
@@ -100,70 +115,115 @@ class LawSampler(BaseSampler):
         param_distribution: BaseDistribution,
     ) -> Any:
         """A parameter that is none of the design's: uniformly at random."""
+        self._raise_error_if_multi_objective(study)
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
     def reseed_rng(self) -> None:
         """Parallel workers draw other independent values."""
         self._independent.reseed_rng()
 
-    def _choose(
-        self, study: Study, except_number: int | None = None
-    ) -> tuple[DesignPoint, Replicate] | None:
-        trials = [
-            t
-            for t in study.get_trials(deepcopy=False)
-            if t.number != except_number and all(name in t.params for name in PARAMS)
-        ]
-        return choose_run(self._space, self._settings, self._knowledge(trials))
+    def _choose(self, study: Study, trial: FrozenTrial) -> tuple[DesignPoint, Replicate] | None:
+        known = self._knowledge(_design_trials(study, trial.number))
+        if self._rival is None:
+            return choose_run(self._space, self._settings, known)
+        cells = self._open(known)
+        if not cells:
+            return None
+        space = {n: d for n, d in self.distributions.items() if n in POINT and not d.single()}
+        found = self._rival.sample_relative(study, trial, space) if space else {}
+        for name in POINT:
+            if name not in found:
+                distribution = self.distributions[name]
+                found[name] = self._independent.sample_independent(study, trial, name, distribution)
+        point = DesignPoint(*(found[name] for name in POINT))
+        cell = nearest_cell(cells, point, self._space.cells)
+        return cell, self._space.next_replicate(cell, known.chosen)
+
+    def _open(self, known: Knowledge) -> list[DesignPoint]:
+        cells = self._space.open_cells(known.chosen)
+        return [c for c in cells if known.cost.predict(c) <= known.budget_left]
 
     def _knowledge(self, trials: Sequence[FrozenTrial]) -> Knowledge:
-        complete = [t for t in trials if t.state == TrialState.COMPLETE]
+        complete = [
+            t for t in trials if t.state == TrialState.COMPLETE and np.isfinite(t.values[0])
+        ]
         self._refit(complete)
-        cost = self._cost.learn((_point(t), t.user_attrs["gpu_seconds"]) for t in complete)
-        pending = [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
-        spent = sum(t.user_attrs.get("gpu_seconds", 0.0) for t in trials)
+        cost = self._cost.learn(
+            (_point(t), t.user_attrs["gpu_seconds"])
+            for t in complete
+            if "gpu_seconds" in t.user_attrs
+        )
+        done = {t.number for t in complete}
+        open_states = (TrialState.RUNNING, TrialState.WAITING)
+        spent = sum(
+            t.user_attrs.get(
+                "gpu_seconds",
+                cost.predict(_point(t)) if t.number in done or t.state in open_states else 0.0,
+            )
+            for t in trials
+        )
         return Knowledge(
             chosen=tuple(
-                ChosenRun(_point(t), (t.params["sequence_id"], t.params["seed"]), t in complete)
+                ChosenRun(_point(t), (t.params["sequence_id"], t.params["seed"]), t.number in done)
                 for t in trials
             ),
-            fits=self._fits,
-            base_loss=median([t.user_attrs["base_loss"] for t in complete] or [0.0]),
+            beliefs=self._beliefs,
+            base_loss=median(
+                [t.user_attrs["base_loss"] for t in complete if "base_loss" in t.user_attrs]
+                or [np.inf]
+            ),
             cost=cost,
-            budget_left=self._budget - spent - sum(cost.predict(_point(t)) for t in pending),
+            budget_left=self._budget - spent,
         )
 
     def _refit(self, complete: Sequence[FrozenTrial]) -> None:
         numbers = tuple(t.number for t in complete)
         if numbers == self._fitted_trials:
             return
-        fits = []
+        data, beliefs = _law_data(complete), []
         for form in self._forms:
             try:
-                fits.append(fit_law(_law_data(complete), form))
+                beliefs.append(Belief(fit_law(data, form), 1.0))
             except FitError:
                 continue  # Too few points for this form; the others still guide the design.
-        self._fits, self._fitted_trials = tuple(fits), numbers
+        self._beliefs, self._fitted_trials = tuple(beliefs), numbers
+
+
+def _design_trials(study: Study, except_number: int | None) -> list[FrozenTrial]:
+    return [
+        t
+        for t in study.get_trials(deepcopy=False)
+        if t.number != except_number and all(name in t.params for name in PARAMS)
+    ]
 
 
 def _point(trial: FrozenTrial) -> DesignPoint:
-    return DesignPoint(*(trial.params[name] for name in PARAMS[:3]))
+    return DesignPoint(*(trial.params[name] for name in POINT))
+
+
+def _attribute(trial: FrozenTrial, name: str) -> float:
+    return float(trial.user_attrs.get(name, np.nan))
 
 
 def _law_data(trials: Sequence[FrozenTrial]) -> LawData:
     replicates = sorted({(t.params["sequence_id"], t.params["seed"]) for t in trials})
 
-    def column(name: str) -> np.ndarray:
-        return np.array([t.user_attrs[name] for t in trials], dtype=float)
+    def attribute(name: str) -> np.ndarray:
+        return np.array([_attribute(t, name) for t in trials])
 
+    def param(name: str) -> np.ndarray:
+        return np.array([t.params[name] for t in trials], dtype=float)
+
+    tokens = attribute("supervised_tokens")
     return LawData(
-        lora_rank=np.array([t.params["lora_rank"] for t in trials], dtype=float),
-        seq_len=column("supervised_tokens"),
-        train_steps=np.array([t.params["train_steps"] for t in trials], dtype=float),
+        lora_rank=param("lora_rank"),
+        seq_len=np.where(np.isnan(tokens), param("seq_len"), tokens),
+        train_steps=param("train_steps"),
         delta_loss=np.array([t.value for t in trials], dtype=float),
-        base_loss=column("base_loss"),
-        final_loss=column("final_loss"),
+        base_loss=attribute("base_loss"),
+        final_loss=attribute("final_loss"),
         cluster=np.array(
-            [replicates.index((t.params["sequence_id"], t.params["seed"])) for t in trials]
+            [replicates.index((t.params["sequence_id"], t.params["seed"])) for t in trials],
+            dtype=np.int64,
         ),
     )

@@ -64,7 +64,9 @@ def submit(
                 wait=not no_wait,
             )
         except KeyboardInterrupt:
-            typer.echo("no longer following; the job goes on (ray job list, ray job stop)", err=True)
+            typer.echo(
+                "no longer following; the job goes on (ray job list, ray job stop)", err=True
+            )
             raise typer.Exit(130) from None
     found = {"submission_id": job, "exit_code": code, "search_id": search.spec.search_id}
     emit(found, f"{job}: exit code {code}", as_json)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from pmlray.backends.optuna_study import OptunaPoints
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.models import TINY, require_present
 from pmlray.config.prepared import PreparedSearch
-from pmlray.errors import StoreError
+from pmlray.errors import SpecError, StoreError
 from pmlray.study.law_search import LawSearch, Progress
 from pmlray.study.plan import design_settings, design_space, first_cost, first_pack
 from pmlray.study.result import SearchResult, assemble
 
 log = logging.getLogger(__name__)
 
+TRAIN_PACKAGES = ("torch", "transformers", "deepspeed", "pandas")
 SPEC_FILE = "search.json"
 SUMMARY_FILE = "summary.json"
 
@@ -63,6 +65,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
     """
     started = time.perf_counter()
     search, spec = run.search, run.search.spec
+    _require_train_extra()
     search = _with_model(search)
     gpu = run.profile.gpus_per_pack > 0
     cost = first_cost(search, gpu)
@@ -181,6 +184,15 @@ def tracking_uri_for(store: Path, profile: ClusterProfile, option: str | None) -
     """The option, MLFLOW_TRACKING_URI, the profile's, or a database in the store: first wins."""
     found = option or os.environ.get("MLFLOW_TRACKING_URI") or profile.tracking_uri
     return found or local_tracking_uri(store)
+
+
+def _require_train_extra() -> None:
+    missing = [name for name in TRAIN_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise SpecError(
+            f"running a search here needs the train extra ({', '.join(missing)} missing); run:"
+            " pip install 'pmlray[train]', or send the search to a cluster with pmlray submit"
+        )
 
 
 def _with_model(search: PreparedSearch) -> PreparedSearch:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pmlray.config.recipe import Recipe
+from pmlray.design import Acquisition
 from pmlray.law import Form
 from pmlray.types import DesignPoint
 
@@ -110,8 +111,15 @@ class Targets(Part):
 
 
 class Design(Part):
-    """How points are chosen: a log-spaced start, then packs of `pack_size` by variance per cost."""
+    """How points are chosen: a log-spaced start, then packs of `pack_size` by `acquisition`.
 
+    `v_optimal` removes the most variance at the targets per gpu_second, over all forms; the others
+    are there to be compared with it. `validation_share` of the spend fills space. `seed` is that of
+    the rules that draw at random.
+    """
+
+    acquisition: Acquisition = "v_optimal"
+    seed: Seed = 0
     n_initial: Annotated[int, Field(ge=1)] = 6
     pack_size: Annotated[int, Field(ge=1)] = 4
     validation_share: Annotated[float, Field(ge=0, le=1)] = 0.2
@@ -200,8 +208,9 @@ class SearchSpec(Part):
 
     @property
     def search_id(self) -> str:
-        """Name and a hash of the canonical form: the same spec is the same search."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """Name and a hash of all that differs from the defaults: a new option, left at its default,
+        leaves every earlier search its id."""
+        canonical = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
     def target_points(self) -> tuple[DesignPoint, ...]:

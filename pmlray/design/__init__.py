@@ -1,15 +1,24 @@
 """Which run to measure next, and what it will cost."""
 
+from pmlray.design.acquisition import RULES, Acquisition, Knowledge
 from pmlray.design.cost import CostModel, prior_cost
-from pmlray.design.planner import DesignSettings, Knowledge, choose_run
-from pmlray.design.space import ChosenRun, DesignSpace
+from pmlray.design.field import Belief, LawField, law_field
+from pmlray.design.planner import DesignSettings, choose_run
+from pmlray.design.space import ChosenRun, DesignSpace, Replicate, nearest_cell
 
 __all__ = [
+    "RULES",
+    "Acquisition",
+    "Belief",
     "ChosenRun",
     "CostModel",
     "DesignSettings",
     "DesignSpace",
     "Knowledge",
+    "LawField",
+    "Replicate",
     "choose_run",
+    "law_field",
+    "nearest_cell",
     "prior_cost",
 ]

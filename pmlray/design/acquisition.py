@@ -1,70 +1,136 @@
-"""How much a measurement would tell about the law where it must be known.
+"""The rules that pick the next design point from the affordable ones: pmlray's own, and rivals.
 
-Shapes: P law parameters, N measured or pending points, M candidates, T targets.
+A rule sees the open cells within the budget and everything known, and returns one of the cells.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.stats import qmc
 
-from pmlray.law import LawFit
+from pmlray.design.cost import CostModel
+from pmlray.design.field import Belief, law_field
+from pmlray.design.space import ChosenRun, log_coordinates, most_distant
 from pmlray.types import DesignPoint
 
-# A tenth of a parameter's scale: what is believed before any point speaks.
-PRIOR_INFORMATION = 1e-2
-LN2 = math.log(2.0)
+Acquisition = Literal[
+    "v_optimal",
+    "v_optimal_single",
+    "d_optimal",
+    "random",
+    "sobol",
+    "cheapest_first",
+    "full_grid",
+    "tpe",
+    "gp",
+]
 
 
-def variance_reduction(
-    fit: LawFit,
-    known: Sequence[DesignPoint],
-    candidates: Sequence[DesignPoint],
-    targets: Sequence[DesignPoint],
-    base_loss: float,
-) -> NDArray[np.float64]:
-    """Share of the mean predictive variance at the targets that each candidate would remove, (M,).
+@dataclass(frozen=True)
+class Knowledge:
+    """What the search knows: its runs, its fitted forms (best first), cost and remaining budget.
 
-    With information M = J^T J / s^2 of the known points, adding g changes the covariance by
-    -(M^-1 g)(M^-1 g)^T / (s^2 + g^T M^-1 g) (Sherman-Morrison); the V-criterion averages it over
-    the targets (Atkinson, Donev and Tobias 2007, section 10.6). The power form drops saturated
-    points from its fit, so a point it predicts below ln 2 tells it nothing.
+    `base_loss`: typical loss of the adapter-free base, nats. `budget_left`: gpu_seconds, already
+    without what pending runs are predicted to cost.
     """
-    variance = max(fit.sigma, 1e-3) ** 2
-    jac_NP = _informative(fit, known, base_loss)
-    jac_MP = _informative(fit, candidates, base_loss)
-    jac_TP = _jacobian(fit, targets)
-    # Parameters differ by orders of magnitude; the ridge must mean the same for each.
-    scale_P = np.maximum(np.abs(fit.law.params), 1.0)
-    jac_NP, jac_MP, jac_TP = jac_NP * scale_P, jac_MP * scale_P, jac_TP * scale_P
-    information = jac_NP.T @ jac_NP / variance + PRIOR_INFORMATION * np.eye(jac_TP.shape[1])
-    covariance = np.linalg.inv(information)
-    now = np.einsum("tp,pq,tq->t", jac_TP, covariance, jac_TP).sum()
-    cross_MT = jac_MP @ covariance @ jac_TP.T
-    own_M = np.einsum("mp,pq,mq->m", jac_MP, covariance, jac_MP)
-    return (cross_MT**2).sum(axis=1) / (variance + own_M) / max(now, 1e-12)
+
+    chosen: tuple[ChosenRun, ...]
+    beliefs: tuple[Belief, ...]
+    base_loss: float
+    cost: CostModel
+    budget_left: float
+
+    @property
+    def points(self) -> list[DesignPoint]:
+        """The point of every chosen run, in the order in which they were chosen."""
+        return [run.point for run in self.chosen]
 
 
-def _jacobian(fit: LawFit, points: Sequence[DesignPoint]) -> NDArray[np.float64]:
-    r, length, t = (
-        np.array([[p.lora_rank, p.seq_len, p.train_steps] for p in points], dtype=float)
-        .reshape(-1, 3)
-        .T
-    )
-    return fit.law.jacobian(r, length, t)
+@dataclass(frozen=True)
+class Choice:
+    """What a rule chooses from: affordable open cells, the whole grid, and the targets."""
+
+    cells: tuple[DesignPoint, ...]
+    grid: tuple[DesignPoint, ...]
+    targets: tuple[DesignPoint, ...]
+    seed: int
 
 
-def _informative(
-    fit: LawFit, points: Sequence[DesignPoint], base_loss: float
-) -> NDArray[np.float64]:
-    jac = _jacobian(fit, points)
-    if fit.law.form != "power" or not points:
-        return jac
-    r, length, t = np.array(
-        [[p.lora_rank, p.seq_len, p.train_steps] for p in points], dtype=float
-    ).T
-    saturated = base_loss - fit.law.predict(r, length, t) <= LN2
-    return np.where(saturated[:, None], 0.0, jac)
+Rule = Callable[[Choice, Knowledge], DesignPoint]
+
+
+def _v_optimal(choice: Choice, known: Knowledge) -> DesignPoint:
+    """The most variance removed at the targets per gpu_second, over the mixture of forms."""
+    field = law_field(known.beliefs, known.base_loss).after(_pending(known))
+    return _best(choice.cells, field.gains(choice.cells, choice.targets), known.cost)
+
+
+def _v_optimal_single(choice: Choice, known: Knowledge) -> DesignPoint:
+    """V-optimal under the one form that fits best, as if it were true."""
+    field = law_field(known.beliefs[:1], known.base_loss).after(_pending(known))
+    return _best(choice.cells, field.gains(choice.cells, choice.targets), known.cost)
+
+
+def _d_optimal(choice: Choice, known: Knowledge) -> DesignPoint:
+    """The most information about the best form's parameters per gpu_second."""
+    field = law_field(known.beliefs[:1], known.base_loss).after(_pending(known))
+    return _best(choice.cells, field.information(choice.cells), known.cost)
+
+
+def _random(choice: Choice, known: Knowledge) -> DesignPoint:
+    """Uniform over the affordable cells; the same history gives the same choice."""
+    rng = np.random.default_rng([choice.seed, len(known.chosen)])
+    return choice.cells[int(rng.integers(len(choice.cells)))]
+
+
+def _sobol(choice: Choice, known: Knowledge) -> DesignPoint:
+    """The affordable cell nearest to the next point of a scrambled Sobol sequence, in log space."""
+    sequence = qmc.Sobol(3, rng=np.random.default_rng(choice.seed))
+    if known.chosen:
+        sequence.fast_forward(len(known.chosen))
+    at = log_coordinates(choice.cells, choice.grid)
+    distance = np.linalg.norm(at - sequence.random(1), axis=1)
+    return choice.cells[int(np.argmin(distance))]
+
+
+def _cheapest_first(choice: Choice, known: Knowledge) -> DesignPoint:
+    """The cheapest cell, unmeasured ones before repeats."""
+    seen = known.points
+    return min(choice.cells, key=lambda c: (seen.count(c), known.cost.predict(c), c))
+
+
+def _full_grid(choice: Choice, known: Knowledge) -> DesignPoint:
+    """Every cell in the order of the grid, then the next replicate of every cell."""
+    seen = known.points
+    return min(choice.cells, key=lambda c: (seen.count(c), c))
+
+
+def fill_space(choice: Choice, known: Knowledge) -> DesignPoint:
+    """The cell farthest from every measured one."""
+    return most_distant(choice.cells, known.points, choice.grid)
+
+
+# `tpe` and `gp` are Optuna's own samplers; pmlray.backends.optuna_sampler asks them.
+RULES: dict[str, Rule] = {
+    "v_optimal": _v_optimal,
+    "v_optimal_single": _v_optimal_single,
+    "d_optimal": _d_optimal,
+    "random": _random,
+    "sobol": _sobol,
+    "cheapest_first": _cheapest_first,
+    "full_grid": _full_grid,
+}
+# These need a fitted law, and a share of the spend that does not trust it.
+LAW_RULES = frozenset({"v_optimal", "v_optimal_single", "d_optimal"})
+
+
+def _pending(known: Knowledge) -> list[DesignPoint]:
+    return [run.point for run in known.chosen if not run.done]
+
+
+def _best(cells: Sequence[DesignPoint], gain: np.ndarray, cost: CostModel) -> DesignPoint:
+    return cells[int(np.argmax(gain / np.array([cost.predict(c) for c in cells])))]

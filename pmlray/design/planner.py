@@ -1,42 +1,29 @@
-"""Which run to measure next: adaptive, cost-aware, and aware of what is still running."""
+"""Which run to measure next: adaptive, cost-aware, and aware of what is still running.
+
+A pack is chosen run by run, each counting those before it as measured: the greedy joint choice.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from pmlray.design.acquisition import variance_reduction
+from pmlray.design.acquisition import LAW_RULES, RULES, Acquisition, Choice, Knowledge, fill_space
 from pmlray.design.cost import CostModel
-from pmlray.design.space import ChosenRun, DesignSpace, Replicate, most_distant
-from pmlray.law import LawFit
+from pmlray.design.space import DesignSpace, Replicate
 from pmlray.types import DesignPoint
 
 
 @dataclass(frozen=True)
 class DesignSettings:
-    """`n_initial` log-spaced runs first; then `validation_share` of the runs fill space, so that
-    the law is also checked where it thinks it is sure."""
+    """`n_initial` log-spaced runs first, then the rule `acquisition`; at least `validation_share`
+    of the spend fills space, so that the law is also checked where it thinks it is sure."""
 
     n_initial: int
     validation_share: float
     targets: tuple[DesignPoint, ...]
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """What the search knows: its runs, its fitted laws (best first), cost and remaining budget.
-
-    `base_loss`: typical loss of the adapter-free base, nats. `budget_left`: gpu_seconds, already
-    without what pending runs are predicted to cost.
-    """
-
-    chosen: tuple[ChosenRun, ...]
-    fits: tuple[LawFit, ...]
-    base_loss: float
-    cost: CostModel
-    budget_left: float
+    acquisition: Acquisition = "v_optimal"
+    seed: int = 0
 
 
 def choose_run(
@@ -50,34 +37,36 @@ def choose_run(
     )
     if not affordable:
         return None
-    points = [run.point for run in known.chosen]
-    if len(points) < settings.n_initial or not known.fits:
-        # One start must not swallow the budget: half of it, evenly shared, is the most a run gets.
-        limit = known.budget_left / 2 / max(1, settings.n_initial - len(points))
-        cheap = [c for c in affordable if known.cost.predict(c) <= limit]
-        cell = most_distant(cheap or [min(affordable, key=known.cost.predict)], points, space.cells)
-    elif _is_validation(len(points), settings):
-        cell = most_distant(affordable, points, space.cells)
+    choice = Choice(affordable, space.cells, settings.targets, settings.seed)
+    if settings.acquisition not in LAW_RULES:
+        cell = RULES[settings.acquisition](choice, known)
+    elif len(known.chosen) < settings.n_initial or not known.beliefs:
+        cell = _initial(choice, settings, known)
+    elif _validates(known.points, settings, known.cost):
+        cell = fill_space(choice, known)
     else:
-        cell = _most_telling(affordable, settings.targets, known)
+        cell = RULES[settings.acquisition](choice, known)
     return cell, space.next_replicate(cell, known.chosen)
 
 
-def _is_validation(n_chosen: int, settings: DesignSettings) -> bool:
-    turn, share = n_chosen - settings.n_initial, settings.validation_share
-    return int(share * (turn + 1)) > int(share * turn)
+def _initial(choice: Choice, settings: DesignSettings, known: Knowledge) -> DesignPoint:
+    # One start must not swallow the budget: half of it, evenly shared, is the most a run gets.
+    limit = known.budget_left / 2 / max(1, settings.n_initial - len(known.chosen))
+    cheap = tuple(c for c in choice.cells if known.cost.predict(c) <= limit)
+    cells = cheap or (min(choice.cells, key=known.cost.predict),)
+    return fill_space(Choice(cells, choice.grid, choice.targets, choice.seed), known)
 
 
-def _most_telling(
-    candidates: Sequence[DesignPoint], targets: Sequence[DesignPoint], known: Knowledge
-) -> DesignPoint:
-    measured = [run.point for run in known.chosen]
-    gain = np.mean(
-        [
-            variance_reduction(fit, measured, candidates, targets, known.base_loss)
-            for fit in known.fits
-        ],
-        axis=0,
-    )
-    costs = np.array([known.cost.predict(c) for c in candidates])
-    return candidates[int(np.argmax(gain / costs))]
+def _validates(points: Sequence[DesignPoint], settings: DesignSettings, cost: CostModel) -> bool:
+    """Whether the next run fills space: the share of the spend that did has fallen short.
+
+    Which of the earlier runs did follows from the same rule, so that a search that starts again
+    needs no record of it.
+    """
+    filling = spent = sum(cost.predict(p) for p in points[: settings.n_initial])
+    for point in points[settings.n_initial :]:
+        seconds = cost.predict(point)
+        if filling < settings.validation_share * spent:
+            filling += seconds
+        spent += seconds
+    return filling < settings.validation_share * spent

@@ -72,3 +72,12 @@ def most_distant(
     taken = log_coordinates(chosen, cells)
     nearest = np.linalg.norm(at[:, None] - taken[None], axis=2).min(axis=1)
     return candidates[int(np.argmax(nearest))]
+
+
+def nearest_cell(
+    candidates: Sequence[DesignPoint], point: DesignPoint, cells: Sequence[DesignPoint]
+) -> DesignPoint:
+    """The candidate nearest to any point, in log space."""
+    at = log_coordinates(candidates, cells)
+    distance = np.linalg.norm(at - log_coordinates([point], cells), axis=1)
+    return candidates[int(np.argmin(distance))]

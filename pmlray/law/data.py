@@ -68,11 +68,14 @@ class LawData:
 
 
 def law_data(observations: Iterable[Observation]) -> LawData:
-    """Collect what a law is fitted to; only `sft` runs count, and l is `supervised_tokens`.
+    """Collect what a law is fitted to: the law phase's runs; l is `supervised_tokens`.
+
+    The SFT runs that MemFT is compared with are left out, so that a store always yields the law
+    that its search went by.
 
     Raises DataError, naming the run_key, when a point cannot be used.
     """
-    kept = [o for o in observations if o.method == "sft"]
+    kept = [o for o in observations if o.phase == "law"]
     for o in kept:
         _check_observation(f"observation {o.run_key}", o)
     return _from_observations(kept)
@@ -125,7 +128,7 @@ def _check_observation(where: str, o: Observation) -> None:
 
 
 def _from_observations(observations: Iterable[Observation]) -> LawData:
-    kept = [o for o in observations if o.method == "sft"]
+    kept = [o for o in observations if o.phase == "law"]
     replicates = sorted({(o.sequence_id, o.seed) for o in kept})
     ids = {replicate: i for i, replicate in enumerate(replicates)}
     return LawData(

@@ -152,7 +152,8 @@ class LawSearch:
         """As many groups of paired runs as one pack takes; a run that failed is not tried again."""
         if self.law is None:
             return ()
-        plain = [o for o in self._observations.values() if o.method == "sft"]
+        # The law's own runs alone, or the points would move with what MemFT's runs measure.
+        plain = [o for o in self._observations.values() if o.phase == "law"]
         groups = memft_runs(
             self._search,
             self.law.fit.law,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from pmlray.config.prepared import PreparedSearch
 from pmlray.design import (
     ChosenRun,
@@ -27,7 +29,13 @@ def design_space(search: PreparedSearch) -> DesignSpace:
 def design_settings(search: PreparedSearch) -> DesignSettings:
     """How the spec wants points to be chosen."""
     design = search.spec.design
-    return DesignSettings(design.n_initial, design.validation_share, search.spec.target_points())
+    return DesignSettings(
+        design.n_initial,
+        design.validation_share,
+        search.spec.target_points(),
+        design.acquisition,
+        design.seed,
+    )
 
 
 def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
@@ -50,7 +58,7 @@ def first_pack(search: PreparedSearch, cost: CostModel) -> tuple[PlannedRun, ...
     chosen: list[ChosenRun] = []
     for _ in range(settings.n_initial):
         pending = sum(cost.predict(run.point) for run in chosen)
-        known = Knowledge(tuple(chosen), (), 0.0, cost, budget - pending)
+        known = Knowledge(tuple(chosen), (), math.inf, cost, budget - pending)
         choice = choose_run(space, settings, known)
         if choice is None:
             cheapest = min(cost.predict(cell) for cell in space.open_cells(chosen))

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import optuna
 import pytest
+from optuna.samplers import BaseSampler
+from optuna.testing.pytest_samplers import (
+    BasicSamplerTestCase,
+    RelativeSamplerTestCase,
+    SingleOnlySamplerTestCase,
+)
 
 from pmlray.backends.optuna_sampler import LawSampler
 from pmlray.design import CostModel, DesignSettings, DesignSpace
@@ -15,11 +24,12 @@ COST = CostModel(1e-3, prompt_tokens=0, batch_records=None)
 
 
 def objective(trial: optuna.Trial) -> float:
-    rank = trial.suggest_categorical("lora_rank", [1, 2, 4, 8])
-    length = trial.suggest_categorical("seq_len", [32, 64, 128, 256])
-    steps = trial.suggest_categorical("train_steps", [100])
-    sequence = trial.suggest_categorical("sequence_id", [0, 1])
-    trial.suggest_categorical("seed", [0])
+    rank = trial.suggest_int("lora_rank", 1, 8, log=True)
+    length = trial.suggest_int("seq_len", 32, 256, log=True)
+    steps = trial.suggest_int("train_steps", 100, 100, log=True)
+    sequence = trial.suggest_int("sequence_id", 0, 1)
+    trial.suggest_int("seed", 0, 0)
+    assert DesignPoint(rank, length, steps) in CELLS
     extra = trial.suggest_float("unrelated", 0.0, 1.0)
     assert 0.0 <= extra <= 1.0
     delta = float(TRUE_LAW.predict(rank, length, steps))
@@ -34,14 +44,23 @@ def objective(trial: optuna.Trial) -> float:
     return delta
 
 
-def sampler(budget: float) -> LawSampler:
+def sampler(budget: float, acquisition: str = "v_optimal") -> LawSampler:
     space = DesignSpace(CELLS, ((0, 0), (1, 0)))
-    settings = DesignSettings(4, 0.2, (DesignPoint(8, 256, 100),))
+    settings = DesignSettings(4, 0.2, (DesignPoint(8, 256, 100),), acquisition)  # type: ignore[arg-type]
     return LawSampler(space, settings, ("power", "ceiling"), COST, budget)
 
 
-def test_optimize_never_repeats_a_run_and_gives_trials_to_the_law() -> None:
-    study = optuna.create_study(sampler=sampler(1e9), direction="maximize")
+class TestOptunasOwn(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
+    """Optuna's public tests of any sampler."""
+
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return lambda: sampler(1e9)
+
+
+@pytest.mark.parametrize("acquisition", ["v_optimal", "d_optimal", "random", "sobol", "tpe", "gp"])
+def test_optimize_never_repeats_a_run(acquisition: str) -> None:
+    study = optuna.create_study(sampler=sampler(1e9, acquisition), direction="maximize")
     study.optimize(objective, n_trials=14)
     seen = [tuple(t.params[k] for k in ("lora_rank", "seq_len", "sequence_id"))
             for t in study.trials]  # fmt: skip
@@ -81,3 +100,46 @@ def test_a_trial_without_a_value_is_not_tried_again(state: optuna.trial.TrialSta
     study.tell(first, state=state)
     second = study.ask(fixed_distributions=law_sampler.distributions)
     assert first.params != second.params
+
+
+def test_an_objective_that_only_knows_its_loss() -> None:
+    """Without base losses or costs the power form and predicted costs still guide the design."""
+
+    def bare(trial: optuna.Trial) -> float:
+        rank = trial.suggest_int("lora_rank", 1, 8, log=True)
+        length = trial.suggest_int("seq_len", 32, 256, log=True)
+        trial.suggest_int("train_steps", 100, 100, log=True)
+        trial.suggest_int("sequence_id", 0, 1)
+        trial.suggest_int("seed", 0, 0)
+        return 30.0 * rank**0.6 * length**-0.5 - 0.2
+
+    study = optuna.create_study(sampler=sampler(1e9), direction="maximize")
+    study.optimize(bare, n_trials=12)
+    assert len({tuple(t.params.values()) for t in study.trials}) == 12
+
+
+def test_a_result_that_is_no_number_is_left_out() -> None:
+    law_sampler = sampler(1e9)
+    study = optuna.create_study(sampler=law_sampler, direction="maximize")
+    study.optimize(objective, n_trials=5)
+    trial = study.ask(fixed_distributions=law_sampler.distributions)
+    study.tell(trial, float("inf"))
+    study.optimize(objective, n_trials=3)
+    assert len({tuple(t.params.values())[:4] for t in study.trials}) == 9
+
+
+def test_a_study_on_sqlite_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    for n in (6, 12):
+        study = optuna.create_study(
+            study_name="law", storage=url, sampler=sampler(1e9), direction="maximize",
+            load_if_exists=True,
+        )  # fmt: skip
+        study.optimize(objective, n_trials=6)
+        assert len(study.trials) == n
+    alone = optuna.create_study(sampler=sampler(1e9), direction="maximize")
+    alone.optimize(objective, n_trials=12)
+    law_params = ("lora_rank", "seq_len", "sequence_id")
+    assert [[t.params[p] for p in law_params] for t in study.trials] == [
+        [t.params[p] for p in law_params] for t in alone.trials
+    ]

@@ -100,8 +100,6 @@ def test_exact_recall_is_what_generate_reproduces(tiny: Callable[..., BaseModel]
     weights = [trained.model.lora.weights(i) for i in range(2)]
     expected = [
         greedy(base, w, r) == list(r.target_ids) for w, r in zip(weights, records, strict=True)
-    expected = [
-        greedy(base, w, r) == list(r.target_ids) for w, r in zip(weights, records, strict=True)
     ]
     together = [Decoding(w, (r,)) for w, r in zip(weights, records, strict=True)]
     assert list(decode_exactly(base, together, 60)) == expected == [True, False]

@@ -38,11 +38,12 @@ def observation(**changes) -> Observation:
     return Observation(**{**fields, **changes})
 
 
-def test_only_sft_counts_and_l_is_what_was_supervised():
+def test_only_the_law_phase_counts_and_l_is_what_was_supervised():
     data = law_data(
         [
             observation(seed=1),
-            observation(method="memft_ot"),
+            observation(method="memft_ot", phase="memft"),
+            observation(method="sft", phase="memft"),
             observation(sequence_id=2, base_loss=6.0),
             observation(seed=1, point=DesignPoint(4, 1000, 500)),
         ]

@@ -148,7 +148,7 @@ def test_early_data_can_be_summarised(points_of, n):
     assert summary.relative_interval is not None
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     n=st.integers(1, 14),
     seed=st.integers(0, 10**6),

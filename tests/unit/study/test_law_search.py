@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,29 @@ def test_recovers_the_law_within_its_interval_and_budget(
     assert sorted(tracker.observed) == sorted(o.run_key for o in result.observations)
     assert len({p.method for p in result.pairs}) == 2
     assert all(pair.sft.point == pair.memft.point for pair in result.pairs)
+
+
+def test_memft_points_stay_where_the_law_put_them(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    search = make_search(
+        f"sequences={list(range(24))}",
+        "memft={n_points: 1, n_pairs: 24}",
+        "budget.gpu_seconds=40",
+        "budget.memft_gpu_seconds=100000",
+    )
+    law_search, store = start(search, tmp_path)
+    runner = SyntheticRunner(store)
+    points = set()
+    while (pack := law_search.next_pack()) is not None:
+        result = runner.run(pack)
+        if pack.runs[0].phase == "memft":
+            points |= {run.point for run in pack.runs}
+            # Whatever these runs measure, they are no reason to plan others.
+            drifted = [replace(o, base_loss=o.base_loss + 5) for o in result.observations]
+            result = replace(result, observations=tuple(drifted))
+        law_search.absorb(result)
+    assert len(points) == 1
 
 
 def test_a_kill_at_any_pack_loses_and_repeats_nothing(

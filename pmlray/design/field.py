@@ -1,0 +1,122 @@
+"""delta_loss as a Gaussian field: what the fitted forms believe together, and what a run would add.
+
+Shapes: F forms, P parameters of a form, G features, N points, M candidates, T targets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pmlray.law import LawFit
+from pmlray.types import DesignPoint
+
+FloatArray = NDArray[np.float64]
+LN2 = math.log(2.0)
+# No measurement repeats to better than this, nats per token; a fit of few points may claim it.
+LEAST_NOISE = 1e-3
+
+
+@dataclass(frozen=True)
+class Belief:
+    """One fitted form and the weight that it has earned on points it had not seen."""
+
+    fit: LawFit
+    weight: float
+
+
+@dataclass(frozen=True)
+class LawField:
+    """The mixture of linearised forms as a Gaussian field with features phi and covariance S.
+
+    With weights w_f, Jacobians J_f, parameter covariances V_f = L_f L_f', predictions mu_f and
+    their weighted mean mu, the covariance of delta_loss between points a and b is
+    sum_f w_f [J_f(a) V_f J_f(b)' + (mu_f(a) - mu(a)) (mu_f(b) - mu(b))]: what each form leaves
+    open, and what the forms disagree on (the law of total covariance). phi stacks sqrt(w_f) J_f L_f
+    and sqrt(w_f) (mu_f - mu), so that S starts as the identity. `noise`: a run's variance, nats^2.
+    """
+
+    beliefs: tuple[Belief, ...]
+    base_loss: float
+    roots: tuple[FloatArray, ...]
+    cov_GG: FloatArray
+    noise: float
+
+    def features(self, points: Sequence[DesignPoint], *, measured: bool) -> FloatArray:
+        """phi of points, (N, G), as targets or as points that are `measured`.
+
+        The power form is not fitted to a saturated point, so measuring one that it predicts below
+        ln 2 leaves its parameters as open as they are.
+        """
+        r, length, t = (
+            np.array([[p.lora_rank, p.seq_len, p.train_steps] for p in points], dtype=float)
+            .reshape(-1, 3)
+            .T
+        )
+        open_, means = [], []
+        for belief, root in zip(self.beliefs, self.roots, strict=True):
+            law = belief.fit.law
+            mean = law.predict(r, length, t)
+            jac = law.jacobian(r, length, t) @ root
+            if measured and law.form == "power":
+                jac = np.where((self.base_loss - mean <= LN2)[:, None], 0.0, jac)
+            open_.append(math.sqrt(belief.weight) * jac)
+            means.append(np.minimum(mean, self.base_loss))
+        weights = np.array([belief.weight for belief in self.beliefs])
+        mean_FN = np.stack(means)
+        apart = np.sqrt(weights)[:, None] * (mean_FN - weights @ mean_FN)
+        return np.concatenate([*open_, apart.T], axis=1)
+
+    def after(self, points: Sequence[DesignPoint]) -> LawField:
+        """The field once these points are measured too: S - S phi' phi S / (noise + phi S phi')."""
+        cov = self.cov_GG
+        for phi in self.features(points, measured=True):
+            along = cov @ phi
+            cov = cov - np.outer(along, along) / (self.noise + phi @ along)
+        return replace(self, cov_GG=cov)
+
+    def variance(self, points: Sequence[DesignPoint]) -> FloatArray:
+        """Variance of delta_loss at each point, noise not included, nats^2, (N,)."""
+        phi = self.features(points, measured=False)
+        return np.einsum("ng,gh,nh->n", phi, self.cov_GG, phi)
+
+    def gains(
+        self, candidates: Sequence[DesignPoint], targets: Sequence[DesignPoint]
+    ) -> FloatArray:
+        """By how much measuring each candidate lowers the mean variance at the targets, (M,).
+
+        The V-criterion (Atkinson, Donev and Tobias 2007, section 10.6) of the mixture: with K the
+        covariance, mean_t K(c, t)^2 / (noise + K(c, c)), nats^2.
+        """
+        phi_MG = self.features(candidates, measured=True)
+        phi_TG = self.features(targets, measured=False)
+        along_MG = phi_MG @ self.cov_GG
+        own_M = np.einsum("mg,mg->m", along_MG, phi_MG)
+        return ((along_MG @ phi_TG.T) ** 2).mean(axis=1) / (self.noise + own_M)
+
+    def information(self, candidates: Sequence[DesignPoint]) -> FloatArray:
+        """What each candidate tells about all parameters, log(1 + K(c, c) / noise), (M,): the
+        D-criterion's gain (Atkinson, Donev and Tobias 2007, section 10.1)."""
+        phi_MG = self.features(candidates, measured=True)
+        own_M = np.einsum("mg,gh,mh->m", phi_MG, self.cov_GG, phi_MG)
+        return np.log1p(own_M / self.noise)
+
+
+def law_field(beliefs: Sequence[Belief], base_loss: float) -> LawField:
+    """The field of fitted forms; base_loss (nats) is the most that any form can be right about."""
+    total = sum(belief.weight for belief in beliefs)
+    shared = tuple(Belief(b.fit, b.weight / total) for b in beliefs)
+    roots = tuple(_root(belief.fit.cov) for belief in shared)
+    noise = sum(b.weight * b.fit.sigma**2 for b in shared)
+    size = sum(root.shape[1] for root in roots) + len(roots)
+    return LawField(shared, base_loss, roots, np.eye(size), max(noise, LEAST_NOISE**2))
+
+
+def _root(cov_PP: FloatArray) -> FloatArray:
+    """L with L L' = cov, for a covariance that may be singular."""
+    values, vectors = np.linalg.eigh((cov_PP + cov_PP.T) / 2)
+    return vectors * np.sqrt(np.maximum(values, 0.0))
