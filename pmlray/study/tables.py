@@ -1,0 +1,164 @@
+"""Exhaustive measurements as a compact CSV table, and searches replayed against one.
+
+A table lets anyone compare ways of choosing points against real runs without a GPU: a replayed
+search takes the same path as a live one, and only its measurements are looked up.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pmlray.errors import DataError
+from pmlray.ports import ObservationStore
+from pmlray.types import (
+    DesignPoint,
+    FailedRun,
+    Observation,
+    Pack,
+    PackResult,
+    PackTimes,
+    PlannedRun,
+    Recall,
+)
+
+# `rank`, `length` and `delta_loss_nats` are what `pmlray fit` reads of any CSV.
+COLUMNS = {
+    "rank": int,
+    "length": int,
+    "steps": int,
+    "sequence": int,
+    "seed": int,
+    "supervised_tokens": int,
+    "base_loss_nats": float,
+    "final_loss_nats": float,
+    "delta_loss_nats": float,
+    "token_recall": float,
+    "prefix_recall": float,
+    "exact_recall": float,
+    "stubborn_tokens": int,
+    "gpu_seconds": float,
+}
+RunId = tuple[DesignPoint, int, int]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows by (point, sequence_id, seed), and the provenance that the file begins with."""
+
+    rows: Mapping[RunId, Mapping[str, float]]
+    provenance: tuple[str, ...]
+
+
+def write_table(path: Path, observations: Iterable[Observation], provenance: Iterable[str]) -> int:
+    """Write the law phase's observations with `# ` lines of provenance; returns the row count."""
+    rows = sorted(
+        (o for o in observations if o.phase == "law"),
+        key=lambda o: (o.point, o.sequence_id, o.seed),
+    )
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.writelines(f"# {line}\n" for line in provenance)
+        table = csv.DictWriter(file, COLUMNS)
+        table.writeheader()
+        table.writerows(_row(o) for o in rows)
+    return len(rows)
+
+
+def read_table(path: Path) -> Table:
+    """Read a table; DataError names the line that cannot be read."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such table")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    provenance = tuple(line[1:].strip() for line in lines if line.startswith("#"))
+    body = [(n, line) for n, line in enumerate(lines, 1) if line and not line.startswith("#")]
+    if not body:
+        raise DataError(f"{path}: the table is empty")
+    names = next(csv.reader([body[0][1]]))
+    if missing := set(COLUMNS) - set(names):
+        raise DataError(f"{path}, line {body[0][0]}: no column {', '.join(sorted(missing))}")
+    rows: dict[RunId, dict[str, float]] = {}
+    for number, line in body[1:]:
+        cells = dict(zip(names, next(csv.reader([line])), strict=False))
+        try:
+            row = {name: kind(cells[name]) for name, kind in COLUMNS.items()}
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{path}, line {number}: {error}") from error
+        point = DesignPoint(int(row["rank"]), int(row["length"]), int(row["steps"]))
+        rows[point, int(row["sequence"]), int(row["seed"])] = row
+    return Table(rows, provenance)
+
+
+class TableRunner:
+    """A PackRunner that looks its measurements up; a run that the table lacks fails."""
+
+    def __init__(self, table: Table, store: ObservationStore, task: str) -> None:
+        self._table, self._store, self._task = table, store, task
+
+    def run(self, pack: Pack) -> PackResult:
+        """Answer the pack from the table."""
+        done, failed = [], []
+        for run in pack.runs:
+            row = self._table.rows.get((run.point, run.sequence_id, run.seed))
+            if row is None or run.method != "sft":
+                failure = FailedRun(run.run_key, run.point, pack.round, "not in the table", 0.0)
+                self._store.put_failure(failure)
+                failed.append(failure)
+                continue
+            observation = self._observation(run, row, pack.round)
+            self._store.put(observation)
+            done.append(observation)
+        seconds = sum(o.gpu_seconds for o in done)
+        times = PackTimes(pack.pack_id, pack.round, seconds, seconds)
+        return PackResult(pack, tuple(done), tuple(failed), times)
+
+    def _observation(self, run: PlannedRun, row: Mapping[str, float], round_: int) -> Observation:
+        steps, tokens = run.point.train_steps, int(row["supervised_tokens"])
+        return Observation(
+            run_key=run.run_key,
+            point=run.point,
+            task=self._task,
+            method=run.method,
+            seed=run.seed,
+            sequence_id=run.sequence_id,
+            phase=run.phase,
+            round=round_,
+            supervised_tokens=tokens,
+            base_loss=row["base_loss_nats"],
+            final_loss=row["final_loss_nats"],
+            recall=Recall(
+                row["token_recall"],
+                row["prefix_recall"],
+                row["exact_recall"],
+                int(row["stubborn_tokens"]),
+            ),
+            curve=((0, row["base_loss_nats"]), (steps, row["final_loss_nats"])),
+            token_p=(),
+            wrong_tokens=(),
+            generated_match=None,
+            gpu_seconds=row["gpu_seconds"],
+            tokens_per_second=tokens * steps / row["gpu_seconds"],
+            peak_memory_bytes=0,
+            provenance={"replayed": list(self._table.provenance)},
+        )
+
+
+def _row(o: Observation) -> dict[str, str]:
+    values = {
+        "rank": o.point.lora_rank,
+        "length": o.point.seq_len,
+        "steps": o.point.train_steps,
+        "sequence": o.sequence_id,
+        "seed": o.seed,
+        "supervised_tokens": o.supervised_tokens,
+        "base_loss_nats": o.base_loss,
+        "final_loss_nats": o.final_loss,
+        "delta_loss_nats": o.delta_loss,
+        "token_recall": o.recall.token,
+        "prefix_recall": o.recall.prefix,
+        "exact_recall": o.recall.exact,
+        "stubborn_tokens": o.recall.n_stubborn,
+        "gpu_seconds": o.gpu_seconds,
+    }
+    return {name: f"{value:.7g}" for name, value in values.items()}
