@@ -33,11 +33,11 @@ class ObservationStore(Protocol):
         ...
 
     def observations(self) -> tuple[Observation, ...]:
-        """All observations, in the order (round, run_key)."""
+        """All observations, in the order in which they were chosen."""
         ...
 
     def failures(self) -> tuple[FailedRun, ...]:
-        """All failed attempts, by round and run_key."""
+        """All failed attempts, in the order in which they were chosen."""
         ...
 
     def times(self) -> tuple[PackTimes, ...]:

@@ -14,7 +14,7 @@ Method = Literal["sft", "memft_ot", "memft_sw"]
 Phase = Literal["law", "memft"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
-OBSERVATION_SCHEMA = 1
+OBSERVATION_SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -74,13 +74,15 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One finished measurement.
+    """One finished measurement; `round` and `place` say which of which pack's runs it was.
 
     `supervised_tokens` is the l that was measured (a set of whole records may fall short of the
     nominal `point.seq_len`). `curve` holds (step, loss) after that many optimiser steps. `token_p`
     is p of each supervised token at the end, `wrong_tokens` the indices whose argmax is wrong.
     `gpu_seconds` are device-seconds inside the loop, shared out over the pack by tokens; on a CPU
-    they are core-seconds. `generated_match` is None when no real decoding was run.
+    they are core-seconds. `charged_steps` are the optimiser steps that they paid for: fewer than
+    were taken where runs of several budgets share a trunk. `generated_match` is None when no real
+    decoding was run.
     """
 
     run_key: str
@@ -91,6 +93,7 @@ class Observation:
     sequence_id: int
     phase: Phase
     round: int
+    place: int
     supervised_tokens: int
     base_loss: float
     final_loss: float
@@ -100,6 +103,7 @@ class Observation:
     wrong_tokens: tuple[int, ...]
     generated_match: bool | None
     gpu_seconds: float
+    charged_steps: float
     tokens_per_second: float
     peak_memory_bytes: int
     provenance: Mapping[str, Any]
@@ -118,6 +122,9 @@ class Observation:
         """Rebuild from `to_json`'s form; KeyError or TypeError when a field is missing."""
         fields = {k: v for k, v in stored.items() if k not in ("schema", "delta_loss")}
         fields["point"] = DesignPoint(**fields["point"])
+        # Schema 1 knew no shared trunks and no order within a pack.
+        fields.setdefault("place", 0)
+        fields.setdefault("charged_steps", float(fields["point"].train_steps))
         fields["recall"] = Recall(**fields["recall"])
         fields["curve"] = tuple((int(step), float(loss)) for step, loss in fields["curve"])
         fields["token_p"] = tuple(fields["token_p"])
@@ -132,6 +139,7 @@ class FailedRun:
     run_key: str
     point: DesignPoint
     round: int
+    place: int
     reason: str
     gpu_seconds: float
 

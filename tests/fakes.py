@@ -22,7 +22,9 @@ from pmlray.types import (
 TRUE_LAW = CeilingLaw(60.0, 0.8, 0.7, 0.3, 5.0, 12.0)
 
 
-def observe(run: PlannedRun, round_: int, noise: float, seconds_per_token: float) -> Observation:
+def observe(
+    run: PlannedRun, round_: int, place: int, noise: float, seconds_per_token: float
+) -> Observation:
     """What a run of the known law measures; noise depends on the run alone."""
     rng = np.random.default_rng(int(run.run_key, 16) % 2**32)
     point = run.point
@@ -39,6 +41,7 @@ def observe(run: PlannedRun, round_: int, noise: float, seconds_per_token: float
         sequence_id=run.sequence_id,
         phase=run.phase,
         round=round_,
+        place=place,
         supervised_tokens=point.seq_len,
         base_loss=base,
         final_loss=base - delta,
@@ -48,6 +51,7 @@ def observe(run: PlannedRun, round_: int, noise: float, seconds_per_token: float
         wrong_tokens=(),
         generated_match=None,
         gpu_seconds=seconds_per_token * point.seq_len * point.train_steps,
+        charged_steps=float(point.train_steps),
         tokens_per_second=1.0 / seconds_per_token,
         peak_memory_bytes=1,
         provenance={"model": "synthetic"},
@@ -71,14 +75,14 @@ class SyntheticRunner:
 
     def run(self, pack: Pack) -> PackResult:
         done, failed = [], []
-        for run in pack.runs:
+        for place, run in enumerate(pack.runs):
             self.ran.append(run.run_key)
             if self._fails(run):
-                failure = FailedRun(run.run_key, run.point, pack.round, "made to fail", 1.0)
+                failure = FailedRun(run.run_key, run.point, pack.round, place, "made to fail", 1.0)
                 self._store.put_failure(failure)
                 failed.append(failure)
                 continue
-            observation = observe(run, pack.round, self._noise, self._seconds)
+            observation = observe(run, pack.round, place, self._noise, self._seconds)
             self._store.put(observation)
             done.append(observation)
         times = PackTimes(pack.pack_id, pack.round, 0.8, 1.0)

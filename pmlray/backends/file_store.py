@@ -53,22 +53,22 @@ class FileStore:
         _write_once(self._packs / f"{times.pack_id}.json", asdict(times))
 
     def observations(self) -> tuple[Observation, ...]:
-        """All observations, in the order (round, run_key)."""
+        """All observations, in the order in which they were chosen."""
         try:
             found = [Observation.from_json(row) for row in _read_all(self._observations)]
         except (KeyError, TypeError) as error:
             raise StoreError(
                 f"{self._observations} holds a file of another version: {error!r}"
             ) from error
-        return tuple(sorted(found, key=lambda o: (o.round, o.run_key)))
+        return tuple(sorted(found, key=lambda o: (o.round, o.place, o.run_key)))
 
     def failures(self) -> tuple[FailedRun, ...]:
-        """All failed attempts, by round and run_key."""
+        """All failed attempts, in the order in which they were chosen."""
         found = [
             FailedRun(**{**row, "point": DesignPoint(**row["point"])})
             for row in _read_all(self._failures)
         ]
-        return tuple(sorted(found, key=lambda f: (f.round, f.run_key)))
+        return tuple(sorted(found, key=lambda f: (f.round, f.place, f.run_key)))
 
     def times(self) -> tuple[PackTimes, ...]:
         """The times of every pack, by round."""

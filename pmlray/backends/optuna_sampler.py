@@ -22,6 +22,8 @@ from pmlray.design import (
     Replicate,
     choose_run,
     nearest_cell,
+    offers,
+    pending_seconds,
 )
 from pmlray.errors import FitError
 from pmlray.law import Form, LawData, fit_law
@@ -55,6 +57,7 @@ class LawSampler(BaseSampler):
         self._space, self._settings = space, settings
         self._forms, self._cost, self._budget = tuple(forms), cost, budget
         self._independent = RandomSampler(seed=settings.seed)
+        self._pack_from: int | None = None
         self._beliefs: tuple[Belief, ...] = ()
         self._fitted_trials: tuple[int, ...] = ()
         rivals = {"tpe": TPESampler, "gp": GPSampler}
@@ -73,9 +76,13 @@ class LawSampler(BaseSampler):
             for name, found in values.items()
         }
 
+    def begin_pack(self, study: Study) -> None:
+        """The trials asked for from now on train together, until the next call."""
+        self._pack_from = len(study.get_trials(deepcopy=False))
+
     def within_budget(self, study: Study) -> bool:
         """Whether another run is both open and affordable."""
-        return bool(self._open(self._knowledge(_design_trials(study, None))))
+        return bool(offers(self._space, self._knowledge(_design_trials(study, None))))
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -126,8 +133,8 @@ class LawSampler(BaseSampler):
         known = self._knowledge(_design_trials(study, trial.number))
         if self._rival is None:
             return choose_run(self._space, self._settings, known)
-        cells = self._open(known)
-        if not cells:
+        open_offers = {offer.point: offer for offer in offers(self._space, known)}
+        if not open_offers:
             return None
         space = {n: d for n, d in self.distributions.items() if n in POINT and not d.single()}
         found = self._rival.sample_relative(study, trial, space) if space else {}
@@ -136,12 +143,8 @@ class LawSampler(BaseSampler):
                 distribution = self.distributions[name]
                 found[name] = self._independent.sample_independent(study, trial, name, distribution)
         point = DesignPoint(*(found[name] for name in POINT))
-        cell = nearest_cell(cells, point, self._space.cells)
-        return cell, self._space.next_replicate(cell, known.chosen)
-
-    def _open(self, known: Knowledge) -> list[DesignPoint]:
-        cells = self._space.open_cells(known.chosen)
-        return [c for c in cells if known.cost.predict(c) <= known.budget_left]
+        cell = nearest_cell(list(open_offers), point, self._space.cells)
+        return cell, open_offers[cell].replicate
 
     def _knowledge(self, trials: Sequence[FrozenTrial]) -> Knowledge:
         complete = [
@@ -149,31 +152,42 @@ class LawSampler(BaseSampler):
         ]
         self._refit(complete)
         cost = self._cost.learn(
-            (_point(t), t.user_attrs["gpu_seconds"])
+            (
+                _point(t),
+                t.user_attrs.get("charged_steps", t.params["train_steps"]),
+                t.user_attrs["gpu_seconds"],
+            )
             for t in complete
             if "gpu_seconds" in t.user_attrs
         )
         done = {t.number for t in complete}
-        open_states = (TrialState.RUNNING, TrialState.WAITING)
-        spent = sum(
-            t.user_attrs.get(
-                "gpu_seconds",
-                cost.predict(_point(t)) if t.number in done or t.state in open_states else 0.0,
+        chosen = {
+            t.number: ChosenRun(
+                _point(t), (t.params["sequence_id"], t.params["seed"]), t.number in done
             )
             for t in trials
+        }
+        running = [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+        pending = pending_seconds(cost, [chosen[t.number] for t in running])
+        spent = sum(
+            t.user_attrs.get("gpu_seconds", cost.predict(_point(t)) if t.number in done else 0.0)
+            for t in trials
+            if t not in running
         )
         return Knowledge(
-            chosen=tuple(
-                ChosenRun(_point(t), (t.params["sequence_id"], t.params["seed"]), t.number in done)
-                for t in trials
-            ),
+            chosen=tuple(chosen.values()),
             beliefs=self._beliefs,
             base_loss=median(
                 [t.user_attrs["base_loss"] for t in complete if "base_loss" in t.user_attrs]
                 or [np.inf]
             ),
             cost=cost,
-            budget_left=self._budget - spent,
+            budget_left=self._budget - spent - pending,
+            pack=tuple(
+                chosen[t.number]
+                for t in running
+                if self._pack_from is not None and t.number >= self._pack_from
+            ),
         )
 
     def _refit(self, complete: Sequence[FrozenTrial]) -> None:

@@ -46,16 +46,19 @@ class OptunaPoints:
         )
         self._trials: dict[str, optuna.Trial] = {}
         known = [o for o in observations if o.phase == "law"]
-        for observation in known:
-            self._study.add_trial(self._complete_trial(observation))
         measured = {o.run_key for o in known}
-        for failure in failures:
-            if failure.run_key not in measured:
-                self._add_failed(failure)
+        lost = [f for f in failures if f.run_key not in measured]
+        # In the order in which they were asked for, on which the next choice may depend.
+        for past in sorted([*known, *lost], key=lambda run: (run.round, run.place, run.run_key)):
+            if isinstance(past, FailedRun):
+                self._add_failed(past)
+            else:
+                self._study.add_trial(self._complete_trial(past))
 
     def ask(self, k: int) -> tuple[PlannedRun, ...]:
         """Up to k runs; fewer when the budget or the space is exhausted."""
         runs = []
+        self._sampler.begin_pack(self._study)
         for _ in range(k):
             if not self._sampler.within_budget(self._study):
                 break
@@ -127,6 +130,7 @@ def _attributes(o: Observation) -> dict[str, float | str]:
         "final_loss": o.final_loss,
         "supervised_tokens": o.supervised_tokens,
         "gpu_seconds": o.gpu_seconds,
+        "charged_steps": o.charged_steps,
         "token_recall": o.recall.token,
         "exact_recall": o.recall.exact,
     }

@@ -101,9 +101,11 @@ def collect(store: FileStore, pack: Pack, times: PackTimes, reason: str) -> Pack
     done = tuple(o for o in store.observations() if o.run_key in keys)
     failed = {f.run_key: f for f in store.failures() if f.run_key in keys and f.round == pack.round}
     measured = {o.run_key for o in done}
-    for run in pack.runs:
+    for place, run in enumerate(pack.runs):
         if run.run_key not in measured and run.run_key not in failed:
-            failure = FailedRun(run.run_key, run.point, pack.round, reason or "no result", 0.0)
+            failure = FailedRun(
+                run.run_key, run.point, pack.round, place, reason or "no result", 0.0
+            )
             store.put_failure(failure)
             failed[run.run_key] = failure
     return PackResult(pack, done, tuple(failed.values()), times)

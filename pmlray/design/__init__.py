@@ -3,7 +3,7 @@
 from pmlray.design.acquisition import RULES, Acquisition, Knowledge
 from pmlray.design.cost import CostModel, prior_cost
 from pmlray.design.field import Belief, LawField, law_field
-from pmlray.design.planner import DesignSettings, choose_run
+from pmlray.design.planner import DesignSettings, choose_run, offers, pending_seconds
 from pmlray.design.space import ChosenRun, DesignSpace, Replicate, nearest_cell
 
 __all__ = [
@@ -20,5 +20,7 @@ __all__ = [
     "choose_run",
     "law_field",
     "nearest_cell",
+    "offers",
+    "pending_seconds",
     "prior_cost",
 ]

@@ -1,6 +1,6 @@
-"""The rules that pick the next design point from the affordable ones: pmlray's own, and rivals.
+"""The rules that pick the next run from the affordable ones: pmlray's own, and rivals.
 
-A rule sees the open cells within the budget and everything known, and returns one of the cells.
+A rule sees an offer for every open cell within the budget and everything known, and takes one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 from scipy.stats import qmc
 
 from pmlray.design.cost import CostModel
-from pmlray.design.field import Belief, law_field
-from pmlray.design.space import ChosenRun, log_coordinates, most_distant
+from pmlray.design.field import Belief, FloatArray, law_field
+from pmlray.design.space import ChosenRun, Offer, log_coordinates, most_distant
 from pmlray.types import DesignPoint
 
 Acquisition = Literal[
@@ -35,7 +35,8 @@ class Knowledge:
     """What the search knows: its runs, its fitted forms (best first), cost and remaining budget.
 
     `base_loss`: typical loss of the adapter-free base, nats. `budget_left`: gpu_seconds, already
-    without what pending runs are predicted to cost.
+    without what pending runs are predicted to cost. `pack`: those of the chosen runs that are in
+    the pack being filled.
     """
 
     chosen: tuple[ChosenRun, ...]
@@ -43,6 +44,7 @@ class Knowledge:
     base_loss: float
     cost: CostModel
     budget_left: float
+    pack: tuple[ChosenRun, ...] = ()
 
     @property
     def points(self) -> list[DesignPoint]:
@@ -52,66 +54,72 @@ class Knowledge:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a rule chooses from: affordable open cells, the whole grid, and the targets."""
+    """What a rule chooses from: offers within the budget, the whole grid, and the targets."""
 
-    cells: tuple[DesignPoint, ...]
+    offers: tuple[Offer, ...]
     grid: tuple[DesignPoint, ...]
     targets: tuple[DesignPoint, ...]
     seed: int
 
+    @property
+    def cells(self) -> list[DesignPoint]:
+        """The offers' design points, each once."""
+        return [offer.point for offer in self.offers]
 
-Rule = Callable[[Choice, Knowledge], DesignPoint]
+
+Rule = Callable[[Choice, Knowledge], Offer]
 
 
-def _v_optimal(choice: Choice, known: Knowledge) -> DesignPoint:
+def _v_optimal(choice: Choice, known: Knowledge) -> Offer:
     """The most variance removed at the targets per gpu_second, over the mixture of forms."""
     field = law_field(known.beliefs, known.base_loss).after(_pending(known))
-    return _best(choice.cells, field.gains(choice.cells, choice.targets), known.cost)
+    return _best(choice.offers, field.gains(choice.cells, choice.targets))
 
 
-def _v_optimal_single(choice: Choice, known: Knowledge) -> DesignPoint:
+def _v_optimal_single(choice: Choice, known: Knowledge) -> Offer:
     """V-optimal under the one form that fits best, as if it were true."""
     field = law_field(known.beliefs[:1], known.base_loss).after(_pending(known))
-    return _best(choice.cells, field.gains(choice.cells, choice.targets), known.cost)
+    return _best(choice.offers, field.gains(choice.cells, choice.targets))
 
 
-def _d_optimal(choice: Choice, known: Knowledge) -> DesignPoint:
+def _d_optimal(choice: Choice, known: Knowledge) -> Offer:
     """The most information about the best form's parameters per gpu_second."""
     field = law_field(known.beliefs[:1], known.base_loss).after(_pending(known))
-    return _best(choice.cells, field.information(choice.cells), known.cost)
+    return _best(choice.offers, field.information(choice.cells))
 
 
-def _random(choice: Choice, known: Knowledge) -> DesignPoint:
+def _random(choice: Choice, known: Knowledge) -> Offer:
     """Uniform over the affordable cells; the same history gives the same choice."""
     rng = np.random.default_rng([choice.seed, len(known.chosen)])
-    return choice.cells[int(rng.integers(len(choice.cells)))]
+    return choice.offers[int(rng.integers(len(choice.offers)))]
 
 
-def _sobol(choice: Choice, known: Knowledge) -> DesignPoint:
+def _sobol(choice: Choice, known: Knowledge) -> Offer:
     """The affordable cell nearest to the next point of a scrambled Sobol sequence, in log space."""
     sequence = qmc.Sobol(3, rng=np.random.default_rng(choice.seed))
     if known.chosen:
         sequence.fast_forward(len(known.chosen))
     at = log_coordinates(choice.cells, choice.grid)
     distance = np.linalg.norm(at - sequence.random(1), axis=1)
-    return choice.cells[int(np.argmin(distance))]
+    return choice.offers[int(np.argmin(distance))]
 
 
-def _cheapest_first(choice: Choice, known: Knowledge) -> DesignPoint:
+def _cheapest_first(choice: Choice, known: Knowledge) -> Offer:
     """The cheapest cell, unmeasured ones before repeats."""
     seen = known.points
-    return min(choice.cells, key=lambda c: (seen.count(c), known.cost.predict(c), c))
+    return min(choice.offers, key=lambda o: (seen.count(o.point), o.gpu_seconds, o.point))
 
 
-def _full_grid(choice: Choice, known: Knowledge) -> DesignPoint:
+def _full_grid(choice: Choice, known: Knowledge) -> Offer:
     """Every cell in the order of the grid, then the next replicate of every cell."""
     seen = known.points
-    return min(choice.cells, key=lambda c: (seen.count(c), c))
+    return min(choice.offers, key=lambda o: (seen.count(o.point), o.point))
 
 
-def fill_space(choice: Choice, known: Knowledge) -> DesignPoint:
+def fill_space(choice: Choice, known: Knowledge) -> Offer:
     """The cell farthest from every measured one."""
-    return most_distant(choice.cells, known.points, choice.grid)
+    cells = choice.cells
+    return choice.offers[cells.index(most_distant(cells, known.points, choice.grid))]
 
 
 # `tpe` and `gp` are Optuna's own samplers; pmlray.backends.optuna_sampler asks them.
@@ -132,5 +140,5 @@ def _pending(known: Knowledge) -> list[DesignPoint]:
     return [run.point for run in known.chosen if not run.done]
 
 
-def _best(cells: Sequence[DesignPoint], gain: np.ndarray, cost: CostModel) -> DesignPoint:
-    return cells[int(np.argmax(gain / np.array([cost.predict(c) for c in cells])))]
+def _best(offers: Sequence[Offer], gain: FloatArray) -> Offer:
+    return offers[int(np.argmax(gain / np.array([offer.gpu_seconds for offer in offers])))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pmlray.types import DesignPoint
@@ -17,15 +17,18 @@ RECORD_TOKENS = 48
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """gpu_seconds = seconds_per_token * train_steps * tokens in one step.
+    """gpu_seconds = seconds_per_token * steps * tokens in one step.
 
     `tokens_per_step` of a single long record is its length and prompt; of many records, what a
-    batch holds. `measured` says whether the rate comes from runs.
+    batch holds. `decay_share` is the part of its steps that a run of a shorter budget makes alone
+    when a longer one in its pack shares its trunk; None where budgets share nothing. `measured`
+    says whether the rate comes from runs.
     """
 
     seconds_per_token: float
     prompt_tokens: int
     batch_records: int | None
+    decay_share: float | None = None
     measured: bool = False
 
     def tokens_per_step(self, point: DesignPoint) -> float:
@@ -35,15 +38,31 @@ class CostModel:
         return min(self.batch_records * RECORD_TOKENS, 5 * point.seq_len)
 
     def predict(self, point: DesignPoint) -> float:
-        """gpu_seconds of one run at this point."""
+        """gpu_seconds of one run at this point, by itself."""
         return self.seconds_per_token * point.train_steps * self.tokens_per_step(point)
 
-    def learn(self, runs: Iterable[tuple[DesignPoint, float]]) -> CostModel:
-        """The model with the rate of measured (point, gpu_seconds); itself without any."""
+    def added(self, point: DesignPoint, on_trunk: Sequence[int]) -> float:
+        """gpu_seconds that one more run adds to a pack.
+
+        on_trunk: train_steps of the pack's runs that differ from it in nothing else. The longest
+        run is the trunk, and every shorter one costs its decay alone.
+        """
+        alone = self.seconds_per_token * self.tokens_per_step(point)
+        if self.decay_share is None or not on_trunk:
+            return alone * point.train_steps
+        return alone * (self._steps([*on_trunk, point.train_steps]) - self._steps(on_trunk))
+
+    def _steps(self, budgets: Sequence[int]) -> float:
+        longest = max(budgets)
+        return longest + (self.decay_share or 0.0) * (sum(budgets) - longest)
+
+    def learn(self, runs: Iterable[tuple[DesignPoint, float, float]]) -> CostModel:
+        """The model with the rate of measured runs, (point, steps that it was charged for,
+        gpu_seconds); itself without any."""
         seconds = tokens = 0.0
-        for point, gpu_seconds in runs:
+        for point, steps, gpu_seconds in runs:
             seconds += gpu_seconds
-            tokens += point.train_steps * self.tokens_per_step(point)
+            tokens += steps * self.tokens_per_step(point)
         if tokens == 0:
             return self
         return replace(self, seconds_per_token=seconds / tokens, measured=True)
@@ -56,6 +75,7 @@ def prior_cost(
     gpu: bool,
     prompt_tokens: int,
     batch_records: int | None,
+    decay_share: float | None = None,
 ) -> CostModel:
     """Cost before anything was measured, from FLOPs: 2 forward and 2 backward a frozen weight.
 
@@ -63,4 +83,4 @@ def prior_cost(
     """
     flops_per_token = 4.0 * (suffix_weights + head_weights)
     rate = GPU_FLOPS if gpu else CPU_CORE_FLOPS
-    return CostModel(flops_per_token / rate, prompt_tokens, batch_records)
+    return CostModel(flops_per_token / rate, prompt_tokens, batch_records, decay_share)

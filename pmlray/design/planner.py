@@ -6,11 +6,11 @@ A pack is chosen run by run, each counting those before it as measured: the gree
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pmlray.design.acquisition import LAW_RULES, RULES, Acquisition, Choice, Knowledge, fill_space
 from pmlray.design.cost import CostModel
-from pmlray.design.space import DesignSpace, Replicate
+from pmlray.design.space import ChosenRun, DesignSpace, Offer, Replicate
 from pmlray.types import DesignPoint
 
 
@@ -26,35 +26,72 @@ class DesignSettings:
     seed: int = 0
 
 
+def offers(space: DesignSpace, known: Knowledge) -> tuple[Offer, ...]:
+    """Every open cell within the remaining budget, at the replicate that suits it best.
+
+    That is the one that the search has used least, unless another lets the run share the trunk of
+    one that is already in the pack.
+    """
+    in_pack: dict[tuple[int, int, Replicate], list[int]] = {}
+    for run in known.pack:
+        trunk = (run.point.lora_rank, run.point.seq_len, run.replicate)
+        in_pack.setdefault(trunk, []).append(run.point.train_steps)
+    taken = {(run.point, run.replicate) for run in known.chosen}
+    found = []
+    for cell in space.open_cells(known.chosen):
+        balanced = space.next_replicate(cell, known.chosen)
+        shared = [
+            replicate
+            for rank, length, replicate in in_pack
+            if (rank, length) == (cell.lora_rank, cell.seq_len) and (cell, replicate) not in taken
+        ]
+        options = []
+        for replicate in (balanced, *shared):
+            budgets = in_pack.get((cell.lora_rank, cell.seq_len, replicate), ())
+            options.append(Offer(cell, replicate, known.cost.added(cell, budgets)))
+        best = min(options, key=lambda offer: offer.gpu_seconds)
+        if best.gpu_seconds <= known.budget_left:
+            found.append(best)
+    return tuple(found)
+
+
 def choose_run(
     space: DesignSpace, settings: DesignSettings, known: Knowledge
 ) -> tuple[DesignPoint, Replicate] | None:
     """The next run, or None when no open cell is within the remaining budget."""
-    affordable = tuple(
-        cell
-        for cell in space.open_cells(known.chosen)
-        if known.cost.predict(cell) <= known.budget_left
-    )
-    if not affordable:
+    open_offers = offers(space, known)
+    if not open_offers:
         return None
-    choice = Choice(affordable, space.cells, settings.targets, settings.seed)
+    choice = Choice(open_offers, space.cells, settings.targets, settings.seed)
     if settings.acquisition not in LAW_RULES:
-        cell = RULES[settings.acquisition](choice, known)
+        chosen = RULES[settings.acquisition](choice, known)
     elif len(known.chosen) < settings.n_initial or not known.beliefs:
-        cell = _initial(choice, settings, known)
+        chosen = _initial(choice, settings, known)
     elif _validates(known.points, settings, known.cost):
-        cell = fill_space(choice, known)
+        chosen = fill_space(choice, known)
     else:
-        cell = RULES[settings.acquisition](choice, known)
-    return cell, space.next_replicate(cell, known.chosen)
+        chosen = RULES[settings.acquisition](choice, known)
+    return chosen.point, chosen.replicate
 
 
-def _initial(choice: Choice, settings: DesignSettings, known: Knowledge) -> DesignPoint:
+def pending_seconds(cost: CostModel, runs: Sequence[ChosenRun]) -> float:
+    """What runs that were asked for together are predicted to cost, trunks shared; gpu_seconds."""
+    spent = 0.0
+    trunks: dict[tuple[int, int, Replicate], list[int]] = {}
+    for run in runs:
+        point = run.point
+        budgets = trunks.setdefault((point.lora_rank, point.seq_len, run.replicate), [])
+        spent += cost.added(point, budgets)
+        budgets.append(point.train_steps)
+    return spent
+
+
+def _initial(choice: Choice, settings: DesignSettings, known: Knowledge) -> Offer:
     # One start must not swallow the budget: half of it, evenly shared, is the most a run gets.
     limit = known.budget_left / 2 / max(1, settings.n_initial - len(known.chosen))
-    cheap = tuple(c for c in choice.cells if known.cost.predict(c) <= limit)
-    cells = cheap or (min(choice.cells, key=known.cost.predict),)
-    return fill_space(Choice(cells, choice.grid, choice.targets, choice.seed), known)
+    cheap = tuple(offer for offer in choice.offers if offer.gpu_seconds <= limit)
+    within = cheap or (min(choice.offers, key=lambda offer: offer.gpu_seconds),)
+    return fill_space(replace(choice, offers=within), known)
 
 
 def _validates(points: Sequence[DesignPoint], settings: DesignSettings, cost: CostModel) -> bool:

@@ -25,6 +25,15 @@ class ChosenRun:
     done: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A run that may be chosen next, and what it would add to the cost, gpu_seconds."""
+
+    point: DesignPoint
+    replicate: Replicate
+    gpu_seconds: float
+
+
 @dataclass(frozen=True)
 class DesignSpace:
     """Every cell of the grid and every replicate at which a cell may be measured."""

@@ -89,7 +89,9 @@ def measure_pack(
         gpu_seconds = trained.device_seconds * devices
         if trained.diverged:
             reason = "the loss stopped being a number; lower recipe.learning_rate"
-            store.put_failure(FailedRun(run.run_key, run.point, pack.round, reason, gpu_seconds))
+            store.put_failure(
+                FailedRun(run.run_key, run.point, pack.round, trained.index, reason, gpu_seconds)
+            )
             return
         save_adapter(adapters / run.run_key, spec.probe, lora.weights(trained.index), spec.model.id)
         tokens = memory.supervised_tokens
@@ -106,6 +108,7 @@ def measure_pack(
                 sequence_id=run.sequence_id,
                 phase=run.phase,
                 round=pack.round,
+                place=trained.index,
                 supervised_tokens=tokens,
                 base_loss=trained.curve[0][1],
                 final_loss=trained.scores.mean_nll,
@@ -115,6 +118,7 @@ def measure_pack(
                 wrong_tokens=trained.scores.wrong_tokens,
                 generated_match=decoded,
                 gpu_seconds=gpu_seconds,
+                charged_steps=float(len(trained.step_losses)),
                 tokens_per_second=trained_tokens / trained.device_seconds,
                 peak_memory_bytes=_peak_memory(device),
                 provenance=provenance

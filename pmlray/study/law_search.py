@@ -158,7 +158,9 @@ class LawSearch:
             self._search,
             self.law.fit.law,
             median(o.base_loss for o in plain),
-            self._cost.learn((o.point, o.gpu_seconds) for o in self._observations.values()),
+            self._cost.learn(
+                (o.point, o.charged_steps, o.gpu_seconds) for o in self._observations.values()
+            ),
             frozenset(self._observations) | self._failed_keys | frozenset(self._pending),
         )
         design = self._search.spec.design
@@ -173,7 +175,7 @@ class LawSearch:
     def _fit(self) -> LawSummary | None:
         known = sorted(
             (o for o in self._observations.values() if o.phase == "law"),
-            key=lambda o: (o.round, o.run_key),
+            key=lambda o: (o.round, o.place, o.run_key),
         )
         return fit_observations(self._search.spec, known)
 

@@ -12,6 +12,7 @@ from pmlray.design import (
     DesignSpace,
     Knowledge,
     choose_run,
+    pending_seconds,
     prior_cost,
 )
 from pmlray.errors import DesignError
@@ -57,8 +58,8 @@ def first_pack(search: PreparedSearch, cost: CostModel) -> tuple[PlannedRun, ...
     budget = spec.budget.law_seconds
     chosen: list[ChosenRun] = []
     for _ in range(settings.n_initial):
-        pending = sum(cost.predict(run.point) for run in chosen)
-        known = Knowledge(tuple(chosen), (), math.inf, cost, budget - pending)
+        pending = pending_seconds(cost, chosen)
+        known = Knowledge(tuple(chosen), (), math.inf, cost, budget - pending, pack=tuple(chosen))
         choice = choose_run(space, settings, known)
         if choice is None:
             cheapest = min(cost.predict(cell) for cell in space.open_cells(chosen))

@@ -40,6 +40,7 @@ COLUMNS = {
     "exact_recall": float,
     "stubborn_tokens": int,
     "gpu_seconds": float,
+    "charged_steps": float,
 }
 RunId = tuple[DesignPoint, int, int]
 
@@ -99,21 +100,25 @@ class TableRunner:
     def run(self, pack: Pack) -> PackResult:
         """Answer the pack from the table."""
         done, failed = [], []
-        for run in pack.runs:
+        for place, run in enumerate(pack.runs):
             row = self._table.rows.get((run.point, run.sequence_id, run.seed))
             if row is None or run.method != "sft":
-                failure = FailedRun(run.run_key, run.point, pack.round, "not in the table", 0.0)
+                failure = FailedRun(
+                    run.run_key, run.point, pack.round, place, "not in the table", 0.0
+                )
                 self._store.put_failure(failure)
                 failed.append(failure)
                 continue
-            observation = self._observation(run, row, pack.round)
+            observation = self._observation(run, row, pack.round, place)
             self._store.put(observation)
             done.append(observation)
         seconds = sum(o.gpu_seconds for o in done)
         times = PackTimes(pack.pack_id, pack.round, seconds, seconds)
         return PackResult(pack, tuple(done), tuple(failed), times)
 
-    def _observation(self, run: PlannedRun, row: Mapping[str, float], round_: int) -> Observation:
+    def _observation(
+        self, run: PlannedRun, row: Mapping[str, float], round_: int, place: int
+    ) -> Observation:
         steps, tokens = run.point.train_steps, int(row["supervised_tokens"])
         return Observation(
             run_key=run.run_key,
@@ -124,6 +129,7 @@ class TableRunner:
             sequence_id=run.sequence_id,
             phase=run.phase,
             round=round_,
+            place=place,
             supervised_tokens=tokens,
             base_loss=row["base_loss_nats"],
             final_loss=row["final_loss_nats"],
@@ -138,6 +144,7 @@ class TableRunner:
             wrong_tokens=(),
             generated_match=None,
             gpu_seconds=row["gpu_seconds"],
+            charged_steps=row["charged_steps"],
             tokens_per_second=tokens * steps / row["gpu_seconds"],
             peak_memory_bytes=0,
             provenance={"replayed": list(self._table.provenance)},
@@ -160,5 +167,6 @@ def _row(o: Observation) -> dict[str, str]:
         "exact_recall": o.recall.exact,
         "stubborn_tokens": o.recall.n_stubborn,
         "gpu_seconds": o.gpu_seconds,
+        "charged_steps": o.charged_steps,
     }
     return {name: f"{value:.7g}" for name, value in values.items()}

@@ -19,7 +19,7 @@ from tests.fakes import observe
 def observation(make_search: Callable[..., PreparedSearch]):
     search = make_search()
     run = search.plan_run(search.spec.space.points()[3], "sft", 1, 0, "law")
-    return observe(run, 2, 0.02, 1e-3)
+    return observe(run, 2, 0, 0.02, 1e-3)
 
 
 def test_round_trip_and_write_once(tmp_path: Path, observation) -> None:
@@ -32,7 +32,7 @@ def test_round_trip_and_write_once(tmp_path: Path, observation) -> None:
 
 def test_failures_and_times_are_kept(tmp_path: Path, observation) -> None:
     store = FileStore(tmp_path)
-    failure = FailedRun(observation.run_key, observation.point, 1, "out of memory", 3.5)
+    failure = FailedRun(observation.run_key, observation.point, 1, 2, "out of memory", 3.5)
     store.put_failure(failure)
     store.put_failure(replace(failure, round=2))
     store.put_times(PackTimes("pack-000-abc", 0, 1.0, 2.0))

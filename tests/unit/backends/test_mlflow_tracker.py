@@ -33,7 +33,8 @@ def test_mirrors_each_observation_once(
     search = make_search()
     points = search.spec.space.points()
     observations = [
-        observe(search.plan_run(p, "sft", 0, 0, "law"), 0, 0.02, 1e-3) for p in points[:3]
+        observe(search.plan_run(p, "sft", 0, 0, "law"), 0, i, 0.02, 1e-3)
+        for i, p in enumerate(points[:3])
     ]
     uri = local_tracking_uri(database)
     spec = search.spec.model_dump(mode="json")

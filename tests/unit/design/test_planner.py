@@ -15,6 +15,7 @@ from pmlray.design import (
     Knowledge,
     choose_run,
     law_field,
+    offers,
     prior_cost,
 )
 from pmlray.law import LawData, fit_law
@@ -142,7 +143,35 @@ def test_plain_rules_do_what_they_say() -> None:
 def test_cost_learns_the_measured_rate() -> None:
     prior = prior_cost(32_000_000, 28_000_000, gpu=False, prompt_tokens=16, batch_records=None)
     point = DesignPoint(4, 64, 200)
-    learnt = prior.learn([(point, 50.0), (DesignPoint(2, 144, 200), 100.0)])
+    learnt = prior.learn([(point, 200, 50.0), (DesignPoint(2, 144, 200), 100, 100.0)])
     assert not prior.measured and learnt.measured
-    assert learnt.predict(point) == pytest.approx(150 * (64 + 16) / (64 + 16 + 144 + 16))
+    assert learnt.predict(point) == pytest.approx(150 * 200 * 80 / (200 * 80 + 100 * 160))
     assert prior.learn([]) is prior
+
+
+def test_shorter_budgets_of_a_packs_run_cost_their_decay() -> None:
+    cost = CostModel(1e-3, prompt_tokens=10, batch_records=None, decay_share=0.2)
+    short, middle, long = (DesignPoint(4, 90, t) for t in (25, 50, 100))
+    assert cost.added(long, []) == pytest.approx(10.0)
+    assert cost.added(short, [100]) == pytest.approx(0.2 * 2.5)
+    # The trunk is made longer: what it was before is now a branch with its own decay.
+    assert cost.added(long, [25, 50]) == pytest.approx(10.0 + 0.2 * 5.0 - 5.0)
+    assert cost.added(middle, [25, 100]) == pytest.approx(0.2 * 5.0)
+    apart = CostModel(1e-3, prompt_tokens=10, batch_records=None)
+    assert apart.added(short, [100]) == pytest.approx(2.5)
+
+
+def test_a_pack_prefers_budgets_that_share_a_trunk() -> None:
+    """Two runs that tell equally much: the one whose trunk is there already is chosen."""
+    cells = tuple(DesignPoint(r, n, t) for r in (1, 4) for n in (64, 256) for t in (100, 200))
+    space = DesignSpace(cells, ((0, 0), (1, 0)))
+    cost = CostModel(1e-3, prompt_tokens=0, batch_records=None, decay_share=0.2)
+    running = ChosenRun(DesignPoint(4, 256, 200), (1, 0), done=False)
+    known = Knowledge((running,), (), 12.0, cost, 1e9, pack=(running,))
+    found = {offer.point: offer for offer in offers(space, known)}
+    shared = found[DesignPoint(4, 256, 100)]
+    assert shared.replicate == (1, 0)
+    assert shared.gpu_seconds == pytest.approx(0.2 * 100 * 256 * 1e-3)
+    assert found[DesignPoint(4, 64, 100)].replicate == (0, 0)
+    alone = Knowledge((running,), (), 12.0, cost, 1e9)
+    assert {o.point: o for o in offers(space, alone)}[DesignPoint(4, 256, 100)].replicate == (0, 0)

@@ -31,6 +31,8 @@ def observation(**changes) -> Observation:
         "wrong_tokens": (1,),
         "generated_match": None,
         "gpu_seconds": 1.0,
+        "place": 0,
+        "charged_steps": 500.0,
         "tokens_per_second": 10.0,
         "peak_memory_bytes": 1,
         "provenance": {},

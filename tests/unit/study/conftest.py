@@ -118,6 +118,7 @@ def make_observation(
         sequence_id=sequence_id,
         phase=phase,
         round=round_,
+        place=0,
         supervised_tokens=point.seq_len,
         base_loss=base,
         final_loss=final,
@@ -132,6 +133,7 @@ def make_observation(
         wrong_tokens=tuple(wrong.tolist()),
         generated_match=True if wrong.size == 0 else None,
         gpu_seconds=3.0 + 0.1 * point.seq_len,
+        charged_steps=float(point.train_steps),
         tokens_per_second=1e4,
         peak_memory_bytes=10**9,
         provenance={
@@ -169,7 +171,9 @@ def make_result() -> MakeResult:
                 for method in methods
             ]
         failures = [
-            FailedRun("f00", DesignPoint(16, 32, STEPS), 2, "loss <b>NaN</b>; lower the rate", 4.5)
+            FailedRun(
+                "f00", DesignPoint(16, 32, STEPS), 2, 3, "loss <b>NaN</b>; lower the rate", 4.5
+            )
         ]
         packs = [PackTimes(f"pack-{i:03d}", i, 30.0, 48.0) for i in range(n_rounds)]
         return assemble(spec, observations, failures, packs)
