@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pmlray.errors import SpecError, StoreError
 from pmlray.study.law_search import LawSearch, Progress
 from pmlray.study.plan import design_settings, design_space, first_cost, first_pack
 from pmlray.study.result import SearchResult, assemble
+from pmlray.study.tables import TableRunner, read_table
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +40,17 @@ SUMMARY_FILE = "summary.json"
 
 @dataclass(frozen=True)
 class SearchRun:
-    """Where one run of a search keeps its store, and how it reaches Ray and MLflow."""
+    """Where one run of a search keeps its store, and how it reaches Ray and MLflow.
+
+    replay: a table that answers instead of a cluster.
+    """
 
     search: PreparedSearch
     profile: ClusterProfile
     store: Path
     tracking_uri: str
     address: str | None
+    replay: Path | None = None
 
 
 def default_store(search: PreparedSearch, profile: ClusterProfile) -> Path:
@@ -65,8 +71,10 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
     """
     started = time.perf_counter()
     search, spec = run.search, run.search.spec
-    _require_train_extra()
-    search = _with_model(search)
+    table = None if run.replay is None else read_table(run.replay)
+    if table is None:
+        _require_train_extra()
+        search = _with_model(search)
     gpu = run.profile.gpus_per_pack > 0
     cost = first_cost(search, gpu)
     first_pack(search, cost)
@@ -94,10 +102,15 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
         )
         status = "FAILED"
         try:
-            with ray_session(run.address):
-                from pmlray.backends.ray_tune import run_search_on_ray
+            if table is not None:
+                runner = TableRunner(table, store, spec.task.kind)
+                while (pack := law_search.next_pack()) is not None:
+                    law_search.absorb(runner.run(pack))
+            else:
+                with ray_session(run.address):
+                    from pmlray.backends.ray_tune import run_search_on_ray
 
-                run_search_on_ray(search, law_search, run.store, run.profile)
+                    run_search_on_ray(search, law_search, run.store, run.profile)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -225,8 +238,12 @@ def _claim(folder: Path, spec: SearchSpec) -> None:
 
 
 def _machine() -> dict[str, Any]:
-    packages = ("ray", "optuna", "mlflow-skinny", "torch", "transformers", "peft", "deepspeed")
+    versions = {"pmlray": __version__}
+    for name in ("ray", "optuna", "mlflow-skinny", *TRAIN_PACKAGES, "peft"):
+        # A replay needs no train extra.
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return {
         "machine": f"{platform.platform()}, {os.cpu_count()} cores",
-        "versions": {"pmlray": __version__, **{name: version(name) for name in packages}},
+        "versions": versions,
     }

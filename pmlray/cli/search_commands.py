@@ -104,6 +104,7 @@ def search(
     profile: Path = PROFILE_OPTION,
     tracking_uri: str = typer.Option(None, help="MLflow; default: a database in the store."),
     address: str = typer.Option(None, help="Ray cluster; default: RAY_ADDRESS or a local Ray."),
+    replay: Path = typer.Option(None, help="Look measurements up in this table; trains nothing."),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Run a search, or continue the one that is in the store."""
@@ -118,7 +119,9 @@ def search(
     try:
         # Ray and Tune print as they please; stdout is for the result alone.
         with contextlib.redirect_stdout(sys.stderr), live_progress() as announce:
-            found = run_search(SearchRun(prepared, settings, folder, uri, address), announce)
+            found = run_search(
+                SearchRun(prepared, settings, folder, uri, address, replay), announce
+            )
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command continues from {folder}", err=True)
         raise typer.Exit(130) from None

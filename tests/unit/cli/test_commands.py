@@ -11,6 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pmlray.cli import app
+from pmlray.config.prepared import prepare_search
+from pmlray.study.tables import write_table
+from tests.unit.study.test_tables import exhaustive
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "paper_fig2a_digitised.csv"
 runner = CliRunner()
@@ -81,6 +84,23 @@ def test_a_length_beyond_the_data_is_refused(search_file: Path) -> None:
     )
     assert done.returncode == 2
     assert "longer than the data" in done.stderr
+
+
+def test_a_replayed_search_needs_no_ray(search_file: Path, tmp_path: Path) -> None:
+    overrides = ("memft=null", "budget={gpu_seconds: 60}")
+    search = prepare_search(search_file, overrides)
+    table = tmp_path / "table.csv"
+    write_table(table, exhaustive(search, tmp_path / "grid").observations(), ["made up"])
+    options = [part for override in overrides for part in ("--set", override)]
+    done = pmlray(
+        "search", str(search_file), *options, "--replay", str(table),
+        "--store", str(tmp_path / "store"), "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["n_observations"] > search.spec.design.n_initial and found["n_failed"] == 0
+    assert 0 < found["gpu_seconds"]["law"] <= 60
+    assert Path(found["report"]).is_file() and not (tmp_path / "store" / "ray").exists()
 
 
 LIGHT = """
