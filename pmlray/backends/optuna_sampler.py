@@ -26,7 +26,7 @@ from pmlray.design import (
     pending_seconds,
 )
 from pmlray.errors import FitError
-from pmlray.law import Form, LawData, fit_law
+from pmlray.law import Form, LawData, average_laws
 from pmlray.types import DesignPoint
 
 POINT = ("lora_rank", "seq_len", "train_steps")
@@ -194,13 +194,15 @@ class LawSampler(BaseSampler):
         numbers = tuple(t.number for t in complete)
         if numbers == self._fitted_trials:
             return
-        data, beliefs = _law_data(complete), []
-        for form in self._forms:
-            try:
-                beliefs.append(Belief(fit_law(data, form), 1.0))
-            except FitError:
-                continue  # Too few points for this form; the others still guide the design.
-        self._beliefs, self._fitted_trials = tuple(beliefs), numbers
+        self._fitted_trials = numbers
+        try:
+            average = average_laws(_law_data(complete), self._forms)
+        except FitError:
+            self._beliefs = ()  # Too few points for any form yet.
+            return
+        self._beliefs = tuple(
+            Belief(fit, weight) for fit, weight in zip(average.fits, average.weights, strict=True)
+        )
 
 
 def _design_trials(study: Study, except_number: int | None) -> list[FrozenTrial]:

@@ -1,5 +1,6 @@
 """The parametric memory law: its forms, their fit, and how sure one can be of it."""
 
+from pmlray.law.averaging import AveragedLaw, AveragedSamples, average_laws, form_weights
 from pmlray.law.data import LawData, law_data, read_law_data
 from pmlray.law.diagnostics import extrapolation_mape, heldout_mape, mape, r2
 from pmlray.law.fit import FitStatus, LawFit, fit_law, usable_points
@@ -14,6 +15,8 @@ from pmlray.law.uncertainty import (
 )
 
 __all__ = [
+    "AveragedLaw",
+    "AveragedSamples",
     "CeilingLaw",
     "FitStatus",
     "Form",
@@ -23,10 +26,12 @@ __all__ = [
     "LawSummary",
     "PowerLaw",
     "TargetPrediction",
+    "average_laws",
     "bootstrap_law",
     "derived_interval",
     "extrapolation_mape",
     "fit_law",
+    "form_weights",
     "heldout_mape",
     "law_data",
     "law_from_json",

@@ -1,0 +1,169 @@
+"""Several forms of the law held at once, each weighted by how well it predicts what it did not see.
+
+Shapes: F forms, N points.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pmlray.errors import FitError
+from pmlray.law.data import FloatArray, LawData
+from pmlray.law.diagnostics import extrapolation_errors, heldout_errors
+from pmlray.law.fit import LawFit, fit_law
+from pmlray.law.protocol import Form
+from pmlray.law.uncertainty import bootstrap_law
+
+log = logging.getLogger(__name__)
+
+# Share error below which forms are equally good: runs do not repeat more closely than that.
+LEAST_ERROR = 0.01
+# A form with less weight than this changes no interval.
+NEGLIGIBLE = 0.02
+# Ranks, lengths and steps are sought between 1 / REACH and REACH.
+REACH = 2.0**40
+
+
+@dataclass(frozen=True, slots=True)
+class AveragedLaw:
+    """Fitted forms, the weightiest first, and their weights, which add up to 1."""
+
+    fits: tuple[LawFit, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def best(self) -> LawFit:
+        """The form that has predicted best."""
+        return self.fits[0]
+
+    def predict(
+        self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
+    ) -> FloatArray:
+        """Mean delta_loss in nats per token over the forms, broadcast over the arguments."""
+        predicted = [fit.law.predict(lora_rank, seq_len, train_steps) for fit in self.fits]
+        return np.tensordot(np.array(self.weights), np.stack(predicted), axes=1)
+
+    def invert_rank(self, seq_len: float, train_steps: float, delta_loss: float) -> float:
+        """The rank that reaches delta_loss on average; 0 when any does, inf when none does."""
+        return _first_at_least(lambda r: float(self.predict(r, seq_len, train_steps)), delta_loss)
+
+    def invert_len(self, lora_rank: float, train_steps: float, delta_loss: float) -> float:
+        """The longest l that reaches delta_loss on average; inf when any does, 0 when none does."""
+        shortest = _first_at_least(
+            lambda x: float(self.predict(lora_rank, 1.0 / x, train_steps)), delta_loss
+        )
+        return math.inf if shortest == 0 else 1.0 / shortest
+
+    def sample(self, data: LawData, n: int, rng: np.random.Generator) -> AveragedSamples:
+        """About n bootstrap samples, each form as many as its weight says; `data` of the fits."""
+        parts = []
+        for fit, weight in zip(self.fits, self.weights, strict=True):
+            if weight >= NEGLIGIBLE:
+                parts.append((fit, bootstrap_law(data, fit, max(1, round(weight * n)), rng)))
+        return AveragedSamples(tuple(parts))
+
+
+@dataclass(frozen=True, slots=True)
+class AveragedSamples:
+    """Bootstrap samples (n_f, P_f) of each form that counts: what is believed, as a sample."""
+
+    parts: tuple[tuple[LawFit, FloatArray], ...]
+
+    def predict(
+        self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
+    ) -> FloatArray:
+        """delta_loss under every sample, nats per token, (n, ...)."""
+        return np.concatenate(
+            [
+                [
+                    fit.law.with_params(params).predict(lora_rank, seq_len, train_steps)
+                    for params in samples
+                ]
+                for fit, samples in self.parts
+            ]
+        )
+
+    def interval(
+        self,
+        lora_rank: ArrayLike,
+        seq_len: ArrayLike,
+        train_steps: ArrayLike,
+        level: float = 0.9,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Central interval (low, high) of the law, spread within and between the forms, nats."""
+        tail = (1.0 - level) / 2.0
+        predicted = self.predict(lora_rank, seq_len, train_steps)
+        low, high = np.quantile(predicted, [tail, 1.0 - tail], axis=0)
+        return low, high
+
+
+def average_laws(data: LawData, forms: Sequence[Form]) -> AveragedLaw:
+    """Fit every form that these points carry and weigh them by their error on held-out points.
+
+    FitError when no form can be fitted.
+    """
+    fits, reasons = [], []
+    for form in forms:
+        try:
+            fits.append(fit_law(data, form))
+        except FitError as error:
+            reasons.append(f"{form}: {error}")
+    if not fits:
+        raise FitError("; ".join(reasons))
+    weights = form_weights(data, fits)
+    order = sorted(range(len(fits)), key=lambda f: -weights[f])
+    return AveragedLaw(tuple(fits[f] for f in order), tuple(weights[f] for f in order))
+
+
+def form_weights(data: LawData, fits: Sequence[LawFit]) -> tuple[float, ...]:
+    """Weights of fitted forms, proportional to (mean squared error)^(-n/2), in the order given.
+
+    That is the likelihood of n independent held-out cells under each form's own error (pseudo-BMA,
+    Yao et al. 2018, doi:10.1214/17-BA1091). The cells are those at the largest length and at the
+    largest rank, predicted from the smaller ones, else those left out one at a time; only points
+    that every form predicts count, so that a form is not judged by what its filter sets aside.
+    Where nothing can be held out the forms weigh the same.
+    """
+    if len(fits) == 1:
+        return (1.0,)
+    twice = np.concatenate([data.cells(), data.cells()])
+    errors_FN = np.stack([np.concatenate(extrapolation_errors(data, f.law.form)) for f in fits])
+    known = np.all(np.isfinite(errors_FN), axis=0)
+    if not known.any():
+        errors_FN = np.stack([heldout_errors(data, fit) for fit in fits])
+        known = np.all(np.isfinite(errors_FN), axis=0)
+        twice = data.cells()
+    if not known.any():
+        return tuple(1.0 / len(fits) for _ in fits)
+    n_cells = np.unique(twice[known]).size
+    mse_F = np.mean(errors_FN[:, known] ** 2, axis=1) + LEAST_ERROR**2
+    log_weight_F = -n_cells / 2.0 * np.log(mse_F)
+    weight_F = np.exp(log_weight_F - log_weight_F.max())
+    weight_F /= weight_F.sum()
+    shown = ", ".join(
+        f"{fit.law.form} {weight:.2f}" for fit, weight in zip(fits, weight_F, strict=True)
+    )
+    log.info("weights by held-out error: %s", shown)
+    return tuple(weight_F.tolist())
+
+
+def _first_at_least(rising: Callable[[float], float], wanted: float) -> float:
+    """Where a rising function of a positive number reaches `wanted`: 0 if everywhere, inf if
+    nowhere within reach."""
+    low, high = 1.0 / REACH, REACH
+    if rising(low) >= wanted:
+        return 0.0
+    if rising(high) < wanted:
+        return math.inf
+    for _ in range(200):
+        middle = math.sqrt(low * high)
+        if middle in (low, high):
+            break
+        low, high = (low, middle) if rising(middle) >= wanted else (middle, high)
+    return high
