@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pmlray.law import LawFit
+from pmlray.law import CAPPED, LawFit
 from pmlray.types import DesignPoint
 
 FloatArray = NDArray[np.float64]
@@ -49,7 +49,7 @@ class LawField:
     def features(self, points: Sequence[DesignPoint], *, measured: bool) -> FloatArray:
         """phi of points, (N, G), as targets or as points that are `measured`.
 
-        The power form is not fitted to a saturated point, so measuring one that it predicts below
+        An uncapped form is not fitted to a saturated point, so measuring one that it predicts below
         ln 2 leaves its parameters as open as they are.
         """
         r, length, t = (
@@ -62,7 +62,7 @@ class LawField:
             law = belief.fit.law
             mean = law.predict(r, length, t)
             jac = law.jacobian(r, length, t) @ root
-            if measured and law.form == "power":
+            if measured and law.form not in CAPPED:
                 jac = np.where((self.base_loss - mean <= LN2)[:, None], 0.0, jac)
             open_.append(math.sqrt(belief.weight) * jac)
             means.append(np.minimum(mean, self.base_loss))

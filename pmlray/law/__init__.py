@@ -1,11 +1,15 @@
 """The parametric memory law: its forms, their fit, and how sure one can be of it."""
 
 from pmlray.law.averaging import AveragedLaw, AveragedSamples, average_laws, form_weights
+from pmlray.law.broken import BrokenLaw
+from pmlray.law.ceilings import CeilingLaw, ExponentialCeilingLaw
 from pmlray.law.data import LawData, law_data, read_law_data
 from pmlray.law.diagnostics import extrapolation_mape, heldout_mape, mape, r2
 from pmlray.law.fit import FitStatus, LawFit, fit_law, usable_points
-from pmlray.law.forms import CeilingLaw, PowerLaw, law_from_json
+from pmlray.law.forms import CAPPED, law_from_json
+from pmlray.law.power import PowerLaw
 from pmlray.law.protocol import Form, Law
+from pmlray.law.robust import FitOptions
 from pmlray.law.summary import LawSummary, TargetPrediction, summarise
 from pmlray.law.uncertainty import (
     bootstrap_law,
@@ -15,9 +19,13 @@ from pmlray.law.uncertainty import (
 )
 
 __all__ = [
+    "CAPPED",
     "AveragedLaw",
     "AveragedSamples",
+    "BrokenLaw",
     "CeilingLaw",
+    "ExponentialCeilingLaw",
+    "FitOptions",
     "FitStatus",
     "Form",
     "Law",

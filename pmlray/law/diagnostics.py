@@ -16,14 +16,14 @@ MIN_CELLS = 4
 
 def r2(data: LawData, fit: LawFit) -> float | None:
     """Share of delta_loss's variance explained over the points of the fit; None if constant."""
-    y = data.subset(usable_points(data, fit.law.form)).delta_loss
+    y = data.subset(usable_points(data, fit.law.form, fit.options)).delta_loss
     spread = float(np.sum((y - y.mean()) ** 2))
     return 1.0 - fit.rss / spread if spread > 0 else None
 
 
 def mape(data: LawData, fit: LawFit) -> float | None:
     """Mean absolute error of delta_loss as a share of it, over the points that the fit used."""
-    used = data.subset(usable_points(data, fit.law.form))
+    used = data.subset(usable_points(data, fit.law.form, fit.options))
     return mean_error(_share_errors(fit.law, used))
 
 
@@ -55,7 +55,7 @@ def mean_error(errors_N: FloatArray) -> float | None:
 
 def heldout_errors(data: LawData, fit: LawFit) -> FloatArray:
     """Share error of each point (N,) by the law refitted without its cell, NaN if skipped."""
-    used = usable_points(data, fit.law.form)
+    used = usable_points(data, fit.law.form, fit.options)
     errors = np.full(len(data), np.nan)
     points = data.subset(used)
     cells = points.cells()

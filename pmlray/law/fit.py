@@ -9,9 +9,12 @@ from enum import StrEnum
 import numpy as np
 
 from pmlray.errors import FitError
+from pmlray.law.advice import what_next
 from pmlray.law.data import BoolArray, FloatArray, LawData
+from pmlray.law.forms import CAPPED
 from pmlray.law.problem import ASSUMED_NOISE_SHARE, Problem, build_problem
 from pmlray.law.protocol import Form, Law
+from pmlray.law.robust import FitOptions, settle
 from pmlray.law.solver import scaled_inverse
 from pmlray.law.starts import grid_starts
 
@@ -29,11 +32,15 @@ class FitStatus(StrEnum):
 class LawFit:
     """A fitted law with what is needed to judge it.
 
-    `cov` (P, P) is the covariance of `law.params`: sigma^2 (J'J + sigma^2 / prior variance)^-1,
+    `cov` (P, P) is the covariance of `law.params`: sigma^2 (J'WJ + sigma^2 / prior variance)^-1,
     Laplace's approximation under the weak prior, which matters only for parameters that the points
     leave open. `sigma` is the residual noise and `rss` the residual sum of squares, in nats and
-    nats^2 per token. `n_obs` points were fitted and `n_censored` set aside by the filter of
-    `usable_points`. UNDERDETERMINED: the weak prior took part in the fit, and the message says why.
+    nats^2 per token. `n_obs` points were fitted; `n_censored` are saturated ones, set aside or
+    taken as lower bounds as `options` say. `values` (N,) stand for the fitted points' delta_loss,
+    measured or, where censored, expected; `weights` (N,) are Huber's. `condition_number` is that of
+    the points' information, scaled to a unit diagonal; `unidentified` names the parameters that the
+    points leave at least as open as the weak prior does. UNDERDETERMINED: the weak prior took part
+    in the fit, and the message says why and what to measure next.
     """
 
     law: Law
@@ -44,69 +51,107 @@ class LawFit:
     n_censored: int
     status: FitStatus
     message: str
+    options: FitOptions
+    values: FloatArray
+    weights: FloatArray
+    condition_number: float
+    unidentified: tuple[str, ...]
 
 
-def usable_points(data: LawData, form: Form) -> BoolArray:
+def usable_points(data: LawData, form: Form, options: FitOptions | None = None) -> BoolArray:
     """The points (N,) that a form is fitted to.
 
-    The power form has no ceiling, so points with final_loss <= ln 2 are set aside, as in the paper
-    (arXiv 2605.30260, filter of its fits); where final_loss is unknown it is base_loss -
-    delta_loss, and where both are unknown the point is kept. The ceiling form keeps all points.
+    An uncapped form has no ceiling, so points with final_loss <= ln 2 are set aside, as in the
+    paper (arXiv 2605.30260, filter of its fits), unless `options` censor them. The capped forms
+    keep all points.
     """
-    if form == "ceiling":
+    if form in CAPPED or (options or FitOptions()).saturated == "censor":
         return np.ones(len(data), dtype=bool)
+    return ~saturated_points(data, math.log(2.0))
+
+
+def saturated_points(data: LawData, floor: float) -> BoolArray:
+    """The points (N,) with final_loss <= floor nats per token; base_loss - delta_loss where
+    final_loss is unknown, and none where both are."""
     implied = data.base_loss - data.delta_loss
     final = np.where(np.isnan(data.final_loss), implied, data.final_loss)
-    return ~(final <= math.log(2.0))
+    return final <= floor
 
 
-def fit_law(data: LawData, form: Form, *, start: Law | None = None) -> LawFit:
+def fit_law(
+    data: LawData, form: Form, *, start: Law | None = None, options: FitOptions | None = None
+) -> LawFit:
     """Fit one form of the law.
 
-    `power`: exponents outside, C and b inside by variable projection; `ceiling`: all parameters,
-    each point capped by its own base loss. Exponents stay in [0, 4], gamma in [-1, 4], the
-    sharpness in [0.5, 32]; gamma is free when the points differ in train_steps. With fewer points
-    than parameters + 1, fewer design cells than parameters, one rank or one length, or a parameter
-    that the points leave more open than the weak prior does, the prior joins the fit. `start`, a
-    law of the same form, replaces the grid of starts. Raises FitError when no usable law exists.
+    `power`: exponents outside, C and b inside by variable projection; the other forms: all
+    parameters, each point of a capped form capped by its own base loss. Exponents stay in [0, 4],
+    gamma in [-1, 4], the sharpness in [0.5, 32], a break's drop in [0, 4] and its rank among those
+    measured; gamma is free when the points differ in train_steps. With fewer points than
+    parameters + 1, fewer design cells than parameters, one rank or one length, or a parameter that
+    the points leave more open than the weak prior does, the prior joins the fit. `start`, a law of
+    the same form, replaces the grid of starts. Raises FitError when no usable law exists.
     """
-    used = usable_points(data, form)
+    options = options or FitOptions()
+    used = usable_points(data, form, options)
     points = data.subset(used)
-    n_censored = int(len(data) - len(points))
-    _require_points(points, form, n_censored)
-    problem = build_problem(points, form)
-    rms = float(np.sqrt(np.mean(points.delta_loss**2))) or 1.0
+    n_set_aside = int(len(data) - len(points))
+    _require_points(points, form, n_set_aside)
+    censored = np.zeros(len(points), dtype=bool)
+    if options.saturated == "censor":
+        censored = saturated_points(points, options.floor if form in CAPPED else math.log(2.0))
+    # Lower bounds alone fix no law: the fit begins with what was measured.
+    known = points.subset(~censored)
+    _require_points(known, form, n_set_aside + int(censored.sum()))
+    problem = build_problem(known, form)
+    rms = float(np.sqrt(np.mean(known.delta_loss**2))) or 1.0
     assumed = ASSUMED_NOISE_SHARE * rms
-    dof = len(points) - problem.n_params
-    reasons = _shortages(points, problem.n_params)
-    theta, rss, stationary, sigma = None, 0.0, True, assumed
+    dof = len(known) - problem.n_params
+    reasons = _shortages(known, problem.n_params)
+    unidentified: tuple[str, ...] = ()
+    prior_weight, sigma = 0.0, assumed
+    theta, rss, at_rest = None, 0.0, True
     if not reasons:
-        theta, rss, stationary = _minimise(problem, 0.0, start)
+        theta, rss, at_rest = _minimise(problem, 0.0, start)
         if theta is not None:
             sigma = math.sqrt(rss / dof)
-            vague = _vague_parameters(problem, theta, points, sigma)
-            if vague:
-                reasons = [f"the points do not identify {', '.join(vague)}"]
+            unidentified = _vague_parameters(problem, theta, known, sigma)
+            if unidentified:
+                reasons = [f"the points do not identify {', '.join(unidentified)}"]
                 sigma = math.sqrt((rss + assumed**2) / (dof + 1))
     if reasons:
-        theta, _, stationary = _minimise(problem, sigma, start)
+        prior_weight = sigma
+        theta, _, at_rest = _minimise(problem, sigma, start)
     if theta is None:
         raise FitError(
             "delta_loss does not grow with rank or fall with length in these points, so no power"
             " law fits; measure more ranks and lengths, or fit the ceiling form"
         )
+    if censored.any():
+        first, problem = problem.law(theta), build_problem(points, form)
+        theta = problem.theta(first)
+    values, weights = problem.y_N, np.ones(len(points))
+    if options.loss == "huber" or censored.any():
+        done = settle(problem, theta, max(sigma, 1e-9), prior_weight, censored, options)
+        theta, values, weights, sigma = done.theta_P, done.y_N, done.weight_N, done.sigma
+        at_rest = at_rest and done.at_rest
     law = problem.law(theta)
     fitted = law.predict(points.lora_rank, points.seq_len, points.train_steps, points.base_loss)
-    status, message = _verdict(problem, law, theta, reasons, stationary)
+    status, message = _verdict(problem, law, theta, reasons, at_rest)
+    cov, information = _covariance(problem, theta, points, sigma, weights, with_prior=True)
     return LawFit(
         law=law,
-        cov=_covariance(problem, theta, points, sigma, with_prior=True)[0],
+        cov=cov,
         sigma=sigma,
-        rss=float(np.sum((points.delta_loss - fitted) ** 2)),
+        rss=float(np.sum((values - fitted) ** 2)),
         n_obs=len(points),
-        n_censored=n_censored,
+        n_censored=n_set_aside + int(censored.sum()),
         status=status,
-        message=message,
+        message=message if not reasons else f"{message}; {what_next(points, unidentified)}",
+        options=options,
+        values=values,
+        weights=weights,
+        condition_number=_condition_number(information),
+        unidentified=unidentified,
     )
 
 
@@ -114,9 +159,9 @@ def _require_points(points: LawData, form: Form, n_censored: int) -> None:
     if len(points) == 0:
         what = f"all {n_censored} points have final_loss <= ln 2" if n_censored else "no points"
         raise FitError(f"{what}: nothing to fit; measure lower ranks or longer sequences")
-    if form == "ceiling" and np.any(np.isnan(points.base_loss)):
+    if form in CAPPED and np.any(np.isnan(points.base_loss)):
         raise FitError(
-            "the ceiling form needs the base loss of every point; pass --base-loss, or fit the"
+            f"the {form} form needs the base loss of every point; pass --base-loss, or fit the"
             " power form"
         )
 
@@ -156,28 +201,40 @@ def _minimise(
 
 
 def _covariance(
-    problem: Problem, theta: FloatArray, points: LawData, sigma: float, *, with_prior: bool
+    problem: Problem,
+    theta: FloatArray,
+    points: LawData,
+    sigma: float,
+    weights: FloatArray,
+    *,
+    with_prior: bool,
 ) -> tuple[FloatArray, FloatArray]:
-    """Covariance of the law's params (P, P), and J'J + prior information in nats^2 (P, P)."""
+    """Covariance of the law's params (P, P), and the points' information J'WJ in nats^2 (P, P)."""
     law = problem.law(theta)
     jac = law.jacobian(points.lora_rank, points.seq_len, points.train_steps, points.base_loss)
-    information = jac.T @ jac
-    if with_prior:
-        information = information + np.diag((sigma / problem.prior_sd_P) ** 2)
-    return sigma**2 * scaled_inverse(information), information
+    information = jac.T @ (weights[:, None] * jac)
+    prior = np.diag((sigma / problem.prior_sd_P) ** 2) if with_prior else 0.0
+    return sigma**2 * scaled_inverse(information + prior), information
+
+
+def _condition_number(information_PP: FloatArray) -> float:
+    size = np.sqrt(np.maximum(np.diag(information_PP), 1e-300))
+    values = np.linalg.eigvalsh(information_PP / np.outer(size, size))
+    return float(values[-1] / values[0]) if values[0] > 0 else math.inf
 
 
 def _vague_parameters(
     problem: Problem, theta: FloatArray, points: LawData, sigma: float
-) -> list[str]:
+) -> tuple[str, ...]:
     """Parameters that the points alone leave at least as open as the weak prior does."""
-    cov, information = _covariance(problem, theta, points, sigma, with_prior=False)
+    alike = np.ones(len(points))
+    cov, information = _covariance(problem, theta, points, sigma, alike, with_prior=False)
     size = np.sqrt(np.maximum(np.diag(information), 1e-300))
     values, vectors = np.linalg.eigh(information / np.outer(size, size))
     null = np.sum(vectors[:, values <= 1e-13 * values[-1]] ** 2, axis=1) > 1e-2
     open_ = null | (np.diag(cov) > problem.prior_sd_P**2)
     names = problem.law(theta).param_names
-    return [name for name, is_open in zip(names, open_, strict=True) if is_open]
+    return tuple(name for name, is_open in zip(names, open_, strict=True) if is_open)
 
 
 def _verdict(

@@ -8,14 +8,16 @@ log l, t_ref), which takes most of the correlation between C and the exponents a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pmlray.law.data import FloatArray, IntArray, LawData
-from pmlray.law.forms import CeilingLaw, PowerLaw
+from pmlray.law.broken import log_bend
+from pmlray.law.censoring import censored_residual
+from pmlray.law.data import BoolArray, FloatArray, IntArray, LawData
+from pmlray.law.forms import CAPPED, blank_law
 from pmlray.law.protocol import Form, Law
-from pmlray.law.saturation import saturate
+from pmlray.law.saturation import saturate, saturate_exponentially
 from pmlray.law.solver import TINY, Solution, levenberg_marquardt
 
 EXPONENT_BOUNDS = (0.0, 4.0)
@@ -23,10 +25,17 @@ BUDGET_BOUNDS = (-1.0, 4.0)
 SHARPNESS_BOUNDS = (0.5, 32.0)
 # Centre and spread of the weak prior. The power exponents are the fit of the paper's own points
 # (arXiv 2605.30260, figure 2a), the ceiling's its fit to the same points.
-PRIOR_EXPONENTS: dict[Form, tuple[float, float]] = {"power": (0.66, 0.56), "ceiling": (0.88, 0.76)}
+PRIOR_EXPONENTS: dict[Form, tuple[float, float]] = {
+    "power": (0.66, 0.56),
+    "ceiling": (0.88, 0.76),
+    "exponential_ceiling": (0.88, 0.76),
+    "broken": (0.66, 0.56),
+}
 PRIOR_EXPONENT_SD = 0.3
 PRIOR_BUDGET = (0.2, 0.3)
 PRIOR_LOG_SHARPNESS = (math.log(5.0), 1.0)
+# A break is the exception: its prior is no break, as likely at any measured rank.
+DROP_BOUNDS, PRIOR_DROP = (0.0, 4.0), (0.0, 0.3)
 # Spread of the offset's prior and the noise assumed while no noise can be estimated, both as
 # shares of the points' root mean square.
 PRIOR_OFFSET_SHARE = 0.3
@@ -38,21 +47,23 @@ class Targets:
     """What B problems are fitted to: y (B, N) nats, root weights (B, N), prior centre (B, P).
 
     `prior_weight` is the noise in nats that one prior standard deviation is worth; 0 leaves the
-    prior out.
+    prior out. Of the points that `censored_N` marks, y is a lower bound, under noise of `sigma`.
     """
 
     y_BN: FloatArray
     root_w_BN: FloatArray
     prior_BP: FloatArray
     prior_weight: float
+    censored_N: BoolArray | None = None
+    sigma: float = 0.0
 
     def repeated(self, n: int) -> Targets:
         """One problem, n times."""
-        return Targets(
-            np.repeat(self.y_BN, n, axis=0),
-            np.repeat(self.root_w_BN, n, axis=0),
-            np.repeat(self.prior_BP, n, axis=0),
-            self.prior_weight,
+        return replace(
+            self,
+            y_BN=np.repeat(self.y_BN, n, axis=0),
+            root_w_BN=np.repeat(self.root_w_BN, n, axis=0),
+            prior_BP=np.repeat(self.prior_BP, n, axis=0),
         )
 
 
@@ -93,7 +104,7 @@ class Problem:
     def solve(self, start_BP: FloatArray, targets: Targets) -> Solution:
         """Fit B problems, each from its row of `start_BP`."""
         negligible = 1e-18 * np.sum((targets.y_BN * targets.root_w_BN) ** 2, axis=1)
-        if self.form == "power":
+        if self.form == "power" and targets.censored_N is None:
             return self._solve_projected(start_BP, targets, negligible)
         return levenberg_marquardt(
             lambda theta, rows: self._residuals(theta, rows, targets),
@@ -169,24 +180,43 @@ class Problem:
     def _residuals(
         self, theta_BP: FloatArray, rows: IntArray, targets: Targets
     ) -> tuple[FloatArray, FloatArray]:
-        """Residuals of the ceiling form, then those of the prior, with their Jacobian."""
+        """Residuals of any form, then those of the prior, with their Jacobian."""
         columns = self.exponent_columns
-        a = np.exp(theta_BP[:, :1] + theta_BP[:, columns] @ self.x_NK.T)
-        log_n = theta_BP[:, -1:]
-        value, slope, by_log_n = saturate(a + theta_BP[:, 3:4], self.base_N, np.exp(log_n))
-        jac = np.empty((*a.shape, self.n_params))
+        log_a = theta_BP[:, :1] + theta_BP[:, columns] @ self.x_NK.T
+        jac = np.empty((*log_a.shape, self.n_params))
+        if self.form == "broken":
+            above = self.x_NK[:, 0] + self.centre[0] - theta_BP[:, -1:]
+            bent, by_drop, by_log_break = log_bend(above, theta_BP[:, -2:-1])
+            log_a = log_a + bent
+            jac[:, :, -2], jac[:, :, -1] = np.exp(log_a) * by_drop, np.exp(log_a) * by_log_break
+        a = np.exp(log_a)
+        z = a + theta_BP[:, 3:4]
+        value, slope = z, np.ones_like(z)
+        if self.form == "ceiling":
+            value, slope, jac[:, :, -1] = saturate(z, self.base_N, np.exp(theta_BP[:, -1:]))
+        elif self.form == "exponential_ceiling":
+            value, slope = saturate_exponentially(z, self.base_N)
         jac[:, :, 0] = slope * a
         jac[:, :, columns] = (slope * a)[:, :, None] * self.x_NK
         jac[:, :, 3] = slope
-        jac[:, :, -1] = by_log_n
-        root_w = targets.root_w_BN[rows]
-        r, jac = root_w * (value - targets.y_BN[rows]), root_w[:, :, None] * jac
+        root_w, y = targets.root_w_BN[rows], targets.y_BN[rows]
+        r, by_value = value - y, np.ones_like(value)
+        if (mask := targets.censored_N) is not None:
+            r[:, mask], by_value[:, mask] = censored_residual(
+                value[:, mask], y[:, mask], targets.sigma
+            )
+        r, jac = root_w * r, (root_w * by_value)[:, :, None] * jac
         if targets.prior_weight > 0:
             pull = targets.prior_weight / self.prior_sd_P
             r = np.hstack([r, pull * (theta_BP - targets.prior_BP[rows])])
             rows_of_prior = np.broadcast_to(np.diag(pull), (rows.size, pull.size, pull.size))
             jac = np.concatenate([jac, rows_of_prior], axis=1)
         return r, jac
+
+    def values(self, theta_P: FloatArray) -> FloatArray:
+        """The law's value at every point, nats per token, (N,)."""
+        residual, _ = self._residuals(theta_P[None], np.zeros(1, np.int64), self.targets(0.0))
+        return residual[0] + self.y_N
 
     def shift(self, exponents: FloatArray) -> FloatArray:
         """log C minus theta's first column, for exponents (..., 2 or more)."""
@@ -205,19 +235,15 @@ class Problem:
         if self.fits_budget:
             values[0] += law.budget_exponent * math.log(self.ref_steps / law.ref_steps)
             values.append(law.budget_exponent)
-        if isinstance(law, CeilingLaw):
-            values.append(math.log(law.sharpness))
-        return np.array(values)
+        own = law.params[4 + self.fits_budget :]
+        return np.append(values, own)
 
     def law(self, theta_P: FloatArray) -> Law:
         """The law of theta (P,); its base loss is the points' median."""
-        budget = (0.0, self.ref_steps, self.fits_budget)
-        power = PowerLaw(1.0, 1.0, 1.0, 0.0, *budget)
-        params = self.params(theta_P[None])[0]
-        if self.form == "power":
-            return power.with_params(params)
-        median = float(np.median(self.base_N))
-        return CeilingLaw(1.0, 1.0, 1.0, 0.0, 1.0, median, *budget).with_params(params)
+        blank = blank_law(
+            self.form, float(np.median(self.base_N)), self.ref_steps, self.fits_budget
+        )
+        return blank.with_params(self.params(theta_P[None])[0])
 
 
 def build_problem(data: LawData, form: Form) -> Problem:
@@ -229,7 +255,7 @@ def build_problem(data: LawData, form: Form) -> Problem:
     centre = (float(log_r.mean()), float(log_l.mean()))
     columns = [log_r - centre[0], centre[1] - log_l]
     rms = float(np.sqrt(np.mean(data.delta_loss**2))) or 1.0
-    reach = 10.0 * max(rms, float(np.max(data.base_loss)) if form == "ceiling" else rms)
+    reach = 10.0 * max(rms, float(np.max(data.base_loss)) if form in CAPPED else rms)
     alpha, beta = PRIOR_EXPONENTS[form]
     # One row a parameter: lower bound, upper bound, prior mean, prior standard deviation.
     table = [
@@ -244,6 +270,10 @@ def build_problem(data: LawData, form: Form) -> Problem:
     if form == "ceiling":
         low, high = SHARPNESS_BOUNDS
         table.append((math.log(low), math.log(high), *PRIOR_LOG_SHARPNESS))
+    if form == "broken":
+        low, high = float(log_r.min()), float(log_r.max())
+        table.append((*DROP_BOUNDS, *PRIOR_DROP))
+        table.append((low, high, (low + high) / 2.0, max(high - low, 1e-3) / 2.0))
     bounds_and_prior = np.array(table)
     return Problem(
         form=form,

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from pmlray.law.data import FloatArray
 
-Form = Literal["power", "ceiling"]
+Form = Literal["power", "ceiling", "exponential_ceiling", "broken"]
 
 
 class Law(Protocol):
@@ -94,6 +94,10 @@ class Law(Protocol):
 
     def invert_len(self, lora_rank: float, train_steps: float, delta_loss: float) -> float:
         """The longest l that reaches delta_loss; inf when any does, 0 when none does."""
+        ...
+
+    def invert_steps(self, lora_rank: float, seq_len: float, delta_loss: float) -> float:
+        """The optimiser steps that reach delta_loss; 0 when any do, inf when none do."""
         ...
 
     def to_json(self) -> dict[str, Any]:

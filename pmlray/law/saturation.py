@@ -34,3 +34,21 @@ def unsaturate(delta_loss: ArrayLike, base_loss: ArrayLike, sharpness: ArrayLike
     with np.errstate(divide="ignore", invalid="ignore"):
         z = delta * np.exp(-np.log1p(-(x**n)) / n)
     return np.where(x >= 1.0, np.inf, z)
+
+
+def saturate_exponentially(z: ArrayLike, base_loss: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """L0 (1 - e^(-z/L0)) and its derivative by z, e^(-z/L0), broadcast; (z, 1) where z <= 0.
+
+    z, L0 and delta in nats per token. Value and slope meet at z = 0.
+    """
+    z, cap = np.asarray(z, float), np.asarray(base_loss, float)
+    share = np.maximum(z, 0.0) / cap
+    return np.where(z > 0, -cap * np.expm1(-share), z), np.exp(-share)
+
+
+def unsaturate_exponentially(delta_loss: ArrayLike, base_loss: ArrayLike) -> FloatArray:
+    """z that `saturate_exponentially` turns into delta_loss; inf at or above L0; nats per token."""
+    delta, cap = np.asarray(delta_loss, float), np.asarray(base_loss, float)
+    x = np.clip(delta / cap, 0.0, 1.0)
+    with np.errstate(divide="ignore"):
+        return np.where(delta > 0, -cap * np.log1p(-x), delta)

@@ -8,13 +8,17 @@ import numpy as np
 
 from pmlray.law.data import FloatArray
 from pmlray.law.problem import Problem, Targets
-from pmlray.law.saturation import unsaturate
+from pmlray.law.saturation import unsaturate, unsaturate_exponentially
 
 EXPONENT_GRID = (0.03, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.8, 2.5, 3.5)
 BUDGET_GRID = (0.0, 0.15, 0.4, 1.0)
 SHARPNESS_GRID = (1.0, 2.5, 6.0, 15.0)
+DROP_GRID = (0.0, 0.2, 0.5)
+# Where between the smallest and the largest rank a break is looked for, in log rank.
+BREAK_GRID = (0.25, 0.5, 0.75)
 POWER_STARTS = 6
 STARTS_PER_SHARPNESS = 2
+STARTS_PER_BREAK = 2
 # Above this share of the ceiling the noise of a point says more about its uncapped value than the
 # law does; the point still counts in the fit itself.
 MAX_SHARE_OF_CEILING = 0.98
@@ -23,14 +27,21 @@ MAX_SHARE_OF_CEILING = 0.98
 def grid_starts(problem: Problem, targets: Targets) -> FloatArray:
     """Starting points theta (S, P), the same for the same points.
 
-    S = 0 when no exponents give the power form a C > 0. The ceiling form is straightened for each n
-    of a grid (z from delta, weighted by d delta/dz), which leaves the power form's linear problem.
+    S = 0 when no exponents give the power form a C > 0. The capped forms are straightened (z from
+    delta, weighted by d delta/dz; for each n of a grid where there is one), which leaves the power
+    form's linear problem; the broken form starts from the power form with breaks of a grid.
     """
     if problem.form == "power":
         return _best(problem, targets, POWER_STARTS)
+    if problem.form == "broken":
+        return _broken_starts(problem, _best(problem, targets, STARTS_PER_BREAK))
     starts = []
     share = np.clip(problem.y_N / problem.base_N, 0.0, MAX_SHARE_OF_CEILING)
     capped = np.where(problem.y_N > 0, share * problem.base_N, problem.y_N)
+    if problem.form == "exponential_ceiling":
+        z = unsaturate_exponentially(capped, problem.base_N)
+        straight = Targets(z[None], (1.0 - share)[None], targets.prior_BP, targets.prior_weight)
+        return np.concatenate([_best(problem, straight, POWER_STARTS), _flat_start(problem)])
     for n in SHARPNESS_GRID:
         slope = (1.0 - share**n) ** (1.0 + 1.0 / n)
         z = unsaturate(capped, problem.base_N, n)
@@ -39,6 +50,18 @@ def grid_starts(problem: Problem, targets: Targets) -> FloatArray:
         found[:, -1] = np.log(n)
         starts.append(found)
     return np.concatenate([*starts, _flat_start(problem)])
+
+
+def _broken_starts(problem: Problem, power_starts: FloatArray) -> FloatArray:
+    low, high = problem.lower_P[-1], problem.upper_P[-1]
+    starts = []
+    for drop, share in product(DROP_GRID, BREAK_GRID):
+        theta = power_starts.copy()
+        theta[:, -2], theta[:, -1] = drop, low + share * (high - low)
+        # Half of the bend is above the grid's middle: the exponent below it is the larger one.
+        theta[:, 1] += drop / 2.0
+        starts.append(theta)
+    return np.concatenate(starts)
 
 
 def _flat_start(problem: Problem) -> FloatArray:

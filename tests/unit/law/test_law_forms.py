@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pmlray.errors import DataError
-from pmlray.law import CeilingLaw, PowerLaw, law_from_json
+from pmlray.law import (
+    BrokenLaw,
+    CeilingLaw,
+    ExponentialCeilingLaw,
+    PowerLaw,
+    law_from_json,
+)
 
 EXPONENT = st.floats(0.1, 2.0)
 POWER = st.builds(
@@ -37,14 +43,38 @@ CEILING = st.builds(
     ref_steps=st.just(1000.0),
     fits_budget=st.booleans(),
 )
-LAWS = st.one_of(POWER, CEILING)
+EXPONENTIAL = st.builds(
+    ExponentialCeilingLaw,
+    coef=st.floats(1.0, 1000.0),
+    rank_exponent=EXPONENT,
+    len_exponent=EXPONENT,
+    offset=st.floats(-2.0, 2.0),
+    base_loss=st.floats(1.0, 13.0),
+    budget_exponent=st.floats(-0.5, 1.0),
+    ref_steps=st.just(1000.0),
+    fits_budget=st.booleans(),
+)
+BROKEN = st.builds(
+    BrokenLaw,
+    coef=st.floats(1.0, 1000.0),
+    rank_exponent=EXPONENT,
+    len_exponent=EXPONENT,
+    offset=st.floats(-2.0, 2.0),
+    rank_drop=st.floats(0.0, 0.1),
+    break_rank=st.floats(2.0, 64.0),
+    budget_exponent=st.floats(-0.5, 1.0),
+    ref_steps=st.just(1000.0),
+    fits_budget=st.booleans(),
+)
+LAWS = st.one_of(POWER, CEILING, EXPONENTIAL, BROKEN)
+CAPPED_LAWS = (CeilingLaw, ExponentialCeilingLaw)
 RANK, LENGTH = st.floats(1.0, 512.0), st.floats(50.0, 32000.0)
 STEPS = st.floats(100.0, 4000.0)
 
 
 @given(law=LAWS, r=RANK, length=LENGTH, t=STEPS)
 def test_jacobian_agrees_with_central_differences(law, r, length, t):
-    if isinstance(law, CeilingLaw):
+    if isinstance(law, CAPPED_LAWS):
         z = float(law.uncapped.predict(r, length, t))
         # d delta/dz is not differentiable at z = 0, where the ceiling begins to act.
         if abs(z) < 1e-2 * law.base_loss:
@@ -74,15 +104,17 @@ def test_more_rank_never_hurts_and_more_text_never_helps(law, r, length, t):
 @given(law=LAWS, r=RANK, length=LENGTH, t=STEPS)
 def test_inversion_returns_what_predicts(law, r, length, t):
     delta = float(law.predict(r, length, t))
-    if isinstance(law, CeilingLaw) and delta > 0.95 * law.base_loss:
+    if isinstance(law, CAPPED_LAWS) and delta > 0.95 * law.base_loss:
         return  # Near the ceiling delta no longer tells r or l apart.
     # Where z is nearly b, z - b has lost its digits.
-    z = law.uncapped if isinstance(law, CeilingLaw) else law
+    z = law.uncapped if isinstance(law, CAPPED_LAWS) else law
     if abs(float(z.predict(r, length, t)) - law.offset) < 1e-3:
         return
     # Rounding of 1e-16 in z grows by |z| / |z - b| / exponent, at most 1e5 here.
     assert law.invert_rank(length, t, delta) == pytest.approx(r, rel=1e-8)
     assert law.invert_len(r, t, delta) == pytest.approx(length, rel=1e-8)
+    if law.fits_budget and law.budget_exponent > 0.1:
+        assert law.invert_steps(r, length, delta) == pytest.approx(t, rel=1e-7)
 
 
 def test_ceiling_limits_are_finite_and_right():
