@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import typer
 
 from pmlray.cli.findings import describe_law_json, describe_result
 from pmlray.cli.output import JSON_OPTION, emit
-from pmlray.law import read_law_data, summarise
+from pmlray.law import Form, read_law_data, summarise
 
 
 def fit(
     file: Path = typer.Argument(
         ..., help="A store, a JSONL of observations, or a CSV of rank,length,delta_loss_nats."
     ),
-    form: str = typer.Option("auto", help="power, ceiling, or auto: the better on unseen points."),
+    form: str = typer.Option(
+        "auto", help=f"{', '.join(get_args(Form))}; auto: power or ceiling, by unseen points."
+    ),
     base_loss: float = typer.Option(
         None, help="Loss without an adapter, nats a token (for a CSV)."
     ),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Fit the memory law to observations."""
-    if form not in ("auto", "power", "ceiling"):
-        raise typer.BadParameter("use power, ceiling or auto", param_hint="--form")
-    chosen: Literal["auto", "power", "ceiling"] = form  # type: ignore[assignment]
+    if form not in ("auto", *get_args(Form)):
+        known = ", ".join(get_args(Form))
+        raise typer.BadParameter(f"use {known} or auto", param_hint="--form")
+    chosen: Form | Literal["auto"] = form  # type: ignore[assignment]
     data = read_law_data(file, base_loss)
     law = summarise(data, chosen, rng=np.random.default_rng(0)).to_json()
     emit(law, describe_law_json(law), as_json)

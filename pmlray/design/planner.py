@@ -38,18 +38,20 @@ def offers(space: DesignSpace, known: Knowledge) -> tuple[Offer, ...]:
         in_pack.setdefault(trunk, []).append(run.point.train_steps)
     taken = {(run.point, run.replicate) for run in known.chosen}
     found = []
-    for cell in space.open_cells(known.chosen):
-        balanced = space.next_replicate(cell, known.chosen)
-        shared = [
-            replicate
-            for rank, length, replicate in in_pack
-            if (rank, length) == (cell.lora_rank, cell.seq_len) and (cell, replicate) not in taken
-        ]
-        options = []
-        for replicate in (balanced, *shared):
+    for cell, balanced in space.next_replicates(known.chosen).items():
+        options = [balanced]
+        if known.cost.decay_share is not None:
+            options += [
+                replicate
+                for rank, length, replicate in in_pack
+                if (rank, length) == (cell.lora_rank, cell.seq_len)
+                and (cell, replicate) not in taken
+            ]
+        priced = []
+        for replicate in options:
             budgets = in_pack.get((cell.lora_rank, cell.seq_len, replicate), ())
-            options.append(Offer(cell, replicate, known.cost.added(cell, budgets)))
-        best = min(options, key=lambda offer: offer.gpu_seconds)
+            priced.append(Offer(cell, replicate, known.cost.added(cell, budgets)))
+        best = min(priced, key=lambda offer: offer.gpu_seconds)
         if best.gpu_seconds <= known.budget_left:
             found.append(best)
     return tuple(found)

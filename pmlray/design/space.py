@@ -43,21 +43,25 @@ class DesignSpace:
 
     def open_cells(self, chosen: Sequence[ChosenRun]) -> tuple[DesignPoint, ...]:
         """Cells with a replicate that was not chosen yet."""
+        return tuple(self.next_replicates(chosen))
+
+    def next_replicates(self, chosen: Sequence[ChosenRun]) -> dict[DesignPoint, Replicate]:
+        """Every open cell's unused replicate that the search has used least: independent texts and
+        seeds stay balanced over the whole design."""
+        counts = dict.fromkeys(self.replicates, 0)
         used: dict[DesignPoint, set[Replicate]] = {}
         for run in chosen:
-            used.setdefault(run.point, set()).add(run.replicate)
-        every = set(self.replicates)
-        return tuple(c for c in self.cells if used.get(c, set()) < every)
-
-    def next_replicate(self, cell: DesignPoint, chosen: Sequence[ChosenRun]) -> Replicate:
-        """The cell's unused replicate that the search has used least: independent texts and seeds
-        stay balanced over the whole design."""
-        used_here = {run.replicate for run in chosen if run.point == cell}
-        counts = dict.fromkeys(self.replicates, 0)
-        for run in chosen:
             counts[run.replicate] = counts.get(run.replicate, 0) + 1
-        free = [r for r in self.replicates if r not in used_here]
-        return min(free, key=lambda r: (counts[r], self.replicates.index(r)))
+            used.setdefault(run.point, set()).add(run.replicate)
+        # Stable: among equals the order of the spec.
+        balanced = sorted(self.replicates, key=counts.__getitem__)
+        found: dict[DesignPoint, Replicate] = {}
+        for cell in self.cells:
+            taken = used.get(cell, ())
+            free = next((r for r in balanced if r not in taken), None)
+            if free is not None:
+                found[cell] = free
+        return found
 
 
 def log_coordinates(points: Sequence[DesignPoint], cells: Sequence[DesignPoint]) -> NDArray:

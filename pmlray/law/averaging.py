@@ -17,6 +17,7 @@ from pmlray.errors import FitError
 from pmlray.law.data import FloatArray, LawData
 from pmlray.law.diagnostics import extrapolation_errors, heldout_errors
 from pmlray.law.fit import LawFit, fit_law
+from pmlray.law.forms import CAPPED
 from pmlray.law.protocol import Form
 from pmlray.law.uncertainty import bootstrap_law
 
@@ -32,10 +33,20 @@ REACH = 2.0**40
 
 @dataclass(frozen=True, slots=True)
 class AveragedLaw:
-    """Fitted forms, the weightiest first, and their weights, which add up to 1."""
+    """Fitted forms, the weightiest first, and their weights, which add up to 1.
+
+    `base_loss`, nats per token, inf where it is not known: no form is believed beyond it, for no
+    run can lower a loss by more than it was.
+    """
 
     fits: tuple[LawFit, ...]
     weights: tuple[float, ...]
+    base_loss: float = math.inf
+
+    @property
+    def by_form(self) -> dict[Form, float]:
+        """The weights by the name of their form."""
+        return {fit.law.form: w for fit, w in zip(self.fits, self.weights, strict=True)}
 
     @property
     def best(self) -> LawFit:
@@ -47,7 +58,8 @@ class AveragedLaw:
     ) -> FloatArray:
         """Mean delta_loss in nats per token over the forms, broadcast over the arguments."""
         predicted = [fit.law.predict(lora_rank, seq_len, train_steps) for fit in self.fits]
-        return np.tensordot(np.array(self.weights), np.stack(predicted), axes=1)
+        within = np.minimum(np.stack(predicted), self.base_loss)
+        return np.tensordot(np.array(self.weights), within, axes=1)
 
     def invert_rank(self, seq_len: float, train_steps: float, delta_loss: float) -> float:
         """The rank that reaches delta_loss on average; 0 when any does, inf when none does."""
@@ -66,7 +78,7 @@ class AveragedLaw:
         for fit, weight in zip(self.fits, self.weights, strict=True):
             if weight >= NEGLIGIBLE:
                 parts.append((fit, bootstrap_law(data, fit, max(1, round(weight * n)), rng)))
-        return AveragedSamples(tuple(parts))
+        return AveragedSamples(tuple(parts), self.base_loss)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +86,18 @@ class AveragedSamples:
     """Bootstrap samples (n_f, P_f) of each form that counts: what is believed, as a sample."""
 
     parts: tuple[tuple[LawFit, FloatArray], ...]
+    base_loss: float = math.inf
 
     def predict(
         self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
     ) -> FloatArray:
         """delta_loss under every sample, nats per token, (n, ...)."""
-        return np.concatenate(
-            [
-                [
-                    fit.law.with_params(params).predict(lora_rank, seq_len, train_steps)
-                    for params in samples
-                ]
-                for fit, samples in self.parts
-            ]
-        )
+        predicted = [
+            fit.law.with_params(params).predict(lora_rank, seq_len, train_steps)
+            for fit, samples in self.parts
+            for params in samples
+        ]
+        return np.minimum(np.stack(predicted), self.base_loss)
 
     def interval(
         self,
@@ -117,8 +127,14 @@ def average_laws(data: LawData, forms: Sequence[Form]) -> AveragedLaw:
     if not fits:
         raise FitError("; ".join(reasons))
     weights = form_weights(data, fits)
-    order = sorted(range(len(fits)), key=lambda f: -weights[f])
-    return AveragedLaw(tuple(fits[f] for f in order), tuple(weights[f] for f in order))
+    # Among equals a capped form first: it holds at saturation too.
+    order = sorted(range(len(fits)), key=lambda f: (-weights[f], fits[f].law.form not in CAPPED))
+    known = data.base_loss[np.isfinite(data.base_loss)]
+    return AveragedLaw(
+        tuple(fits[f] for f in order),
+        tuple(weights[f] for f in order),
+        float(np.median(known)) if known.size else math.inf,
+    )
 
 
 def form_weights(data: LawData, fits: Sequence[LawFit]) -> tuple[float, ...]:
@@ -133,7 +149,9 @@ def form_weights(data: LawData, fits: Sequence[LawFit]) -> tuple[float, ...]:
     if len(fits) == 1:
         return (1.0,)
     twice = np.concatenate([data.cells(), data.cells()])
-    errors_FN = np.stack([np.concatenate(extrapolation_errors(data, f.law.form)) for f in fits])
+    errors_FN = np.stack(
+        [np.concatenate(extrapolation_errors(data, f.law.form, start=f.law)) for f in fits]
+    )
     known = np.all(np.isfinite(errors_FN), axis=0)
     if not known.any():
         errors_FN = np.stack([heldout_errors(data, fit) for fit in fits])

@@ -79,19 +79,24 @@ def heldout_errors(data: LawData, fit: LawFit) -> FloatArray:
     return errors
 
 
-def extrapolation_errors(data: LawData, form: Form) -> tuple[FloatArray, FloatArray]:
+def extrapolation_errors(
+    data: LawData, form: Form, start: Law | None = None
+) -> tuple[FloatArray, FloatArray]:
     """Share errors (N,) of the points at the largest length, and at the largest rank.
 
-    The law is fitted to the points below; NaN where a point is not predicted.
+    The law is fitted to the points below; NaN where a point is not predicted. `start`, the law of
+    all points, is where that fit begins instead of at its grid of starts.
     """
     used = usable_points(data, form)
     return (
-        _errors_beyond(data, form, used, data.seq_len),
-        _errors_beyond(data, form, used, data.lora_rank),
+        _errors_beyond(data, form, start, used, data.seq_len),
+        _errors_beyond(data, form, start, used, data.lora_rank),
     )
 
 
-def _errors_beyond(data: LawData, form: Form, used: BoolArray, axis: FloatArray) -> FloatArray:
+def _errors_beyond(
+    data: LawData, form: Form, start: Law | None, used: BoolArray, axis: FloatArray
+) -> FloatArray:
     errors = np.full(len(data), np.nan)
     if not used.any():
         return errors
@@ -100,7 +105,7 @@ def _errors_beyond(data: LawData, form: Form, used: BoolArray, axis: FloatArray)
     if len(below) == 0:
         return errors
     try:
-        fit = fit_law(below, form)
+        fit = fit_law(below, form, start=start)
     except FitError:
         return errors
     if len(below) > fit.law.params.size and _varied(below):

@@ -235,7 +235,7 @@ class Problem:
         if self.fits_budget:
             values[0] += law.budget_exponent * math.log(self.ref_steps / law.ref_steps)
             values.append(law.budget_exponent)
-        own = law.params[4 + self.fits_budget :]
+        own = law.params[4 + law.fits_budget :]
         return np.append(values, own)
 
     def law(self, theta_P: FloatArray) -> Law:

@@ -17,7 +17,7 @@ from pmlray.law.solver import scaled_inverse
 # With one or two clusters nothing can be said about the spread between them.
 MIN_CLUSTERS = 3
 MIN_RESIDUAL_SHARE = 1e-3
-_LOG_NAMES = {"log_coef": "coef", "log_sharpness": "sharpness"}
+_LOG_NAMES = {"log_coef": "coef", "log_sharpness": "sharpness", "log_break_rank": "break_rank"}
 
 
 def bootstrap_law(data: LawData, fit: LawFit, n: int, rng: np.random.Generator) -> FloatArray:
@@ -78,7 +78,7 @@ def param_intervals(
 ) -> Mapping[str, tuple[float, float]]:
     """Central intervals of the named parameters from bootstrap samples (n, P).
 
-    `coef` and `sharpness` are given as themselves, not as their logarithms.
+    `coef`, `sharpness` and `break_rank` are given as themselves, not as their logarithms.
     """
     low, high = _quantiles(samples, level)
     intervals = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pmlray.law import LawSummary
+from pmlray.law import CAPPED, LawSummary
 from pmlray.study.report_tables import number, percent
 from pmlray.study.result import SearchResult
 
@@ -16,6 +16,8 @@ _SYMBOLS = {
     "offset": "b",
     "budget_exponent": "γ",
     "sharpness": "n",
+    "rank_drop": "d",
+    "break_rank": "r_b",
 }
 
 
@@ -34,7 +36,7 @@ class Parameter:
 class Formula:
     """The chosen form with its numbers put in; `spoken` is the same on one line of text."""
 
-    ceiling: bool
+    form: str
     values: dict[str, str]
     offset_sign: str
     fits_budget: bool
@@ -103,7 +105,7 @@ def _effects(law: LawSummary) -> tuple[str, ...]:
         f" multiplies it by {by_len[0]:.2f} ({by_len[1]:.2f} to {by_len[2]:.2f}), up to the"
         " offset b."
     )
-    if fitted.form == "ceiling":
+    if fitted.form in CAPPED:
         words += (
             " Near the ceiling it gains less: no reduction can exceed the base loss of"
             f" {number(float(fitted.to_json()['base_loss']), DIGITS)} nats per token."
@@ -114,20 +116,25 @@ def _effects(law: LawSummary) -> tuple[str, ...]:
 def _formula(law: LawSummary) -> Formula:
     fitted = law.fit.law
     stored = fitted.to_json()
-    ceiling = fitted.form == "ceiling"
     names = ["coef", "rank_exponent", "len_exponent", "budget_exponent", "ref_steps"]
-    names += ["sharpness", "base_loss"] if ceiling else []
-    values = {name: number(float(stored[name]), DIGITS) for name in names}
+    names += ["sharpness", "base_loss", "rank_drop", "break_rank"]
+    values = {name: number(float(stored[name]), DIGITS) for name in names if name in stored}
     values["offset"] = number(abs(float(stored["offset"])), DIGITS)
     sign = "−" if stored["offset"] < 0 else "+"
     fits_budget = bool(stored["fits_budget"])
     steps = f" · (t / {values['ref_steps']})^{values['budget_exponent']}" if fits_budget else ""
+    bend = ""
+    if fitted.form == "broken":
+        bend = f" · (1 + (r / {values['break_rank']})^4)^(−{values['rank_drop']}/4)"
     power = (
-        f"{values['coef']} · r^{values['rank_exponent']} · l^−{values['len_exponent']}{steps}"
+        f"{values['coef']} · r^{values['rank_exponent']}{bend} · l^−{values['len_exponent']}{steps}"
         f" {sign} {values['offset']}"
     )
     spoken = f"delta_loss = {power}"
-    if ceiling:
+    if fitted.form == "exponential_ceiling":
+        base = values["base_loss"]
+        spoken = f"delta_loss = {base} (1 − e^(−z / {base})) with z = {power}"
+    if fitted.form == "ceiling":
         base, n = values["base_loss"], values["sharpness"]
         spoken = f"delta_loss = z / (1 + (z / {base})^{n})^(1/{n}) with z = {power}"
-    return Formula(ceiling, values, sign, fits_budget, spoken)
+    return Formula(fitted.form, values, sign, fits_budget, spoken)

@@ -7,7 +7,7 @@ from typing import Literal
 import altair as alt
 import numpy as np
 
-from pmlray.law import LawSummary, law_data, prediction_interval, usable_points
+from pmlray.law import CAPPED, LawSummary, law_data, prediction_interval, usable_points
 from pmlray.study.report_figures import (
     AnyChart,
     Panel,
@@ -83,7 +83,7 @@ def _law_chart(
     heights = [o.delta_loss for o in observed]
     if result.law is not None:
         heights += [t.delta_loss for t in result.law.targets]
-        if result.law.fit.law.form == "ceiling":
+        if result.law.fit.law.form in CAPPED:
             heights.append(max(o.base_loss for o in observed))
     x = alt.X(along, type="quantitative", scale=scale, axis=axis)
     y = alt.Scale(domain=padded(heights, 0.08), nice=False)
@@ -116,7 +116,7 @@ def _law_chart(
                 tooltip=tips("lora_rank", "seq_len", "train_steps", "delta_loss", "low", "high"),
             )
         )
-        if result.law.fit.law.form == "ceiling":
+        if result.law.fit.law.form in CAPPED:
             layers.append(_ceiling(observed))
     rows = [observation_row(o) for o in observed]
     if along == "seq_len":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pmlray.law import CAPPED
 from pmlray.study.report_figures import Panel
 from pmlray.study.report_law_figures import (
     curve_steps,
@@ -124,7 +125,7 @@ def _law_text(result: SearchResult) -> str:
         f" {curve_steps(result):,} optimiser steps, and bands the 90% interval of the law itself,"
         " which single measurements scatter around."
     )
-    if result.law.fit.law.form == "ceiling":
+    if result.law.fit.law.form in CAPPED:
         text += " The dashed line is the base loss, which no reduction can exceed."
     return text
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pmlray.law import LawSummary
+from pmlray.law import CAPPED, LawSummary
 from pmlray.study.compare import MemftPair
 from pmlray.study.result import SearchResult
 
@@ -129,7 +129,7 @@ def failures_table(result: SearchResult) -> Table:
 def law_table(law: LawSummary) -> Table:
     """The law's parameters with their intervals; the given ones have none."""
     fitted = law.fit.law
-    given = ["base_loss"] if fitted.form == "ceiling" else []
+    given = ["base_loss"] if fitted.form in CAPPED else []
     given += ["ref_steps"] if "budget_exponent" in law.intervals else []
     rows: list[tuple[Cell, ...]] = [
         (name, float(getattr(fitted, name)), low, high)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import FitError
-from pmlray.law import Form, LawSummary, law_data, summarise
+from pmlray.law import LawSummary, law_data, summarise
 from pmlray.study.compare import MemftPair, memft_pairs
 from pmlray.types import FailedRun, Observation, PackTimes
 
@@ -71,11 +71,6 @@ class SearchResult:
         }
 
 
-def fit_form(spec: SearchSpec) -> Form | Literal["auto"]:
-    """The one form that the spec asks for, or `auto` to choose among both."""
-    return "auto" if len(spec.law.forms) > 1 else next(iter(spec.law.forms))
-
-
 def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> LawSummary | None:
     """The law from these observations, or None while they cannot carry one.
 
@@ -84,7 +79,7 @@ def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> L
     try:
         return summarise(
             law_data(observations),
-            fit_form(spec),
+            forms=spec.law.forms,
             n_bootstrap=spec.law.n_bootstrap,
             rng=np.random.default_rng(0),
             targets=spec.target_points(),

@@ -74,3 +74,18 @@ def test_no_form_is_an_error_that_names_each() -> None:
     nothing = data.subset(np.zeros(len(data), dtype=bool))
     with pytest.raises(FitError, match=r"power: .*; ceiling: "):
         average_laws(nothing, ("power", "ceiling"))
+
+
+def test_held_out_fits_may_lack_a_budget_that_the_whole_has() -> None:
+    """Only the largest rank has two budgets: without it there is no budget left to fit."""
+    law = PowerLaw(20.0, 0.6, 0.5, 0.1, 0.3, 100.0, True)
+    r, n = (x.ravel().astype(float) for x in np.meshgrid(RANKS, LENGTHS))
+    r, n = np.append(r, [16.0] * 5), np.append(n, LENGTHS)
+    t = np.append(np.full(25, 100.0), np.full(5, 400.0))
+    delta = law.predict(r, n, t) + 0.02 * np.random.default_rng(0).standard_normal(r.size)
+    base = np.full(r.size, 1e3)
+    average = average_laws(
+        LawData(r, n, t, delta, base, base - delta, np.arange(r.size)), ("power", "ceiling")
+    )
+    assert sum(average.weights) == pytest.approx(1.0)
+    assert average.fits[0].law.budget_exponent == pytest.approx(0.3, abs=0.05)

@@ -110,8 +110,10 @@ def test_inversion_returns_what_predicts(law, r, length, t):
     z = law.uncapped if isinstance(law, CAPPED_LAWS) else law
     if abs(float(z.predict(r, length, t)) - law.offset) < 1e-3:
         return
-    # Rounding of 1e-16 in z grows by |z| / |z - b| / exponent, at most 1e5 here.
-    assert law.invert_rank(length, t, delta) == pytest.approx(r, rel=1e-8)
+    # Rounding of 1e-16 in z grows by |z| / |z - b| / exponent, at most 1e5 here but past a break
+    # that leaves the rank next to no exponent.
+    if float(law.predict(1.1 * r, length, t)) - delta > 1e-4 * abs(delta):
+        assert law.invert_rank(length, t, delta) == pytest.approx(r, rel=1e-8)
     assert law.invert_len(r, t, delta) == pytest.approx(length, rel=1e-8)
     if law.fits_budget and law.budget_exponent > 0.1:
         assert law.invert_steps(r, length, delta) == pytest.approx(t, rel=1e-7)

@@ -148,7 +148,7 @@ def test_headline_says_the_law_and_what_it_cost(page: Page, result: SearchResult
 
 def test_power_form_is_written_without_a_ceiling(make_result: MakeResult) -> None:
     said = headline(make_result(memft=False, law={"n_bootstrap": 30, "forms": ("power",)}))
-    assert said.formula is not None and not said.formula.ceiling
+    assert said.formula is not None and said.formula.form == "power"
     assert said.formula.spoken.startswith("delta_loss = ") and "z" not in said.formula.spoken
     assert {p.name for p in said.parameters} == {
         *("coef", "rank_exponent", "len_exponent", "offset"),
