@@ -109,6 +109,11 @@ class Observation:
     provenance: Mapping[str, Any]
 
     @property
+    def stopped_early(self) -> bool:
+        """Whether the run ended before its last step, because nothing was left to learn."""
+        return self.curve[-1][0] < self.point.train_steps
+
+    @property
     def delta_loss(self) -> float:
         """Loss reduction base_loss - final_loss, nats per supervised token."""
         return self.base_loss - self.final_loss

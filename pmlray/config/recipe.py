@@ -11,28 +11,41 @@ class Recipe(BaseModel):
     """Optimisation of one adapter.
 
     `batch_size`: records in a step. `schedule`: `warmup_constant_decay` warms up over
-    `warmup_share` of the steps, holds, and decays linearly to 0 over the last `decay_share`;
-    `linear` decays from the first step to 0 after its warm-up (the paper's, with warmup_share 0).
-    `dropout` acts on the adapter's output. Adapters and optimiser state are fp32.
+    `warmup_steps`, holds, and decays linearly to 0 over the last `decay_share` of the steps, so
+    that runs of several budgets are one run up to the shorter one's decay; `linear` decays from the
+    end of its warm-up to 0 (the paper's, with warmup_steps 0). `dropout` acts on the adapter's
+    output. A run for the law ends early once its loss, nats per token, is at most `stop_loss` (0:
+    never): the rest can move its delta_loss by no more than that. Adapters and optimiser state are
+    fp32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
     schedule: Literal["warmup_constant_decay", "linear"] = "warmup_constant_decay"
-    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    warmup_steps: Annotated[int, Field(ge=0)] = 8
     decay_share: Annotated[float, Field(ge=0, le=1)] = 0.2
     batch_size: Annotated[int, Field(ge=1)] = 1
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    stop_loss: Annotated[float, Field(ge=0)] = 0.01
+
+    @property
+    def shares_trunks(self) -> bool:
+        """Whether a run of a shorter budget takes the steps of a longer one up to its decay."""
+        return self.schedule == "warmup_constant_decay"
+
+    def decay_start(self, train_steps: int) -> int:
+        """First step (from 0) of the decay of a run of `train_steps`."""
+        return train_steps - round(self.decay_share * train_steps)
 
     def rate_at(self, step: int, train_steps: int) -> float:
         """Learning rate of optimiser step `step` (from 0) in a run of `train_steps`."""
-        warmup = round(self.warmup_share * train_steps)
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         if self.schedule == "linear":
-            return self.learning_rate * (train_steps - step) / max(1, train_steps - warmup)
-        decay = round(self.decay_share * train_steps)
-        return self.learning_rate * min(1.0, (train_steps - step) / max(1, decay))
+            left = (train_steps - step) / max(1, train_steps - self.warmup_steps)
+        else:
+            decay = train_steps - self.decay_start(train_steps)
+            left = (train_steps - step) / max(1, decay)
+        return self.learning_rate * min(warm, left, 1.0)

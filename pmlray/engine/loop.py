@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,47 +16,15 @@ from pmlray.config.recipe import Recipe
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.batches import MicroBatch, Row, micro_batches
 from pmlray.engine.evaluate import TokenScores, mean_losses, score_tokens
-from pmlray.engine.head import TokenLosses
 from pmlray.engine.members import DeviceClock, Member
 from pmlray.engine.optimizer import PackedAdamW
+from pmlray.engine.stepper import Stepper
 from pmlray.engine.token_weights import TokenWeights
+from pmlray.engine.trunks import Branch, Trunks
 from pmlray.memft import weighted_nll_per_row
 
-
-class Stepper(Protocol):
-    """Runs forward, backward and update of an AdaptedModel (bare torch, DeepSpeed, ...)."""
-
-    def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
-        """Per-token losses with a graph."""
-        ...
-
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a sum over tokens to those already there."""
-        ...
-
-    def step(self) -> None:
-        """Update the adapters and clear their gradients."""
-        ...
-
-
-class TorchStepper:
-    """The bare loop, without any training framework."""
-
-    def __init__(self, model: AdaptedModel, optimizer: PackedAdamW) -> None:
-        self._model, self._optimizer = model, optimizer
-
-    def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
-        """See Stepper."""
-        return self._model(batch, keep_TD)
-
-    def backward(self, loss: Tensor) -> None:
-        """See Stepper."""
-        loss.backward()
-
-    def step(self) -> None:
-        """See Stepper."""
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+# Looking whether a run has saturated waits for the device, so it is done only so often.
+STEPS_BETWEEN_LOOKS = 16
 
 
 @dataclass(frozen=True)
@@ -66,7 +33,8 @@ class TrainedMember:
 
     `step_losses`: mean nll of each optimiser step's batch, before its update. `curve`: (step,
     loss over all records) after that many steps, from step 0. `device_seconds`: wall time of the
-    device shared out by tokens, optimiser steps and curve evaluations together.
+    device shared out by tokens, optimiser steps and curve evaluations together; `charged_steps`:
+    the optimiser steps in it, those shared with other budgets in part.
     """
 
     index: int
@@ -74,6 +42,7 @@ class TrainedMember:
     step_losses: tuple[float, ...]
     scores: TokenScores
     device_seconds: float
+    charged_steps: float
 
     @property
     def diverged(self) -> bool:
@@ -103,112 +72,159 @@ def train_pack(
     on; its time counts for nobody. `temporal` selects MemFT's curriculum instead of its window for
     `memft_sw`.
     """
-    n = len(members)
-    device = model.lora.A.device
-    weights = TokenWeights(members, threshold, temporal)
-    dropout = [torch.Generator(device).manual_seed(m.run.seed) for m in members]
-    longest = max(m.train_steps for m in members)
-    step_losses = torch.full((longest, n), math.nan, device=device)
-    curves: list[list[tuple[int, float]]] = [[] for _ in members]
-    clock = DeviceClock(n, device)
-    in_batches: tuple[Row, ...] = ()
-    batches: tuple[MicroBatch, ...] = ()
-    active = list(range(n))
+    pack = _PackLoop(model, stepper, optimizer, members, recipe, threshold, temporal)
+    pack.look(0)
+    step = 0
+    while pack.active:
+        pack.train_step(step)
+        step += 1
+        if finished := pack.look(step):
+            on_finished(finished)
+            pack.clock.restart()
+    return pack.clock.training_seconds
 
-    # Such a run's next step starts with the loss that an evaluation would find.
-    read_off = [
-        recipe.dropout == 0 and m.sees_everything(recipe.batch_size, temporal) for m in members
-    ]
 
-    def evaluate(step: int, who: Sequence[int]) -> None:
-        rows = [row for i in who for row in members[i].rows]
-        losses = mean_losses(model, rows, n).tolist()
-        clock.add(rows)
-        for i in who:
-            curves[i].append((step, losses[i]))
+class _PackLoop:
+    """The state of a pack while it trains; `active` are the adapters that take steps."""
 
-    if unread := [i for i in active if not read_off[i]]:
-        evaluate(0, unread)
-    clock.lap(training=False)
-    for step in range(longest):
+    def __init__(
+        self,
+        model: AdaptedModel,
+        stepper: Stepper,
+        optimizer: PackedAdamW,
+        members: Sequence[Member],
+        recipe: Recipe,
+        threshold: float,
+        temporal: bool,
+    ) -> None:
+        self._model, self._stepper, self._optimizer = model, stepper, optimizer
+        self._members, self._recipe, self._temporal = members, recipe, temporal
+        n, device = len(members), model.lora.A.device
+        self._weights = TokenWeights(members, threshold, temporal)
+        self._dropout = [torch.Generator(device).manual_seed(m.run.seed) for m in members]
+        self._trunks = Trunks(members, recipe, temporal)
+        self.active = [i for i in range(n) if not self._trunks.waits(i)]
+        self.clock = DeviceClock(n, device, self._trunks.payers)
+        longest = max(m.train_steps for m in members)
+        self._step_losses = torch.full((longest, n), math.nan, device=device)
+        self._curves: list[list[tuple[int, float]]] = [[] for _ in members]
+        self._curve_at = [curve_steps(m.train_steps) | {0} for m in members]
+        self._charged = [0.0] * n
+        # Such a run's next step starts with the loss that an evaluation would find.
+        self._read_off = [
+            recipe.dropout == 0 and m.sees_everything(recipe.batch_size, temporal) for m in members
+        ]
+        self._rows: tuple[Row, ...] = ()
+        self._batches: tuple[MicroBatch, ...] = ()
+
+    def train_step(self, step: int) -> None:
+        """One optimiser step of all active adapters."""
+        for branch in self._trunks.leave(step):
+            self._join(branch, step)
+        recipe, n, device = self._recipe, len(self._members), self._step_losses.device
         rows = tuple(
-            row for i in active for row in members[i].rows_at(step, recipe.batch_size, temporal)
+            row
+            for i in self.active
+            for row in self._members[i].rows_at(step, recipe.batch_size, self._temporal)
         )
-        if rows != in_batches:
-            in_batches, batches = rows, micro_batches(rows)
+        if rows != self._rows:
+            self._rows, self._batches = rows, micro_batches(rows)
         weight_sum_N = torch.zeros(n, device=device)
         loss_sum_N, count_N = torch.zeros_like(weight_sum_N), torch.zeros_like(weight_sum_N)
-        for batch in batches:
-            losses = stepper.losses(batch, _dropout_mask(batch, dropout, recipe.dropout))
+        for batch in self._batches:
+            losses = self._stepper.losses(batch, self._dropout_mask(batch))
             nll_RL, wrong_RL = batch.lay_out(losses.nll_N), batch.lay_out(losses.wrong_N)
-            w_RL = weights(batch, nll_RL, wrong_RL)
+            w_RL = self._weights(batch, nll_RL, wrong_RL)
             sum_R, weight_sum_R = weighted_nll_per_row(nll_RL, w_RL)
-            stepper.backward(sum_R.sum())
+            self._stepper.backward(sum_R.sum())
             at = batch.adapter_of_row_R
             weight_sum_N.index_add_(0, at, weight_sum_R)
             loss_sum_N.index_add_(0, at, nll_RL.detach().sum(dim=1))
             count_N.index_add_(0, at, batch.mask_RL.sum(dim=1).float())
-        step_losses[step] = loss_sum_N / count_N
+        self._step_losses[step] = loss_sum_N / count_N
         rates = [
-            recipe.rate_at(step, m.train_steps) if i in active else 0.0
-            for i, m in enumerate(members)
+            recipe.rate_at(step, m.train_steps) if i in self.active else 0.0
+            for i, m in enumerate(self._members)
         ]
-        optimizer.prepare(torch.tensor(rates, device=device), weight_sum_N)
-        stepper.step()
-        clock.add(rows)
-        due = [i for i in active if step + 1 in curve_steps(members[i].train_steps)]
-        if not due:
-            continue
-        clock.lap(training=True)
-        before = step_losses[step].tolist()
-        ended = [i for i in due if _is_over(members[i], step + 1, before[i])]
-        if unread := [i for i in due if i not in ended and not read_off[i]]:
-            evaluate(step + 1, unread)
-        finished = [(i, score_tokens(model, members[i].rows)) for i in ended]
-        clock.add([row for i in ended for row in members[i].rows])
-        clock.lap(training=False)
-        active = [i for i in active if i not in ended]
-        if finished:
-            on_finished(
-                [
-                    _trained(i, step + 1, curves[i], step_losses[:, i], scores, clock.seconds[i])
-                    for i, scores in finished
-                ]
+        self._optimizer.prepare(torch.tensor(rates, device=device), weight_sum_N)
+        self._stepper.step()
+        self.clock.add(rows)
+        for i in self.active:
+            payers = self._trunks.payers(i)
+            for payer in payers:
+                self._charged[payer] += 1.0 / len(payers)
+
+    def look(self, steps: int) -> list[TrainedMember]:
+        """After so many steps: evaluate the curves that are due, and let go of those that ended."""
+        at_curve = [i for i in self.active if steps in self._curve_at[i]]
+        checked = [i for i in self.active if self._may_saturate(i, steps)]
+        if not at_curve and not checked:
+            return []
+        self.clock.lap(training=True)
+        ended = [i for i in {*at_curve, *checked} if steps and self._is_over(i, steps)]
+        self._evaluate(steps, [i for i in at_curve if i not in ended and not self._read_off[i]])
+        if ended:
+            for branch in self._trunks.leave(steps, ended):
+                self._join(branch, steps)
+                if branch.trunk in ended:
+                    ended.append(branch.follower)
+        scores = {i: score_tokens(self._model, self._members[i].rows) for i in sorted(ended)}
+        self.clock.add([row for i in scores for row in self._members[i].rows])
+        self.clock.lap(training=False)
+        self.active = [i for i in self.active if i not in scores]
+        return [self._trained(i, steps, scored) for i, scored in scores.items()]
+
+    def _may_saturate(self, i: int, steps: int) -> bool:
+        of_law = self._members[i].run.phase == "law" and self._recipe.stop_loss > 0
+        return of_law and steps > 0 and steps % STEPS_BETWEEN_LOOKS == 0
+
+    def _is_over(self, i: int, steps: int) -> bool:
+        """Whether a run has had its steps, has diverged, or has nothing left to learn.
+
+        The last is judged over the last epoch, that all of its records have part in it.
+        """
+        epoch = math.ceil(len(self._members[i].rows) / self._recipe.batch_size)
+        recent = self._step_losses[max(0, steps - epoch) : steps, i].mean().item()
+        saturated = self._may_saturate(i, steps) and recent <= self._recipe.stop_loss
+        return steps >= self._members[i].train_steps or not math.isfinite(recent) or saturated
+
+    def _evaluate(self, steps: int, who: Sequence[int]) -> None:
+        if not who:
+            return
+        rows = [row for i in who for row in self._members[i].rows]
+        losses = mean_losses(self._model, rows, len(self._members)).tolist()
+        self.clock.add(rows)
+        for i in who:
+            self._curves[i].append((steps, losses[i]))
+
+    def _join(self, branch: Branch, step: int) -> None:
+        """Let a follower go on by itself from where its trunk stands before `step`."""
+        follower, trunk = branch.follower, branch.trunk
+        self._optimizer.copy_adapter(trunk, follower)
+        samples = [[row.sample for row in self._members[i].rows] for i in (trunk, follower)]
+        of_trunk, of_follower = torch.tensor(samples, device=self._step_losses.device)
+        self._weights.copy_samples(of_trunk, of_follower)
+        self._dropout[follower].set_state(self._dropout[trunk].get_state())
+        self._step_losses[:step, follower] = self._step_losses[:step, trunk]
+        self._curves[follower] = list(self._curves[trunk])
+        self.active = sorted([*self.active, follower])
+
+    def _trained(self, i: int, steps: int, scores: TokenScores) -> TrainedMember:
+        losses = tuple(self._step_losses[:steps, i].tolist())
+        read_off = ((s, losses[s]) for s in sorted(curve_steps(steps) | {0})[:-1])
+        curve = (*(tuple(self._curves[i]) or tuple(read_off)), (steps, scores.mean_nll))
+        return TrainedMember(i, curve, losses, scores, self.clock.seconds[i], self._charged[i])
+
+    def _dropout_mask(self, batch: MicroBatch) -> Tensor | None:
+        """Drawn row by row from each adapter's own generator, so that a pack's other members change
+        nothing."""
+        dropout = self._recipe.dropout
+        if not dropout:
+            return None
+        kept = [
+            torch.empty(row.record.hidden_TD.shape, device=batch.hidden_TD.device).bernoulli_(
+                1 - dropout, generator=self._dropout[row.adapter]
             )
-        clock.restart()
-        if not active:
-            break
-    return clock.training_seconds
-
-
-def _is_over(member: Member, steps: int, loss: float) -> bool:
-    return steps >= member.train_steps or not math.isfinite(loss)
-
-
-def _trained(
-    index: int,
-    steps: int,
-    evaluated: Sequence[tuple[int, float]],
-    step_losses: Tensor,
-    scores: TokenScores,
-    device_seconds: float,
-) -> TrainedMember:
-    losses = tuple(step_losses[:steps].tolist())
-    curve = tuple(evaluated) or tuple((s, losses[s]) for s in sorted(curve_steps(steps) | {0})[:-1])
-    return TrainedMember(index, (*curve, (steps, scores.mean_nll)), losses, scores, device_seconds)
-
-
-def _dropout_mask(
-    batch: MicroBatch, generators: Sequence[torch.Generator], dropout: float
-) -> Tensor | None:
-    """Drawn row by row from each adapter's own generator, so that a pack's other members change
-    nothing."""
-    if not dropout:
-        return None
-    kept = [
-        torch.empty(row.record.hidden_TD.shape, device=batch.hidden_TD.device).bernoulli_(
-            1 - dropout, generator=generators[row.adapter]
-        )
-        for row in batch.rows
-    ]
-    return torch.cat(kept) / (1 - dropout)
+            for row in batch.rows
+        ]
+        return torch.cat(kept) / (1 - dropout)

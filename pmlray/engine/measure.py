@@ -19,12 +19,13 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import BaseModel, load_base_model, render_prompt
 from pmlray.engine.evaluate import Decoding, decode_exactly
-from pmlray.engine.loop import Stepper, TrainedMember, train_pack
+from pmlray.engine.loop import TrainedMember, train_pack
 from pmlray.engine.members import make_members
 from pmlray.engine.optimizer import PackedAdamW
 from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.peft_io import save_adapter
 from pmlray.engine.prefix_cache import CachedRecord, build_prefix_cache
+from pmlray.engine.stepper import Stepper
 from pmlray.memory import MemorySet, Record, build_memory, prefix
 from pmlray.ports import ObservationStore
 from pmlray.types import FailedRun, Observation, Pack
@@ -95,7 +96,7 @@ def measure_pack(
             return
         save_adapter(adapters / run.run_key, spec.probe, lora.weights(trained.index), spec.model.id)
         tokens = memory.supervised_tokens
-        trained_tokens = len(trained.step_losses) * min(
+        trained_tokens = trained.charged_steps * min(
             tokens, spec.recipe.batch_size * max(len(r.target_ids) for r in memory.records)
         )
         store.put(
@@ -118,7 +119,7 @@ def measure_pack(
                 wrong_tokens=trained.scores.wrong_tokens,
                 generated_match=decoded,
                 gpu_seconds=gpu_seconds,
-                charged_steps=float(len(trained.step_losses)),
+                charged_steps=trained.charged_steps,
                 tokens_per_second=trained_tokens / trained.device_seconds,
                 peak_memory_bytes=_peak_memory(device),
                 provenance=provenance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,19 +70,25 @@ class DeviceClock:
 
     `lap` closes a stretch: it waits for the device, so it is called only where the loop must wait
     anyway. `seconds` is wall time by adapter; `training_seconds` the wall time of optimiser steps.
+    `payers` says whom an adapter's rows serve: each of them pays an equal part.
     """
 
-    def __init__(self, n_adapters: int, device: torch.device) -> None:
+    def __init__(
+        self, n_adapters: int, device: torch.device, payers: Callable[[int], Sequence[int]]
+    ) -> None:
         self.seconds = [0.0] * n_adapters
         self.training_seconds = 0.0
-        self._tokens = [0] * n_adapters
+        self._payers = payers
+        self._tokens = [0.0] * n_adapters
         self._device = device
         self._mark = time.perf_counter()
 
     def add(self, rows: Sequence[Row]) -> None:
         """Note that these rows went through the device."""
         for row in rows:
-            self._tokens[row.adapter] += row.length
+            payers = self._payers(row.adapter)
+            for adapter in payers:
+                self._tokens[adapter] += row.length / len(payers)
 
     def lap(self, training: bool) -> None:
         """Share out the time since the last lap over the tokens noted since."""
@@ -96,7 +102,7 @@ class DeviceClock:
         for n, tokens in enumerate(self._tokens):
             if total:
                 self.seconds[n] += elapsed * tokens / total
-        self._tokens = [0] * len(self._tokens)
+        self._tokens = [0.0] * len(self._tokens)
 
     def restart(self) -> None:
         """Start a stretch now: what came since the last lap counts for nobody."""

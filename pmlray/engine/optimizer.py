@@ -39,6 +39,15 @@ class PackedAdamW(torch.optim.Optimizer):
         self._rate_N, self._weight_sum_N = rate_N, weight_sum_N
 
     @torch.no_grad()
+    def copy_adapter(self, source: int, target: int) -> None:
+        """Make one adapter what another is: its parameters, moments and step count."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                for tensor in (p, *self.state[p].values()):
+                    tensor[target] = tensor[source]
+        self._count_N[target] = self._count_N[source]
+
+    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Normalise, clip and update every adapter with a positive weight sum."""
         assert closure is None, "PackedAdamW takes no closure"

@@ -33,6 +33,10 @@ class TokenWeights:
         self._any_window = any(m.run.method == "memft_sw" and not temporal for m in members)
         self._state = WindowState.fresh(sum(len(m.rows) for m in members), device)
 
+    def copy_samples(self, source: Tensor, target: Tensor) -> None:
+        """Give samples the state of others; both int64 (n,)."""
+        self._state = self._state.scatter(target, self._state.gather(source))
+
     def __call__(self, batch: MicroBatch, nll_RL: Tensor, wrong_RL: Tensor) -> Tensor:
         """Weights (R, L), zero where there is no token, without a gradient."""
         nll_RL, mask_RL = nll_RL.detach(), batch.mask_RL

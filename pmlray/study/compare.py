@@ -37,8 +37,15 @@ class MemftPair:
 
 
 def memft_pairs(observations: Sequence[Observation]) -> tuple[MemftPair, ...]:
-    """Every MemFT observation with its SFT partner; those without one are left out."""
-    plain = {(o.point, o.sequence_id, o.seed): o for o in observations if o.method == "sft"}
+    """Every MemFT observation with its SFT partner; those without one are left out.
+
+    An SFT run of the law is a partner unless it stopped early: both must have had the same steps.
+    """
+    plain = {
+        (o.point, o.sequence_id, o.seed): o
+        for o in observations
+        if o.method == "sft" and not o.stopped_early
+    }
     pairs = []
     for o in observations:
         partner = plain.get((o.point, o.sequence_id, o.seed))

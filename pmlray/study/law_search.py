@@ -154,6 +154,12 @@ class LawSearch:
             return ()
         # The law's own runs alone, or the points would move with what MemFT's runs measure.
         plain = [o for o in self._observations.values() if o.phase == "law"]
+        # What ran its course for the law is what the comparison would measure again.
+        reused = {
+            self._search.plan_run(o.point, o.method, o.sequence_id, o.seed, "memft").run_key
+            for o in plain
+            if not o.stopped_early
+        }
         groups = memft_runs(
             self._search,
             self.law.fit.law,
@@ -161,7 +167,7 @@ class LawSearch:
             self._cost.learn(
                 (o.point, o.charged_steps, o.gpu_seconds) for o in self._observations.values()
             ),
-            frozenset(self._observations) | self._failed_keys | frozenset(self._pending),
+            frozenset(self._observations) | reused | self._failed_keys | frozenset(self._pending),
         )
         design = self._search.spec.design
         limit = max(design.n_initial, design.pack_size)

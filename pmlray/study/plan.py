@@ -49,6 +49,7 @@ def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
         gpu=gpu,
         prompt_tokens=CHAT_PROMPT_TOKENS if chat else PLAIN_PROMPT_TOKENS,
         batch_records=None if spec.task.kind == "long_context" else spec.recipe.batch_size,
+        decay_share=spec.recipe.decay_share if spec.recipe.shares_trunks else None,
     )
 
 

@@ -10,6 +10,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Literal
 
 import numpy as np
 import optuna
@@ -35,22 +36,25 @@ class Measured:
     gpu_seconds: float
 
 
+FloatArray = NDArray[np.float64]
 Measure = Callable[[DesignPoint, int, int], Measured]
-Predict = Callable[[LawData], NDArray[np.float64]]
+Predict = Callable[[LawData], FloatArray]
 
 
 @dataclass(frozen=True)
 class World:
-    """A grid that may be measured, and held-out truth that no policy ever sees.
+    """A grid that may be measured, and held-out points that no policy ever sees.
 
-    `measure(point, sequence_id, seed)`; `targets` and `truth` (T,): where predictions count.
+    `measure(point, sequence_id, seed)`; `targets`: T points where predictions count; `heldout`
+    (T, S): runs of S sequences there, nats; `truth` (T,): what they are without noise, where known.
     """
 
     space: DesignSpace
     measure: Measure
     targets: tuple[DesignPoint, ...]
-    truth: NDArray[np.float64]
+    heldout: FloatArray
     cost: CostModel
+    truth: FloatArray | None = None
 
     @property
     def grid_cost(self) -> float:
@@ -63,11 +67,30 @@ class World:
 
 
 @dataclass(frozen=True)
+class Errors:
+    """Root mean square errors at the targets, nats: of held-out runs, whose own noise no prediction
+    can avoid, and of the truth behind them (NaN where it is not known)."""
+
+    heldout: float
+    truth: float
+
+
+@dataclass(frozen=True)
 class Step:
-    """After a pack: gpu_seconds spent and root mean square error at the targets, nats."""
+    """After a pack: gpu_seconds spent, and the errors of what is then predicted."""
 
     gpu_seconds: float
-    rmse: float
+    errors: Errors
+
+
+def errors_of(world: World, predicted: FloatArray) -> Errors:
+    """The errors of predictions (T,) at the world's targets."""
+    of_truth = np.nan if world.truth is None else _rms(predicted - world.truth)
+    return Errors(_rms(predicted[:, None] - world.heldout), of_truth)
+
+
+def _rms(errors: FloatArray) -> float:
+    return float(np.sqrt(np.mean(errors**2)))
 
 
 def everything(world: World) -> LawData:
@@ -112,8 +135,7 @@ def replay(
             trial.set_user_attr("final_loss", found.base_loss - found.delta_loss)
             trial.set_user_attr("gpu_seconds", found.gpu_seconds)
             study.tell(trial, found.delta_loss)
-        error = predict(_data(world, runs)) - world.truth
-        steps.append(Step(spent, float(np.sqrt(np.mean(error**2)))))
+        steps.append(Step(spent, errors_of(world, predict(_data(world, runs)))))
 
 
 SHARES = np.arange(0.01, 1.0001, 0.01)
@@ -121,19 +143,21 @@ SHARES = np.arange(0.01, 1.0001, 0.01)
 
 @dataclass(frozen=True)
 class Curve:
-    """One replay: the error at the targets at each of SHARES of the grid's cost (NaN before the
-    first pack), and the error of the full grid in the same world; nats."""
+    """One replay: an error at each of SHARES of the grid's cost (NaN before the first pack), and
+    that of the full grid in the same world; nats."""
 
-    rmse: NDArray[np.float64]
+    rmse: FloatArray
     full_rmse: float
 
 
-def curve(world: World, steps: Sequence[Step], full_rmse: float) -> Curve:
-    """A replay's steps as a curve over SHARES."""
+def curve(
+    world: World, steps: Sequence[Step], full: Errors, which: Literal["heldout", "truth"]
+) -> Curve:
+    """A replay's steps as a curve over SHARES of one of the errors."""
     at = np.array([step.gpu_seconds for step in steps]) / world.grid_cost
     last = np.searchsorted(at, SHARES + 1e-9, side="right") - 1
-    errors = np.array([step.rmse for step in steps])
-    return Curve(np.where(last >= 0, errors[np.maximum(last, 0)], np.nan), full_rmse)
+    errors = np.array([getattr(step.errors, which) for step in steps])
+    return Curve(np.where(last >= 0, errors[np.maximum(last, 0)], np.nan), getattr(full, which))
 
 
 def share_to(curves: Sequence[Curve], factor: float, longest: float) -> float:

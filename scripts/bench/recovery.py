@@ -37,6 +37,7 @@ from scripts.bench.offline import (
     Curve,
     World,
     curve,
+    errors_of,
     everything,
     machine,
     replay,
@@ -78,13 +79,13 @@ def coverage(kind: Kind, seed: int) -> dict[str, list[float]]:
     return found
 
 
-def spend(task: tuple[Kind, int, str], longest: float) -> Curve:
-    """One policy in one world."""
+def spend(task: tuple[Kind, int, str], longest: float) -> tuple[Curve, Curve]:
+    """One policy in one world: its errors of held-out runs, and of the truth behind them."""
     kind, seed, policy = task
     made = world(kind, seed)
-    full = predict(made, everything(made)) - made.truth
+    full = errors_of(made, predict(made, everything(made)))
     steps = replay(made, policy, seed, longest, FORMS, partial(predict, made))
-    return curve(made, steps, float(np.sqrt(np.mean(full**2))))
+    return curve(made, steps, full, "heldout"), curve(made, steps, full, "truth")
 
 
 def main() -> None:

@@ -20,6 +20,8 @@ LENGTHS = (64, 128, 256, 512, 1024, 2048)
 TARGET_RANKS = (16, 64, 128)
 TARGET_LENGTHS = (4096, 8192)
 REPLICATES = ((0, 0), (1, 0), (2, 0))
+# Sequences of the held-out runs: none that a policy may measure.
+HELDOUT_SEQUENCES = (3, 4, 5)
 STEPS = (250, 500, 1000)
 BASE_LOSS = 12.0
 NOISE = 0.1
@@ -47,7 +49,9 @@ class Truth:
         if kind != "ceiling":
             top = self.coef * RANKS[-1] ** self.alpha * LENGTHS[0] ** -self.beta
             self.coef *= min(1.0, 0.9 * (BASE_LOSS - 1) / top)
-        self.effect = rng.normal(0.0, 0.2 if kind == "clustered" else 0.0, len(REPLICATES))
+        self.effect = rng.normal(
+            0.0, 0.2 if kind == "clustered" else 0.0, len(REPLICATES) + len(HELDOUT_SEQUENCES)
+        )
 
     def mean(self, point: DesignPoint) -> float:
         """The truth without noise, nats per token."""
@@ -81,6 +85,7 @@ def world(kind: Kind, seed: int) -> World:
         DesignSpace(cells, REPLICATES),
         truth.measure,
         targets,
-        np.array([truth.mean(target) for target in targets]),
+        np.array([[truth.measure(t, s, 0).delta_loss for s in HELDOUT_SEQUENCES] for t in targets]),
         COST,
+        np.array([truth.mean(target) for target in targets]),
     )

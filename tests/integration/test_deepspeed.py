@@ -21,7 +21,8 @@ from pmlray.config.models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import load_base_model
-from pmlray.engine.loop import TorchStepper, train_pack
+from pmlray.engine.loop import train_pack
+from pmlray.engine.stepper import TorchStepper
 from pmlray.engine.members import make_members
 from pmlray.engine.optimizer import PackedAdamW
 from pmlray.engine.packed_lora import PackedLora

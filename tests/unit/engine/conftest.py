@@ -13,12 +13,13 @@ from pmlray.config.models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import BaseModel, load_base_model
-from pmlray.engine.loop import TorchStepper, TrainedMember, train_pack
+from pmlray.engine.loop import TrainedMember, train_pack
 from pmlray.engine.members import make_members
 from pmlray.engine.optimizer import PackedAdamW
 from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.prefix_cache import build_prefix_cache
 from pmlray.engine.pull import pull_model
+from pmlray.engine.stepper import TorchStepper
 from pmlray.memory import Record
 from pmlray.types import DesignPoint, Method, PlannedRun
 

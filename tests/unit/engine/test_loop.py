@@ -81,7 +81,7 @@ def test_curve_holds_the_loss_after_that_many_steps(
     tiny: Callable[..., BaseModel], dropout: float
 ) -> None:
     base = tiny()
-    recipe = RECIPE.model_copy(update={"warmup_share": 0.0, "decay_share": 0.0, "dropout": dropout})
+    recipe = RECIPE.model_copy(update={"warmup_steps": 0, "decay_share": 0.0, "dropout": dropout})
     records = [random_record(20)]
     curve = train(base, [make_run(4, 20, 20)], [records], recipe).members[0].curve
     assert [step for step, _ in curve] == [0, 1, 2, 4, 8, 16, 20]

@@ -17,8 +17,8 @@ from pmlray.config.models import resolve_model
 from pmlray.config.prepared import PreparedSearch, prepare_search
 from pmlray.config.search_spec import Probe
 from pmlray.engine.base_model import load_base_model
-from pmlray.engine.loop import TorchStepper
 from pmlray.engine.measure import measure_pack
+from pmlray.engine.stepper import TorchStepper
 from pmlray.errors import ModelError
 from pmlray.types import METHODS, DesignPoint, Observation, Pack
 from tests.unit.engine.conftest import make_run, random_record, train

@@ -1,0 +1,60 @@
+"""Runs that differ in their budget alone are one run up to the shorter one's decay.
+
+Under a constant rate the longest run of such a family is the trunk; a shorter one branches off
+where its own decay begins, and until then costs only its part of the trunk's steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pmlray.config.recipe import Recipe
+from pmlray.engine.members import Member
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Adapter `follower` begins as a copy of adapter `trunk` before optimiser step `step`."""
+
+    follower: int
+    trunk: int
+    step: int
+
+
+class Trunks:
+    """The branches of a pack that are still to come."""
+
+    def __init__(self, members: Sequence[Member], recipe: Recipe, temporal: bool) -> None:
+        families: dict[tuple[object, ...], list[int]] = {}
+        for i, member in enumerate(members):
+            run = member.run
+            # MemFT's curriculum is laid out over the whole budget: its first steps differ too.
+            if recipe.shares_trunks and not (temporal and run.method == "memft_sw"):
+                point = run.point
+                same = (point.lora_rank, point.seq_len, run.method, run.sequence_id, run.seed)
+                families.setdefault(same, []).append(i)
+        self._waiting: dict[int, Branch] = {}
+        for family in families.values():
+            trunk = max(family, key=lambda i: members[i].train_steps)
+            for i in family:
+                steps = members[i].train_steps
+                # Its last step is its own even without a decay.
+                start = min(recipe.decay_start(steps), steps - 1)
+                if i != trunk and start > 0:
+                    self._waiting[i] = Branch(i, trunk, start)
+
+    def waits(self, adapter: int) -> bool:
+        """Whether the adapter is still part of its trunk."""
+        return adapter in self._waiting
+
+    def payers(self, adapter: int) -> tuple[int, ...]:
+        """Whom a step of the adapter serves: itself and those that are still part of it."""
+        return (adapter, *(b.follower for b in self._waiting.values() if b.trunk == adapter))
+
+    def leave(self, step: int, ended: Sequence[int] = ()) -> list[Branch]:
+        """Those that branch off before `step`, or whose trunk has ended; they wait no more."""
+        leaving = [b for b in self._waiting.values() if b.step <= step or b.trunk in ended]
+        for branch in leaving:
+            del self._waiting[branch.follower]
+        return leaving
