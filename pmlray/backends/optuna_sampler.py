@@ -13,6 +13,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from pmlray.design import (
+    LAW_RULES,
     Belief,
     ChosenRun,
     CostModel,
@@ -150,7 +151,8 @@ class LawSampler(BaseSampler):
         complete = [
             t for t in trials if t.state == TrialState.COMPLETE and np.isfinite(t.values[0])
         ]
-        self._refit(complete)
+        if self._settings.acquisition in LAW_RULES:
+            self._refit(complete)
         cost = self._cost.learn(
             (
                 _point(t),

@@ -21,7 +21,7 @@ from pmlray.design import CostModel, DesignSettings, DesignSpace
 from pmlray.law import Form, LawData
 from pmlray.types import DesignPoint
 
-PACK_SIZE = 4
+PACK_SIZE = 8
 POLICIES = (
     "v_optimal", "v_optimal_single", "d_optimal", "sobol", "random", "cheapest_first", "tpe", "gp",
 )  # fmt: skip
@@ -110,15 +110,14 @@ def replay(
     """The error at the targets after every pack, until `share` of the grid's cost is spent."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     budget = share * world.grid_cost
-    settings = DesignSettings(6, 0.2, world.targets, policy, seed)  # type: ignore[arg-type]
+    settings = DesignSettings(PACK_SIZE, 0.2, world.targets, policy, seed)  # type: ignore[arg-type]
     sampler = LawSampler(world.space, settings, forms, world.cost, budget)
     study = optuna.create_study(sampler=sampler, direction="maximize")
     runs: list[tuple[DesignPoint, tuple[int, int]]] = []
     steps, spent = [], 0.0
     while True:
-        size = settings.n_initial if not runs else PACK_SIZE
         asked = []
-        for _ in range(size):
+        for _ in range(PACK_SIZE):
             if not sampler.within_budget(study):
                 break
             asked.append(study.ask(fixed_distributions=sampler.distributions))
@@ -158,6 +157,28 @@ def curve(
     last = np.searchsorted(at, SHARES + 1e-9, side="right") - 1
     errors = np.array([getattr(step.errors, which) for step in steps])
     return Curve(np.where(last >= 0, errors[np.maximum(last, 0)], np.nan), getattr(full, which))
+
+
+def pooled_error(curves: Sequence[Curve], share: float) -> float:
+    """Root mean square error over the replays at one of SHARES, nats."""
+    at = int(np.argmin(np.abs(SHARES - share)))
+    return float(np.sqrt(np.mean([c.rmse[at] ** 2 for c in curves])))
+
+
+def error_ratio(curves: Sequence[Curve], others: Sequence[Curve], share: float) -> dict[str, float]:
+    """One policy's error over another's in the same worlds, with its central 90 % interval by a
+    paired bootstrap over the worlds."""
+    rng = np.random.default_rng(0)
+    again = []
+    for _ in range(400):
+        drawn = rng.integers(len(curves), size=len(curves))
+        again.append(
+            pooled_error([curves[i] for i in drawn], share)
+            / pooled_error([others[i] for i in drawn], share)
+        )
+    low, high = np.quantile(again, [0.05, 0.95])
+    value = pooled_error(curves, share) / pooled_error(others, share)
+    return {"value": value, "low": float(low), "high": float(high)}
 
 
 def share_to(curves: Sequence[Curve], factor: float, longest: float) -> float:

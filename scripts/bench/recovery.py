@@ -5,7 +5,9 @@
 Per kind of truth (scripts/bench/worlds.py): `coverage_90` is the share of laws whose 90 % interval
 holds the truth, for the prediction at each target and for both exponents (and the exponents' mean
 absolute errors); `cost_share_to_1_1` the share of the full grid's cost from which a policy's root
-mean square error at the targets, over all worlds, stays within 1.1 times that of the full grid.
+mean square error of held-out runs, over all worlds, stays within 1.1 times that of the full grid.
+`of_truth` has the same against the truth without noise, which the full grid knows much better than
+any run can show.
 """
 
 from __future__ import annotations
@@ -37,9 +39,11 @@ from scripts.bench.offline import (
     Curve,
     World,
     curve,
+    error_ratio,
     errors_of,
     everything,
     machine,
+    pooled_error,
     replay,
     share_with_interval,
 )
@@ -97,33 +101,60 @@ def main() -> None:
     options.add_argument("--policies", nargs="*", default=list(POLICIES))
     options.add_argument("--kinds", nargs="*", default=list(KINDS))
     chosen = options.parse_args()
-    n_laws, n_seeds, longest = (30, 5, 0.4) if chosen.quick else (200, 20, 0.6)
-    cells = [(k, p) for k in chosen.kinds for p in chosen.policies]
+    n_laws, n_seeds, longest = (30, 4, 0.2) if chosen.quick else (200, 20, 0.3)
     with ProcessPoolExecutor(chosen.jobs) as pool:
         specified = [k for k in WELL_SPECIFIED if k in chosen.kinds]
         laws = {k: list(pool.map(partial(coverage, k), range(n_laws))) for k in specified}
-        tasks = [(k, seed, p) for k, p in cells for seed in range(n_seeds)]
+        tasks = [(k, s, p) for k in chosen.kinds for p in chosen.policies for s in range(n_seeds)]
         curves = list(pool.map(partial(spend, longest=longest), tasks))
-    of = {
-        cell: [c for task, c in zip(tasks, curves, strict=True) if (task[0], task[2]) == cell]
-        for cell in cells
-    }
-    found: dict[str, Any] = {
+    replays: dict[str, dict[str, list[tuple[Curve, Curve]]]] = {}
+    for (kind, _, policy), pair in zip(tasks, curves, strict=True):
+        replays.setdefault(kind, {}).setdefault(policy, []).append(pair)
+    found = {
         **machine(),
         "n_laws": n_laws,
         "n_seeds": n_seeds,
         "seeds": "0 to n - 1",
+        "longest_share": longest,
         "coverage_90": {k: _means(rows) for k, rows in laws.items()},
-        "cost_share_to_1_1": {
-            k: {
-                p: share_with_interval(of[k, p], FACTOR, longest, np.random.default_rng(0))
-                for p in chosen.policies
-            }
-            for k in chosen.kinds
-        },
-        "error": {k: {p: _errors(of[k, p]) for p in chosen.policies} for k in chosen.kinds},
+        **_evaluated(replays, 0, longest),
+        "of_truth": _evaluated(replays, 1, longest),
     }
     print(json.dumps(found, indent=2) if chosen.json else _table(found))
+
+
+def _evaluated(
+    replays: dict[str, dict[str, list[tuple[Curve, Curve]]]], which: int, longest: float
+) -> dict[str, Any]:
+    """Shares, errors and errors over random's, of held-out runs (0) or of the truth (1)."""
+    of = {
+        kind: {policy: [pair[which] for pair in pairs] for policy, pairs in policies.items()}
+        for kind, policies in replays.items()
+    }
+    return {
+        "cost_share_to_1_1": {
+            kind: {
+                policy: share_with_interval(curves, FACTOR, longest, np.random.default_rng(0))
+                for policy, curves in policies.items()
+            }
+            for kind, policies in of.items()
+        },
+        "error": {
+            kind: {policy: _errors(curves) for policy, curves in policies.items()}
+            for kind, policies in of.items()
+        },
+        "error_over_random": {
+            kind: {
+                policy: {
+                    str(share): error_ratio(curves, policies["random"], share)
+                    for share in SHOWN_SHARES
+                }
+                for policy, curves in policies.items()
+                if "random" in policies and policy != "random"
+            }
+            for kind, policies in of.items()
+        },
+    }
 
 
 def _means(rows: list[dict[str, list[float]]]) -> dict[str, float]:
@@ -132,21 +163,22 @@ def _means(rows: list[dict[str, list[float]]]) -> dict[str, float]:
 
 def _errors(curves: list[Curve]) -> dict[str, float]:
     """Root mean square error at the targets by share of the grid's cost, nats."""
-    pooled = np.sqrt(np.mean([c.rmse**2 for c in curves], axis=0))
-    shown = {str(s): float(pooled[round(100 * s) - 1]) for s in SHOWN_SHARES}
+    shown = {str(share): pooled_error(curves, share) for share in SHOWN_SHARES}
     return shown | {"full_grid": float(np.sqrt(np.mean([c.full_rmse**2 for c in curves])))}
 
 
 def _table(found: dict[str, Any]) -> str:
     lines = []
     for kind, policies in found["cost_share_to_1_1"].items():
-        covered = found["coverage_90"].get(kind)
-        lines.append(f"{kind}: {covered if covered else 'not one of the fitted forms'}")
+        covered = found["coverage_90"].get(kind, {})
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in covered.items())
+        lines.append(f"{kind}: {shown or 'not one of the fitted forms'}")
         for policy, at in policies.items():
+            strict = found["of_truth"]["cost_share_to_1_1"][kind][policy]
             errors = ", ".join(f"{s} {e:.3f}" for s, e in found["error"][kind][policy].items())
             lines.append(
                 f"  {policy:17s} {at['value']:.2f} [{at['low']:.2f}, {at['high']:.2f}]"
-                f"  error at share {errors}"
+                f"  of the truth {strict['value']:.2f}  error at share {errors}"
             )
     return "\n".join(lines)
 
