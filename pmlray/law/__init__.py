@@ -3,12 +3,13 @@
 from pmlray.law.averaging import AveragedLaw, AveragedSamples, average_laws, form_weights
 from pmlray.law.broken import BrokenLaw
 from pmlray.law.ceilings import CeilingLaw, ExponentialCeilingLaw
-from pmlray.law.data import LawData, law_data, read_law_data
+from pmlray.law.data import LawData, law_data
 from pmlray.law.diagnostics import extrapolation_mape, heldout_mape, mape, r2
 from pmlray.law.fit import FitStatus, LawFit, fit_law, usable_points
 from pmlray.law.forms import CAPPED, law_from_json
 from pmlray.law.power import PowerLaw
 from pmlray.law.protocol import Form, Law
+from pmlray.law.read import read_law_data
 from pmlray.law.robust import FitOptions
 from pmlray.law.summary import LawSummary, TargetPrediction, summarise
 from pmlray.law.uncertainty import (

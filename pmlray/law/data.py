@@ -1,14 +1,10 @@
-"""The points a law is fitted to, and the files they are read from."""
+"""The points a law is fitted to."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +15,6 @@ from pmlray.types import Observation
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-
-CSV_COLUMNS = ("rank", "length", "delta_loss_nats")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +39,7 @@ class LawData:
         if {getattr(self, f.name).shape for f in fields(self)} != {self.lora_rank.shape}:
             raise DataError("the arrays of LawData must all have the same shape (N,)")
         for i in range(self.lora_rank.size):
-            _check_point(
+            check_point(
                 f"point {i}",
                 float(self.lora_rank[i]),
                 float(self.seq_len[i]),
@@ -73,43 +67,27 @@ def law_data(observations: Iterable[Observation]) -> LawData:
     The SFT runs that MemFT is compared with are left out, so that a store always yields the law
     that its search went by.
 
-    Raises DataError, naming the run_key, when a point cannot be used.
+    A run_key that comes twice with the same values counts once. Raises DataError, naming the
+    run_key, when a point cannot be used or comes twice with different values.
     """
-    kept = [o for o in observations if o.phase == "law"]
-    for o in kept:
-        _check_observation(f"observation {o.run_key}", o)
-    return _from_observations(kept)
+    by_key: dict[str, Observation] = {}
+    for o in observations:
+        if o.phase != "law":
+            continue
+        check_observation(f"observation {o.run_key}", o)
+        first = by_key.setdefault(o.run_key, o)
+        if (first.delta_loss, first.final_loss) != (o.delta_loss, o.final_loss):
+            raise DataError(
+                f"run_key {o.run_key} comes twice with different values, delta_loss"
+                f" {first.delta_loss:g} and {o.delta_loss:g} nats: keep the one to be believed"
+            )
+    return _from_observations(list(by_key.values()))
 
 
-def read_law_data(path: str | Path, base_loss: float | None = None) -> LawData:
-    """Read points from a CSV, a JSONL of stored observations or a store folder.
-
-    A CSV has the columns rank, length, delta_loss_nats (lines that begin with # are skipped); each
-    row is its own cluster and its base loss is `base_loss` (nats per token, None when unknown),
-    which stored observations carry themselves. A folder holds one stored observation a file, in
-    `observations/*.json` or, where there is no such folder, in `*.json`. Raises DataError naming
-    the file and line.
-    """
-    source = Path(path)
-    if base_loss is not None and not (math.isfinite(base_loss) and base_loss > 0):
-        raise DataError(f"base_loss is {base_loss}; expected nats per token above 0")
-    if source.is_dir():
-        return _from_observations(_read_folder(source))
-    if not source.is_file():
-        raise DataError(f"{source}: no such file or folder")
-    if source.suffix == ".csv":
-        return _read_csv(source, base_loss)
-    if source.suffix == ".jsonl":
-        return _from_observations(_read_jsonl(source))
-    raise DataError(
-        f"{source}: expected a .csv ({', '.join(CSV_COLUMNS)}), a .jsonl of stored observations"
-        " or a store folder"
-    )
-
-
-def _check_point(
+def check_point(
     where: str, rank: float, length: float, steps: float, delta: float, base: float
 ) -> None:
+    """DataError, beginning with `where`, when a point cannot be used."""
     if not (math.isfinite(rank) and rank >= 1 and math.isfinite(length) and length >= 1):
         raise DataError(f"{where}: rank {rank:g} and length {length:g} must both be at least 1")
     if not (math.isfinite(steps) and steps >= 0):
@@ -120,15 +98,15 @@ def _check_point(
         raise DataError(f"{where}: base_loss is {base}, expected nats per token above 0")
 
 
-def _check_observation(where: str, o: Observation) -> None:
+def check_observation(where: str, o: Observation) -> None:
+    """DataError, beginning with `where`, when an observation cannot be used."""
     point = o.point
-    _check_point(
+    check_point(
         where, point.lora_rank, o.supervised_tokens, point.train_steps, o.delta_loss, o.base_loss
     )
 
 
-def _from_observations(observations: Iterable[Observation]) -> LawData:
-    kept = [o for o in observations if o.phase == "law"]
+def _from_observations(kept: Sequence[Observation]) -> LawData:
     replicates = sorted({(o.sequence_id, o.seed) for o in kept})
     ids = {replicate: i for i, replicate in enumerate(replicates)}
     return LawData(
@@ -140,80 +118,3 @@ def _from_observations(observations: Iterable[Observation]) -> LawData:
         final_loss=np.array([o.final_loss for o in kept], dtype=float),
         cluster=np.array([ids[o.sequence_id, o.seed] for o in kept], dtype=np.int64),
     )
-
-
-def _read_csv(source: Path, base_loss: float | None) -> LawData:
-    rows: list[tuple[float, float, float]] = []
-    base = math.nan if base_loss is None else base_loss
-    header: list[str] | None = None
-    for number, line in enumerate(_lines(source), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        cells = [cell.strip() for cell in next(csv.reader([line]))]
-        if header is None:
-            header = cells
-            missing = [name for name in CSV_COLUMNS if name not in header]
-            if missing:
-                raise DataError(
-                    f"{source}, line {number}: no column {', '.join(missing)};"
-                    f" expected a header with {', '.join(CSV_COLUMNS)}"
-                )
-            continue
-        where = f"{source}, line {number}"
-        try:
-            rank, length, delta = (float(cells[header.index(name)]) for name in CSV_COLUMNS)
-        except (ValueError, IndexError):
-            raise DataError(
-                f"{where}: {line.strip()!r}; expected numbers for {', '.join(CSV_COLUMNS)}"
-            ) from None
-        _check_point(where, rank, length, 0.0, delta, base)
-        rows.append((rank, length, delta))
-    if not rows:
-        raise DataError(f"{source}: no points; expected rows of {', '.join(CSV_COLUMNS)}")
-    rank, length, delta = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
-    bases = np.full(rank.size, base)
-    return LawData(
-        lora_rank=rank,
-        seq_len=length,
-        train_steps=np.zeros(rank.size),
-        delta_loss=delta,
-        base_loss=bases,
-        final_loss=bases - delta,
-        cluster=np.arange(rank.size, dtype=np.int64),
-    )
-
-
-def _read_jsonl(source: Path) -> Iterator[Observation]:
-    for number, line in enumerate(_lines(source), start=1):
-        if line.strip():
-            yield _parse(f"{source}, line {number}", line)
-
-
-def _read_folder(source: Path) -> Iterator[Observation]:
-    stored = source / "observations"
-    files = sorted((stored if stored.is_dir() else source).glob("*.json"))
-    if not files:
-        raise DataError(f"{source}: no observations/*.json or *.json in this folder")
-    for file in files:
-        yield _parse(str(file), "\n".join(_lines(file)))
-
-
-def _lines(source: Path) -> list[str]:
-    try:
-        return source.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{source}: cannot be read as UTF-8 text ({error})") from error
-
-
-def _parse(where: str, text: str) -> Observation:
-    try:
-        stored: Any = json.loads(text)
-        observation = Observation.from_json(stored)
-        _check_observation(where, observation)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where} (character {error.pos}): not JSON ({error.msg})") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{where}: not a stored observation ({error!r}); expected Observation.to_json's form"
-        ) from error
-    return observation

@@ -46,8 +46,8 @@ def test_only_the_law_phase_counts_and_l_is_what_was_supervised():
             observation(seed=1),
             observation(method="memft_ot", phase="memft"),
             observation(method="sft", phase="memft"),
-            observation(sequence_id=2, base_loss=6.0),
-            observation(seed=1, point=DesignPoint(4, 1000, 500)),
+            observation(run_key="k1", sequence_id=2, base_loss=6.0),
+            observation(run_key="k2", seed=1, point=DesignPoint(4, 1000, 500)),
         ]
     )
     assert data.lora_rank.tolist() == [8, 8, 4]
@@ -55,6 +55,21 @@ def test_only_the_law_phase_counts_and_l_is_what_was_supervised():
     assert data.train_steps.tolist() == [500, 500, 500]
     assert data.delta_loss.tolist() == [3.0, 4.0, 3.0]
     assert data.cluster[0] == data.cluster[2] != data.cluster[1]
+
+
+def test_a_run_that_comes_twice_counts_once_and_must_agree_with_itself(tmp_path):
+    assert len(law_data([observation(), observation()])) == 1
+    with pytest.raises(DataError, match=r"run_key k0 comes twice .* 3 and 4 nats"):
+        law_data([observation(), observation(base_loss=6.0)])
+    columns = "rank,length,delta_loss_nats,steps,sequence,seed\n"
+    table = tmp_path / "runs.csv"
+    table.write_text(columns + "1,64,3.0,100,0,0\n1,64,3.0,100,0,0\n1,64,3.5,100,1,0\n")
+    data = read_law_data(table)
+    assert data.delta_loss.tolist() == [3.0, 3.5]
+    assert data.cluster.tolist() == [0, 1]
+    table.write_text(columns + "1,64,3.0,100,0,0\n1,64,3.5,100,0,0\n")
+    with pytest.raises(DataError, match="line 3: the run of line 2"):
+        read_law_data(table)
 
 
 @pytest.mark.parametrize(
