@@ -103,7 +103,8 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
         status = "FAILED"
         try:
             if table is not None:
-                runner = TableRunner(table, store, spec.task.kind)
+                shared = spec.recipe.decay_share if spec.recipe.shares_trunks else None
+                runner = TableRunner(table, store, spec.task.kind, shared)
                 while (pack := law_search.next_pack()) is not None:
                     law_search.absorb(runner.run(pack))
             else:

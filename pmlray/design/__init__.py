@@ -1,7 +1,7 @@
 """Which run to measure next, and what it will cost."""
 
 from pmlray.design.acquisition import LAW_RULES, RULES, Acquisition, Knowledge
-from pmlray.design.cost import CostModel, prior_cost
+from pmlray.design.cost import CostModel, charged_steps, prior_cost
 from pmlray.design.field import Belief, LawField, law_field
 from pmlray.design.planner import DesignSettings, choose_run, offers, pending_seconds
 from pmlray.design.space import ChosenRun, DesignSpace, Replicate, nearest_cell
@@ -18,6 +18,7 @@ __all__ = [
     "Knowledge",
     "LawField",
     "Replicate",
+    "charged_steps",
     "choose_run",
     "law_field",
     "nearest_cell",

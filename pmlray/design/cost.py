@@ -68,6 +68,27 @@ class CostModel:
         return replace(self, seconds_per_token=seconds / tokens, measured=True)
 
 
+def charged_steps(budgets: Sequence[int], decay_share: float | None) -> tuple[float, ...]:
+    """Optimiser steps that each run of a family pays, in the order of its `budgets` (train_steps).
+
+    The runs differ in nothing else. They are one run up to the first one's decay, which begins
+    `decay_share` of its steps before its end, and share every step evenly that serves several;
+    where `decay_share` is None they share nothing.
+    """
+    if decay_share is None:
+        return tuple(float(steps) for steps in budgets)
+    ascending = sorted(range(len(budgets)), key=lambda i: budgets[i])
+    charged, shared, joined = [0.0] * len(budgets), 0.0, 0
+    for place, i in enumerate(ascending):
+        steps = budgets[i]
+        trunk = place == len(ascending) - 1
+        leaves = steps if trunk else min(steps - round(decay_share * steps), steps - 1)
+        shared += (leaves - joined) / (len(ascending) - place)
+        joined = leaves
+        charged[i] = shared + steps - leaves
+    return tuple(charged)
+
+
 def prior_cost(
     suffix_weights: int,
     head_weights: int,

@@ -7,10 +7,11 @@ search takes the same path as a live one, and only its measurements are looked u
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pmlray.design import charged_steps
 from pmlray.errors import DataError
 from pmlray.ports import ObservationStore
 from pmlray.types import (
@@ -51,6 +52,21 @@ class Table:
 
     rows: Mapping[RunId, Mapping[str, float]]
     provenance: tuple[str, ...]
+
+    def charged_steps(
+        self, runs: Sequence[RunId], decay_share: float | None
+    ) -> tuple[float, ...]:
+        """Optimiser steps that each run would pay if these were one pack.
+
+        The table's own runs were packed with every budget of their family; a run that ended early
+        there does here, by the same share. decay_share: the recipe's, None where budgets share no
+        trunk.
+        """
+        here = _charged(runs, decay_share)
+        there = _charged(list(self.rows), decay_share)
+        return tuple(
+            steps * self.rows[run]["charged_steps"] / there[run] for run, steps in here.items()
+        )
 
 
 def write_table(path: Path, observations: Iterable[Observation], provenance: Iterable[str]) -> int:
@@ -94,14 +110,22 @@ def read_table(path: Path) -> Table:
 class TableRunner:
     """A PackRunner that looks its measurements up; a run that the table lacks fails."""
 
-    def __init__(self, table: Table, store: ObservationStore, task: str) -> None:
+    def __init__(
+        self, table: Table, store: ObservationStore, task: str, decay_share: float | None
+    ) -> None:
         self._table, self._store, self._task = table, store, task
+        self._decay_share = decay_share
 
     def run(self, pack: Pack) -> PackResult:
         """Answer the pack from the table."""
         done, failed = [], []
+        ids = [(run.point, run.sequence_id, run.seed) for run in pack.runs]
+        known = [i for i in ids if i in self._table.rows]
+        charged = dict(
+            zip(known, self._table.charged_steps(known, self._decay_share), strict=True)
+        )
         for place, run in enumerate(pack.runs):
-            row = self._table.rows.get((run.point, run.sequence_id, run.seed))
+            row = self._table.rows.get(ids[place])
             if row is None or run.method != "sft":
                 failure = FailedRun(
                     run.run_key, run.point, pack.round, place, "not in the table", 0.0
@@ -109,7 +133,8 @@ class TableRunner:
                 self._store.put_failure(failure)
                 failed.append(failure)
                 continue
-            observation = self._observation(run, row, pack.round, place)
+            steps = charged[ids[place]]
+            observation = self._observation(run, row, pack.round, place, steps)
             self._store.put(observation)
             done.append(observation)
         seconds = sum(o.gpu_seconds for o in done)
@@ -117,9 +142,10 @@ class TableRunner:
         return PackResult(pack, tuple(done), tuple(failed), times)
 
     def _observation(
-        self, run: PlannedRun, row: Mapping[str, float], round_: int, place: int
+        self, run: PlannedRun, row: Mapping[str, float], round_: int, place: int, charged: float
     ) -> Observation:
         steps, tokens = run.point.train_steps, int(row["supervised_tokens"])
+        gpu_seconds = row["gpu_seconds"] * charged / row["charged_steps"]
         return Observation(
             run_key=run.run_key,
             point=run.point,
@@ -143,12 +169,25 @@ class TableRunner:
             token_p=(),
             wrong_tokens=(),
             generated_match=None,
-            gpu_seconds=row["gpu_seconds"],
-            charged_steps=row["charged_steps"],
-            tokens_per_second=tokens * steps / row["gpu_seconds"],
+            gpu_seconds=gpu_seconds,
+            charged_steps=charged,
+            tokens_per_second=tokens * charged / gpu_seconds,
             peak_memory_bytes=0,
             provenance={"replayed": list(self._table.provenance)},
         )
+
+
+def _charged(runs: Sequence[RunId], decay_share: float | None) -> dict[RunId, float]:
+    families: dict[tuple[int, int, int, int], list[RunId]] = {}
+    for run in runs:
+        point, sequence_id, seed = run
+        same = (point.lora_rank, point.seq_len, sequence_id, seed)
+        families.setdefault(same, []).append(run)
+    charged: dict[RunId, float] = {}
+    for family in families.values():
+        steps = charged_steps([point.train_steps for point, _, _ in family], decay_share)
+        charged |= zip(family, steps, strict=True)
+    return {run: charged[run] for run in runs}
 
 
 def _row(o: Observation) -> dict[str, str]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple
 from typing import Literal, get_args
 
 import numpy as np
 
-from pmlray.design import CostModel, DesignSpace
+from pmlray.design import CostModel, DesignSpace, Replicate
 from pmlray.types import DesignPoint
-from scripts.bench.offline import Measured, World
+from scripts.bench.offline import Charge, Measured, Run, World
 
 Kind = Literal["power", "ceiling", "broken", "heteroscedastic", "clustered"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -65,15 +66,21 @@ class Truth:
             return float(z / (1 + (z / BASE_LOSS) ** self.sharpness) ** (1 / self.sharpness))
         return float(z)
 
-    def measure(self, point: DesignPoint, sequence_id: int, seed: int) -> Measured:
+    def measure(self, point: DesignPoint, replicate: Replicate) -> Measured:
         """One run; the same run always yields the same."""
+        sequence_id, seed = replicate
         rng = np.random.default_rng(
             [self.seed, KINDS.index(self.kind), *astuple(point), sequence_id, seed]
         )
         mean = self.mean(point)
         size = NOISE * (abs(mean) / 3 if self.kind == "heteroscedastic" else 1.0)
         delta = mean + self.effect[sequence_id] + size * rng.standard_normal()
-        return Measured(min(delta, BASE_LOSS - 1e-3), BASE_LOSS, COST.predict(point))
+        return Measured(min(delta, BASE_LOSS - 1e-3), BASE_LOSS, point.seq_len)
+
+
+def charge(pack: Sequence[Run]) -> list[Charge]:
+    """Every run pays for itself."""
+    return [Charge(COST.predict(point), point.train_steps) for point, _ in pack]
 
 
 def world(kind: Kind, seed: int) -> World:
@@ -84,8 +91,12 @@ def world(kind: Kind, seed: int) -> World:
     return World(
         DesignSpace(cells, REPLICATES),
         truth.measure,
+        charge,
         targets,
-        np.array([[truth.measure(t, s, 0).delta_loss for s in HELDOUT_SEQUENCES] for t in targets]),
+        np.array([target.seq_len for target in targets], dtype=float),
+        np.array(
+            [[truth.measure(t, (s, 0)).delta_loss for s in HELDOUT_SEQUENCES] for t in targets]
+        ),
         COST,
         np.array([truth.mean(target) for target in targets]),
     )

@@ -13,6 +13,7 @@ from pmlray.design import (
     DesignSettings,
     DesignSpace,
     Knowledge,
+    charged_steps,
     choose_run,
     law_field,
     offers,
@@ -175,3 +176,16 @@ def test_a_pack_prefers_budgets_that_share_a_trunk() -> None:
     assert found[DesignPoint(4, 64, 100)].replicate == (0, 0)
     alone = Knowledge((running,), (), 12.0, cost, 1e9)
     assert {o.point: o for o in offers(space, alone)}[DesignPoint(4, 256, 100)].replicate == (0, 0)
+
+
+def test_a_family_of_budgets_pays_what_the_engine_charges() -> None:
+    """By hand, as the engine's own test: steps 0 to 5 serve three, 6 to 14 two."""
+    paid = charged_steps((8, 40, 20), 0.25)
+    assert paid == pytest.approx((6 / 3 + 2, 6 / 3 + 9 / 2 + 25, 6 / 3 + 9 / 2 + 5))
+    assert charged_steps((8, 40, 20), None) == (8.0, 40.0, 20.0)
+    # Without a decay only the last step is a run's own.
+    assert charged_steps((8, 40), 0.0) == pytest.approx((7 / 2 + 1, 7 / 2 + 33))
+    cost = CostModel(1.0, prompt_tokens=0, batch_records=None, decay_share=0.25)
+    one_token = [DesignPoint(1, 1, t) for t in (8, 40, 20)]
+    added = [cost.added(p, [q.train_steps for q in one_token[:i]]) for i, p in enumerate(one_token)]
+    assert sum(added) == pytest.approx(sum(paid))

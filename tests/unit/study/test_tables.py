@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import DataError
 from pmlray.study.tables import TableRunner, read_table, write_table
 from pmlray.types import Pack
-from tests.fakes import SyntheticRunner
+from tests.fakes import SyntheticRunner, observe
 from tests.unit.study.test_law_search import run_to_end, start
 
 
@@ -38,7 +39,7 @@ def test_a_replayed_search_chooses_and_measures_what_the_live_one_does(
     live, live_store = start(search, tmp_path / "live")
     run_to_end(live, SyntheticRunner(live_store))
     offline, store = start(search, tmp_path / "offline")
-    run_to_end(offline, TableRunner(table, store, "long_context"))
+    run_to_end(offline, TableRunner(table, store, "long_context", None))
     expected = {o.run_key: o for o in live_store.observations()}
     found = {o.run_key: o for o in store.observations()}
     assert found.keys() == expected.keys() and len(found) > search.spec.design.n_initial
@@ -56,7 +57,8 @@ def test_a_run_that_the_table_lacks_fails(
     write_table(table_file, some, [])
     store = FileStore(tmp_path / "store")
     runs = tuple(search.plan_run(p, "sft", 0, 0, "law") for p in search.spec.space.points())
-    result = TableRunner(read_table(table_file), store, "long_context").run(Pack(0, runs))
+    runner = TableRunner(read_table(table_file), store, "long_context", None)
+    result = runner.run(Pack(0, runs))
     assert 0 < len(result.observations) <= 3
     assert {f.reason for f in result.failed} == {"not in the table"}
 
@@ -83,3 +85,34 @@ def test_a_broken_row_names_its_line(
     file.write_text(file.read_text() + "1,2,three\n")
     with pytest.raises(DataError, match="line 5"):
         read_table(file)
+
+
+def test_budgets_are_charged_for_the_trunk_that_they_share_in_their_pack(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    """The table's runs were packed with all budgets of their family; a replayed pack may not be."""
+    search = make_search("space.train_steps=[10, 20, 40]", "recipe.decay_share=0.5")
+    point = search.spec.space.points()[0]
+    family = [replace(point, train_steps=t) for t in (10, 20, 40)]
+    runs = [search.plan_run(p, "sft", 0, 0, "law") for p in family]
+    # By hand: 5 steps serve three, 5 two; then 10 alone; decays of 5, 10 and 20.
+    paid = [5 / 3 + 5, 5 / 3 + 5 / 2 + 10, 5 / 3 + 5 / 2 + 30]
+    observed = [
+        replace(observe(run, 0, place, 0.0, 1e-3), charged_steps=steps, gpu_seconds=2.0 * steps)
+        for place, (run, steps) in enumerate(zip(runs, paid, strict=True))
+    ]
+    # The longest one ended at half of what it would have paid.
+    observed[2] = replace(observed[2], charged_steps=paid[2] / 2, gpu_seconds=paid[2])
+    table_file = tmp_path / "table.csv"
+    write_table(table_file, observed, [])
+    runner = TableRunner(read_table(table_file), FileStore(tmp_path / "s"), "long_context", 0.5)
+    for chosen, steps in (
+        ((0, 1, 2), [paid[0], paid[1], paid[2] / 2]),
+        ((1,), [20.0]),
+        ((0, 2), [5 / 2 + 5, (5 / 2 + 35) / 2]),
+    ):
+        result = runner.run(Pack(0, tuple(runs[i] for i in chosen)))
+        assert [o.charged_steps for o in result.observations] == pytest.approx(steps)
+        assert [o.gpu_seconds for o in result.observations] == pytest.approx(
+            [2.0 * x for x in steps]
+        )

@@ -1,0 +1,80 @@
+"""Policies on tables of real measurements: what each must spend to predict what it never saw.
+
+    python scripts/bench/replay.py [--quick] [--json] [--jobs N]
+
+Every table of searches/tables holds a whole grid that the engine measured. A policy may measure all
+of it but the two largest lengths and the largest rank; those are predicted, and
+`cost_share_to_1_1` is the share of the remaining grid's cost from which the root mean square error
+there stays within 1.1 times that of a law fitted to all of the remaining grid (null: beyond
+`longest_share`). Seeds order the sequences and drive the policies that draw at random; the budgets
+of a pack share trunks, for the full grid too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.bench.offline import POLICIES, full_grid_errors, replay
+from scripts.bench.shares import Curve, curve, evaluate, machine, share_line
+from scripts.bench.table_worlds import table_names, table_world
+
+FORMS = ("power", "ceiling")
+
+
+def spend(task: tuple[str, str, int], longest: float) -> Curve:
+    """One replay: the errors at the held-out cells by share of the grid's cost."""
+    name, policy, seed = task
+    world = table_world(name, seed)
+    full = full_grid_errors(world, FORMS)
+    return curve(world, replay(world, policy, seed, longest, FORMS), full, "heldout")
+
+
+def main() -> None:
+    """Run the benchmark and print a table, or one JSON object."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--quick", action="store_true", help="few seeds, for a few minutes")
+    options.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options.add_argument("--jobs", type=int, default=2, help="processes")
+    options.add_argument("--policies", nargs="*", default=list(POLICIES))
+    options.add_argument("--tables", nargs="*", default=table_names())
+    chosen = options.parse_args()
+    n_seeds, longest = (4, 0.5) if chosen.quick else (20, 1.0)
+    tasks = [
+        (name, policy, seed)
+        for name in chosen.tables
+        for policy in chosen.policies
+        for seed in range(n_seeds)
+    ]
+    with ProcessPoolExecutor(chosen.jobs) as pool:
+        curves = list(pool.map(partial(spend, longest=longest), tasks))
+    grouped: dict[str, dict[str, list[Curve]]] = {}
+    for (name, policy, _), one in zip(tasks, curves, strict=True):
+        grouped.setdefault(name, {}).setdefault(policy, []).append(one)
+    by_table = {name: evaluate(by_policy, longest) for name, by_policy in grouped.items()}
+    figures = next(iter(by_table.values()), {})
+    found: dict[str, Any] = {
+        **machine(),
+        "n_seeds": n_seeds,
+        "seeds": "0 to n - 1",
+        "longest_share": longest,
+        **{figure: {name: of[figure] for name, of in by_table.items()} for figure in figures},
+    }
+    if chosen.json:
+        print(json.dumps(found, indent=2))
+        return
+    for name, of in by_table.items():
+        print(f"{name}: full grid's error {of['error'][chosen.policies[0]]['full_grid']:.3f} nats")
+        for policy in chosen.policies:
+            print(f"  {share_line(policy, of)}")
+
+
+if __name__ == "__main__":
+    main()
