@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -65,7 +66,7 @@ class LawSampler(BaseSampler):
         rival = rivals.get(settings.acquisition)
         self._rival = None if rival is None else rival(seed=settings.seed)
 
-    @property
+    @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
         """The search space: the smallest box around the grid; the sampler stays on the grid."""
         cells, replicates = self._space.cells, self._space.replicates
@@ -83,7 +84,8 @@ class LawSampler(BaseSampler):
 
     def within_budget(self, study: Study) -> bool:
         """Whether another run is both open and affordable."""
-        return bool(offers(self._space, self._knowledge(_design_trials(study, None))))
+        known = self._knowledge(_design_trials(study, None))
+        return next(offers(self._space, known), None) is not None
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -169,12 +171,12 @@ class LawSampler(BaseSampler):
             )
             for t in trials
         }
-        running = [t for t in trials if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+        running = [t for t in trials if not t.state.is_finished()]
         pending = pending_seconds(cost, [chosen[t.number] for t in running])
         spent = sum(
             t.user_attrs.get("gpu_seconds", cost.predict(_point(t)) if t.number in done else 0.0)
             for t in trials
-            if t not in running
+            if t.state.is_finished()
         )
         return Knowledge(
             chosen=tuple(chosen.values()),

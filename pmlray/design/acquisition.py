@@ -5,6 +5,7 @@ A rule sees an offer for every open cell within the budget and everything known,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -106,14 +107,14 @@ def _sobol(choice: Choice, known: Knowledge) -> Offer:
 
 def _cheapest_first(choice: Choice, known: Knowledge) -> Offer:
     """The cheapest cell, unmeasured ones before repeats."""
-    seen = known.points
-    return min(choice.offers, key=lambda o: (seen.count(o.point), o.gpu_seconds, o.point))
+    seen = Counter(known.points)
+    return min(choice.offers, key=lambda o: (seen[o.point], o.gpu_seconds, o.point))
 
 
 def _full_grid(choice: Choice, known: Knowledge) -> Offer:
     """Every cell in the order of the grid, then the next replicate of every cell."""
-    seen = known.points
-    return min(choice.offers, key=lambda o: (seen.count(o.point), o.point))
+    seen = Counter(known.points)
+    return min(choice.offers, key=lambda o: (seen[o.point], o.point))
 
 
 def fill_space(choice: Choice, known: Knowledge) -> Offer:

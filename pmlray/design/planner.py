@@ -5,7 +5,7 @@ A pack is chosen run by run, each counting those before it as measured: the gree
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pmlray.design.acquisition import LAW_RULES, RULES, Acquisition, Choice, Knowledge, fill_space
@@ -26,42 +26,34 @@ class DesignSettings:
     seed: int = 0
 
 
-def offers(space: DesignSpace, known: Knowledge) -> tuple[Offer, ...]:
+def offers(space: DesignSpace, known: Knowledge) -> Iterator[Offer]:
     """Every open cell within the remaining budget, at the replicate that suits it best.
 
     That is the one that the search has used least, unless another lets the run share the trunk of
-    one that is already in the pack.
+    one that is already in the pack. They come one by one, in the grid's order.
     """
-    in_pack: dict[tuple[int, int, Replicate], list[int]] = {}
+    in_pack: dict[tuple[int, int], dict[Replicate, list[int]]] = {}
     for run in known.pack:
-        trunk = (run.point.lora_rank, run.point.seq_len, run.replicate)
-        in_pack.setdefault(trunk, []).append(run.point.train_steps)
+        trunks = in_pack.setdefault((run.point.lora_rank, run.point.seq_len), {})
+        trunks.setdefault(run.replicate, []).append(run.point.train_steps)
     taken = {(run.point, run.replicate) for run in known.chosen}
-    found = []
-    for cell, balanced in space.next_replicates(known.chosen).items():
-        options = [balanced]
-        if known.cost.decay_share is not None:
-            options += [
-                replicate
-                for rank, length, replicate in in_pack
-                if (rank, length) == (cell.lora_rank, cell.seq_len)
-                and (cell, replicate) not in taken
-            ]
-        priced = []
-        for replicate in options:
-            budgets = in_pack.get((cell.lora_rank, cell.seq_len, replicate), ())
-            priced.append(Offer(cell, replicate, known.cost.added(cell, budgets)))
-        best = min(priced, key=lambda offer: offer.gpu_seconds)
+    shares = known.cost.decay_share is not None
+    for cell, balanced in space.next_replicates(known.chosen):
+        trunks = in_pack.get((cell.lora_rank, cell.seq_len), {})
+        best = Offer(cell, balanced, known.cost.added(cell, trunks.get(balanced, ())))
+        for replicate, budgets in trunks.items() if shares else ():
+            seconds = known.cost.added(cell, budgets)
+            if seconds < best.gpu_seconds and (cell, replicate) not in taken:
+                best = Offer(cell, replicate, seconds)
         if best.gpu_seconds <= known.budget_left:
-            found.append(best)
-    return tuple(found)
+            yield best
 
 
 def choose_run(
     space: DesignSpace, settings: DesignSettings, known: Knowledge
 ) -> tuple[DesignPoint, Replicate] | None:
     """The next run, or None when no open cell is within the remaining budget."""
-    open_offers = offers(space, known)
+    open_offers = tuple(offers(space, known))
     if not open_offers:
         return None
     choice = Choice(open_offers, space.cells, settings.targets, settings.seed)

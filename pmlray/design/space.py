@@ -5,7 +5,7 @@ Shapes: M cells of the grid, 3 coordinates (rank, length, steps).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,11 +43,13 @@ class DesignSpace:
 
     def open_cells(self, chosen: Sequence[ChosenRun]) -> tuple[DesignPoint, ...]:
         """Cells with a replicate that was not chosen yet."""
-        return tuple(self.next_replicates(chosen))
+        return tuple(cell for cell, _ in self.next_replicates(chosen))
 
-    def next_replicates(self, chosen: Sequence[ChosenRun]) -> dict[DesignPoint, Replicate]:
-        """Every open cell's unused replicate that the search has used least: independent texts and
-        seeds stay balanced over the whole design."""
+    def next_replicates(
+        self, chosen: Sequence[ChosenRun]
+    ) -> Iterator[tuple[DesignPoint, Replicate]]:
+        """Every open cell with its unused replicate that the search has used least: independent
+        texts and seeds stay balanced over the whole design."""
         counts = dict.fromkeys(self.replicates, 0)
         used: dict[DesignPoint, set[Replicate]] = {}
         for run in chosen:
@@ -55,13 +57,12 @@ class DesignSpace:
             used.setdefault(run.point, set()).add(run.replicate)
         # Stable: among equals the order of the spec.
         balanced = sorted(self.replicates, key=counts.__getitem__)
-        found: dict[DesignPoint, Replicate] = {}
         for cell in self.cells:
             taken = used.get(cell, ())
-            free = next((r for r in balanced if r not in taken), None)
-            if free is not None:
-                found[cell] = free
-        return found
+            for replicate in balanced:
+                if replicate not in taken:
+                    yield cell, replicate
+                    break
 
 
 def log_coordinates(points: Sequence[DesignPoint], cells: Sequence[DesignPoint]) -> NDArray:

@@ -189,3 +189,36 @@ def test_a_family_of_budgets_pays_what_the_engine_charges() -> None:
     one_token = [DesignPoint(1, 1, t) for t in (8, 40, 20)]
     added = [cost.added(p, [q.train_steps for q in one_token[:i]]) for i, p in enumerate(one_token)]
     assert sum(added) == pytest.approx(sum(paid))
+
+
+@pytest.mark.parametrize("decay_share", [None, 0.2])
+def test_offers_are_the_cheapest_of_the_replicates_that_are_allowed(
+    decay_share: float | None,
+) -> None:
+    """Every run of the grid tried in turn: the balanced replicate, or a cheaper one in the pack."""
+    cells = tuple(DesignPoint(r, n, t) for r in (1, 4) for n in (64, 256) for t in (50, 100, 200))
+    space = DesignSpace(cells, ((0, 0), (1, 0), (2, 0)))
+    cost = CostModel(1e-3, prompt_tokens=0, batch_records=None, decay_share=decay_share)
+    rng = np.random.default_rng(5)
+    every = [ChosenRun(c, r, False) for c in cells for r in space.replicates]
+    for n in (0, 3, 12, 30, 36):
+        chosen = tuple(every[i] for i in rng.permutation(len(every))[:n])
+        pack = chosen[len(chosen) // 2 :]
+        uses = [sum(run.replicate == r for run in chosen) for r in space.replicates]
+        expected = []
+        for cell in cells:
+            free = [r for r in space.replicates if ChosenRun(cell, r, False) not in chosen]
+            prices = {}
+            for replicate in sorted(free, key=lambda r: uses[space.replicates.index(r)]):
+                trunk = [
+                    run.point.train_steps
+                    for run in pack
+                    if run.replicate == replicate
+                    and (run.point.lora_rank, run.point.seq_len) == (cell.lora_rank, cell.seq_len)
+                ]
+                prices[replicate] = cost.added(cell, trunk)
+            if prices and min(prices.values()) <= 30.0:
+                expected.append((cell, min(prices.values())))
+        found = list(offers(space, Knowledge(chosen, (), 12.0, cost, 30.0, pack=pack)))
+        assert [(o.point, o.gpu_seconds) for o in found] == expected
+        assert all(ChosenRun(o.point, o.replicate, False) not in chosen for o in found)
