@@ -11,7 +11,7 @@ import typer
 
 from pmlray.cli.cluster_commands import submit
 from pmlray.cli.doctor import doctor
-from pmlray.cli.law_commands import fit, report
+from pmlray.cli.law_commands import fit, report, table
 from pmlray.cli.model_commands import models
 from pmlray.cli.output import set_up_logging
 from pmlray.cli.search_commands import plan, search, validate
@@ -23,7 +23,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (doctor, validate, plan, search, submit, fit, report):
+for command in (doctor, validate, plan, search, submit, fit, report, table):
     app.command()(command)
 app.add_typer(models, name="models")
 

@@ -151,13 +151,17 @@ def report_store(folder: Path, facts: dict[str, Any] | None = None) -> dict[str,
     return summary
 
 
-def read_result(folder: Path) -> SearchResult:
-    """A search's result from its store; StoreError when the folder is none."""
+def open_store(folder: Path) -> tuple[SearchSpec, FileStore]:
+    """A search and its store; StoreError when the folder is none."""
     spec_file = folder / SPEC_FILE
     if not spec_file.is_file():
         raise StoreError(f"{folder} is no store of a search (it has no {SPEC_FILE})")
-    spec = SearchSpec.model_validate_json(spec_file.read_text())
-    store = FileStore(folder)
+    return SearchSpec.model_validate_json(spec_file.read_text()), FileStore(folder)
+
+
+def read_result(folder: Path) -> SearchResult:
+    """A search's result from its store; StoreError when the folder is none."""
+    spec, store = open_store(folder)
     return assemble(spec, store.observations(), store.failures(), store.times())
 
 

@@ -1,4 +1,4 @@
-"""`pmlray fit` and `report`."""
+"""`pmlray fit`, `report` and `table`."""
 
 from __future__ import annotations
 
@@ -43,3 +43,19 @@ def report(
 
     found = report_store(store.absolute())
     emit(found, describe_result(found), as_json)
+
+
+def table(
+    store: Path = typer.Argument(..., help="A search's store."),
+    file: Path = typer.Argument(..., help="The CSV file to write."),
+    note: list[str] = typer.Option((), help="A line for the file's head, such as the machine."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Write a store's measurements as one table, which `pmlray search --replay` can look up."""
+    from pmlray.cli.driver import open_store
+    from pmlray.study.tables import table_provenance, write_table
+
+    spec, kept = open_store(store.absolute())
+    observations = kept.observations()
+    rows = write_table(file, observations, (*table_provenance(spec.search_id, observations), *note))
+    emit({"file": str(file), "rows": rows}, f"{file}: {rows} runs", as_json)

@@ -53,9 +53,7 @@ class Table:
     rows: Mapping[RunId, Mapping[str, float]]
     provenance: tuple[str, ...]
 
-    def charged_steps(
-        self, runs: Sequence[RunId], decay_share: float | None
-    ) -> tuple[float, ...]:
+    def charged_steps(self, runs: Sequence[RunId], decay_share: float | None) -> tuple[float, ...]:
         """Optimiser steps that each run would pay if these were one pack.
 
         The table's own runs were packed with every budget of their family; a run that ended early
@@ -81,6 +79,32 @@ def write_table(path: Path, observations: Iterable[Observation], provenance: Ite
         table.writeheader()
         table.writerows(_row(o) for o in rows)
     return len(rows)
+
+
+def table_provenance(search_id: str, observations: Sequence[Observation]) -> tuple[str, ...]:
+    """Where a table's rows come from: their search, and what each observation says of itself."""
+    law = [o for o in observations if o.phase == "law"]
+    if not law:
+        raise DataError("no observations of the law's phase: there is nothing to put into a table")
+
+    def all_of(name: str) -> str:
+        found = {str(o.provenance.get(name, "unknown")) for o in law}
+        return ", ".join(sorted(found))
+
+    versions = {
+        f"{package} {version}"
+        for o in law
+        for package, version in o.provenance.get("versions", {}).items()
+    }
+    finished = sorted(str(o.provenance.get("finished", "unknown")) for o in law)
+    return (
+        f"search {search_id}: {len(law)} runs of task {law[0].task}, model {all_of('model')}",
+        "losses in nats per supervised token; gpu_seconds are device-seconds of one"
+        f" {all_of('gpu_seconds_unit')}, {all_of('device_name')}",
+        f"{', '.join(sorted(versions))}",
+        f"measured {finished[0]} to {finished[-1]}",
+        *(f"replayed from: {line}" for line in law[0].provenance.get("replayed", ())),
+    )
 
 
 def read_table(path: Path) -> Table:
@@ -121,9 +145,7 @@ class TableRunner:
         done, failed = [], []
         ids = [(run.point, run.sequence_id, run.seed) for run in pack.runs]
         known = [i for i in ids if i in self._table.rows]
-        charged = dict(
-            zip(known, self._table.charged_steps(known, self._decay_share), strict=True)
-        )
+        charged = dict(zip(known, self._table.charged_steps(known, self._decay_share), strict=True))
         for place, run in enumerate(pack.runs):
             row = self._table.rows.get(ids[place])
             if row is None or run.method != "sft":

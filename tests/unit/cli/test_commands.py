@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pmlray.cli import app
 from pmlray.config.prepared import prepare_search
-from pmlray.study.tables import write_table
+from pmlray.study.tables import read_table, write_table
 from tests.unit.study.test_tables import exhaustive
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "paper_fig2a_digitised.csv"
@@ -101,6 +101,17 @@ def test_a_replayed_search_needs_no_ray(search_file: Path, tmp_path: Path) -> No
     assert found["n_observations"] > search.spec.design.n_initial and found["n_failed"] == 0
     assert 0 < found["gpu_seconds"]["law"] <= 60
     assert Path(found["report"]).is_file() and not (tmp_path / "store" / "ray").exists()
+    again = tmp_path / "again.csv"
+    written = run_json("table", str(tmp_path / "store"), str(again), "--note", "replayed")
+    assert written["rows"] == found["n_observations"]
+    measured, copied = read_table(table), read_table(again)
+    assert copied.provenance[-1] == "replayed" and search.spec.search_id in copied.provenance[0]
+    assert all(measured.rows[run] == row for run, row in copied.rows.items())
+
+
+def test_a_folder_that_is_no_store_gives_no_table(tmp_path: Path) -> None:
+    done = pmlray("table", str(tmp_path), str(tmp_path / "table.csv"))
+    assert done.returncode == 3 and "is no store of a search" in done.stderr
 
 
 LIGHT = """
