@@ -23,7 +23,8 @@ from pmlray.types import DesignPoint
 
 PACK_SIZE = 8
 POLICIES = (
-    "v_optimal", "v_optimal_single", "d_optimal", "sobol", "random", "cheapest_first", "tpe", "gp",
+    "v_optimal", "v_optimal_single", "d_optimal", "sobol", "lhs", "random", "cheapest_first", "tpe",
+    "gp",
 )  # fmt: skip
 
 
