@@ -13,6 +13,15 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from pmlray.backends.optuna_trials import (
+    PARAMS,
+    POINT,
+    await_earlier_choices,
+    design_trials,
+    law_data_of,
+    point_of,
+    replicate_of,
+)
 from pmlray.design import (
     LAW_RULES,
     Belief,
@@ -28,11 +37,8 @@ from pmlray.design import (
     pending_seconds,
 )
 from pmlray.errors import FitError
-from pmlray.law import Form, LawData, average_laws
+from pmlray.law import Form, average_laws
 from pmlray.types import DesignPoint
-
-POINT = ("lora_rank", "seq_len", "train_steps")
-PARAMS = (*POINT, "sequence_id", "seed")
 
 
 class LawSampler(BaseSampler):
@@ -46,6 +52,13 @@ class LawSampler(BaseSampler):
     `budget` is in gpu_seconds. The laws are refitted when a trial has been completed, not for every
     choice. `settings.acquisition` may name a rival of the rule; `tpe` and `gp` ask Optuna's own
     sampler for a large delta_loss and take the nearest open cell. One objective only.
+
+    Workers may share a study on any of Optuna's storages, and no two of them choose the same run:
+    each waits for those that asked before it to have all design parameters in the storage. An
+    objective suggests them first, therefore, and before its work: a trial without them is waited
+    for 10 seconds, then taken for one that died or has no design, and its later choice may repeat
+    another's. A worker that is killed afterwards leaves a running trial, which counts as measured
+    and as spent until someone fails it (`study.tell`, or the heartbeat of Optuna's RDBStorage).
     """
 
     def __init__(
@@ -62,6 +75,7 @@ class LawSampler(BaseSampler):
         self._pack_from: int | None = None
         self._beliefs: tuple[Belief, ...] = ()
         self._fitted_trials: tuple[int, ...] = ()
+        self._given_up: set[int] = set()
         rivals = {"tpe": TPESampler, "gp": GPSampler}
         rival = rivals.get(settings.acquisition)
         self._rival = None if rival is None else rival(seed=settings.seed)
@@ -84,7 +98,7 @@ class LawSampler(BaseSampler):
 
     def within_budget(self, study: Study) -> bool:
         """Whether another run is both open and affordable."""
-        known = self._knowledge(_design_trials(study, None))
+        known = self._knowledge(design_trials(study))
         return next(offers(self._space, known), None) is not None
 
     def infer_relative_search_space(
@@ -110,6 +124,7 @@ class LawSampler(BaseSampler):
         }
         if len(design) < len(PARAMS):
             return values
+        await_earlier_choices(study, trial.number, self._given_up)
         choice = self._choose(study, trial)
         if choice is not None:
             point, (sequence_id, seed) = choice
@@ -133,7 +148,7 @@ class LawSampler(BaseSampler):
         self._independent.reseed_rng()
 
     def _choose(self, study: Study, trial: FrozenTrial) -> tuple[DesignPoint, Replicate] | None:
-        known = self._knowledge(_design_trials(study, trial.number))
+        known = self._knowledge(design_trials(study, trial.number))
         if self._rival is None:
             return choose_run(self._space, self._settings, known)
         open_offers = {offer.point: offer for offer in offers(self._space, known)}
@@ -157,7 +172,7 @@ class LawSampler(BaseSampler):
             self._refit(complete)
         cost = self._cost.learn(
             (
-                _point(t),
+                point_of(t),
                 t.user_attrs.get("charged_steps", t.params["train_steps"]),
                 t.user_attrs["gpu_seconds"],
             )
@@ -166,15 +181,12 @@ class LawSampler(BaseSampler):
         )
         done = {t.number for t in complete}
         chosen = {
-            t.number: ChosenRun(
-                _point(t), (t.params["sequence_id"], t.params["seed"]), t.number in done
-            )
-            for t in trials
+            t.number: ChosenRun(point_of(t), replicate_of(t), t.number in done) for t in trials
         }
         running = [t for t in trials if not t.state.is_finished()]
         pending = pending_seconds(cost, [chosen[t.number] for t in running])
         spent = sum(
-            t.user_attrs.get("gpu_seconds", cost.predict(_point(t)) if t.number in done else 0.0)
+            t.user_attrs.get("gpu_seconds", cost.predict(point_of(t)) if t.number in done else 0.0)
             for t in trials
             if t.state.is_finished()
         )
@@ -200,50 +212,10 @@ class LawSampler(BaseSampler):
             return
         self._fitted_trials = numbers
         try:
-            average = average_laws(_law_data(complete), self._forms)
+            average = average_laws(law_data_of(complete), self._forms)
         except FitError:
             self._beliefs = ()  # Too few points for any form yet.
             return
         self._beliefs = tuple(
             Belief(fit, weight) for fit, weight in zip(average.fits, average.weights, strict=True)
         )
-
-
-def _design_trials(study: Study, except_number: int | None) -> list[FrozenTrial]:
-    return [
-        t
-        for t in study.get_trials(deepcopy=False)
-        if t.number != except_number and all(name in t.params for name in PARAMS)
-    ]
-
-
-def _point(trial: FrozenTrial) -> DesignPoint:
-    return DesignPoint(*(trial.params[name] for name in POINT))
-
-
-def _attribute(trial: FrozenTrial, name: str) -> float:
-    return float(trial.user_attrs.get(name, np.nan))
-
-
-def _law_data(trials: Sequence[FrozenTrial]) -> LawData:
-    replicates = sorted({(t.params["sequence_id"], t.params["seed"]) for t in trials})
-
-    def attribute(name: str) -> np.ndarray:
-        return np.array([_attribute(t, name) for t in trials])
-
-    def param(name: str) -> np.ndarray:
-        return np.array([t.params[name] for t in trials], dtype=float)
-
-    tokens = attribute("supervised_tokens")
-    return LawData(
-        lora_rank=param("lora_rank"),
-        seq_len=np.where(np.isnan(tokens), param("seq_len"), tokens),
-        train_steps=param("train_steps"),
-        delta_loss=np.array([t.value for t in trials], dtype=float),
-        base_loss=attribute("base_loss"),
-        final_loss=attribute("final_loss"),
-        cluster=np.array(
-            [replicates.index((t.params["sequence_id"], t.params["seed"])) for t in trials],
-            dtype=np.int64,
-        ),
-    )

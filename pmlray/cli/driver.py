@@ -72,6 +72,8 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
     started = time.perf_counter()
     search, spec = run.search, run.search.spec
     table = None if run.replay is None else read_table(run.replay)
+    if spec.design.acquisition == "gp" and find_spec("torch") is None:
+        raise SpecError("design.acquisition gp is Optuna's GPSampler: it needs pip install torch")
     if table is None:
         _require_train_extra()
         search = _with_model(search)

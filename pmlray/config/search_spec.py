@@ -113,9 +113,11 @@ class Targets(Part):
 class Design(Part):
     """How points are chosen: a log-spaced start, then packs of `pack_size` by `acquisition`.
 
-    `v_optimal` removes the most variance at the targets per gpu_second, over all forms; the others
-    are there to be compared with it. `validation_share` of the spend fills space. `seed` is that of
-    the rules that draw at random.
+    `v_optimal` removes the most variance at the targets per gpu_second, over all forms. Its rivals:
+    `v_optimal_single` (under the best form alone), `d_optimal` (the best form's parameters),
+    `random`, `sobol`, `lhs` (Latin hypercubes), `cheapest_first`, `full_grid`, and Optuna's `tpe`
+    and `gp`, which look for a large delta_loss. `validation_share` of the spend fills space. `seed`
+    is that of the rules that draw at random.
     """
 
     acquisition: Acquisition = "v_optimal"

@@ -1,6 +1,6 @@
 """Which run to measure next, and what it will cost."""
 
-from pmlray.design.acquisition import LAW_RULES, RULES, Acquisition, Knowledge
+from pmlray.design.acquisition import LAW_RULES, OPTUNA_RULES, RULES, Acquisition, Knowledge
 from pmlray.design.cost import CostModel, charged_steps, prior_cost
 from pmlray.design.field import Belief, LawField, law_field
 from pmlray.design.planner import DesignSettings, choose_run, offers, pending_seconds
@@ -8,6 +8,7 @@ from pmlray.design.space import ChosenRun, DesignSpace, Replicate, nearest_cell
 
 __all__ = [
     "LAW_RULES",
+    "OPTUNA_RULES",
     "RULES",
     "Acquisition",
     "Belief",

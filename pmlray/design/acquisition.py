@@ -15,7 +15,7 @@ from scipy.stats import qmc
 
 from pmlray.design.cost import CostModel
 from pmlray.design.field import Belief, FloatArray, law_field
-from pmlray.design.space import ChosenRun, Offer, log_coordinates, most_distant
+from pmlray.design.space import ChosenRun, Offer, level_coordinates, log_coordinates, most_distant
 from pmlray.types import DesignPoint
 
 Acquisition = Literal[
@@ -24,6 +24,7 @@ Acquisition = Literal[
     "d_optimal",
     "random",
     "sobol",
+    "lhs",
     "cheapest_first",
     "full_grid",
     "tpe",
@@ -100,9 +101,20 @@ def _sobol(choice: Choice, known: Knowledge) -> Offer:
     sequence = qmc.Sobol(3, rng=np.random.default_rng(choice.seed))
     if known.chosen:
         sequence.fast_forward(len(known.chosen))
-    at = log_coordinates(choice.cells, choice.grid)
-    distance = np.linalg.norm(at - sequence.random(1), axis=1)
-    return choice.offers[int(np.argmin(distance))]
+    return _nearest(choice, log_coordinates(choice.cells, choice.grid), sequence.random(1))
+
+
+def _lhs(choice: Choice, known: Knowledge) -> Offer:
+    """The affordable cell nearest to the next point of a Latin hypercube over the grid's values.
+
+    Hypercubes follow one another, each with as many points as the longest axis has values, so that
+    no budget need be known: each meets every value of that axis once, and those of the others about
+    equally often (McKay, Beckman and Conover 1979, DOI 10.1080/00401706.1979.10489755).
+    """
+    at, size = level_coordinates(choice.cells, choice.grid)
+    hypercube, place = divmod(len(known.chosen), size)
+    rng = np.random.default_rng([choice.seed, hypercube])
+    return _nearest(choice, at, qmc.LatinHypercube(3, rng=rng).random(size)[place])
 
 
 def _cheapest_first(choice: Choice, known: Knowledge) -> Offer:
@@ -123,22 +135,28 @@ def fill_space(choice: Choice, known: Knowledge) -> Offer:
     return choice.offers[cells.index(most_distant(cells, known.points, choice.grid))]
 
 
-# `tpe` and `gp` are Optuna's own samplers; pmlray.backends.optuna_sampler asks them.
 RULES: dict[str, Rule] = {
     "v_optimal": _v_optimal,
     "v_optimal_single": _v_optimal_single,
     "d_optimal": _d_optimal,
     "random": _random,
     "sobol": _sobol,
+    "lhs": _lhs,
     "cheapest_first": _cheapest_first,
     "full_grid": _full_grid,
 }
+# Optuna's own samplers, which pmlray.backends.optuna_sampler asks.
+OPTUNA_RULES: frozenset[Acquisition] = frozenset({"tpe", "gp"})
 # These need a fitted law, and a share of the spend that does not trust it.
 LAW_RULES = frozenset({"v_optimal", "v_optimal_single", "d_optimal"})
 
 
 def _pending(known: Knowledge) -> list[DesignPoint]:
     return [run.point for run in known.chosen if not run.done]
+
+
+def _nearest(choice: Choice, at: FloatArray, wanted: FloatArray) -> Offer:
+    return choice.offers[int(np.argmin(np.linalg.norm(at - wanted, axis=1)))]
 
 
 def _best(offers: Sequence[Offer], gain: FloatArray) -> Offer:

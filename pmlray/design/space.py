@@ -73,6 +73,21 @@ def log_coordinates(points: Sequence[DesignPoint], cells: Sequence[DesignPoint])
     return (raw.reshape(-1, 3) - low) / np.where(span > 0, span, 1.0)
 
 
+def level_coordinates(
+    points: Sequence[DesignPoint], cells: Sequence[DesignPoint]
+) -> tuple[NDArray, int]:
+    """Points as (n, 3) positions among the values that each axis takes, at the middle of equal
+    shares of the unit interval; and how many values the longest axis has."""
+    grid = np.array([[c.lora_rank, c.seq_len, c.train_steps] for c in cells])
+    raw = np.array([[p.lora_rank, p.seq_len, p.train_steps] for p in points])
+    values = [np.unique(axis) for axis in grid.T]
+    shares = [
+        (np.searchsorted(taken, axis) + 0.5) / taken.size
+        for taken, axis in zip(values, raw.T, strict=True)
+    ]
+    return np.stack(shares, axis=1), max(taken.size for taken in values)
+
+
 def most_distant(
     candidates: Sequence[DesignPoint],
     chosen: Sequence[DesignPoint],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from pmlray.config.prepared import PreparedSearch
 from pmlray.design import (
+    OPTUNA_RULES,
     ChosenRun,
     CostModel,
     DesignSettings,
@@ -54,8 +56,13 @@ def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
 
 
 def first_pack(search: PreparedSearch, cost: CostModel) -> tuple[PlannedRun, ...]:
-    """The runs of the first pack; DesignError with the budget needed when it is too small."""
+    """The runs of the first pack; DesignError with the budget needed when it is too small.
+
+    Optuna's own samplers begin at random: for them it is such a pack, not the one that they draw.
+    """
     spec, space, settings = search.spec, design_space(search), design_settings(search)
+    if settings.acquisition in OPTUNA_RULES:
+        settings = replace(settings, acquisition="random")
     budget = spec.budget.law_seconds
     chosen: list[ChosenRun] = []
     for _ in range(settings.n_initial):

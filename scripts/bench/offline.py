@@ -22,7 +22,8 @@ from pmlray.types import DesignPoint
 PACK_SIZE = 8
 VALIDATION_SHARE = 0.2
 POLICIES = (
-    "v_optimal", "v_optimal_single", "d_optimal", "sobol", "random", "cheapest_first", "tpe", "gp",
+    "v_optimal", "v_optimal_single", "d_optimal", "sobol", "lhs", "random", "cheapest_first", "tpe",
+    "gp",
 )  # fmt: skip
 
 FloatArray = NDArray[np.float64]

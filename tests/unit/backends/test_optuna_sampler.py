@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import optuna
 import pytest
@@ -15,7 +16,7 @@ from optuna.testing.pytest_samplers import (
 )
 
 from pmlray.backends.optuna_sampler import LawSampler
-from pmlray.design import CostModel, DesignSettings, DesignSpace
+from pmlray.design import Acquisition, CostModel, DesignSettings, DesignSpace
 from pmlray.types import DesignPoint
 from tests.fakes import TRUE_LAW
 
@@ -44,9 +45,9 @@ def objective(trial: optuna.Trial) -> float:
     return delta
 
 
-def sampler(budget: float, acquisition: str = "v_optimal") -> LawSampler:
+def sampler(budget: float, acquisition: Acquisition = "v_optimal") -> LawSampler:
     space = DesignSpace(CELLS, ((0, 0), (1, 0)))
-    settings = DesignSettings(4, 0.2, (DesignPoint(8, 256, 100),), acquisition)  # type: ignore[arg-type]
+    settings = DesignSettings(4, 0.2, (DesignPoint(8, 256, 100),), acquisition)
     return LawSampler(space, settings, ("power", "ceiling"), COST, budget)
 
 
@@ -58,8 +59,8 @@ class TestOptunasOwn(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySa
         return lambda: sampler(1e9)
 
 
-@pytest.mark.parametrize("acquisition", ["v_optimal", "d_optimal", "random", "sobol", "tpe", "gp"])
-def test_optimize_never_repeats_a_run(acquisition: str) -> None:
+@pytest.mark.parametrize("acquisition", get_args(Acquisition))
+def test_optimize_never_repeats_a_run(acquisition: Acquisition) -> None:
     study = optuna.create_study(sampler=sampler(1e9, acquisition), direction="maximize")
     study.optimize(objective, n_trials=14)
     seen = [tuple(t.params[k] for k in ("lora_rank", "seq_len", "sequence_id"))

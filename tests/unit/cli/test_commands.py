@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from pmlray.cli import app
 from pmlray.config.prepared import prepare_search
+from pmlray.errors import SpecError
 from pmlray.study.tables import read_table, write_table
 from tests.unit.study.test_tables import exhaustive
 
@@ -112,6 +113,43 @@ def test_a_replayed_search_needs_no_ray(search_file: Path, tmp_path: Path) -> No
 def test_a_folder_that_is_no_store_gives_no_table(tmp_path: Path) -> None:
     done = pmlray("table", str(tmp_path), str(tmp_path / "table.csv"))
     assert done.returncode == 3 and "is no store of a search" in done.stderr
+
+
+def test_a_rival_rule_is_one_line_away(search_file: Path, tmp_path: Path) -> None:
+    """The same search under one of Optuna's rules and one of ours, each in a store of its own."""
+    overrides = ("memft=null", "budget={gpu_seconds: 60}")
+    search = prepare_search(search_file, overrides)
+    table = tmp_path / "table.csv"
+    write_table(table, exhaustive(search, tmp_path / "grid").observations(), ["made up"])
+    rules = set()
+    for rule in ("tpe", "lhs"):
+        options = [p for o in (*overrides, f"design.acquisition={rule}") for p in ("--set", o)]
+        found = run_json(
+            "search", str(search_file), *options, "--replay", str(table),
+            "--store", str(tmp_path / rule), "--tracking-uri", f"sqlite:///{tmp_path / 'ml.db'}",
+        )  # fmt: skip
+        assert found["n_observations"] >= search.spec.design.n_initial
+        assert 0 < found["gpu_seconds"]["law"] <= 60
+        rules.add(
+            json.loads((tmp_path / rule / "search.json").read_text())["design"]["acquisition"]
+        )
+    assert rules == {"tpe", "lhs"}
+
+
+def test_the_gp_rule_without_torch_is_refused_before_anything_starts(
+    search_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = prepare_search(search_file)
+    table, store = tmp_path / "table.csv", tmp_path / "store"
+    write_table(table, exhaustive(search, tmp_path / "grid").observations(), ["made up"])
+    monkeypatch.setattr("pmlray.cli.driver.find_spec", lambda name: None)
+    result = runner.invoke(
+        app,
+        ["search", str(search_file), "--set", "design.acquisition=gp", "--replay", str(table),
+         "--store", str(store)],
+    )  # fmt: skip
+    assert isinstance(result.exception, SpecError) and "pip install torch" in str(result.exception)
+    assert not store.exists()
 
 
 LIGHT = """

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
 from pmlray.design import (
+    OPTUNA_RULES,
     RULES,
+    Acquisition,
     Belief,
     ChosenRun,
     CostModel,
@@ -139,6 +143,31 @@ def test_plain_rules_do_what_they_say() -> None:
     early = order("sobol", 8)
     assert {c.lora_rank for c in early} == {1, 2, 4, 8}
     assert len({c.seq_len for c in early}) >= 3
+
+
+def test_every_rule_is_ours_or_optunas() -> None:
+    assert set(RULES).isdisjoint(OPTUNA_RULES)
+    assert set(RULES) | OPTUNA_RULES == set(get_args(Acquisition))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_latin_hypercubes_meet_every_value_equally_often(seed: int) -> None:
+    """Four ranks and lengths, two budgets: a hypercube has 4 points (the definition, counted)."""
+    cells = tuple(DesignPoint(r, n, t) for r in (1, 2, 4, 64) for n in (32, 48, 64, 1024)
+                  for t in (100, 400))  # fmt: skip
+    space = DesignSpace(cells, tuple((sequence, 0) for sequence in range(4)))
+    settings = DesignSettings(4, 0.2, TARGET, "lhs", seed)
+    chosen: tuple[ChosenRun, ...] = ()
+    for _ in range(12):
+        choice = choose_run(space, settings, Knowledge(chosen, (), 12.0, COST, 1e9))
+        assert choice is not None
+        chosen = (*chosen, ChosenRun(*choice, done=True))
+    hypercubes = [[run.point for run in chosen[i : i + 4]] for i in (0, 4, 8)]
+    for points in hypercubes:
+        assert sorted(p.lora_rank for p in points) == [1, 2, 4, 64]
+        assert sorted(p.seq_len for p in points) == [32, 48, 64, 1024]
+        assert sorted(p.train_steps for p in points) == [100, 100, 400, 400]
+    assert hypercubes[0] != hypercubes[1] != hypercubes[2]
 
 
 def test_cost_learns_the_measured_rate() -> None:

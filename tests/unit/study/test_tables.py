@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from pmlray.backends.file_store import FileStore
 from pmlray.config.prepared import PreparedSearch
+from pmlray.design import Acquisition
 from pmlray.errors import DataError
+from pmlray.study.plan import first_cost, first_pack
 from pmlray.study.tables import TableRunner, read_table, write_table
 from pmlray.types import Pack
 from tests.fakes import SyntheticRunner, observe
@@ -46,6 +49,25 @@ def test_a_replayed_search_chooses_and_measures_what_the_live_one_does(
     for key, o in found.items():
         assert o.delta_loss == pytest.approx(expected[key].delta_loss, abs=1e-5)
         assert o.gpu_seconds == pytest.approx(expected[key].gpu_seconds)
+
+
+@pytest.mark.parametrize("rule", get_args(Acquisition))
+def test_every_rule_searches_a_table_by_one_line(
+    rule: str, make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    search = make_search("memft=null", f"design.acquisition={rule}")
+    assert search.spec.design.acquisition == rule
+    assert len(first_pack(search, first_cost(search, gpu=False))) == search.spec.design.n_initial
+    table_file = tmp_path / "table.csv"
+    write_table(table_file, exhaustive(search, tmp_path / "grid").observations(), [])
+    replayed, store = start(search, tmp_path / "store")
+    run_to_end(replayed, TableRunner(read_table(table_file), store, "long_context", None))
+    found = store.observations()
+    assert len(found) > search.spec.design.n_initial and not store.failures()
+    assert len({(o.point, o.sequence_id, o.seed) for o in found}) == len(found)
+    spent, budget = sum(o.gpu_seconds for o in found), search.spec.budget.law_seconds
+    dearest = 1e-3 * 128 * 100
+    assert budget - dearest < spent <= budget
 
 
 def test_a_run_that_the_table_lacks_fails(

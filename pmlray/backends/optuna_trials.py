@@ -1,0 +1,89 @@
+"""What an Optuna study's trials mean to a law: their design points, their data, and their order."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from pmlray.design import Replicate
+from pmlray.law import LawData
+from pmlray.types import DesignPoint
+
+log = logging.getLogger(__name__)
+
+POINT = ("lora_rank", "seq_len", "train_steps")
+PARAMS = (*POINT, "sequence_id", "seed")
+# A choice takes a fraction of a second; whoever has not made it by then has died, or has no design.
+PATIENCE_SECONDS = 10.0
+POLL_SECONDS = 0.02
+
+
+def design_trials(study: Study, except_number: int | None = None) -> list[FrozenTrial]:
+    """The study's trials whose design point is known, in the order of their numbers."""
+    return [
+        t for t in study.get_trials(deepcopy=False) if t.number != except_number and _is_chosen(t)
+    ]
+
+
+def point_of(trial: FrozenTrial) -> DesignPoint:
+    """Where the trial measures the law."""
+    return DesignPoint(*(trial.params[name] for name in POINT))
+
+
+def replicate_of(trial: FrozenTrial) -> Replicate:
+    """The trial's (sequence_id, seed)."""
+    return trial.params["sequence_id"], trial.params["seed"]
+
+
+def law_data_of(trials: Sequence[FrozenTrial]) -> LawData:
+    """Complete trials as the law's data; NaN where a trial lacks a loss."""
+    replicates = sorted({replicate_of(t) for t in trials})
+
+    def attribute(name: str) -> np.ndarray:
+        return np.array([float(t.user_attrs.get(name, np.nan)) for t in trials])
+
+    def param(name: str) -> np.ndarray:
+        return np.array([t.params[name] for t in trials], dtype=float)
+
+    tokens = attribute("supervised_tokens")
+    return LawData(
+        lora_rank=param("lora_rank"),
+        seq_len=np.where(np.isnan(tokens), param("seq_len"), tokens),
+        train_steps=param("train_steps"),
+        delta_loss=np.array([t.value for t in trials], dtype=float),
+        base_loss=attribute("base_loss"),
+        final_loss=attribute("final_loss"),
+        cluster=np.array([replicates.index(replicate_of(t)) for t in trials], dtype=np.int64),
+    )
+
+
+def await_earlier_choices(study: Study, number: int, given_up: set[int]) -> None:
+    """Wait until every running trial with a lower number has its design point.
+
+    Storages hand out trial numbers one by one, so that workers who ask at the same time choose in
+    that order, each seeing what those before it chose. A trial that has not chosen within
+    PATIENCE_SECONDS joins `given_up` and is not waited for again.
+    """
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        waiting_for = {
+            t.number
+            for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            if t.number < number and not _is_chosen(t)
+        } - given_up
+        if not waiting_for:
+            return
+        if time.monotonic() > end:
+            log.warning("trials %s have no design point; going on", sorted(waiting_for))
+            given_up |= waiting_for
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _is_chosen(trial: FrozenTrial) -> bool:
+    return all(name in trial.params for name in PARAMS)
