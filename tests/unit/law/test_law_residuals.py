@@ -72,10 +72,12 @@ def test_the_trend_test_is_the_f_test_of_two_nested_regressions(points_of):
 
 def test_structure_is_found_where_the_form_is_wrong_and_not_where_it_is_right(points_of):
     rng = np.random.default_rng(0)
-    noise = 0.05 * rng.standard_normal(20)
-    wrong = points_of(CEILING, *GRID, base_loss=12.4, noise=noise)
-    wrong = replace(wrong, final_loss=np.full(20, 5.0))  # Past the filter.
+    lengths = (1000.0, 2000.0, 4000.0, 8000.0, 16000.0, 32000.0)
+    noise = 0.05 * rng.standard_normal(30)
+    wrong = points_of(CEILING, GRID[0], lengths, base_loss=12.4, noise=noise)
+    wrong = replace(wrong, final_loss=np.full(30, 5.0))  # Past the filter.
     assert "predicted" in residual_structure(wrong, fit_law(wrong, "power")).left
+    assert residual_structure(wrong, fit_law(wrong, "ceiling")).left == ()
     alarms = 0
     for _ in range(200):
         right = points_of(POWER, noise=0.1 * rng.standard_normal(20))
@@ -84,10 +86,20 @@ def test_structure_is_found_where_the_form_is_wrong_and_not_where_it_is_right(po
     assert alarms <= 0.095 * 200
 
 
-def test_exact_or_few_points_leave_nothing_to_test(points_of):
-    for data in (points_of(POWER), points_of(POWER, noise=0.1).subset(np.array([0, 7, 13, 18]))):
-        trends = residual_structure(data, fit_law(data, "power")).trends
-        assert trends and all(t.p_value is None for t in trends)
+def test_exact_or_too_few_points_leave_nothing_to_test(points_of):
+    noise = 0.1 * np.random.default_rng(0).standard_normal(20)
+    full = CeilingLaw(1e9, 1.0, 0.5, 0.0, 8.0, 12.0)
+    few, one_rank = np.array([0, 7, 13, 18]), np.arange(8, 12)
+    for form, data in (
+        ("power", points_of(POWER)),
+        ("power", points_of(POWER, noise=noise).subset(few)),
+        ("power", points_of(POWER, noise=noise).subset(one_rank)),
+        # All at the ceiling: what the prior does there is no structure of the points.
+        ("ceiling", points_of(full, base_loss=12.01, noise=0.05 * noise)),
+    ):
+        found = residual_structure(data, fit_law(data, form))
+        assert found.trends and all(t.p_value is None for t in found.trends)
+        assert found.left == ()
 
 
 def test_spread_between_and_within_clusters():
