@@ -88,6 +88,13 @@ def _read_csv(source: Path, base_loss: float) -> LawData:
         rows.append(row)
     if not rows:
         raise DataError(f"{source}: no points; expected rows of {', '.join(NEEDED)}")
+    n_known = sum(row["steps"] > 0 for row in rows)
+    if 0 < n_known < len(rows):
+        # A law of such points would leave its budget term out without a word.
+        raise DataError(
+            f"{source}: steps is known in {n_known} of {len(rows)} rows; give it in all, or leave"
+            " the column out"
+        )
     return _from_rows(rows)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import altair as alt
 
-from pmlray.law import LawSummary
-from pmlray.law.correlation import entangled_pairs, param_correlations
+from pmlray.law import LawSummary, entangled_pairs, param_correlations
 from pmlray.study.report_figures import Panel, Row, data, layered, log_axis, padded, tips
 from pmlray.study.report_law_figures import is_fitted, residual_rows
 from pmlray.study.report_tables import Cell, Table, number, percent

@@ -132,8 +132,10 @@ def test_losses_that_are_no_numbers(write: Write, refused, value: str) -> None:
     assert "line 2" in said and "final_loss_nats is" in said
 
 
-def test_a_base_loss_option_that_is_no_number(write: Write, refused) -> None:
+def test_options_that_are_no_numbers(write: Write, refused) -> None:
     assert "base_loss is nan" in refused(write(rows(GRID)), "--base-loss", "nan")
+    sized = (write(rows(GRID)), "--target", "4,4000", "--delta-loss", "inf")
+    assert "a wanted delta_loss of inf" in refused(*sized)
 
 
 def test_a_run_given_twice_with_different_values(write: Write, refused) -> None:

@@ -112,6 +112,7 @@ def test_csv_has_one_cluster_a_row_and_skips_comments(paper_csv):
             "line 2: base_loss 9 less delta_loss 3 is not final_loss 5",
         ),
         ("rank,length,delta_loss_nats\n", "no points"),
+        ("rank,length,delta_loss_nats,steps\n1,2,3,9\n1,3,3,\n", "steps is known in 1 of 2 rows"),
         ("", "no points"),
     ],
 )
