@@ -7,22 +7,78 @@ from typing import Any
 
 
 def describe_law_json(law: Mapping[str, Any]) -> str:
-    """A fitted law with intervals, from its JSON object."""
+    """A fitted law with what qualifies it, from its JSON object: its held-out error first."""
     lines = [
+        law["headline"],
         f"{law['form']} law of delta_loss (nats per token), {law['n_obs']} points"
-        f" ({law['n_censored']} censored), status {law['status']}"
+        f" ({law['n_censored']} set aside or censored), status {law['status']}",
     ]
-    names = ("coef", "rank_exponent", "len_exponent", "offset", "budget_exponent", "sharpness")
-    for name in names:
-        if name in law["intervals"]:
-            low, high = law["intervals"][name]
-            lines.append(f"  {name:16} {law[name]:10.4g}   90 % interval [{low:.4g}, {high:.4g}]")
-    for name in ("r2", "mape", "heldout_mape", "extrapolation_mape"):
-        if law.get(name) is not None:
-            lines.append(f"  {name:16} {law[name]:10.4f}")
     if law.get("message"):
         lines.append(f"  {law['message']}")
-    return "\n".join(lines)
+    for name, (low, high) in law["intervals"].items():
+        lines.append(f"  {name:18} {law[name]:10.4g}   90 % interval [{low:.4g}, {high:.4g}]")
+    for name in ("extrapolation_mape", "heldout_mape", "sequence_mape", "mape", "r2"):
+        if law.get(name) is not None:
+            lines.append(f"  {name:18} {law[name]:10.4f}")
+    weights = ", ".join(f"{form} {weight:.2f}" for form, weight in law["weights"].items())
+    lines.append(f"  weights of the forms: {weights}")
+    lines += [_target_line(target) for target in law["targets"]]
+    lines += [line for size in law["sizes"] for line in _size_lines(size)]
+    return "\n".join([*lines, *_residual_lines(law)])
+
+
+def describe_checklist(law: Mapping[str, Any]) -> str:
+    """What a reader needs to repeat the fit, from its JSON object."""
+    items = law["checklist"].items()
+    return "\n".join(["to reproduce the fit:", *(f"  {name}: {text}" for name, text in items)])
+
+
+def _at(point: Mapping[str, Any]) -> str:
+    steps = f" train_steps={point['train_steps']}" if point["train_steps"] else ""
+    return f"lora_rank={point['lora_rank']} seq_len={point['seq_len']}{steps}"
+
+
+def _target_line(target: Mapping[str, Any]) -> str:
+    return (
+        f"  at {_at(target)}: delta_loss {target['delta_loss']:.4g}"
+        f" [{target['low']:.4g}, {target['high']:.4g}] nats per token,"
+        f" {target['stored_bits']:.4g} bits stored"
+    )
+
+
+def _size_lines(size: Mapping[str, Any]) -> list[str]:
+    lines = [f"  for delta_loss {size['delta_loss']:.4g} around {_at(size['point'])}:"]
+    for name, words in (
+        ("lora_rank", "rank needed"),
+        ("seq_len", "longest seq_len"),
+        ("train_steps", "steps needed"),
+    ):
+        if (found := size[name]) is not None:
+            value, low, high = (
+                "inf" if found[k] is None else f"{found[k]:.4g}" for k in ("value", "low", "high")
+            )
+            lines.append(f"    {words:16} {value}   90 % interval [{low}, {high}]")
+    return lines
+
+
+def _residual_lines(law: Mapping[str, Any]) -> list[str]:
+    found, lines = law["residuals"], []
+    tested = {t["along"]: t["p_value"] for t in found["trends"] if t["p_value"] is not None}
+    if found["structure_left"]:
+        left = ", ".join(f"{along} (p {tested[along]:.2g})" for along in found["structure_left"])
+        lines.append(f"  residuals still follow {left}: the form misses something there")
+    elif tested:
+        lines.append(f"  residuals follow none of {', '.join(tested)}")
+    if (spread := found["spread"]) is not None:
+        lines.append(
+            f"  noise {spread['between']:.3g} nats between (sequence, seed) pairs,"
+            f" {spread['within']:.3g} within"
+        )
+    pairs = law["correlations"]["entangled"]
+    if pairs:
+        shown = ", ".join(f"{p['first']} and {p['second']} {p['correlation']:.3f}" for p in pairs)
+        lines.append(f"  known only in combination, correlation above 0.95: {shown}")
+    return lines
 
 
 def describe_result(found: Mapping[str, Any]) -> str:

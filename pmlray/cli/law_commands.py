@@ -8,9 +8,10 @@ from typing import Literal, get_args
 import numpy as np
 import typer
 
-from pmlray.cli.findings import describe_law_json, describe_result
+from pmlray.cli.findings import describe_checklist, describe_law_json, describe_result
 from pmlray.cli.output import JSON_OPTION, emit
-from pmlray.law import Form, read_law_data, summarise
+from pmlray.law import Form, LawData, read_law_data, summarise
+from pmlray.types import DesignPoint
 
 
 def fit(
@@ -23,6 +24,13 @@ def fit(
     base_loss: float = typer.Option(
         None, help="Loss without an adapter, nats a token (for a CSV)."
     ),
+    target: list[str] = typer.Option(
+        None, help="RANK,LENGTH or RANK,LENGTH,STEPS to predict and size for; may be repeated."
+    ),
+    delta_loss: float = typer.Option(
+        None,
+        help="Loss reduction to size for at the targets, nats a token; by default down to ln 2.",
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Fit the memory law to observations."""
@@ -31,8 +39,29 @@ def fit(
         raise typer.BadParameter(f"use {known} or auto", param_hint="--form")
     chosen: Form | Literal["auto"] = form  # type: ignore[assignment]
     data = read_law_data(file, base_loss)
-    law = summarise(data, chosen, rng=np.random.default_rng(0)).to_json()
-    emit(law, describe_law_json(law), as_json)
+    targets = [_target(text, data) for text in target or ()]
+    if delta_loss is not None and not targets:
+        raise typer.BadParameter("give a --target to size for", param_hint="--delta-loss")
+    found = summarise(data, chosen, rng=np.random.default_rng(0), targets=targets)
+    law = found.to_json(delta_loss)
+    emit(law, f"{describe_law_json(law)}\n{describe_checklist(law)}", as_json)
+
+
+def _target(text: str, data: LawData) -> DesignPoint:
+    """The point that `RANK,LENGTH[,STEPS]` names; without STEPS the most measured."""
+    try:
+        rank, length, *steps = (int(part) for part in text.split(","))
+        [train_steps] = steps or [int(data.train_steps.max())]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not RANK,LENGTH or RANK,LENGTH,STEPS in whole numbers",
+            param_hint="--target",
+        ) from None
+    if rank < 1 or length < 1 or train_steps < bool(data.train_steps.max()):
+        raise typer.BadParameter(
+            f"{text!r}: rank, length and steps must be at least 1", param_hint="--target"
+        )
+    return DesignPoint(rank, length, train_steps)
 
 
 def report(

@@ -9,7 +9,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
-out = Console(highlight=False, soft_wrap=True)
+# Without markup: an interval [inf, inf] would be taken for a style and left out.
+out = Console(highlight=False, markup=False, soft_wrap=True)
 JSON_OPTION = typer.Option(False, "--json", help="One JSON object on stdout; logs go to stderr.")
 SET_OPTION = typer.Option(None, "--set", help="Override a key: --set budget.gpu_seconds=600.")
 

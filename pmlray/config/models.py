@@ -38,6 +38,14 @@ class Geometry:
         attention = self.hidden * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
         return attention + 3 * self.hidden * self.intermediate
 
+    def params_per_rank(self, placement: str) -> int:
+        """Adapter parameters that one rank costs at a probe's placement: its A and its B.
+
+        `mlp` maps the hidden width to itself, `down_proj` the inner width to the hidden one.
+        """
+        width = self.hidden if placement == "mlp" else self.intermediate
+        return width + self.hidden
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:

@@ -125,6 +125,7 @@ def measure_pack(
                 provenance=provenance
                 | {
                     "content_hash": memory.content_hash,
+                    "n_records": len(memory.records),
                     "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 },
             )
@@ -212,6 +213,9 @@ def _provenance(
         "pack_id": pack.pack_id,
         "n_in_pack": len(pack.runs),
         "model": search.source.identity,
+        "adapter_params_per_rank": search.source.geometry.params_per_rank(
+            search.spec.probe.placement
+        ),
         "device": device.type,
         "device_name": name or platform.machine(),
         "devices": devices,

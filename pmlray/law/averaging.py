@@ -72,6 +72,10 @@ class AveragedLaw:
         )
         return math.inf if shortest == 0 else 1.0 / shortest
 
+    def invert_steps(self, lora_rank: float, seq_len: float, delta_loss: float) -> float:
+        """The steps that reach delta_loss on average; 0 when any do, inf when none do."""
+        return _first_at_least(lambda t: float(self.predict(lora_rank, seq_len, t)), delta_loss)
+
     def sample(self, data: LawData, n: int, rng: np.random.Generator) -> AveragedSamples:
         """About n bootstrap samples, each form as many as its weight says; `data` of the fits."""
         parts = []

@@ -28,13 +28,13 @@ class StoredBits:
     """Bits of a memorised text that an adapter holds.
 
     `total` by the loss reduction on the text; `learnt` of these by what the adapter knows of its
-    distribution; `per_param` verbatim bits an adapter parameter; `share` of the source's entropy
-    that is held, None where that is not known.
+    distribution; `per_param` verbatim bits an adapter parameter, None where their number is not
+    known; `share` of the source's entropy that is held, None where that is not known.
     """
 
     total: float
     learnt: float
-    per_param: float
+    per_param: float | None
     share: float | None
 
     @property
@@ -51,25 +51,28 @@ def adapter_params(lora_rank: float, in_width: int, out_width: int) -> float:
 def stored_bits(
     delta_loss: float,
     supervised_tokens: float,
-    n_params: float,
+    n_params: float | None,
     *,
     control_delta_loss: float = 0.0,
     entropy_bits: float | None = None,
 ) -> StoredBits:
     """Bits held of `supervised_tokens` tokens whose loss fell by delta_loss nats per token.
 
-    control_delta_loss: the same adapter's loss reduction on fresh text of the same distribution,
-    nats per token. entropy_bits: of the whole text, where its source is known. Raises DataError on
-    numbers that no measurement gives.
+    n_params: of the adapter, None where their number is not known. control_delta_loss: the same
+    adapter's loss reduction on fresh text of the same distribution, nats per token. entropy_bits:
+    of the whole text, where its source is known. Raises DataError on numbers that no measurement
+    gives.
     """
     if not (math.isfinite(delta_loss) and math.isfinite(control_delta_loss)):
         raise DataError("delta_loss and its control must be finite nats per token")
-    if supervised_tokens < 1 or n_params <= 0 or (entropy_bits is not None and entropy_bits <= 0):
+    unknown_or_positive = all(x is None or x > 0 for x in (n_params, entropy_bits))
+    if supervised_tokens < 1 or not unknown_or_positive:
         raise DataError("supervised_tokens, n_params and entropy_bits must be positive")
     total = supervised_tokens * delta_loss / math.log(2.0)
     learnt = supervised_tokens * control_delta_loss / math.log(2.0)
     share = None if entropy_bits is None else (total - learnt) / entropy_bits
-    return StoredBits(total, learnt, (total - learnt) / n_params, share)
+    per_param = None if n_params is None else (total - learnt) / n_params
+    return StoredBits(total, learnt, per_param, share)
 
 
 def predicted_bits(

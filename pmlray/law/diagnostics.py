@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pmlray.errors import FitError
-from pmlray.law.data import BoolArray, FloatArray, LawData
+from pmlray.law.data import BoolArray, FloatArray, IntArray, LawData
 from pmlray.law.fit import FitStatus, LawFit, fit_law, usable_points
 from pmlray.law.problem import Targets, build_problem
 from pmlray.law.protocol import Form, Law
@@ -55,28 +55,56 @@ def mean_error(errors_N: FloatArray) -> float | None:
 
 def heldout_errors(data: LawData, fit: LawFit) -> FloatArray:
     """Share error of each point (N,) by the law refitted without its cell, NaN if skipped."""
+    return _share(heldout_predictions(data, fit, data.cells()), data)
+
+
+def sequence_errors(data: LawData, fit: LawFit) -> FloatArray:
+    """Share error of each point (N,) by the law refitted without its sequence, NaN if skipped.
+
+    A sequence is a (sequence, seed) cluster: the error is that of a text the law never saw. All NaN
+    where no cluster has two points, since nothing then tells sequences from single runs.
+    """
+    if np.unique(data.cluster).size == len(data):
+        return np.full(len(data), np.nan)
+    return _share(heldout_predictions(data, fit, data.cluster), data)
+
+
+def heldout_predictions(data: LawData, fit: LawFit, groups: IntArray) -> FloatArray:
+    """delta_loss of each point (N,), nats per token, by the law refitted without its group.
+
+    groups: an id for each point (N,). NaN where a point is not fitted, or where what is left
+    without its group no longer identifies the law.
+    """
     used = usable_points(data, fit.law.form, fit.options)
-    errors = np.full(len(data), np.nan)
+    predicted = np.full(len(data), np.nan)
     points = data.subset(used)
-    cells = points.cells()
-    n_cells = int(cells.max()) + 1
-    if n_cells < MIN_CELLS:
-        return errors
+    ids, group = np.unique(groups[used], return_inverse=True)
+    kept = group.reshape(-1)[None] != np.arange(ids.size)[:, None]
     problem = build_problem(points, fit.law.form)
     weight = fit.sigma if fit.status is FitStatus.UNDERDETERMINED else 0.0
-    if weight == 0.0 and n_cells <= problem.n_params:
-        return errors
-    kept = (cells[None] != np.arange(n_cells)[:, None]).astype(float)
-    everything = problem.targets(weight).repeated(n_cells)
-    without_one = Targets(everything.y_BN, kept, everything.prior_BP, weight)
-    start = np.repeat(problem.theta(fit.law)[None], n_cells, axis=0)
+    least = MIN_CELLS - 1 if weight > 0 else max(MIN_CELLS - 1, problem.n_params)
+    cells = points.cells()
+    able = np.array(
+        [
+            np.unique(cells[k]).size >= least and (weight > 0 or _varied(points.subset(k)))
+            for k in kept
+        ]
+    )
+    if not able.any():
+        return predicted
+    kept = kept[able]
+    everything = problem.targets(weight).repeated(len(kept))
+    without_one = Targets(everything.y_BN, kept.astype(float), everything.prior_BP, weight)
+    start = np.repeat(problem.theta(fit.law)[None], len(kept), axis=0)
     theta = problem.solve(start, without_one).theta_BP
     of_points = np.full(len(points), np.nan)
-    for cell in np.flatnonzero(np.all(np.isfinite(theta), axis=1)).tolist():
-        members = cells == cell
-        of_points[members] = _share_errors(problem.law(theta[cell]), points.subset(members))
-    errors[used] = of_points
-    return errors
+    for i in np.flatnonzero(np.all(np.isfinite(theta), axis=1)).tolist():
+        left = points.subset(~kept[i])
+        of_points[~kept[i]] = problem.law(theta[i]).predict(
+            left.lora_rank, left.seq_len, left.train_steps, left.base_loss
+        )
+    predicted[used] = of_points
+    return predicted
 
 
 def extrapolation_errors(
@@ -120,5 +148,9 @@ def _varied(data: LawData) -> bool:
 def _share_errors(law: Law, points: LawData) -> FloatArray:
     """|predicted - measured| / |measured| (N,), NaN where nothing was measured to share."""
     predicted = law.predict(points.lora_rank, points.seq_len, points.train_steps, points.base_loss)
+    return _share(predicted, points)
+
+
+def _share(predicted_N: FloatArray, points: LawData) -> FloatArray:
     size = np.where(points.delta_loss == 0, np.nan, np.abs(points.delta_loss))
-    return np.abs(predicted - points.delta_loss) / size
+    return np.abs(predicted_N - points.delta_loss) / size

@@ -70,6 +70,13 @@ def usable_points(data: LawData, form: Form, options: FitOptions | None = None) 
     return ~saturated_points(data, math.log(2.0))
 
 
+def censored_points(points: LawData, form: Form, options: FitOptions) -> BoolArray:
+    """Those of the points (N,) that a form is fitted to which count as lower bounds only."""
+    if options.saturated == "filter":
+        return np.zeros(len(points), dtype=bool)
+    return saturated_points(points, options.floor if form in CAPPED else math.log(2.0))
+
+
 def saturated_points(data: LawData, floor: float) -> BoolArray:
     """The points (N,) with final_loss <= floor nats per token; base_loss - delta_loss where
     final_loss is unknown, and none where both are."""
@@ -96,9 +103,7 @@ def fit_law(
     points = data.subset(used)
     n_set_aside = int(len(data) - len(points))
     _require_points(points, form, n_set_aside)
-    censored = np.zeros(len(points), dtype=bool)
-    if options.saturated == "censor":
-        censored = saturated_points(points, options.floor if form in CAPPED else math.log(2.0))
+    censored = censored_points(points, form, options)
     # Lower bounds alone fix no law: the fit begins with what was measured.
     known = points.subset(~censored)
     _require_points(known, form, n_set_aside + int(censored.sum()))

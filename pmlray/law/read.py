@@ -18,6 +18,8 @@ from pmlray.types import Observation
 NEEDED = ("rank", "length", "delta_loss_nats")
 # The run that a row is of; without them every row is its own cluster.
 RUN = ("sequence", "seed")
+# Losses of a row may differ by their rounding, not by more than this share of the base loss.
+CONTRADICTION = 0.01
 OPTIONAL = ("steps", "supervised_tokens", "base_loss_nats", "final_loss_nats", *RUN)
 
 
@@ -26,9 +28,10 @@ def read_law_data(path: str | Path, base_loss: float | None = None) -> LawData:
 
     A CSV has the columns rank, length and delta_loss_nats (lines that begin with # are skipped);
     steps, supervised_tokens (then l is that), base_loss_nats, final_loss_nats, sequence and seed
-    are read where there are such columns. Where the base loss is not given it is `base_loss` (nats
-    per token, None when unknown). A folder holds one stored observation a file, in
-    `observations/*.json` or, where there is no such folder, in `*.json`. Raises DataError naming
+    are read where there are such columns, and an empty cell is a number not known. With one of
+    sequence and seed alone, that makes the clusters. Where the base loss is not given it is
+    `base_loss` (nats per token, None when unknown). A folder holds one stored observation a file,
+    in `observations/*.json` or, where there is no such folder, in `*.json`. Raises DataError naming
     the file and line.
     """
     source = Path(path)
@@ -71,6 +74,7 @@ def _read_csv(source: Path, base_loss: float) -> LawData:
         row["l"] = row.get("supervised_tokens", row["length"])
         delta = row["delta_loss_nats"]
         check_point(where, row["rank"], row["l"], row["steps"], delta, row["base_loss_nats"])
+        _check_losses(where, row)
         if set(RUN) <= set(row):
             run = (row["rank"], row["length"], row["steps"], *(row[name] for name in RUN))
             first, before = of_run.setdefault(run, (number, delta))
@@ -84,17 +88,42 @@ def _read_csv(source: Path, base_loss: float) -> LawData:
         rows.append(row)
     if not rows:
         raise DataError(f"{source}: no points; expected rows of {', '.join(NEEDED)}")
+    n_known = sum(row["steps"] > 0 for row in rows)
+    if 0 < n_known < len(rows):
+        # A law of such points would leave its budget term out without a word.
+        raise DataError(
+            f"{source}: steps is known in {n_known} of {len(rows)} rows; give it in all, or leave"
+            " the column out"
+        )
     return _from_rows(rows)
+
+
+def _check_losses(where: str, row: Mapping[str, float]) -> None:
+    """DataError where the three losses of a row contradict each other beyond rounding."""
+    base, delta = row["base_loss_nats"], row["delta_loss_nats"]
+    final = row.get("final_loss_nats", math.nan)
+    if abs(base - delta - final) > CONTRADICTION * base:
+        raise DataError(
+            f"{where}: base_loss {base:g} less delta_loss {delta:g} is not final_loss {final:g}"
+            " nats: mend the row"
+        )
 
 
 def _numbers(where: str, line: str, cells: Mapping[str, str]) -> dict[str, float]:
     try:
         row = {name: float(cells[name]) for name in NEEDED}
-        return row | {name: float(cells[name]) for name in OPTIONAL if cells.get(name)}
+        row |= {name: float(cells[name]) for name in OPTIONAL if cells.get(name)}
     except (ValueError, KeyError):
         raise DataError(
             f"{where}: {line.strip()!r}; expected numbers for {', '.join(NEEDED)}"
         ) from None
+    for name in OPTIONAL:
+        if not math.isfinite(row.get(name, 0.0)):
+            raise DataError(
+                f"{where}: {name} is {row[name]}, expected a finite number; leave out a run that"
+                " diverged, and the cell empty where the number is not known"
+            )
+    return row
 
 
 def _from_rows(rows: list[dict[str, float]]) -> LawData:
@@ -103,7 +132,10 @@ def _from_rows(rows: list[dict[str, float]]) -> LawData:
 
     base, delta = column("base_loss_nats"), column("delta_loss_nats")
     measured = np.array([row.get("final_loss_nats", math.nan) for row in rows])
-    runs = [tuple(row.get(name, -1.0 - i) for name in RUN) for i, row in enumerate(rows)]
+    runs = [
+        tuple(row.get(name, 0.0) for name in RUN) if set(RUN) & set(row) else (i,)
+        for i, row in enumerate(rows)
+    ]
     ids = {run: i for i, run in enumerate(dict.fromkeys(runs))}
     return LawData(
         lora_rank=column("rank"),

@@ -8,6 +8,7 @@ import numpy as np
 
 from pmlray.law.data import FloatArray
 from pmlray.law.problem import Problem, Targets
+from pmlray.law.protocol import Form
 from pmlray.law.saturation import unsaturate, unsaturate_exponentially
 
 EXPONENT_GRID = (0.03, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0, 1.3, 1.8, 2.5, 3.5)
@@ -19,6 +20,13 @@ BREAK_GRID = (0.25, 0.5, 0.75)
 POWER_STARTS = 6
 STARTS_PER_SHARPNESS = 2
 STARTS_PER_BREAK = 2
+# Starts of each form where every point of the grid gives a C > 0.
+N_STARTS: dict[Form, int] = {
+    "power": POWER_STARTS,
+    "ceiling": STARTS_PER_SHARPNESS * len(SHARPNESS_GRID) + 1,
+    "exponential_ceiling": POWER_STARTS + 1,
+    "broken": STARTS_PER_BREAK * len(DROP_GRID) * len(BREAK_GRID),
+}
 # Above this share of the ceiling the noise of a point says more about its uncapped value than the
 # law does; the point still counts in the fit itself.
 MAX_SHARE_OF_CEILING = 0.98

@@ -189,7 +189,8 @@ class LawSearch:
 def law_metrics(law: LawSummary) -> dict[str, float]:
     """The law's parameters and interval widths as flat metrics."""
     stored = law.to_json()
-    names = ("coef", "rank_exponent", "len_exponent", "offset", "r2", "mape", "heldout_mape")
+    names = ("coef", "rank_exponent", "len_exponent", "offset", "r2", "mape")
+    names += ("heldout_mape", "sequence_mape", "extrapolation_mape")
     metrics = {f"law/{n}": float(stored[n]) for n in names if stored.get(n) is not None}
     for name, (low, high) in law.intervals.items():
         metrics[f"law/{name}_width"] = high - low

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pmlray.law import CAPPED, LawSummary
+from pmlray.law import CAPPED, FitStatus, LawSummary
 from pmlray.study.report_tables import number, percent
 from pmlray.study.result import SearchResult
 
@@ -65,19 +65,13 @@ def headline(result: SearchResult) -> Headline:
     if law is None:
         first = f"There is no law yet: {n} runs are measured, too few to fit one."
         return Headline((first, cost), None, (), "NO LAW", "measure more points")
-    errors = (
-        f"At points that the fit had not seen it was off by {percent(law.heldout_mape)} on average"
-        if law.heldout_mape is not None
-        else "Its error at points that the fit had not seen cannot be had from so few points"
-    )
-    errors += (
-        f", and by {percent(law.extrapolation_mape)} at the largest rank and length when fitted to"
-        " the smaller ones."
-        if law.extrapolation_mape is not None
-        else ". Too few points remain to test it beyond the ranks and lengths it was fitted to."
-    )
     return Headline(
-        sentences=(*_effects(law), errors, f"It rests on {n} observations. " + cost),
+        sentences=(
+            law.headline,
+            *_seen_errors(law),
+            *_effects(law),
+            f"It rests on {n} observations. " + cost,
+        ),
         formula=_formula(law),
         parameters=tuple(
             Parameter(
@@ -92,6 +86,16 @@ def headline(result: SearchResult) -> Headline:
         status=str(law.fit.status),
         message=law.fit.message,
     )
+
+
+def _seen_errors(law: LawSummary) -> tuple[str, ...]:
+    """Errors at ranks and lengths that were measured; none speaks for a law that is still open."""
+    if law.fit.status is FitStatus.UNDERDETERMINED or law.heldout_mape is None:
+        return ()
+    words = f"Between its points it was off by {percent(law.heldout_mape)} on average"
+    if law.sequence_mape is not None:
+        words += f", and by {percent(law.sequence_mape)} on a text that it had not seen"
+    return (words + ".",)
 
 
 def _effects(law: LawSummary) -> tuple[str, ...]:

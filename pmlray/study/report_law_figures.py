@@ -170,11 +170,12 @@ def _ceiling(observed: tuple[Observation, ...]) -> alt.Chart:
     return rule.encode(y=alt.Y("base_loss", type="quantitative"), tooltip=tips("base_loss"))
 
 
-def error_panels(result: SearchResult) -> tuple[Panel, ...]:
-    """Predicted against measured with the diagonal, and the residuals against length."""
+def residual_rows(result: SearchResult) -> list[Row]:
+    """Every SFT run of the law beside what the law predicts: predicted, residual (nats per token,
+    measured less predicted) and whether it was `fitted`. Empty without a law."""
     law, observed = result.law, fitted_points(result)
     if law is None:
-        return ()
+        return []
     used = usable_points(law_data(observed), law.fit.law.form)
     rows = []
     for o, kept in zip(observed, used.tolist(), strict=True):
@@ -184,7 +185,20 @@ def error_panels(result: SearchResult) -> tuple[Panel, ...]:
         row["residual"] = round(row["delta_loss"] - row["predicted"], 5)
         row["role"] = "fitted" if kept else "set aside: final_loss ≤ ln 2"
         rows.append(row)
-    fitted = [row for row, kept in zip(rows, used.tolist(), strict=True) if kept]
+    return rows
+
+
+def is_fitted(row: Row) -> bool:
+    """Whether a row of `residual_rows` took part in the fit."""
+    return row["role"] == "fitted"
+
+
+def error_panels(result: SearchResult) -> tuple[Panel, ...]:
+    """Predicted against measured with the diagonal, and the residuals against length."""
+    rows, observed = residual_rows(result), fitted_points(result)
+    fitted = [row for row in rows if is_fitted(row)]
+    if not fitted:
+        return ()
     ends = padded([row["delta_loss"] for row in rows] + [row["predicted"] for row in fitted])
     both, few = alt.Scale(domain=ends, nice=False), alt.Axis(tickCount=6)
     diagonal = alt.Chart(data([{"measured": e, "predicted": e} for e in ends]))
@@ -195,7 +209,7 @@ def error_panels(result: SearchResult) -> tuple[Panel, ...]:
     dots = dots.encode(
         color=alt.Color("lora_rank", type="ordinal", title="lora_rank"), tooltip=shared
     )
-    if not used.all():
+    if len(fitted) < len(rows):
         dots = dots.encode(
             shape=alt.Shape("role", type="nominal", title=None, legend=alt.Legend(columns=2))
         )

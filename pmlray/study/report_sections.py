@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pmlray.law import CAPPED
+from pmlray.study.report_capacity import (
+    RunCapacity,
+    capacities,
+    capacity_panels,
+    capacity_table,
+    capacity_text,
+)
 from pmlray.study.report_figures import Panel
 from pmlray.study.report_law_figures import (
     curve_steps,
@@ -15,6 +22,12 @@ from pmlray.study.report_law_figures import (
     law_panels,
 )
 from pmlray.study.report_memft_figures import memft_panels
+from pmlray.study.report_residuals import (
+    residual_panels,
+    residual_tables,
+    residuals_text,
+    sizes_table,
+)
 from pmlray.study.report_run_figures import (
     cost_panels,
     heat_panels,
@@ -58,6 +71,7 @@ def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Sec
             _errors_text(result),
             error_panels(result),
         ),
+        _residuals_section(result),
         Section(
             "recall",
             "What was recalled",
@@ -76,6 +90,7 @@ def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Sec
             else "Nothing is measured yet.",
             token_panels(result),
         ),
+        _capacity_section(capacities(result, run_controls(result))),
         Section(
             "search",
             "How the search went",
@@ -111,8 +126,24 @@ def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Sec
             "The same settings make the same search, and the same search_id.",
             items=checklist(result, facts),
         ),
+        Section(
+            "checklist",
+            "To check the fit",
+            "What a reader needs to fit the same law to the same runs (after arXiv 2502.18969)."
+            if result.law
+            else NO_LAW,
+            items=tuple(result.law.checklist.items()) if result.law else (),
+        ),
         _numbers_section(result),
     )
+
+
+def run_controls(result: SearchResult) -> Mapping[str, float]:
+    """Loss reductions on fresh text, nats per token, by the run_key of the runs that measured one.
+
+    None does yet: what is learnt about the kind of text counts as stored.
+    """
+    return {}
 
 
 def _law_text(result: SearchResult) -> str:
@@ -145,6 +176,24 @@ def _errors_text(result: SearchResult) -> str:
     return text
 
 
+def _residuals_section(result: SearchResult) -> Section:
+    title = "What the fit leaves over"
+    if result.law is None:
+        return Section("residual-structure", title, NO_LAW)
+    return Section(
+        "residual-structure",
+        title,
+        residuals_text(result.law),
+        residual_panels(result),
+        tuple(table for table in residual_tables(result.law) if table.rows),
+    )
+
+
+def _capacity_section(found: tuple[RunCapacity, ...]) -> Section:
+    tables = (capacity_table(found),) if found else ()
+    return Section("capacity", "Bits held", capacity_text(found), capacity_panels(found), tables)
+
+
 def _memft_section(result: SearchResult) -> Section:
     title = "MemFT against SFT"
     if result.pairs:
@@ -169,5 +218,12 @@ def _numbers_section(result: SearchResult) -> Section:
         "numbers",
         title,
         "Intervals are central 90% intervals of a bootstrap clustered on (sequence, seed).",
-        tables=(law_table(result.law), targets_table(result.law), fit_table(result.law)),
+        tables=tuple(
+            table
+            for table in (
+                *(law_table(result.law), targets_table(result.law)),
+                *(sizes_table(result.law), fit_table(result.law)),
+            )
+            if table.rows
+        ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ def number(value: float | None, digits: int = 4) -> str:
         return "–"
     if isinstance(value, int):
         return f"{value:,}".replace("-", "−")
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
     text = f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.{digits}g}"
     return text.replace("-", "−")
 
@@ -144,11 +147,12 @@ def fit_table(law: LawSummary) -> Table:
     """The numbers that qualify the fit."""
     fit = law.fit
     rows = (
+        ("mean extrapolation error", percent(law.extrapolation_mape)),
         ("residual noise sigma, nats per token", number(fit.sigma)),
         ("R²", number(law.r2)),
         ("mean error at the fitted points", percent(law.mape)),
         ("mean held-out error", percent(law.heldout_mape)),
-        ("mean extrapolation error", percent(law.extrapolation_mape)),
+        ("mean error at a sequence left out", percent(law.sequence_mape)),
         ("largest relative half-width at the targets", percent(law.relative_interval)),
         ("points fitted", number(fit.n_obs)),
         ("points set aside", number(fit.n_censored)),
@@ -161,10 +165,13 @@ def targets_table(law: LawSummary) -> Table:
     """The law at the targets."""
     columns = ("lora_rank", "seq_len", "train_steps", "delta_loss", "90% low", "90% high")
     rows = tuple(
-        (t.point.lora_rank, t.point.seq_len, t.point.train_steps, t.delta_loss, t.low, t.high)
+        (
+            *(t.point.lora_rank, t.point.seq_len, t.point.train_steps, t.delta_loss, t.low, t.high),
+            t.point.seq_len * t.delta_loss / math.log(2.0),
+        )
         for t in law.targets
     )
-    return Table("Predictions at the targets, nats per token", columns, rows)
+    return Table("Predictions at the targets, nats per token", (*columns, "stored bits"), rows)
 
 
 def checklist(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -18,6 +18,7 @@ from pmlray.config.prepared import PreparedSearch, prepare_search
 from pmlray.config.search_spec import Probe
 from pmlray.engine.base_model import load_base_model
 from pmlray.engine.measure import measure_pack
+from pmlray.engine.peft_io import load_mlp_adapter
 from pmlray.engine.stepper import TorchStepper
 from pmlray.errors import ModelError
 from pmlray.types import METHODS, DesignPoint, Observation, Pack
@@ -55,6 +56,10 @@ def test_phonebook(prepared: Callable[..., PreparedSearch], tmp_path: Path) -> N
         # Ten byte tokens a number: 35 tokens hold three whole records.
         assert o.supervised_tokens == 10 * (o.point.seq_len // 10) == len(o.token_p)
         assert o.final_loss < o.base_loss
+        # What bits an adapter parameter are counted by.
+        assert o.provenance["n_records"] == o.point.seq_len // 10
+        a, b = load_mlp_adapter(FileStore(tmp_path).adapters / o.run_key)[1]
+        assert 4 * o.provenance["adapter_params_per_rank"] == a.numel() + b.numel()
 
 
 def test_records_with_the_papers_field_names(
@@ -111,6 +116,7 @@ def test_qwen3_cached_equals_full(tmp_path: Path, tiny_folder: str, placement: s
     record = random_record(20)
     trained = train(base, [make_run(4, 20, 20)], [[record]], Recipe(learning_rate=1e-2))
     a, b = trained.model.lora.weights(0)
+    assert 4 * source.geometry.params_per_rank(placement) == a.numel() + b.numel()
     ids = torch.tensor([[*record.prompt_ids, *record.target_ids]])
     with torch.no_grad(), base.with_adapter(lambda x: x @ a @ b):
         logits = base.model(ids).logits[0, len(record.prompt_ids) - 1 : -1]

@@ -104,7 +104,15 @@ def test_csv_has_one_cluster_a_row_and_skips_comments(paper_csv):
         ("# c\nrank,length,delta_loss_nats\n1,200\n", "line 3: '1,200'; expected numbers"),
         ("rank,length,delta_loss_nats\n1,200,nan\n", "line 2: delta_loss is nan"),
         ("rank,length,delta_loss_nats\n0,200,1\n", "line 2: rank 0"),
+        ("rank,length,delta_loss_nats,final_loss_nats\n1,200,3,nan\n", "final_loss_nats is nan"),
+        ("rank,length,delta_loss_nats,final_loss_nats\n1,200,3,inf\n", "final_loss_nats is inf"),
+        ("rank,length,delta_loss_nats,seed\n1,200,3,nan\n", "line 2: seed is nan"),
+        (
+            "rank,length,delta_loss_nats,base_loss_nats,final_loss_nats\n1,200,3,9,5\n",
+            "line 2: base_loss 9 less delta_loss 3 is not final_loss 5",
+        ),
         ("rank,length,delta_loss_nats\n", "no points"),
+        ("rank,length,delta_loss_nats,steps\n1,2,3,9\n1,3,3,\n", "steps is known in 1 of 2 rows"),
         ("", "no points"),
     ],
 )
@@ -114,6 +122,23 @@ def test_bad_csv_is_refused_with_file_and_line(tmp_path, text, message):
     with pytest.raises(DataError, match=message) as error:
         read_law_data(file)
     assert str(file) in str(error.value)
+
+
+def test_losses_of_a_row_may_differ_by_their_rounding(tmp_path):
+    file = tmp_path / "points.csv"
+    file.write_text(
+        "rank,length,delta_loss_nats,base_loss_nats,final_loss_nats\n1,200,3.01,9.0,5.95\n2,9,3,9,\n"
+    )
+    np.testing.assert_array_equal(read_law_data(file).final_loss, [5.95, 6.0])
+
+
+def test_a_sequence_without_a_seed_still_makes_a_cluster(tmp_path):
+    file = tmp_path / "points.csv"
+    rows = "1,200,3,{}\n1,200,4,{}\n2,400,5,{}\n8,400,5,\n4,400,5,\n"
+    for name in ("sequence", "seed"):
+        file.write_text(f"rank,length,delta_loss_nats,{name}\n" + rows.format(0, 0, 1))
+        ids = read_law_data(file).cluster.tolist()
+        assert ids[0] == ids[1] and len(set(ids)) == 4
 
 
 def test_csv_columns_may_come_in_any_order_with_others_beside(tmp_path):

@@ -140,6 +140,61 @@ def test_the_widest_target_counts(paper_csv):
     assert 0 < relative(near) < relative(far) == relative(near, far)
 
 
+def test_the_headline_is_the_held_out_extrapolation_error(paper_csv, points_of):
+    data = read_law_data(paper_csv, 12.4)
+    summary = summarise(data, rng=np.random.default_rng(0))
+    error = extrapolation_mape(data, "ceiling")
+    assert error is not None and f"off by {100 * error:.3g}%" in summary.headline
+    assert next(iter(summary.to_json())) == "headline"
+    # Fitted to one rank it may describe its points as it likes.
+    one_rank = points_of(
+        POWER, (4.0,), (500.0, 1000.0, 2000.0, 4000.0, 8000.0, 16000.0), noise=0.01
+    )
+    weak = summarise(one_rank, rng=np.random.default_rng(0))
+    assert weak.heldout_mape is not None and "%" not in weak.headline
+    assert "a weak prior fills in" in weak.headline
+
+
+def test_a_sequence_never_seen_has_its_own_error(points_of):
+    rng = np.random.default_rng(4)
+    cluster = rng.permutation(np.arange(20) % 4)
+    # Sequences that differ by far more than runs of one of them.
+    noise = 0.5 * np.array([-1.0, -0.4, 0.4, 1.0])[cluster] + 0.01 * rng.standard_normal(20)
+    data = points_of(POWER, noise=noise, cluster=cluster)
+    summary = summarise(data, "power", rng=rng)
+    errors = []
+    for c in range(4):
+        law = fit_law(data.subset(cluster != c), "power").law
+        left = data.subset(cluster == c)
+        predicted = law.predict(left.lora_rank, left.seq_len, left.train_steps)
+        errors += np.abs(predicted / left.delta_loss - 1).tolist()
+    assert summary.sequence_mape == pytest.approx(np.mean(errors), rel=1e-5)
+    stored = json.loads(json.dumps(summary.to_json(), allow_nan=False))
+    assert stored["sequence_mape"] == summary.sequence_mape
+    assert stored["residuals"]["spread"]["between"] > stored["residuals"]["spread"]["within"]
+
+
+def test_sizes_at_the_targets_bring_the_loss_down_to_ln_2(paper_csv):
+    data = read_law_data(paper_csv, 12.4)
+    target = DesignPoint(64, 8000, 0)
+    summary = summarise(data, "ceiling", rng=np.random.default_rng(0), targets=[target])
+    [size] = summary.sizes()
+    assert size.delta_loss == pytest.approx(12.4 - np.log(2))
+    law = summary.fit.law
+    assert law.predict(size.lora_rank.value, 8000, 0) == pytest.approx(size.delta_loss)
+    assert law.predict(64, size.seq_len.value, 0) == pytest.approx(size.delta_loss)
+    assert size.lora_rank.low < size.lora_rank.value < size.lora_rank.high
+    [stored] = summary.to_json(delta_loss=4.0)["sizes"]
+    assert law.predict(stored["lora_rank"]["value"], 8000, 0) == pytest.approx(4.0)
+    [bits] = [t["stored_bits"] for t in summary.to_json()["targets"]]
+    assert bits == pytest.approx(8000 * summary.targets[0].delta_loss / np.log(2))
+    # Neither what to size for nor where is known.
+    unknown = read_law_data(paper_csv)
+    of_power = summarise(unknown, "power", rng=np.random.default_rng(0), targets=[target])
+    assert of_power.sizes() == () and len(of_power.sizes(4.0)) == 1
+    assert summarise(data, "ceiling", rng=np.random.default_rng(0)).sizes(4.0) == ()
+
+
 @pytest.mark.parametrize("n", [1, 2, 4, 6])
 def test_early_data_can_be_summarised(points_of, n):
     data = points_of(CEILING, base_loss=12.4).subset(np.array([0, 18, 7, 13, 2, 16])[:n])

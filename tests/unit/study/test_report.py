@@ -25,6 +25,8 @@ from tests.unit.study.conftest import MakeResult, Page
 
 ALL_FIGURES = {
     *("delta-by-length", "delta-by-rank", "predicted-measured", "residuals"),
+    *("residuals-by-rank", "residuals-by-prediction", "residuals-by-sequence"),
+    *("stored-bits", "bits-per-param"),
     *("heat-final-loss", "heat-token-recall", "heat-exact-recall"),
     *("token-p-1", "token-p-2", "token-p-3", "token-p-4", "order"),
     *("rank-exponent-by-round", "len-exponent-by-round", "relative-interval-by-round"),
@@ -32,6 +34,7 @@ ALL_FIGURES = {
 }
 LAW_FIGURES = {
     *("predicted-measured", "residuals", "rank-exponent-by-round", "len-exponent-by-round"),
+    *("residuals-by-rank", "residuals-by-prediction", "residuals-by-sequence"),
     "relative-interval-by-round",
 }
 FACTS = {
@@ -126,8 +129,8 @@ def test_is_accessible_in_its_structure(page: Page) -> None:
 def test_sections_come_in_order(page: Page) -> None:
     sections = [a["id"] for tag, a in page.elements if tag == "section"]
     assert sections == [
-        *("law", "errors", "recall", "tokens", "search", "cost", "memft"),
-        *("observations", "reproduce", "numbers"),
+        *("law", "errors", "residual-structure", "recall", "tokens", "capacity", "search", "cost"),
+        *("memft", "observations", "reproduce", "checklist", "numbers"),
     ]
 
 
@@ -139,8 +142,10 @@ def test_headline_says_the_law_and_what_it_cost(page: Page, result: SearchResult
     assert len(formulas) == 1
     assert f"r^{law.fit.law.rank_exponent:.3g}" in formulas[0]
     assert f"(z / {law.fit.law.to_json()['base_loss']:.3g})" in formulas[0]
-    assert law.heldout_mape is not None
+    assert law.heldout_mape is not None and law.extrapolation_mape is not None
     assert f"off by {100 * law.heldout_mape:.3g}% on average" in page.text
+    assert headline(result).sentences[0] == law.headline
+    assert f"{100 * law.extrapolation_mape:.3g}%" in law.headline and law.headline in page.text
     spent = result.gpu_seconds()
     assert f"{number(spent['spent'])} of 1,200 gpu_seconds" in page.text
     assert "rests on 18 observations" in page.text and "CONVERGED" in page.text
