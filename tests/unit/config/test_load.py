@@ -27,6 +27,7 @@ SEARCHES = sorted((Path(__file__).parents[3] / "searches").glob("*.yaml"))
         ("kind: long_context", "kind: novel", 2, ["task.kind", "phonebook", "records"]),
         ("layer: 1", "layer: -1", 4, ["probe.layer", "greater than or equal to 0"]),
         ("model: {id: tiny-random-llama, ", "model: {", 3, ["model.id is needed"]),
+        ("sequences: [0, 1]", "sequences: [4294967296]", 12, ["sequences", "4294967296"]),
         ("seeds: [0]", "seeds: [0]\nseeds: [1]", 14, ["seeds", "twice"]),
         ("train_steps: [100]", "train_steps: 100", 8, ["space.train_steps", "100"]),
     ],
