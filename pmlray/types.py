@@ -113,7 +113,7 @@ class Observation:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether the run ended before its last step, because nothing was left to learn."""
+        """Whether the run ended before its last step: nothing left to learn, or no way to it."""
         return self.curve[-1][0] < self.point.train_steps
 
     @property

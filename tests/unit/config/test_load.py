@@ -94,6 +94,7 @@ def test_run_key_covers_what_determines_a_result(search_file: Path) -> None:
         return search.plan_run(point, "sft", 0, 0, "law").run_key
 
     same = key()
+    assert key("recipe.stop_gain=0.0") == same != key("recipe.stop_gain=0.5")
     for irrelevant in ("budget.gpu_seconds=500", "design.pack_size=5", "name=other"):
         assert key(irrelevant) == same
     for relevant in ("recipe.learning_rate=0.1", "model.dtype=bfloat16", "probe.layer=2",
