@@ -32,7 +32,7 @@ class Recipe(BaseModel):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     stop_loss: Annotated[float, Field(ge=0)] = 0.01
-    stop_gain: Annotated[float, Field(ge=0)] = 0.0
+    stop_gain: Annotated[float, Field(ge=0)] = 0.02
 
     @property
     def shares_trunks(self) -> bool:

@@ -12,7 +12,7 @@ from pmlray.engine.base_model import BaseModel
 from pmlray.engine.early_stop import largest_change
 from tests.unit.engine.conftest import make_run, random_record, train
 
-RECIPE = Recipe(learning_rate=1e-2, warmup_steps=3, decay_share=0.25, stop_loss=0.0)
+RECIPE = Recipe(learning_rate=1e-2, warmup_steps=3, decay_share=0.25, stop_loss=0.0, stop_gain=0.0)
 
 
 @pytest.mark.parametrize(
