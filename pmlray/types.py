@@ -14,7 +14,7 @@ Method = Literal["sft", "memft_ot", "memft_sw"]
 Phase = Literal["law", "memft"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
-OBSERVATION_SCHEMA = 2
+OBSERVATION_SCHEMA = 3
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -82,7 +82,9 @@ class Observation:
     `gpu_seconds` are device-seconds inside the loop, shared out over the pack by tokens; on a CPU
     they are core-seconds. `charged_steps` are the optimiser steps that they paid for: fewer than
     were taken where runs of several budgets share a trunk. `generated_match` is None when no real
-    decoding was run.
+    decoding was run. `control_delta_loss` is the adapter's loss reduction on fresh text of the same
+    distribution, nats per token: what it learnt about the kind of text, not about the text (None
+    where it was not measured); its cost is in none of these fields.
     """
 
     run_key: str
@@ -107,10 +109,11 @@ class Observation:
     tokens_per_second: float
     peak_memory_bytes: int
     provenance: Mapping[str, Any]
+    control_delta_loss: float | None = None
 
     @property
     def stopped_early(self) -> bool:
-        """Whether the run ended before its last step, because nothing was left to learn."""
+        """Whether the run ended before its last step: nothing left to learn, or no way to it."""
         return self.curve[-1][0] < self.point.train_steps
 
     @property
@@ -127,7 +130,7 @@ class Observation:
         """Rebuild from `to_json`'s form; KeyError or TypeError when a field is missing."""
         fields = {k: v for k, v in stored.items() if k not in ("schema", "delta_loss")}
         fields["point"] = DesignPoint(**fields["point"])
-        # Schema 1 knew no shared trunks and no order within a pack.
+        # Schema 1 knew no shared trunks and no order within a pack, 1 and 2 no control.
         fields.setdefault("place", 0)
         fields.setdefault("charged_steps", float(fields["point"].train_steps))
         fields["recall"] = Recall(**fields["recall"])

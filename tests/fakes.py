@@ -55,6 +55,7 @@ def observe(
         tokens_per_second=1.0 / seconds_per_token,
         peak_memory_bytes=1,
         provenance={"model": "synthetic"},
+        control_delta_loss=0.1 * delta,
     )
 
 

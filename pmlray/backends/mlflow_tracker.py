@@ -172,7 +172,9 @@ def _params(o: Observation) -> list[Param]:
 
 
 def _metrics(o: Observation) -> dict[str, float]:
+    control = o.control_delta_loss
     return {
+        **({} if control is None else {"control_delta_loss": control}),
         "base_loss": o.base_loss,
         "final_loss": o.final_loss,
         "delta_loss": o.delta_loss,

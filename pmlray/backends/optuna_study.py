@@ -124,7 +124,9 @@ def _params(point: DesignPoint, sequence_id: int, seed: int) -> dict[str, int]:
 
 
 def _attributes(o: Observation) -> dict[str, float | str]:
+    control = o.control_delta_loss
     return {
+        **({} if control is None else {"control_delta_loss": control}),
         "run_key": o.run_key,
         "base_loss": o.base_loss,
         "final_loss": o.final_loss,

@@ -36,7 +36,12 @@ class PreparedSearch:
         """A run with its run_key: the hash of everything that determines its result."""
         spec = self.spec
         # Methods are compared at equal steps: no run of that phase stops early.
-        never_stops = {"stop_loss": 0.0} if phase == "memft" else {}
+        recipe = spec.recipe.model_dump()
+        if phase == "memft":
+            recipe |= {"stop_loss": 0.0, "stop_gain": 0.0}
+        # Off, it is not there: what was measured before there was such a rule is still found.
+        if not recipe["stop_gain"]:
+            del recipe["stop_gain"]
         determines = {
             "version": RESULT_VERSION,
             "model": self.source.identity,
@@ -46,7 +51,7 @@ class PreparedSearch:
             "prompt_format": spec.task.prompt_format,
             # A base text is dealt out in stretches of the longest length.
             "stretch": max(spec.space.seq_len) if self.task.text is not None else None,
-            "recipe": spec.recipe.model_dump() | never_stops,
+            "recipe": recipe,
             "threshold": spec.memft.threshold if method != "sft" and spec.memft else None,
             "point": asdict(point),
             "method": method,

@@ -15,8 +15,10 @@ class Recipe(BaseModel):
     that runs of several budgets are one run up to the shorter one's decay; `linear` decays from the
     end of its warm-up to 0 (the paper's, with warmup_steps 0). `dropout` acts on the adapter's
     output. A run for the law ends early once its loss, nats per token, is at most `stop_loss` (0:
-    never): the rest can move its delta_loss by no more than that. Adapters and optimiser state are
-    fp32.
+    never): the rest can move its delta_loss by no more than that. One that no longer gets anywhere
+    begins its decay early, once its loss can be expected to move by at most `stop_gain`, nats per
+    token, over the rest of its constant rate (0: never; `schedule: linear` has no such part).
+    Adapters and optimiser state are fp32.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -30,6 +32,7 @@ class Recipe(BaseModel):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     stop_loss: Annotated[float, Field(ge=0)] = 0.01
+    stop_gain: Annotated[float, Field(ge=0)] = 0.02
 
     @property
     def shares_trunks(self) -> bool:

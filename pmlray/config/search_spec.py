@@ -15,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pmlray.config.recipe import Recipe
 from pmlray.design import Acquisition
 from pmlray.law import Form
+from pmlray.memory import FRESH_SEQUENCE_ID
 from pmlray.types import DesignPoint
 
 MEMFT_METHODS = Literal["memft_ot", "memft_sw"]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
+SequenceId = Annotated[int, Field(ge=0, lt=FRESH_SEQUENCE_ID)]
 DEFAULT_KEY_PROMPT = "Please output the content of the vector memory injected into the activations."
 
 
@@ -174,9 +176,15 @@ class Memft(Part):
 
 
 class Evaluate(Part):
-    """Real greedy decoding of the runs that recall everything, up to so many tokens (0: none)."""
+    """What is measured of a trained adapter beside its loss and recall.
+
+    `generate_max_tokens`: real greedy decoding of the runs that recall everything, up to so many
+    tokens (0: none). `control_tokens`: so many tokens of fresh text of the same distribution, on
+    which every adapter is scored (0: none); a records task has no fresh text.
+    """
 
     generate_max_tokens: Annotated[int, Field(ge=0)] = 256
+    control_tokens: Annotated[int, Field(ge=0)] = 128
 
 
 class SearchSpec(Part):
@@ -194,7 +202,7 @@ class SearchSpec(Part):
     stop: Stop = Stop()
     memft: Memft | None = None
     evaluate: Evaluate = Evaluate()
-    sequences: tuple[Seed, ...] = Field(default=(0, 1), min_length=1)
+    sequences: tuple[SequenceId, ...] = Field(default=(0, 1), min_length=1)
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
 
     @model_validator(mode="after")

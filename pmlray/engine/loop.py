@@ -15,6 +15,7 @@ from torch import Tensor
 from pmlray.config.recipe import Recipe
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.batches import MicroBatch, Row, micro_batches
+from pmlray.engine.early_stop import can_stop, largest_change
 from pmlray.engine.evaluate import TokenScores, mean_losses, score_tokens
 from pmlray.engine.members import DeviceClock, Member
 from pmlray.engine.optimizer import PackedAdamW
@@ -23,7 +24,7 @@ from pmlray.engine.token_weights import TokenWeights
 from pmlray.engine.trunks import Branch, Trunks
 from pmlray.memft import weighted_nll_per_row
 
-# Looking whether a run has saturated waits for the device, so it is done only so often.
+# Looking whether a run can end early waits for the device, so it is done only so often.
 STEPS_BETWEEN_LOOKS = 16
 
 
@@ -110,6 +111,8 @@ class _PackLoop:
         self._curves: list[list[tuple[int, float]]] = [[] for _ in members]
         self._curve_at = [curve_steps(m.train_steps) | {0} for m in members]
         self._charged = [0.0] * n
+        # Steps at the constant rate that a run was spared.
+        self._spared = [0] * n
         # Such a run's next step starts with the loss that an evaluation would find.
         self._read_off = [
             recipe.dropout == 0 and m.sees_everything(recipe.batch_size, temporal) for m in members
@@ -143,7 +146,7 @@ class _PackLoop:
             count_N.index_add_(0, at, batch.mask_RL.sum(dim=1).float())
         self._step_losses[step] = loss_sum_N / count_N
         rates = [
-            recipe.rate_at(step, m.train_steps) if i in self.active else 0.0
+            recipe.rate_at(step + self._spared[i], m.train_steps) if i in self.active else 0.0
             for i, m in enumerate(self._members)
         ]
         self._optimizer.prepare(torch.tensor(rates, device=device), weight_sum_N)
@@ -156,6 +159,7 @@ class _PackLoop:
 
     def look(self, steps: int) -> list[TrainedMember]:
         """After so many steps: evaluate the curves that are due, and let go of those that ended."""
+        self._end_plateaus(steps)
         at_curve = [i for i in self.active if steps in self._curve_at[i]]
         checked = [i for i in self.active if self._may_saturate(i, steps)]
         if not at_curve and not checked:
@@ -174,19 +178,54 @@ class _PackLoop:
         self.active = [i for i in self.active if i not in scores]
         return [self._trained(i, steps, scored) for i, scored in scores.items()]
 
-    def _may_saturate(self, i: int, steps: int) -> bool:
-        of_law = self._members[i].run.phase == "law" and self._recipe.stop_loss > 0
+    def _end_plateaus(self, steps: int) -> None:
+        """Let the law's runs decay that the rest of their constant rate would no longer move.
+
+        Budgets that share a trunk are judged by its losses, each over its own way ahead: a shorter
+        one is never flat later than its trunk, so that none is left waiting on a trunk that decays.
+        """
+        recipe = self._recipe
+        who = [
+            i
+            for i in (*self._trunks.waiting, *self.active)
+            if self._may_look(i, steps)
+            and not self._spared[i]
+            and can_stop(recipe, steps, self._members[i].train_steps)
+        ]
+        if not who:
+            return
+        trunks = [self._trunks.trunk_of(i) for i in who]
+        recent = self._step_losses[steps // 2 : steps, trunks].T.tolist()
+        for i, losses in zip(who, recent, strict=True):
+            budget = self._members[i].train_steps
+            decay = recipe.decay_start(budget)
+            if largest_change(losses, steps, decay, self._epoch(i)) <= recipe.stop_gain:
+                self._spared[i] = decay - steps
+                self._curve_at[i] = curve_steps(budget - self._spared[i]) | {0}
+                if self._trunks.waits(i):
+                    self._join(self._trunks.release(i), steps)
+
+    def _epoch(self, i: int) -> int:
+        """Steps in which all of a run's records have had their part."""
+        return math.ceil(len(self._members[i].rows) / self._recipe.batch_size)
+
+    def _may_look(self, i: int, steps: int) -> bool:
+        """Whether a run may end early now."""
+        of_law = self._members[i].run.phase == "law"
         return of_law and steps > 0 and steps % STEPS_BETWEEN_LOOKS == 0
+
+    def _may_saturate(self, i: int, steps: int) -> bool:
+        return self._recipe.stop_loss > 0 and self._may_look(i, steps)
 
     def _is_over(self, i: int, steps: int) -> bool:
         """Whether a run has had its steps, has diverged, or has nothing left to learn.
 
         The last is judged over the last epoch, that all of its records have part in it.
         """
-        epoch = math.ceil(len(self._members[i].rows) / self._recipe.batch_size)
-        recent = self._step_losses[max(0, steps - epoch) : steps, i].mean().item()
+        recent = self._step_losses[max(0, steps - self._epoch(i)) : steps, i].mean().item()
         saturated = self._may_saturate(i, steps) and recent <= self._recipe.stop_loss
-        return steps >= self._members[i].train_steps or not math.isfinite(recent) or saturated
+        ended = steps + self._spared[i] >= self._members[i].train_steps
+        return ended or not math.isfinite(recent) or saturated
 
     def _evaluate(self, steps: int, who: Sequence[int]) -> None:
         if not who:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pmlray import __version__
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import BaseModel, load_base_model, render_prompt
+from pmlray.engine.control import Control
 from pmlray.engine.evaluate import Decoding, decode_exactly
 from pmlray.engine.loop import TrainedMember, train_pack
 from pmlray.engine.members import make_members
@@ -26,7 +28,7 @@ from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.peft_io import save_adapter
 from pmlray.engine.prefix_cache import CachedRecord, build_prefix_cache
 from pmlray.engine.stepper import Stepper
-from pmlray.memory import MemorySet, Record, build_memory, prefix
+from pmlray.memory import MemorySet, PromptRenderer, Record, build_memory, prefix
 from pmlray.ports import ObservationStore
 from pmlray.types import FailedRun, Observation, Pack
 
@@ -59,7 +61,8 @@ def measure_pack(
         spec.model.id, search.source, spec.model.revision, spec.model.dtype, spec.probe, device
     )
     loaded = time.perf_counter()
-    memories = _memories(search, base, pack)
+    render = partial(render_prompt, base.tokenizer, prompt_format=spec.task.prompt_format)
+    memories = _memories(search, base, pack, render)
     cache = _caches(base, memories, pack)
     cached = time.perf_counter()
     own_memory = [prefix(memories[r.sequence_id], r.point.seq_len) for r in pack.runs]
@@ -69,6 +72,9 @@ def measure_pack(
     ]
     lora = PackedLora(base, [r.point.lora_rank for r in pack.runs], [r.seed for r in pack.runs])
     model = AdaptedModel(base, lora)
+    making_control = time.perf_counter()
+    control = Control(search, base, model, (r.point.seq_len for r in pack.runs), render)
+    control_seconds = time.perf_counter() - making_control
     optimizer = PackedAdamW(
         model.parameters(),
         clip_norm=spec.recipe.clip_norm,
@@ -78,6 +84,7 @@ def measure_pack(
     provenance = _provenance(search, pack, device, devices, backend) | {
         "load_seconds": loaded - started,
         "prefix_cache_seconds": cached - loaded,
+        "control_cache_seconds": control_seconds,
     }
 
     def keep(finished: Sequence[TrainedMember]) -> None:
@@ -95,6 +102,9 @@ def measure_pack(
             )
             return
         save_adapter(adapters / run.run_key, spec.probe, lora.weights(trained.index), spec.model.id)
+        scoring = time.perf_counter()
+        control_delta_loss = control.delta_loss(trained.index, run.point.seq_len)
+        control_gpu_seconds = (time.perf_counter() - scoring) * devices
         tokens = memory.supervised_tokens
         trained_tokens = trained.charged_steps * min(
             tokens, spec.recipe.batch_size * max(len(r.target_ids) for r in memory.records)
@@ -127,7 +137,9 @@ def measure_pack(
                     "content_hash": memory.content_hash,
                     "n_records": len(memory.records),
                     "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "control_gpu_seconds": control_gpu_seconds,
                 },
+                control_delta_loss=control_delta_loss,
             )
         )
 
@@ -143,13 +155,10 @@ def measure_pack(
     )
 
 
-def _memories(search: PreparedSearch, base: BaseModel, pack: Pack) -> dict[int, MemorySet]:
-    spec = search.spec
-
-    def render(text: str) -> list[int]:
-        return render_prompt(base.tokenizer, text, spec.task.prompt_format)
-
-    longest = max(spec.space.seq_len)
+def _memories(
+    search: PreparedSearch, base: BaseModel, pack: Pack, render: PromptRenderer
+) -> dict[int, MemorySet]:
+    longest = max(search.spec.space.seq_len)
     return {
         sequence_id: build_memory(
             search.task, sequence_id, longest, base.tokenizer.backend_tokenizer, render

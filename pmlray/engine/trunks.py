@@ -31,8 +31,8 @@ class Trunks:
             run = member.run
             # MemFT's curriculum is laid out over the whole budget: its first steps differ too.
             if recipe.shares_trunks and not (temporal and run.method == "memft_sw"):
-                point = run.point
-                same = (point.lora_rank, point.seq_len, run.method, run.sequence_id, run.seed)
+                size = (run.point.lora_rank, run.point.seq_len)
+                same = (*size, run.method, run.phase, run.sequence_id, run.seed)
                 families.setdefault(same, []).append(i)
         self._waiting: dict[int, Branch] = {}
         for family in families.values():
@@ -47,6 +47,19 @@ class Trunks:
     def waits(self, adapter: int) -> bool:
         """Whether the adapter is still part of its trunk."""
         return adapter in self._waiting
+
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """The adapters that are still part of their trunk."""
+        return tuple(self._waiting)
+
+    def trunk_of(self, adapter: int) -> int:
+        """The adapter whose steps an adapter shares; itself once it goes on alone."""
+        return self._waiting[adapter].trunk if self.waits(adapter) else adapter
+
+    def release(self, adapter: int) -> Branch:
+        """Let an adapter that waits go before its time."""
+        return self._waiting.pop(adapter)
 
     def payers(self, adapter: int) -> tuple[int, ...]:
         """Whom a step of the adapter serves: itself and those that are still part of it."""

@@ -1,5 +1,6 @@
 """What is memorised: every task as prompts and supervised targets in token ids."""
 
+from pmlray.memory.fresh import FRESH_SEQUENCE_ID, fresh_records
 from pmlray.memory.long_context import RANDOM_RATIOS, long_context_ids, replaced_positions
 from pmlray.memory.memory_set import PromptRenderer, TaskKind, TaskSource, build_memory, prefix
 from pmlray.memory.phonebook import (
@@ -12,6 +13,7 @@ from pmlray.memory.records import MemorySet, Record, read_records, take_tokens
 from pmlray.memory.tokens import clean_token_ids, encode_texts
 
 __all__ = [
+    "FRESH_SEQUENCE_ID",
     "MAX_RECORDS",
     "RANDOM_RATIOS",
     "MemorySet",
@@ -23,6 +25,7 @@ __all__ = [
     "build_memory",
     "clean_token_ids",
     "encode_texts",
+    "fresh_records",
     "long_context_ids",
     "phonebook_records",
     "phonebook_size",

@@ -33,6 +33,7 @@ def long_context_ids(
     data_seed: int,
     sequence_id: int,
     text_ids: Sequence[int] | None = None,
+    text_start: int | None = None,
 ) -> tuple[int, ...]:
     """The target ids of one long-context sequence.
 
@@ -40,8 +41,9 @@ def long_context_ids(
     random tokens do not depend on seq_len, but the base text is dealt out in stretches of seq_len.
     clean_ids: (V,) ids to draw random tokens from; random_ratio: percent, one of RANDOM_RATIOS;
     data_seed, sequence_id: seed the draws; text_ids: the tokenised base text, of which sequence i
-    takes tokens i * seq_len up to (i + 1) * seq_len; not needed at random_ratio 100. One random
-    token is drawn for every position, so ratios of one sequence share their random tokens.
+    takes seq_len tokens from i * seq_len on, or from text_start on where that is given; not needed
+    at random_ratio 100. One random token is drawn for every position, so ratios of one sequence
+    share their random tokens.
     DataError: an unknown random_ratio, no base text where one is needed, or one too short.
     Source: the Long-Context task of arXiv 2605.30260; ids are kept as drawn, never re-tokenised.
     """
@@ -57,7 +59,8 @@ def long_context_ids(
             f"random_ratio {random_ratio} keeps part of a base text and none was given; give a "
             "text or use random_ratio 100"
         )
-    start, end = sequence_id * seq_len, (sequence_id + 1) * seq_len
+    start = sequence_id * seq_len if text_start is None else text_start
+    end = start + seq_len
     if len(text_ids) < end:
         raise DataError(
             f"the base text holds {len(text_ids)} tokens; sequence_id {sequence_id} of seq_len "

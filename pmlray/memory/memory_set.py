@@ -57,13 +57,19 @@ def build_memory(
     if task.kind == "long_context":
         return _long_context(task, sequence_id, max_seq_len, tokenizer, render_prompt)
     if task.kind == "phonebook":
-        encode = partial(encode_texts, tokenizer)
-        n = phonebook_size(max_seq_len, task.data_seed, sequence_id, encode)
-        book = phonebook_records(n, task.data_seed, sequence_id)
-        pairs = [(f"{name}:", number) for name, number in book]
+        pairs = phonebook_pairs(task, sequence_id, max_seq_len, tokenizer)
     else:
         pairs = _ordered_pairs(task, sequence_id)
     return _whole_records(pairs, max_seq_len, tokenizer, render_prompt)
+
+
+def phonebook_pairs(
+    task: TaskSource, sequence_id: int, seq_len: int, tokenizer: Tokenizer
+) -> list[tuple[str, str]]:
+    """The entries of one phone book, as (query, target), that hold at least seq_len tokens."""
+    n = phonebook_size(seq_len, task.data_seed, sequence_id, partial(encode_texts, tokenizer))
+    book = phonebook_records(n, task.data_seed, sequence_id)
+    return [(f"{name}:", number) for name, number in book]
 
 
 def prefix(memory: MemorySet, seq_len: int) -> MemorySet:

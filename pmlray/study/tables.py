@@ -43,6 +43,8 @@ COLUMNS = {
     "gpu_seconds": float,
     "charged_steps": float,
 }
+# Empty, or no such column in older tables, where it was not measured.
+OPTIONAL_COLUMNS = {"control_delta_loss_nats": float}
 RunId = tuple[DesignPoint, int, int]
 
 
@@ -75,7 +77,7 @@ def write_table(path: Path, observations: Iterable[Observation], provenance: Ite
     )
     with path.open("w", newline="", encoding="utf-8") as file:
         file.writelines(f"# {line}\n" for line in provenance)
-        table = csv.DictWriter(file, COLUMNS)
+        table = csv.DictWriter(file, [*COLUMNS, *OPTIONAL_COLUMNS])
         table.writeheader()
         table.writerows(_row(o) for o in rows)
     return len(rows)
@@ -124,6 +126,7 @@ def read_table(path: Path) -> Table:
         cells = dict(zip(names, next(csv.reader([line])), strict=False))
         try:
             row = {name: kind(cells[name]) for name, kind in COLUMNS.items()}
+            row |= {n: kind(cells[n]) for n, kind in OPTIONAL_COLUMNS.items() if cells.get(n)}
         except (KeyError, ValueError) as error:
             raise DataError(f"{path}, line {number}: {error}") from error
         point = DesignPoint(int(row["rank"]), int(row["length"]), int(row["steps"]))
@@ -196,6 +199,7 @@ class TableRunner:
             tokens_per_second=tokens * charged / gpu_seconds,
             peak_memory_bytes=0,
             provenance={"replayed": list(self._table.provenance)},
+            control_delta_loss=row.get("control_delta_loss_nats"),
         )
 
 
@@ -229,5 +233,6 @@ def _row(o: Observation) -> dict[str, str]:
         "stubborn_tokens": o.recall.n_stubborn,
         "gpu_seconds": o.gpu_seconds,
         "charged_steps": o.charged_steps,
+        "control_delta_loss_nats": o.control_delta_loss,
     }
-    return {name: f"{value:.7g}" for name, value in values.items()}
+    return {name: "" if value is None else f"{value:.7g}" for name, value in values.items()}

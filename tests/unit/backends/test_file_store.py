@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from pmlray.backends.file_store import FileStore
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import StoreError
-from pmlray.types import FailedRun, PackTimes
+from pmlray.types import FailedRun, Observation, PackTimes
 from tests.fakes import observe
 
 
@@ -28,6 +29,21 @@ def test_round_trip_and_write_once(tmp_path: Path, observation) -> None:
     store.put(replace(observation, gpu_seconds=999.0))
     assert FileStore(tmp_path).observations() == (observation,)
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_observations_of_earlier_schemas_are_read(
+    tmp_path: Path, observation: Observation, schema: int
+) -> None:
+    store = FileStore(tmp_path)
+    old = observation.to_json() | {"schema": schema}
+    later = {1: ("place", "charged_steps", "control_delta_loss"), 2: ("control_delta_loss",)}
+    for name in later[schema]:
+        del old[name]
+    path = tmp_path / "observations" / f"{observation.run_key}.json"
+    path.write_text(json.dumps(old))
+    assert observation.control_delta_loss is not None
+    assert store.observations() == (replace(observation, control_delta_loss=None),)
 
 
 def test_failures_and_times_are_kept(tmp_path: Path, observation) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def test_mirrors_each_observation_once(
         observe(search.plan_run(p, "sft", 0, 0, "law"), 0, i, 0.02, 1e-3)
         for i, p in enumerate(points[:3])
     ]
+    observations[2] = replace(observations[2], control_delta_loss=None)
     uri = local_tracking_uri(database)
     spec = search.spec.model_dump(mode="json")
     tracker = MlflowTracker(uri, search.spec.search_id, spec, database / "artifacts")
@@ -66,6 +68,9 @@ def test_mirrors_each_observation_once(
     assert half.info.run_id not in {r.info.run_id for r in runs}
     first = next(r for r in runs if r.data.tags["pmlray.run_key"] == observations[0].run_key)
     assert first.data.metrics["delta_loss"] == pytest.approx(observations[0].delta_loss)
+    assert first.data.metrics["control_delta_loss"] == observations[0].control_delta_loss
+    last = next(r for r in runs if r.data.tags["pmlray.run_key"] == observations[2].run_key)
+    assert "control_delta_loss" not in last.data.metrics
     assert first.data.params["lora_rank"] == str(points[0].lora_rank)
     history = client.get_metric_history(first.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [*observations[0].curve]

@@ -9,6 +9,7 @@ import pytest
 from pmlray.config import SearchSpec, load_search
 from pmlray.config.prepared import prepare_search
 from pmlray.errors import DataError, ModelError, PmlrayError, SpecError
+from pmlray.types import Phase
 
 SEARCHES = sorted((Path(__file__).parents[3] / "searches").glob("*.yaml"))
 
@@ -27,6 +28,7 @@ SEARCHES = sorted((Path(__file__).parents[3] / "searches").glob("*.yaml"))
         ("kind: long_context", "kind: novel", 2, ["task.kind", "phonebook", "records"]),
         ("layer: 1", "layer: -1", 4, ["probe.layer", "greater than or equal to 0"]),
         ("model: {id: tiny-random-llama, ", "model: {", 3, ["model.id is needed"]),
+        ("sequences: [0, 1]", "sequences: [4294967296]", 12, ["sequences", "4294967296"]),
         ("seeds: [0]", "seeds: [0]\nseeds: [1]", 14, ["seeds", "twice"]),
         ("train_steps: [100]", "train_steps: 100", 8, ["space.train_steps", "100"]),
     ],
@@ -93,8 +95,18 @@ def test_run_key_covers_what_determines_a_result(search_file: Path) -> None:
         return search.plan_run(point, "sft", 0, 0, "law").run_key
 
     same = key()
+    assert key("recipe.stop_gain=0.5") != same != key("recipe.stop_gain=0.0")
     for irrelevant in ("budget.gpu_seconds=500", "design.pack_size=5", "name=other"):
         assert key(irrelevant) == same
     for relevant in ("recipe.learning_rate=0.1", "model.dtype=bfloat16", "probe.layer=2",
                      "task.data_seed=1", "task.prompt_format=chat"):  # fmt: skip
         assert key(relevant) != same
+
+
+def test_methods_are_compared_without_early_stops(search_file: Path) -> None:
+    def key(phase: Phase, *overrides: str) -> str:
+        search = prepare_search(search_file, overrides)
+        return search.plan_run(search.spec.space.points()[0], "sft", 0, 0, phase).run_key
+
+    never = ("recipe.stop_loss=0.0", "recipe.stop_gain=0.0")
+    assert key("memft") == key("memft", *never) == key("law", *never) != key("law")

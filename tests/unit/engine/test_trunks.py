@@ -9,9 +9,10 @@ import pytest
 
 from pmlray.config import Recipe
 from pmlray.engine.base_model import BaseModel
+from pmlray.engine.early_stop import largest_change
 from tests.unit.engine.conftest import make_run, random_record, train
 
-RECIPE = Recipe(learning_rate=1e-2, warmup_steps=3, decay_share=0.25, stop_loss=0.0)
+RECIPE = Recipe(learning_rate=1e-2, warmup_steps=3, decay_share=0.25, stop_loss=0.0, stop_gain=0.0)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,64 @@ def test_a_saturated_run_ends_early_within_the_promised_bias(
     # One that has something left to learn goes on, and so do those whose recall is compared.
     assert len(stopped[2].step_losses) == 200
     assert len(stopped[3].step_losses) == 200
+
+
+def test_a_flat_run_decays_early_with_others_or_alone(tiny: Callable[..., BaseModel]) -> None:
+    base, gain = tiny(), 0.3
+    recipe = RECIPE.model_copy(update={"stop_gain": gain, "learning_rate": 2e-2})
+    budgets = (80, 160, 240, 320)
+    runs = [make_run(1, 40, t) for t in budgets]
+    record = random_record(40)
+    full = train(base, runs, [[record]] * 4, recipe.model_copy(update={"stop_gain": 0.0})).members
+    together = train(base, runs, [[record]] * 4, recipe).members
+    for i, run in enumerate(runs):
+        alone = train(base, [run], [[record]], recipe).members[0]
+        decay = run.point.train_steps // 4
+        start = len(alone.step_losses) - decay
+        # Told by the steps that the full run took too, then its own decay, of unchanged length.
+        assert start % 16 == 0 and decay * 3 / 2 <= start <= decay * 3
+        reference = full[i].step_losses[:start]
+        assert alone.step_losses[: start + 1] == pytest.approx(
+            [*reference, full[3].step_losses[start]], rel=1e-5
+        )
+        first = next(
+            (s for s in range(16, decay * 3, 16)
+             if s * 2 >= decay * 3
+             and largest_change(reference[:s][s // 2 :], s, decay * 3, 1) <= gain),
+            decay * 3,
+        )  # fmt: skip
+        assert start == first
+        assert together[i].step_losses == pytest.approx(alone.step_losses, rel=1e-5)
+        assert alone.curve[-1] == (start + decay, alone.scores.mean_nll)
+        assert dict(together[i].curve) == pytest.approx(dict(alone.curve), rel=1e-5)
+        assert alone.charged_steps == len(alone.step_losses)
+        assert abs(alone.scores.mean_nll - full[i].scores.mean_nll) <= gain
+    lengths = [len(together[i].step_losses) for i in range(4)]
+    assert any(n < t for n, t in zip(lengths, budgets, strict=True))
+    # Every step of the trunk once, and every decay.
+    decays = sum(t // 4 for t in budgets)
+    trunk = max(n - t // 4 for n, t in zip(lengths, budgets, strict=True))
+    assert sum(together[i].charged_steps for i in range(4)) == pytest.approx(trunk + decays)
+
+
+def test_runs_whose_recall_is_compared_never_decay_early(tiny: Callable[..., BaseModel]) -> None:
+    recipe = RECIPE.model_copy(update={"stop_gain": 1e6})
+    runs = [make_run(1, 20, 80), replace(make_run(1, 20, 160), phase="memft")]
+    members = train(tiny(), runs, [[random_record(20)]] * 2, recipe).members
+    assert [len(members[i].step_losses) for i in range(2)] == [32 + 20, 160]
+
+
+@pytest.mark.parametrize(("share", "last"), [(0.0, 48), (0.25, 32 + 20)])
+def test_many_records_decay_early_only_after_enough_epochs(
+    tiny: Callable[..., BaseModel], share: float, last: int
+) -> None:
+    recipe = RECIPE.model_copy(update={"batch_size": 5, "stop_gain": 1e6, "decay_share": share})
+    records = [random_record(4, i) for i in range(10)]
+    runs = [make_run(2, 40, 80), make_run(2, 20, 80)]
+    members = train(tiny(), runs, [records, records[:5]], recipe, temporal=True).members
+    # Two steps an epoch: a last quarter of eight epochs ends at step 64 at the earliest.
+    assert len(members[0].step_losses) == (64 if share == 0.0 else 80)
+    assert len(members[1].step_losses) == last
 
 
 def test_followers_of_a_diverged_trunk_diverge_with_it(

@@ -49,6 +49,25 @@ def test_a_replayed_search_chooses_and_measures_what_the_live_one_does(
     for key, o in found.items():
         assert o.delta_loss == pytest.approx(expected[key].delta_loss, abs=1e-5)
         assert o.gpu_seconds == pytest.approx(expected[key].gpu_seconds)
+        assert o.control_delta_loss == pytest.approx(expected[key].control_delta_loss, abs=1e-5)
+
+
+def test_tables_without_a_control_are_read(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    search = make_search()
+    some = exhaustive(search, tmp_path / "grid").observations()[:2]
+    unmeasured, older = tmp_path / "unmeasured.csv", tmp_path / "older.csv"
+    write_table(unmeasured, (replace(o, control_delta_loss=None) for o in some), [])
+    older.write_text(
+        "\n".join(line.rpartition(",")[0] for line in unmeasured.read_text().splitlines())
+    )
+    assert "control" in unmeasured.read_text() and "control" not in older.read_text()
+    for file in (unmeasured, older):
+        store = FileStore(tmp_path / file.stem)
+        runs = tuple(search.plan_run(o.point, "sft", o.sequence_id, 0, "law") for o in some)
+        result = TableRunner(read_table(file), store, "long_context").run(Pack(0, runs))
+        assert [o.control_delta_loss for o in result.observations] == [None, None]
 
 
 @pytest.mark.parametrize("rule", get_args(Acquisition))
