@@ -16,7 +16,7 @@ from markupsafe import Markup
 from pmlray.study.report_capacity import capacities, capacity_json
 from pmlray.study.report_figures import VEGA_LITE, theme
 from pmlray.study.report_headline import headline
-from pmlray.study.report_sections import Section, report_sections, run_controls
+from pmlray.study.report_sections import Section, report_sections
 from pmlray.study.report_tables import cell, without_credentials
 from pmlray.study.result import SearchResult
 from pmlray.types import DesignPoint, Observation
@@ -71,7 +71,7 @@ def report_json(result: SearchResult, facts: Mapping[str, Any]) -> dict[str, Any
                 }
                 for s in result.snapshots
             ],
-            "capacity": capacity_json(capacities(result, run_controls(result))),
+            "capacity": capacity_json(capacities(result)),
             "facts": facts,
         }
     )

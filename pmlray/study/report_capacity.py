@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,11 +27,10 @@ class RunCapacity:
     bits: StoredBits
 
 
-def capacities(result: SearchResult, controls: Mapping[str, float]) -> tuple[RunCapacity, ...]:
+def capacities(result: SearchResult) -> tuple[RunCapacity, ...]:
     """Stored bits of every SFT run of the law, in the order in which they were chosen.
 
-    controls: by run_key, the loss reduction of the same adapter on fresh text of the same
-    distribution, nats per token; a run without one counts all of its bits as verbatim.
+    A run without a control counts all of its bits as verbatim.
     """
     found = []
     for o in result.law_observations:
@@ -46,10 +44,10 @@ def capacities(result: SearchResult, controls: Mapping[str, float]) -> tuple[Run
             o.delta_loss,
             o.supervised_tokens,
             n_params,
-            control_delta_loss=controls.get(o.run_key, 0.0),
+            control_delta_loss=o.control_delta_loss or 0.0,
             entropy_bits=None if n_records is None else phonebook_entropy(n_records),
         )
-        found.append(RunCapacity(o, n_params, o.run_key in controls, bits))
+        found.append(RunCapacity(o, n_params, o.control_delta_loss is not None, bits))
     return tuple(found)
 
 
@@ -75,6 +73,11 @@ def capacity_text(found: tuple[RunCapacity, ...]) -> str:
         text += (
             " Where no control was measured, bits learnt about the kind of text count as the text's"
             " own, so that these are upper bounds of what is held verbatim."
+        )
+    if any(run.bits.learnt < 0 for run in found):
+        text += (
+            " A run that made fresh text less likely, by reciting its own there, holds more bits"
+            " verbatim than its loss reduction shows."
         )
     dense = [run for run in found if run.bits.per_param is not None]
     if dense:

@@ -90,7 +90,7 @@ def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Sec
             else "Nothing is measured yet.",
             token_panels(result),
         ),
-        _capacity_section(capacities(result, run_controls(result))),
+        _capacity_section(capacities(result)),
         Section(
             "search",
             "How the search went",
@@ -136,14 +136,6 @@ def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Sec
         ),
         _numbers_section(result),
     )
-
-
-def run_controls(result: SearchResult) -> Mapping[str, float]:
-    """Loss reductions on fresh text, nats per token, by the run_key of the runs that measured one.
-
-    None does yet: what is learnt about the kind of text counts as stored.
-    """
-    return {}
 
 
 def _law_text(result: SearchResult) -> str:

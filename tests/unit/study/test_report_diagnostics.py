@@ -83,7 +83,7 @@ def test_the_page_holds_the_checklist(result: SearchResult, tmp_path: Path) -> N
 
 def test_bits_are_counted_run_by_run(result: SearchResult) -> None:
     hidden = KNOWN[TINY].hidden
-    found = capacities(result, {})
+    found = capacities(result)
     assert [c.run.run_key for c in found] == [o.run_key for o in result.law_observations]
     for c, stored in zip(found, capacity_json(found), strict=True):
         bits = c.run.supervised_tokens * c.run.delta_loss / math.log(2)
@@ -100,24 +100,28 @@ def test_bits_are_counted_run_by_run(result: SearchResult) -> None:
 
 def test_a_control_takes_what_was_learnt_off(result: SearchResult) -> None:
     first, *others = result.law_observations
-    found = capacities(result, {first.run_key: 0.25 * first.delta_loss})
+    scored = replace(first, control_delta_loss=0.25 * first.delta_loss)
+    found = capacities(replace(result, observations=(scored, *others)))
     total = first.supervised_tokens * first.delta_loss / math.log(2)
     assert found[0].bits.verbatim == pytest.approx(0.75 * total)
     assert found[0].bits.per_param == pytest.approx(0.75 * total / (found[0].n_params or 0))
     assert [c.controlled for c in found] == [True] + [False] * len(others)
-    everywhere = capacities(result, {o.run_key: 0.0 for o in result.law_observations})
+    worse = tuple(replace(o, control_delta_loss=-0.1) for o in result.law_observations)
+    everywhere = capacities(replace(result, observations=worse))
+    assert all(c.bits.verbatim > c.bits.total for c in everywhere)
     assert "upper bounds" not in capacity_text(everywhere)
+    assert "made fresh text less likely" in capacity_text(everywhere)
 
 
 def test_a_phonebook_is_held_against_its_entropy(result: SearchResult) -> None:
     o = result.law_observations[0]
     book = replace(o, task="phonebook", provenance={**o.provenance, "n_records": 4})
-    found = capacities(replace(result, observations=(book,)), {})
+    found = capacities(replace(result, observations=(book,)))
     entropy = 4 * math.log2(4 * 10**9)
     assert found[0].bits.share == pytest.approx(found[0].bits.total / entropy)
     assert percent(found[0].bits.share) in capacity_table(found).rows[0]
     # Without the number of records nothing is made up.
-    [unknown] = capacities(replace(result, observations=(replace(o, task="phonebook"),)), {})
+    [unknown] = capacities(replace(result, observations=(replace(o, task="phonebook"),)))
     assert unknown.bits.share is None
 
 
@@ -132,7 +136,7 @@ def test_parameters_come_from_the_run_then_the_known_base_then_nowhere(
     assert params_per_rank(down, o) == geometry.intermediate + geometry.hidden
     foreign = make_spec(model={"id": "someone/else", "revision": "abc"})
     assert params_per_rank(foreign, o) is None
-    found = capacities(replace(result, spec=foreign), {})
+    found = capacities(replace(result, spec=foreign))
     assert {panel.key for panel in capacity_panels(found)} == {"stored-bits"}
     assert "is not recorded" in capacity_text(found)
     assert all(c.bits.per_param is None and c.bits.total != 0 for c in found)

@@ -66,7 +66,7 @@ def test_tables_without_a_control_are_read(
     for file in (unmeasured, older):
         store = FileStore(tmp_path / file.stem)
         runs = tuple(search.plan_run(o.point, "sft", o.sequence_id, 0, "law") for o in some)
-        result = TableRunner(read_table(file), store, "long_context").run(Pack(0, runs))
+        result = TableRunner(read_table(file), store, "long_context", None).run(Pack(0, runs))
         assert [o.control_delta_loss for o in result.observations] == [None, None]
 
 
