@@ -25,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pmlray.law import bootstrap_law, fit_law, param_intervals, prediction_interval
-from scripts.bench.offline import POLICIES, full_grid_errors, replay, run_data
+from scripts.bench.offline import POLICIES, full_grid_errors, replay, run_data, seeds_of
 from scripts.bench.shares import Curve, curve, evaluate, machine, share_line
 from scripts.bench.worlds import KINDS, WELL_SPECIFIED, Kind, Truth, world
 
@@ -33,8 +33,6 @@ FORMS = ("power", "ceiling")
 LEVEL = 0.9
 # Runs of the grid that a law is fitted to when the coverage of its intervals is measured.
 COVERAGE_RUNS = 60
-# Optuna's Gaussian process takes a minute a replay: it is replayed in the first few worlds.
-FEW_SEEDS = {"gp": 4}
 
 
 def coverage(kind: Kind, seed: int) -> dict[str, list[float]]:
@@ -87,7 +85,7 @@ def main() -> None:
             (kind, policy, seed)
             for kind in kinds
             for policy in chosen.policies
-            for seed in range(min(n_seeds, FEW_SEEDS.get(policy, n_seeds)))
+            for seed in seeds_of(policy, n_seeds)
         ]
         pairs = list(pool.map(partial(spend, longest=longest), tasks))
     found = {
