@@ -19,7 +19,9 @@ def fit(
         ..., help="A store, a JSONL of observations, or a CSV of rank,length,delta_loss_nats."
     ),
     form: str = typer.Option(
-        "auto", help=f"{', '.join(get_args(Form))}; auto: power or ceiling, by unseen points."
+        "auto",
+        help=f"{', '.join(get_args(Form))}; auto: by unseen points, a store's own"
+        " forms, else power or ceiling.",
     ),
     base_loss: float = typer.Option(
         None, help="Loss without an adapter, nats a token (for a CSV)."
@@ -42,9 +44,22 @@ def fit(
     targets = [_target(text, data) for text in target or ()]
     if delta_loss is not None and not targets:
         raise typer.BadParameter("give a --target to size for", param_hint="--delta-loss")
-    found = summarise(data, chosen, rng=np.random.default_rng(0), targets=targets)
+    found = summarise(
+        data, chosen, forms=_forms_of(file), rng=np.random.default_rng(0), targets=targets
+    )
     law = found.to_json(delta_loss)
     emit(law, f"{describe_law_json(law)}\n{describe_checklist(law)}", as_json)
+
+
+def _forms_of(file: Path) -> tuple[Form, ...]:
+    """Those that `auto` chooses from: a store's own, so that its fit is its search's law."""
+    if not file.is_dir():
+        return ("power", "ceiling")
+    from pmlray.cli.driver import SPEC_FILE, open_store
+
+    if not (file / SPEC_FILE).is_file():
+        return ("power", "ceiling")
+    return open_store(file.absolute())[0].law.forms
 
 
 def _target(text: str, data: LawData) -> DesignPoint:

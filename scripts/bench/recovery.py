@@ -24,12 +24,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from pmlray.config.search_spec import LawOptions
 from pmlray.law import bootstrap_law, fit_law, param_intervals, prediction_interval
 from scripts.bench.offline import POLICIES, full_grid_errors, replay, run_data, seeds_of
 from scripts.bench.shares import Curve, curve, evaluate, machine, share_line
 from scripts.bench.worlds import KINDS, WELL_SPECIFIED, Kind, Truth, world
 
-FORMS = ("power", "ceiling")
+FORMS = LawOptions().forms
 LEVEL = 0.9
 # Runs of the grid that a law is fitted to when the coverage of its intervals is measured.
 COVERAGE_RUNS = 60

@@ -25,11 +25,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from pmlray.config.search_spec import LawOptions
 from scripts.bench.offline import POLICIES, World, full_grid_errors, replay, seeds_of
 from scripts.bench.shares import Curve, curve, evaluate, machine, share_line
 from scripts.bench.table_worlds import table_names, table_world
 
-FORMS = ("power", "ceiling")
+FORMS = LawOptions().forms
 
 
 def spend(task: tuple[str, str, int], longest: float) -> Curve:
