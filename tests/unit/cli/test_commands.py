@@ -110,6 +110,22 @@ def test_a_replayed_search_needs_no_ray(search_file: Path, tmp_path: Path) -> No
     assert all(measured.rows[run] == row for run, row in copied.rows.items())
 
 
+def test_a_stores_fit_is_its_searchs_law(search_file: Path, tmp_path: Path) -> None:
+    overrides = ("memft=null", "budget={gpu_seconds: 60}", "law={forms: [exponential_ceiling]}")
+    search = prepare_search(search_file, overrides)
+    table, store = tmp_path / "table.csv", tmp_path / "store"
+    write_table(table, exhaustive(search, tmp_path / "grid").observations(), [])
+    options = [part for override in overrides for part in ("--set", override)]
+    found = run_json(
+        "search", str(search_file), *options, "--replay", str(table), "--store", str(store),
+        "--tracking-uri", f"sqlite:///{tmp_path / 'ml.db'}",
+    )  # fmt: skip
+    fitted = run_json("fit", str(store))
+    assert fitted["form"] == found["law"]["form"] == "exponential_ceiling"
+    assert fitted["rank_exponent"] == pytest.approx(found["law"]["rank_exponent"])
+    assert run_json("fit", str(store), "--form", "ceiling")["form"] == "ceiling"
+
+
 def test_a_folder_that_is_no_store_gives_no_table(tmp_path: Path) -> None:
     done = pmlray("table", str(tmp_path), str(tmp_path / "table.csv"))
     assert done.returncode == 3 and "is no store of a search" in done.stderr
