@@ -42,7 +42,8 @@ def _target_line(target: Mapping[str, Any]) -> str:
     return (
         f"  at {_at(target)}: delta_loss {target['delta_loss']:.4g}"
         f" [{target['low']:.4g}, {target['high']:.4g}] nats per token,"
-        f" {target['stored_bits']:.4g} bits stored"
+        f" {target['stored_bits']:.4g} bits stored; one more run would measure"
+        f" [{target['run_low']:.4g}, {target['run_high']:.4g}]"
     )
 
 

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 LEAST_ERROR = 0.01
 # A form with less weight than this changes no interval.
 NEGLIGIBLE = 0.02
+# Runs imagined for each sample of the law: enough that their number does not blur an interval.
+NOISE_DRAWS = 20
 # Ranks, lengths and steps are sought between 1 / REACH and REACH.
 REACH = 2.0**40
 
@@ -111,10 +113,30 @@ class AveragedSamples:
         level: float = 0.9,
     ) -> tuple[FloatArray, FloatArray]:
         """Central interval (low, high) of the law, spread within and between the forms, nats."""
-        tail = (1.0 - level) / 2.0
+        return _central(self.predict(lora_rank, seq_len, train_steps), level)
+
+    def run_interval(
+        self,
+        lora_rank: ArrayLike,
+        seq_len: ArrayLike,
+        train_steps: ArrayLike,
+        rng: np.random.Generator,
+        level: float = 0.9,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Central interval (low, high) of what one new run would measure, nats: the law's, widened
+        by each form's residual noise."""
         predicted = self.predict(lora_rank, seq_len, train_steps)
-        low, high = np.quantile(predicted, [tail, 1.0 - tail], axis=0)
-        return low, high
+        sigma = np.concatenate([np.full(len(samples), fit.sigma) for fit, samples in self.parts])
+        sigma = sigma.reshape(-1, *(1,) * (predicted.ndim - 1))
+        drawn = rng.standard_normal((NOISE_DRAWS, *predicted.shape))
+        runs = (predicted + sigma * drawn).reshape(-1, *predicted.shape[1:])
+        return _central(np.minimum(runs, self.base_loss), level)
+
+
+def _central(drawn: FloatArray, level: float) -> tuple[FloatArray, FloatArray]:
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(drawn, [tail, 1.0 - tail], axis=0)
+    return low, high
 
 
 def average_laws(data: LawData, forms: Sequence[Form]) -> AveragedLaw:

@@ -35,12 +35,15 @@ SURE_LOSS = math.log(2.0)
 
 @dataclass(frozen=True, slots=True)
 class TargetPrediction:
-    """The law at a point that a user asked about, with its 90% interval; nats per token."""
+    """The law at a point that a user asked about, with its 90% interval, and the 90% interval of
+    what one new run would measure there; nats per token."""
 
     point: DesignPoint
     delta_loss: float
     low: float
     high: float
+    run_low: float
+    run_high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +189,7 @@ def summarise(
         heldout_mape=mean_error(heldout_errors(data, fit)),
         sequence_mape=mean_error(sequence_errors(data, fit)),
         extrapolation_mape=extrapolation_mape(data, fit.law.form),
-        targets=() if drawn is None else _predict(average, drawn, targets),
+        targets=() if drawn is None else _predict(average, drawn, targets, rng),
         residuals=residuals,
         checklist=checklist(data, average, len(samples), residuals),
         average=average,
@@ -195,14 +198,20 @@ def summarise(
 
 
 def _predict(
-    average: AveragedLaw, samples: AveragedSamples, targets: Sequence[DesignPoint]
+    average: AveragedLaw,
+    samples: AveragedSamples,
+    targets: Sequence[DesignPoint],
+    rng: np.random.Generator,
 ) -> tuple[TargetPrediction, ...]:
     r, length, t = np.array(
         [(p.lora_rank, p.seq_len, p.train_steps) for p in targets], dtype=float
     ).T
     predicted = average.predict(r, length, t)
-    low, high = samples.interval(r, length, t, LEVEL)
-    rows = zip(targets, predicted.tolist(), low.tolist(), high.tolist(), strict=True)
+    intervals = (
+        *samples.interval(r, length, t, LEVEL),
+        *samples.run_interval(r, length, t, rng, LEVEL),
+    )
+    rows = zip(targets, predicted.tolist(), *(edge.tolist() for edge in intervals), strict=True)
     return tuple(TargetPrediction(*row) for row in rows)
 
 
@@ -210,7 +219,8 @@ def _target_json(target: TargetPrediction) -> dict[str, Any]:
     losses = {"delta_loss": target.delta_loss, "low": target.low, "high": target.high}
     names = ("stored_bits", "stored_bits_low", "stored_bits_high")
     bits = [target.point.seq_len * loss / math.log(2.0) for loss in losses.values()]
-    return asdict(target.point) | losses | dict(zip(names, bits, strict=True))
+    run = {"run_low": target.run_low, "run_high": target.run_high}
+    return asdict(target.point) | losses | run | dict(zip(names, bits, strict=True))
 
 
 def _residuals_json(found: ResidualStructure) -> dict[str, Any]:

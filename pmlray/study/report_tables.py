@@ -167,11 +167,12 @@ def targets_table(law: LawSummary) -> Table:
     rows = tuple(
         (
             *(t.point.lora_rank, t.point.seq_len, t.point.train_steps, t.delta_loss, t.low, t.high),
-            t.point.seq_len * t.delta_loss / math.log(2.0),
+            *(t.run_low, t.run_high, t.point.seq_len * t.delta_loss / math.log(2.0)),
         )
         for t in law.targets
     )
-    return Table("Predictions at the targets, nats per token", (*columns, "stored bits"), rows)
+    columns = (*columns, "a run's 90% low", "a run's 90% high", "stored bits")
+    return Table("Predictions at the targets, nats per token", columns, rows)
 
 
 def checklist(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
