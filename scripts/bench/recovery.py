@@ -2,12 +2,12 @@
 
     python scripts/bench/recovery.py [--quick] [--json] [--jobs N]
 
-Per kind of truth (scripts/bench/worlds.py): `coverage_90` is the share of laws whose 90 % interval
-holds the truth, for the prediction at each target and for both exponents (and the exponents' mean
-absolute errors); `cost_share_to_1_1` the share of the full grid's cost from which a policy's root
-mean square error of held-out runs, over all worlds, stays within 1.1 times that of the full grid
-(null: beyond `longest_share`). `of_truth` has the same against the truth without noise, which the
-full grid knows much better than any run can show.
+Per kind of truth (scripts/bench/worlds.py): `coverage_90` is the share of the 90 % intervals at the
+targets that hold the truth, over laws fitted to 60 runs of their grid; `exponents` has the same for
+both exponents, with their mean absolute errors; `cost_share_to_1_1` is the share of the full grid's
+cost from which a policy's root mean square error of held-out runs, over all worlds, stays within
+1.1 times that of the full grid (null: beyond `longest_share`). `of_truth` has the same against the
+truth without noise, which the full grid knows much better than any run can show.
 """
 
 from __future__ import annotations
@@ -89,13 +89,15 @@ def main() -> None:
             for seed in seeds_of(policy, n_seeds)
         ]
         pairs = list(pool.map(partial(spend, longest=longest), tasks))
+    by_quantity = {kind: _means(rows) for kind, rows in covered.items()}
     found = {
         **machine(),
         "n_laws": n_laws,
         "n_seeds": n_seeds,
         "seeds": "0 to n - 1",
         "longest_share": longest,
-        "coverage_90": {kind: _means(rows) for kind, rows in covered.items()},
+        "coverage_90": {kind: means.pop("target") for kind, means in by_quantity.items()},
+        "exponents": by_quantity,
         **_by_kind(tasks, [heldout for heldout, _ in pairs], longest),
         "of_truth": _by_kind(tasks, [truth for _, truth in pairs], longest),
     }
@@ -121,9 +123,11 @@ def _means(rows: list[dict[str, list[float]]]) -> dict[str, float]:
 def _table(found: dict[str, Any]) -> str:
     lines = []
     for kind, policies in found["cost_share_to_1_1"].items():
-        covered = found["coverage_90"].get(kind, {})
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in covered.items())
-        lines.append(f"{kind}: {shown or 'not one of the fitted forms'}")
+        of_targets = found["coverage_90"].get(kind)
+        shown = "" if of_targets is None else f" coverage of 90 % intervals {of_targets:.3f}"
+        for name, value in found["exponents"].get(kind, {}).items():
+            shown += f", {name} {value:.3f}"
+        lines.append(f"{kind}:{shown or ' none of the fitted forms'}")
         of_kind = {name: found[name][kind] for name in ("cost_share_to_1_1", "error")}
         lines += [f"  {share_line(policy, of_kind)}" for policy in policies]
     return "\n".join(lines)
