@@ -92,10 +92,11 @@ class Errors:
 
 @dataclass(frozen=True)
 class Step:
-    """After a pack: gpu_seconds spent, and the errors of what is then predicted."""
+    """After a pack: gpu_seconds spent, errors of what is then predicted, and all runs so far."""
 
     gpu_seconds: float
     errors: Errors
+    runs: tuple[Run, ...]
 
 
 def seeds_of(policy: str, n_seeds: int) -> range:
@@ -148,7 +149,7 @@ def replay(world: World, policy: str, seed: int, share: float, forms: Sequence[F
             study.tell(trial, found.delta_loss)
             spent += charge.gpu_seconds
         runs += pack
-        steps.append(Step(spent, _errors(world, forms, runs)))
+        steps.append(Step(spent, _errors(world, forms, runs), tuple(runs)))
 
 
 def _errors(world: World, forms: Sequence[Form], runs: Sequence[Run]) -> Errors:

@@ -7,8 +7,9 @@ of it but the two largest lengths and the largest rank; those are predicted, and
 `cost_share_to_1_1` is the share of the remaining grid's cost from which the root mean square error
 there stays within 1.1 times that of a law fitted to all of the remaining grid (null: beyond
 `longest_share`). Seeds order the sequences and drive the policies that draw at random; the budgets
-of a pack share trunks, for the full grid too. `noise` is how far the held-out runs of one cell are
-from their own mean: no prediction can be closer to them.
+of a pack share trunks, for the full grid too. `run_coverage_90` is the share of the held-out runs
+that fell into the 90 % interval of one new run, told when a quarter of the cost was spent; `noise`
+is how far the held-out runs of one cell are from their own mean: no prediction can be closer.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,19 +28,44 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pmlray.config.search_spec import LawOptions
-from scripts.bench.offline import POLICIES, World, full_grid_errors, replay, seeds_of
+from pmlray.errors import FitError
+from pmlray.law import average_laws
+from scripts.bench.offline import (
+    POLICIES,
+    Run,
+    World,
+    full_grid_errors,
+    replay,
+    run_data,
+    seeds_of,
+)
 from scripts.bench.shares import Curve, curve, evaluate, machine, share_line
 from scripts.bench.table_worlds import table_names, table_world
 
 FORMS = LawOptions().forms
+COVERAGE_SHARE = 0.25
 
 
-def spend(task: tuple[str, str, int], longest: float) -> Curve:
-    """One replay: the errors at the held-out cells by share of the grid's cost."""
+def spend(task: tuple[str, str, int], longest: float) -> tuple[Curve, float]:
+    """One replay: the errors at the held-out cells by share of the grid's cost, and the share of
+    held-out runs within their 90 % intervals at COVERAGE_SHARE."""
     name, policy, seed = task
     world = table_world(name, seed)
     full = full_grid_errors(world, FORMS)
-    return curve(world, replay(world, policy, seed, longest, FORMS), full, "heldout")
+    steps = replay(world, policy, seed, longest, FORMS)
+    affordable = [s for s in steps if s.gpu_seconds <= COVERAGE_SHARE * world.grid_cost] or steps
+    return curve(world, steps, full, "heldout"), _covered(world, affordable[-1].runs, seed)
+
+
+def _covered(world: World, runs: Sequence[Run], seed: int) -> float:
+    data, rng = run_data(world, runs), np.random.default_rng(seed)
+    r, t = np.array([[p.lora_rank, p.train_steps] for p in world.targets], float).T
+    try:
+        samples = average_laws(data, FORMS).sample(data, LawOptions().n_bootstrap, rng)
+    except FitError:
+        return 0.0
+    low, high = samples.run_interval(r, world.target_tokens, t, rng)
+    return float(np.mean((low[:, None] <= world.heldout) & (world.heldout <= high[:, None])))
 
 
 def _noise(world: World) -> float:
@@ -62,10 +89,12 @@ def main() -> None:
         for seed in seeds_of(policy, n_seeds)
     ]
     with ProcessPoolExecutor(chosen.jobs) as pool:
-        curves = list(pool.map(partial(spend, longest=longest), tasks))
+        replayed = list(pool.map(partial(spend, longest=longest), tasks))
     grouped: dict[str, dict[str, list[Curve]]] = {}
-    for (name, policy, _), one in zip(tasks, curves, strict=True):
+    covered: dict[str, dict[str, list[float]]] = {}
+    for (name, policy, _), (one, share) in zip(tasks, replayed, strict=True):
         grouped.setdefault(name, {}).setdefault(policy, []).append(one)
+        covered.setdefault(name, {}).setdefault(policy, []).append(share)
     by_table = {name: evaluate(by_policy, longest) for name, by_policy in grouped.items()}
     figures = next(iter(by_table.values()), {})
     found: dict[str, Any] = {
@@ -74,6 +103,10 @@ def main() -> None:
         "seeds": "0 to n - 1",
         "longest_share": longest,
         "noise": {name: _noise(table_world(name, 0)) for name in by_table},
+        "run_coverage_90": {
+            name: {policy: float(np.mean(shares)) for policy, shares in of.items()}
+            for name, of in covered.items()
+        },
         **{figure: {name: of[figure] for name, of in by_table.items()} for figure in figures},
     }
     if chosen.json:
@@ -83,7 +116,8 @@ def main() -> None:
         full = of["error"][chosen.policies[0]]["full_grid"]
         print(f"{name}: full grid's error {full:.3f} nats, noise {found['noise'][name]:.3f}")
         for policy in chosen.policies:
-            print(f"  {share_line(policy, of)}")
+            inside = found["run_coverage_90"][name][policy]
+            print(f"  {share_line(policy, of)}, held-out runs in their interval {inside:.2f}")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def evaluate(by_policy: dict[str, list[Curve]], longest: float) -> dict[str, dic
             policy: _share_with_interval(curves, longest) for policy, curves in by_policy.items()
         },
         "error": {
-            policy: {str(share): _pooled_error(curves, share) for share in SHOWN_SHARES}
+            policy: {str(share): _known(_pooled_error(curves, share)) for share in SHOWN_SHARES}
             | {"full_grid": float(np.sqrt(np.mean([c.full_rmse**2 for c in curves])))}
             for policy, curves in by_policy.items()
         },
@@ -63,14 +63,14 @@ def evaluate(by_policy: dict[str, list[Curve]], longest: float) -> dict[str, dic
 
 
 def _pooled_error(curves: Sequence[Curve], share: float) -> float:
-    """Root mean square error over the replays at one of SHARES, nats."""
+    """Root mean square error over the replays at one of SHARES, nats; NaN before a first pack."""
     at = int(np.argmin(np.abs(SHARES - share)))
     return float(np.sqrt(np.mean([c.rmse[at] ** 2 for c in curves])))
 
 
 def _error_ratio(
     curves: Sequence[Curve], others: Sequence[Curve], share: float
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """One policy's error over another's in the same worlds, with its central 90 % interval by a
     paired bootstrap over the worlds, as many as both have been replayed in."""
     n = min(len(curves), len(others))
@@ -84,7 +84,7 @@ def _error_ratio(
         )
     low, high = np.quantile(again, [0.05, 0.95])
     value = _pooled_error(curves[:n], share) / _pooled_error(others[:n], share)
-    return {"value": value, "low": float(low), "high": float(high), "n": n}
+    return {"value": _known(value), "low": _known(low), "high": _known(high), "n": n}
 
 
 def _share_to(curves: Sequence[Curve], longest: float) -> float:
@@ -114,17 +114,17 @@ def _share_with_interval(curves: Sequence[Curve], longest: float) -> dict[str, f
     # Order statistics: interpolating between inf and inf is NaN.
     ordered = np.sort(again)
     return {
-        "value": _reached(_share_to(curves, longest)),
-        "median": _reached(ordered[RESAMPLES // 2]),
-        "low": _reached(ordered[RESAMPLES // 20]),
-        "high": _reached(ordered[RESAMPLES - 1 - RESAMPLES // 20]),
+        "value": _known(_share_to(curves, longest)),
+        "median": _known(ordered[RESAMPLES // 2]),
+        "low": _known(ordered[RESAMPLES // 20]),
+        "high": _known(ordered[RESAMPLES - 1 - RESAMPLES // 20]),
         "n": len(curves),
     }
 
 
-def _reached(share: float) -> float | None:
-    """None, which JSON has, for a share that was not reached."""
-    return float(share) if np.isfinite(share) else None
+def _known(value: float) -> float | None:
+    """None, which JSON has, for a share that was not reached or an error before the first pack."""
+    return float(value) if np.isfinite(value) else None
 
 
 def share_line(policy: str, found: dict[str, dict[str, Any]]) -> str:
@@ -134,7 +134,9 @@ def share_line(policy: str, found: dict[str, dict[str, Any]]) -> str:
         "not reached" if at[name] is None else f"{at[name]:.2f}"
         for name in ("value", "low", "high")
     )
-    errors = ", ".join(f"{share} {e:.3f}" for share, e in found["error"][policy].items())
+    errors = ", ".join(
+        f"{share} {'-' if e is None else f'{e:.3f}'}" for share, e in found["error"][policy].items()
+    )
     return f"{policy:17s} {value} [{low}, {high}] n={at['n']}  error at share {errors}"
 
 
