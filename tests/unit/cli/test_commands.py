@@ -87,15 +87,23 @@ def test_a_length_beyond_the_data_is_refused(search_file: Path) -> None:
     assert "longer than the data" in done.stderr
 
 
-def test_a_replayed_search_needs_no_ray(search_file: Path, tmp_path: Path) -> None:
-    overrides = ("memft=null", "budget={gpu_seconds: 60}")
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One MLflow database for all searches here: making its tables takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'ml.db'}"
+
+
+def test_a_replayed_search_needs_no_ray(
+    search_file: Path, tmp_path: Path, tracking_uri: str
+) -> None:
+    overrides = ("memft=null", "budget={gpu_seconds: 60}", "law.n_bootstrap=20")
     search = prepare_search(search_file, overrides)
     table = tmp_path / "table.csv"
     write_table(table, exhaustive(search, tmp_path / "grid").observations(), ["made up"])
     options = [part for override in overrides for part in ("--set", override)]
     done = pmlray(
         "search", str(search_file), *options, "--replay", str(table),
-        "--store", str(tmp_path / "store"), "--json",
+        "--store", str(tmp_path / "store"), "--tracking-uri", tracking_uri, "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -110,7 +118,9 @@ def test_a_replayed_search_needs_no_ray(search_file: Path, tmp_path: Path) -> No
     assert all(measured.rows[run] == row for run, row in copied.rows.items())
 
 
-def test_a_stores_fit_is_its_searchs_law(search_file: Path, tmp_path: Path) -> None:
+def test_a_stores_fit_is_its_searchs_law(
+    search_file: Path, tmp_path: Path, tracking_uri: str
+) -> None:
     overrides = ("memft=null", "budget={gpu_seconds: 60}", "law={forms: [exponential_ceiling]}")
     search = prepare_search(search_file, overrides)
     table, store = tmp_path / "table.csv", tmp_path / "store"
@@ -118,7 +128,7 @@ def test_a_stores_fit_is_its_searchs_law(search_file: Path, tmp_path: Path) -> N
     options = [part for override in overrides for part in ("--set", override)]
     found = run_json(
         "search", str(search_file), *options, "--replay", str(table), "--store", str(store),
-        "--tracking-uri", f"sqlite:///{tmp_path / 'ml.db'}",
+        "--tracking-uri", tracking_uri,
     )  # fmt: skip
     fitted = run_json("fit", str(store))
     assert fitted["form"] == found["law"]["form"] == "exponential_ceiling"
@@ -131,9 +141,11 @@ def test_a_folder_that_is_no_store_gives_no_table(tmp_path: Path) -> None:
     assert done.returncode == 3 and "is no store of a search" in done.stderr
 
 
-def test_a_rival_rule_is_one_line_away(search_file: Path, tmp_path: Path) -> None:
+def test_a_rival_rule_is_one_line_away(
+    search_file: Path, tmp_path: Path, tracking_uri: str
+) -> None:
     """The same search under one of Optuna's rules and one of ours, each in a store of its own."""
-    overrides = ("memft=null", "budget={gpu_seconds: 60}")
+    overrides = ("memft=null", "budget={gpu_seconds: 60}", "law.n_bootstrap=20")
     search = prepare_search(search_file, overrides)
     table = tmp_path / "table.csv"
     write_table(table, exhaustive(search, tmp_path / "grid").observations(), ["made up"])
@@ -142,7 +154,7 @@ def test_a_rival_rule_is_one_line_away(search_file: Path, tmp_path: Path) -> Non
         options = [p for o in (*overrides, f"design.acquisition={rule}") for p in ("--set", o)]
         found = run_json(
             "search", str(search_file), *options, "--replay", str(table),
-            "--store", str(tmp_path / rule), "--tracking-uri", f"sqlite:///{tmp_path / 'ml.db'}",
+            "--store", str(tmp_path / rule), "--tracking-uri", tracking_uri,
         )  # fmt: skip
         assert found["n_observations"] >= search.spec.design.n_initial
         assert 0 < found["gpu_seconds"]["law"] <= 60
