@@ -59,9 +59,9 @@ def stored_bits(
     """Bits held of `supervised_tokens` tokens whose loss fell by delta_loss nats per token.
 
     n_params: of the adapter, None where their number is not known. control_delta_loss: the same
-    adapter's loss reduction on fresh text of the same distribution, nats per token. entropy_bits:
-    of the whole text, where its source is known. Raises DataError on numbers that no measurement
-    gives.
+    adapter's loss reduction on fresh text of the same distribution, nats per token; below 0 nothing
+    is taken off. entropy_bits: of the whole text, where its source is known. Raises DataError on
+    numbers that no measurement gives.
     """
     if not (math.isfinite(delta_loss) and math.isfinite(control_delta_loss)):
         raise DataError("delta_loss and its control must be finite nats per token")
@@ -69,7 +69,9 @@ def stored_bits(
     if supervised_tokens < 1 or not unknown_or_positive:
         raise DataError("supervised_tokens, n_params and entropy_bits must be positive")
     total = supervised_tokens * delta_loss / math.log(2.0)
-    learnt = supervised_tokens * control_delta_loss / math.log(2.0)
+    # An adapter that recites its own text makes fresh text less likely: it has learnt nothing of
+    # the kind, and no text holds more bits than its loss reduction says.
+    learnt = supervised_tokens * max(control_delta_loss, 0.0) / math.log(2.0)
     share = None if entropy_bits is None else (total - learnt) / entropy_bits
     per_param = None if n_params is None else (total - learnt) / n_params
     return StoredBits(total, learnt, per_param, share)

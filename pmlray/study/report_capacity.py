@@ -74,10 +74,10 @@ def capacity_text(found: tuple[RunCapacity, ...]) -> str:
             " Where no control was measured, bits learnt about the kind of text count as the text's"
             " own, so that these are upper bounds of what is held verbatim."
         )
-    if any(run.bits.learnt < 0 for run in found):
+    if any((run.run.control_delta_loss or 0.0) < 0 for run in found):
         text += (
-            " A run that made fresh text less likely, by reciting its own there, holds more bits"
-            " verbatim than its loss reduction shows."
+            " Runs that made fresh text less likely, by reciting their own there, have learnt"
+            " nothing of its kind: all of their bits are the text's."
         )
     dense = [run for run in found if run.bits.per_param is not None]
     if dense:

@@ -32,6 +32,11 @@ def test_what_fresh_text_shows_is_no_verbatim_storage() -> None:
     assert bits.per_param == pytest.approx(1.0) and bits.share == pytest.approx(1.0)
 
 
+def test_worse_on_fresh_text_adds_no_bits() -> None:
+    bits = stored_bits(math.log(256), 100, 500, control_delta_loss=-3.0)
+    assert (bits.total, bits.learnt, bits.verbatim) == pytest.approx((800, 0, 800))
+
+
 def test_the_papers_own_figures() -> None:
     """Bits per parameter read off the paper's figure: 2.29 at rank 1, 0.79 at rank 24, both of
     10,000 tokens on a width of 4096 (delta_loss 1.30 and 10.8 nats within reading error)."""
