@@ -102,7 +102,7 @@ class LawOptions(Part):
 
     A search knows its base loss, so the default forms are those that it caps. The paper's `power`
     form, which nothing bends before saturation, made replayed searches of real runs spend two to
-    three times as much when it was averaged in, and gained nothing where it was true.
+    three times as much when it was averaged in.
     """
 
     forms: tuple[Form, ...] = Field(default=("ceiling", "exponential_ceiling"), min_length=1)

@@ -145,6 +145,7 @@ def test_ctrl_c_leaves_with_130_and_no_ray_behind(tmp_path: Path) -> None:
         while not (store / "ray").exists():
             assert time.monotonic() < end and process.poll() is None
             time.sleep(0.2)
+        # Ray makes its folder before its trial runs; the interrupt should meet a running one.
         time.sleep(2)
         os.kill(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=60)
