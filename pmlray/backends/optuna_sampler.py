@@ -37,7 +37,7 @@ from pmlray.design import (
     pending_seconds,
 )
 from pmlray.errors import FitError
-from pmlray.law import Form, average_laws
+from pmlray.law import FitOptions, Form, average_laws
 from pmlray.types import DesignPoint
 
 
@@ -49,9 +49,10 @@ class LawSampler(BaseSampler):
     three with log=True), sets the user attributes `base_loss` (nats) and, where they are known,
     `final_loss`, `supervised_tokens` and `gpu_seconds`, and returns delta_loss. Other parameters
     are drawn at random. Running trials count as measured, failed ones as measured without a result.
-    `budget` is in gpu_seconds. The laws are refitted when a trial has been completed, not for every
-    choice. `settings.acquisition` may name a rival of the rule; `tpe` and `gp` ask Optuna's own
-    sampler for a large delta_loss and take the nearest open cell. One objective only.
+    `budget` is in gpu_seconds, `options` say how points count in a fit. The laws are refitted when
+    a trial has been completed, not for every choice. `settings.acquisition` may name a rival of the
+    rule; `tpe` and `gp` ask Optuna's own sampler for a large delta_loss and take the nearest open
+    cell. One objective only.
 
     Workers may share a study on any of Optuna's storages, and no two of them choose the same run:
     each waits for those that asked before it to have all design parameters in the storage. An
@@ -68,9 +69,11 @@ class LawSampler(BaseSampler):
         forms: Sequence[Form],
         cost: CostModel,
         budget: float,
+        options: FitOptions | None = None,
     ) -> None:
         self._space, self._settings = space, settings
         self._forms, self._cost, self._budget = tuple(forms), cost, budget
+        self._options = options
         self._independent = RandomSampler(seed=settings.seed)
         self._pack_from: int | None = None
         self._beliefs: tuple[Belief, ...] = ()
@@ -212,7 +215,7 @@ class LawSampler(BaseSampler):
             return
         self._fitted_trials = numbers
         try:
-            average = average_laws(law_data_of(complete), self._forms)
+            average = average_laws(law_data_of(complete), self._forms, self._options)
         except FitError:
             self._beliefs = ()  # Too few points for any form yet.
             return

@@ -90,6 +90,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
             spec.law.forms,
             cost,
             spec.budget.law_seconds,
+            spec.law.fit_options(),
         )
         points = OptunaPoints(search, sampler, run.store, observations, failures)
         tracker = MlflowTracker(

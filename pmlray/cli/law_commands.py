@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,7 +11,7 @@ import typer
 
 from pmlray.cli.findings import describe_checklist, describe_law_json, describe_result
 from pmlray.cli.output import JSON_OPTION, emit
-from pmlray.law import Form, LawData, read_law_data, summarise
+from pmlray.law import FitOptions, Form, LawData, read_law_data, summarise
 from pmlray.types import DesignPoint
 
 
@@ -33,6 +34,17 @@ def fit(
         None,
         help="Loss reduction to size for at the targets, nats a token; by default down to ln 2.",
     ),
+    loss: Literal["gaussian", "huber"] = typer.Option(
+        None, help="huber: outliers do not bend the law. By default a store's own, else gaussian."
+    ),
+    saturated: Literal["filter", "censor"] = typer.Option(
+        None,
+        help="Points that learnt all there is: set aside where the form has no ceiling (the"
+        " default), or lower bounds.",
+    ),
+    noise: Literal["equal", "by_value"] = typer.Option(
+        None, help="by_value: noise may follow delta_loss. By default a store's own, else equal."
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Fit the memory law to observations."""
@@ -44,22 +56,26 @@ def fit(
     targets = [_target(text, data) for text in target or ()]
     if delta_loss is not None and not targets:
         raise typer.BadParameter("give a --target to size for", param_hint="--delta-loss")
+    forms, own = _law_of(file)
+    given = {"loss": loss, "saturated": saturated, "noise": noise}
+    options = replace(own, **{name: value for name, value in given.items() if value is not None})
     found = summarise(
-        data, chosen, forms=_forms_of(file), rng=np.random.default_rng(0), targets=targets
+        data, chosen, forms=forms, rng=np.random.default_rng(0), targets=targets, options=options
     )
     law = found.to_json(delta_loss)
     emit(law, f"{describe_law_json(law)}\n{describe_checklist(law)}", as_json)
 
 
-def _forms_of(file: Path) -> tuple[Form, ...]:
-    """Those that `auto` chooses from: a store's own, so that its fit is its search's law."""
-    if not file.is_dir():
-        return ("power", "ceiling")
-    from pmlray.cli.driver import SPEC_FILE, open_store
+def _law_of(file: Path) -> tuple[tuple[Form, ...], FitOptions]:
+    """The forms that `auto` chooses from and how points count: a store's own, so that its fit is
+    its search's law."""
+    if file.is_dir():
+        from pmlray.cli.driver import SPEC_FILE, open_store
 
-    if not (file / SPEC_FILE).is_file():
-        return ("power", "ceiling")
-    return open_store(file.absolute())[0].law.forms
+        if (file / SPEC_FILE).is_file():
+            law = open_store(file.absolute())[0].law
+            return law.forms, law.fit_options()
+    return ("power", "ceiling"), FitOptions()
 
 
 def _target(text: str, data: LawData) -> DesignPoint:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pmlray.config.recipe import Recipe
 from pmlray.design import Acquisition
-from pmlray.law import Form
+from pmlray.law import FitOptions, Form
 from pmlray.memory import FRESH_SEQUENCE_ID
 from pmlray.types import DesignPoint
 
@@ -98,15 +98,27 @@ class Space(Part):
 
 
 class LawOptions(Part):
-    """Which forms are fitted and averaged by their held-out error, and the intervals reported.
+    """Which forms are fitted and averaged by their held-out error, how, and the intervals reported.
 
     A search knows its base loss, so the default forms are those that it caps. The paper's `power`
     form, which nothing bends before saturation, made replayed searches of real runs spend two to
-    three times as much when it was averaged in.
+    three times as much when it was averaged in. `loss`: `gaussian`, or `huber`, which outliers do
+    not bend. `saturated`: `filter` sets points with final_loss <= ln 2 aside where a form has no
+    ceiling; `censor` takes them, and those of a form with a ceiling at or below `floor` nats, as
+    lower bounds. `noise`: `equal` for all points, or `by_value`, which lets it follow a power of
+    delta_loss where the residuals show that it does.
     """
 
     forms: tuple[Form, ...] = Field(default=("ceiling", "exponential_ceiling"), min_length=1)
     n_bootstrap: Annotated[int, Field(ge=20)] = 200
+    loss: Literal["gaussian", "huber"] = "gaussian"
+    saturated: Literal["filter", "censor"] = "filter"
+    floor: Annotated[float, Field(gt=0)] = 0.02
+    noise: Literal["equal", "by_value"] = "equal"
+
+    def fit_options(self) -> FitOptions:
+        """How points count in every fit of the search."""
+        return FitOptions(self.loss, self.saturated, self.floor, self.noise)
 
 
 class Targets(Part):

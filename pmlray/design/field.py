@@ -37,14 +37,21 @@ class LawField:
     their weighted mean mu, the covariance of delta_loss between points a and b is
     sum_f w_f [J_f(a) V_f J_f(b)' + (mu_f(a) - mu(a)) (mu_f(b) - mu(b))]: what each form leaves
     open, and what the forms disagree on (the law of total covariance). phi stacks sqrt(w_f) J_f L_f
-    and sqrt(w_f) (mu_f - mu), so that S starts as the identity. `noise`: a run's variance, nats^2.
+    and sqrt(w_f) (mu_f - mu), so that S starts as the identity.
     """
 
     beliefs: tuple[Belief, ...]
     base_loss: float
     roots: tuple[FloatArray, ...]
     cov_GG: FloatArray
-    noise: float
+
+    def noise(self, points: Sequence[DesignPoint]) -> FloatArray:
+        """Variance of one run at each point (N,), nats^2: the forms' own, by their weights."""
+        r, length, t = _axes(points)
+        by_form = [
+            b.weight * b.fit.noise.sd(b.fit.law.predict(r, length, t)) ** 2 for b in self.beliefs
+        ]
+        return np.maximum(np.sum(by_form, axis=0), LEAST_NOISE**2)
 
     def features(self, points: Sequence[DesignPoint], *, measured: bool) -> FloatArray:
         """phi of points, (N, G), as targets or as points that are `measured`.
@@ -52,11 +59,7 @@ class LawField:
         An uncapped form is not fitted to a saturated point, so measuring one that it predicts below
         ln 2 leaves its parameters as open as they are.
         """
-        r, length, t = (
-            np.array([[p.lora_rank, p.seq_len, p.train_steps] for p in points], dtype=float)
-            .reshape(-1, 3)
-            .T
-        )
+        r, length, t = _axes(points)
         open_, means = [], []
         for belief, root in zip(self.beliefs, self.roots, strict=True):
             law = belief.fit.law
@@ -74,9 +77,11 @@ class LawField:
     def after(self, points: Sequence[DesignPoint]) -> LawField:
         """The field once these points are measured too: S - S phi' phi S / (noise + phi S phi')."""
         cov = self.cov_GG
-        for phi in self.features(points, measured=True):
+        for phi, noise in zip(
+            self.features(points, measured=True), self.noise(points), strict=True
+        ):
             along = cov @ phi
-            cov = cov - np.outer(along, along) / (self.noise + phi @ along)
+            cov = cov - np.outer(along, along) / (noise + phi @ along)
         return replace(self, cov_GG=cov)
 
     def variance(self, points: Sequence[DesignPoint]) -> FloatArray:
@@ -96,14 +101,14 @@ class LawField:
         phi_TG = self.features(targets, measured=False)
         along_MG = phi_MG @ self.cov_GG
         own_M = np.einsum("mg,mg->m", along_MG, phi_MG)
-        return ((along_MG @ phi_TG.T) ** 2).mean(axis=1) / (self.noise + own_M)
+        return ((along_MG @ phi_TG.T) ** 2).mean(axis=1) / (self.noise(candidates) + own_M)
 
     def information(self, candidates: Sequence[DesignPoint]) -> FloatArray:
         """What each candidate tells about all parameters, log(1 + K(c, c) / noise), (M,): the
         D-criterion's gain (Atkinson, Donev and Tobias 2007, section 10.1)."""
         phi_MG = self.features(candidates, measured=True)
         own_M = np.einsum("mg,gh,mh->m", phi_MG, self.cov_GG, phi_MG)
-        return np.log1p(own_M / self.noise)
+        return np.log1p(own_M / self.noise(candidates))
 
 
 def law_field(beliefs: Sequence[Belief], base_loss: float) -> LawField:
@@ -111,9 +116,15 @@ def law_field(beliefs: Sequence[Belief], base_loss: float) -> LawField:
     total = sum(belief.weight for belief in beliefs)
     shared = tuple(Belief(b.fit, b.weight / total) for b in beliefs)
     roots = tuple(_root(belief.fit.cov) for belief in shared)
-    noise = sum(b.weight * b.fit.sigma**2 for b in shared)
     size = sum(root.shape[1] for root in roots) + len(roots)
-    return LawField(shared, base_loss, roots, np.eye(size), max(noise, LEAST_NOISE**2))
+    return LawField(shared, base_loss, roots, np.eye(size))
+
+
+def _axes(points: Sequence[DesignPoint]) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """lora_rank, seq_len and train_steps of points, each (N,)."""
+    rows = [(p.lora_rank, p.seq_len, p.train_steps) for p in points]
+    r, length, t = np.array(rows, dtype=float).reshape(-1, 3).T
+    return r, length, t
 
 
 def _root(cov_PP: FloatArray) -> FloatArray:

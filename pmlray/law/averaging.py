@@ -19,6 +19,7 @@ from pmlray.law.diagnostics import extrapolation_errors, heldout_errors
 from pmlray.law.fit import LawFit, fit_law
 from pmlray.law.forms import CAPPED
 from pmlray.law.protocol import Form
+from pmlray.law.robust import FitOptions
 from pmlray.law.uncertainty import bootstrap_law
 
 log = logging.getLogger(__name__)
@@ -126,10 +127,10 @@ class AveragedSamples:
         """Central interval (low, high) of what one new run would measure, nats: the law's, widened
         by each form's residual noise."""
         predicted = self.predict(lora_rank, seq_len, train_steps)
-        sigma = np.concatenate([np.full(len(samples), fit.sigma) for fit, samples in self.parts])
-        sigma = sigma.reshape(-1, *(1,) * (predicted.ndim - 1))
+        noises = [fit.noise for fit, samples in self.parts for _ in samples]
+        sd = np.stack([noise.sd(mean) for noise, mean in zip(noises, predicted, strict=True)])
         drawn = rng.standard_normal((NOISE_DRAWS, *predicted.shape))
-        runs = (predicted + sigma * drawn).reshape(-1, *predicted.shape[1:])
+        runs = (predicted + sd * drawn).reshape(-1, *predicted.shape[1:])
         return _central(np.minimum(runs, self.base_loss), level)
 
 
@@ -139,15 +140,18 @@ def _central(drawn: FloatArray, level: float) -> tuple[FloatArray, FloatArray]:
     return low, high
 
 
-def average_laws(data: LawData, forms: Sequence[Form]) -> AveragedLaw:
+def average_laws(
+    data: LawData, forms: Sequence[Form], options: FitOptions | None = None
+) -> AveragedLaw:
     """Fit every form that these points carry and weigh them by their error on held-out points.
 
-    FitError when no form can be fitted.
+    options: how points count, in these fits and in those without the held-out points. FitError when
+    no form can be fitted.
     """
     fits, reasons = [], []
     for form in forms:
         try:
-            fits.append(fit_law(data, form))
+            fits.append(fit_law(data, form, options=options))
         except FitError as error:
             reasons.append(f"{form}: {error}")
     if not fits:
@@ -176,7 +180,7 @@ def form_weights(data: LawData, fits: Sequence[LawFit]) -> tuple[float, ...]:
         return (1.0,)
     twice = np.concatenate([data.cells(), data.cells()])
     errors_FN = np.stack(
-        [np.concatenate(extrapolation_errors(data, f.law.form, start=f.law)) for f in fits]
+        [np.concatenate(extrapolation_errors(data, f.law.form, f.law, f.options)) for f in fits]
     )
     known = np.all(np.isfinite(errors_FN), axis=0)
     if not known.any():

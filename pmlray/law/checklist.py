@@ -101,9 +101,15 @@ def _loss(fit: LawFit) -> str:
     if fit.options.loss == "huber":
         return (
             f"Huber's of the residuals in delta_loss, k {HUBER_K} times the noise level, which is"
-            " 1.4826 times their median absolute deviation"
+            f" 1.4826 times their median absolute deviation; {_weighting(fit)}"
         )
-    return "sum of squared residuals in delta_loss (not in its logarithm), points weighted alike"
+    return f"sum of squared residuals in delta_loss (not in its logarithm), {_weighting(fit)}"
+
+
+def _weighting(fit: LawFit) -> str:
+    if fit.noise.power == 0:
+        return "points weighted alike"
+    return f"points weighted by |delta_loss|^{-2 * fit.noise.power:.3g}, the inverse noise variance"
 
 
 def _optimiser(fit: LawFit) -> str:
@@ -158,6 +164,13 @@ def _clusters(points: LawData) -> str:
 
 def _noise(fit: LawFit, residuals: ResidualStructure) -> str:
     text = f"sigma {fit.sigma:.4g} nats per token"
+    if fit.noise.power:
+        text += (
+            f" at |delta_loss| {fit.noise.ref:.4g}, growing as its power {fit.noise.power:.3g}"
+            " (pseudo-likelihood; equal noise refused at the 5 % level)"
+        )
+    elif fit.options.noise == "by_value":
+        text += " at every delta_loss (equal noise not refused at the 5 % level)"
     if (spread := residuals.spread) is not None:
         text += f"; {spread.between:.4g} between (sequence, seed) pairs, {spread.within:.4g} within"
     return text

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from pmlray.errors import FitError
-from pmlray.law.data import BoolArray, FloatArray, IntArray, LawData
-from pmlray.law.fit import FitStatus, LawFit, fit_law, usable_points
+from pmlray.law.data import FloatArray, IntArray, LawData
+from pmlray.law.fit import FitStatus, LawFit, censored_points, fit_law, usable_points
 from pmlray.law.problem import Targets, build_problem
 from pmlray.law.protocol import Form, Law
+from pmlray.law.robust import FitOptions
 
 # Leaving out one of fewer cells would test the weak prior, not the points.
 MIN_CELLS = 4
@@ -22,27 +23,31 @@ def r2(data: LawData, fit: LawFit) -> float | None:
 
 
 def mape(data: LawData, fit: LawFit) -> float | None:
-    """Mean absolute error of delta_loss as a share of it, over the points that the fit used."""
+    """Mean absolute error of delta_loss as a share of it, over the points fitted as measured."""
     used = data.subset(usable_points(data, fit.law.form, fit.options))
-    return mean_error(_share_errors(fit.law, used))
+    measured = used.subset(~censored_points(used, fit.law.form, fit.options))
+    return mean_error(_share_errors(fit.law, measured))
 
 
-def heldout_mape(data: LawData, form: Form) -> float | None:
+def heldout_mape(data: LawData, form: Form, options: FitOptions | None = None) -> float | None:
     """MAPE (a fraction) of design cells left out one at a time; None with fewer than 4 cells.
 
-    Points that the form's filter sets aside are neither fitted nor predicted. Raises FitError when
-    the form cannot be fitted at all.
+    Points that the form's filter sets aside are neither fitted nor predicted, and those that
+    `options` censor are not predicted. Raises FitError when the form cannot be fitted at all.
     """
-    return mean_error(heldout_errors(data, fit_law(data, form)))
+    return mean_error(heldout_errors(data, fit_law(data, form, options=options)))
 
 
-def extrapolation_mape(data: LawData, form: Form) -> float | None:
+def extrapolation_mape(
+    data: LawData, form: Form, options: FitOptions | None = None
+) -> float | None:
     """MAPE (a fraction) at the largest length and at the largest rank, fitted to the smaller ones.
 
     The mean of both, or the one that can be had; None when too few points remain for either. Points
-    that the form's filter sets aside are neither fitted nor predicted.
+    that the form's filter sets aside are neither fitted nor predicted, and those that `options`
+    censor are not predicted.
     """
-    by_axis = [mean_error(errors) for errors in extrapolation_errors(data, form)]
+    by_axis = [mean_error(errors) for errors in extrapolation_errors(data, form, options=options)]
     known = [error for error in by_axis if error is not None]
     return float(np.mean(known)) if known else None
 
@@ -72,8 +77,9 @@ def sequence_errors(data: LawData, fit: LawFit) -> FloatArray:
 def heldout_predictions(data: LawData, fit: LawFit, groups: IntArray) -> FloatArray:
     """delta_loss of each point (N,), nats per token, by the law refitted without its group.
 
-    groups: an id for each point (N,). NaN where a point is not fitted, or where what is left
-    without its group no longer identifies the law.
+    groups: an id for each point (N,). NaN where a point is not fitted or is a lower bound only, or
+    where what is left without its group no longer identifies the law. The weights of the other
+    points, and the values that stand for lower bounds, stay those of the fit.
     """
     used = usable_points(data, fit.law.form, fit.options)
     predicted = np.full(len(data), np.nan)
@@ -94,7 +100,12 @@ def heldout_predictions(data: LawData, fit: LawFit, groups: IntArray) -> FloatAr
         return predicted
     kept = kept[able]
     everything = problem.targets(weight).repeated(len(kept))
-    without_one = Targets(everything.y_BN, kept.astype(float), everything.prior_BP, weight)
+    without_one = Targets(
+        np.repeat(fit.values[None], len(kept), axis=0),
+        kept * np.sqrt(fit.weights),
+        everything.prior_BP,
+        weight,
+    )
     start = np.repeat(problem.theta(fit.law)[None], len(kept), axis=0)
     theta = problem.solve(start, without_one).theta_BP
     of_points = np.full(len(points), np.nan)
@@ -103,28 +114,30 @@ def heldout_predictions(data: LawData, fit: LawFit, groups: IntArray) -> FloatAr
         of_points[~kept[i]] = problem.law(theta[i]).predict(
             left.lora_rank, left.seq_len, left.train_steps, left.base_loss
         )
+    of_points[censored_points(points, fit.law.form, fit.options)] = np.nan
     predicted[used] = of_points
     return predicted
 
 
 def extrapolation_errors(
-    data: LawData, form: Form, start: Law | None = None
+    data: LawData, form: Form, start: Law | None = None, options: FitOptions | None = None
 ) -> tuple[FloatArray, FloatArray]:
     """Share errors (N,) of the points at the largest length, and at the largest rank.
 
     The law is fitted to the points below; NaN where a point is not predicted. `start`, the law of
     all points, is where that fit begins instead of at its grid of starts.
     """
-    used = usable_points(data, form)
+    options = options or FitOptions()
     return (
-        _errors_beyond(data, form, start, used, data.seq_len),
-        _errors_beyond(data, form, start, used, data.lora_rank),
+        _errors_beyond(data, form, start, options, data.seq_len),
+        _errors_beyond(data, form, start, options, data.lora_rank),
     )
 
 
 def _errors_beyond(
-    data: LawData, form: Form, start: Law | None, used: BoolArray, axis: FloatArray
+    data: LawData, form: Form, start: Law | None, options: FitOptions, axis: FloatArray
 ) -> FloatArray:
+    used = usable_points(data, form, options)
     errors = np.full(len(data), np.nan)
     if not used.any():
         return errors
@@ -133,11 +146,12 @@ def _errors_beyond(
     if len(below) == 0:
         return errors
     try:
-        fit = fit_law(below, form, start=start)
+        fit = fit_law(below, form, start=start, options=options)
     except FitError:
         return errors
+    measured = beyond & ~censored_points(data, form, options)
     if len(below) > fit.law.params.size and _varied(below):
-        errors[beyond] = _share_errors(fit.law, data.subset(beyond))
+        errors[measured] = _share_errors(fit.law, data.subset(measured))
     return errors
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -12,6 +12,7 @@ from pmlray.errors import FitError
 from pmlray.law.advice import what_next
 from pmlray.law.data import BoolArray, FloatArray, LawData
 from pmlray.law.forms import CAPPED
+from pmlray.law.noise import Noise, noise_varies
 from pmlray.law.problem import ASSUMED_NOISE_SHARE, Problem, build_problem
 from pmlray.law.protocol import Form, Law
 from pmlray.law.robust import FitOptions, settle
@@ -34,10 +35,11 @@ class LawFit:
 
     `cov` (P, P) is the covariance of `law.params`: sigma^2 (J'WJ + sigma^2 / prior variance)^-1,
     Laplace's approximation under the weak prior, which matters only for parameters that the points
-    leave open. `sigma` is the residual noise and `rss` the residual sum of squares, in nats and
-    nats^2 per token. `n_obs` points were fitted; `n_censored` are saturated ones, set aside or
-    taken as lower bounds as `options` say. `values` (N,) stand for the fitted points' delta_loss,
-    measured or, where censored, expected; `weights` (N,) are Huber's. `condition_number` is that of
+    leave open. `noise` is that of the residuals, and `rss` their sum of squares, nats^2 per token.
+    `n_obs` points were fitted; `n_censored` are saturated ones, set aside or taken as lower bounds
+    as `options` say. `values` (N,) stand for the fitted points' delta_loss, measured or, where
+    censored, expected; `weights` (N,) are Huber's over the noise's relative variance: W of the
+    covariance, whose sigma is the noise at its reference. `condition_number` is that of
     the points' information, scaled to a unit diagonal; `unidentified` names the parameters that the
     points leave at least as open as the weak prior does. UNDERDETERMINED: the weak prior took part
     in the fit, and the message says why and what to measure next.
@@ -45,7 +47,7 @@ class LawFit:
 
     law: Law
     cov: FloatArray
-    sigma: float
+    noise: Noise
     rss: float
     n_obs: int
     n_censored: int
@@ -56,6 +58,11 @@ class LawFit:
     weights: FloatArray
     condition_number: float
     unidentified: tuple[str, ...]
+
+    @property
+    def sigma(self) -> float:
+        """Noise of a run at the noise's reference value, nats per token."""
+        return self.noise.sigma
 
 
 def usable_points(data: LawData, form: Form, options: FitOptions | None = None) -> BoolArray:
@@ -135,18 +142,21 @@ def fit_law(
         first, problem = problem.law(theta), build_problem(points, form)
         theta = problem.theta(first)
     values, weights = problem.y_N, np.ones(len(points))
-    if options.loss == "huber" or censored.any():
-        done = settle(problem, theta, max(sigma, 1e-9), prior_weight, censored, options)
-        theta, values, weights, sigma = done.theta_P, done.y_N, done.weight_N, done.sigma
+    noise = Noise(sigma, ref=rms)
+    by_value = options.noise == "by_value" and not reasons and _noise_varies(problem, theta, known)
+    if options.loss == "huber" or censored.any() or by_value:
+        noise = replace(noise, sigma=max(sigma, 1e-9))
+        done = settle(problem, theta, noise, prior_weight, censored, options, by_value=by_value)
+        theta, values, weights, noise = done.theta_P, done.y_N, done.weight_N, done.noise
         at_rest = at_rest and done.at_rest
     law = problem.law(theta)
     fitted = law.predict(points.lora_rank, points.seq_len, points.train_steps, points.base_loss)
     status, message = _verdict(problem, law, theta, reasons, at_rest)
-    cov, information = _covariance(problem, theta, points, sigma, weights, with_prior=True)
+    cov, information = _covariance(problem, theta, points, noise.sigma, weights, with_prior=True)
     return LawFit(
         law=law,
         cov=cov,
-        sigma=sigma,
+        noise=noise,
         rss=float(np.sum((values - fitted) ** 2)),
         n_obs=len(points),
         n_censored=n_set_aside + int(censored.sum()),
@@ -220,6 +230,13 @@ def _covariance(
     information = jac.T @ (weights[:, None] * jac)
     prior = np.diag((sigma / problem.prior_sd_P) ** 2) if with_prior else 0.0
     return sigma**2 * scaled_inverse(information + prior), information
+
+
+def _noise_varies(problem: Problem, theta: FloatArray, known: LawData) -> bool:
+    law = problem.law(theta)
+    mean = law.predict(known.lora_rank, known.seq_len, known.train_steps, known.base_loss)
+    ref = float(np.sqrt(np.mean(known.delta_loss**2))) or 1.0
+    return noise_varies(mean, known.delta_loss - mean, problem.n_params, ref)
 
 
 def _condition_number(information_PP: FloatArray) -> float:

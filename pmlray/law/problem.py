@@ -47,7 +47,8 @@ class Targets:
     """What B problems are fitted to: y (B, N) nats, root weights (B, N), prior centre (B, P).
 
     `prior_weight` is the noise in nats that one prior standard deviation is worth; 0 leaves the
-    prior out. Of the points that `censored_N` marks, y is a lower bound, under noise of `sigma`.
+    prior out. Of the points that `censored_N` marks, y is a lower bound, under noise of `sd_N`
+    nats.
     """
 
     y_BN: FloatArray
@@ -55,7 +56,7 @@ class Targets:
     prior_BP: FloatArray
     prior_weight: float
     censored_N: BoolArray | None = None
-    sigma: float = 0.0
+    sd_N: FloatArray | None = None
 
     def repeated(self, n: int) -> Targets:
         """One problem, n times."""
@@ -201,9 +202,9 @@ class Problem:
         jac[:, :, 3] = slope
         root_w, y = targets.root_w_BN[rows], targets.y_BN[rows]
         r, by_value = value - y, np.ones_like(value)
-        if (mask := targets.censored_N) is not None:
+        if (mask := targets.censored_N) is not None and targets.sd_N is not None:
             r[:, mask], by_value[:, mask] = censored_residual(
-                value[:, mask], y[:, mask], targets.sigma
+                value[:, mask], y[:, mask], targets.sd_N[mask]
             )
         r, jac = root_w * r, (root_w * by_value)[:, :, None] * jac
         if targets.prior_weight > 0:

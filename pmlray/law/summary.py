@@ -24,6 +24,7 @@ from pmlray.law.diagnostics import (
 from pmlray.law.fit import FitStatus, LawFit
 from pmlray.law.protocol import Form
 from pmlray.law.residuals import ResidualStructure, residual_structure
+from pmlray.law.robust import FitOptions
 from pmlray.law.sizing import Sizing, size_for
 from pmlray.law.uncertainty import bootstrap_law, param_intervals
 from pmlray.types import DesignPoint
@@ -140,6 +141,7 @@ class LawSummary:
             "n_obs": fit.n_obs,
             "n_censored": fit.n_censored,
             "sigma": fit.sigma,
+            "noise": asdict(fit.noise),
             "status": str(fit.status),
             "message": fit.message,
             "relative_interval": self.relative_interval,
@@ -167,14 +169,16 @@ def summarise(
     n_bootstrap: int = 200,
     rng: np.random.Generator,
     targets: Sequence[DesignPoint] = (),
+    options: FitOptions | None = None,
 ) -> LawSummary:
     """Fit, choose the form, and qualify the result.
 
     `auto` fits every one of `forms` that the points carry and takes the one with the smallest error
     on points it has not seen, never by R2 (`form_weights`); the targets are predicted by all of
-    them, each with its weight. FitError when no form fits.
+    them, each with its weight. `options`: how points count in every fit. FitError when no form
+    fits.
     """
-    average = average_laws(data, forms if form == "auto" else (form,))
+    average = average_laws(data, forms if form == "auto" else (form,), options)
     fit = average.best
     samples = bootstrap_law(data, fit, n_bootstrap, rng)
     drawn = average.sample(data, n_bootstrap, rng) if targets else None
@@ -188,7 +192,7 @@ def summarise(
         mape=mape(data, fit),
         heldout_mape=mean_error(heldout_errors(data, fit)),
         sequence_mape=mean_error(sequence_errors(data, fit)),
-        extrapolation_mape=extrapolation_mape(data, fit.law.form),
+        extrapolation_mape=extrapolation_mape(data, fit.law.form, options),
         targets=() if drawn is None else _predict(average, drawn, targets, rng),
         residuals=residuals,
         checklist=checklist(data, average, len(samples), residuals),

@@ -25,18 +25,18 @@ def bootstrap_law(data: LawData, fit: LawFit, n: int, rng: np.random.Generator) 
 
     A wild cluster bootstrap: each resample is the fitted law plus the residuals, those of one
     (sequence, seed) flipped in sign together (Cameron, Gelbach and Miller 2008,
-    doi:10.1162/rest.90.3.414). The design stays whole, which drawing clusters would not leave it:
-    a search has few of them, each with its own part of the grid. Residuals are first freed of the
+    doi:10.1162/rest.90.3.414). The design stays whole, which drawing clusters would not leave it: a
+    search has few of them, each with its own part of the grid. Residuals are first freed of the
     share that the fit absorbed: clusters as in CR2 (Bell and McCaffrey 2002), points that are their
     own cluster as in HC3 (MacKinnon and White 1985), whose 90% intervals held the truth more nearly
-    90% of the time in simulated searches. Every resample is rescaled by sqrt(nu / chi2_nu), so that
-    few clusters or few spare points give Student's wider tails. Huber's weights and the values that
-    stand for censored points stay those of the fit. With
-    fewer than 3 clusters every point counts as its own: the intervals then leave out what differs
-    between sequences. With fewer points than parameters + 1 the noise is normal with `fit.sigma`,
-    and in every UNDERDETERMINED fit the prior's centre is drawn anew, so that what the points
-    leave open spreads as the prior does. Resamples without a usable law are left out; FitError
-    when that is more than half.
+    90% of the time in simulated searches; under weights that share is the weighted fit's. Every
+    resample is rescaled by sqrt(nu / chi2_nu), so that few clusters or few spare points give
+    Student's wider tails. The weights and the values that stand for censored points stay those of
+    the fit. With fewer than 3 clusters every point counts as its own: the intervals then leave out
+    what differs between sequences. With fewer points than parameters + 1 the noise is normal,
+    `fit.noise`, and in every UNDERDETERMINED fit the prior's centre is drawn anew, so that what the
+    points leave open spreads as the prior does. Resamples without a usable law are left out;
+    FitError when that is more than half.
     """
     points = data.subset(usable_points(data, fit.law.form, fit.options))
     problem = build_problem(points, fit.law.form)
@@ -46,7 +46,7 @@ def bootstrap_law(data: LawData, fit: LawFit, n: int, rng: np.random.Generator) 
     )
     spare = len(points) - problem.n_params
     if spare < 1:
-        noise = fit.sigma * rng.standard_normal((n, len(points)))
+        noise = fit.noise.sd(predicted) * rng.standard_normal((n, len(points)))
     else:
         cluster = np.unique(points.cluster, return_inverse=True)[1].reshape(-1)
         n_clusters = int(cluster.max()) + 1
@@ -129,9 +129,11 @@ def _freed_residuals(
 ) -> FloatArray:
     """Residuals of each cluster times (I - H)^(-1/2), of single points times (I - H)^-1.
 
-    H is the cluster's block of the hat matrix.
+    H is the cluster's block of the hat matrix of the points times their root weights.
     """
+    root_w = np.sqrt(fit.weights)
     jac = fit.law.jacobian(points.lora_rank, points.seq_len, points.train_steps, points.base_loss)
+    jac, residual = root_w[:, None] * jac, root_w * residual
     information = jac.T @ jac
     if weak:
         prior_sd = build_problem(points, fit.law.form).prior_sd_P
@@ -145,4 +147,4 @@ def _freed_residuals(
         # A direction the fit absorbed wholly holds no residual to scale up.
         gain = np.where(kept > MIN_RESIDUAL_SHARE, np.maximum(kept, MIN_RESIDUAL_SHARE) ** power, 0)
         freed[members] = directions @ (gain * (directions.T @ residual[members]))
-    return freed
+    return freed / root_w

@@ -83,6 +83,7 @@ def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> L
             n_bootstrap=spec.law.n_bootstrap,
             rng=np.random.default_rng(0),
             targets=spec.target_points(),
+            options=spec.law.fit_options(),
         )
     except FitError:
         return None

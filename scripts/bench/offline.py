@@ -14,9 +14,10 @@ import optuna
 from numpy.typing import NDArray
 
 from pmlray.backends.optuna_sampler import LawSampler
+from pmlray.config.search_spec import LawOptions
 from pmlray.design import CostModel, DesignSettings, DesignSpace, Replicate
 from pmlray.errors import FitError
-from pmlray.law import Form, LawData, average_laws
+from pmlray.law import LawData, average_laws
 from pmlray.types import DesignPoint
 
 PACK_SIZE = 8
@@ -104,17 +105,18 @@ def seeds_of(policy: str, n_seeds: int) -> range:
     return range(min(n_seeds, FEW_SEEDS.get(policy, n_seeds)))
 
 
-def full_grid_errors(world: World, forms: Sequence[Form]) -> Errors:
+def full_grid_errors(world: World, law: LawOptions) -> Errors:
     """The errors of what pmlray predicts from every run of the grid."""
-    return _errors(world, forms, world.runs)
+    return _errors(world, law, world.runs)
 
 
-def replay(world: World, policy: str, seed: int, share: float, forms: Sequence[Form]) -> list[Step]:
+def replay(world: World, policy: str, seed: int, share: float, law: LawOptions) -> list[Step]:
     """The error at the targets after every pack, until `share` of the grid's cost is spent."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     budget = share * world.grid_cost
     settings = DesignSettings(PACK_SIZE, VALIDATION_SHARE, world.targets, policy, seed)  # type: ignore[arg-type]
-    sampler = LawSampler(world.space, settings, forms, world.cost, budget)
+    options = law.fit_options()
+    sampler = LawSampler(world.space, settings, law.forms, world.cost, budget, options)
     study = optuna.create_study(sampler=sampler, direction="maximize")
     runs: list[Run] = []
     steps, spent = [], 0.0
@@ -149,14 +151,15 @@ def replay(world: World, policy: str, seed: int, share: float, forms: Sequence[F
             study.tell(trial, found.delta_loss)
             spent += charge.gpu_seconds
         runs += pack
-        steps.append(Step(spent, _errors(world, forms, runs), tuple(runs)))
+        steps.append(Step(spent, _errors(world, law, runs), tuple(runs)))
 
 
-def _errors(world: World, forms: Sequence[Form], runs: Sequence[Run]) -> Errors:
+def _errors(world: World, law: LawOptions, runs: Sequence[Run]) -> Errors:
     r, t = np.array([[p.lora_rank, p.train_steps] for p in world.targets], float).T
     data = run_data(world, runs)
     try:
-        predicted = average_laws(data, forms).predict(r, world.target_tokens, t)
+        average = average_laws(data, law.forms, law.fit_options())
+        predicted = average.predict(r, world.target_tokens, t)
     except FitError:
         predicted = np.full(r.shape, float(np.mean(data.delta_loss)))
     of_truth = np.nan if world.truth is None else _rms(predicted - world.truth)

@@ -4,10 +4,12 @@
 
 Per kind of truth (scripts/bench/worlds.py): `coverage_90` is the share of the 90 % intervals at the
 targets that hold the truth, over laws fitted to 60 runs of their grid; `exponents` has the same for
-both exponents, with their mean absolute errors; `cost_share_to_1_1` is the share of the full grid's
-cost from which a policy's root mean square error of held-out runs, over all worlds, stays within
-1.1 times that of the full grid (null: beyond `longest_share`). `of_truth` has the same against the
-truth without noise, which the full grid knows much better than any run can show.
+both exponents, with their mean absolute errors, and the intervals' mean width; `by_value` has all
+of this for fits whose noise may follow delta_loss (`law.noise: by_value`); `cost_share_to_1_1` is
+the share of the full grid's cost from which a policy's root mean square error of held-out runs,
+over all worlds, stays within 1.1 times that of the full grid (null: beyond `longest_share`).
+`of_truth` has the same against the truth without noise, which the full grid knows much better than
+any run can show.
 """
 
 from __future__ import annotations
@@ -18,38 +20,40 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pmlray.config.search_spec import LawOptions
-from pmlray.law import bootstrap_law, fit_law, param_intervals, prediction_interval
+from pmlray.law import FitOptions, bootstrap_law, fit_law, param_intervals, prediction_interval
 from scripts.bench.offline import POLICIES, full_grid_errors, replay, run_data, seeds_of
 from scripts.bench.shares import Curve, curve, evaluate, machine, share_line
 from scripts.bench.worlds import KINDS, WELL_SPECIFIED, Kind, Truth, world
 
-FORMS = LawOptions().forms
+LAW = LawOptions()
 LEVEL = 0.9
 # Runs of the grid that a law is fitted to when the coverage of its intervals is measured.
 COVERAGE_RUNS = 60
+NOISES: tuple[Literal["equal", "by_value"], ...] = ("equal", "by_value")
 
 
-def coverage(kind: Kind, seed: int) -> dict[str, list[float]]:
+def coverage(kind: Kind, seed: int, options: FitOptions) -> dict[str, list[float]]:
     """Of one law fitted to COVERAGE_RUNS runs of its grid: which 90 % intervals hold the truth
-    (1 or 0), and the errors of the exponents."""
+    (1 or 0), how wide they are at the targets, nats, and the errors of the exponents."""
     truth, made = Truth(kind, seed), world(kind, seed)
     rng = np.random.default_rng([7, seed])
     runs = made.runs
     drawn = np.sort(rng.permutation(len(runs))[:COVERAGE_RUNS])
     data = run_data(made, [runs[i] for i in drawn])
-    fit = fit_law(data, "ceiling" if kind == "ceiling" else "power")
+    fit = fit_law(data, "ceiling" if kind == "ceiling" else "power", options=options)
     samples = bootstrap_law(data, fit, 400, rng)
     r, n, t = np.array([[p.lora_rank, p.seq_len, p.train_steps] for p in made.targets], float).T
     low, high = prediction_interval(fit, samples, r, n, t, LEVEL)
     intervals = param_intervals(fit.law, samples, LEVEL)
     found = {"target": ((low <= made.truth) & (made.truth <= high)).astype(float).tolist()}
+    found["target_width"] = (high - low).tolist()
     for name, true in (("rank_exponent", truth.alpha), ("len_exponent", truth.beta)):
         found[name] = [float(intervals[name][0] <= true <= intervals[name][1])]
         found[f"{name}_error"] = [abs(getattr(fit.law, name) - true)]
@@ -60,8 +64,8 @@ def spend(task: tuple[Kind, str, int], longest: float) -> tuple[Curve, Curve]:
     """One policy in one world: its errors of held-out runs, and of the truth behind them."""
     kind, policy, seed = task
     made = world(kind, seed)
-    full = full_grid_errors(made, FORMS)
-    steps = replay(made, policy, seed, longest, FORMS)
+    full = full_grid_errors(made, LAW)
+    steps = replay(made, policy, seed, longest, LAW)
     return curve(made, steps, full, "heldout"), curve(made, steps, full, "truth")
 
 
@@ -78,9 +82,16 @@ def main() -> None:
     kinds = [kind for kind in KINDS if kind in chosen.kinds]
     with ProcessPoolExecutor(chosen.jobs) as pool:
         covered = {
-            kind: list(pool.map(partial(coverage, kind), range(n_laws)))
-            for kind in kinds
-            if kind in WELL_SPECIFIED
+            noise: {
+                kind: list(
+                    pool.map(
+                        partial(coverage, kind, options=FitOptions(noise=noise)), range(n_laws)
+                    )
+                )
+                for kind in kinds
+                if kind in WELL_SPECIFIED
+            }
+            for noise in NOISES
         }
         tasks = [
             (kind, policy, seed)
@@ -89,15 +100,15 @@ def main() -> None:
             for seed in seeds_of(policy, n_seeds)
         ]
         pairs = list(pool.map(partial(spend, longest=longest), tasks))
-    by_quantity = {kind: _means(rows) for kind, rows in covered.items()}
+    equal, by_value = (_coverages(covered[noise]) for noise in NOISES)
     found = {
         **machine(),
         "n_laws": n_laws,
         "n_seeds": n_seeds,
         "seeds": "0 to n - 1",
         "longest_share": longest,
-        "coverage_90": {kind: means.pop("target") for kind, means in by_quantity.items()},
-        "exponents": by_quantity,
+        **equal,
+        "by_value": by_value,
         **_by_kind(tasks, [heldout for heldout, _ in pairs], longest),
         "of_truth": _by_kind(tasks, [truth for _, truth in pairs], longest),
     }
@@ -114,6 +125,16 @@ def _by_kind(
     found = {kind: evaluate(by_policy, longest) for kind, by_policy in grouped.items()}
     names = next(iter(found.values()), {})
     return {name: {kind: of[name] for kind, of in found.items()} for name in names}
+
+
+def _coverages(
+    by_kind: dict[Kind, list[dict[str, list[float]]]],
+) -> dict[str, dict[Kind, Any]]:
+    means = {kind: _means(rows) for kind, rows in by_kind.items()}
+    return {
+        "coverage_90": {kind: of.pop("target") for kind, of in means.items()},
+        "exponents": dict(means),
+    }
 
 
 def _means(rows: list[dict[str, list[float]]]) -> dict[str, float]:

@@ -42,7 +42,7 @@ from scripts.bench.offline import (
 from scripts.bench.shares import Curve, curve, evaluate, machine, share_line
 from scripts.bench.table_worlds import table_names, table_world
 
-FORMS = LawOptions().forms
+LAW = LawOptions()
 COVERAGE_SHARE = 0.25
 
 
@@ -51,8 +51,8 @@ def spend(task: tuple[str, str, int], longest: float) -> tuple[Curve, float]:
     held-out runs within their 90 % intervals at COVERAGE_SHARE."""
     name, policy, seed = task
     world = table_world(name, seed)
-    full = full_grid_errors(world, FORMS)
-    steps = replay(world, policy, seed, longest, FORMS)
+    full = full_grid_errors(world, LAW)
+    steps = replay(world, policy, seed, longest, LAW)
     affordable = [s for s in steps if s.gpu_seconds <= COVERAGE_SHARE * world.grid_cost] or steps
     return curve(world, steps, full, "heldout"), _covered(world, affordable[-1].runs, seed)
 
@@ -61,7 +61,9 @@ def _covered(world: World, runs: Sequence[Run], seed: int) -> float:
     data, rng = run_data(world, runs), np.random.default_rng(seed)
     r, t = np.array([[p.lora_rank, p.train_steps] for p in world.targets], float).T
     try:
-        samples = average_laws(data, FORMS).sample(data, LawOptions().n_bootstrap, rng)
+        samples = average_laws(data, LAW.forms, LAW.fit_options()).sample(
+            data, LAW.n_bootstrap, rng
+        )
     except FitError:
         return 0.0
     low, high = samples.run_interval(r, world.target_tokens, t, rng)

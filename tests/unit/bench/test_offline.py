@@ -13,7 +13,7 @@ from scripts.bench.shares import SHARES, Curve, curve, evaluate
 from scripts.bench.table_worlds import table_names, table_world
 from scripts.bench.worlds import KINDS, Truth, world
 
-FORMS = LawOptions().forms
+LAW = LawOptions()
 
 
 @pytest.mark.parametrize("name", table_names())
@@ -24,12 +24,12 @@ def test_no_policy_can_measure_what_is_held_out(name: str) -> None:
     assert not set(made.space.cells) & set(made.targets)
     assert all(c.lora_rank < ranks[-1] and c.seq_len < lengths[-2] for c in made.space.cells)
     assert all(t.lora_rank == ranks[-1] or t.seq_len >= lengths[-2] for t in made.targets)
-    steps = replay(made, "v_optimal", 0, 0.15, FORMS)
+    steps = replay(made, "v_optimal", 0, 0.15, LAW)
     for step in steps:
         assert {point for point, _ in step.runs} <= set(made.space.cells)
         assert len(set(step.runs)) == len(step.runs)
     assert 0 < steps[-1].gpu_seconds <= 0.15 * made.grid_cost
-    full = full_grid_errors(made, FORMS)
+    full = full_grid_errors(made, LAW)
     assert 0 < full.heldout < 1.0 and np.isnan(full.truth)
 
 

@@ -121,7 +121,11 @@ def test_a_replayed_search_needs_no_ray(
 def test_a_stores_fit_is_its_searchs_law(
     search_file: Path, tmp_path: Path, tracking_uri: str
 ) -> None:
-    overrides = ("memft=null", "budget={gpu_seconds: 60}", "law={forms: [exponential_ceiling]}")
+    overrides = (
+        "memft=null",
+        "budget={gpu_seconds: 60}",
+        "law={forms: [exponential_ceiling], loss: huber, noise: by_value, saturated: censor}",
+    )
     search = prepare_search(search_file, overrides)
     table, store = tmp_path / "table.csv", tmp_path / "store"
     write_table(table, exhaustive(search, tmp_path / "grid").observations(), [])
@@ -133,6 +137,13 @@ def test_a_stores_fit_is_its_searchs_law(
     fitted = run_json("fit", str(store))
     assert fitted["form"] == found["law"]["form"] == "exponential_ceiling"
     assert fitted["rank_exponent"] == pytest.approx(found["law"]["rank_exponent"])
+    counted = fitted["checklist"]
+    # The order of the points leaves the last digits open.
+    assert {**counted, "parameters": ""} == {**found["law"]["checklist"], "parameters": ""}
+    assert "Huber's" in counted["loss"] and "Tobit" in counted["filter"]
+    assert "at every delta_loss" in counted["noise"] or fitted["noise"]["power"] != 0
+    plain = run_json("fit", str(store), "--loss", "gaussian", "--saturated", "filter")
+    assert "squared residuals" in plain["checklist"]["loss"]
     assert run_json("fit", str(store), "--form", "ceiling")["form"] == "ceiling"
 
 

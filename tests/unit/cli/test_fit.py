@@ -210,3 +210,12 @@ def test_targets_that_are_none_are_refused(target: str) -> None:
 def test_a_wish_without_a_target_is_refused() -> None:
     done = CliRunner().invoke(app, ["fit", str(GOLDEN), "--delta-loss", "3"])
     assert done.exit_code == 2 and "--target" in done.output
+
+
+def test_an_outlier_does_not_bend_a_law_fitted_by_hubers_loss(write: Write) -> None:
+    lines = rows(GRID)
+    lines[5] = lines[5].rsplit(",", 1)[0] + ",20"
+    path = write(lines)
+    plain = fit(path, "--form", "power")["rank_exponent"]
+    huber = fit(path, "--form", "power", "--loss", "huber")["rank_exponent"]
+    assert abs(huber - LAW.rank_exponent) < 0.1 < abs(plain - LAW.rank_exponent)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -39,7 +41,23 @@ def test_covariance_is_within_forms_plus_between_them() -> None:
         for w, f, m in zip((0.75, 0.25), fits, mean, strict=True)
     )  # fmt: skip
     assert field.variance(TARGETS) == pytest.approx(expected, rel=1e-9)
-    assert field.noise == pytest.approx(0.75 * fits[0].sigma ** 2 + 0.25 * fits[1].sigma ** 2)
+    noise = 0.75 * fits[0].sigma ** 2 + 0.25 * fits[1].sigma ** 2
+    assert field.noise(TARGETS) == pytest.approx([noise, noise])
+
+
+def test_a_run_tells_less_where_its_noise_is_larger() -> None:
+    fit = fitted("ceiling")
+    growing = replace(fit, noise=replace(fit.noise, power=1.0))
+    field = law_field([Belief(growing, 1.0)], BASE)
+    mean = fit.law.predict(*arrays(CELLS))
+    assert field.noise(CELLS) == pytest.approx((fit.sigma * mean / fit.noise.ref) ** 2)
+    largest = CELLS[int(np.argmax(mean))]
+    plain = law_field([Belief(fit, 1.0)], BASE)
+    assert field.information([largest]) < plain.information([largest])
+    once = np.linalg.inv(field.after([largest]).cov_GG)[:-1, :-1] - np.eye(fit.cov.shape[0])
+    assert np.trace(once) == pytest.approx(
+        float(np.sum(field.features([largest], measured=True) ** 2) / field.noise([largest])[0])
+    )
 
 
 def test_a_measured_point_is_what_one_form_would_learn() -> None:

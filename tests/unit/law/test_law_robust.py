@@ -21,6 +21,7 @@ from pmlray.law import (
     PowerLaw,
     fit_law,
 )
+from pmlray.law.diagnostics import extrapolation_errors, heldout_errors
 
 RANKS, LENGTHS = (1, 2, 4, 8, 16, 32), (50, 100, 200, 400, 800)
 BASE = 12.0
@@ -127,6 +128,24 @@ def test_censoring_removes_the_bias_of_believing_saturated_points() -> None:
             errors[name].append(fit.law.rank_exponent - truth.rank_exponent)
     assert abs(np.mean(errors["believed"])) > 0.1
     assert abs(np.mean(errors["censored"])) < 0.02
+
+
+def test_lower_bounds_are_never_an_error_and_still_bear_on_held_out_ones() -> None:
+    """What was only bounded cannot be missed; what is left out is predicted by an honest refit."""
+    data = points(PowerLaw(40.0, 0.6, 0.5, 0.1), noise=0.05, cap=True)
+    options = FitOptions(saturated="censor")
+    censored = data.final_loss <= math.log(2)
+    fit = fit_law(data, "power", options=options)
+    errors = heldout_errors(data, fit)
+    assert np.array_equal(np.isnan(errors), censored)
+    beyond = np.concatenate(extrapolation_errors(data, "power", options=options))
+    assert np.all(np.isnan(beyond[np.concatenate([censored, censored])]))
+    assert np.isfinite(beyond).any()
+    for i in np.flatnonzero(~censored)[:3].tolist():
+        law = fit_law(data.subset(np.arange(len(data)) != i), "power", options=options).law
+        predicted = law.predict(data.lora_rank[i], data.seq_len[i], data.train_steps[i])
+        expected = abs(predicted - data.delta_loss[i]) / data.delta_loss[i]
+        assert errors[i] == pytest.approx(float(expected), abs=2e-3)
 
 
 @pytest.mark.parametrize(

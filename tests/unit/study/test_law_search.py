@@ -29,7 +29,12 @@ def start(
     store = FileStore(folder)
     spec = search.spec
     sampler = LawSampler(
-        design_space(search), design_settings(search), spec.law.forms, COST, spec.budget.law_seconds
+        design_space(search),
+        design_settings(search),
+        spec.law.forms,
+        COST,
+        spec.budget.law_seconds,
+        spec.law.fit_options(),
     )
     points = OptunaPoints(search, sampler, folder, store.observations(), store.failures())
     law_search = LawSearch(
