@@ -10,11 +10,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-Method = Literal["sft", "memft_ot", "memft_sw"]
+# Plain fine-tuning; MemFT's threshold; its window or curriculum; its window at a fixed width; its
+# threshold with what is recalled left out of the batch.
+Method = Literal["sft", "memft_ot", "memft_sw", "memft_fw", "memft_rd"]
 Phase = Literal["law", "memft"]
 METHODS: tuple[Method, ...] = get_args(Method)
+Compat = Literal["mended", "paper"]
+Equal = Literal["gpu_seconds", "tokens", "steps"]
 
-OBSERVATION_SCHEMA = 3
+OBSERVATION_SCHEMA = 4
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -27,10 +31,33 @@ class DesignPoint:
 
 
 @dataclass(frozen=True, slots=True)
+class MemftRules:
+    """What the MemFT methods of a pack have in common.
+
+    `threshold`: probability from which a token counts as recalled. `temporal`: `memft_sw` grows the
+    set of records in play instead of sliding a window over each. `compat`: `paper` for the rules of
+    arXiv 2605.30260 as its code has them, `mended` without their defects: a run whose tokens are
+    all recalled takes no step instead of a plain one, a wider window never lowers a weight, and the
+    curriculum counts steps instead of rounding epochs down to full batches. For `memft_rd`:
+    `margin`, the probability from which a token leaves the batch; `recheck_steps`, optimiser steps
+    between two looks at those that left; `equal`, what its freed steps are counted in: it goes on
+    until it has spent what a run that left nothing out spends.
+    """
+
+    threshold: float = 0.5
+    temporal: bool = False
+    compat: Compat = "mended"
+    margin: float = 0.75
+    recheck_steps: int = 16
+    equal: Equal = "gpu_seconds"
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedRun:
     """One adapter to train: a design point with its method and replicate.
 
-    `run_key` is a hash of everything that determines the result.
+    `run_key` is a hash of everything that determines the result. `learning_rate` replaces the
+    recipe's peak rate where it is given.
     """
 
     point: DesignPoint
@@ -39,6 +66,7 @@ class PlannedRun:
     seed: int
     phase: Phase
     run_key: str
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +111,12 @@ class Observation:
     they are core-seconds. `charged_steps` are the optimiser steps that they paid for: fewer than
     were taken where runs of several budgets share a trunk. `generated_match` is None when no real
     decoding was run. `control_delta_loss` is the adapter's loss reduction on fresh text of the same
-    distribution, nats per token: what it learnt about the kind of text, not about the text (None
-    where it was not measured); its cost is in none of these fields.
+    distribution, nats per token: what it learnt about the kind of text, not about the text, and
+    `control_recall` the share of those records that it gets wholly right (a rule that holds for
+    them too, say). `prose_delta_loss`: its loss reduction on plain English prose, below 0 where it
+    harms what the base could do. Both None where they were not measured; their cost is in none of
+    these fields. `grad_norm`: mean gradient norm, before clipping, over the last tenth of the steps
+    before the decay. `learning_rate`: the peak rate of the run.
     """
 
     run_key: str
@@ -110,6 +142,10 @@ class Observation:
     peak_memory_bytes: int
     provenance: Mapping[str, Any]
     control_delta_loss: float | None = None
+    control_recall: float | None = None
+    prose_delta_loss: float | None = None
+    grad_norm: float | None = None
+    learning_rate: float | None = None
 
     @property
     def stopped_early(self) -> bool:
@@ -130,7 +166,8 @@ class Observation:
         """Rebuild from `to_json`'s form; KeyError or TypeError when a field is missing."""
         fields = {k: v for k, v in stored.items() if k not in ("schema", "delta_loss")}
         fields["point"] = DesignPoint(**fields["point"])
-        # Schema 1 knew no shared trunks and no order within a pack, 1 and 2 no control.
+        # Schema 1 knew no shared trunks and no order within a pack, 1 and 2 no control; what 4
+        # added is None in all before it.
         fields.setdefault("place", 0)
         fields.setdefault("charged_steps", float(fields["point"].train_steps))
         fields["recall"] = Recall(**fields["recall"])

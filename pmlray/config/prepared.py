@@ -31,9 +31,18 @@ class PreparedSearch:
     task: TaskSource
 
     def plan_run(
-        self, point: DesignPoint, method: Method, sequence_id: int, seed: int, phase: Phase
+        self,
+        point: DesignPoint,
+        method: Method,
+        sequence_id: int,
+        seed: int,
+        phase: Phase,
+        learning_rate: float | None = None,
     ) -> PlannedRun:
-        """A run with its run_key: the hash of everything that determines its result."""
+        """A run with its run_key: the hash of everything that determines its result.
+
+        learning_rate: peak rate in place of the recipe's.
+        """
         spec = self.spec
         # Methods are compared at equal steps: no run of that phase stops early.
         recipe = spec.recipe.model_dump()
@@ -52,14 +61,19 @@ class PreparedSearch:
             # A base text is dealt out in stretches of the longest length.
             "stretch": max(spec.space.seq_len) if self.task.text is not None else None,
             "recipe": recipe,
-            "threshold": spec.memft.threshold if method != "sft" and spec.memft else None,
+            # What plain fine-tuning has always had here.
+            "threshold": None,
             "point": asdict(point),
             "method": method,
             "sequence_id": sequence_id,
             "seed": seed,
         }
+        if method != "sft":
+            determines["memft"] = asdict(spec.memft_rules())
+        if learning_rate is not None:
+            determines["learning_rate"] = learning_rate
         digest = hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()
-        return PlannedRun(point, method, sequence_id, seed, phase, digest[:16])
+        return PlannedRun(point, method, sequence_id, seed, phase, digest[:16], learning_rate)
 
 
 def prepare_search(path: Path, overrides: Sequence[str] = ()) -> PreparedSearch:

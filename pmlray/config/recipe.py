@@ -43,8 +43,9 @@ class Recipe(BaseModel):
         """First step (from 0) of the decay of a run of `train_steps`."""
         return train_steps - round(self.decay_share * train_steps)
 
-    def rate_at(self, step: int, train_steps: int) -> float:
-        """Learning rate of optimiser step `step` (from 0) in a run of `train_steps`."""
+    def rate_at(self, step: float, train_steps: int) -> float:
+        """Learning rate of optimiser step `step` (from 0) in a run of `train_steps`; between two
+        steps where a run's steps count only in part."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         if self.schedule == "linear":
             left = (train_steps - step) / max(1, train_steps - self.warmup_steps)

@@ -10,25 +10,19 @@ import hashlib
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from pmlray.config.memft_options import Memft, MemftOptions
+from pmlray.config.part import Part, PositiveInt
 from pmlray.config.recipe import Recipe
 from pmlray.design import Acquisition
 from pmlray.law import FitOptions, Form
 from pmlray.memory import FRESH_SEQUENCE_ID
-from pmlray.types import DesignPoint
+from pmlray.types import DesignPoint, MemftRules
 
-MEMFT_METHODS = Literal["memft_ot", "memft_sw"]
-PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 SequenceId = Annotated[int, Field(ge=0, lt=FRESH_SEQUENCE_ID)]
 DEFAULT_KEY_PROMPT = "Please output the content of the vector memory injected into the activations."
-
-
-class Part(BaseModel):
-    """Base of every part of a spec: frozen, unknown keys refused, no silent conversions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Task(Part):
@@ -183,25 +177,18 @@ class Stop(Part):
     relative_interval: Annotated[float, Field(gt=0)] | None = None
 
 
-class Memft(Part):
-    """The MemFT phase: `n_points` design points near the 0.5 threshold, `n_pairs` replicates."""
-
-    methods: tuple[MEMFT_METHODS, ...] = Field(default=("memft_ot", "memft_sw"), min_length=1)
-    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    n_points: Annotated[int, Field(ge=1)] = 1
-    n_pairs: Annotated[int, Field(ge=1)] = 2
-
-
 class Evaluate(Part):
     """What is measured of a trained adapter beside its loss and recall.
 
     `generate_max_tokens`: real greedy decoding of the runs that recall everything, up to so many
     tokens (0: none). `control_tokens`: so many tokens of fresh text of the same distribution, on
-    which every adapter is scored (0: none); a records task has no fresh text.
+    which every adapter is scored (0: none); a records task has no fresh text. `prose`: every
+    adapter is scored on a passage of plain English, to see what it does to the base.
     """
 
     generate_max_tokens: Annotated[int, Field(ge=0)] = 256
     control_tokens: Annotated[int, Field(ge=0)] = 128
+    prose: bool = False
 
 
 class SearchSpec(Part):
@@ -239,6 +226,10 @@ class SearchSpec(Part):
         leaves every earlier search its id."""
         canonical = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+
+    def memft_rules(self) -> MemftRules:
+        """How MemFT's methods weigh tokens; the default rules where none are asked for."""
+        return (self.memft or MemftOptions()).rules(self.task.kind)
 
     def target_points(self) -> tuple[DesignPoint, ...]:
         """Where the law must be known: `design.targets`, else the largest cell of the space."""

@@ -22,6 +22,14 @@ class AdaptedModel(nn.Module):
         self.lora = lora
         self._base = base
 
+    @property
+    def head_work(self) -> float:
+        """Scoring one token over one position's way through the suffix, by their weights."""
+        suffix = self._base.model.model.layers[self._base.probe.layer + 1 :]
+        weights = sum(p.numel() for layer in suffix for p in layer.parameters())
+        # An adapter at the last layer leaves no suffix: its own weights are all that is left.
+        return self._base.head_weight.numel() / max(1, weights)
+
     def forward(self, batch: MicroBatch, keep_TD: Tensor | None = None) -> TokenLosses:
         """Losses of the batch's N supervised tokens.
 

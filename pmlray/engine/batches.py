@@ -21,16 +21,25 @@ MAX_MICRO_BATCH_TOKENS = 16384
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One record of one adapter; `sample` numbers (adapter, record) pairs over the whole pack."""
+    """One record of one adapter; `sample` numbers (adapter, record) pairs over the whole pack.
+
+    `scored`: ascending indices of the supervised tokens that are scored, None for all of them.
+    """
 
     adapter: int
     sample: int
     record: CachedRecord
+    scored: tuple[int, ...] | None = None
 
     @property
     def length(self) -> int:
         """Positions of the row, prompt included."""
         return self.record.hidden_TD.shape[0]
+
+    @property
+    def n_scored(self) -> int:
+        """Supervised tokens that are scored."""
+        return self.record.targets_L.shape[0] if self.scored is None else len(self.scored)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,14 +89,18 @@ def _assemble(rows: Sequence[Row]) -> MicroBatch:
     records = [row.record for row in rows]
     device = records[0].hidden_TD.device
     slots = max(record.targets_L.shape[0] for record in records)
-    predict, slot = [], []
+    predict, slot, targets = [], [], []
     mask_RL = torch.zeros(len(rows), slots, dtype=torch.bool, device=device)
     start = 0
     for r, (row, record) in enumerate(zip(rows, records, strict=True)):
-        n = record.targets_L.shape[0]
-        predict.append(torch.arange(n, device=device) + (start + record.first))
-        slot.append(torch.arange(n, device=device) + r * slots)
-        mask_RL[r, :n] = True
+        if row.scored is None:
+            at = torch.arange(record.targets_L.shape[0], device=device)
+        else:
+            at = torch.tensor(row.scored, device=device)
+        predict.append(at + (start + record.first))
+        slot.append(at + r * slots)
+        targets.append(record.targets_L[at])
+        mask_RL[r, at] = True
         start += row.length
     return MicroBatch(
         rows=tuple(rows),
@@ -98,7 +111,7 @@ def _assemble(rows: Sequence[Row]) -> MicroBatch:
         adapter_of_row_R=torch.tensor([row.adapter for row in rows], device=device),
         sample_of_row_R=torch.tensor([row.sample for row in rows], device=device),
         predict_N=torch.cat(predict),
-        targets_N=torch.cat([record.targets_L for record in records]),
+        targets_N=torch.cat(targets),
         slot_N=torch.cat(slot),
         mask_RL=mask_RL,
     )

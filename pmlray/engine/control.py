@@ -13,14 +13,25 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import BaseModel
 from pmlray.engine.batches import Row
-from pmlray.engine.evaluate import mean_losses
+from pmlray.engine.evaluate import TokenScores, score_tokens
 from pmlray.engine.prefix_cache import CachedRecord, build_prefix_cache
-from pmlray.memory import PromptRenderer, Record, fresh_records
+from pmlray.memory import PROSE, PromptRenderer, Record, fresh_records
+
+
+@dataclass(frozen=True, slots=True)
+class ControlScore:
+    """An adapter beside its own text: loss reduction on fresh text of its kind, nats per token, and
+    the share of those records that it gets wholly right; loss reduction on plain prose. None where
+    there is no such text, or where it was not asked for."""
+
+    delta_loss: float | None
+    recall: float | None
+    prose_delta_loss: float | None
 
 
 @dataclass(frozen=True, eq=False)
 class _Fresh:
-    """Cached fresh text, and its loss without an adapter, nats per token."""
+    """Cached text, and its loss without an adapter, nats per token."""
 
     records: tuple[CachedRecord, ...]
     base_loss: float
@@ -42,11 +53,15 @@ class Control:
     ) -> None:
         self._model = model
         spec, tokens = search.spec, search.spec.evaluate.control_tokens
+        tokenizer = base.tokenizer.backend_tokenizer
+        self._prose: _Fresh | None = None
+        if spec.evaluate.prose:
+            first, *rest = tokenizer.encode(PROSE).ids
+            self._prose = self._fresh(base, (Record((first,), tuple(rest)),))
+        self._of_length: dict[int, _Fresh] = {}
         if not tokens:
-            self._of_length: dict[int, _Fresh] = {}
             return
         used_text = (max(spec.sequences) + 1) * max(spec.space.seq_len)
-        tokenizer = base.tokenizer.backend_tokenizer
         records = {
             n: fresh_records(search.task, n, tokens, used_text, tokenizer, render_prompt)
             for n in sorted(set(seq_lens))
@@ -55,15 +70,22 @@ class Control:
         fresh = {own: self._fresh(base, own) for own in records.values() if own}
         self._of_length = {n: fresh[own] for n, own in records.items() if own}
 
-    def delta_loss(self, adapter: int, seq_len: int) -> float | None:
-        """Loss reduction of an adapter on fresh text, nats per token; None where there is none."""
-        fresh = self._of_length.get(seq_len)
-        return None if fresh is None else fresh.base_loss - self._loss(adapter, fresh.records)
+    def score(self, adapter: int, seq_len: int) -> ControlScore:
+        """What a trained adapter does to the texts that it was not trained on."""
+        delta_loss, recall, prose_delta_loss = None, None, None
+        if (fresh := self._of_length.get(seq_len)) is not None:
+            scores = self._scores(adapter, fresh.records)
+            delta_loss, recall = fresh.base_loss - scores.mean_nll, scores.recall.exact
+        if self._prose is not None:
+            scores = self._scores(adapter, self._prose.records)
+            prose_delta_loss = self._prose.base_loss - scores.mean_nll
+        return ControlScore(delta_loss, recall, prose_delta_loss)
 
     def _fresh(self, base: BaseModel, records: tuple[Record, ...]) -> _Fresh:
         cached = build_prefix_cache(base, records)
-        return _Fresh(cached, self._loss(0, cached))
+        return _Fresh(cached, self._scores(0, cached).mean_nll)
 
-    def _loss(self, adapter: int, records: tuple[CachedRecord, ...]) -> float:
-        rows = [Row(adapter, i, record) for i, record in enumerate(records)]
-        return float(mean_losses(self._model, rows, adapter + 1)[adapter])
+    def _scores(self, adapter: int, records: tuple[CachedRecord, ...]) -> TokenScores:
+        return score_tokens(
+            self._model, [Row(adapter, i, record) for i, record in enumerate(records)]
+        )

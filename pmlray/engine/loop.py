@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,41 +18,16 @@ from pmlray.engine.early_stop import can_stop, largest_change
 from pmlray.engine.evaluate import TokenScores, mean_losses, score_tokens
 from pmlray.engine.members import DeviceClock, Member
 from pmlray.engine.optimizer import PackedAdamW
+from pmlray.engine.redistribute import MAX_STRETCH, RedistributedRuns
 from pmlray.engine.stepper import Stepper
 from pmlray.engine.token_weights import TokenWeights
+from pmlray.engine.trained import TrainedMember, curve_steps
 from pmlray.engine.trunks import Branch, Trunks
 from pmlray.memft import weighted_nll_per_row
+from pmlray.types import MemftRules
 
 # Looking whether a run can end early waits for the device, so it is done only so often.
 STEPS_BETWEEN_LOOKS = 16
-
-
-@dataclass(frozen=True)
-class TrainedMember:
-    """What the loop measured of one adapter.
-
-    `step_losses`: mean nll of each optimiser step's batch, before its update. `curve`: (step,
-    loss over all records) after that many steps, from step 0. `device_seconds`: wall time of the
-    device shared out by tokens, optimiser steps and curve evaluations together; `charged_steps`:
-    the optimiser steps in it, those shared with other budgets in part.
-    """
-
-    index: int
-    curve: tuple[tuple[int, float], ...]
-    step_losses: tuple[float, ...]
-    scores: TokenScores
-    device_seconds: float
-    charged_steps: float
-
-    @property
-    def diverged(self) -> bool:
-        """Whether a loss stopped being a number."""
-        return not all(math.isfinite(loss) for _, loss in self.curve)
-
-
-def curve_steps(train_steps: int) -> frozenset[int]:
-    """Log-spaced steps at which a run is evaluated: powers of two, and the end."""
-    return frozenset(2**i for i in range(train_steps.bit_length())) | {train_steps}
 
 
 def train_pack(
@@ -63,17 +37,15 @@ def train_pack(
     members: Sequence[Member],
     recipe: Recipe,
     *,
-    threshold: float,
-    temporal: bool,
+    rules: MemftRules,
     on_finished: Callable[[Sequence[TrainedMember]], None],
 ) -> float:
     """Train every member to its own end; returns wall seconds inside optimiser steps.
 
     `on_finished` is called with the members that are done as soon as they are, while the others go
-    on; its time counts for nobody. `temporal` selects MemFT's curriculum instead of its window for
-    `memft_sw`.
+    on; its time counts for nobody.
     """
-    pack = _PackLoop(model, stepper, optimizer, members, recipe, threshold, temporal)
+    pack = _PackLoop(model, stepper, optimizer, members, recipe, rules)
     pack.look(0)
     step = 0
     while pack.active:
@@ -95,27 +67,31 @@ class _PackLoop:
         optimizer: PackedAdamW,
         members: Sequence[Member],
         recipe: Recipe,
-        threshold: float,
-        temporal: bool,
+        rules: MemftRules,
     ) -> None:
         self._model, self._stepper, self._optimizer = model, stepper, optimizer
-        self._members, self._recipe, self._temporal = members, recipe, temporal
+        self._members, self._recipe, self._rules = members, recipe, rules
         n, device = len(members), model.lora.A.device
-        self._weights = TokenWeights(members, threshold, temporal)
+        self._weights = TokenWeights(members, rules)
         self._dropout = [torch.Generator(device).manual_seed(m.run.seed) for m in members]
-        self._trunks = Trunks(members, recipe, temporal)
+        self._trunks = Trunks(members, recipe, rules)
         self.active = [i for i in range(n) if not self._trunks.waits(i)]
-        self.clock = DeviceClock(n, device, self._trunks.payers)
-        longest = max(m.train_steps for m in members)
-        self._step_losses = torch.full((longest, n), math.nan, device=device)
+        self.clock = DeviceClock(n, device, self._trunks.payers, model.head_work)
+        self._redistributed = RedistributedRuns(members, recipe.batch_size, rules, model.head_work)
+        self._most_steps = [
+            m.train_steps * (MAX_STRETCH if i in self._redistributed.runs else 1)
+            for i, m in enumerate(members)
+        ]
+        self._step_losses = torch.full((max(self._most_steps), n), math.nan, device=device)
+        self._grad_norms = torch.full_like(self._step_losses, math.nan)
         self._curves: list[list[tuple[int, float]]] = [[] for _ in members]
-        self._curve_at = [curve_steps(m.train_steps) | {0} for m in members]
+        self._curve_at = [curve_steps(most) | {0} for most in self._most_steps]
         self._charged = [0.0] * n
         # Steps at the constant rate that a run was spared.
         self._spared = [0] * n
         # Such a run's next step starts with the loss that an evaluation would find.
         self._read_off = [
-            recipe.dropout == 0 and m.sees_everything(recipe.batch_size, temporal) for m in members
+            recipe.dropout == 0 and m.sees_everything(recipe.batch_size, rules) for m in members
         ]
         self._rows: tuple[Row, ...] = ()
         self._batches: tuple[MicroBatch, ...] = ()
@@ -125,11 +101,8 @@ class _PackLoop:
         for branch in self._trunks.leave(step):
             self._join(branch, step)
         recipe, n, device = self._recipe, len(self._members), self._step_losses.device
-        rows = tuple(
-            row
-            for i in self.active
-            for row in self._members[i].rows_at(step, recipe.batch_size, self._temporal)
-        )
+        rows_of = {i: self._rows_of(i, step) for i in self.active}
+        rows = tuple(row for own in rows_of.values() for row in own)
         if rows != self._rows:
             self._rows, self._batches = rows, micro_batches(rows)
         weight_sum_N = torch.zeros(n, device=device)
@@ -140,28 +113,47 @@ class _PackLoop:
             w_RL = self._weights(batch, nll_RL, wrong_RL)
             sum_R, weight_sum_R = weighted_nll_per_row(nll_RL, w_RL)
             self._stepper.backward(sum_R.sum())
+            self._redistributed.keep_losses(batch, nll_RL.detach())
             at = batch.adapter_of_row_R
             weight_sum_N.index_add_(0, at, weight_sum_R)
             loss_sum_N.index_add_(0, at, nll_RL.detach().sum(dim=1))
             count_N.index_add_(0, at, batch.mask_RL.sum(dim=1).float())
         self._step_losses[step] = loss_sum_N / count_N
         rates = [
-            recipe.rate_at(step + self._spared[i], m.train_steps) if i in self.active else 0.0
+            m.rate_at(recipe, self._progress(i, step)) if i in self.active else 0.0
             for i, m in enumerate(self._members)
         ]
         self._optimizer.prepare(torch.tensor(rates, device=device), weight_sum_N)
         self._stepper.step()
+        self._grad_norms[step] = self._optimizer.norm_N
+        self._redistributed.stepped(rows_of)
         self.clock.add(rows)
         for i in self.active:
             payers = self._trunks.payers(i)
             for payer in payers:
                 self._charged[payer] += 1.0 / len(payers)
 
+    def _rows_of(self, i: int, step: int) -> tuple[Row, ...]:
+        if i in self._redistributed.runs:
+            return self._redistributed.runs[i].next_rows()
+        return self._members[i].rows_at(step, self._recipe.batch_size, self._rules)
+
+    def _progress(self, i: int, steps: int) -> float:
+        """How far a run is on its schedule, in its own nominal steps."""
+        if i in self._redistributed.runs:
+            return self._redistributed.runs[i].progress
+        return steps + self._spared[i]
+
     def look(self, steps: int) -> list[TrainedMember]:
         """After so many steps: evaluate the curves that are due, and let go of those that ended."""
         self._end_plateaus(steps)
+        if due := self._redistributed.due(steps, self.active):
+            self.clock.lap(training=True)
+            self.clock.add(self._redistributed.look(due, self._model))
         at_curve = [i for i in self.active if steps in self._curve_at[i]]
-        checked = [i for i in self.active if self._may_saturate(i, steps)]
+        checked = [
+            i for i in self.active if self._may_saturate(i, steps) or self._has_ended(i, steps)
+        ]
         if not at_curve and not checked:
             return []
         self.clock.lap(training=True)
@@ -224,8 +216,14 @@ class _PackLoop:
         """
         recent = self._step_losses[max(0, steps - self._epoch(i)) : steps, i].mean().item()
         saturated = self._may_saturate(i, steps) and recent <= self._recipe.stop_loss
-        ended = steps + self._spared[i] >= self._members[i].train_steps
-        return ended or not math.isfinite(recent) or saturated
+        return self._has_ended(i, steps) or not math.isfinite(recent) or saturated
+
+    def _has_ended(self, i: int, steps: int) -> bool:
+        """Whether a run has had its steps, or leaves nothing in its batch any more."""
+        if i in self._redistributed.runs and self._redistributed.runs[i].done:
+            return True
+        had = self._progress(i, steps) >= self._members[i].train_steps
+        return had or steps >= self._most_steps[i]
 
     def _evaluate(self, steps: int, who: Sequence[int]) -> None:
         if not who:
@@ -244,7 +242,8 @@ class _PackLoop:
         of_trunk, of_follower = torch.tensor(samples, device=self._step_losses.device)
         self._weights.copy_samples(of_trunk, of_follower)
         self._dropout[follower].set_state(self._dropout[trunk].get_state())
-        self._step_losses[:step, follower] = self._step_losses[:step, trunk]
+        for kept in (self._step_losses, self._grad_norms):
+            kept[:step, follower] = kept[:step, trunk]
         self._curves[follower] = list(self._curves[trunk])
         self.active = sorted([*self.active, follower])
 
@@ -252,7 +251,20 @@ class _PackLoop:
         losses = tuple(self._step_losses[:steps, i].tolist())
         read_off = ((s, losses[s]) for s in sorted(curve_steps(steps) | {0})[:-1])
         curve = (*(tuple(self._curves[i]) or tuple(read_off)), (steps, scores.mean_nll))
-        return TrainedMember(i, curve, losses, scores, self.clock.seconds[i], self._charged[i])
+        return TrainedMember(
+            i,
+            curve,
+            losses,
+            scores,
+            self.clock.seconds[i],
+            self._charged[i],
+            self._grad_norm(i, steps),
+        )
+
+    def _grad_norm(self, i: int, steps: int) -> float:
+        decay = self._recipe.decay_start(self._members[i].train_steps) - self._spared[i]
+        end = max(1, min(steps, decay))
+        return self._grad_norms[end - max(1, end // 10) : end, i].mean().item()
 
     def _dropout_mask(self, batch: MicroBatch) -> Tensor | None:
         """Drawn row by row from each adapter's own generator, so that a pack's other members change

@@ -21,13 +21,14 @@ from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import BaseModel, load_base_model, render_prompt
 from pmlray.engine.control import Control
 from pmlray.engine.evaluate import Decoding, decode_exactly
-from pmlray.engine.loop import TrainedMember, train_pack
+from pmlray.engine.loop import train_pack
 from pmlray.engine.members import make_members
 from pmlray.engine.optimizer import PackedAdamW
 from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.peft_io import save_adapter
 from pmlray.engine.prefix_cache import CachedRecord, build_prefix_cache
 from pmlray.engine.stepper import Stepper
+from pmlray.engine.trained import TrainedMember
 from pmlray.memory import MemorySet, PromptRenderer, Record, build_memory, prefix
 from pmlray.ports import ObservationStore
 from pmlray.types import FailedRun, Observation, Pack
@@ -103,7 +104,7 @@ def measure_pack(
             return
         save_adapter(adapters / run.run_key, spec.probe, lora.weights(trained.index), spec.model.id)
         scoring = time.perf_counter()
-        control_delta_loss = control.delta_loss(trained.index, run.point.seq_len)
+        beside = control.score(trained.index, run.point.seq_len)
         control_gpu_seconds = (time.perf_counter() - scoring) * devices
         tokens = memory.supervised_tokens
         trained_tokens = trained.charged_steps * min(
@@ -139,7 +140,11 @@ def measure_pack(
                     "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                     "control_gpu_seconds": control_gpu_seconds,
                 },
-                control_delta_loss=control_delta_loss,
+                control_delta_loss=beside.delta_loss,
+                control_recall=beside.recall,
+                prose_delta_loss=beside.prose_delta_loss,
+                grad_norm=trained.grad_norm,
+                learning_rate=run.learning_rate or spec.recipe.learning_rate,
             )
         )
 
@@ -149,8 +154,7 @@ def measure_pack(
         optimizer,
         make_members(pack.runs, own_rows),
         spec.recipe,
-        threshold=spec.memft.threshold if spec.memft else 0.5,
-        temporal=spec.task.kind != "long_context",
+        rules=spec.memft_rules(),
         on_finished=keep,
     )
 

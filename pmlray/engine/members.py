@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pmlray.config.recipe import Recipe
 from pmlray.engine.batches import Row
 from pmlray.engine.prefix_cache import CachedRecord
-from pmlray.memft import curriculum_order, prefix_ratio_curriculum
-from pmlray.types import PlannedRun
+from pmlray.memft import curriculum_order, paper_curriculum, prefix_ratio_curriculum
+from pmlray.types import MemftRules, PlannedRun
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,19 +28,34 @@ class Member:
         """Optimiser steps this adapter gets."""
         return self.run.point.train_steps
 
-    def sees_everything(self, batch_size: int, temporal: bool) -> bool:
-        """Whether every optimiser step sees all of its records."""
-        return len(self.rows) <= batch_size and not (temporal and self.run.method == "memft_sw")
+    def grows(self, rules: MemftRules) -> bool:
+        """Whether the set of its records in play grows while it trains."""
+        return rules.temporal and self.run.method == "memft_sw"
 
-    def rows_at(self, step: int, batch_size: int, temporal: bool) -> tuple[Row, ...]:
+    def sees_everything(self, batch_size: int, rules: MemftRules) -> bool:
+        """Whether every optimiser step scores all of its records."""
+        left_out = self.grows(rules) or self.run.method == "memft_rd"
+        return len(self.rows) <= batch_size and not left_out
+
+    def rate_at(self, recipe: Recipe, progress: float) -> float:
+        """Learning rate after so many of its optimiser steps."""
+        own = self.run.learning_rate
+        scale = 1.0 if own is None else own / recipe.learning_rate
+        return scale * recipe.rate_at(progress, self.train_steps)
+
+    def rows_at(self, step: int, batch_size: int, rules: MemftRules) -> tuple[Row, ...]:
         """The records of optimiser step `step`.
 
-        Epochs are shuffled by the run's seed; `temporal` (MemFT's prefix curriculum, for tasks of
-        many records) cycles through a growing prefix of one fixed random order instead.
+        Epochs are shuffled by the run's seed; where the set in play `grows`, steps cycle through a
+        growing prefix of one fixed random order instead.
         """
         n = len(self.rows)
-        if temporal and self.run.method == "memft_sw":
-            in_play = prefix_ratio_curriculum(n, step, self.train_steps)
+        if self.grows(rules):
+            if rules.compat == "paper":
+                size = min(batch_size, n)
+                in_play = paper_curriculum(n, step, self.train_steps, size)
+            else:
+                in_play = prefix_ratio_curriculum(n, step, self.train_steps)
             order = curriculum_order(n, self.run.seed)[:in_play]
             size = min(batch_size, in_play)
             return tuple(self.rows[order[(step * size + j) % in_play]] for j in range(size))
@@ -66,7 +82,8 @@ def make_members(
 
 
 class DeviceClock:
-    """Shares device time out over adapters by the tokens they put through it.
+    """Shares device time out over adapters by the work they put through it: positions through the
+    suffix, and `head_work` for each token that is scored.
 
     `lap` closes a stretch: it waits for the device, so it is called only where the loop must wait
     anyway. `seconds` is wall time by adapter; `training_seconds` the wall time of optimiser steps.
@@ -74,12 +91,16 @@ class DeviceClock:
     """
 
     def __init__(
-        self, n_adapters: int, device: torch.device, payers: Callable[[int], Sequence[int]]
+        self,
+        n_adapters: int,
+        device: torch.device,
+        payers: Callable[[int], Sequence[int]],
+        head_work: float,
     ) -> None:
         self.seconds = [0.0] * n_adapters
         self.training_seconds = 0.0
-        self._payers = payers
-        self._tokens = [0.0] * n_adapters
+        self._payers, self._head_work = payers, head_work
+        self._work = [0.0] * n_adapters
         self._device = device
         self._mark = time.perf_counter()
 
@@ -88,21 +109,22 @@ class DeviceClock:
         for row in rows:
             payers = self._payers(row.adapter)
             for adapter in payers:
-                self._tokens[adapter] += row.length / len(payers)
+                work = row.length + self._head_work * row.n_scored
+                self._work[adapter] += work / len(payers)
 
     def lap(self, training: bool) -> None:
-        """Share out the time since the last lap over the tokens noted since."""
+        """Share out the time since the last lap over the work noted since."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
         elapsed, self._mark = now - self._mark, now
         if training:
             self.training_seconds += elapsed
-        total = sum(self._tokens)
-        for n, tokens in enumerate(self._tokens):
+        total = sum(self._work)
+        for n, work in enumerate(self._work):
             if total:
-                self.seconds[n] += elapsed * tokens / total
-        self._tokens = [0.0] * len(self._tokens)
+                self.seconds[n] += elapsed * work / total
+        self._work = [0.0] * len(self._work)
 
     def restart(self) -> None:
         """Start a stretch now: what came since the last lap counts for nobody."""

@@ -19,7 +19,8 @@ class PackedAdamW(torch.optim.Optimizer):
 
     Gradients arrive as sums over tokens. `prepare` gives, for the next step, each adapter's rate
     and the weight sum that turns its gradient into a mean. An adapter whose weight sum is 0 is
-    left wholly alone: neither its moments nor its step count move.
+    left wholly alone: neither its moments nor its step count move. `norm_N`: the last step's norm
+    of each adapter's mean gradient, before clipping.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class PackedAdamW(torch.optim.Optimizer):
         self._weight_sum_N = torch.zeros(n, device=first.device)
         # fp64: in fp32 the first step's 1 - beta2 is already 5e-5 off.
         self._count_N = torch.zeros(n, device=first.device, dtype=torch.float64)
+        self.norm_N = torch.zeros(n, device=first.device)
 
     def prepare(self, rate_N: Tensor, weight_sum_N: Tensor) -> None:
         """Set rates and normalisers of the next `step`; both (N,)."""
@@ -57,6 +59,7 @@ class PackedAdamW(torch.optim.Optimizer):
         for p in params:
             p.grad.mul_(scale_N[:, None, None])
         norm_N = torch.stack([p.grad.flatten(1).norm(dim=1) for p in params]).norm(dim=0)
+        self.norm_N = norm_N
         # The same guard as torch.nn.utils.clip_grad_norm_.
         clip_N = (self.clip_norm / (norm_N + 1e-6)).clamp(max=1.0)
         self._count_N += moves_N

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from pmlray.engine.batches import MicroBatch
 from pmlray.engine.members import Member
-from pmlray.memft import WindowState, threshold_weights, window_weights
+from pmlray.memft import (
+    WindowState,
+    fallback_weights,
+    threshold_weights,
+    window_weights,
+)
+from pmlray.types import MemftRules
 
 
 class TokenWeights:
     """Per-token weights of a micro-batch, by the method of each row's adapter.
 
-    `memft_sw` is the sliding window for a task of one long record, and the threshold rule under
-    the prefix curriculum (`temporal`) for a task of many. The window's state is kept per record.
+    `memft_ot` follows the threshold rule, `memft_rd` the same up to its margin, and so does
+    `memft_sw` where its records in play grow; else it is the sliding window, `memft_fw` the same at a fixed width. The window's
+    state is kept per record. By the paper's code an adapter of which no token carries weight takes
+    a plain step, but for the growing set.
     """
 
-    def __init__(self, members: Sequence[Member], threshold: float, temporal: bool) -> None:
+    def __init__(self, members: Sequence[Member], rules: MemftRules) -> None:
         device = members[0].rows[0].record.hidden_TD.device
-        self._threshold = threshold
-        self._thresholded_N = torch.tensor(
-            [m.run.method == "memft_ot" or (temporal and m.run.method == "memft_sw")
-             for m in members], device=device,
-        )  # fmt: skip
-        self._windowed_N = torch.tensor(
-            [m.run.method == "memft_sw" and not temporal for m in members], device=device
-        )
+        self._rules, self._n = rules, len(members)
+
+        def flags(chosen: Callable[[Member], bool]) -> Tensor:
+            return torch.tensor([chosen(m) for m in members], device=device)
+
+        windows = ("memft_sw", "memft_fw")
+        self._grows_N = flags(lambda m: m.grows(rules))
+        self._plain_N = flags(lambda m: m.run.method == "sft")
+        self._fixed_N = flags(lambda m: m.run.method == "memft_fw")
+        self._windowed_N = flags(lambda m: m.run.method in windows and not m.grows(rules))
         # Known on the host, so that a step never waits to learn which rules it needs.
-        self._any_window = any(m.run.method == "memft_sw" and not temporal for m in members)
+        self._any_window = any(m.run.method in windows and not m.grows(rules) for m in members)
+        self._redistributed_N = flags(lambda m: m.run.method == "memft_rd")
+        self._any_redistributed = any(m.run.method == "memft_rd" for m in members)
         self._state = WindowState.fresh(sum(len(m.rows) for m in members), device)
 
     def copy_samples(self, source: Tensor, target: Tensor) -> None:
@@ -39,14 +51,31 @@ class TokenWeights:
 
     def __call__(self, batch: MicroBatch, nll_RL: Tensor, wrong_RL: Tensor) -> Tensor:
         """Weights (R, L), zero where there is no token, without a gradient."""
-        nll_RL, mask_RL = nll_RL.detach(), batch.mask_RL
-        thresholded_R = self._thresholded_N[batch.adapter_of_row_R][:, None]
-        threshold_RL = threshold_weights(nll_RL, mask_RL, self._threshold)
-        weights_RL = torch.where(thresholded_R, threshold_RL, mask_RL.to(nll_RL.dtype))
-        if not self._any_window:
-            return weights_RL
+        nll_RL, mask_RL, at_R = nll_RL.detach(), batch.mask_RL, batch.adapter_of_row_R
+        weights_RL = threshold_weights(nll_RL, mask_RL, self._rules.threshold)
+        if self._any_redistributed:
+            # What stays in the batch is trained until it may leave.
+            until_RL = threshold_weights(nll_RL, mask_RL, self._rules.margin)
+            weights_RL = torch.where(self._redistributed_N[at_R][:, None], until_RL, weights_RL)
+        if self._any_window:
+            window_RL = self._window(batch, nll_RL, wrong_RL)
+            weights_RL = torch.where(self._windowed_N[at_R][:, None], window_RL, weights_RL)
+        if self._rules.compat == "paper":
+            filled_RL = fallback_weights(weights_RL, mask_RL, at_R, self._n, "sft")
+            weights_RL = torch.where(self._grows_N[at_R][:, None], weights_RL, filled_RL)
+        plain_R1 = self._plain_N[at_R][:, None]
+        return torch.where(plain_R1, mask_RL.to(nll_RL.dtype), weights_RL)
+
+    def _window(self, batch: MicroBatch, nll_RL: Tensor, wrong_RL: Tensor) -> Tensor:
         state = self._state.gather(batch.sample_of_row_R)
-        window_RL, state = window_weights(nll_RL, wrong_RL, mask_RL, state, p=self._threshold)
+        window_RL, state = window_weights(
+            nll_RL,
+            wrong_RL,
+            batch.mask_RL,
+            state,
+            p=self._rules.threshold,
+            fixed_B=self._fixed_N[batch.adapter_of_row_R],
+            compat=self._rules.compat,
+        )
         self._state = self._state.scatter(batch.sample_of_row_R, state)
-        windowed_R = self._windowed_N[batch.adapter_of_row_R][:, None]
-        return torch.where(windowed_R, window_RL, weights_RL)
+        return window_RL

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pmlray.config.recipe import Recipe
 from pmlray.engine.members import Member
+from pmlray.types import MemftRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +26,15 @@ class Branch:
 class Trunks:
     """The branches of a pack that are still to come."""
 
-    def __init__(self, members: Sequence[Member], recipe: Recipe, temporal: bool) -> None:
+    def __init__(self, members: Sequence[Member], recipe: Recipe, rules: MemftRules) -> None:
         families: dict[tuple[object, ...], list[int]] = {}
         for i, member in enumerate(members):
             run = member.run
-            # MemFT's curriculum is laid out over the whole budget: its first steps differ too.
-            if recipe.shares_trunks and not (temporal and run.method == "memft_sw"):
-                size = (run.point.lora_rank, run.point.seq_len)
+            # MemFT's curriculum is laid out over the whole budget: its first steps differ too; what
+            # leaves a batch, and when, is each run's own.
+            alone = member.grows(rules) or run.method == "memft_rd"
+            if recipe.shares_trunks and not alone:
+                size = (run.point.lora_rank, run.point.seq_len, run.learning_rate)
                 same = (*size, run.method, run.phase, run.sequence_id, run.seed)
                 families.setdefault(same, []).append(i)
         self._waiting: dict[int, Branch] = {}

@@ -1,6 +1,10 @@
 """MemFT: which supervised tokens a training step weighs, and their weighted loss."""
 
-from pmlray.memft.curriculum import curriculum_order, prefix_ratio_curriculum
+from pmlray.memft.curriculum import (
+    curriculum_order,
+    paper_curriculum,
+    prefix_ratio_curriculum,
+)
 from pmlray.memft.loss import (
     NoActiveTokens,
     fallback_weights,
@@ -16,6 +20,7 @@ __all__ = [
     "WindowState",
     "curriculum_order",
     "fallback_weights",
+    "paper_curriculum",
     "prefix_ratio_curriculum",
     "threshold_weights",
     "weighted_nll",

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pmlray.types import Compat
+
 NO_ANCHOR = -1
 _PATIENCE_LIMIT = 3
 _EXPANSION_STEP = 0.5
@@ -69,6 +71,8 @@ def window_weights(
     floor: float = 0.01,
     scale: float = 10.0,
     p: float = 0.5,
+    fixed_B: Tensor | None = None,
+    compat: Compat = "mended",
 ) -> tuple[Tensor, WindowState]:
     """Soft threshold weights, decaying with the distance past the first wrong token.
 
@@ -77,14 +81,19 @@ def window_weights(
     length in tokens; floor: factor beyond the window; scale: per nat; p: threshold probability.
 
         w = sigmoid(scale (nll - ln(1/p))) phi(d),   d = tokens past the first wrong one
-        phi(d) = exp(-max(d, 0) / tau) for d < window * expansion, else floor; 1 without an error
+        paper:  phi(d) = exp(-max(d, 0) / tau) for d < window * expansion, else floor
+        mended: phi(d) = max(exp(-max(d, 0) / (tau * expansion)), floor) there, else floor
+        phi = 1 without an error
 
     Once the first error has stood still for 3 steps the expansion grows by 0.5 a step, up to 4; it
-    returns to 1 when the error moves. Returns w_BT, detached, dtype of nll_BT, 0 outside the mask,
-    and the rows' new states. ValueError when the states are not those of B rows.
+    returns to 1 when the error moves; in rows that `fixed_B`, bool (B,),
+    marks it stays 1. Returns w_BT,
+    detached, dtype of nll_BT, 0 outside the mask, and the rows' new states. ValueError when the
+    states are not those of B rows.
 
-    Known defect of the published rule, kept here: past d = tau ln(1/floor), 92 tokens by default,
-    the decay is below the floor, so a wider window lowers the weights that it reaches.
+    The published rule defeats itself: past d = tau ln(1/floor), 92 tokens by default, its decay is
+    below the floor, so a wider window lowers the weights that it reaches. `mended` stretches the
+    decay with the window and never goes below the floor.
     Source: the sliding window of arXiv 2605.30260, with state kept by sample and not by batch slot.
     """
     n_rows, n_positions = nll_BT.shape
@@ -98,11 +107,16 @@ def window_weights(
     first_error_B = errors_BT.to(torch.uint8).argmax(dim=1)
     first_supervised_B = mask_BT.to(torch.uint8).argmax(dim=1)
     anchor_B = torch.where(has_error_B, first_error_B - first_supervised_B, NO_ANCHOR)
-    new_state = _advance(state, anchor_B, has_error_B)
+    new_state = _advance(state, anchor_B, has_error_B, fixed_B)
 
     distance_BT = torch.arange(n_positions, device=nll_BT.device) - first_error_B[:, None]
     inside_BT = distance_BT < window * new_state.expansion[:, None]
-    decay_BT = torch.exp(-distance_BT.clamp(min=0).to(nll_BT.dtype) / tau)
+    past_BT = distance_BT.clamp(min=0).to(nll_BT.dtype)
+    if compat == "paper":
+        decay_BT = torch.exp(-past_BT / tau)
+    else:
+        stretch_B1 = new_state.expansion[:, None].to(nll_BT.dtype)
+        decay_BT = torch.exp(-past_BT / (tau * stretch_B1)).clamp(min=floor)
     phi_BT = torch.where(inside_BT, decay_BT, floor)
     phi_BT = torch.where(has_error_B[:, None], phi_BT, 1.0)
     base_BT = torch.sigmoid(scale * (nll_BT + math.log(p)))
@@ -110,9 +124,14 @@ def window_weights(
     return torch.where(mask_BT, base_BT * phi_BT, 0.0), new_state
 
 
-def _advance(state: WindowState, anchor_B: Tensor, has_error_B: Tensor) -> WindowState:
+def _advance(
+    state: WindowState, anchor_B: Tensor, has_error_B: Tensor, fixed_B: Tensor | None
+) -> WindowState:
     stuck_B = (anchor_B == state.anchor) & has_error_B
     patience_B = torch.where(stuck_B, state.patience + 1, 0)
     wider_B = (state.expansion + _EXPANSION_STEP).clamp(max=_MAX_EXPANSION)
-    expansion_B = torch.where(patience_B >= _PATIENCE_LIMIT, wider_B, 1.0)
+    widens_B = patience_B >= _PATIENCE_LIMIT
+    if fixed_B is not None:
+        widens_B &= ~fixed_B
+    expansion_B = torch.where(widens_B, wider_B, 1.0)
     return WindowState(anchor_B, patience_B, expansion_B)

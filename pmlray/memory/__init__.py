@@ -9,12 +9,14 @@ from pmlray.memory.phonebook import (
     phonebook_records,
     phonebook_size,
 )
+from pmlray.memory.prose import PROSE
 from pmlray.memory.records import MemorySet, Record, read_records, take_tokens
 from pmlray.memory.tokens import clean_token_ids, encode_texts
 
 __all__ = [
     "FRESH_SEQUENCE_ID",
     "MAX_RECORDS",
+    "PROSE",
     "RANDOM_RATIOS",
     "MemorySet",
     "PromptRenderer",

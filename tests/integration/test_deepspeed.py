@@ -27,6 +27,7 @@ from pmlray.engine.members import make_members
 from pmlray.engine.optimizer import PackedAdamW
 from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.prefix_cache import build_prefix_cache
+from pmlray.types import MemftRules
 from tests.unit.engine.conftest import make_run, random_record
 
 torch.distributed.init_process_group("gloo")
@@ -42,8 +43,7 @@ for name, make in (("bare", TorchStepper), ("deepspeed", deepspeed_stepper())):
     model = AdaptedModel(base, lora)
     optimizer = PackedAdamW(model.parameters(), clip_norm=1.0, weight_decay=0.0)
     done = {}
-    train_pack(model, make(model, optimizer), optimizer, members, recipe, threshold=0.5,
-               temporal=False,
+    train_pack(model, make(model, optimizer), optimizer, members, recipe, rules=MemftRules(),
                on_finished=lambda ended: done.update({m.index: m.step_losses for m in ended}))
     losses[name] = [done[i] for i in range(len(runs))]
 print("RESULT" + json.dumps(losses))

@@ -13,15 +13,16 @@ from pmlray.config.models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import BaseModel, load_base_model
-from pmlray.engine.loop import TrainedMember, train_pack
+from pmlray.engine.loop import train_pack
 from pmlray.engine.members import make_members
 from pmlray.engine.optimizer import PackedAdamW
 from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.prefix_cache import build_prefix_cache
 from pmlray.engine.pull import pull_model
 from pmlray.engine.stepper import TorchStepper
+from pmlray.engine.trained import TrainedMember
 from pmlray.memory import Record
-from pmlray.types import DesignPoint, Method, PlannedRun
+from pmlray.types import DesignPoint, MemftRules, Method, PlannedRun
 
 
 def make_run(
@@ -48,7 +49,7 @@ def train(
     runs: Sequence[PlannedRun],
     records: Sequence[Sequence[Record]],
     recipe: Recipe,
-    temporal: bool = False,
+    rules: MemftRules | None = None,
 ) -> Trained:
     cached = [build_prefix_cache(base, own) for own in records]
     members = make_members(runs, cached)
@@ -60,7 +61,7 @@ def train(
     done: dict[int, TrainedMember] = {}
     train_pack(
         model, TorchStepper(model, optimizer), optimizer, members, recipe,
-        threshold=0.5, temporal=temporal,
+        rules=rules or MemftRules(),
         on_finished=lambda ended: done.update({m.index: m for m in ended}),
     )  # fmt: skip
     return Trained(model, done)

@@ -124,10 +124,10 @@ def test_an_adapter_that_changes_nothing_scores_exactly_zero(
     control = Control(search, base, model, [16, 64], lambda text: tokenizer.encode(text).ids)
     for adapter in (0, 1):
         for seq_len in (16, 64):
-            assert control.delta_loss(adapter, seq_len) == 0.0
-    assert control.delta_loss(0, 32) is None
+            assert control.score(adapter, seq_len).delta_loss == 0.0
+    assert control.score(0, 32).delta_loss is None
     lora.B.data[1] = 0.1
-    assert control.delta_loss(0, 16) == 0.0 != control.delta_loss(1, 16)
+    assert control.score(0, 16).delta_loss == 0.0 != control.score(1, 16).delta_loss
 
 
 def test_changes_no_other_number(prepared: Callable[..., PreparedSearch], tmp_path: Path) -> None:
@@ -144,6 +144,7 @@ def test_changes_no_other_number(prepared: Callable[..., PreparedSearch], tmp_pa
     for without, with_control in zip(*found, strict=True):
         a, b = asdict(without), asdict(with_control)
         assert a.pop("control_delta_loss") is None and b.pop("control_delta_loss") is not None
+        assert a.pop("control_recall") is None and b.pop("control_recall") is not None
         assert {k: v for k, v in a.items() if k not in VOLATILE} == {
             k: v for k, v in b.items() if k not in VOLATILE
         }

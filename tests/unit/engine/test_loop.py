@@ -12,6 +12,7 @@ from pmlray.config import Recipe
 from pmlray.engine.base_model import BaseModel
 from pmlray.engine.evaluate import Decoding, decode_exactly
 from pmlray.memory import Record
+from pmlray.types import MemftRules
 from tests.unit.engine.conftest import make_run, random_record, train
 
 RECIPE = Recipe(learning_rate=1e-2)
@@ -45,9 +46,9 @@ def test_packed_equals_separate_for_many_records(tiny: Callable[..., BaseModel])
     runs = [make_run(2, 50, 30, "sft", 0), make_run(4, 50, 20, "memft_sw", 1)]
     runs.append(make_run(4, 25, 30, "memft_ot", 1))
     own = [records, records, records[:5]]
-    together = train(base, runs, own, recipe, temporal=True)
+    together = train(base, runs, own, recipe, MemftRules(temporal=True))
     for i, run in enumerate(runs):
-        alone = train(base, [run], [own[i]], recipe, temporal=True).members[0]
+        alone = train(base, [run], [own[i]], recipe, MemftRules(temporal=True)).members[0]
         assert together.members[i].step_losses == pytest.approx(alone.step_losses, rel=1e-5), run
 
 

@@ -51,7 +51,7 @@ def test_phonebook(prepared: Callable[..., PreparedSearch], tmp_path: Path) -> N
         "design.n_initial=2",
     )
     observations = measure(search, tmp_path, list(search.spec.space.points()))
-    assert len(observations) == 6
+    assert len(observations) == 2 * len(METHODS)
     for o in observations:
         # Ten byte tokens a number: 35 tokens hold three whole records.
         assert o.supervised_tokens == 10 * (o.point.seq_len // 10) == len(o.token_p)

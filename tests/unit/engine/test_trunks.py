@@ -10,6 +10,7 @@ import pytest
 from pmlray.config import Recipe
 from pmlray.engine.base_model import BaseModel
 from pmlray.engine.early_stop import largest_change
+from pmlray.types import MemftRules
 from tests.unit.engine.conftest import make_run, random_record, train
 
 RECIPE = Recipe(learning_rate=1e-2, warmup_steps=3, decay_share=0.25, stop_loss=0.0, stop_gain=0.0)
@@ -50,9 +51,9 @@ def test_many_records_share_trunks_unless_the_curriculum_sees_the_budget(
     recipe = RECIPE.model_copy(update={"batch_size": 3})
     records = [random_record(4 + i % 3, i) for i in range(10)]
     runs = [make_run(2, 50, t, m) for m in ("sft", "memft_sw") for t in (12, 30)]  # type: ignore[arg-type]
-    together = train(base, runs, [records] * 4, recipe, temporal=True).members
+    together = train(base, runs, [records] * 4, recipe, MemftRules(temporal=True)).members
     for i, run in enumerate(runs):
-        alone = train(base, [run], [records], recipe, temporal=True).members[0]
+        alone = train(base, [run], [records], recipe, MemftRules(temporal=True)).members[0]
         assert together[i].step_losses == pytest.approx(alone.step_losses, rel=1e-5)
     assert [together[i].charged_steps for i in range(4)] == [4.5 + 3, 4.5 + 21, 12, 30]
 
@@ -138,7 +139,7 @@ def test_many_records_decay_early_only_after_enough_epochs(
     recipe = RECIPE.model_copy(update={"batch_size": 5, "stop_gain": 1e6, "decay_share": share})
     records = [random_record(4, i) for i in range(10)]
     runs = [make_run(2, 40, 80), make_run(2, 20, 80)]
-    members = train(tiny(), runs, [records, records[:5]], recipe, temporal=True).members
+    members = train(tiny(), runs, [records, records[:5]], recipe, MemftRules(temporal=True)).members
     # Two steps an epoch: a last quarter of eight epochs ends at step 64 at the earliest.
     assert len(members[0].step_losses) == (64 if share == 0.0 else 80)
     assert len(members[1].step_losses) == last

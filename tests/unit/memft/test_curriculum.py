@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pmlray.memft import curriculum_order, prefix_ratio_curriculum
+from pmlray.memft import curriculum_order, paper_curriculum, prefix_ratio_curriculum
 
 
 @settings(deadline=None)
@@ -41,3 +41,19 @@ def test_order_is_a_seeded_permutation() -> None:
     assert sorted(order.tolist()) == list(range(100))
     assert np.array_equal(order, curriculum_order(100, 7))
     assert not np.array_equal(order, curriculum_order(100, 8))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 40))
+def test_papers_curriculum_is_its_epoch_loop(n: int, batch: int, epochs_of_a_phase: int) -> None:
+    """Every phase's epochs run one after another, each over whole batches of its prefix."""
+    batch = min(batch, n)
+    epochs = 15 * epochs_of_a_phase
+    in_play = []
+    for epoch in range(epochs):
+        ratio = next(r for r, end in zip((0.2, 0.4, 0.6, 0.8, 1.0), (1, 2, 3, 4, 15), strict=True)
+                     if epoch < end * epochs_of_a_phase)  # fmt: skip
+        batches = max(1, int(n * ratio) // batch)
+        in_play += [batches * batch] * batches
+    found = [paper_curriculum(n, step, len(in_play), batch) for step in range(len(in_play))]
+    assert found == in_play

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pmlray.memft import NO_ANCHOR, WindowState, threshold_weights, window_weights
+from pmlray.types import Compat
 
 LN2 = math.log(2)
 
@@ -72,20 +73,29 @@ def row_state(state: WindowState, b: int) -> RowState:
 
 
 def window_oracle(
-    nll: list[float], wrong: list[bool], mask: list[bool], row: RowState
+    nll: list[float],
+    wrong: list[bool],
+    mask: list[bool],
+    row: RowState,
+    compat: Compat = "paper",
+    fixed: bool = False,
 ) -> tuple[list[float], RowState]:
     supervised = [t for t, valid in enumerate(mask) if valid]
     errors = [t for t in supervised if wrong[t]]
     anchor = errors[0] - supervised[0] if errors else NO_ANCHOR
     patience = row.patience + 1 if errors and anchor == row.anchor else 0
-    expansion = min(row.expansion + 0.5, 4.0) if patience >= 3 else 1.0
+    expansion = min(row.expansion + 0.5, 4.0) if patience >= 3 and not fixed else 1.0
     weights = [0.0] * len(nll)
     for t in supervised:
         phi = 1.0
         if errors:
             distance = t - errors[0]
             inside = distance < 50 * expansion
-            phi = math.exp(-max(distance, 0) / 20) if inside else 0.01
+            if compat == "paper":
+                phi = math.exp(-max(distance, 0) / 20) if inside else 0.01
+            else:
+                stretched = math.exp(-max(distance, 0) / (20 * expansion))
+                phi = max(stretched, 0.01) if inside else 0.01
         weights[t] = phi / (1 + math.exp(-10 * (nll[t] - LN2)))
     return weights, RowState(anchor, patience, expansion)
 
@@ -110,20 +120,49 @@ def test_a_nan_loss_keeps_its_weight() -> None:
 
 
 @settings(deadline=None)
-@given(batches(), st.integers(0, 1000))
-def test_window_weights_agree_with_the_loop(batch: Batch, seed: int) -> None:
+@given(batches(), st.integers(0, 1000), st.sampled_from(["paper", "mended"]))
+def test_window_weights_agree_with_the_loop(batch: Batch, seed: int, compat: Compat) -> None:
     state = random_state(len(batch.nll), seed)
-    weights, new = window_weights(batch.nll, batch.wrong, batch.mask, state)
+    fixed = torch.rand(len(batch.nll), generator=torch.Generator().manual_seed(seed)) < 0.5
+    weights, new = window_weights(
+        batch.nll, batch.wrong, batch.mask, state, fixed_B=fixed, compat=compat
+    )
     for b in range(len(batch.nll)):
         row = row_state(state, b)
         expected, expected_row = window_oracle(
-            batch.nll[b].tolist(), batch.wrong[b].tolist(), batch.mask[b].tolist(), row
-        )
+            batch.nll[b].tolist(), batch.wrong[b].tolist(), batch.mask[b].tolist(), row,
+            compat, bool(fixed[b]),
+        )  # fmt: skip
         assert weights[b].tolist() == pytest.approx(expected, rel=1e-12)
         assert row_state(new, b) == expected_row
 
 
-def test_window_rule_over_many_steps_and_past_the_window() -> None:
+@settings(deadline=None)
+@given(batches(max_positions=300), st.floats(1, 4), st.floats(1, 4))
+def test_a_wider_window_never_lowers_a_weight(batch: Batch, one: float, other: float) -> None:
+    n = len(batch.nll)
+    narrow, wide = (
+        window_weights(
+            batch.nll, batch.wrong, batch.mask,
+            # Its first error stands still from now on, so the expansion grows by 0.5.
+            WindowState(first_errors(batch), torch.full((n,), 5), torch.full((n,), expansion)),
+        )[0]
+        for expansion in sorted((one, other))
+    )  # fmt: skip
+    assert torch.all(wide >= narrow - 1e-12)
+
+
+def first_errors(batch: Batch) -> Tensor:
+    anchors = []
+    for wrong, mask in zip(batch.wrong.tolist(), batch.mask.tolist(), strict=True):
+        at = [t for t, valid in enumerate(mask) if valid]
+        errors = [t for t in at if wrong[t]]
+        anchors.append(errors[0] - at[0] if errors else NO_ANCHOR)
+    return torch.tensor(anchors)
+
+
+@pytest.mark.parametrize("compat", ["paper", "mended"])
+def test_window_rule_over_many_steps_and_past_the_window(compat: Compat) -> None:
     positions = 260
     rng = torch.Generator().manual_seed(0)
     mask = torch.ones(1, positions, dtype=torch.bool)
@@ -134,8 +173,10 @@ def test_window_rule_over_many_steps_and_past_the_window() -> None:
         wrong = torch.zeros(1, positions, dtype=torch.bool)
         if anchor != NO_ANCHOR:
             wrong[0, anchor] = wrong[0, 200] = True
-        weights, state = window_weights(nll, wrong, mask, state)
-        expected, row = window_oracle(nll[0].tolist(), wrong[0].tolist(), mask[0].tolist(), row)
+        weights, state = window_weights(nll, wrong, mask, state, compat=compat)
+        expected, row = window_oracle(
+            nll[0].tolist(), wrong[0].tolist(), mask[0].tolist(), row, compat
+        )
         assert weights[0].tolist() == pytest.approx(expected, rel=1e-12)
         seen_expansions.append(float(state.expansion[0]))
     assert seen_expansions == (

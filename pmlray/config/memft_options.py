@@ -1,0 +1,55 @@
+"""How a search or a comparison uses MemFT."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pmlray.config.part import Part, PositiveInt
+from pmlray.types import Compat, Equal, MemftRules
+
+MEMFT_METHODS = Literal["memft_ot", "memft_sw", "memft_fw", "memft_rd"]
+
+
+class MemftOptions(Part):
+    """How the MemFT methods weigh tokens.
+
+    `memft_ot`: only tokens below `threshold`. `memft_sw`: by the distance past the first wrong
+    token, in a window that widens where it stands still (`shape: spatial`, the default of
+    long_context), or `memft_ot` on a growing set of records (`temporal`, that of the others).
+    `memft_fw`: the window at a fixed width. `memft_rd`: `memft_ot`, where tokens and records above
+    `margin` leave the batch, are looked at every `recheck_steps`, and what that saves goes into
+    more steps on the others: as many as are `equal` in gpu_seconds (by the work of layers and head)
+    or tokens, or the same number of steps at less cost. `compat: paper` keeps the rules of the
+    paper's code with their defects.
+    """
+
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    shape: Literal["auto", "spatial", "temporal"] = "auto"
+    compat: Compat = "mended"
+    margin: Annotated[float, Field(ge=0.5, lt=1)] = 0.75
+    recheck_steps: PositiveInt = 16
+    equal: Equal = "gpu_seconds"
+
+    def rules(self, task_kind: str) -> MemftRules:
+        """The rules for a task of one long record or of many."""
+        shape = self.shape
+        if shape == "auto":
+            shape = "spatial" if task_kind == "long_context" else "temporal"
+        return MemftRules(
+            self.threshold,
+            shape == "temporal",
+            self.compat,
+            self.margin,
+            self.recheck_steps,
+            self.equal,
+        )
+
+
+class Memft(MemftOptions):
+    """The MemFT phase: `n_points` design points near the 0.5 threshold, `n_pairs` replicates."""
+
+    methods: tuple[MEMFT_METHODS, ...] = Field(default=("memft_ot", "memft_sw"), min_length=1)
+    n_points: PositiveInt = 1
+    n_pairs: PositiveInt = 2

@@ -1,0 +1,38 @@
+"""What the loop measured of one adapter."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pmlray.engine.evaluate import TokenScores
+
+
+@dataclass(frozen=True)
+class TrainedMember:
+    """What the loop measured of one adapter.
+
+    `step_losses`: mean nll of each optimiser step's batch, before its update. `curve`: (step,
+    loss over all records) after that many steps, from step 0. `device_seconds`: wall time of the
+    device shared out by work, optimiser steps and curve evaluations together; `charged_steps`:
+    the optimiser steps in it, those shared with other budgets in part. `grad_norm`: mean norm of
+    the gradient before clipping, over the last tenth of the steps before the decay.
+    """
+
+    index: int
+    curve: tuple[tuple[int, float], ...]
+    step_losses: tuple[float, ...]
+    scores: TokenScores
+    device_seconds: float
+    charged_steps: float
+    grad_norm: float
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a loss stopped being a number."""
+        return not all(math.isfinite(loss) for _, loss in self.curve)
+
+
+def curve_steps(train_steps: int) -> frozenset[int]:
+    """Log-spaced steps at which a run is evaluated: powers of two, and the end."""
+    return frozenset(2**i for i in range(train_steps.bit_length())) | {train_steps}
