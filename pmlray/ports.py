@@ -80,3 +80,15 @@ class PointSource(Protocol):
     def fail(self, run_key: str) -> None:
         """Learn that a run that was asked for has no result."""
         ...
+
+
+class PackSource(Protocol):
+    """A study as whoever runs its packs sees it (a search, a comparison)."""
+
+    def next_pack(self) -> Pack | None:
+        """The next pack to train; None when there is none, or none before another is done."""
+        ...
+
+    def absorb(self, result: PackResult) -> None:
+        """Take in what came of a pack."""
+        ...

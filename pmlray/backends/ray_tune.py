@@ -21,8 +21,7 @@ from pmlray.backends.ray_train import RayTrainRunner, collect
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import PmlrayError
-from pmlray.ports import PackRunner
-from pmlray.study.law_search import LawSearch
+from pmlray.ports import PackRunner, PackSource
 from pmlray.types import Pack, PackTimes
 
 log = logging.getLogger(__name__)
@@ -33,18 +32,18 @@ UNBOUNDED = -1
 
 
 class PackSearcher(Searcher):
-    """Tune's searcher: suggests the next pack and hands results back to the LawSearch."""
+    """Tune's searcher: suggests the next pack and hands results back to the study."""
 
-    def __init__(self, search: LawSearch, store: FileStore) -> None:
+    def __init__(self, source: PackSource, store: FileStore) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self._search, self._store = search, store
+        self._source, self._store = source, store
         self._packs: dict[str, Pack] = {}
         self.error: PmlrayError | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next pack; Tune waits while packs run, and ends when nothing is left."""
         try:
-            pack = self._search.next_pack()
+            pack = self._source.next_pack()
         except PmlrayError as error:
             self.error = error
             return self.FINISHED
@@ -67,7 +66,7 @@ class PackSearcher(Searcher):
             report.get("wall_seconds", 0.0),
         )
         reason = "its Ray Tune trial ended without a result; see the Ray logs"
-        self._search.absorb(collect(self._store, pack, times, reason))
+        self._source.absorb(collect(self._store, pack, times, reason))
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its configuration; a live search is no part of it."""
@@ -80,12 +79,12 @@ class PackSearcher(Searcher):
         """Nothing to restore."""
 
 
-def run_search_on_ray(
-    search: PreparedSearch, law_search: LawSearch, store: Path, profile: ClusterProfile
+def run_packs_on_ray(
+    search: PreparedSearch, source: PackSource, store: Path, profile: ClusterProfile
 ) -> None:
-    """Run a search to its end on the connected Ray; raises the error that ended it, if one did."""
+    """Run a study to its end on the connected Ray; raises the error that ended it, if one did."""
     runner = RayTrainRunner(search, store, profile)
-    searcher = PackSearcher(law_search, FileStore(store))
+    searcher = PackSearcher(source, FileStore(store))
     # Zero CPUs, or trials and their own workers would wait for each other; and not on a worker
     # node that may vanish.
     trainable = tune.with_resources(_trial(runner), {"node:__internal_head__": 0.001})

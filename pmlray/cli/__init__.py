@@ -10,6 +10,7 @@ import sys
 import typer
 
 from pmlray.cli.cluster_commands import submit
+from pmlray.cli.compare_commands import compare
 from pmlray.cli.doctor import doctor
 from pmlray.cli.law_commands import fit, report, table
 from pmlray.cli.model_commands import models
@@ -23,7 +24,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (doctor, validate, plan, search, submit, fit, report, table):
+for command in (doctor, validate, plan, search, compare, submit, fit, report, table):
     app.command()(command)
 app.add_typer(models, name="models")
 

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,7 @@ from pmlray.backends.mlflow_tracker import MlflowTracker, local_tracking_uri
 from pmlray.backends.optuna_sampler import LawSampler
 from pmlray.backends.optuna_study import OptunaPoints
 from pmlray.config import ClusterProfile, SearchSpec
-from pmlray.config.models import TINY, require_present
+from pmlray.config.models import TINY, require_present, resolve_model
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import SpecError, StoreError
 from pmlray.study.law_search import LawSearch, Progress
@@ -75,8 +75,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
     if spec.design.acquisition == "gp" and find_spec("torch") is None:
         raise SpecError("design.acquisition gp is Optuna's GPSampler: it needs pip install torch")
     if table is None:
-        _require_train_extra()
-        search = _with_model(search)
+        search = ready_to_train(search)
     gpu = run.profile.gpus_per_pack > 0
     cost = first_cost(search, gpu)
     first_pack(search, cost)
@@ -112,9 +111,9 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
                     law_search.absorb(runner.run(pack))
             else:
                 with ray_session(run.address):
-                    from pmlray.backends.ray_tune import run_search_on_ray
+                    from pmlray.backends.ray_tune import run_packs_on_ray
 
-                    run_search_on_ray(search, law_search, run.store, run.profile)
+                    run_packs_on_ray(search, law_search, run.store, run.profile)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -127,7 +126,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
                 "tracking_uri": run.tracking_uri,
                 "wall_seconds": wall,
                 "training_share": sum(t.training_seconds for t in new) / wall,
-                **_machine(),
+                **machine_facts(),
             }
             summary = report_store(run.store, facts)
             tracker.finish(
@@ -216,11 +215,12 @@ def _require_train_extra() -> None:
         )
 
 
-def _with_model(search: PreparedSearch) -> PreparedSearch:
-    """The tiny random model is made on the spot; any other must be there or on the hub."""
-    from dataclasses import replace
+def ready_to_train(search: PreparedSearch) -> PreparedSearch:
+    """The search with its base model at hand; SpecError or ModelError without what training takes.
 
-    from pmlray.config.models import resolve_model
+    The tiny random model is made on the spot; any other must be there or on the hub.
+    """
+    _require_train_extra()
 
     model = search.spec.model
     if model.id == TINY and search.source.folder is None:
@@ -245,7 +245,8 @@ def _claim(folder: Path, spec: SearchSpec) -> None:
     path.write_text(spec.model_dump_json(indent=2))
 
 
-def _machine() -> dict[str, Any]:
+def machine_facts() -> dict[str, Any]:
+    """What a result was measured on: the machine, and the versions of what counts."""
     versions = {"pmlray": __version__}
     for name in ("ray", "optuna", "mlflow-skinny", *TRAIN_PACKAGES, "peft"):
         # A replay needs no train extra.

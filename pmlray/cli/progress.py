@@ -54,7 +54,10 @@ def live_progress() -> Iterator[Callable[[Progress], None]]:
     def text(progress: Progress) -> str:
         at_start.append(progress.gpu_seconds_spent)
         elapsed = time.perf_counter() - started
-        return f"{describe(progress, at_start[0], elapsed)}\n{describe_law(progress.law)}"
+        line = describe(progress, at_start[0], elapsed)
+        # A comparison fits no law.
+        fits = progress.law is not None or progress.phase == "law"
+        return f"{line}\n{describe_law(progress.law)}" if fits else line
 
     if not console.is_terminal:
         yield lambda progress: console.print(text(progress), highlight=False, soft_wrap=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from pmlray.config.load import load_search
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.load import load_search, load_spec
 from pmlray.config.models import ModelSource, resolve_model
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import DataError, SpecError
@@ -82,7 +83,18 @@ def prepare_search(path: Path, overrides: Sequence[str] = ()) -> PreparedSearch:
     Token counts are checked against the data and the model's context where the tokenizer is on
     this machine; for a hub model, when the search starts.
     """
-    spec = load_search(path, overrides)
+    return _prepare(load_search(path, overrides), path)
+
+
+def prepare_comparison(
+    path: Path, overrides: Sequence[str] = ()
+) -> tuple[CompareSpec, PreparedSearch]:
+    """As prepare_search, for a comparison's file: its spec, and the search whose runs it makes."""
+    spec = load_spec(CompareSpec, path, overrides)
+    return spec, _prepare(spec.search_spec(), path)
+
+
+def _prepare(spec: SearchSpec, path: Path) -> PreparedSearch:
     source = resolve_model(spec.model.id, spec.model.revision)
     layers = source.geometry.n_layers
     if spec.probe.layer >= layers:

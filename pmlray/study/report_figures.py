@@ -25,14 +25,14 @@ _LIGHT = {
     "soft": "#57606a",
     "grid": "#e1e5ea",
     "extent": [0.0, 0.72],
-    "category": ["#0072b2", "#c75000", "#a8558c", "#008a64"],
+    "category": ["#0072b2", "#c75000", "#a8558c", "#008a64", "#6b6b00"],
 }
 _DARK = {
     "ink": "#e6e9ed",
     "soft": "#a3acb8",
     "grid": "#313843",
     "extent": [0.35, 1.0],
-    "category": ["#56b4e9", "#f09a3e", "#d99ac0", "#2fc393"],
+    "category": ["#56b4e9", "#f09a3e", "#d99ac0", "#2fc393", "#d6cf4e"],
 }
 _FORMATS = {
     "lora_rank": ",d",

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import altair as alt
 
 from pmlray.study.compare import MemftPair
 from pmlray.study.report_figures import QUARTERS, AnyChart, Panel, Row, data, layered, tips
 
-SHORT_METHOD = {"sft": "SFT", "memft_ot": "MemFT-OT", "memft_sw": "MemFT-SW"}
+SHAPES = ("circle", "diamond", "square", "triangle-up", "cross")
+SHORT_METHOD: Mapping[str, str] = MappingProxyType(
+    {
+        "sft": "SFT",
+        "memft_ot": "MemFT-OT",
+        "memft_sw": "MemFT-SW",
+        "memft_fw": "MemFT-FW",
+        "memft_rd": "MemFT-RD",
+    }
+)
 
 
 def memft_panels(pairs: Sequence[MemftPair]) -> tuple[Panel, ...]:
@@ -62,7 +72,7 @@ def _pair_panel(pairs: Sequence[MemftPair], name: str) -> Panel:
             shape=alt.Shape(
                 "method",
                 type="nominal",
-                scale=alt.Scale(domain=shown, range=["circle", "diamond", "square"][: len(shown)]),
+                scale=alt.Scale(domain=shown, range=list(SHAPES)[: len(shown)]),
             ),
             tooltip=tips("pair", "method", "recall", "sequence_id", "seed"),
         ),

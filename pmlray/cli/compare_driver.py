@@ -1,0 +1,110 @@
+"""Wiring: one comparison put together from its parts, run on Ray, and reported."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pmlray.backends.file_store import FileStore
+from pmlray.backends.mlflow_tracker import MlflowTracker
+from pmlray.cli.driver import machine_facts, ray_session, ready_to_train
+from pmlray.config import ClusterProfile
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.prepared import PreparedSearch
+from pmlray.errors import StoreError
+from pmlray.study.arena import Arena
+from pmlray.study.comparison import compare_methods
+from pmlray.study.law_search import Progress
+from pmlray.study.plan import first_cost
+
+SPEC_FILE = "comparison.json"
+
+
+@dataclass(frozen=True)
+class ComparisonRun:
+    """Where a comparison keeps its store, and how it reaches Ray and MLflow."""
+
+    spec: CompareSpec
+    search: PreparedSearch
+    profile: ClusterProfile
+    store: Path
+    tracking_uri: str
+    address: str | None
+
+
+def planned_runs(
+    spec: CompareSpec, search: PreparedSearch, profile: ClusterProfile
+) -> dict[str, Any]:
+    """How many runs a comparison takes, and about how many gpu_seconds."""
+    cost = first_cost(search, profile.gpus_per_pack > 0)
+    n_methods = len(spec.all_methods())
+    texts = len(spec.sequences) * len(spec.seeds)
+    rates = len(spec.tuning.learning_rates)
+    tried = rates * len(spec.tuning.sequences) * len(spec.tuning.seeds) if rates > 1 else 0
+    per_point = n_methods * (texts + tried)
+    return {
+        "compare_id": spec.compare_id,
+        "tuning_runs": len(spec.points) * n_methods * tried,
+        "compared_runs": len(spec.points) * n_methods * texts,
+        "gpu_seconds_about": per_point * sum(cost.predict(p) for p in spec.design_points()),
+    }
+
+
+def run_comparison(
+    run: ComparisonRun, announce: Callable[[Progress], None]
+) -> tuple[dict[str, Any], str]:
+    """Run or continue a comparison; its machine-readable result and the same as text."""
+    # Drawing libraries take a second to import, which the command line should not wait for.
+    from pmlray.study.comparison_report import describe_comparison, write_comparison
+
+    started = time.perf_counter()
+    search = ready_to_train(run.search)
+    store = FileStore(run.store)
+    with store.driver_lock():
+        _claim(run.store, run.spec)
+        tracker = MlflowTracker(
+            run.tracking_uri,
+            run.spec.compare_id,
+            run.spec.model_dump(mode="json"),
+            run.store / "mlflow-artifacts",
+        )
+        arena = Arena(run.spec, search, store, tracker, run.profile.max_pack_failures, announce)
+        status = "FAILED"
+        try:
+            with ray_session(run.address):
+                from pmlray.backends.ray_tune import run_packs_on_ray
+
+                run_packs_on_ray(search, arena, run.store, run.profile)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            comparison = compare_methods(run.spec, store.observations())
+            facts = {
+                "store": str(run.store),
+                "tracking_uri": run.tracking_uri,
+                "wall_seconds": time.perf_counter() - started,
+                **machine_facts(),
+            }
+            files = write_comparison(comparison, run.store / "report", facts)
+            tracker.finish(files, status)
+    found = {**comparison.to_json(), **facts, "report": str(files[0])}
+    return found, f"{describe_comparison(comparison)}\n{files[0]}"
+
+
+def _claim(folder: Path, spec: CompareSpec) -> None:
+    """Keep the spec in its store; a store serves one comparison."""
+    path = folder / SPEC_FILE
+    if path.is_file():
+        owner = CompareSpec.model_validate_json(path.read_text()).compare_id
+        if owner != spec.compare_id:
+            raise StoreError(
+                f"{folder} holds the comparison {owner}, not {spec.compare_id}; choose another"
+                " --store"
+            )
+        return
+    path.write_text(spec.model_dump_json(indent=2))

@@ -1,0 +1,119 @@
+"""What a comparison of training methods is: the validated form of its YAML file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, get_args
+
+from pydantic import Field, model_validator
+
+from pmlray.config.memft_options import MEMFT_METHODS, Memft, MemftOptions
+from pmlray.config.part import Part, PositiveInt
+from pmlray.config.recipe import Recipe
+from pmlray.config.search_spec import (
+    Budget,
+    Design,
+    Evaluate,
+    Model,
+    Probe,
+    SearchSpec,
+    Seed,
+    SequenceId,
+    Space,
+    Task,
+)
+from pmlray.types import DesignPoint, Method
+
+# A comparison makes the runs that it names, whatever they cost.
+NO_LIMIT = 1e12
+
+
+class ComparePoint(Part):
+    """Where methods are compared: adapter rank, supervised tokens, optimiser steps."""
+
+    lora_rank: PositiveInt
+    seq_len: PositiveInt
+    train_steps: PositiveInt
+
+
+class Tuning(Part):
+    """Peak rates that every method is tried with, on texts of which none is compared on later.
+
+    Each method takes, at each point, the rate of its best mean exact recall there; token recall,
+    then the loss, decide among equals.
+    """
+
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    sequences: tuple[SequenceId, ...] = Field(default=(100, 101), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
+
+
+class CompareSpec(Part):
+    """A whole comparison: every method at every point, text and seed, `sft` among them.
+
+    `pack_size`: runs that train together. `evaluate.prose` shows what each method does to the base.
+    Load it with `pmlray.config.prepared.prepare_comparison`, which names lines in errors.
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)
+    task: Task
+    model: Model
+    probe: Probe
+    recipe: Recipe = Recipe()
+    points: tuple[ComparePoint, ...] = Field(min_length=1)
+    methods: tuple[MEMFT_METHODS, ...] = Field(default=get_args(MEMFT_METHODS), min_length=1)
+    memft: MemftOptions = MemftOptions()
+    tuning: Tuning
+    sequences: tuple[SequenceId, ...] = Field(default=(0, 1, 2, 3, 4), min_length=2)
+    seeds: tuple[Seed, ...] = Field(default=(0, 1), min_length=1)
+    pack_size: PositiveInt = 20
+    evaluate: Evaluate = Evaluate(generate_max_tokens=0, prose=True)
+
+    @model_validator(mode="after")
+    def _fair(self) -> CompareSpec:
+        if shared := sorted(set(self.tuning.sequences) & set(self.sequences)):
+            raise ValueError(
+                f"tuning.sequences and sequences share {shared}: a rate must not be chosen on a"
+                " text that is compared on"
+            )
+        if len(set(self.points)) < len(self.points):
+            raise ValueError("points name the same point twice")
+        return self
+
+    @property
+    def compare_id(self) -> str:
+        """Name and a hash of all that differs from the defaults."""
+        canonical = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
+
+    def all_methods(self) -> tuple[Method, ...]:
+        """`sft`, which all others are compared with, and the others."""
+        return ("sft", *self.methods)
+
+    def design_points(self) -> tuple[DesignPoint, ...]:
+        """The points in the order of the file."""
+        return tuple(DesignPoint(p.lora_rank, p.seq_len, p.train_steps) for p in self.points)
+
+    def search_spec(self) -> SearchSpec:
+        """The search whose runs these are: what the engine trains by."""
+        points = self.design_points()
+        memft = Memft.model_validate({**self.memft.model_dump(), "methods": self.methods})
+        return SearchSpec(
+            name=self.name,
+            task=self.task,
+            model=self.model,
+            probe=self.probe,
+            space=Space(
+                lora_rank=tuple(sorted({p.lora_rank for p in points})),
+                seq_len=tuple(sorted({p.seq_len for p in points})),
+                train_steps=tuple(sorted({p.train_steps for p in points})),
+            ),
+            recipe=self.recipe,
+            design=Design(n_initial=1),
+            budget=Budget(gpu_seconds=NO_LIMIT, memft_gpu_seconds=NO_LIMIT),
+            memft=memft,
+            evaluate=self.evaluate,
+            sequences=tuple(sorted({*self.sequences, *self.tuning.sequences})),
+            seeds=tuple(sorted({*self.seeds, *self.tuning.seeds})),
+        )

@@ -1,0 +1,139 @@
+"""A comparison as a state machine: rates are tuned for every method alike, then methods meet.
+
+Like a search it knows no framework: whoever runs packs asks for the next one and hands back what
+came of it, and everything finished is in the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.prepared import PreparedSearch
+from pmlray.errors import RunError
+from pmlray.ports import ObservationStore, Tracker
+from pmlray.study.law_search import Progress
+from pmlray.study.tuning import Cell, tuned_rates
+from pmlray.types import Pack, PackResult, PlannedRun
+
+
+class Arena:
+    """Hands out the packs of a comparison; `search` is that of `spec.search_spec()`.
+
+    max_pack_failures: packs without a single observation, one after another, after which
+    `next_pack` raises RunError.
+    """
+
+    def __init__(
+        self,
+        spec: CompareSpec,
+        search: PreparedSearch,
+        store: ObservationStore,
+        tracker: Tracker,
+        max_pack_failures: int,
+        announce: Callable[[Progress], None],
+    ) -> None:
+        self._spec, self._search, self._store = spec, search, store
+        self._tracker, self._announce = tracker, announce
+        self._max_pack_failures, self._failed_packs = max_pack_failures, 0
+        self._observations = {o.run_key: o for o in store.observations()}
+        failures = store.failures()
+        self._failed_keys = {f.run_key for f in failures}
+        self._failed_seconds = sum(f.gpu_seconds for f in failures)
+        rounds = [o.round for o in self._observations.values()] + [f.round for f in failures]
+        self._round = 1 + max(rounds, default=-1)
+        self._pending: set[str] = set()
+        tracker.observe(self._observations.values())
+
+    def next_pack(self) -> Pack | None:
+        """The next pack, or None when every run is measured; RunError when packs keep failing."""
+        if self._failed_packs >= self._max_pack_failures:
+            raise RunError(
+                f"{self._failed_packs} packs failed one after another; the store's failures folder"
+                " says why. What is finished is kept: mend the cause and start again"
+            )
+        runs = self._missing(self.tuning_runs())
+        if not runs and not self._pending:
+            runs = self._missing(self.compared_runs())
+        if not runs:
+            return None
+        pack = Pack(self._round, tuple(runs[: self._spec.pack_size]))
+        self._round += 1
+        self._pending |= {run.run_key for run in pack.runs}
+        self._announce(self.progress())
+        return pack
+
+    def absorb(self, result: PackResult) -> None:
+        """Take in what came of a pack."""
+        self._pending -= {run.run_key for run in result.pack.runs}
+        self._store.put_times(result.times)
+        self._observations |= {o.run_key: o for o in result.observations}
+        self._failed_keys |= {f.run_key for f in result.failed}
+        self._failed_seconds += sum(f.gpu_seconds for f in result.failed)
+        self._failed_packs = 0 if result.observations else self._failed_packs + 1
+        self._tracker.observe(result.observations)
+        self._announce(self.progress())
+
+    def progress(self) -> Progress:
+        """Where the comparison stands; what is left is told by the mean cost of a run so far."""
+        spent = sum(o.gpu_seconds for o in self._observations.values())
+        done = len(self._observations) + len(self._failed_keys)
+        left = max(0, self.n_runs - done)
+        return Progress(
+            phase="memft",
+            n_done=len(self._observations),
+            n_pending=len(self._pending),
+            n_failed=len(self._failed_keys),
+            gpu_seconds_spent=spent + self._failed_seconds,
+            gpu_seconds_left=left * spent / max(1, len(self._observations)),
+            law=None,
+        )
+
+    @property
+    def n_runs(self) -> int:
+        """All runs of the comparison, those that tune the rates among them."""
+        spec = self._spec
+        cells = len(spec.points) * len(spec.all_methods())
+        return len(self.tuning_runs()) + cells * len(spec.sequences) * len(spec.seeds)
+
+    def tuning_runs(self) -> tuple[PlannedRun, ...]:
+        """Every method at every rate, alike, on texts of their own; none where there is no choice.
+
+        Runs of one budget stand together: in one pack, budgets would share steps and their cost.
+        """
+        tuning = self._spec.tuning
+        if len(tuning.learning_rates) == 1:
+            return ()
+        every = dict.fromkeys(self._cells(), tuning.learning_rates)
+        return self._runs(every, tuning.sequences, tuning.seeds)
+
+    def compared_runs(self) -> tuple[PlannedRun, ...]:
+        """Every method at every point, text and seed, at its own best rate."""
+        rates = tuned_rates(self._spec, tuple(self._observations.values()))
+        best = {cell: (rates[cell],) for cell in self._cells()}
+        return self._runs(best, self._spec.sequences, self._spec.seeds)
+
+    def _cells(self) -> list[Cell]:
+        spec = self._spec
+        points = sorted(spec.design_points(), key=lambda p: p.train_steps)
+        return [(point, method) for point in points for method in spec.all_methods()]
+
+    def _runs(
+        self,
+        rates: Mapping[Cell, Sequence[float]],
+        sequences: Sequence[int],
+        seeds: Sequence[int],
+    ) -> tuple[PlannedRun, ...]:
+        return tuple(
+            self._search.plan_run(point, method, sequence_id, seed, "memft", rate)
+            for (point, method), own in rates.items()
+            for rate in own
+            for sequence_id in sequences
+            for seed in seeds
+        )
+
+    def _missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+        """Those of the first budget of which any are missing."""
+        done = self._observations.keys() | self._failed_keys | self._pending
+        left = [run for run in runs if run.run_key not in done]
+        return [run for run in left if run.point.train_steps == left[0].point.train_steps]

@@ -1,0 +1,205 @@
+"""What a comparison found: each method's means, and its paired differences from plain SFT.
+
+Runs are paired by point, text and seed. Texts are independent of each other, seeds of one text are
+not: differences are averaged over seeds first, and their interval is Student's over texts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.study.tuning import tuned_rates
+from pmlray.types import DesignPoint, Method, Observation
+
+LEVEL = 0.95
+# Every figure of a run that methods are compared by; None where it was not measured.
+FIGURES: Mapping[str, Callable[[Observation], float | None]] = MappingProxyType(
+    {
+        "exact_recall": lambda o: o.recall.exact,
+        "prefix_recall": lambda o: o.recall.prefix,
+        "token_recall": lambda o: o.recall.token,
+        "stubborn_tokens": lambda o: float(o.recall.n_stubborn),
+        "final_loss": lambda o: o.final_loss,
+        "gpu_seconds": lambda o: o.gpu_seconds,
+        "steps_taken": lambda o: o.charged_steps,
+        "control_recall": lambda o: o.control_recall,
+        "prose_delta_loss": lambda o: o.prose_delta_loss,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Mean of a method's figure less SFT's, with its central 95 % interval over `n` texts; the
+    interval is None with a single text."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class MethodResult:
+    """One method at one point: its rate, its runs, their means, and its differences from SFT by the
+    name of the figure (empty for `sft` itself)."""
+
+    point: DesignPoint
+    method: Method
+    learning_rate: float
+    n_runs: int
+    means: Mapping[str, float]
+    differences: Mapping[str, Difference]
+
+
+@dataclass(frozen=True, slots=True)
+class EqualRecall:
+    """At which lora_rank a method reaches the mean recall that SFT has at `sft_rank`, at equal
+    length and steps, and the ratio of the two; None where its ranks do not reach so far.
+
+    Between ranks the mean recall is taken to be linear in log(rank).
+    """
+
+    method: Method
+    figure: str
+    seq_len: int
+    train_steps: int
+    sft_rank: int
+    recall: float
+    lora_rank: float | None
+    ratio: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All that a comparison found so far."""
+
+    compare_id: str
+    results: tuple[MethodResult, ...]
+    equal_recall: tuple[EqualRecall, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {
+            "compare_id": self.compare_id,
+            "interval_level": LEVEL,
+            "results": [
+                {
+                    **asdict(r.point),
+                    "method": r.method,
+                    "learning_rate": r.learning_rate,
+                    "n_runs": r.n_runs,
+                    "means": dict(r.means),
+                    "differences": {name: asdict(d) for name, d in r.differences.items()},
+                }
+                for r in self.results
+            ],
+            "equal_recall": [asdict(e) for e in self.equal_recall],
+        }
+
+
+def compare_methods(spec: CompareSpec, observations: Sequence[Observation]) -> Comparison:
+    """Compare what is measured so far; a point without both methods of a pair has no difference."""
+    rates = tuned_rates(spec, observations)
+    by_cell: dict[tuple[DesignPoint, Method], list[Observation]] = {}
+    for o in observations:
+        if o.sequence_id in spec.sequences and o.learning_rate == rates.get((o.point, o.method)):
+            by_cell.setdefault((o.point, o.method), []).append(o)
+    results = []
+    for point in spec.design_points():
+        plain = by_cell.get((point, "sft"), [])
+        for method in spec.all_methods():
+            runs = by_cell.get((point, method), [])
+            if runs:
+                differences = {} if method == "sft" else _differences(plain, runs)
+                results.append(
+                    MethodResult(
+                        point, method, rates[point, method], len(runs), _means(runs), differences
+                    )
+                )
+    return Comparison(spec.compare_id, tuple(results), _equal_recall(results))
+
+
+def paired_difference(
+    plain: Sequence[Observation],
+    runs: Sequence[Observation],
+    figure: Callable[[Observation], float | None],
+) -> Difference | None:
+    """Difference of a figure between runs of the same text and seed; None without a pair."""
+    partner = {(o.sequence_id, o.seed): figure(o) for o in plain}
+    of_text: dict[int, list[float]] = {}
+    for o in runs:
+        own, other = figure(o), partner.get((o.sequence_id, o.seed))
+        if own is not None and other is not None:
+            of_text.setdefault(o.sequence_id, []).append(own - other)
+    if not of_text:
+        return None
+    per_text = np.array([np.mean(values) for values in of_text.values()])
+    n, mean = per_text.size, float(per_text.mean())
+    if n == 1:
+        return Difference(mean, None, None, 1)
+    half = float(student.ppf((1 + LEVEL) / 2, n - 1) * per_text.std(ddof=1) / math.sqrt(n))
+    return Difference(mean, mean - half, mean + half, n)
+
+
+def _differences(
+    plain: Sequence[Observation], runs: Sequence[Observation]
+) -> dict[str, Difference]:
+    found = {name: paired_difference(plain, runs, figure) for name, figure in FIGURES.items()}
+    return {name: difference for name, difference in found.items() if difference is not None}
+
+
+def _means(runs: Sequence[Observation]) -> dict[str, float]:
+    values = {name: [figure(o) for o in runs] for name, figure in FIGURES.items()}
+    return {
+        name: float(np.mean([x for x in own if x is not None]))
+        for name, own in values.items()
+        if any(x is not None for x in own)
+    }
+
+
+def _equal_recall(results: Sequence[MethodResult]) -> tuple[EqualRecall, ...]:
+    curves: dict[tuple[int, int, Method], list[MethodResult]] = {}
+    for r in results:
+        curves.setdefault((r.point.seq_len, r.point.train_steps, r.method), []).append(r)
+    found = []
+    for (seq_len, steps, method), own in curves.items():
+        plain = curves.get((seq_len, steps, "sft"), [])
+        if method == "sft" or len(own) < 2:
+            continue
+        for figure in ("exact_recall", "token_recall"):
+            ranks = [float(r.point.lora_rank) for r in own]
+            recalls = [r.means[figure] for r in own]
+            for p in plain:
+                rank = rank_at(ranks, recalls, p.means[figure])
+                ratio = None if rank is None else rank / p.point.lora_rank
+                found.append(
+                    EqualRecall(
+                        method, figure, seq_len, steps, p.point.lora_rank, p.means[figure], rank,
+                        ratio,
+                    )
+                )  # fmt: skip
+    return tuple(found)
+
+
+def rank_at(ranks: Sequence[float], recalls: Sequence[float], recall: float) -> float | None:
+    """The smallest rank at which recall, linear in log(rank) between the ranks, reaches a level;
+    None below the first rank's or above all."""
+    pairs = sorted(zip(ranks, recalls, strict=True))
+    if recall < pairs[0][1]:
+        return None
+    for (r0, y0), (r1, y1) in pairwise(pairs):
+        if y0 == recall:
+            return r0
+        if y0 < recall <= y1:
+            return float(math.exp(np.interp(recall, [y0, y1], [math.log(r0), math.log(r1)])))
+    return pairs[-1][0] if pairs[-1][1] == recall else None

@@ -1,0 +1,169 @@
+"""A comparison as files: a page, a table, a figure, and all of it for machines."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pmlray.study.comparison import FIGURES, Comparison, Difference, MethodResult
+from pmlray.study.report_figures import Panel, Row, data, layered, tips
+from pmlray.study.report_memft_figures import SHORT_METHOD
+from pmlray.study.report_tables import without_credentials
+
+SHOWN = ("exact_recall", "prefix_recall", "token_recall")
+
+
+def write_comparison(
+    comparison: Comparison, folder: Path, facts: Mapping[str, Any]
+) -> tuple[Path, ...]:
+    """Write comparison.html, .csv, .svg and .json into a folder, and return their paths.
+
+    facts: machine, versions and the like, shown as they are; credentials in addresses are left out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = without_credentials(facts)
+    files = tuple(folder / f"comparison.{kind}" for kind in ("html", "csv", "svg", "json"))
+    page, table, picture, stored = files
+    with table.open("w", newline="", encoding="utf-8") as file:
+        rows = [_csv_row(result) for result in comparison.results]
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+    panel = difference_panel(comparison)
+    svg = "" if panel is None else panel.svg(panel.spec())
+    picture.write_text(svg, encoding="utf-8")
+    full = {**comparison.to_json(), "facts": facts}
+    stored.write_text(json.dumps(full, indent=1, default=str) + "\n", encoding="utf-8")
+    environment = Environment(
+        loader=PackageLoader("pmlray.study"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    page.write_text(
+        environment.get_template("comparison.html.j2").render(
+            compare_id=comparison.compare_id,
+            figure=Markup(svg),
+            rows=[_shown_row(result) for result in comparison.results],
+            columns=("point", "method", "rate", "runs", *SHOWN, "prose_delta_loss", "gpu_seconds"),
+            equal=comparison.equal_recall,
+            facts=facts,
+        ),
+        encoding="utf-8",
+    )
+    return files
+
+
+def difference_panel(comparison: Comparison) -> Panel | None:
+    """Each method's differences from SFT in recall, with their intervals; None without any."""
+    rows: list[Row] = []
+    for result in comparison.results:
+        for name in SHOWN:
+            if (found := result.differences.get(name)) is not None:
+                rows.append(
+                    {
+                        "row": f"{point_label(result)} {SHORT_METHOD[result.method]}",
+                        "figure": name,
+                        "difference": found.mean,
+                        "low": found.mean if found.low is None else found.low,
+                        "high": found.mean if found.high is None else found.high,
+                        "method": SHORT_METHOD[result.method],
+                    }
+                )
+    if not rows:
+        return None
+    order = list(dict.fromkeys(row["row"] for row in rows))
+    y = alt.Y("row", type="nominal", sort=order, title=None)
+    colour = alt.Color("figure", type="nominal", scale=alt.Scale(domain=list(SHOWN)), title=None)
+    offset = alt.YOffset("figure", type="nominal", scale=alt.Scale(domain=list(SHOWN)))
+    title = "difference from SFT, 95 % interval over texts"
+    layers = [
+        alt.Chart(data([{"zero": 0}]))
+        .mark_rule(strokeDash=[4, 3])
+        .encode(x=alt.X("zero", type="quantitative", title=title)),
+        alt.Chart(data(rows))
+        .mark_rule(strokeWidth=2)
+        .encode(
+            y=y,
+            yOffset=offset,
+            color=colour,
+            x=alt.X("low", type="quantitative", title=title),
+            x2="high",
+        ),
+        alt.Chart(data(rows))
+        .mark_point(filled=True, size=60, opacity=1)
+        .encode(
+            y=y,
+            yOffset=offset,
+            color=colour,
+            x=alt.X("difference", type="quantitative", title=title),
+            tooltip=tips("row", "figure", "difference", "low", "high"),
+        ),
+    ]
+    return Panel(
+        "comparison",
+        "Recall beside plain fine-tuning",
+        "Dot plot of each method's mean difference from SFT in exact, prefix and token recall at"
+        " each point, with 95 % intervals.",
+        layered(layers, 36 * len(order)),
+    )
+
+
+def point_label(result: MethodResult) -> str:
+    """A point in few letters: rank, length, steps."""
+    p = result.point
+    return f"r{p.lora_rank} l{p.seq_len} t{p.train_steps}"
+
+
+def describe_comparison(comparison: Comparison) -> str:
+    """The comparison in plain text, a line a method and point."""
+    lines = [f"{comparison.compare_id}: mean, and difference from SFT [95 % interval over texts]"]
+    for row in map(_shown_row, comparison.results):
+        lines.append("  " + "  ".join(f"{key} {value}" for key, value in row.items() if value))
+    return "\n".join(lines)
+
+
+def _shown_row(result: MethodResult) -> dict[str, str]:
+    means = result.means
+    row = {
+        "point": point_label(result),
+        "method": SHORT_METHOD[result.method],
+        "rate": f"{result.learning_rate:g}",
+        "runs": str(result.n_runs),
+    }
+    for name in (*SHOWN, "prose_delta_loss", "gpu_seconds"):
+        shown = "" if name not in means else f"{means[name]:.3f}"
+        row[name] = f"{shown} {_interval(result.differences.get(name))}".strip()
+    return row
+
+
+def _interval(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    if difference.low is None or difference.high is None:
+        return f"({difference.mean:+.3f})"
+    return f"({difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}])"
+
+
+def _csv_row(result: MethodResult) -> dict[str, Any]:
+    p = result.point
+    row: dict[str, Any] = {
+        "lora_rank": p.lora_rank,
+        "seq_len": p.seq_len,
+        "train_steps": p.train_steps,
+        "method": result.method,
+        "learning_rate": result.learning_rate,
+        "n_runs": result.n_runs,
+    }
+    for name in FIGURES:
+        found = result.differences.get(name)
+        row[name] = result.means.get(name)
+        row[f"{name}_difference"] = None if found is None else found.mean
+        row[f"{name}_low"] = None if found is None else found.low
+        row[f"{name}_high"] = None if found is None else found.high
+    return row

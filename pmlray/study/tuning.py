@@ -1,0 +1,44 @@
+"""Which learning rate each method is compared at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.types import DesignPoint, Method, Observation
+
+Cell = tuple[DesignPoint, Method]
+
+
+def tuned_rates(spec: CompareSpec, observations: Sequence[Observation]) -> Mapping[Cell, float]:
+    """Each method's rate at each point: that of its best mean exact recall on the tuning texts.
+
+    Token recall, then the loss, decide among equals; rates that have not been tried, or failed,
+    are no choice, and without any the first rate of the file is taken.
+    """
+    tuning = spec.tuning
+    tried: dict[tuple[Cell, float], list[Observation]] = {}
+    for o in observations:
+        if o.sequence_id in tuning.sequences and o.learning_rate is not None:
+            tried.setdefault(((o.point, o.method), o.learning_rate), []).append(o)
+    rates: dict[Cell, float] = {}
+    for point in spec.design_points():
+        for method in spec.all_methods():
+            cell = (point, method)
+            known = [rate for rate in tuning.learning_rates if (cell, rate) in tried]
+            rates[cell] = max(
+                known,
+                key=lambda rate, cell=cell: _quality(tried[cell, rate]),
+                default=tuning.learning_rates[0],
+            )
+    return rates
+
+
+def _quality(runs: Sequence[Observation]) -> tuple[float, float, float]:
+    return (
+        float(np.mean([o.recall.exact for o in runs])),
+        float(np.mean([o.recall.token for o in runs])),
+        -float(np.mean([o.final_loss for o in runs])),
+    )
