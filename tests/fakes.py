@@ -56,6 +56,7 @@ def observe(
         peak_memory_bytes=1,
         provenance={"model": "synthetic"},
         control_delta_loss=0.1 * delta,
+        learning_rate=run.learning_rate,
     )
 
 

@@ -167,14 +167,20 @@ def _params(o: Observation) -> list[Param]:
         "seed": o.seed,
         "round": o.round,
         "model": o.provenance.get("model", ""),
+        "learning_rate": o.learning_rate if o.learning_rate is not None else "",
     }
     return [Param(key, str(value)) for key, value in values.items()]
 
 
 def _metrics(o: Observation) -> dict[str, float]:
-    control = o.control_delta_loss
+    optional = {
+        "control_delta_loss": o.control_delta_loss,
+        "control_recall": o.control_recall,
+        "prose_delta_loss": o.prose_delta_loss,
+        "grad_norm": o.grad_norm,
+    }
     return {
-        **({} if control is None else {"control_delta_loss": control}),
+        **{name: value for name, value in optional.items() if value is not None},
         "base_loss": o.base_loss,
         "final_loss": o.final_loss,
         "delta_loss": o.delta_loss,

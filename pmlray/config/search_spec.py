@@ -26,9 +26,13 @@ DEFAULT_KEY_PROMPT = "Please output the content of the vector memory injected in
 
 
 class Task(Part):
-    """What is memorised. `text` and `records` are paths, relative to the search file."""
+    """What is memorised. `text` and `records` are paths, relative to the search file.
 
-    kind: Literal["long_context", "phonebook", "records"]
+    `linear_rule` (z = 3x + 5y + 7) is learnt rather than memorised: `control_recall` says how much
+    of it holds for pairs that the run was not trained on.
+    """
+
+    kind: Literal["long_context", "phonebook", "records", "linear_rule"]
     random_ratio: Literal[0, 20, 40, 60, 80, 100] = 100
     data_seed: Seed = 0
     key_prompt: str = Field(default=DEFAULT_KEY_PROMPT, min_length=1)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tokenizers import Tokenizer
 
+from pmlray.memory.linear_rule import heldout_pairs
 from pmlray.memory.long_context import long_context_ids
 from pmlray.memory.memory_set import PromptRenderer, TaskSource, phonebook_pairs
 from pmlray.memory.records import Record
@@ -25,14 +28,18 @@ def fresh_records(
 
     n_tokens: supervised tokens to reach, over all records. A long context comes as sequences of
     min(seq_len, n_tokens) tokens, so that each position is one that the run was trained at; a phone
-    book as whole entries. used_text_tokens: tokens at the beginning of the base text that the
-    search deals out; fresh stretches come from its end. Empty where there is no fresh text: a
-    records task has no source, and a base text may be used up.
+    book as whole entries, a linear rule as pairs that no run is trained on. used_text_tokens:
+    tokens at the beginning of the base text that the search deals out; fresh stretches come from
+    its end. Empty where there is no fresh text: a records task has no source, and a base text may
+    be used up.
     """
     if task.kind == "records":
         return ()
-    if task.kind == "phonebook":
-        pairs = phonebook_pairs(task, FRESH_SEQUENCE_ID, n_tokens, tokenizer)
+    if task.kind in ("phonebook", "linear_rule"):
+        if task.kind == "phonebook":
+            pairs = phonebook_pairs(task, FRESH_SEQUENCE_ID, n_tokens, tokenizer)
+        else:
+            pairs = heldout_pairs(n_tokens, task.data_seed, partial(encode_texts, tokenizer))
         targets = encode_texts(tokenizer, [number for _, number in pairs])
         return tuple(
             Record(tuple(render_prompt(query)), ids)

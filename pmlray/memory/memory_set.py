@@ -11,12 +11,13 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pmlray.errors import DataError
+from pmlray.memory.linear_rule import MAX_TRAINED, rule_pairs
 from pmlray.memory.long_context import long_context_ids
 from pmlray.memory.phonebook import phonebook_records, phonebook_size
 from pmlray.memory.records import MemorySet, Record, check_seq_len, longest_prefix, take_tokens
 from pmlray.memory.tokens import clean_token_ids, encode_texts
 
-TaskKind = Literal["long_context", "phonebook", "records"]
+TaskKind = Literal["long_context", "phonebook", "records", "linear_rule"]
 PromptRenderer = Callable[[str], list[int]]
 
 
@@ -58,6 +59,8 @@ def build_memory(
         return _long_context(task, sequence_id, max_seq_len, tokenizer, render_prompt)
     if task.kind == "phonebook":
         pairs = phonebook_pairs(task, sequence_id, max_seq_len, tokenizer)
+    elif task.kind == "linear_rule":
+        pairs = rule_pairs(MAX_TRAINED, task.data_seed, sequence_id)
     else:
         pairs = _ordered_pairs(task, sequence_id)
     return _whole_records(pairs, max_seq_len, tokenizer, render_prompt)

@@ -1,0 +1,40 @@
+"""A comparison of methods through real Ray, DeepSpeed and MLflow, on the tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.integration.conftest import ROOT, pmlray
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def test_compares_and_continues(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    command = ("compare", str(ROOT / "searches" / "compare_smoke.yaml"), "--store", str(store),
+               "--json")  # fmt: skip
+    code, out, err = pmlray(*command)
+    assert code == 0, err
+    found = json.loads(out)
+    assert [r["method"] for r in found["results"]] == 2 * ["sft", "memft_ot", "memft_rd"]
+    assert all(r["n_runs"] == 2 for r in found["results"])
+    assert all("prose_delta_loss" in r["means"] for r in found["results"])
+    assert Path(found["report"]).is_file()
+    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "pmlray"]
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    assert len(parents) == 1 and len(children) == 24
+    names = {a.path for a in client.list_artifacts(parents[0].info.run_id)}
+    assert {"comparison.html", "comparison.csv", "comparison.svg", "comparison.json"} <= names
+    assert {r.data.tags["pmlray.method"] for r in children} == {"sft", "memft_ot", "memft_rd"}
+    assert all("exact_recall" in r.data.metrics for r in children)
+    # Everything is measured: the same command only reports again.
+    code, out, err = pmlray(*command)
+    assert code == 0, err
+    assert json.loads(out)["results"] == found["results"]

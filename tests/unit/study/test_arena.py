@@ -1,0 +1,131 @@
+"""A comparison on a known truth: tries are equal, texts are kept apart, and nothing is repeated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pmlray.backends.file_store import FileStore
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.prepared import PreparedSearch, prepare_comparison
+from pmlray.errors import RunError, SpecError
+from pmlray.study.arena import Arena
+from pmlray.study.comparison import compare_methods
+from pmlray.types import Observation, Pack, PackResult
+from tests.fakes import MemoryTracker, SyntheticRunner
+
+SMOKE = Path(__file__).parents[3] / "searches" / "compare_smoke.yaml"
+BEST = {"sft": 3e-3, "memft_ot": 1e-2, "memft_rd": 3e-2}
+Prepared = tuple[CompareSpec, PreparedSearch]
+
+
+@pytest.fixture
+def prepared() -> Callable[..., Prepared]:
+    points = "[{lora_rank: 4, seq_len: 40, train_steps: 60}, {lora_rank: 8, seq_len: 40,"
+    points += " train_steps: 30}]"
+    rates = "tuning.learning_rates=[3e-3, 1e-2, 3e-2]"
+    return lambda *more: prepare_comparison(SMOKE, (f"points={points}", rates, *more))
+
+
+class TunedRunner(SyntheticRunner):
+    """A runner whose methods differ in the rate that suits them."""
+
+    def run(self, pack: Pack) -> PackResult:
+        result = super().run(pack)
+        better = tuple(map(_with_recall, result.observations))
+        return replace(result, observations=better)
+
+
+def _with_recall(o: Observation) -> Observation:
+    exact = 0.9 if o.learning_rate == BEST[o.method] else 0.2
+    return replace(o, recall=replace(o.recall, exact=exact))
+
+
+def start(
+    made: Prepared, folder: Path, tracker: MemoryTracker | None = None
+) -> tuple[Arena, FileStore]:
+    store = FileStore(folder)
+    spec, search = made
+    arena = Arena(spec, search, store, tracker or MemoryTracker(), 2, lambda progress: None)
+    return arena, store
+
+
+def test_every_method_has_the_same_tries_and_its_own_best_rate(
+    prepared: Callable[..., Prepared], tmp_path: Path
+) -> None:
+    made = prepared()
+    tracker = MemoryTracker()
+    arena, store = start(made, tmp_path, tracker)
+    runner = TunedRunner(store)
+    packs = []
+    while (pack := arena.next_pack()) is not None:
+        # Budgets in one pack would share their steps, and what they cost.
+        assert len({run.point.train_steps for run in pack.runs}) == 1
+        packs.append(pack)
+        arena.absorb(runner.run(pack))
+    runs = [run for pack in packs for run in pack.runs]
+    tuning = [run for run in runs if run.sequence_id == 100]
+    tries = Counter((run.point, run.method, run.learning_rate) for run in tuning)
+    assert len(tries) == 2 * 3 * 3 and set(tries.values()) == {1}
+    compared = [run for run in runs if run.sequence_id != 100]
+    assert len(compared) == 2 * 3 * 2 and {run.sequence_id for run in compared} == {0, 1}
+    assert all(run.learning_rate == BEST[run.method] for run in compared)
+    assert len(runs) == arena.n_runs == len(set(runner.ran))
+    assert sorted(tracker.observed) == sorted(runner.ran)
+    assert arena.progress().n_done == arena.n_runs and arena.progress().gpu_seconds_left == 0
+
+
+def test_it_goes_on_after_a_kill_and_repeats_nothing(
+    prepared: Callable[..., Prepared], tmp_path: Path
+) -> None:
+    made = prepared("pack_size=5")
+    ran: list[str] = []
+    for _ in range(100):
+        arena, store = start(made, tmp_path)
+        pack = arena.next_pack()
+        if pack is None:
+            break
+        # The driver dies after its pack was stored and before it could absorb it.
+        runner = SyntheticRunner(store)
+        runner.run(pack)
+        ran += runner.ran
+    assert len(ran) == len(set(ran)) == arena.n_runs
+    found = compare_methods(made[0], store.observations())
+    assert [r.n_runs for r in found.results] == [2] * 6
+
+
+def test_a_run_that_fails_is_not_tried_again_and_leaves_no_pair(
+    prepared: Callable[..., Prepared], tmp_path: Path
+) -> None:
+    made = prepared("tuning.learning_rates=[1e-2]")
+    arena, store = start(made, tmp_path)
+    runner = SyntheticRunner(store, fails=lambda run: run.method == "sft" and run.sequence_id == 1)
+    while (pack := arena.next_pack()) is not None:
+        arena.absorb(runner.run(pack))
+    assert len(runner.ran) == len(set(runner.ran)) == 12
+    found = compare_methods(made[0], store.observations())
+    one_text = [r.differences["token_recall"] for r in found.results if r.method != "sft"]
+    assert all(d.n == 1 and d.low is None for d in one_text)
+    assert arena.progress().n_failed == 2
+
+
+def test_packs_that_keep_failing_end_it(prepared: Callable[..., Prepared], tmp_path: Path) -> None:
+    arena, store = start(prepared("pack_size=2"), tmp_path)
+    runner = SyntheticRunner(store, fails=lambda run: True)
+    with pytest.raises(RunError, match="2 packs failed one after another"):
+        while (pack := arena.next_pack()) is not None:
+            arena.absorb(runner.run(pack))
+
+
+def test_a_rate_is_never_chosen_on_a_text_that_is_compared_on(
+    prepared: Callable[..., Prepared],
+) -> None:
+    with pytest.raises(SpecError, match=r"tuning.sequences and sequences share \[1\]"):
+        prepared("tuning.sequences=[1, 7]")
+    with pytest.raises(SpecError, match="same point twice"):
+        prepared("points=[{lora_rank: 1, seq_len: 20, train_steps: 5},"
+                 " {lora_rank: 1, seq_len: 20, train_steps: 5}]")  # fmt: skip

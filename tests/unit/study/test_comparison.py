@@ -1,0 +1,135 @@
+"""Paired differences against scipy's t test, ranks at equal recall against a hand's reading."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_1samp
+
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.load import load_spec
+from pmlray.study.comparison import compare_methods, paired_difference, rank_at
+from pmlray.study.comparison_report import describe_comparison, write_comparison
+from pmlray.types import DesignPoint, Method, Observation, PlannedRun, Recall
+from tests.fakes import observe
+
+SMOKE = Path(__file__).parents[3] / "searches" / "compare_smoke.yaml"
+RATE = 1e-2
+
+
+@pytest.fixture(scope="module")
+def spec() -> CompareSpec:
+    more = ("tuning.learning_rates=[1e-2]", "sequences=[0, 1, 2, 3]", "seeds=[0, 1]")
+    return load_spec(CompareSpec, SMOKE, more)
+
+
+def measured(rank: int, method: Method, sequence_id: int, seed: int, exact: float) -> Observation:
+    point = DesignPoint(rank, 40, 60)
+    key = f"{hash((rank, method, sequence_id, seed)) & 0xFFFFFFFFFFFFFFFF:016x}"
+    run = PlannedRun(point, method, sequence_id, seed, "memft", key, RATE)
+    return replace(observe(run, 0, 0, 0.0, 1e-3), recall=Recall(exact, exact / 2, exact, 3))
+
+
+@pytest.fixture(scope="module")
+def observations(spec: CompareSpec) -> list[Observation]:
+    rng = np.random.default_rng(0)
+    gain = {"sft": 0.0, "memft_ot": 0.1, "memft_rd": 0.2}
+    return [
+        measured(rank, method, text, seed, 0.1 * rank**0.5 + gain[method] + 0.05 * rng.random())
+        for rank in (4, 8)
+        for method in spec.all_methods()
+        for text in spec.sequences
+        for seed in spec.seeds
+    ]
+
+
+def test_differences_are_those_of_the_texts(
+    spec: CompareSpec, observations: list[Observation]
+) -> None:
+    found = compare_methods(spec, observations)
+    assert [(r.point.lora_rank, r.method) for r in found.results] == [
+        (rank, method) for rank in (4, 8) for method in ("sft", "memft_ot", "memft_rd")
+    ]
+    for result in found.results:
+        own = [o for o in observations if (o.point, o.method) == (result.point, result.method)]
+        assert result.n_runs == 8
+        assert result.means["exact_recall"] == pytest.approx(np.mean([o.recall.exact for o in own]))
+        if result.method == "sft":
+            assert result.differences == {}
+            continue
+        plain = [o for o in observations if (o.point, o.method) == (result.point, "sft")]
+        per_text = [
+            np.mean([o.recall.exact for o in own if o.sequence_id == text])
+            - np.mean([o.recall.exact for o in plain if o.sequence_id == text])
+            for text in spec.sequences
+        ]
+        interval = ttest_1samp(per_text, 0.0).confidence_interval(0.95)
+        difference = result.differences["exact_recall"]
+        assert difference.n == 4 and difference.mean == pytest.approx(np.mean(per_text))
+        assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_seeds_of_one_text_are_no_independent_evidence() -> None:
+    """Copying every seed changes no interval; runs without a partner change no mean."""
+    plain = [measured(4, "sft", t, 0, 0.2) for t in range(4)]
+    better = [measured(4, "memft_ot", t, 0, 0.2 + 0.1 * t) for t in range(4)]
+
+    def exact(o: Observation) -> float:
+        return o.recall.exact
+
+    once = paired_difference(plain, better, exact)
+    twice = paired_difference(
+        plain + [replace(o, seed=1) for o in plain],
+        better + [replace(o, seed=1) for o in better],
+        exact,
+    )
+    assert once == twice
+    alone = measured(4, "memft_ot", 9, 0, 0.0)
+    assert paired_difference(plain, [*better, alone], exact) == once
+    assert paired_difference([], better, exact) is None
+
+
+def test_rank_at_equal_recall() -> None:
+    assert rank_at([1, 2, 4], [0.1, 0.5, 0.9], 0.7) == pytest.approx(2 * 2**0.5)
+    assert rank_at([4, 1, 2], [0.9, 0.1, 0.5], 0.1) == 1
+    assert rank_at([1, 2, 4], [0.1, 0.5, 0.9], 0.9) == pytest.approx(4)
+    assert rank_at([1, 2, 4], [0.1, 0.5, 0.9], 0.05) is None
+    assert rank_at([1, 2, 4], [0.1, 0.5, 0.9], 0.95) is None
+
+
+def test_ranks_at_equal_recall_are_read_off_the_means(
+    spec: CompareSpec, observations: list[Observation]
+) -> None:
+    found = compare_methods(spec, observations)
+    means = {(r.point.lora_rank, r.method): r.means["exact_recall"] for r in found.results}
+    for e in found.equal_recall:
+        if e.figure == "exact_recall":
+            low, high = means[4, e.method], means[8, e.method]
+            assert e.recall == means[e.sft_rank, "sft"]
+            if low <= e.recall <= high:
+                expected = 4 * 2 ** ((e.recall - low) / (high - low))
+                assert e.lora_rank == pytest.approx(expected)
+                assert e.ratio == pytest.approx(expected / e.sft_rank)
+            else:
+                assert e.lora_rank is None and e.ratio is None
+
+
+def test_files_hold_the_comparison(
+    spec: CompareSpec, observations: list[Observation], tmp_path: Path
+) -> None:
+    found = compare_methods(spec, observations)
+    facts = {"machine": "<here>", "tracking_uri": "http://me:secret@host"}
+    page, table, picture, stored = write_comparison(found, tmp_path, facts)
+    text = page.read_text()
+    assert "MemFT-RD" in text and "&lt;here&gt;" in text and "secret" not in text
+    assert "<svg" in text and picture.read_text().startswith("<svg")
+    assert "<script" not in text and "src=" not in text and 'href="http' not in text
+    rows = list(csv.DictReader(table.open()))
+    assert len(rows) == 6 and float(rows[1]["exact_recall_low"]) < float(rows[1]["exact_recall"])
+    assert json.loads(stored.read_text())["results"][0]["method"] == "sft"
+    assert len(describe_comparison(found).splitlines()) == 7
