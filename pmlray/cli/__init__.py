@@ -23,8 +23,9 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (doctor, validate, plan, search, submit, fit, report, table):
+for command in (validate, plan, search, submit, fit, report, table):
     app.command()(command)
+app.add_typer(doctor, name="doctor")
 app.add_typer(models, name="models")
 
 
