@@ -37,8 +37,8 @@ class TokenTally:
     fail it; `recalling_p_value` and `recalling_p_adjusted` test those alone.
 
     Verdict `pathology`: fails significantly, and at least half of the time, where nearly everything
-    else is recalled. `hard`: fails significantly more often than the others, but is recalled once
-    capacity suffices. `capacity`: neither.
+    else is recalled. `hard`: fails significantly more often than the others, but nothing shows that
+    more capacity would not cure it. `capacity`: neither.
     """
 
     sequence_id: int
