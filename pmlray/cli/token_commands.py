@@ -41,7 +41,8 @@ def tokens(
 ) -> None:
     """Tokens that fail over ranks, seeds and texts: pathology told apart from capacity.
 
-    With --layer the moved run is kept in STORE/layers/N, a store of its own; STORE is not changed.
+    With --layer the moved run is kept in STORE/layers/N, a store of its own; nothing that STORE
+    holds is changed. At the search's own layer it shows how far a run differs from itself.
     """
     from pmlray.cli.driver import open_store
 
