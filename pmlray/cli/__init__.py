@@ -24,8 +24,9 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (doctor, validate, plan, search, compare, submit, fit, report, table):
+for command in (validate, plan, search, compare, submit, fit, report, table):
     app.command()(command)
+app.add_typer(doctor, name="doctor")
 app.add_typer(models, name="models")
 
 

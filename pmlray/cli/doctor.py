@@ -1,4 +1,4 @@
-"""`pmlray doctor`: is this machine ready, and if not, what to do."""
+"""`pmlray doctor`: is this machine ready, and if not, what to do; `doctor tokens` is beside."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 from packaging.requirements import Requirement
 
 from pmlray.cli.output import JSON_OPTION, emit
+from pmlray.cli.token_commands import tokens
 from pmlray.config.models import PULLABLE, PULLED_MARK, cache_root, pulled_folder
 
 State = Literal["ok", "warn", "fail"]
@@ -29,8 +30,15 @@ class Check:
     detail: str
 
 
-def doctor(as_json: bool = JSON_OPTION) -> None:
+doctor = typer.Typer(invoke_without_command=True)
+doctor.command()(tokens)
+
+
+@doctor.callback()
+def check_machine(context: typer.Context, as_json: bool = JSON_OPTION) -> None:
     """Check versions, device, disk and base models; exit code 2 when something must be mended."""
+    if context.invoked_subcommand is not None:
+        return
     checks = [_python(), *_packages(), _device(), _disk(), *_models(), _ray_address()]
     healthy = all(check.state != "fail" for check in checks)
     lines = [f"{check.state:4}  {check.name}: {check.detail}" for check in checks]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,10 @@ def report_json(result: SearchResult, facts: Mapping[str, Any]) -> dict[str, Any
         {
             **result.to_json(),
             "name": result.spec.name,
-            "observations": [_compact(o) for o in result.observations],
+            "observations": [
+                {**_compact(o), "certificate": c and asdict(c)}
+                for o, c in zip(result.observations, result.certificates, strict=True)
+            ],
             "failures": [
                 {
                     "run_key": f.run_key,

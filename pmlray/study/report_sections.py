@@ -112,8 +112,9 @@ def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Sec
         Section(
             "observations",
             "All runs",
-            "Losses are nats per supervised token; token, prefix and exact are recall."
-            + ("" if result.failures else " No run failed."),
+            "Losses are nats per supervised token; token, prefix and exact are recall. The"
+            " certificate says what more steps would change: expected_fall is how much further the"
+            " loss would fall with twice as many." + ("" if result.failures else " No run failed."),
             tables=tuple(
                 table
                 for table in (observations_table(result), failures_table(result))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pmlray.law import CAPPED, LawSummary
+from pmlray.law.certificate import Certificate
 from pmlray.study.compare import MemftPair
 from pmlray.study.result import SearchResult
 
@@ -100,7 +101,8 @@ def observations_table(result: SearchResult) -> Table:
     columns = (
         *("round", "phase", "method", "lora_rank", "seq_len", "tokens", "train_steps"),
         *("sequence", "seed", "base_loss", "final_loss", "delta_loss"),
-        *("token", "prefix", "exact", "stubborn", "decoded", "gpu_seconds", "run_key"),
+        *("token", "prefix", "exact", "stubborn", "decoded", "certificate", "expected_fall"),
+        *("gpu_seconds", "run_key"),
     )
     decoded = {None: "not run", True: "matches", False: "differs"}
     rows = tuple(
@@ -109,11 +111,18 @@ def observations_table(result: SearchResult) -> Table:
             *(o.supervised_tokens, o.point.train_steps, o.sequence_id, o.seed),
             *(o.base_loss, o.final_loss, o.delta_loss),
             *(o.recall.token, o.recall.prefix, o.recall.exact, o.recall.n_stubborn),
-            *(decoded[o.generated_match], o.gpu_seconds, o.run_key),
+            *(decoded[o.generated_match], *_certificate_cells(c), o.gpu_seconds, o.run_key),
         )
-        for o in result.observations
+        for o, c in zip(result.observations, result.certificates, strict=True)
     )
     return Table("All observations", columns, rows)
+
+
+def _certificate_cells(certificate: Certificate | None) -> tuple[Cell, Cell]:
+    if certificate is None:
+        return "no curve", None
+    slope = certificate.slope
+    return certificate.status, slope if math.isfinite(slope) else None
 
 
 def failures_table(result: SearchResult) -> Table:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import FitError
 from pmlray.law import LawSummary, law_data, summarise
+from pmlray.law.certificate import MIN_POINTS, Certificate, certify
 from pmlray.study.compare import MemftPair, memft_pairs
 from pmlray.types import FailedRun, Observation, PackTimes
 
@@ -46,6 +50,11 @@ class SearchResult:
         """Those measured for the law, in the order in which they were chosen."""
         return tuple(o for o in self.observations if o.phase == "law")
 
+    @cached_property
+    def certificates(self) -> tuple[Certificate | None, ...]:
+        """What more steps would change of each observation; None where no curve was kept."""
+        return tuple(certificate(o, self.spec.recipe) for o in self.observations)
+
     def gpu_seconds(self) -> dict[str, float]:
         """Spent on the law, on MemFT, on both with failures, and the budget of both."""
         law = sum(o.gpu_seconds for o in self.observations if o.phase == "law")
@@ -63,12 +72,27 @@ class SearchResult:
             "search_id": self.spec.search_id,
             "n_observations": len(self.law_observations),
             "n_failed": len(self.failures),
+            "certificates": dict(Counter(c.status if c else "unknown" for c in self.certificates)),
             "rounds": len({o.round for o in self.law_observations}),
             "law": law.to_json() if law else None,
             "heldout_mape": law.heldout_mape if law else None,
             "memft": [pair.to_json() for pair in self.pairs],
             "gpu_seconds": self.gpu_seconds(),
         }
+
+
+def certificate(observation: Observation, recipe: Recipe) -> Certificate | None:
+    """What more steps would change of a run; None where no curve was kept, as in a replay."""
+    if len(observation.curve) < MIN_POINTS:
+        return None
+    return certify(
+        observation.curve,
+        observation.point.train_steps,
+        schedule=recipe.schedule,
+        warmup_steps=recipe.warmup_steps,
+        decay_share=recipe.decay_share,
+        stop_loss=recipe.stop_loss,
+    )
 
 
 def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> LawSummary | None:

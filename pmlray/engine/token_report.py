@@ -1,0 +1,160 @@
+"""What the base model makes of single tokens, and whether the adapter's layer is to blame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from pmlray.config.prepared import PreparedSearch
+from pmlray.config.search_spec import Probe
+from pmlray.engine.adapted import AdaptedModel
+from pmlray.engine.base_model import BaseModel, load_base_model, render_prompt
+from pmlray.engine.batches import Row
+from pmlray.engine.evaluate import score_tokens
+from pmlray.engine.measure import measure_pack, pick_device
+from pmlray.engine.packed_lora import PackedLora
+from pmlray.engine.prefix_cache import build_prefix_cache
+from pmlray.engine.stepper import TorchStepper
+from pmlray.errors import DataError, RunError
+from pmlray.memory import MemorySet, build_memory, prefix
+from pmlray.ports import ObservationStore
+from pmlray.types import Observation, Pack, PlannedRun
+
+
+@dataclass(frozen=True, slots=True)
+class TracedToken:
+    """A supervised token as the frozen base sees it.
+
+    `record` and `place` count from 0: which record, and which of its target's tokens. `base_p`: its
+    probability without an adapter. `norm`: Euclidean norm of the residual stream behind the
+    adapter's layer, where the adapter's change is added, at the position that predicts the token;
+    `norm_ratio`: over the median of its sequence's supervised tokens. Far above 1, it is a massive
+    activation (arXiv 2402.17762), beside which the change is small.
+    """
+
+    token_id: int
+    text: str
+    record: int
+    place: int
+    base_p: float
+    norm: float
+    norm_ratio: float
+
+
+def trace_tokens(
+    search: PreparedSearch, observations: Sequence[Observation]
+) -> dict[int, tuple[TracedToken, ...]]:
+    """By sequence_id, every supervised token of the longest text that these runs memorised.
+
+    The base is loaded once. DataError when the texts are not those that the runs were trained on.
+    """
+    spec = search.spec
+    base = load_base_model(
+        spec.model.id,
+        search.source,
+        spec.model.revision,
+        spec.model.dtype,
+        spec.probe,
+        pick_device(),
+    )
+    render = partial(render_prompt, base.tokenizer, prompt_format=spec.task.prompt_format)
+    tokenizer, longest = base.tokenizer.backend_tokenizer, max(spec.space.seq_len)
+    traced = {}
+    for sequence_id in sorted({o.sequence_id for o in observations}):
+        memory = build_memory(search.task, sequence_id, longest, tokenizer, render)
+        own = [o for o in observations if o.sequence_id == sequence_id]
+        for o in own:
+            _check_text(memory, o)
+        used = max(o.point.seq_len for o in own)
+        traced[sequence_id] = _trace(base, prefix(memory, used))
+    return traced
+
+
+def measure_moved(
+    moved: PreparedSearch, observation: Observation, store: ObservationStore, adapters: Path
+) -> Observation:
+    """The same run with its adapter at another layer, everything else equal.
+
+    moved: what `at_layer` made of the search for this observation. store: that search's, never
+    the one of the observation; a run that it holds is not trained again. adapters: as in
+    `measure_pack`. RunError when the run diverges, ModelError when the base has no such layer.
+    """
+    run = _planned(moved, observation)
+    if (kept := _kept(store, run.run_key)) is not None:
+        return kept
+    measure_pack(moved, Pack(0, (run,)), store, adapters, TorchStepper, {})
+    if (kept := _kept(store, run.run_key)) is not None:
+        return kept
+    reason = store.failures()[-1].reason
+    raise RunError(f"the run at layer {moved.spec.probe.layer} left no result: {reason}")
+
+
+def at_layer(search: PreparedSearch, observation: Observation, layer: int) -> PreparedSearch:
+    """A run's search with its adapters at another layer: another search, of another search_id.
+
+    DataError when the observation is not what this search measures today, so that more than the
+    layer would differ.
+    """
+    spec = search.spec
+    # A store may be older than the rule for plateaus, whose default would now be read into it.
+    recipes = (spec.recipe, spec.recipe.model_copy(update={"stop_gain": 0.0}))
+    probe = Probe(placement=spec.probe.placement, layer=layer)
+    for recipe in recipes:
+        own = replace(search, spec=spec.model_copy(update={"recipe": recipe}))
+        if _planned(own, observation).run_key == observation.run_key:
+            return replace(own, spec=own.spec.model_copy(update={"probe": probe}))
+    raise DataError(
+        f"run {observation.run_key} was measured under another version of this search, its task's"
+        " files, its base model or pmlray; run the search again in a new store to compare layers"
+    )
+
+
+def _planned(search: PreparedSearch, o: Observation) -> PlannedRun:
+    return search.plan_run(o.point, o.method, o.sequence_id, o.seed, o.phase)
+
+
+def _kept(store: ObservationStore, run_key: str) -> Observation | None:
+    return next((o for o in store.observations() if o.run_key == run_key), None)
+
+
+def _check_text(memory: MemorySet, observation: Observation) -> None:
+    text = prefix(memory, observation.point.seq_len)
+    if text.content_hash != observation.provenance.get("content_hash"):
+        raise DataError(
+            f"run {observation.run_key} memorised another text than sequence"
+            f" {observation.sequence_id} of this search is now: the task's file, the tokenizer or"
+            " pmlray's generator has changed since"
+        )
+
+
+@torch.no_grad()
+def _trace(base: BaseModel, memory: MemorySet) -> tuple[TracedToken, ...]:
+    cached = build_prefix_cache(base, memory.records)
+    # An adapter that is not trained changes nothing.
+    model = AdaptedModel(base, PackedLora(base, [1], [0]))
+    scores = score_tokens(model, [Row(0, i, record) for i, record in enumerate(cached)])
+    norms = torch.cat([c.hidden_TD[c.first :].float().norm(dim=1) for c in cached])
+    median = norms.median()
+    places = [
+        (r, place, token_id)
+        for r, record in enumerate(memory.records)
+        for place, token_id in enumerate(record.target_ids)
+    ]
+    return tuple(
+        TracedToken(
+            token_id,
+            base.tokenizer.decode([token_id]),
+            record,
+            place,
+            p,
+            norm,
+            norm / median.item(),
+        )
+        for (record, place, token_id), p, norm in zip(
+            places, scores.token_p, norms.tolist(), strict=True
+        )
+    )
