@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import FitError
-from pmlray.law import LawSummary, law_data, summarise
+from pmlray.law import LawSummary, RecallLaw, law_data, summarise
 from pmlray.study.compare import MemftPair, memft_pairs
+from pmlray.study.recall import RecallResult, recall_result
 from pmlray.types import FailedRun, Observation, PackTimes
 
 
@@ -46,6 +48,16 @@ class SearchResult:
         """Those measured for the law, in the order in which they were chosen."""
         return tuple(o for o in self.observations if o.phase == "law")
 
+    @cached_property
+    def recall_result(self) -> RecallResult:
+        """How recall follows the loss, from all observations."""
+        return recall_result(self.observations, self.law)
+
+    @property
+    def recall(self) -> RecallLaw | None:
+        """The law of recall, None while the runs cannot carry one."""
+        return self.recall_result.law
+
     def gpu_seconds(self) -> dict[str, float]:
         """Spent on the law, on MemFT, on both with failures, and the budget of both."""
         law = sum(o.gpu_seconds for o in self.observations if o.phase == "law")
@@ -66,6 +78,7 @@ class SearchResult:
             "rounds": len({o.round for o in self.law_observations}),
             "law": law.to_json() if law else None,
             "heldout_mape": law.heldout_mape if law else None,
+            "recall": self.recall_result.to_json(),
             "memft": [pair.to_json() for pair in self.pairs],
             "gpu_seconds": self.gpu_seconds(),
         }
