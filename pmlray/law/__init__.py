@@ -11,10 +11,15 @@ from pmlray.law.forms import CAPPED, law_from_json
 from pmlray.law.power import PowerLaw
 from pmlray.law.protocol import Form, Law
 from pmlray.law.read import read_law_data
+from pmlray.law.recall import RecallLaw, RecallShares
+from pmlray.law.recall_data import TokenRun, token_runs
+from pmlray.law.recall_fit import fit_recall
+from pmlray.law.recall_forecast import RecallForecast, forecast_recall
 from pmlray.law.residuals import ResidualStructure, residual_structure
 from pmlray.law.robust import FitOptions
 from pmlray.law.sizing import Estimate, Sizing, size_for
 from pmlray.law.summary import LawSummary, TargetPrediction, summarise
+from pmlray.law.transition import Transition, measure_transition
 from pmlray.law.uncertainty import (
     bootstrap_law,
     derived_interval,
@@ -39,20 +44,28 @@ __all__ = [
     "LawFit",
     "LawSummary",
     "PowerLaw",
+    "RecallForecast",
+    "RecallLaw",
+    "RecallShares",
     "ResidualStructure",
     "Sizing",
     "TargetPrediction",
+    "TokenRun",
+    "Transition",
     "average_laws",
     "bootstrap_law",
     "derived_interval",
     "entangled_pairs",
     "extrapolation_mape",
     "fit_law",
+    "fit_recall",
+    "forecast_recall",
     "form_weights",
     "heldout_mape",
     "law_data",
     "law_from_json",
     "mape",
+    "measure_transition",
     "param_correlations",
     "param_intervals",
     "prediction_interval",
@@ -61,5 +74,6 @@ __all__ = [
     "residual_structure",
     "size_for",
     "summarise",
+    "token_runs",
     "usable_points",
 ]

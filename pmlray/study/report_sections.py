@@ -22,6 +22,7 @@ from pmlray.study.report_law_figures import (
     law_panels,
 )
 from pmlray.study.report_memft_figures import memft_panels
+from pmlray.study.report_recall import recall_panels, recall_tables, recall_text
 from pmlray.study.report_residuals import (
     residual_panels,
     residual_tables,
@@ -89,6 +90,13 @@ def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Sec
             if result.observations
             else "Nothing is measured yet.",
             token_panels(result),
+        ),
+        Section(
+            "recall-law",
+            "Recall by loss",
+            recall_text(result.recall_result),
+            recall_panels(result),
+            tuple(table for table in recall_tables(result) if table.rows),
         ),
         _capacity_section(capacities(result)),
         Section(

@@ -13,9 +13,10 @@ import numpy as np
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import FitError
-from pmlray.law import LawSummary, law_data, summarise
+from pmlray.law import LawSummary, RecallLaw, law_data, summarise
 from pmlray.law.certificate import MIN_POINTS, Certificate, certify
 from pmlray.study.compare import MemftPair, memft_pairs
+from pmlray.study.recall import RecallResult, recall_result
 from pmlray.types import FailedRun, Observation, PackTimes
 
 
@@ -55,6 +56,16 @@ class SearchResult:
         """What more steps would change of each observation; None where no curve was kept."""
         return tuple(certificate(o, self.spec.recipe) for o in self.observations)
 
+    @cached_property
+    def recall_result(self) -> RecallResult:
+        """How recall follows the loss, from all observations."""
+        return recall_result(self.observations, self.law)
+
+    @property
+    def recall(self) -> RecallLaw | None:
+        """The law of recall, None while the runs cannot carry one."""
+        return self.recall_result.law
+
     def gpu_seconds(self) -> dict[str, float]:
         """Spent on the law, on MemFT, on both with failures, and the budget of both."""
         law = sum(o.gpu_seconds for o in self.observations if o.phase == "law")
@@ -76,6 +87,7 @@ class SearchResult:
             "rounds": len({o.round for o in self.law_observations}),
             "law": law.to_json() if law else None,
             "heldout_mape": law.heldout_mape if law else None,
+            "recall": self.recall_result.to_json(),
             "memft": [pair.to_json() for pair in self.pairs],
             "gpu_seconds": self.gpu_seconds(),
         }

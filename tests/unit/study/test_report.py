@@ -26,7 +26,7 @@ from tests.unit.study.conftest import MakeResult, Page
 ALL_FIGURES = {
     *("delta-by-length", "delta-by-rank", "predicted-measured", "residuals"),
     *("residuals-by-rank", "residuals-by-prediction", "residuals-by-sequence"),
-    *("stored-bits", "bits-per-param"),
+    *("token-recall-by-loss", "exact-recall-by-loss", "stored-bits", "bits-per-param"),
     *("heat-final-loss", "heat-token-recall", "heat-exact-recall"),
     *("token-p-1", "token-p-2", "token-p-3", "token-p-4", "order"),
     *("rank-exponent-by-round", "len-exponent-by-round", "relative-interval-by-round"),
@@ -129,8 +129,8 @@ def test_is_accessible_in_its_structure(page: Page) -> None:
 def test_sections_come_in_order(page: Page) -> None:
     sections = [a["id"] for tag, a in page.elements if tag == "section"]
     assert sections == [
-        *("law", "errors", "residual-structure", "recall", "tokens", "capacity", "search", "cost"),
-        *("memft", "observations", "reproduce", "checklist", "numbers"),
+        *("law", "errors", "residual-structure", "recall", "tokens", "recall-law", "capacity"),
+        *("search", "cost", "memft", "observations", "reproduce", "checklist", "numbers"),
     ]
 
 

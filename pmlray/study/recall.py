@@ -1,0 +1,70 @@
+"""Recall of a search: its law, its transition, and what one new run would recall at the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pmlray.errors import FitError
+from pmlray.law import (
+    LawSummary,
+    RecallForecast,
+    RecallLaw,
+    Transition,
+    fit_recall,
+    forecast_recall,
+    law_data,
+    measure_transition,
+    token_runs,
+)
+from pmlray.types import Observation
+
+
+@dataclass(frozen=True)
+class RecallResult:
+    """What a search found about recall; `why_not` says what is missing, empty when nothing is.
+
+    `law` is None while the runs cannot carry one, `transition` while no run's tokens are known.
+    `forecasts` are at the targets of the law of the loss.
+    """
+
+    law: RecallLaw | None
+    transition: Transition | None
+    forecasts: tuple[RecallForecast, ...]
+    why_not: str
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {
+            "law": self.law and self.law.to_json(),
+            "transition": self.transition and self.transition.to_json(),
+            "targets": [forecast.to_json() for forecast in self.forecasts],
+            "why_not": self.why_not,
+        }
+
+
+def recall_result(observations: Sequence[Observation], loss: LawSummary | None) -> RecallResult:
+    """Recall from the law phase's runs; `loss` is the law that they were fitted with.
+
+    The draws' seed is fixed, so that the same observations give the same intervals.
+    """
+    rng = np.random.default_rng(0)
+    try:
+        transition = measure_transition(token_runs(observations), rng)
+    except FitError as error:
+        return RecallResult(None, None, (), str(error))
+    try:
+        law = fit_recall(observations)
+    except FitError as error:
+        return RecallResult(None, transition, (), str(error))
+    if loss is None or (samples := loss.average_samples) is None:
+        return RecallResult(law, transition, (), "")
+    data = law_data(observations)
+    forecasts = tuple(
+        forecast_recall(law, loss.average, samples, data, target.point, rng)
+        for target in loss.targets
+    )
+    return RecallResult(law, transition, forecasts, "")
