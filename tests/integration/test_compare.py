@@ -10,13 +10,14 @@ from mlflow import MlflowClient
 
 from tests.integration.conftest import ROOT, pmlray
 
+SPEC = ROOT / "searches" / "comparisons" / "smoke.yaml"
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_compares_and_continues(tmp_path: Path) -> None:
     store = tmp_path / "store"
-    command = ("compare", str(ROOT / "searches" / "compare_smoke.yaml"), "--store", str(store),
-               "--json")  # fmt: skip
+    command = ("compare", str(SPEC), "--store", str(store), "--json")
     code, out, err = pmlray(*command)
     assert code == 0, err
     found = json.loads(out)

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from pmlray.config import SearchSpec, load_search
-from pmlray.config.prepared import prepare_search
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.prepared import prepare_comparison, prepare_search
 from pmlray.errors import DataError, ModelError, PmlrayError, SpecError
 from pmlray.types import Phase
 
 SEARCHES = sorted((Path(__file__).parents[3] / "searches").glob("*.yaml"))
+COMPARISONS = sorted((Path(__file__).parents[3] / "searches" / "comparisons").glob("*.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +88,14 @@ def test_search_id_depends_on_content_not_on_layout(search_file: Path) -> None:
 @pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
 def test_shipped_searches_are_valid(path: Path) -> None:
     assert prepare_search(path).spec.name == path.stem
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_shipped_comparisons_are_valid(path: Path) -> None:
+    spec, search = prepare_comparison(path)
+    assert search.spec.space.points()
+    assert CompareSpec.model_validate_json(spec.model_dump_json()) == spec
+    assert search.spec.memft_rules() == spec.memft.rules(spec.task.kind)
 
 
 def test_run_key_covers_what_determines_a_result(search_file: Path) -> None:

@@ -18,7 +18,7 @@ from pmlray.study.comparison import compare_methods
 from pmlray.types import Observation, Pack, PackResult
 from tests.fakes import MemoryTracker, SyntheticRunner
 
-SMOKE = Path(__file__).parents[3] / "searches" / "compare_smoke.yaml"
+SMOKE = Path(__file__).parents[3] / "searches" / "comparisons" / "smoke.yaml"
 BEST = {"sft": 3e-3, "memft_ot": 1e-2, "memft_rd": 3e-2}
 Prepared = tuple[CompareSpec, PreparedSearch]
 

@@ -18,7 +18,7 @@ from pmlray.study.comparison_report import describe_comparison, write_comparison
 from pmlray.types import DesignPoint, Method, Observation, PlannedRun, Recall
 from tests.fakes import observe
 
-SMOKE = Path(__file__).parents[3] / "searches" / "compare_smoke.yaml"
+SMOKE = Path(__file__).parents[3] / "searches" / "comparisons" / "smoke.yaml"
 RATE = 1e-2
 
 
