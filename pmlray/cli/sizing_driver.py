@@ -1,0 +1,249 @@
+"""Wiring: from a plan for a set of records to the checked adapter that holds them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from pmlray.backends.file_store import FileStore
+from pmlray.cli.driver import SearchRun, open_store, ray_session, run_search, tracking_uri_for
+from pmlray.cli.size_plan import SizePlan
+from pmlray.config.prepared import PreparedSearch
+from pmlray.errors import RunError, StoreError
+from pmlray.law import LawSummary
+from pmlray.study.law_search import Progress
+from pmlray.study.plan import first_cost
+from pmlray.study.result import fit_observations
+from pmlray.study.size import METHOD, choose_rank, first_points, next_rank, sized_spec
+from pmlray.study.size_card import (
+    CARD_FILE,
+    NOT_RECALLED_FILE,
+    TEXT_FILE,
+    Recitation,
+    answer,
+    describe_answer,
+    describe_card,
+    make_card,
+)
+from pmlray.types import DesignPoint, Observation, Pack, PlannedRun
+
+Say = Callable[[str], None]
+# A context that shows a search's progress, as `live_progress`.
+Shown = Callable[[], AbstractContextManager[Callable[[Progress], None]]]
+RESULT_FILE = "size.json"
+
+
+def run_size(
+    plan: SizePlan, address: str | None, tracking_uri: str | None, say: Say, shown: Shown
+) -> dict[str, Any]:
+    """Size, train and check; returns the machine-readable result.
+
+    What is finished is in `plan.out` whatever happens after, and a repeated call continues there.
+    say: one line a stage; shown: shows the search. RunError when training fails.
+    """
+    kept = FileStore(plan.out / "training")
+    with kept.driver_lock():
+        clock = _Clock()
+        law, observations = _law(plan, address, tracking_uri, say, shown)
+        clock.lap("law")
+        wanted, records = plan.request.wanted, plan.records
+        choice = choose_rank(law, observations, wanted, plan.largest, records.tokens_per_record)
+        cost = first_cost(plan.training, plan.request.profile.gpus_per_pack > 0).learn(
+            (o.point, o.charged_steps, o.gpu_seconds) for o in observations
+        )
+        spec, source = plan.training.spec, plan.training.source
+        per_rank = source.geometry.params_per_rank(spec.probe.placement)
+        sized = answer(choice, wanted, per_rank, cost.predict(choice.point))
+        say(f"[2/4] {describe_answer(sized)}")
+        attempts: list[dict[str, Any]] = []
+        rank: int | None = choice.point.lora_rank
+        best: tuple[Observation, Recitation] | None = None
+        while rank is not None:
+            observation = _train(plan, rank, kept, address, sized["predicted_gpu_seconds"], say)
+            clock.lap("training")
+            recited = check_recall(plan.training, kept.adapters / observation.run_key, say)
+            clock.lap("check")
+            attempts.append(
+                {
+                    "lora_rank": rank,
+                    "run_key": observation.run_key,
+                    "n_recalled": recited.n_right,
+                    "exact_recall": recited.exact_recall,
+                    "final_loss": observation.final_loss,
+                    "train_steps": observation.curve[-1][0],
+                    "gpu_seconds": observation.gpu_seconds,
+                }
+            )
+            if best is None or recited.n_right > best[1].n_right:
+                best = observation, recited
+            if recited.exact_recall >= wanted.recall:
+                break
+            rank = next_rank(rank, plan.largest.lora_rank)
+            then = "the largest rank is reached" if rank is None else f"trying rank {rank}"
+            say(f"      {recited.n_right} recalled, {wanted.recall:.4g} wanted: {then}")
+        assert best is not None
+        observation, recited = best
+        spent = {
+            # A stored law was paid for before.
+            "search_gpu_seconds": 0.0 if plan.stored else _spent(plan.out / "law"),
+            "training_gpu_seconds": sum(a["gpu_seconds"] for a in attempts),
+            "unit": observation.provenance["gpu_seconds_unit"],
+            "wall_seconds": clock.seconds,
+            "versions": observation.provenance["versions"],
+            "device_name": observation.provenance["device_name"],
+        }
+        card = make_card(
+            spec, source.identity, records, wanted, sized, law, observation, attempts, spent
+        )
+        found = {**card, "out": str(plan.out), "adapter_folder": str(plan.out / "adapter")}
+        _write(plan, kept.adapters / observation.run_key, card, recited)
+        (plan.out / RESULT_FILE).write_text(json.dumps(found, indent=2), encoding="utf-8")
+    return found
+
+
+def check_recall(search: PreparedSearch, folder: Path, say: Say) -> Recitation:
+    """Decode every record of a search's task greedily under the adapter in a folder."""
+    from functools import partial
+
+    from pmlray.engine.base_model import load_base_model, render_prompt
+    from pmlray.engine.measure import pick_device
+    from pmlray.engine.recite import check_fits, read_adapter, recite
+    from pmlray.memory import build_memory, encode_texts
+
+    adapter, model = read_adapter(folder), search.spec.model
+    base = load_base_model(
+        model.id, search.source, model.revision, model.dtype, adapter.probe, pick_device()
+    )
+    check_fits(base, adapter)
+    tokenizer = base.tokenizer.backend_tokenizer
+    pairs = search.task.pairs or ()
+    total = sum(map(len, encode_texts(tokenizer, [target for _, target in pairs])))
+    render = partial(render_prompt, base.tokenizer, prompt_format=search.spec.task.prompt_format)
+    records = build_memory(search.task, 0, total, tokenizer, render).records
+    say(f"[4/4] decoding {len(records)} records greedily at rank {adapter.lora_rank}")
+    answers = recite(base, adapter.weights, records)
+    return Recitation(
+        pairs,
+        tuple(base.tokenizer.decode(answer.answer_ids) for answer in answers),
+        tuple(answer.right for answer in answers),
+    )
+
+
+def _law(
+    plan: SizePlan, address: str | None, tracking_uri: str | None, say: Say, shown: Shown
+) -> tuple[LawSummary, tuple[Observation, ...]]:
+    """The stored law, or that of a search on the records, run or continued."""
+    if plan.stored is not None:
+        say(f"[1/4] law of {len(plan.stored.observations)} runs from {plan.stored.store}")
+        return plan.stored.summary, plan.stored.observations
+    search, folder = plan.search, plan.out / "law"
+    if folder.is_dir() and (folder / "search.json").is_file():
+        owner = open_store(folder)[0].search_id
+        if owner != search.spec.search_id:
+            raise StoreError(
+                f"{plan.out} holds the sizing of other records or with other options ({owner}, not"
+                f" {search.spec.search_id}); choose another --out"
+            )
+    say(
+        f"[1/4] searching the law of {len(plan.records.pairs)} records, about"
+        f" {search.spec.budget.law_seconds:.0f} gpu_seconds"
+    )
+    profile = plan.request.profile
+    begin = tuple(
+        search.plan_run(point, "sft", search.spec.sequences[0], search.spec.seeds[0], "law")
+        for point in first_points(search.spec)
+    )
+    _measure(search, FileStore(folder), begin, plan, address)
+    run = SearchRun(
+        search, profile, folder, tracking_uri_for(folder, profile, tracking_uri), address
+    )
+    with shown() as announce:
+        run_search(run, announce)
+    spec, store = open_store(folder)
+    observations = store.observations()
+    summary = fit_observations(sized_spec(spec, plan.largest), observations)
+    if summary is None:
+        raise RunError(
+            f"{len(observations)} runs carry no law; {folder / 'failures'} says what failed"
+        )
+    return summary, observations
+
+
+def _train(
+    plan: SizePlan, rank: int, store: FileStore, address: str | None, predicted: float, say: Say
+) -> Observation:
+    """The adapter of this rank, trained on all records unless it is there from an earlier call."""
+    point = DesignPoint(rank, plan.largest.seq_len, plan.largest.train_steps)
+    run = plan.training.plan_run(point, METHOD, 0, 0, "law")
+    say(
+        f"[3/4] training rank {rank} on all records with {METHOD}, about {predicted:.0f}"
+        " gpu_seconds"
+    )
+    _measure(plan.training, store, (run,), plan, address)
+    found = [o for o in store.observations() if o.run_key == run.run_key]
+    if not found:
+        reasons = [f.reason for f in store.failures() if f.run_key == run.run_key]
+        raise RunError(
+            f"training rank {rank} failed: {reasons[-1] if reasons else 'it left no result'}; what"
+            " is finished is kept: mend the cause and give the same command again"
+        )
+    return found[0]
+
+
+def _measure(
+    search: PreparedSearch,
+    store: FileStore,
+    runs: Sequence[PlannedRun],
+    plan: SizePlan,
+    address: str | None,
+) -> None:
+    """Train those runs that the store has not got yet, as one pack."""
+    done = {o.run_key for o in store.observations()}
+    missing = tuple(run for run in runs if run.run_key not in done)
+    if not missing:
+        return
+    from pmlray.backends.ray_train import RayTrainRunner
+
+    rounds = [o.round for o in store.observations()] + [f.round for f in store.failures()]
+    pack = Pack(1 + max(rounds, default=-1), missing)
+    with ray_session(address):
+        result = RayTrainRunner(search, store.folder, plan.request.profile).run(pack)
+    store.put_times(result.times)
+
+
+def _write(plan: SizePlan, trained: Path, card: dict[str, Any], recited: Recitation) -> None:
+    """The adapter's folder with its card and the records that it does not recall."""
+    folder = plan.out / "adapter"
+    folder.mkdir(exist_ok=True)
+    for file in trained.iterdir():
+        shutil.copyfile(file, folder / file.name)
+    (folder / CARD_FILE).write_text(json.dumps(card, indent=2), encoding="utf-8")
+    (folder / TEXT_FILE).write_text(describe_card(card), encoding="utf-8")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in recited.missed()]
+    (folder / NOT_RECALLED_FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def _spent(folder: Path) -> float:
+    """gpu_seconds of a store, failures included."""
+    store = FileStore(folder)
+    done = sum(o.gpu_seconds for o in store.observations())
+    return done + sum(f.gpu_seconds for f in store.failures())
+
+
+class _Clock:
+    """Wall seconds by stage, of this call."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._mark = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """What has passed since the last lap belongs to this stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._mark
+        self._mark = now
