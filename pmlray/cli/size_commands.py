@@ -137,7 +137,8 @@ def _describe_plan(plan: dict[str, Any]) -> str:
         else f"search the law with ranks {plan['lora_ranks']} on subsets of {plan['seq_lens']}"
         f" tokens, about {plan['predicted_search_gpu_seconds']:.0f} {plan['device']}-seconds"
     )
-    probe = plan["probe"]
+    probe, sized = plan["probe"], plan["answer"]
+    chosen = [] if sized is None else [f"   {line}" for line in describe_answer(sized).splitlines()]
     return "\n".join(
         [
             f"{plan['n_records']} records, {plan['supervised_tokens']} target tokens, at"
@@ -145,6 +146,7 @@ def _describe_plan(plan: dict[str, Any]) -> str:
             f"1. {search}",
             f"2. choose the rank for a recall of {plan['recall']:.4g} at"
             f" {100 * plan['confidence']:.4g} % confidence, at most {plan['largest_rank']}",
+            *chosen,
             f"3. train it on all records for {plan['train_steps']} steps, about"
             f" {plan['predicted_training_gpu_seconds']:.0f} {plan['device']}-seconds",
             "4. check it by greedy decoding; a larger rank if it recalls too little",

@@ -20,16 +20,19 @@ from pmlray.study.plan import first_cost
 from pmlray.study.result import fit_observations
 from pmlray.study.size import (
     SEARCH_COST,
+    Choice,
     RecordSet,
     Wanted,
     adapter_spec,
     check_capacity,
+    choose_rank,
     default_layer,
     default_steps,
     largest_rank,
     search_spec,
     sized_spec,
 )
+from pmlray.study.size_card import answer
 from pmlray.types import DesignPoint, Observation
 
 # A small model's step is bound by its overhead, not by its arithmetic.
@@ -56,8 +59,8 @@ class SizeRequest:
 
 
 @dataclass(frozen=True)
-class StoredLaw:
-    """A law from a store, refitted with the records' own size as its target."""
+class LawAtHand:
+    """A law with the records' own size as its target, and the runs that it was fitted to."""
 
     store: Path
     summary: LawSummary
@@ -68,16 +71,16 @@ class StoredLaw:
 class SizePlan:
     """A request in which nothing is left open.
 
-    `search` measures the law, `training` trains the adapter, `largest` is that of the point of
-    l tokens and T steps with the largest rank allowed. `predicted_gpu_seconds` are guesses until
-    something is measured: of the search (0 with a stored law) and of one adapter.
+    `search` measures the law, `training` trains the adapter, `largest` is the point of l tokens and
+    T steps with the largest rank allowed. `predicted_gpu_seconds`: of the search (0 with a stored
+    law) and of one adapter, a guess until something is measured.
     """
 
     request: SizeRequest
     records: RecordSet
     search: PreparedSearch
     training: PreparedSearch
-    stored: StoredLaw | None
+    stored: LawAtHand | None
     largest: DesignPoint
     out: Path
     predicted_gpu_seconds: tuple[float, float]
@@ -102,8 +105,21 @@ class SizePlan:
             "predicted_search_gpu_seconds": searching,
             "predicted_training_gpu_seconds": training,
             "device": "GPU" if self.request.profile.gpus_per_pack else "CPU core",
+            "answer": None if self.stored is None else self.answer(self.stored)[1],
             "out": str(self.out),
         }
+
+    def answer(self, law: LawAtHand) -> tuple[Choice, dict[str, Any]]:
+        """The rank by a law, and the answer as JSON; DataError when none that is allowed does."""
+        wanted, training = self.request.wanted, self.training
+        choice = choose_rank(
+            law.summary, law.observations, wanted, self.largest, self.records.tokens_per_record
+        )
+        cost = first_cost(training, self.request.profile.gpus_per_pack > 0).learn(
+            (o.point, o.charged_steps, o.gpu_seconds) for o in law.observations
+        )
+        per_rank = training.source.geometry.params_per_rank(training.spec.probe.placement)
+        return choice, answer(choice, wanted, per_rank, cost.predict(choice.point))
 
 
 def prepare_size(request: SizeRequest) -> SizePlan:
@@ -145,16 +161,11 @@ def prepare_size(request: SizeRequest) -> SizePlan:
         budget = Budget(gpu_seconds=round(SEARCH_COST * seconds, 1))
         search = replace(search, spec=base.model_copy(update={"budget": budget}))
     out = request.out or default_store(search if stored is None else training, request.profile)
-    return SizePlan(
-        request,
-        records,
-        search,
-        training,
-        stored,
-        point,
-        out.absolute(),
-        (0.0 if stored else SEARCH_COST * seconds, seconds),
-    )
+    predicted = (0.0 if stored else SEARCH_COST * seconds, seconds)
+    plan = SizePlan(request, records, search, training, stored, point, out.absolute(), predicted)
+    if stored is not None:
+        plan.answer(stored)
+    return plan
 
 
 def _present(model: str, source: ModelSource) -> ModelSource:
@@ -240,7 +251,7 @@ def _law_spec(request: SizeRequest, source: ModelSource) -> SearchSpec:
     return spec
 
 
-def _stored_law(store: Path, spec: SearchSpec, point: DesignPoint) -> StoredLaw:
+def _stored_law(store: Path, spec: SearchSpec, point: DesignPoint) -> LawAtHand:
     observations = open_store(store.absolute())[1].observations()
     summary = fit_observations(sized_spec(spec, point), observations)
     if summary is None:
@@ -248,7 +259,7 @@ def _stored_law(store: Path, spec: SearchSpec, point: DesignPoint) -> StoredLaw:
             f"--law {store}: its {len(observations)} runs are too few for a law; continue its"
             " search, or leave --law out"
         )
-    return StoredLaw(store, summary, observations)
+    return LawAtHand(store, summary, observations)
 
 
 def _predicted(search: PreparedSearch, records: RecordSet, profile: ClusterProfile) -> float:

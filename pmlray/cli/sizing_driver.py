@@ -12,20 +12,17 @@ from typing import Any
 
 from pmlray.backends.file_store import FileStore
 from pmlray.cli.driver import SearchRun, open_store, ray_session, run_search, tracking_uri_for
-from pmlray.cli.size_plan import SizePlan
+from pmlray.cli.size_plan import LawAtHand, SizePlan
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import RunError, StoreError
-from pmlray.law import LawSummary
 from pmlray.study.law_search import Progress
-from pmlray.study.plan import first_cost
 from pmlray.study.result import fit_observations
-from pmlray.study.size import METHOD, choose_rank, first_points, next_rank, sized_spec
+from pmlray.study.size import METHOD, first_points, next_rank, sized_spec
 from pmlray.study.size_card import (
     CARD_FILE,
     NOT_RECALLED_FILE,
     TEXT_FILE,
     Recitation,
-    answer,
     describe_answer,
     describe_card,
     make_card,
@@ -49,16 +46,11 @@ def run_size(
     kept = FileStore(plan.out / "training")
     with kept.driver_lock():
         clock = _Clock()
-        law, observations = _law(plan, address, tracking_uri, say, shown)
+        law = _law(plan, address, tracking_uri, say, shown)
         clock.lap("law")
         wanted, records = plan.request.wanted, plan.records
-        choice = choose_rank(law, observations, wanted, plan.largest, records.tokens_per_record)
-        cost = first_cost(plan.training, plan.request.profile.gpus_per_pack > 0).learn(
-            (o.point, o.charged_steps, o.gpu_seconds) for o in observations
-        )
         spec, source = plan.training.spec, plan.training.source
-        per_rank = source.geometry.params_per_rank(spec.probe.placement)
-        sized = answer(choice, wanted, per_rank, cost.predict(choice.point))
+        choice, sized = plan.answer(law)
         say(f"[2/4] {describe_answer(sized)}")
         attempts: list[dict[str, Any]] = []
         rank: int | None = choice.point.lora_rank
@@ -98,7 +90,15 @@ def run_size(
             "device_name": observation.provenance["device_name"],
         }
         card = make_card(
-            spec, source.identity, records, wanted, sized, law, observation, attempts, spent
+            spec,
+            source.identity,
+            records,
+            wanted,
+            sized,
+            law.summary,
+            observation,
+            attempts,
+            spent,
         )
         found = {**card, "out": str(plan.out), "adapter_folder": str(plan.out / "adapter")}
         _write(plan, kept.adapters / observation.run_key, card, recited)
@@ -136,11 +136,11 @@ def check_recall(search: PreparedSearch, folder: Path, say: Say) -> Recitation:
 
 def _law(
     plan: SizePlan, address: str | None, tracking_uri: str | None, say: Say, shown: Shown
-) -> tuple[LawSummary, tuple[Observation, ...]]:
+) -> LawAtHand:
     """The stored law, or that of a search on the records, run or continued."""
     if plan.stored is not None:
         say(f"[1/4] law of {len(plan.stored.observations)} runs from {plan.stored.store}")
-        return plan.stored.summary, plan.stored.observations
+        return plan.stored
     search, folder = plan.search, plan.out / "law"
     if folder.is_dir() and (folder / "search.json").is_file():
         owner = open_store(folder)[0].search_id
@@ -171,7 +171,7 @@ def _law(
         raise RunError(
             f"{len(observations)} runs carry no law; {folder / 'failures'} says what failed"
         )
-    return summary, observations
+    return LawAtHand(folder, summary, observations)
 
 
 def _train(

@@ -135,9 +135,10 @@ def _generate(base: BaseModel, records: Sequence[Record]) -> list[list[int]]:
 
 def _read_peft(folder: Path) -> StoredAdapter:
     config: dict[str, Any] = json.loads((folder / PEFT_CONFIG_FILE).read_text(encoding="utf-8"))
-    layers, modules = config["layers_to_transform"], config["target_modules"]
+    layers, named = config["layers_to_transform"], config["target_modules"]
     layers = [layers] if isinstance(layers, int) else layers or []
-    if list(modules) != ["down_proj"] or len(layers) != 1:
+    modules = [named] if isinstance(named, str) else sorted(named)
+    if modules != ["down_proj"] or len(layers) != 1:
         raise ModelError(
             f"{folder}: the adapter sits at {', '.join(modules)} of layers {layers or 'all'};"
             " pmlray checks those of one layer's down_proj"

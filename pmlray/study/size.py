@@ -46,6 +46,8 @@ LEAST_BITS_PER_PARAM = 1.0
 # More than any transformer was measured to hold (3.6 in arXiv 2505.24832): no search is needed to
 # know that a set with fewer parameters than that a token is beyond an adapter.
 MOST_BITS_PER_PARAM = 4.0
+# What all of the records mean as a share: half a record of a thousand.
+MOST_RECALL = 0.9995
 # Shares of the records and of the steps at which the law is measured.
 SHARES = (0.125, 0.25, 0.5, 1.0)
 # Nats per token below which the adapter is done: a twentieth of what 0.99 recall takes or less.
@@ -249,7 +251,7 @@ def loss_for_recall(
         enough = losses[order][fitted >= recall]
         if enough.size:
             return float(enough.max())
-    missed = 1.0 - recall ** (1.0 / tokens_per_record)
+    missed = 1.0 - min(recall, MOST_RECALL) ** (1.0 / tokens_per_record)
     return SURE_LOSS / 2.0 / -math.log(missed)
 
 
