@@ -30,10 +30,10 @@ def size(
     confidence: float = typer.Option(0.9, help="How sure the rank must be to reach it."),
     law: Path = typer.Option(None, help="Store of a records search whose law to use."),
     out: Path = typer.Option(None, help="Folder of the results; kept and continued."),
-    steps: int = typer.Option(None, min=1, help="Optimiser steps; by default 50 epochs."),
+    steps: int = typer.Option(None, min=1, help="Optimiser steps; by default 40 epochs."),
     max_rank: int = typer.Option(None, min=1, help="Largest rank allowed."),
     placement: Literal["mlp", "down_proj"] = typer.Option(
-        None, help="mlp, the paper's (the default), or down_proj, which PEFT loads."
+        None, help="down_proj, which PEFT loads (the default), or mlp, the paper's."
     ),
     layer: int = typer.Option(None, help="Adapted layer; by default two thirds up."),
     prompt_format: Literal["plain", "chat"] = FORMAT_OPTION,

@@ -184,7 +184,7 @@ def _probe(request: SizeRequest, source: ModelSource) -> Probe:
     layer = default_layer(source.geometry) if request.layer is None else request.layer
     if not 0 <= layer < layers:
         raise SpecError(f"--layer is {layer}, but {request.model} has layers 0 to {layers - 1}")
-    return Probe(placement=request.placement or "mlp", layer=layer)
+    return Probe(placement=request.placement or "down_proj", layer=layer)
 
 
 def _count_tokens(

@@ -38,7 +38,7 @@ from pmlray.types import DesignPoint, Method, Observation
 METHOD: Method = "sft"
 # Records a step: an adapter needs many steps more than it needs large ones.
 BATCH_SIZE = 8
-EPOCHS = 50
+EPOCHS = 40
 LEAST_STEPS = 200
 # Adapter parameters are sized for at least so many bits each, with a token's at most log2 of the
 # vocabulary: the largest rank that the search looks at.
@@ -55,7 +55,7 @@ STOP_LOSS = 0.002
 # Any name: the records are hashed into the search's, and their file may lie anywhere.
 RECORDS_FILE = "records.jsonl"
 # The search may cost so many times what the adapter itself is expected to cost.
-SEARCH_COST = 2.0
+SEARCH_COST = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,15 +190,21 @@ def search_spec(
 
 
 def first_points(spec: SearchSpec) -> tuple[DesignPoint, ...]:
-    """Where the search begins: small subsets at as many epochs as the whole set will get, over the
-    range of ranks. They cost little, and from them on every choice knows the machine's real rate.
+    """Where the search begins: small subsets at as many epochs as the whole set will get, at small
+    and middling ranks. They cost little, and from them on every choice knows the machine's rate.
     """
     ranks, lengths, steps = spec.space.lora_rank, spec.space.seq_len, spec.space.train_steps
-    low, middle, high = ranks[0], ranks[len(ranks) // 2], ranks[-1]
-    small = DesignPoint(low, lengths[0], steps[0]), DesignPoint(middle, lengths[0], steps[0])
-    at = min(1, len(lengths) - 1), min(1, len(steps) - 1)
-    larger = [DesignPoint(rank, lengths[at[0]], steps[at[1]]) for rank in (low, middle, high)]
-    return tuple(dict.fromkeys((*small, *larger)))
+    middle = len(ranks) // 2
+    points = (
+        DesignPoint(ranks[0], lengths[0], steps[0]),
+        DesignPoint(ranks[middle], lengths[0], steps[0]),
+        DesignPoint(
+            ranks[max(0, middle - 1)],
+            lengths[min(1, len(lengths) - 1)],
+            steps[min(1, len(steps) - 1)],
+        ),
+    )
+    return tuple(dict.fromkeys(points))
 
 
 def sized_spec(spec: SearchSpec, point: DesignPoint) -> SearchSpec:
