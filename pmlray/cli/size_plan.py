@@ -35,8 +35,8 @@ from pmlray.study.size import (
 from pmlray.study.size_card import answer
 from pmlray.types import DesignPoint, Observation
 
-# A small model's step is bound by its overhead, not by its arithmetic.
-LEAST_STEP_SECONDS = 0.02
+# A small model's step is bound by its overhead, not by its arithmetic; device-seconds.
+LEAST_STEP_SECONDS_GPU, LEAST_STEP_SECONDS_CPU = 0.02, 0.005
 
 
 @dataclass(frozen=True)
@@ -270,4 +270,4 @@ def _predicted(search: PreparedSearch, records: RecordSet, profile: ClusterProfi
     in_a_step = min(spec.recipe.batch_size, len(records.pairs))
     tokens = in_a_step * records.positions_per_record
     per_step = first_cost(search, gpu).seconds_per_token * tokens
-    return steps * max(per_step, LEAST_STEP_SECONDS)
+    return steps * max(per_step, LEAST_STEP_SECONDS_GPU if gpu else LEAST_STEP_SECONDS_CPU)

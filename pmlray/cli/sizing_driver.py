@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import RunError, StoreError
 from pmlray.study.law_search import Progress
 from pmlray.study.result import fit_observations
-from pmlray.study.size import METHOD, first_points, next_rank, sized_spec
+from pmlray.study.size import METHOD, Choice, first_points, next_rank, sized_spec
 from pmlray.study.size_card import (
     CARD_FILE,
     NOT_RECALLED_FILE,
@@ -54,11 +55,18 @@ def run_size(
         say(f"[2/4] {describe_answer(sized)}")
         attempts: list[dict[str, Any]] = []
         rank: int | None = choice.point.lora_rank
-        best: tuple[Observation, Recitation] | None = None
+        best: tuple[Observation, Path, Recitation] | None = None
         while rank is not None:
-            observation = _train(plan, rank, kept, address, sized["predicted_gpu_seconds"], say)
+            found = _found(plan, choice, law) if not attempts else None
+            if found is not None:
+                say(f"[3/4] rank {rank} was trained on all records in the search")
+            store = kept if found is None else FileStore(law.store)
+            observation = found or _train(
+                plan, rank, kept, address, sized["predicted_gpu_seconds"], say
+            )
             clock.lap("training")
-            recited = check_recall(plan.training, kept.adapters / observation.run_key, say)
+            folder = store.adapters / observation.run_key
+            recited = check_recall(plan.training, folder, say)
             clock.lap("check")
             attempts.append(
                 {
@@ -69,21 +77,22 @@ def run_size(
                     "final_loss": observation.final_loss,
                     "train_steps": observation.curve[-1][0],
                     "gpu_seconds": observation.gpu_seconds,
+                    "in_search": found is not None,
                 }
             )
-            if best is None or recited.n_right > best[1].n_right:
-                best = observation, recited
+            if best is None or recited.n_right > best[2].n_right:
+                best = observation, folder, recited
             if recited.exact_recall >= wanted.recall:
                 break
             rank = next_rank(rank, plan.largest.lora_rank)
             then = "the largest rank is reached" if rank is None else f"trying rank {rank}"
             say(f"      {recited.n_right} recalled, {wanted.recall:.4g} wanted: {then}")
         assert best is not None
-        observation, recited = best
+        observation, folder, recited = best
         spent = {
             # A stored law was paid for before.
             "search_gpu_seconds": 0.0 if plan.stored else _spent(plan.out / "law"),
-            "training_gpu_seconds": sum(a["gpu_seconds"] for a in attempts),
+            "training_gpu_seconds": sum(a["gpu_seconds"] for a in attempts if not a["in_search"]),
             "unit": observation.provenance["gpu_seconds_unit"],
             "wall_seconds": clock.seconds,
             "versions": observation.provenance["versions"],
@@ -100,10 +109,10 @@ def run_size(
             attempts,
             spent,
         )
-        found = {**card, "out": str(plan.out), "adapter_folder": str(plan.out / "adapter")}
-        _write(plan, kept.adapters / observation.run_key, card, recited)
-        (plan.out / RESULT_FILE).write_text(json.dumps(found, indent=2), encoding="utf-8")
-    return found
+        result = {**card, "out": str(plan.out), "adapter_folder": str(plan.out / "adapter")}
+        _write(plan, folder, card, recited)
+        (plan.out / RESULT_FILE).write_text(json.dumps(result, indent=2), encoding="utf-8")
+    return result
 
 
 def check_recall(search: PreparedSearch, folder: Path, say: Say) -> Recitation:
@@ -174,6 +183,15 @@ def _law(
     return LawAtHand(folder, summary, observations)
 
 
+def _found(plan: SizePlan, choice: Choice, law: LawAtHand) -> Observation | None:
+    """The run of the search whose adapter is what would be trained; a stored law may be of other
+    records."""
+    if plan.stored is not None:
+        return None
+    own = [o for o in law.observations if o.run_key == choice.run_key and o.method == METHOD]
+    return own[0] if own else None
+
+
 def _train(
     plan: SizePlan, rank: int, store: FileStore, address: str | None, predicted: float, say: Say
 ) -> Observation:
@@ -211,8 +229,14 @@ def _measure(
 
     rounds = [o.round for o in store.observations()] + [f.round for f in store.failures()]
     pack = Pack(1 + max(rounds, default=-1), missing)
-    with ray_session(address):
-        result = RayTrainRunner(search, store.folder, plan.request.profile).run(pack)
+    runner = RayTrainRunner(search, store.folder, plan.request.profile)
+    # Called in the main thread, Ray Train would take Ctrl-C for itself and end without a word.
+    aside = ThreadPoolExecutor(1)
+    try:
+        with ray_session(address):
+            result = aside.submit(runner.run, pack).result()
+    finally:
+        aside.shutdown(wait=False)
     store.put_times(result.times)
 
 

@@ -25,6 +25,7 @@ from pmlray.config.search_spec import (
     Probe,
     SearchSpec,
     Space,
+    Stop,
     Targets,
     Task,
 )
@@ -54,8 +55,10 @@ SHARES = (0.125, 0.25, 0.5, 1.0)
 STOP_LOSS = 0.002
 # Any name: the records are hashed into the search's, and their file may lie anywhere.
 RECORDS_FILE = "records.jsonl"
+# The law is known well enough once its 90 % interval at the likely ranks is so narrow, as a share.
+KNOWN = 0.02
 # The search may cost so many times what the adapter itself is expected to cost.
-SEARCH_COST = 1.5
+SEARCH_COST = 1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,8 @@ class Choice:
     `basis`: `law`, its upper confidence bound; `measured`, a run of the search on the whole set
     that recalled enough below that bound; `largest`, since the bound is above it while the law's
     own estimate is not. `needed_loss` and `delta_loss` are nats per token at `point`; `rank` is the
-    law's estimate with its interval, each end one-sided at the wanted confidence.
+    law's estimate with its interval, each end one-sided at the wanted confidence. `run_key`: of the
+    run that was measured, whose adapter there is already.
     """
 
     point: DesignPoint
@@ -125,6 +129,7 @@ class Choice:
     needed_loss: float
     delta_loss: float
     rank: Estimate
+    run_key: str | None = None
 
 
 def default_layer(geometry: Geometry) -> int:
@@ -173,6 +178,9 @@ def search_spec(
     lengths = sorted({max(longest, round(share * total)) for share in SHARES})
     steps = sorted({max(1, round(share * train_steps)) for share in SHARES})
     ranks = (*(2**i for i in range(largest.bit_length()) if 2**i < largest), largest)
+    # A quarter and half of the largest: where records were found to begin to fit, and the law must
+    # be known. Far smaller ranks, at which it is least known, would draw the search to themselves.
+    likely = ranks[-3:-1] or ranks
     return SearchSpec(
         name=f"size-{records.content_hash}",
         task=Task(kind="records", records=RECORDS_FILE, prompt_format=prompt),
@@ -182,9 +190,10 @@ def search_spec(
         recipe=Recipe(batch_size=BATCH_SIZE),
         design=Design(
             n_initial=1,
-            targets=Targets(lora_rank=ranks, seq_len=(total,), train_steps=(train_steps,)),
+            targets=Targets(lora_rank=likely, seq_len=(total,), train_steps=(train_steps,)),
         ),
         budget=Budget(gpu_seconds=1.0),
+        stop=Stop(relative_interval=KNOWN),
         evaluate=Evaluate(generate_max_tokens=0),
     )
 
@@ -280,14 +289,17 @@ def choose_rank(
     rank = size_for(law.average, law.average_samples, point, delta, level).lora_rank
     upper = math.ceil(max(rank.high, 1.0)) if math.isfinite(rank.high) else math.inf
     done = [
-        o.point.lora_rank
+        o
         for o in observations
         if o.point.seq_len == point.seq_len
         and o.point.train_steps <= point.train_steps
+        and o.point.lora_rank <= point.lora_rank
         and o.recall.exact >= wanted.recall
     ]
-    if done and min(done) < upper:
-        basis, chosen = "measured", min(done)
+    shown = min(done, key=lambda o: (o.point.lora_rank, o.final_loss), default=None)
+    run_key = None
+    if shown is not None and shown.point.lora_rank <= upper:
+        basis, chosen, run_key = "measured", shown.point.lora_rank, shown.run_key
     elif upper <= point.lora_rank:
         basis, chosen = "law", int(upper)
     elif rank.value <= point.lora_rank:
@@ -300,7 +312,7 @@ def choose_rank(
             " less recall, or split the records over several adapters"
         )
     at = DesignPoint(chosen, point.seq_len, point.train_steps)
-    return Choice(at, basis, needed, delta, rank)
+    return Choice(at, basis, needed, delta, rank, run_key)
 
 
 def next_rank(rank: int, largest: int) -> int | None:

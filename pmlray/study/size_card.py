@@ -187,5 +187,5 @@ Sized by: {describe_answer(sized)}
 Law: {law["form"]} form from {law["n_obs"]} runs, status {law["status"]}. {law["headline"]}
 
 Cost: {cost["search_gpu_seconds"]:.0f} gpu_seconds for the law, {cost["training_gpu_seconds"]:.0f}
-for the adapter ({own["train_steps"]} steps of {own["method"]}), unit {cost["unit"]}.
+for adapters beside it ({own["train_steps"]} steps of {own["method"]}), unit {cost["unit"]}.
 """

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from pmlray.backends.file_store import FileStore
 from pmlray.cli import app, sizing_driver
+from pmlray.cli.driver import SearchRun
 from pmlray.cli.size_plan import SizePlan
 from pmlray.config.models import TINY
 from pmlray.config.prepared import PreparedSearch
@@ -25,7 +26,7 @@ from pmlray.errors import DataError, ModelError, PmlrayError, SpecError, StoreEr
 from pmlray.law import CeilingLaw
 from pmlray.study.size import RecordSet, search_spec
 from pmlray.study.size_card import Recitation
-from pmlray.types import PlannedRun, Recall
+from pmlray.types import Observation, PlannedRun, Recall
 from tests.fakes import observe
 
 runner = CliRunner()
@@ -119,18 +120,26 @@ def stored_law(folder: Path, records: Path) -> Path:
     store = FileStore(folder)
     (folder / "search.json").write_text(spec.model_dump_json())
     for place, point in enumerate(p for p in spec.space.points() if p.train_steps == STEPS):
-        run = PlannedRun(point, "sft", 0, 0, "law", f"{place:016x}")
-        delta = float(LAW.predict(point.lora_rank, point.seq_len, point.train_steps))
-        store.put(
-            replace(
-                observe(run, 0, place, 0.0, 1e-4),
-                base_loss=7.5,
-                final_loss=7.5 - delta,
-                recall=Recall(0.0, 0.0, 0.0, 0),
-                provenance={"model": TINY},
-            )
-        )
+        store.put(by_law(PlannedRun(point, "sft", 0, 0, "law", f"{place:016x}"), place, 0.0))
     return folder
+
+
+def by_law(run: PlannedRun, place: int, exact: float) -> Observation:
+    """What a run that follows LAW measures."""
+    point = run.point
+    delta = float(LAW.predict(point.lora_rank, point.seq_len, point.train_steps))
+    return replace(
+        observe(run, 0, place, 0.0, 1e-4),
+        base_loss=7.5,
+        final_loss=7.5 - delta,
+        recall=Recall(exact, exact, exact, 0),
+        provenance={
+            "model": TINY,
+            "gpu_seconds_unit": "CPU core",
+            "versions": {},
+            "device_name": "x",
+        },
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,8 +189,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         done = {o.run_key for o in store.observations()}
         for run in (run for run in runs if run.run_key not in done):
             ranks.append(run.point.lora_rank)
-            versions = {"gpu_seconds_unit": "CPU core", "versions": {}, "device_name": "x"}
-            store.put(replace(observe(run, len(done), 0, 0.0, 1e-4), provenance=versions))
+            store.put(by_law(run, 0, 0.0))
             weights = torch.zeros(64, run.point.lora_rank), torch.zeros(run.point.lora_rank, 64)
             save_adapter(store.adapters / run.run_key, search.spec.probe, weights, TINY)
 
@@ -231,6 +239,37 @@ def test_the_best_adapter_is_kept_where_no_rank_recalls_enough(
     assert [row["query"] for row in missed] == ["key 0:"]
     text = invoke("size", "--model", TINY, *options, "--recall", "0.9")
     assert text.exit_code == 1 and "even the largest rank recalls too little" in text.stdout
+
+
+def test_an_adapter_of_the_search_that_recalls_enough_is_not_trained_again(
+    records: Path, tmp_path: Path, trained: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(run: SearchRun, announce: object) -> dict[str, Any]:
+        store, prepared = FileStore(run.store), run.search
+        (run.store / "search.json").write_text(prepared.spec.model_dump_json())
+        for place, point in enumerate(prepared.spec.space.points()):
+            planned = prepared.plan_run(point, "sft", 1, 0, "law")
+            whole = point.seq_len == prepared.spec.space.seq_len[-1] and point.lora_rank >= 4
+            store.put(by_law(planned, place, float(whole and point.train_steps == STEPS)))
+            weights = torch.zeros(128, point.lora_rank), torch.zeros(point.lora_rank, 64)
+            save_adapter(store.adapters / planned.run_key, prepared.spec.probe, weights, TINY)
+        return {}
+
+    monkeypatch.setattr(sizing_driver, "run_search", search)
+    out = tmp_path / "out"
+    options = ["--records", records, "--out", out, "--steps", str(STEPS), "--max-rank", "16"]
+    found = size_json(*options, "--recall", "0.8")
+    assert found["sized"]["basis"] == "measured" and found["sized"]["lora_rank"] == 4
+    (attempt,) = found["attempts"]
+    assert attempt["in_search"] and attempt["lora_rank"] == 4
+    assert found["cost"]["training_gpu_seconds"] == 0.0 < found["cost"]["search_gpu_seconds"]
+    assert not list((out / "training" / "observations").iterdir())
+    assert read_adapter(out / "adapter").probe.placement == "down_proj"
+
+    other = tmp_path / "other.jsonl"
+    other.write_text(records.read_text().replace(" 10", " 11"))
+    options[1] = other
+    assert "choose another --out" in refused(StoreError, "size", "--model", TINY, *options)
 
 
 def test_records_beyond_the_laws_reach_are_refused_before_training(
