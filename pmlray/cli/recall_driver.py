@@ -1,9 +1,11 @@
-"""Wiring of `pmlray recall`: which base model and prompts an adapter was trained with."""
+"""Wiring of `pmlray recall`: what an adapter was trained with, and the check by real decoding."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +13,12 @@ from pmlray.cli.driver import SPEC_FILE
 from pmlray.config.models import require_present, resolve_model
 from pmlray.config.prepared import PreparedSearch
 from pmlray.config.search_spec import Budget, Design, Model, SearchSpec, Space, Task
-from pmlray.engine.recite import read_adapter
+from pmlray.engine.base_model import load_base_model, render_prompt
+from pmlray.engine.measure import pick_device
+from pmlray.engine.recite import check_fits, read_adapter, recite
 from pmlray.errors import ModelError
-from pmlray.memory import TaskSource, read_records
-from pmlray.study.size_card import CARD_FILE
+from pmlray.memory import TaskSource, build_memory, encode_texts, read_records
+from pmlray.study.size_card import CARD_FILE, Recitation
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,27 @@ def prepare_recall(request: RecallRequest) -> PreparedSearch:
         budget=Budget(gpu_seconds=1.0),
     )
     return PreparedSearch(spec, source, TaskSource("records", 0, pairs=pairs))
+
+
+def check_recall(search: PreparedSearch, folder: Path, say: Callable[[str], None]) -> Recitation:
+    """Decode every record of a search's task greedily under the adapter in a folder."""
+    adapter, model = read_adapter(folder), search.spec.model
+    base = load_base_model(
+        model.id, search.source, model.revision, model.dtype, adapter.probe, pick_device()
+    )
+    check_fits(base, adapter)
+    tokenizer = base.tokenizer.backend_tokenizer
+    pairs = search.task.pairs or ()
+    total = sum(map(len, encode_texts(tokenizer, [target for _, target in pairs])))
+    render = partial(render_prompt, base.tokenizer, prompt_format=search.spec.task.prompt_format)
+    records = build_memory(search.task, 0, total, tokenizer, render).records
+    say(f"decoding {len(records)} records greedily at rank {adapter.lora_rank}")
+    answers = recite(base, adapter.weights, records)
+    return Recitation(
+        pairs,
+        tuple(base.tokenizer.decode(answer.answer_ids) for answer in answers),
+        tuple(answer.right for answer in answers),
+    )
 
 
 def _trained_with(folder: Path) -> dict[str, Any]:

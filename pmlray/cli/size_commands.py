@@ -95,8 +95,7 @@ def recall(
 ) -> None:
     """Check which records an adapter recalls word for word, by real greedy decoding."""
     with _train_extra():
-        from pmlray.cli.recall_driver import RecallRequest, prepare_recall
-    from pmlray.cli.sizing_driver import check_recall
+        from pmlray.cli.recall_driver import RecallRequest, check_recall, prepare_recall
 
     search = prepare_recall(RecallRequest(adapter, records, model, revision, dtype, prompt_format))
     with contextlib.redirect_stdout(sys.stderr):

@@ -13,19 +13,17 @@ from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.models import TINY, ModelSource, require_present, resolve_model
 from pmlray.config.prepared import CHAT_TEMPLATE_TOKENS, PreparedSearch
 from pmlray.config.search_spec import Budget, Model, Probe
-from pmlray.errors import DataError, SpecError
+from pmlray.errors import DataError, ModelError, SpecError
 from pmlray.law import LawSummary
 from pmlray.memory import TaskSource, encode_texts, read_records
 from pmlray.study.plan import first_cost
 from pmlray.study.result import fit_observations
 from pmlray.study.size import (
     SEARCH_COST,
-    Choice,
     RecordSet,
     Wanted,
     adapter_spec,
     check_capacity,
-    choose_rank,
     default_layer,
     default_steps,
     largest_rank,
@@ -33,6 +31,7 @@ from pmlray.study.size import (
     sized_spec,
 )
 from pmlray.study.size_card import answer
+from pmlray.study.size_choice import Choice, choose_rank
 from pmlray.types import DesignPoint, Observation
 
 # A small model's step is bound by its overhead, not by its arithmetic; device-seconds.
@@ -193,10 +192,7 @@ def _count_tokens(
     source: ModelSource,
     prompt_format: Literal["plain", "chat"],
 ) -> RecordSet:
-    if source.folder is not None:
-        tokenizer = Tokenizer.from_file(str(source.folder / "tokenizer.json"))
-    else:
-        tokenizer = Tokenizer.from_pretrained(request.model, revision=request.revision or "main")
+    tokenizer = Tokenizer.from_file(str(_tokenizer_file(request, source)))
     targets = encode_texts(tokenizer, [target for _, target in pairs])
     queries = encode_texts(tokenizer, [query for query, _ in pairs])
     template = CHAT_TEMPLATE_TOKENS if prompt_format == "chat" else 0
@@ -212,6 +208,23 @@ def _count_tokens(
         tuple(len(ids) for ids in targets),
         tuple(len(ids) + template for ids in queries),
     )
+
+
+def _tokenizer_file(request: SizeRequest, source: ModelSource) -> Path:
+    if source.folder is not None:
+        file = source.folder / "tokenizer.json"
+        if not file.is_file():
+            raise ModelError(f"{source.folder} holds no tokenizer.json; save the model's fast one")
+        return file
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(request.model, "tokenizer.json", revision=request.revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"cannot read tokenizer.json of {source.identity} from the hub: {error}"
+        ) from error
 
 
 def _law_spec(request: SizeRequest, source: ModelSource) -> SearchSpec:

@@ -8,17 +8,19 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pmlray.backends.file_store import FileStore
 from pmlray.cli.driver import SearchRun, open_store, ray_session, run_search, tracking_uri_for
+from pmlray.cli.recall_driver import check_recall
 from pmlray.cli.size_plan import LawAtHand, SizePlan
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import RunError, StoreError
 from pmlray.study.law_search import Progress
 from pmlray.study.result import fit_observations
-from pmlray.study.size import METHOD, Choice, first_points, next_rank, sized_spec
+from pmlray.study.size import METHOD, first_points, sized_spec
 from pmlray.study.size_card import (
     CARD_FILE,
     NOT_RECALLED_FILE,
@@ -28,6 +30,7 @@ from pmlray.study.size_card import (
     describe_card,
     make_card,
 )
+from pmlray.study.size_choice import Choice, next_rank
 from pmlray.types import DesignPoint, Observation, Pack, PlannedRun
 
 Say = Callable[[str], None]
@@ -49,98 +52,28 @@ def run_size(
         clock = _Clock()
         law = _law(plan, address, tracking_uri, say, shown)
         clock.lap("law")
-        wanted, records = plan.request.wanted, plan.records
-        spec, source = plan.training.spec, plan.training.source
         choice, sized = plan.answer(law)
         say(f"[2/4] {describe_answer(sized)}")
-        attempts: list[dict[str, Any]] = []
+        trials: list[_Trial] = []
         rank: int | None = choice.point.lora_rank
-        best: tuple[Observation, Path, Recitation] | None = None
         while rank is not None:
-            found = _found(plan, choice, law) if not attempts else None
-            if found is not None:
-                say(f"[3/4] rank {rank} was trained on all records in the search")
-            store = kept if found is None else FileStore(law.store)
-            observation = found or _train(
-                plan, rank, kept, address, sized["predicted_gpu_seconds"], say
+            found = _found(plan, choice, law) if not trials else None
+            trial = _try(
+                plan, rank, found, kept, address, sized["predicted_gpu_seconds"], say, clock
             )
-            clock.lap("training")
-            folder = store.adapters / observation.run_key
-            recited = check_recall(plan.training, folder, say)
-            clock.lap("check")
-            attempts.append(
-                {
-                    "lora_rank": rank,
-                    "run_key": observation.run_key,
-                    "n_recalled": recited.n_right,
-                    "exact_recall": recited.exact_recall,
-                    "final_loss": observation.final_loss,
-                    "train_steps": observation.curve[-1][0],
-                    "gpu_seconds": observation.gpu_seconds,
-                    "in_search": found is not None,
-                }
-            )
-            if best is None or recited.n_right > best[2].n_right:
-                best = observation, folder, recited
-            if recited.exact_recall >= wanted.recall:
+            trials.append(trial)
+            if trial.recited.exact_recall >= plan.request.wanted.recall:
                 break
             rank = next_rank(rank, plan.largest.lora_rank)
             then = "the largest rank is reached" if rank is None else f"trying rank {rank}"
-            say(f"      {recited.n_right} recalled, {wanted.recall:.4g} wanted: {then}")
-        assert best is not None
-        observation, folder, recited = best
-        spent = {
-            # A stored law was paid for before.
-            "search_gpu_seconds": 0.0 if plan.stored else _spent(plan.out / "law"),
-            "training_gpu_seconds": sum(a["gpu_seconds"] for a in attempts if not a["in_search"]),
-            "unit": observation.provenance["gpu_seconds_unit"],
-            "wall_seconds": clock.seconds,
-            "versions": observation.provenance["versions"],
-            "device_name": observation.provenance["device_name"],
-        }
-        card = make_card(
-            spec,
-            source.identity,
-            records,
-            wanted,
-            sized,
-            law.summary,
-            observation,
-            attempts,
-            spent,
-        )
+            wanted = plan.request.wanted.recall
+            say(f"      {trial.recited.n_right} recalled, {wanted:.4g} wanted: {then}")
+        best = max(trials, key=lambda trial: trial.recited.n_right)
+        card = _card(plan, sized, law, trials, best, clock)
         result = {**card, "out": str(plan.out), "adapter_folder": str(plan.out / "adapter")}
-        _write(plan, folder, card, recited)
+        _write(plan, best, card)
         (plan.out / RESULT_FILE).write_text(json.dumps(result, indent=2), encoding="utf-8")
     return result
-
-
-def check_recall(search: PreparedSearch, folder: Path, say: Say) -> Recitation:
-    """Decode every record of a search's task greedily under the adapter in a folder."""
-    from functools import partial
-
-    from pmlray.engine.base_model import load_base_model, render_prompt
-    from pmlray.engine.measure import pick_device
-    from pmlray.engine.recite import check_fits, read_adapter, recite
-    from pmlray.memory import build_memory, encode_texts
-
-    adapter, model = read_adapter(folder), search.spec.model
-    base = load_base_model(
-        model.id, search.source, model.revision, model.dtype, adapter.probe, pick_device()
-    )
-    check_fits(base, adapter)
-    tokenizer = base.tokenizer.backend_tokenizer
-    pairs = search.task.pairs or ()
-    total = sum(map(len, encode_texts(tokenizer, [target for _, target in pairs])))
-    render = partial(render_prompt, base.tokenizer, prompt_format=search.spec.task.prompt_format)
-    records = build_memory(search.task, 0, total, tokenizer, render).records
-    say(f"[4/4] decoding {len(records)} records greedily at rank {adapter.lora_rank}")
-    answers = recite(base, adapter.weights, records)
-    return Recitation(
-        pairs,
-        tuple(base.tokenizer.decode(answer.answer_ids) for answer in answers),
-        tuple(answer.right for answer in answers),
-    )
 
 
 def _law(
@@ -181,6 +114,85 @@ def _law(
             f"{len(observations)} runs carry no law; {folder / 'failures'} says what failed"
         )
     return LawAtHand(folder, summary, observations)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One adapter of all records, and what it recites; `in_search`: the search had trained it."""
+
+    observation: Observation
+    folder: Path
+    recited: Recitation
+    in_search: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As the card lists it."""
+        o = self.observation
+        return {
+            "lora_rank": o.point.lora_rank,
+            "run_key": o.run_key,
+            "n_recalled": self.recited.n_right,
+            "exact_recall": self.recited.exact_recall,
+            "final_loss": o.final_loss,
+            "train_steps": o.curve[-1][0],
+            "gpu_seconds": o.gpu_seconds,
+            "in_search": self.in_search,
+        }
+
+
+def _try(
+    plan: SizePlan,
+    rank: int,
+    found: Observation | None,
+    kept: FileStore,
+    address: str | None,
+    predicted: float,
+    say: Say,
+    clock: _Clock,
+) -> _Trial:
+    """Train a rank, unless the search has, and check it."""
+    if found is None:
+        observation = _train(plan, rank, kept, address, predicted, say)
+        folder = kept.adapters / observation.run_key
+    else:
+        say(f"[3/4] rank {rank} was trained on all records in the search")
+        observation, folder = found, plan.out / "law" / "adapters" / found.run_key
+    clock.lap("training")
+    recited = check_recall(plan.training, folder, lambda line: say(f"[4/4] {line}"))
+    clock.lap("check")
+    return _Trial(observation, folder, recited, found is not None)
+
+
+def _card(
+    plan: SizePlan,
+    sized: dict[str, Any],
+    law: LawAtHand,
+    trials: Sequence[_Trial],
+    best: _Trial,
+    clock: _Clock,
+) -> dict[str, Any]:
+    provenance = best.observation.provenance
+    trained = [t.observation.gpu_seconds for t in trials if not t.in_search]
+    cost = {
+        # A stored law was paid for before.
+        "search_gpu_seconds": 0.0 if plan.stored else _spent(plan.out / "law"),
+        "training_gpu_seconds": sum(trained),
+        "unit": provenance["gpu_seconds_unit"],
+        "wall_seconds": clock.seconds,
+        "versions": provenance["versions"],
+        "device_name": provenance["device_name"],
+    }
+    return make_card(
+        (plan.search if best.in_search else plan.training).spec,
+        plan.training.source.identity,
+        plan.records,
+        plan.request.wanted,
+        sized,
+        law.summary,
+        best.observation,
+        [trial.to_json() for trial in trials],
+        cost,
+    )
 
 
 def _found(plan: SizePlan, choice: Choice, law: LawAtHand) -> Observation | None:
@@ -240,15 +252,15 @@ def _measure(
     store.put_times(result.times)
 
 
-def _write(plan: SizePlan, trained: Path, card: dict[str, Any], recited: Recitation) -> None:
+def _write(plan: SizePlan, best: _Trial, card: dict[str, Any]) -> None:
     """The adapter's folder with its card and the records that it does not recall."""
     folder = plan.out / "adapter"
     folder.mkdir(exist_ok=True)
-    for file in trained.iterdir():
+    for file in best.folder.iterdir():
         shutil.copyfile(file, folder / file.name)
     (folder / CARD_FILE).write_text(json.dumps(card, indent=2), encoding="utf-8")
     (folder / TEXT_FILE).write_text(describe_card(card), encoding="utf-8")
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in recited.missed()]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in best.recited.missed()]
     (folder / NOT_RECALLED_FILE).write_text("".join(lines), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Which rank a set of records needs: the search that tells, the choice, the next try.
+"""What is asked of a set of records, and the search and training that answer it.
 
 Symbols: n records of l supervised tokens in all, T optimiser steps.
 """
@@ -8,12 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-import numpy as np
-from scipy.optimize import isotonic_regression
 
 from pmlray.config.models import Geometry
 from pmlray.config.recipe import Recipe
@@ -30,9 +26,7 @@ from pmlray.config.search_spec import (
     Task,
 )
 from pmlray.errors import DataError, SpecError
-from pmlray.law import Estimate, LawSummary, size_for
-from pmlray.law.summary import SURE_LOSS
-from pmlray.types import DesignPoint, Method, Observation
+from pmlray.types import DesignPoint, Method
 
 # The method of the adapter that is kept. Plain SFT until MemFT is measured to hold more at equal
 # cost: the one place to change.
@@ -47,8 +41,6 @@ LEAST_BITS_PER_PARAM = 1.0
 # More than any transformer was measured to hold (3.6 in arXiv 2505.24832): no search is needed to
 # know that a set with fewer parameters than that a token is beyond an adapter.
 MOST_BITS_PER_PARAM = 4.0
-# What all of the records mean as a share: half a record of a thousand.
-MOST_RECALL = 0.9995
 # Shares of the records and of the steps at which the law is measured.
 SHARES = (0.125, 0.25, 0.5, 1.0)
 # Nats per token below which the adapter is done: a twentieth of what 0.99 recall takes or less.
@@ -113,25 +105,6 @@ class RecordSet:
         return hashlib.sha256(json.dumps(self.pairs).encode()).hexdigest()[:8]
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The rank to train, and why.
-
-    `basis`: `law`, its upper confidence bound; `measured`, a run of the search on the whole set
-    that recalled enough below that bound; `largest`, since the bound is above it while the law's
-    own estimate is not. `needed_loss` and `delta_loss` are nats per token at `point`; `rank` is the
-    law's estimate with its interval, each end one-sided at the wanted confidence. `run_key`: of the
-    run that was measured, whose adapter there is already.
-    """
-
-    point: DesignPoint
-    basis: Literal["law", "measured", "largest"]
-    needed_loss: float
-    delta_loss: float
-    rank: Estimate
-    run_key: str | None = None
-
-
 def default_layer(geometry: Geometry) -> int:
     """Two thirds up, where arXiv 2605.30260 probes its bases."""
     return 2 * geometry.n_layers // 3
@@ -171,16 +144,17 @@ def search_spec(
 ) -> SearchSpec:
     """The search that measures the law of these records.
 
-    Ranks double up to `largest`; the lengths are subsets of the records, and the budgets parts of
-    `train_steps`, so that a small subset gets as many epochs as the whole set.
+    Ranks double below `largest`: a run there would only show that far more is enough. The lengths
+    are subsets of the records, and the budgets parts of `train_steps`, so that a small subset gets
+    as many epochs as the whole set.
     """
     total, longest = records.supervised_tokens, max(records.target_tokens)
     lengths = sorted({max(longest, round(share * total)) for share in SHARES})
     steps = sorted({max(1, round(share * train_steps)) for share in SHARES})
-    ranks = (*(2**i for i in range(largest.bit_length()) if 2**i < largest), largest)
+    ranks = tuple(2**i for i in range(largest.bit_length()) if 2**i < largest) or (1,)
     # A quarter and half of the largest: where records were found to begin to fit, and the law must
     # be known. Far smaller ranks, at which it is least known, would draw the search to themselves.
-    likely = ranks[-3:-1] or ranks
+    likely = ranks[-2:]
     return SearchSpec(
         name=f"size-{records.content_hash}",
         task=Task(kind="records", records=RECORDS_FILE, prompt_format=prompt),
@@ -244,79 +218,3 @@ def adapter_spec(spec: SearchSpec, records: RecordSet, point: DesignPoint) -> Se
         evaluate=Evaluate(generate_max_tokens=0, control_tokens=0),
         sequences=(0,),
     )
-
-
-def loss_for_recall(
-    observations: Sequence[Observation], recall: float, tokens_per_record: float
-) -> float:
-    """Mean loss, nats per token, at which `recall` of the records are recalled wholly.
-
-    The largest loss of a run down to which exact recall, made to fall with the loss (isotonic
-    regression, runs weighted by their records), is at least that. Where no run has come so far: a
-    token below ln 2 is sure to be decoded (arXiv 2605.30260), and token losses spread like an
-    exponential distribution of mean m leave (1 - e^(-ln 2 / m))^n of records with n tokens all
-    below it; half of that m, since real tails are heavier.
-    """
-    losses = np.array([o.final_loss for o in observations])
-    exact = np.array([o.recall.exact for o in observations])
-    n_records = np.array([o.supervised_tokens / tokens_per_record for o in observations])
-    order = np.argsort(losses)
-    if order.size:
-        fitted = isotonic_regression(exact[order], weights=n_records[order], increasing=False).x
-        enough = losses[order][fitted >= recall]
-        if enough.size:
-            return float(enough.max())
-    missed = 1.0 - min(recall, MOST_RECALL) ** (1.0 / tokens_per_record)
-    return SURE_LOSS / 2.0 / -math.log(missed)
-
-
-def choose_rank(
-    law: LawSummary,
-    observations: Sequence[Observation],
-    wanted: Wanted,
-    point: DesignPoint,
-    tokens_per_record: float,
-) -> Choice:
-    """The smallest rank that the law is sure of, or that a run of the search has shown to do.
-
-    law: with average_samples; observations: those it was fitted to; point: the largest rank allowed
-    at the whole set's l and T. DataError when even the law's own estimate is above that rank.
-    """
-    assert law.average_samples is not None, "the law needs a target to size at"
-    needed = loss_for_recall(observations, wanted.recall, tokens_per_record)
-    delta = law.average.base_loss - needed
-    level = 2.0 * wanted.confidence - 1.0
-    rank = size_for(law.average, law.average_samples, point, delta, level).lora_rank
-    upper = math.ceil(max(rank.high, 1.0)) if math.isfinite(rank.high) else math.inf
-    done = [
-        o
-        for o in observations
-        if o.point.seq_len == point.seq_len
-        and o.point.train_steps <= point.train_steps
-        and o.point.lora_rank <= point.lora_rank
-        and o.recall.exact >= wanted.recall
-    ]
-    shown = min(done, key=lambda o: (o.point.lora_rank, o.final_loss), default=None)
-    run_key = None
-    if shown is not None and shown.point.lora_rank <= upper:
-        basis, chosen, run_key = "measured", shown.point.lora_rank, shown.run_key
-    elif upper <= point.lora_rank:
-        basis, chosen = "law", int(upper)
-    elif rank.value <= point.lora_rank:
-        basis, chosen = "largest", point.lora_rank
-    else:
-        raise DataError(
-            f"to recall {wanted.recall:.4g} of the records after {point.train_steps} steps takes a"
-            f" rank of about {rank.value:.3g} by the law, and the largest allowed is"
-            f" {point.lora_rank}: train longer (--steps), allow a larger rank (--max-rank), ask for"
-            " less recall, or split the records over several adapters"
-        )
-    at = DesignPoint(chosen, point.seq_len, point.train_steps)
-    return Choice(at, basis, needed, delta, rank, run_key)
-
-
-def next_rank(rank: int, largest: int) -> int | None:
-    """The rank to try after one that recalled too little; None when it was the largest."""
-    if rank >= largest:
-        return None
-    return min(largest, rank + max(1, math.ceil(rank / 2)))

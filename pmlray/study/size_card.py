@@ -10,7 +10,8 @@ from typing import Any
 from pmlray.config.search_spec import SearchSpec
 from pmlray.law import LawSummary
 from pmlray.law.capacity import stored_bits
-from pmlray.study.size import Choice, RecordSet, Wanted
+from pmlray.study.size import RecordSet, Wanted
+from pmlray.study.size_choice import Choice
 from pmlray.types import Observation
 
 CARD_FILE = "card.json"

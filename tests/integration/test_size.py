@@ -32,7 +32,7 @@ def measured_law(folder: Path) -> Path:
     pull_model(TINY)
     records = RecordSet(PAIRS, (3,) * len(PAIRS), (6,) * len(PAIRS))
     model, probe = Model(id=TINY, dtype="float32"), Probe(placement="down_proj", layer=2)
-    spec = search_spec(records, model, probe, 16, 200, "plain")
+    spec = search_spec(records, model, probe, 32, 200, "plain")
     search = PreparedSearch(spec, resolve_model(TINY, None), TaskSource("records", 0, pairs=PAIRS))
     points = [p for p in spec.space.points() if p.train_steps == 200 and p.lora_rank != 2]
     runs = tuple(search.plan_run(point, "sft", 0, 0, "law") for point in points)

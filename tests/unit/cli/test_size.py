@@ -66,7 +66,7 @@ def test_a_dry_run_says_what_would_be_done_and_starts_nothing(
     plan = size_json("--records", records, "--out", out, "--dry-run", "--recall", "0.95")
     assert plan["n_records"] == N_RECORDS and plan["recall"] == 0.95 and plan["law"] is None
     assert plan["seq_lens"][-1] == plan["supervised_tokens"]
-    assert plan["lora_ranks"][-1] == plan["largest_rank"]
+    assert plan["lora_ranks"][-1] < plan["largest_rank"]
     assert plan["predicted_search_gpu_seconds"] > 0 and plan["predicted_training_gpu_seconds"] > 0
     assert not out.exists()
     text = invoke("size", "--model", TINY, "--records", records, "--dry-run").stdout
@@ -116,7 +116,7 @@ def stored_law(folder: Path, records: Path) -> Path:
     model = Model(id=TINY, dtype="float32")
     # The tiny model's tokens are single characters here.
     record_set = RecordSet(pairs, (3,) * len(pairs), (6,) * len(pairs))
-    spec = search_spec(record_set, model, Probe(layer=2), 16, STEPS, "plain")
+    spec = search_spec(record_set, model, Probe(layer=2), 32, STEPS, "plain")
     store = FileStore(folder)
     (folder / "search.json").write_text(spec.model_dump_json())
     for place, point in enumerate(p for p in spec.space.points() if p.train_steps == STEPS):
@@ -280,39 +280,3 @@ def test_records_beyond_the_laws_reach_are_refused_before_training(
     said = refused(DataError, *arguments, "--out", tmp_path / "out")
     assert "the largest allowed is 2" in said and "--steps" in said
     assert trained == [] and not (tmp_path / "out").exists()
-
-
-def test_recall_ends_with_1_below_its_minimum(
-    records: Path, tmp_path: Path, tiny_adapter: Path
-) -> None:
-    arguments = ["recall", "--adapter", tiny_adapter, "--records", records]
-    assert invoke(*arguments).exit_code == 0
-    assert invoke(*arguments, "--min", "0").exit_code == 0
-    below = invoke(*arguments, "--min", "0.99")
-    assert below.exit_code == 1 and "below the wanted 0.99" in below.stdout
-    assert "instead of ' 10'" in below.stdout
-    found = json.loads(invoke(*arguments, "--min", "0.99", "--json").stdout)
-    assert found["n_recalled"] == 0 and found["passed"] is False
-    assert len(found["not_recalled"]) == N_RECORDS
-
-
-def test_recall_refuses_an_adapter_of_something_else(
-    records: Path, tmp_path: Path, tiny_adapter: Path
-) -> None:
-    arguments = ["recall", "--adapter", tiny_adapter, "--records", records]
-    assert "not of smollm2-135m" in refused(ModelError, *arguments, "--model", "smollm2-135m")
-    config = json.loads((tiny_adapter / "pmlray_adapter.json").read_text())
-    (tiny_adapter / "pmlray_adapter.json").write_text(json.dumps({**config, "layer": 9}))
-    assert "adapts layer 9" in refused(ModelError, *arguments)
-    assert "holds no adapter" in refused(
-        ModelError, "recall", "--adapter", tmp_path, "--records", records
-    )
-
-
-@pytest.fixture
-def tiny_adapter(tmp_path: Path) -> Path:
-    """An adapter that changes nothing, as a store keeps it."""
-    folder = tmp_path / "store" / "adapters" / "0"
-    weights = torch.zeros(64, 2), torch.zeros(2, 64)
-    save_adapter(folder, Probe(layer=2), weights, TINY)
-    return folder

@@ -19,17 +19,15 @@ from pmlray.study.size import (
     Wanted,
     adapter_spec,
     check_capacity,
-    choose_rank,
     default_layer,
     default_steps,
     first_points,
     largest_rank,
-    loss_for_recall,
-    next_rank,
     search_spec,
     sized_spec,
 )
 from pmlray.study.size_card import Recitation, answer, describe_answer
+from pmlray.study.size_choice import choose_rank, loss_for_recall, next_rank
 from pmlray.types import DesignPoint, Observation, PlannedRun, Recall
 from tests.fakes import observe
 
@@ -95,7 +93,7 @@ def test_the_search_spans_what_the_records_can_need() -> None:
     assert largest == 64 and 32 * 1152 < 2400 * math.log2(49152) <= 64 * 1152
     steps = default_steps(300)
     spec = search_spec(records, Model(id=SMOLLM2), Probe(layer=20), largest, steps, "plain")
-    assert spec.space.lora_rank == (1, 2, 4, 8, 16, 32, 64)
+    assert spec.space.lora_rank == (1, 2, 4, 8, 16, 32)
     assert spec.space.seq_len == (300, 600, 1200, 2400)
     assert spec.space.train_steps[-1] == steps
     assert {(p.seq_len, p.train_steps) for p in spec.target_points()} == {(2400, steps)}
