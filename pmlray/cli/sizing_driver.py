@@ -30,7 +30,7 @@ from pmlray.study.size_card import (
     describe_card,
     make_card,
 )
-from pmlray.study.size_choice import Choice, next_rank
+from pmlray.study.size_choice import next_rank
 from pmlray.types import DesignPoint, Observation, Pack, PlannedRun
 
 Say = Callable[[str], None]
@@ -54,17 +54,19 @@ def run_size(
         clock.lap("law")
         choice, sized = plan.answer(law)
         say(f"[2/4] {describe_answer(sized)}")
+        # A stored law's runs may be of other records.
+        own = choice.shown if plan.stored is None else None
         trials: list[_Trial] = []
         rank: int | None = choice.point.lora_rank
         while rank is not None:
-            found = _found(plan, choice, law) if not trials else None
+            found = own if own is not None and _serves(own, rank) else None
             trial = _try(
                 plan, rank, found, kept, address, sized["predicted_gpu_seconds"], say, clock
             )
             trials.append(trial)
             if trial.recited.exact_recall >= plan.request.wanted.recall:
                 break
-            rank = next_rank(rank, plan.largest.lora_rank)
+            rank = next_rank(rank, choice, plan.largest.lora_rank)
             then = "the largest rank is reached" if rank is None else f"trying rank {rank}"
             wanted = plan.request.wanted.recall
             say(f"      {trial.recited.n_right} recalled, {wanted:.4g} wanted: {then}")
@@ -195,13 +197,9 @@ def _card(
     )
 
 
-def _found(plan: SizePlan, choice: Choice, law: LawAtHand) -> Observation | None:
-    """The run of the search whose adapter is what would be trained; a stored law may be of other
-    records."""
-    if plan.stored is not None:
-        return None
-    own = [o for o in law.observations if o.run_key == choice.run_key and o.method == METHOD]
-    return own[0] if own else None
+def _serves(run: Observation, rank: int) -> bool:
+    """Whether a run of the search has trained what would be trained now."""
+    return run.point.lora_rank == rank and run.method == METHOD
 
 
 def _train(

@@ -50,7 +50,7 @@ RECORDS_FILE = "records.jsonl"
 # The law is known well enough once its 90 % interval at the likely ranks is so narrow, as a share.
 KNOWN = 0.02
 # The search may cost so many times what the adapter itself is expected to cost.
-SEARCH_COST = 1.2
+SEARCH_COST = 1.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,8 @@ def search_spec(
         model=model,
         probe=probe,
         space=Space(lora_rank=ranks, seq_len=tuple(lengths), train_steps=tuple(steps)),
-        recipe=Recipe(batch_size=BATCH_SIZE),
+        # Records are long on a plateau before they are learnt, which stop_gain takes for the end.
+        recipe=Recipe(batch_size=BATCH_SIZE, stop_gain=0.0),
         design=Design(
             n_initial=1,
             targets=Targets(lora_rank=likely, seq_len=(total,), train_steps=(train_steps,)),
@@ -173,19 +174,16 @@ def search_spec(
 
 
 def first_points(spec: SearchSpec) -> tuple[DesignPoint, ...]:
-    """Where the search begins: small subsets at as many epochs as the whole set will get, at small
-    and middling ranks. They cost little, and from them on every choice knows the machine's rate.
+    """Where the search begins: its largest rank on the whole set, whose adapter may be the answer
+    already, with its half budget, which costs little beside it; and small ranks on the smallest
+    subset, at as many epochs. From then on every choice knows the machine's real rate.
     """
     ranks, lengths, steps = spec.space.lora_rank, spec.space.seq_len, spec.space.train_steps
-    middle = len(ranks) // 2
     points = (
+        DesignPoint(ranks[-1], lengths[-1], steps[-1]),
+        DesignPoint(ranks[-1], lengths[-1], steps[max(0, len(steps) - 2)]),
+        DesignPoint(ranks[len(ranks) // 2], lengths[0], steps[0]),
         DesignPoint(ranks[0], lengths[0], steps[0]),
-        DesignPoint(ranks[middle], lengths[0], steps[0]),
-        DesignPoint(
-            ranks[max(0, middle - 1)],
-            lengths[min(1, len(lengths) - 1)],
-            steps[min(1, len(steps) - 1)],
-        ),
     )
     return tuple(dict.fromkeys(points))
 
@@ -211,7 +209,7 @@ def adapter_spec(spec: SearchSpec, records: RecordSet, point: DesignPoint) -> Se
             seq_len=(point.seq_len,),
             train_steps=(point.train_steps,),
         ),
-        # A run that recalls everything by far need not go on; one that is flat may still end well.
+        # A run that recalls everything by far need not go on.
         recipe=spec.recipe.model_copy(update={"stop_loss": STOP_LOSS, "stop_gain": 0.0}),
         design=Design(n_initial=1),
         budget=Budget(gpu_seconds=1.0),

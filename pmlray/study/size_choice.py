@@ -27,8 +27,8 @@ class Choice:
     `basis`: `law`, its upper confidence bound; `measured`, a run of the search on the whole set
     that recalled enough below that bound; `largest`, since the bound is above it while the law's
     own estimate is not. `needed_loss` and `delta_loss` are nats per token at `point`; `rank` is the
-    law's estimate with its interval, each end one-sided at the wanted confidence. `run_key`: of the
-    run that was measured, whose adapter there is already.
+    law's estimate with its interval, each end one-sided at the wanted confidence. `shown`: the
+    smallest run of the search on the whole set that recalled enough, None where none did.
     """
 
     point: DesignPoint
@@ -36,7 +36,7 @@ class Choice:
     needed_loss: float
     delta_loss: float
     rank: Estimate
-    run_key: str | None = None
+    shown: Observation | None = None
 
 
 def loss_for_recall(
@@ -81,18 +81,20 @@ def choose_rank(
     level = 2.0 * wanted.confidence - 1.0
     rank = size_for(law.average, law.average_samples, point, delta, level).lora_rank
     upper = math.ceil(max(rank.high, 1.0)) if math.isfinite(rank.high) else math.inf
-    done = [
+    whole = [
         o
         for o in observations
         if o.point.seq_len == point.seq_len
-        and o.point.train_steps <= point.train_steps
+        and o.point.train_steps == point.train_steps
         and o.point.lora_rank <= point.lora_rank
-        and o.recall.exact >= wanted.recall
     ]
-    shown = min(done, key=lambda o: (o.point.lora_rank, o.final_loss), default=None)
-    run_key = None
+    enough = [o for o in whole if o.recall.exact >= wanted.recall]
+    shown = min(enough, key=lambda o: (o.point.lora_rank, o.final_loss), default=None)
+    below = math.inf if shown is None else shown.point.lora_rank
+    # What a run has shown to be too small is, whatever the law says.
+    upper = max([upper, *(o.point.lora_rank + 1 for o in whole if o.point.lora_rank < below)])
     if shown is not None and shown.point.lora_rank <= upper:
-        basis, chosen, run_key = "measured", shown.point.lora_rank, shown.run_key
+        basis, chosen = "measured", shown.point.lora_rank
     elif upper <= point.lora_rank:
         basis, chosen = "law", int(upper)
     elif rank.value <= point.lora_rank:
@@ -105,11 +107,14 @@ def choose_rank(
             " less recall, or split the records over several adapters"
         )
     at = DesignPoint(chosen, point.seq_len, point.train_steps)
-    return Choice(at, basis, needed, delta, rank, run_key)
+    return Choice(at, basis, needed, delta, rank, shown)
 
 
-def next_rank(rank: int, largest: int) -> int | None:
-    """The rank to try after one that recalled too little; None when it was the largest."""
+def next_rank(rank: int, choice: Choice, largest: int) -> int | None:
+    """The rank to try after one that recalled too little: one that a run has shown to do, else half
+    as much again; None when it was the largest."""
+    if choice.shown is not None and rank < choice.shown.point.lora_rank:
+        return choice.shown.point.lora_rank
     if rank >= largest:
         return None
     return min(largest, rank + max(1, math.ceil(rank / 2)))

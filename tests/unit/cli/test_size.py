@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from pmlray.backends.file_store import FileStore
 from pmlray.cli import app, sizing_driver
@@ -110,7 +109,7 @@ def test_records_that_cannot_work_are_named(tmp_path: Path) -> None:
 
 
 def stored_law(folder: Path, records: Path) -> Path:
-    """A store whose runs follow LAW, of a search on the records."""
+    """A store whose runs follow LAW, on subsets of the records."""
     rows = [json.loads(line) for line in records.read_text().splitlines()]
     pairs = tuple((row["query"], row["target"]) for row in rows)
     model = Model(id=TINY, dtype="float32")
@@ -119,7 +118,9 @@ def stored_law(folder: Path, records: Path) -> Path:
     spec = search_spec(record_set, model, Probe(layer=2), 32, STEPS, "plain")
     store = FileStore(folder)
     (folder / "search.json").write_text(spec.model_dump_json())
-    for place, point in enumerate(p for p in spec.space.points() if p.train_steps == STEPS):
+    subsets = spec.space.seq_len[:-1]
+    points = [p for p in spec.space.points() if p.train_steps == STEPS and p.seq_len in subsets]
+    for place, point in enumerate(points):
         store.put(by_law(PlannedRun(point, "sft", 0, 0, "law", f"{place:016x}"), place, 0.0))
     return folder
 

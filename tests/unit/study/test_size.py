@@ -12,7 +12,7 @@ import pytest
 from pmlray.config.models import KNOWN, SMOLLM2, TINY
 from pmlray.config.search_spec import Model, Probe
 from pmlray.errors import DataError, SpecError
-from pmlray.law import CeilingLaw, LawSummary
+from pmlray.law import CeilingLaw, Estimate, LawSummary
 from pmlray.study.result import fit_observations
 from pmlray.study.size import (
     RecordSet,
@@ -27,7 +27,7 @@ from pmlray.study.size import (
     sized_spec,
 )
 from pmlray.study.size_card import Recitation, answer, describe_answer
-from pmlray.study.size_choice import choose_rank, loss_for_recall, next_rank
+from pmlray.study.size_choice import Choice, choose_rank, loss_for_recall, next_rank
 from pmlray.types import DesignPoint, Observation, PlannedRun, Recall
 from tests.fakes import observe
 
@@ -185,6 +185,7 @@ def test_a_run_that_has_recalled_enough_beats_the_laws_bound() -> None:
     longer = seen(DesignPoint(1, total, 200), 0.01, 1.0, "longer")
     chosen = choose_rank(law, (*observations, done, longer), Wanted(0.9, 0.95), point, 8.0)
     assert chosen.basis == "measured" and chosen.point.lora_rank == shown
+    assert chosen.shown == done
 
 
 def test_records_that_the_largest_rank_cannot_hold_are_refused() -> None:
@@ -196,10 +197,27 @@ def test_records_that_the_largest_rank_cannot_hold_are_refused() -> None:
 
 
 def test_ranks_rise_by_half_up_to_the_largest() -> None:
+    at = DesignPoint(1, 800, 100)
+    choice = Choice(at, "law", 0.05, 3.95, Estimate(1.0, 1.0, 1.0))
     tried = [1]
-    while (rank := next_rank(tried[-1], 20)) is not None:
+    while (rank := next_rank(tried[-1], choice, 20)) is not None:
         tried.append(rank)
     assert tried == [1, 2, 3, 5, 8, 12, 18, 20]
+    shown = seen(DesignPoint(16, 800, 100), 0.01, 1.0, "shown")
+    assert next_rank(5, replace(choice, shown=shown), 20) == 16
+    # Should its real decoding fall short after all, the rank rises from there.
+    assert next_rank(16, replace(choice, shown=shown), 20) == 20
+
+
+def test_a_run_that_has_recalled_too_little_overrules_the_law() -> None:
+    total = 800
+    point = DesignPoint(64, total, 100)
+    observations = grid(total, (1, 2, 4))
+    law = summary_of(observations, point)
+    bound = choose_rank(law, observations, Wanted(0.9, 0.9), point, 8.0).point.lora_rank
+    failed = seen(DesignPoint(bound + 3, total, 100), 0.3, 0.5, "failed")
+    chosen = choose_rank(law, (*observations, failed), Wanted(0.9, 0.9), point, 8.0)
+    assert chosen.point.lora_rank == bound + 4
 
 
 def test_the_answer_has_bits_parameters_cost_and_interval() -> None:
