@@ -50,7 +50,7 @@ RECORDS_FILE = "records.jsonl"
 # The law is known well enough once its 90 % interval at the likely ranks is so narrow, as a share.
 KNOWN = 0.02
 # The search may cost so many times what the adapter itself is expected to cost.
-SEARCH_COST = 1.7
+SEARCH_COST = 1.2
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from pmlray.study.size import (
     sized_spec,
 )
 from pmlray.study.size_card import Recitation, answer, describe_answer
-from pmlray.study.size_choice import Choice, choose_rank, loss_for_recall, next_rank
+from pmlray.study.size_choice import Choice, choose_rank, loss_for_recall, needed_rank, next_rank
 from pmlray.types import DesignPoint, Observation, PlannedRun, Recall
 from tests.fakes import observe
 
@@ -174,18 +174,35 @@ def test_the_smallest_rank_that_the_law_is_sure_of() -> None:
     assert choices[1].point.seq_len == total and choices[1].point.train_steps == 100
 
 
-def test_a_run_that_has_recalled_enough_beats_the_laws_bound() -> None:
+def test_a_run_that_has_recalled_enough_is_taken_unless_the_law_is_sure_of_less() -> None:
     total = 800
     point = DesignPoint(64, total, 100)
-    observations = grid(total, (1, 2, 4), noise=0.3)
-    law = summary_of(observations, point)
-    bound = choose_rank(law, observations, Wanted(0.9, 0.95), point, 8.0)
-    shown = bound.point.lora_rank - 1
-    done = seen(DesignPoint(shown, total, 100), 0.01, 1.0, "done")
+    observations = grid(total, (1, 2, 4))
+    law, wanted = summary_of(observations, point), Wanted(0.9, 0.95)
+    needed = choose_rank(law, observations, wanted, point, 8.0).needed_loss
     longer = seen(DesignPoint(1, total, 200), 0.01, 1.0, "longer")
-    chosen = choose_rank(law, (*observations, done, longer), Wanted(0.9, 0.95), point, 8.0)
-    assert chosen.basis == "measured" and chosen.point.lora_rank == shown
-    assert chosen.shown == done
+    just = seen(DesignPoint(20, total, 100), needed, 1.0, "just")
+    chosen = choose_rank(law, (*observations, just, longer), wanted, point, 8.0)
+    assert chosen.basis == "measured" and chosen.point.lora_rank == 20 and chosen.shown == just
+    amply = seen(DesignPoint(40, total, 100), needed / 20.0, 1.0, "amply")
+    chosen = choose_rank(law, (*observations, amply), wanted, point, 8.0)
+    assert chosen.basis == "law" and chosen.point.lora_rank < 40 and chosen.shown == amply
+
+
+def test_a_run_on_the_whole_set_anchors_the_law() -> None:
+    total = 800
+    point = DesignPoint(64, total, 100)
+    subsets = tuple(o for o in grid(total, (1, 2, 4), noise=0.0) if o.point.seq_len < total)
+    law, needed = summary_of(subsets, point), 0.05
+    by_law = LAW.invert_rank(total, 100, BASE_LOSS - needed)
+    assert needed_rank(law, (), needed, point, 0.8).value == pytest.approx(by_law, rel=0.05)
+    # The whole set takes twice the rank that its subsets promise.
+    loss = BASE_LOSS - float(LAW.predict(6, total, 100))
+    anchor = seen(DesignPoint(12, total, 100), loss, 0.0, "anchor")
+    far = seen(DesignPoint(1, total, 100), 3.0, 0.0, "far")
+    found = needed_rank(law, (far, anchor), needed, point, 0.8)
+    for rank in (found.low, found.value, found.high):
+        assert rank == pytest.approx(2.0 * by_law, rel=0.05)
 
 
 def test_records_that_the_largest_rank_cannot_hold_are_refused() -> None:
@@ -215,9 +232,10 @@ def test_a_run_that_has_recalled_too_little_overrules_the_law() -> None:
     observations = grid(total, (1, 2, 4))
     law = summary_of(observations, point)
     bound = choose_rank(law, observations, Wanted(0.9, 0.9), point, 8.0).point.lora_rank
-    failed = seen(DesignPoint(bound + 3, total, 100), 0.3, 0.5, "failed")
+    # As low a loss as is needed, and yet too little.
+    failed = seen(DesignPoint(bound + 3, total, 100), 0.07, 0.85, "failed")
     chosen = choose_rank(law, (*observations, failed), Wanted(0.9, 0.9), point, 8.0)
-    assert chosen.point.lora_rank == bound + 4
+    assert chosen.point.lora_rank > bound + 3
 
 
 def test_the_answer_has_bits_parameters_cost_and_interval() -> None:
