@@ -1,6 +1,6 @@
 """The command line: a thin face over the library.
 
-Exit codes: 0 done, 2 bad input, 3 run failed, 130 interrupted.
+Exit codes: 0 done, 1 recall too low, 2 bad input, 3 run failed, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pmlray.cli.law_commands import fit, report, table
 from pmlray.cli.model_commands import models
 from pmlray.cli.output import set_up_logging
 from pmlray.cli.search_commands import plan, search, validate
+from pmlray.cli.size_commands import recall, size
 from pmlray.errors import PmlrayError, RunError, StoreError
 
 app = typer.Typer(
@@ -24,7 +25,8 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (validate, plan, search, compare, submit, fit, report, table):
+COMMANDS = (validate, plan, search, compare, size, recall, fit, report, table, submit)
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(doctor, name="doctor")
 app.add_typer(models, name="models")

@@ -1,0 +1,190 @@
+"""`pmlray size` and `pmlray recall`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import typer
+
+from pmlray.cli.output import JSON_OPTION, emit
+from pmlray.cli.search_commands import PROFILE_OPTION, read_profile
+from pmlray.errors import SpecError
+from pmlray.study.size import Wanted
+from pmlray.study.size_card import describe_answer
+
+RECORDS_OPTION = typer.Option(..., help="A JSONL file of {query, target} lines.")
+FORMAT_OPTION = typer.Option(None, help="How queries become prompts; by default plain text.")
+DTYPE_OPTION = typer.Option(None, help="Of the base model; by default bfloat16.")
+REVISION_OPTION = typer.Option(None, help="Commit hash of a hub model.")
+SHOWN = 10
+
+
+def size(
+    records: Path = RECORDS_OPTION,
+    model: str = typer.Option(..., help="Base model: a pulled name, a hub id or a folder."),
+    recall: float = typer.Option(0.99, help="Share of the records to recall word for word."),
+    confidence: float = typer.Option(0.9, help="How sure the rank must be to reach it."),
+    law: Path = typer.Option(None, help="Store of a records search whose law to use."),
+    out: Path = typer.Option(None, help="Folder of the results; kept and continued."),
+    steps: int = typer.Option(None, min=1, help="Optimiser steps; by default 40 epochs."),
+    max_rank: int = typer.Option(None, min=1, help="Largest rank allowed."),
+    placement: Literal["mlp", "down_proj"] = typer.Option(
+        None, help="down_proj, which PEFT loads (the default), or mlp, the paper's."
+    ),
+    layer: int = typer.Option(None, help="Adapted layer; by default two thirds up."),
+    prompt_format: Literal["plain", "chat"] = FORMAT_OPTION,
+    revision: str = REVISION_OPTION,
+    dtype: Literal["bfloat16", "float32"] = DTYPE_OPTION,
+    profile: Path = PROFILE_OPTION,
+    tracking_uri: str = typer.Option(None, help="MLflow; default: a database in the results."),
+    address: str = typer.Option(None, help="Ray cluster; default: RAY_ADDRESS or a local Ray."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be done."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Find the smallest rank that holds these records, train that adapter and check it.
+
+    Exit code 1 when even the largest rank recalls fewer records than wanted.
+    """
+    from pmlray.cli.size_plan import SizeRequest, prepare_size
+
+    plan = prepare_size(
+        SizeRequest(
+            records, model, revision, dtype, Wanted(recall, confidence), law, out, placement,
+            layer, prompt_format, steps, max_rank, read_profile(profile),
+        )
+    )  # fmt: skip
+    if dry_run:
+        found = plan.to_json()
+        emit(found, _describe_plan(found), as_json)
+        return
+    with _train_extra():
+        import pmlray.backends.ray_train
+        import pmlray.engine.measure  # noqa: F401
+    from pmlray.cli.progress import live_progress
+    from pmlray.cli.sizing_driver import run_size
+
+    try:
+        # Ray and Tune print as they please; stdout is for the result alone.
+        with contextlib.redirect_stdout(sys.stderr):
+            found = run_size(
+                plan, address, tracking_uri, lambda line: typer.echo(line, err=True), live_progress
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; the same command continues from {plan.out}", err=True)
+        raise typer.Exit(130) from None
+    emit(found, _describe_size(found), as_json)
+    if not found["recall"]["reached"]:
+        raise typer.Exit(1)
+
+
+def recall(
+    adapter: Path = typer.Option(..., help="An adapter's folder: of pmlray size, or of a store."),
+    records: Path = RECORDS_OPTION,
+    least: float = typer.Option(
+        None, "--min", min=0.0, max=1.0, help="Exit code 1 when exact recall is below this share."
+    ),
+    model: str = typer.Option(None, help="Base model; by default the adapter's own."),
+    prompt_format: Literal["plain", "chat"] = FORMAT_OPTION,
+    revision: str = REVISION_OPTION,
+    dtype: Literal["bfloat16", "float32"] = DTYPE_OPTION,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Check which records an adapter recalls word for word, by real greedy decoding."""
+    with _train_extra():
+        from pmlray.cli.recall_driver import RecallRequest, check_recall, prepare_recall
+
+    search = prepare_recall(RecallRequest(adapter, records, model, revision, dtype, prompt_format))
+    with contextlib.redirect_stdout(sys.stderr):
+        recited = check_recall(search, adapter, lambda line: typer.echo(line, err=True))
+    passed = None if least is None else recited.exact_recall >= least
+    found = {
+        "adapter": str(adapter),
+        "model": search.source.identity,
+        "n_records": len(recited.pairs),
+        "n_recalled": recited.n_right,
+        "exact_recall": recited.exact_recall,
+        "min": least,
+        "passed": passed,
+        "not_recalled": recited.missed(),
+    }
+    emit(found, _describe_recall(found), as_json)
+    if passed is False:
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _train_extra() -> Iterator[None]:
+    """Imports that need the train extra say so when it is missing."""
+    try:
+        yield
+    except ImportError as error:
+        raise SpecError(
+            f"training and decoding need the train extra ({error}); run:"
+            " pip install 'pmlray[train]'"
+        ) from error
+
+
+def _describe_plan(plan: dict[str, Any]) -> str:
+    law = plan["law"]
+    search = (
+        f"use the law in {law}"
+        if law is not None
+        else f"search the law with ranks {plan['lora_ranks']} on subsets of {plan['seq_lens']}"
+        f" tokens, about {plan['predicted_search_gpu_seconds']:.0f} {plan['device']}-seconds"
+    )
+    probe, sized = plan["probe"], plan["answer"]
+    chosen = [] if sized is None else [f"   {line}" for line in describe_answer(sized).splitlines()]
+    return "\n".join(
+        [
+            f"{plan['n_records']} records, {plan['supervised_tokens']} target tokens, at"
+            f" {probe['placement']} of layer {probe['layer']} of {plan['model']}",
+            f"1. {search}",
+            f"2. choose the rank for a recall of {plan['recall']:.4g} at"
+            f" {100 * plan['confidence']:.4g} % confidence, at most {plan['largest_rank']}",
+            *chosen,
+            f"3. train it on all records for {plan['train_steps']} steps, about"
+            f" {plan['predicted_training_gpu_seconds']:.0f} {plan['device']}-seconds",
+            "4. check it by greedy decoding; a larger rank if it recalls too little",
+            f"results in {plan['out']}; costs are guesses until something is measured",
+        ]
+    )
+
+
+def _describe_size(found: dict[str, Any]) -> str:
+    recall, own, cost = found["recall"], found["adapter"], found["cost"]
+    walls = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in cost["wall_seconds"].items())
+    lines = [
+        f"rank {own['lora_rank']} recalls {recall['n_recalled']} of {found['holds']['n_records']}"
+        f" records word for word ({recall['exact_recall']:.4f}; {recall['wanted']:.4g} wanted)",
+        describe_answer(found["sized"]),
+        f"spent {cost['search_gpu_seconds']:.0f} gpu_seconds on the law and"
+        f" {cost['training_gpu_seconds']:.0f} on training; wall time: {walls}",
+        f"adapter, card and the records not recalled: {found['adapter_folder']}",
+    ]
+    if not recall["reached"]:
+        lines.append(
+            "even the largest rank recalls too little: train longer (--steps), allow a larger rank"
+            " (--max-rank), or split the records over several adapters"
+        )
+    return "\n".join(lines)
+
+
+def _describe_recall(found: dict[str, Any]) -> str:
+    missed = found["not_recalled"]
+    lines = [
+        f"{found['n_recalled']} of {found['n_records']} records recalled word for word"
+        f" ({found['exact_recall']:.4f})"
+    ]
+    lines += [
+        f"  {row['query']!r}: {row['answer']!r} instead of {row['target']!r}"
+        for row in missed[:SHOWN]
+    ]
+    if len(missed) > SHOWN:
+        lines.append(f"  and {len(missed) - SHOWN} more; --json lists them all")
+    if found["passed"] is False:
+        lines.append(f"below the wanted {found['min']:.4g}")
+    return "\n".join(lines)

@@ -1,0 +1,192 @@
+"""What an adapter's card says, as JSON and as text: what it holds, by what law, at what cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pmlray.config.search_spec import SearchSpec
+from pmlray.law import LawSummary
+from pmlray.law.capacity import stored_bits
+from pmlray.study.size import RecordSet, Wanted
+from pmlray.study.size_choice import Choice
+from pmlray.types import Observation
+
+CARD_FILE = "card.json"
+TEXT_FILE = "README.md"
+NOT_RECALLED_FILE = "not_recalled.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Recitation:
+    """What greedy decoding answered to every (query, target), and whether it was the target."""
+
+    pairs: tuple[tuple[str, str], ...]
+    answers: tuple[str, ...]
+    right: tuple[bool, ...]
+
+    @property
+    def n_right(self) -> int:
+        """Records recalled word for word."""
+        return sum(self.right)
+
+    @property
+    def exact_recall(self) -> float:
+        """Their share."""
+        return self.n_right / len(self.right)
+
+    def missed(self) -> list[dict[str, str]]:
+        """The others, with what was decoded instead."""
+        return [
+            {"query": query, "target": target, "answer": answer}
+            for (query, target), answer, right in zip(
+                self.pairs, self.answers, self.right, strict=True
+            )
+            if not right
+        ]
+
+
+def plain(number: float) -> float | None:
+    """A number as JSON has it: inf becomes null."""
+    return number if math.isfinite(number) else None
+
+
+def answer(
+    choice: Choice, wanted: Wanted, params_per_rank: int, gpu_seconds: float
+) -> dict[str, Any]:
+    """What `pmlray size` answers before it trains: JSON types, inf as null.
+
+    gpu_seconds: predicted for training an adapter of the chosen rank.
+    """
+    point = choice.point
+    n_params = point.lora_rank * params_per_rank
+    bits = stored_bits(choice.delta_loss, point.seq_len, n_params)
+    return {
+        "lora_rank": point.lora_rank,
+        "basis": choice.basis,
+        "law_lora_rank": plain(choice.rank.value),
+        "interval": [plain(choice.rank.low), plain(choice.rank.high)],
+        "confidence": wanted.confidence,
+        "parameters": n_params,
+        "bits": bits.total,
+        "bits_per_parameter": bits.per_param,
+        "supervised_tokens": point.seq_len,
+        "train_steps": point.train_steps,
+        "needed_loss": choice.needed_loss,
+        "needed_delta_loss": choice.delta_loss,
+        "predicted_gpu_seconds": gpu_seconds,
+    }
+
+
+def describe_answer(found: Mapping[str, Any]) -> str:
+    """The answer in two lines."""
+    low, high = ("inf" if x is None else f"{x:.3g}" for x in found["interval"])
+    value = found["law_lora_rank"]
+    why = {
+        "law": f"the law's bound at {100 * found['confidence']:.4g} % confidence",
+        "measured": "a run of the search at this rank recalled enough",
+        "largest": "the largest allowed; the law's bound lies above it, its estimate does not",
+    }[found["basis"]]
+    return (
+        f"rank {found['lora_rank']}: {why} (estimate"
+        f" {'inf' if value is None else f'{value:.3g}'}, one-sided bounds {low} and {high})\n"
+        f"{found['parameters']} parameters for {found['bits']:.0f} bits in"
+        f" {found['supervised_tokens']} tokens, about {found['predicted_gpu_seconds']:.0f}"
+        f" gpu_seconds for {found['train_steps']} steps; needs a loss of at most"
+        f" {found['needed_loss']:.3g} nats per token"
+    )
+
+
+def make_card(
+    spec: SearchSpec,
+    identity: str,
+    records: RecordSet,
+    wanted: Wanted,
+    sized: Mapping[str, Any],
+    law: LawSummary,
+    adapter: Observation,
+    attempts: Sequence[Mapping[str, Any]],
+    cost: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The card of the adapter that is kept.
+
+    spec: of its training; identity: of the base model's weights; adapter: its observation;
+    attempts: of every rank tried, the kept one's recall by real decoding among them.
+    """
+    kept = next(a for a in attempts if a["run_key"] == adapter.run_key)
+    n_params = sized["parameters"] // sized["lora_rank"] * adapter.point.lora_rank
+    bits = stored_bits(adapter.delta_loss, adapter.supervised_tokens, n_params)
+    return {
+        "base_model": {
+            "id": spec.model.id,
+            "revision": spec.model.revision,
+            "identity": identity,
+            "dtype": spec.model.dtype,
+        },
+        "prompt_format": spec.task.prompt_format,
+        "adapter": {
+            "lora_rank": adapter.point.lora_rank,
+            **spec.probe.model_dump(),
+            "parameters": n_params,
+            "method": adapter.method,
+            "train_steps": adapter.point.train_steps,
+            "recipe": spec.recipe.model_dump(),
+        },
+        "holds": {
+            "n_records": len(records.pairs),
+            "supervised_tokens": adapter.supervised_tokens,
+            "content_hash": records.content_hash,
+            "base_loss": adapter.base_loss,
+            "final_loss": adapter.final_loss,
+            "bits": bits.total,
+            "bits_per_parameter": bits.per_param,
+        },
+        "recall": {
+            "wanted": wanted.recall,
+            "reached": kept["exact_recall"] >= wanted.recall,
+            "exact_recall": kept["exact_recall"],
+            "n_recalled": kept["n_recalled"],
+            "checked_by": "greedy decoding of every record",
+        },
+        "sized": dict(sized),
+        "law": {
+            **law.fit.law.to_json(),
+            "status": str(law.fit.status),
+            "n_obs": law.fit.n_obs,
+            "weights": dict(law.weights),
+            "headline": law.headline,
+        },
+        "attempts": [dict(attempt) for attempt in attempts],
+        "cost": dict(cost),
+    }
+
+
+def describe_card(card: Mapping[str, Any]) -> str:
+    """The card for people, as Markdown."""
+    base, own, holds = card["base_model"], card["adapter"], card["holds"]
+    recall, sized, law, cost = card["recall"], card["sized"], card["law"], card["cost"]
+    pinned = f" at {base['revision']}" if base["revision"] else ""
+    tries = ", ".join(
+        f"rank {a['lora_rank']} recalled {a['n_recalled']} ({a['exact_recall']:.4f})"
+        for a in card["attempts"]
+    )
+    return f"""# Adapter of rank {own["lora_rank"]} for {base["id"]}{pinned}
+
+Holds {holds["n_records"]} records ({holds["supervised_tokens"]} target tokens, content
+{holds["content_hash"]}) with {own["parameters"]} parameters at {own["placement"]} of layer
+{own["layer"]}: {holds["bits"]:.0f} bits, {holds["bits_per_parameter"]:.3g} a parameter. Prompts are
+the queries in the {card["prompt_format"]} format, in {base["dtype"]}.
+
+Recall: {recall["n_recalled"]} of {holds["n_records"]} records word for word
+({recall["exact_recall"]:.4f}; {recall["wanted"]:.4g} wanted), checked by {recall["checked_by"]}.
+Those missed are in {NOT_RECALLED_FILE}. Tried: {tries}.
+
+Sized by: {describe_answer(sized)}
+
+Law: {law["form"]} form from {law["n_obs"]} runs, status {law["status"]}. {law["headline"]}
+
+Cost: {cost["search_gpu_seconds"]:.0f} gpu_seconds for the law, {cost["training_gpu_seconds"]:.0f}
+for adapters beside it ({own["train_steps"]} steps of {own["method"]}), unit {cost["unit"]}.
+"""

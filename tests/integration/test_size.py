@@ -1,0 +1,73 @@
+"""From records and a stored law to a checked adapter: training through real Ray and DeepSpeed.
+
+The law is measured in this process, without Ray, which test_search has for the search.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pmlray.backends.file_store import FileStore
+from pmlray.config.models import TINY, resolve_model
+from pmlray.config.prepared import PreparedSearch
+from pmlray.config.search_spec import Model, Probe
+from pmlray.engine.measure import measure_pack
+from pmlray.engine.pull import pull_model
+from pmlray.engine.stepper import TorchStepper
+from pmlray.memory import TaskSource
+from pmlray.study.size import RecordSet, search_spec
+from pmlray.types import Pack
+from tests.integration.conftest import pmlray
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+PAIRS = tuple((f"key {i}:", f" {7 * i + 10}") for i in range(8))
+
+
+def measured_law(folder: Path) -> Path:
+    """The store of a search whose grid is measured at its longest budget and ranks 1 to 16."""
+    pull_model(TINY)
+    records = RecordSet(PAIRS, (3,) * len(PAIRS), (6,) * len(PAIRS))
+    model, probe = Model(id=TINY, dtype="float32"), Probe(placement="down_proj", layer=2)
+    spec = search_spec(records, model, probe, 32, 200, "plain")
+    search = PreparedSearch(spec, resolve_model(TINY, None), TaskSource("records", 0, pairs=PAIRS))
+    points = [p for p in spec.space.points() if p.train_steps == 200 and p.lora_rank != 2]
+    runs = tuple(search.plan_run(point, "sft", 0, 0, "law") for point in points)
+    store = FileStore(folder)
+    measure_pack(search, Pack(0, runs), store, store.adapters, TorchStepper, {})
+    (folder / "search.json").write_text(spec.model_dump_json())
+    return folder
+
+
+def test_size_then_recall(tmp_path: Path) -> None:
+    records, out = tmp_path / "facts.jsonl", tmp_path / "out"
+    rows = [{"query": query, "target": target} for query, target in PAIRS]
+    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [
+        "size", "--records", str(records), "--model", TINY, "--recall", "0.6", "--json",
+        "--law", str(measured_law(tmp_path / "law")), "--out", str(out),
+    ]  # fmt: skip
+    code, stdout, stderr = pmlray(*arguments)
+    assert code == 0, stderr[-3000:]
+    found = json.loads(stdout)
+    sized, recall, last = found["sized"], found["recall"], found["attempts"][-1]
+    assert recall["reached"] and recall["n_recalled"] >= 5
+    assert found["attempts"][0]["lora_rank"] == sized["lora_rank"] <= 16
+    assert last["lora_rank"] == found["adapter"]["lora_rank"]
+    assert sized["bits"] > 0 and sized["predicted_gpu_seconds"] > 0
+    assert [f"[{stage}/4]" in stderr for stage in (1, 2, 3, 4)] == [True] * 4
+    # The teacher-forced pass and real decoding agree on what is recalled.
+    training = out / "training" / "observations" / f"{last['run_key']}.json"
+    measured = json.loads(training.read_text())["recall"]["exact"]
+    assert measured == pytest.approx(recall["exact_recall"])
+
+    check = ["recall", "--adapter", str(out / "adapter"), "--records", str(records), "--json"]
+    code, stdout, stderr = pmlray(*check, "--min", "0.6")
+    assert code == 0, stderr[-3000:]
+    checked = json.loads(stdout)
+    assert checked["n_recalled"] == recall["n_recalled"]
+    missed = (out / "adapter" / "not_recalled.jsonl").read_text().splitlines()
+    assert checked["not_recalled"] == [json.loads(line) for line in missed]

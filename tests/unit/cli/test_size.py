@@ -1,0 +1,283 @@
+"""`pmlray size` and `pmlray recall` as a user calls them, without training anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from pmlray.backends.file_store import FileStore
+from pmlray.cli import app, sizing_driver
+from pmlray.cli.driver import SearchRun
+from pmlray.cli.size_plan import SizePlan
+from pmlray.config.models import TINY
+from pmlray.config.prepared import PreparedSearch
+from pmlray.config.search_spec import Model, Probe
+from pmlray.engine.peft_io import save_adapter
+from pmlray.engine.recite import read_adapter
+from pmlray.errors import DataError, ModelError, PmlrayError, SpecError, StoreError
+from pmlray.law import CeilingLaw
+from pmlray.study.size import RecordSet, search_spec
+from pmlray.study.size_card import Recitation
+from pmlray.types import Observation, PlannedRun, Recall
+from tests.fakes import observe
+
+runner = CliRunner()
+N_RECORDS, STEPS = 6, 150
+# It promises that rank 5 holds the records.
+LAW = CeilingLaw(18.2, 0.5, 0.4, 0.0, 5.0, 7.5)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    path = tmp_path / "facts.jsonl"
+    rows = [{"query": f"key {i}:", "target": f" {7 * i + 10}"} for i in range(N_RECORDS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return runner.invoke(app, [str(a) for a in arguments])
+
+
+def refused(kind: type[PmlrayError], *arguments: str | Path) -> str:
+    result = invoke(*arguments)
+    assert isinstance(result.exception, kind), result.output
+    return str(result.exception)
+
+
+def size_json(*arguments: str | Path, code: int = 0) -> dict[str, Any]:
+    result = invoke("size", "--model", TINY, *arguments, "--json")
+    assert result.exit_code == code, (result.output, result.exception)
+    return json.loads(result.stdout)
+
+
+def test_a_dry_run_says_what_would_be_done_and_starts_nothing(
+    records: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    plan = size_json("--records", records, "--out", out, "--dry-run", "--recall", "0.95")
+    assert plan["n_records"] == N_RECORDS and plan["recall"] == 0.95 and plan["law"] is None
+    assert plan["seq_lens"][-1] == plan["supervised_tokens"]
+    assert plan["lora_ranks"][-1] < plan["largest_rank"]
+    assert plan["predicted_search_gpu_seconds"] > 0 and plan["predicted_training_gpu_seconds"] > 0
+    assert not out.exists()
+    text = invoke("size", "--model", TINY, "--records", records, "--dry-run").stdout
+    assert "recall of 0.99 at 90 % confidence" in text and "greedy decoding" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "says"),
+    [
+        (["--recall", "0"], SpecError, "--recall is 0; it is a share"),
+        (["--recall", "1.5"], SpecError, "--recall is 1.5"),
+        (["--confidence", "1"], SpecError, "--confidence is 1"),
+        (["--layer", "4"], SpecError, "--layer is 4, but tiny-random-llama has layers 0 to 3"),
+        (["--max-rank", "65"], SpecError, "hidden width of 64"),
+        (["--model", "no-such-model"], ModelError, "neither a folder here, nor a hub id"),
+        (["--model", "owner/model"], ModelError, "revision is needed"),
+        (["--records", "missing.jsonl"], DataError, "missing.jsonl: cannot be read"),
+        (["--law", "missing"], StoreError, "no store of a search"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_starts(
+    records: Path, tmp_path: Path, options: list[str], kind: type[PmlrayError], says: str
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["size", "--model", TINY, "--records", records, "--out", out, *options]
+    assert says in refused(kind, *arguments)
+    assert not out.exists()
+
+
+def test_records_that_cannot_work_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "facts.jsonl"
+    path.write_text('{"query": "a", "target": "b"}\n{"query": "c"}\n')
+    size = ["size", "--model", TINY, "--records", path]
+    assert "facts.jsonl, line 2" in refused(DataError, *size)
+    path.write_text(json.dumps({"query": "a", "target": "b " * 1100}))
+    assert "record 1 needs" in refused(DataError, *size)
+    path.write_text(
+        "".join(json.dumps({"query": f"q{i}", "target": "b " * 300}) + "\n" for i in range(2))
+    )
+    assert "--max-rank" in refused(DataError, *size, "--max-rank", "1")
+
+
+def stored_law(folder: Path, records: Path) -> Path:
+    """A store whose runs follow LAW, on subsets of the records."""
+    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    pairs = tuple((row["query"], row["target"]) for row in rows)
+    model = Model(id=TINY, dtype="float32")
+    # The tiny model's tokens are single characters here.
+    record_set = RecordSet(pairs, (3,) * len(pairs), (6,) * len(pairs))
+    spec = search_spec(record_set, model, Probe(layer=2), 32, STEPS, "plain")
+    store = FileStore(folder)
+    (folder / "search.json").write_text(spec.model_dump_json())
+    subsets = spec.space.seq_len[:-1]
+    points = [p for p in spec.space.points() if p.train_steps == STEPS and p.seq_len in subsets]
+    for place, point in enumerate(points):
+        store.put(by_law(PlannedRun(point, "sft", 0, 0, "law", f"{place:016x}"), place, 0.0))
+    return folder
+
+
+def by_law(run: PlannedRun, place: int, exact: float) -> Observation:
+    """What a run that follows LAW measures."""
+    point = run.point
+    delta = float(LAW.predict(point.lora_rank, point.seq_len, point.train_steps))
+    return replace(
+        observe(run, 0, place, 0.0, 1e-4),
+        base_loss=7.5,
+        final_loss=7.5 - delta,
+        recall=Recall(exact, exact, exact, 0),
+        provenance={
+            "model": TINY,
+            "gpu_seconds_unit": "CPU core",
+            "versions": {},
+            "device_name": "x",
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "says"),
+    [
+        ({}, ["--layer", "1"], "measured with --layer 2, not 1"),
+        ({}, ["--dtype", "bfloat16"], "measured with --dtype float32"),
+        ({}, ["--prompt-format", "chat"], "measured with --prompt-format plain"),
+        ({}, ["--steps", "7"], "not at 7; use one of those"),
+        ({"task": "phonebook"}, [], "its search memorised phonebook"),
+        ({"model": "another"}, [], "its law is of another, not of tiny-random-llama"),
+    ],
+)
+def test_a_law_of_something_else_is_refused(
+    records: Path, tmp_path: Path, changed: dict[str, str], options: list[str], says: str
+) -> None:
+    store = stored_law(tmp_path / "law", records)
+    spec = json.loads((store / "search.json").read_text())
+    if "task" in changed:
+        spec["task"] = {"kind": changed["task"]}
+    if "model" in changed:
+        spec["model"]["id"] = changed["model"]
+        for path in (store / "observations").iterdir():
+            row = json.loads(path.read_text()) | {"provenance": {"model": changed["model"]}}
+            path.write_text(json.dumps(row))
+    (store / "search.json").write_text(json.dumps(spec))
+    arguments = ["size", "--model", TINY, "--records", records, "--law", store, *options]
+    assert says in refused(SpecError, *arguments)
+
+
+HOLDS = 8
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Stands for Ray and the decoder: adapters from rank HOLDS on recite everything, smaller ones
+    all but one record. Tells which ranks were trained."""
+    ranks: list[int] = []
+
+    def measure(
+        search: PreparedSearch,
+        store: FileStore,
+        runs: Sequence[PlannedRun],
+        plan: SizePlan,
+        address: str | None,
+    ) -> None:
+        done = {o.run_key for o in store.observations()}
+        for run in (run for run in runs if run.run_key not in done):
+            ranks.append(run.point.lora_rank)
+            store.put(by_law(run, 0, 0.0))
+            weights = torch.zeros(64, run.point.lora_rank), torch.zeros(run.point.lora_rank, 64)
+            save_adapter(store.adapters / run.run_key, search.spec.probe, weights, TINY)
+
+    def check(search: PreparedSearch, folder: Path, say: object) -> Recitation:
+        pairs = search.task.pairs or ()
+        right = [True] * len(pairs)
+        right[0] = read_adapter(folder).lora_rank >= HOLDS
+        return Recitation(pairs, tuple(target for _, target in pairs), tuple(right))
+
+    monkeypatch.setattr(sizing_driver, "_measure", measure)
+    monkeypatch.setattr(sizing_driver, "check_recall", check)
+    return ranks
+
+
+def test_the_rank_rises_until_the_check_passes_and_is_found_again(
+    records: Path, tmp_path: Path, trained: list[int]
+) -> None:
+    law, out = stored_law(tmp_path / "law", records), tmp_path / "out"
+    options = ["--records", records, "--law", law, "--out", out, "--recall", "0.9"]
+    planned = size_json(*options, "--dry-run")
+    assert planned["answer"]["lora_rank"] == 5 and trained == []
+    found = size_json(*options)
+    assert found["sized"] == planned["answer"]
+    assert trained == [5, 8] == [attempt["lora_rank"] for attempt in found["attempts"]]
+    assert found["sized"]["lora_rank"] == 5 and found["adapter"]["lora_rank"] == 8
+    assert found["recall"]["reached"] and found["recall"]["n_recalled"] == N_RECORDS
+    assert found["cost"]["search_gpu_seconds"] == 0.0 < found["cost"]["training_gpu_seconds"]
+    folder = out / "adapter"
+    card = json.loads((folder / "card.json").read_text())
+    assert card["recall"] == found["recall"] and card["holds"]["n_records"] == N_RECORDS
+    assert "rank 8" in (folder / "README.md").read_text()
+    assert (folder / "not_recalled.jsonl").read_text() == ""
+    assert read_adapter(folder).lora_rank == 8
+
+    assert size_json(*options)["attempts"] == found["attempts"]
+    assert trained == [5, 8]
+
+
+def test_the_best_adapter_is_kept_where_no_rank_recalls_enough(
+    records: Path, tmp_path: Path, trained: list[int]
+) -> None:
+    law, out = stored_law(tmp_path / "law", records), tmp_path / "out"
+    options = ["--records", records, "--law", law, "--out", out, "--max-rank", "7"]
+    found = size_json(*options, "--recall", "0.9", code=1)
+    assert trained == [5, 7] and not found["recall"]["reached"]
+    missed = [json.loads(x) for x in (out / "adapter/not_recalled.jsonl").read_text().splitlines()]
+    assert [row["query"] for row in missed] == ["key 0:"]
+    text = invoke("size", "--model", TINY, *options, "--recall", "0.9")
+    assert text.exit_code == 1 and "even the largest rank recalls too little" in text.stdout
+
+
+def test_an_adapter_of_the_search_that_recalls_enough_is_not_trained_again(
+    records: Path, tmp_path: Path, trained: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(run: SearchRun, announce: object) -> dict[str, Any]:
+        store, prepared = FileStore(run.store), run.search
+        (run.store / "search.json").write_text(prepared.spec.model_dump_json())
+        for place, point in enumerate(prepared.spec.space.points()):
+            planned = prepared.plan_run(point, "sft", 1, 0, "law")
+            whole = point.seq_len == prepared.spec.space.seq_len[-1] and point.lora_rank >= 4
+            store.put(by_law(planned, place, float(whole and point.train_steps == STEPS)))
+            weights = torch.zeros(128, point.lora_rank), torch.zeros(point.lora_rank, 64)
+            save_adapter(store.adapters / planned.run_key, prepared.spec.probe, weights, TINY)
+        return {}
+
+    monkeypatch.setattr(sizing_driver, "run_search", search)
+    out = tmp_path / "out"
+    options = ["--records", records, "--out", out, "--steps", str(STEPS), "--max-rank", "16"]
+    found = size_json(*options, "--recall", "0.8")
+    assert found["sized"]["basis"] == "measured" and found["sized"]["lora_rank"] == 4
+    (attempt,) = found["attempts"]
+    assert attempt["in_search"] and attempt["lora_rank"] == 4
+    assert found["cost"]["training_gpu_seconds"] == 0.0 < found["cost"]["search_gpu_seconds"]
+    assert not list((out / "training" / "observations").iterdir())
+    assert read_adapter(out / "adapter").probe.placement == "down_proj"
+
+    other = tmp_path / "other.jsonl"
+    other.write_text(records.read_text().replace(" 10", " 11"))
+    options[1] = other
+    assert "choose another --out" in refused(StoreError, "size", "--model", TINY, *options)
+
+
+def test_records_beyond_the_laws_reach_are_refused_before_training(
+    records: Path, tmp_path: Path, trained: list[int]
+) -> None:
+    law = stored_law(tmp_path / "law", records)
+    arguments = ["size", "--model", TINY, "--records", records, "--law", law, "--max-rank", "2"]
+    said = refused(DataError, *arguments, "--out", tmp_path / "out")
+    assert "the largest allowed is 2" in said and "--steps" in said
+    assert trained == [] and not (tmp_path / "out").exists()

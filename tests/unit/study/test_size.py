@@ -1,0 +1,261 @@
+"""Which rank records need: the search's shape, the loss that recall takes, the choice, the card."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pmlray.config.models import KNOWN, SMOLLM2, TINY
+from pmlray.config.search_spec import Model, Probe
+from pmlray.errors import DataError, SpecError
+from pmlray.law import CeilingLaw, Estimate, LawSummary
+from pmlray.study.result import fit_observations
+from pmlray.study.size import (
+    RecordSet,
+    Wanted,
+    adapter_spec,
+    check_capacity,
+    default_layer,
+    default_steps,
+    first_points,
+    largest_rank,
+    search_spec,
+    sized_spec,
+)
+from pmlray.study.size_card import Recitation, answer, describe_answer
+from pmlray.study.size_choice import Choice, choose_rank, loss_for_recall, needed_rank, next_rank
+from pmlray.types import DesignPoint, Observation, PlannedRun, Recall
+from tests.fakes import observe
+
+LN2 = math.log(2.0)
+BASE_LOSS = 4.0
+LAW = CeilingLaw(30.0, 0.9, 0.5, 0.0, 3.0, BASE_LOSS)
+
+
+def records_of(n: int, tokens: int = 8) -> RecordSet:
+    pairs = tuple((f"q{i}", f"t{i}") for i in range(n))
+    return RecordSet(pairs, (tokens,) * n, (6,) * n)
+
+
+def seen(point: DesignPoint, final_loss: float, exact: float, key: str) -> Observation:
+    run = PlannedRun(point, "sft", 0, 0, "law", f"{hash(key) % 2**32:x}")
+    return replace(
+        observe(run, 0, 0, 0.0, 1e-3),
+        base_loss=BASE_LOSS,
+        final_loss=final_loss,
+        recall=Recall(exact, exact, exact, 0),
+    )
+
+
+def grid(total: int, ranks: tuple[int, ...], noise: float = 0.02) -> tuple[Observation, ...]:
+    """The known law on a grid of ranks and lengths, whose small runs recall by their loss."""
+    rng = np.random.default_rng(0)
+    found = []
+    for rank in ranks:
+        for length in (total // 8, total // 4, total // 2, total):
+            delta = float(LAW.predict(rank, length, 100)) + noise * rng.standard_normal()
+            loss = max(BASE_LOSS - delta, 1e-3)
+            exact = float(loss < 0.05)
+            found.append(seen(DesignPoint(rank, length, 100), loss, exact, f"{rank}-{length}"))
+    return tuple(found)
+
+
+def summary_of(observations: tuple[Observation, ...], point: DesignPoint) -> LawSummary:
+    records = records_of(100)
+    spec = search_spec(
+        records, Model(id=TINY), Probe(layer=1), point.lora_rank, point.train_steps, "plain"
+    )
+    law = fit_observations(sized_spec(spec, point), observations)
+    assert law is not None
+    return law
+
+
+@pytest.mark.parametrize("recall", [0.0, -0.1, 1.01, math.nan])
+def test_a_recall_outside_its_range_is_refused(recall: float) -> None:
+    with pytest.raises(SpecError, match=r"--recall .* above 0 and at most 1"):
+        Wanted(recall, 0.9)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.4, 1.0, math.nan])
+def test_a_confidence_outside_its_range_is_refused(confidence: float) -> None:
+    with pytest.raises(SpecError, match="--confidence"):
+        Wanted(0.99, confidence)
+
+
+def test_the_search_spans_what_the_records_can_need() -> None:
+    records, geometry = records_of(300, 8), KNOWN[SMOLLM2]
+    largest = largest_rank(records, geometry, "mlp")
+    # A power of two that gives every token as many parameters as a vocabulary of 49152 has bits.
+    assert largest == 64 and 32 * 1152 < 2400 * math.log2(49152) <= 64 * 1152
+    steps = default_steps(300)
+    spec = search_spec(records, Model(id=SMOLLM2), Probe(layer=20), largest, steps, "plain")
+    assert spec.space.lora_rank == (1, 2, 4, 8, 16, 32)
+    assert spec.space.seq_len == (300, 600, 1200, 2400)
+    assert spec.space.train_steps[-1] == steps
+    assert {(p.seq_len, p.train_steps) for p in spec.target_points()} == {(2400, steps)}
+    assert set(first_points(spec)) <= set(spec.space.points())
+    again = search_spec(records, Model(id=SMOLLM2), Probe(layer=20), largest, steps, "plain")
+    assert again.search_id == spec.search_id
+    other = search_spec(
+        records_of(300, 9), Model(id=SMOLLM2), Probe(layer=20), largest, steps, "plain"
+    )
+    assert other.search_id != spec.search_id
+
+
+def test_one_record_makes_a_search_too() -> None:
+    records, geometry = records_of(1, 5), KNOWN[TINY]
+    largest = largest_rank(records, geometry, "mlp")
+    spec = search_spec(records, Model(id=TINY), Probe(layer=1), largest, 3, "plain")
+    assert spec.space.seq_len == (5,) and spec.space.train_steps[-1] == 3
+    assert set(first_points(spec)) <= set(spec.space.points())
+
+
+def test_the_adapter_is_trained_as_in_the_search_but_not_stopped_for_being_flat() -> None:
+    records = records_of(20)
+    spec = search_spec(records, Model(id=TINY), Probe(layer=1), 8, 100, "chat")
+    own = adapter_spec(spec, records, DesignPoint(8, 160, 100))
+    assert own.recipe.stop_gain == 0.0 and own.recipe.learning_rate == spec.recipe.learning_rate
+    assert own.space.points() == (DesignPoint(8, 160, 100),)
+    assert own.task.prompt_format == "chat" and own.probe == spec.probe
+
+
+def test_the_papers_layers() -> None:
+    assert default_layer(KNOWN["Qwen/Qwen3-8B"]) == 24 and default_layer(KNOWN[SMOLLM2]) == 20
+
+
+def test_records_beyond_any_adapter_are_refused_with_the_rank_they_need() -> None:
+    records = records_of(1000, 8)
+    with pytest.raises(DataError, match=r"8000 tokens.*rank 1 .*at least 2 \(--max-rank\)"):
+        check_capacity(records, 1, 1152)
+    check_capacity(records, 2, 1152)
+
+
+def test_the_loss_that_recall_takes_is_read_off_the_runs() -> None:
+    at = DesignPoint(4, 800, 100)
+    runs = [(0.004, 1.0), (0.03, 1.0), (0.05, 0.97), (0.06, 1.0), (0.2, 0.7), (1.0, 0.0)]
+    observations = [seen(at, loss, exact, f"{loss}") for loss, exact in runs]
+    # At 0.05 and 0.06 the runs disagree and pool to 0.985.
+    assert loss_for_recall(observations, 0.99, 8.0) == 0.03
+    assert loss_for_recall(observations, 0.98, 8.0) == 0.06
+    assert loss_for_recall(observations, 0.7, 8.0) == 0.2
+    assert loss_for_recall(observations[::-1], 0.99, 8.0) == 0.03
+
+
+def test_where_no_run_recalls_enough_the_loss_keeps_tokens_below_ln_2() -> None:
+    observations = [seen(DesignPoint(4, 800, 100), 1.0, 0.0, "bad")]
+    loss = loss_for_recall(observations, 0.9, 8.0)
+    draws = np.random.default_rng(0).exponential(2.0 * loss, (200_000, 8))
+    # Twice that loss is where exponential token losses just reach the recall.
+    assert np.mean((draws < LN2).all(axis=1)) == pytest.approx(0.9, abs=0.003)
+    assert 0.0 < loss_for_recall([], 1.0, 8.0) < loss_for_recall([], 0.9, 8.0) < LN2
+
+
+def test_the_smallest_rank_that_the_law_is_sure_of() -> None:
+    total, tokens = 800, 8.0
+    observations = grid(total, (1, 2, 4))
+    point = DesignPoint(64, total, 100)
+    law = summary_of(observations, point)
+    choices = [
+        choose_rank(law, observations, Wanted(0.9, confidence), point, tokens)
+        for confidence in (0.5, 0.9, 0.99)
+    ]
+    ranks = [choice.point.lora_rank for choice in choices]
+    assert ranks == sorted(ranks) and all(c.basis == "law" for c in choices)
+    needed = choices[1].needed_loss
+    wanted = next(
+        r for r in range(1, 65) if BASE_LOSS - float(LAW.predict(r, total, 100)) <= needed
+    )
+    low, high = choices[1].rank.low, choices[1].rank.high
+    assert low <= wanted <= math.ceil(high) == ranks[1]
+    assert choices[1].point.seq_len == total and choices[1].point.train_steps == 100
+
+
+def test_a_run_that_has_recalled_enough_is_taken_unless_the_law_is_sure_of_less() -> None:
+    total = 800
+    point = DesignPoint(64, total, 100)
+    observations = grid(total, (1, 2, 4))
+    law, wanted = summary_of(observations, point), Wanted(0.9, 0.95)
+    needed = choose_rank(law, observations, wanted, point, 8.0).needed_loss
+    longer = seen(DesignPoint(1, total, 200), 0.01, 1.0, "longer")
+    just = seen(DesignPoint(20, total, 100), needed, 1.0, "just")
+    chosen = choose_rank(law, (*observations, just, longer), wanted, point, 8.0)
+    assert chosen.basis == "measured" and chosen.point.lora_rank == 20 and chosen.shown == just
+    amply = seen(DesignPoint(40, total, 100), needed / 20.0, 1.0, "amply")
+    chosen = choose_rank(law, (*observations, amply), wanted, point, 8.0)
+    assert chosen.basis == "law" and chosen.point.lora_rank < 40 and chosen.shown == amply
+
+
+def test_a_run_on_the_whole_set_anchors_the_law() -> None:
+    total = 800
+    point = DesignPoint(64, total, 100)
+    subsets = tuple(o for o in grid(total, (1, 2, 4), noise=0.0) if o.point.seq_len < total)
+    law, needed = summary_of(subsets, point), 0.05
+    by_law = LAW.invert_rank(total, 100, BASE_LOSS - needed)
+    assert needed_rank(law, (), needed, point, 0.8).value == pytest.approx(by_law, rel=0.05)
+    # The whole set takes twice the rank that its subsets promise.
+    loss = BASE_LOSS - float(LAW.predict(6, total, 100))
+    anchor = seen(DesignPoint(12, total, 100), loss, 0.0, "anchor")
+    far = seen(DesignPoint(1, total, 100), 3.0, 0.0, "far")
+    found = needed_rank(law, (far, anchor), needed, point, 0.8)
+    for rank in (found.low, found.value, found.high):
+        assert rank == pytest.approx(2.0 * by_law, rel=0.05)
+
+
+def test_records_that_the_largest_rank_cannot_hold_are_refused() -> None:
+    total = 800
+    observations = grid(total, (1, 2, 4))
+    point = DesignPoint(2, total, 100)
+    with pytest.raises(DataError, match="largest allowed is 2: train longer"):
+        choose_rank(summary_of(observations, point), observations, Wanted(0.99, 0.9), point, 8.0)
+
+
+def test_ranks_rise_by_half_up_to_the_largest() -> None:
+    at = DesignPoint(1, 800, 100)
+    choice = Choice(at, "law", 0.05, 3.95, Estimate(1.0, 1.0, 1.0))
+    tried = [1]
+    while (rank := next_rank(tried[-1], choice, 20)) is not None:
+        tried.append(rank)
+    assert tried == [1, 2, 3, 5, 8, 12, 18, 20]
+    shown = seen(DesignPoint(16, 800, 100), 0.01, 1.0, "shown")
+    assert next_rank(5, replace(choice, shown=shown), 20) == 16
+    # Should its real decoding fall short after all, the rank rises from there.
+    assert next_rank(16, replace(choice, shown=shown), 20) == 20
+
+
+def test_a_run_that_has_recalled_too_little_overrules_the_law() -> None:
+    total = 800
+    point = DesignPoint(64, total, 100)
+    observations = grid(total, (1, 2, 4))
+    law = summary_of(observations, point)
+    bound = choose_rank(law, observations, Wanted(0.9, 0.9), point, 8.0).point.lora_rank
+    # As low a loss as is needed, and yet too little.
+    failed = seen(DesignPoint(bound + 3, total, 100), 0.07, 0.85, "failed")
+    chosen = choose_rank(law, (*observations, failed), Wanted(0.9, 0.9), point, 8.0)
+    assert chosen.point.lora_rank > bound + 3
+
+
+def test_the_answer_has_bits_parameters_cost_and_interval() -> None:
+    total = 800
+    point = DesignPoint(64, total, 100)
+    observations = grid(total, (1, 2, 4))
+    law = summary_of(observations, point)
+    choice = choose_rank(law, observations, Wanted(0.9, 0.9), point, 8.0)
+    found = json.loads(json.dumps(answer(choice, Wanted(0.9, 0.9), 128, 12.5), allow_nan=False))
+    assert found["parameters"] == 128 * found["lora_rank"]
+    assert found["bits"] == pytest.approx(total * (BASE_LOSS - found["needed_loss"]) / LN2)
+    assert found["predicted_gpu_seconds"] == 12.5
+    assert found["interval"] == [choice.rank.low, choice.rank.high]
+    text = describe_answer(found)
+    assert f"rank {found['lora_rank']}" in text and "90 % confidence" in text
+    unsure = {**found, "interval": [3.0, None], "basis": "largest"}
+    assert "bounds 3 and inf" in describe_answer(unsure)
+
+
+def test_what_was_not_recalled_is_listed_with_what_was_said() -> None:
+    recitation = Recitation((("a", "x"), ("b", "y")), ("x", "z"), (True, False))
+    assert recitation.n_right == 1 and recitation.exact_recall == 0.5
+    assert recitation.missed() == [{"query": "b", "target": "y", "answer": "z"}]
