@@ -23,6 +23,7 @@ budget: {gpu_seconds: 120, memft_gpu_seconds: 100}
 memft: {n_points: 1, n_pairs: 2}
 sequences: [0, 1]
 seeds: [0]
+law: {n_bootstrap: 50}
 """
 
 

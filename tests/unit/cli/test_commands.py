@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from pmlray.cli import app
 from pmlray.config.prepared import prepare_search
 from pmlray.errors import SpecError
-from pmlray.study.tables import read_table, write_table
+from pmlray.study.tables import write_table
 from tests.unit.study.test_tables import exhaustive
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "paper_fig2a_digitised.csv"
@@ -93,31 +93,6 @@ def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'ml.db'}"
 
 
-def test_a_replayed_search_needs_no_ray(
-    search_file: Path, tmp_path: Path, tracking_uri: str
-) -> None:
-    overrides = ("memft=null", "budget={gpu_seconds: 60}", "law.n_bootstrap=20")
-    search = prepare_search(search_file, overrides)
-    table = tmp_path / "table.csv"
-    write_table(table, exhaustive(search, tmp_path / "grid").observations(), ["made up"])
-    options = [part for override in overrides for part in ("--set", override)]
-    done = pmlray(
-        "search", str(search_file), *options, "--replay", str(table),
-        "--store", str(tmp_path / "store"), "--tracking-uri", tracking_uri, "--json",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["n_observations"] > search.spec.design.n_initial and found["n_failed"] == 0
-    assert 0 < found["gpu_seconds"]["law"] <= 60
-    assert Path(found["report"]).is_file() and not (tmp_path / "store" / "ray").exists()
-    again = tmp_path / "again.csv"
-    written = run_json("table", str(tmp_path / "store"), str(again), "--note", "replayed")
-    assert written["rows"] == found["n_observations"]
-    measured, copied = read_table(table), read_table(again)
-    assert copied.provenance[-1] == "replayed" and search.spec.search_id in copied.provenance[0]
-    assert all(measured.rows[run] == row for run, row in copied.rows.items())
-
-
 def test_a_stores_fit_is_its_searchs_law(
     search_file: Path, tmp_path: Path, tracking_uri: str
 ) -> None:
@@ -150,29 +125,6 @@ def test_a_stores_fit_is_its_searchs_law(
 def test_a_folder_that_is_no_store_gives_no_table(tmp_path: Path) -> None:
     done = pmlray("table", str(tmp_path), str(tmp_path / "table.csv"))
     assert done.returncode == 3 and "is no store of a search" in done.stderr
-
-
-def test_a_rival_rule_is_one_line_away(
-    search_file: Path, tmp_path: Path, tracking_uri: str
-) -> None:
-    """The same search under one of Optuna's rules and one of ours, each in a store of its own."""
-    overrides = ("memft=null", "budget={gpu_seconds: 60}", "law.n_bootstrap=20")
-    search = prepare_search(search_file, overrides)
-    table = tmp_path / "table.csv"
-    write_table(table, exhaustive(search, tmp_path / "grid").observations(), ["made up"])
-    rules = set()
-    for rule in ("tpe", "lhs"):
-        options = [p for o in (*overrides, f"design.acquisition={rule}") for p in ("--set", o)]
-        found = run_json(
-            "search", str(search_file), *options, "--replay", str(table),
-            "--store", str(tmp_path / rule), "--tracking-uri", tracking_uri,
-        )  # fmt: skip
-        assert found["n_observations"] >= search.spec.design.n_initial
-        assert 0 < found["gpu_seconds"]["law"] <= 60
-        rules.add(
-            json.loads((tmp_path / rule / "search.json").read_text())["design"]["acquisition"]
-        )
-    assert rules == {"tpe", "lhs"}
 
 
 def test_the_gp_rule_without_torch_is_refused_before_anything_starts(

@@ -74,7 +74,8 @@ def test_tables_without_a_control_are_read(
 def test_every_rule_searches_a_table_by_one_line(
     rule: str, make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
-    search = make_search("memft=null", f"design.acquisition={rule}", "law.n_bootstrap=20")
+    overrides = ("memft=null", "law.n_bootstrap=20", "budget.gpu_seconds=60")
+    search = make_search(*overrides, f"design.acquisition={rule}")
     assert search.spec.design.acquisition == rule
     assert len(first_pack(search, first_cost(search, gpu=False))) == search.spec.design.n_initial
     table_file = tmp_path / "table.csv"

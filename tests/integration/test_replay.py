@@ -1,0 +1,80 @@
+"""Whole searches that look their measurements up in a table, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pmlray.config.prepared import prepare_search
+from pmlray.study.tables import read_table, write_table
+from tests.integration.conftest import pmlray
+from tests.unit.conftest import SEARCH
+from tests.unit.study.test_tables import exhaustive
+
+
+@pytest.fixture
+def search_file(tmp_path: Path) -> Path:
+    path = tmp_path / "unit.yaml"
+    path.write_text(SEARCH)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One MLflow database for all searches here: making its tables takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'ml.db'}"
+
+
+def test_a_replayed_search_needs_no_ray(
+    search_file: Path, tmp_path: Path, tracking_uri: str
+) -> None:
+    overrides = ("memft=null", "budget={gpu_seconds: 60}", "law.n_bootstrap=20")
+    search = prepare_search(search_file, overrides)
+    table = tmp_path / "table.csv"
+    write_table(table, exhaustive(search, tmp_path / "grid").observations(), ["made up"])
+    options = [part for override in overrides for part in ("--set", override)]
+    code, out, err = pmlray(
+        "search", str(search_file), *options, "--replay", str(table),
+        "--store", str(tmp_path / "store"), "--tracking-uri", tracking_uri, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["n_observations"] > search.spec.design.n_initial and found["n_failed"] == 0
+    assert 0 < found["gpu_seconds"]["law"] <= 60
+    assert Path(found["report"]).is_file() and not (tmp_path / "store" / "ray").exists()
+    again = tmp_path / "again.csv"
+    code, out, err = pmlray(
+        "table", str(tmp_path / "store"), str(again), "--note", "replayed", "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["rows"] == found["n_observations"]
+    measured, copied = read_table(table), read_table(again)
+    assert copied.provenance[-1] == "replayed" and search.spec.search_id in copied.provenance[0]
+    assert all(measured.rows[run] == row for run, row in copied.rows.items())
+
+
+def test_a_rival_rule_is_one_line_away(
+    search_file: Path, tmp_path: Path, tracking_uri: str
+) -> None:
+    """The same search under one of Optuna's rules and one of ours, each in a store of its own."""
+    overrides = ("memft=null", "budget={gpu_seconds: 60}", "law.n_bootstrap=20")
+    search = prepare_search(search_file, overrides)
+    table = tmp_path / "table.csv"
+    write_table(table, exhaustive(search, tmp_path / "grid").observations(), ["made up"])
+    rules = set()
+    for rule in ("tpe", "lhs"):
+        options = [p for o in (*overrides, f"design.acquisition={rule}") for p in ("--set", o)]
+        code, out, err = pmlray(
+            "search", str(search_file), *options, "--replay", str(table),
+            "--store", str(tmp_path / rule), "--tracking-uri", tracking_uri, "--json",
+        )  # fmt: skip
+        assert code == 0, err
+        found = json.loads(out)
+        assert found["n_observations"] >= search.spec.design.n_initial
+        assert 0 < found["gpu_seconds"]["law"] <= 60
+        rules.add(
+            json.loads((tmp_path / rule / "search.json").read_text())["design"]["acquisition"]
+        )
+    assert rules == {"tpe", "lhs"}
