@@ -39,7 +39,7 @@ class MemftRules:
     arXiv 2605.30260 as its code has them, `mended` without their defects: a run whose tokens are
     all recalled takes no step instead of a plain one, a wider window never lowers a weight, and the
     curriculum counts steps instead of rounding epochs down to full batches. For `memft_rd`:
-    `margin`, the probability from which a token leaves the batch; `recheck_steps`, optimiser steps
+    `margin`, the probability from which a token leaves the batch; `recheck_epochs`, epochs
     between two looks at those that left; `equal`, what its freed steps are counted in: it goes on
     until it has spent what a run that left nothing out spends.
     """
@@ -48,8 +48,19 @@ class MemftRules:
     temporal: bool = False
     compat: Compat = "mended"
     margin: float = 0.75
-    recheck_steps: int = 16
+    recheck_epochs: int = 16
     equal: Equal = "gpu_seconds"
+
+    def of_method(self, method: Method) -> dict[str, Any]:
+        """Those that bear on one method's result."""
+        names = ["compat"]
+        if method == "memft_rd":
+            names += ["margin", "recheck_epochs", "equal"]
+        else:
+            names += ["threshold"]
+        if method == "memft_sw":
+            names += ["temporal"]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)

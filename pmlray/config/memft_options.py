@@ -19,7 +19,7 @@ class MemftOptions(Part):
     token, in a window that widens where it stands still (`shape: spatial`, the default of
     long_context), or `memft_ot` on a growing set of records (`temporal`, that of the others).
     `memft_fw`: the window at a fixed width. `memft_rd`: `memft_ot`, where tokens and records above
-    `margin` leave the batch, are looked at every `recheck_steps`, and what that saves goes into
+    `margin` leave the batch, are looked at every `recheck_epochs`, and what that saves goes into
     more steps on the others: as many as are `equal` in gpu_seconds (by the work of layers and head)
     or tokens, or the same number of steps at less cost. `compat: paper` keeps the rules of the
     paper's code with their defects.
@@ -29,7 +29,7 @@ class MemftOptions(Part):
     shape: Literal["auto", "spatial", "temporal"] = "auto"
     compat: Compat = "mended"
     margin: Annotated[float, Field(ge=0.5, lt=1)] = 0.75
-    recheck_steps: PositiveInt = 16
+    recheck_epochs: PositiveInt = 16
     equal: Equal = "gpu_seconds"
 
     def rules(self, task_kind: str) -> MemftRules:
@@ -42,7 +42,7 @@ class MemftOptions(Part):
             shape == "temporal",
             self.compat,
             self.margin,
-            self.recheck_steps,
+            self.recheck_epochs,
             self.equal,
         )
 

@@ -70,7 +70,7 @@ class PreparedSearch:
             "seed": seed,
         }
         if method != "sft":
-            determines["memft"] = asdict(spec.memft_rules())
+            determines["memft"] = spec.memft_rules().of_method(method)
         if learning_rate is not None:
             determines["learning_rate"] = learning_rate
         digest = hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()

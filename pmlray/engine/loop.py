@@ -149,7 +149,7 @@ class _PackLoop:
         self._end_plateaus(steps)
         if due := self._redistributed.due(steps, self.active):
             self.clock.lap(training=True)
-            self.clock.add(self._redistributed.look(due, self._model))
+            self.clock.add(self._redistributed.check(steps, due, self._model))
         at_curve = [i for i in self.active if steps in self._curve_at[i]]
         checked = [
             i for i in self.active if self._may_saturate(i, steps) or self._has_ended(i, steps)

@@ -22,6 +22,8 @@ from pmlray.types import MemftRules
 
 # A forward pass over a step that also goes backward, neither with a weight gradient.
 FORWARD_SHARE = 0.5
+# Whether something may leave a batch is told where the device is waited for, so only so often.
+STEPS_BETWEEN_CHECKS = 16
 # A run whose steps cost next to nothing ends after so many times its nominal steps.
 MAX_STRETCH = 8
 
@@ -29,8 +31,10 @@ MAX_STRETCH = 8
 class Redistribution:
     """The rows of one run that still hold something to learn, and what its steps have cost.
 
-    `progress` counts nominal steps, each worth one step of the run with nothing left out; the
-    learning rate and the end of the run go by it.
+    Of many records each leaves as a whole, once all of its tokens are above the margin; of a single
+    one the tokens leave, and nothing after the last that is left is computed. `progress` counts
+    nominal steps, each worth one step of the run with nothing left out; the learning rate and the
+    end of the run go by it.
     """
 
     def __init__(
@@ -42,6 +46,8 @@ class Redistribution:
         self._head_work = head_work if rules.equal == "gpu_seconds" else 0.0
         share = min(1.0, batch_size / len(member.rows))
         self._step_work = share * sum(map(self._work, member.rows))
+        self._steps_of_epoch = math.ceil(len(member.rows) / batch_size)
+        self._last_look = 0
         self._queue: list[Row] = []
         self._epoch = 0
         self.open: tuple[Row, ...] = member.rows
@@ -49,12 +55,18 @@ class Redistribution:
 
     @property
     def done(self) -> bool:
-        """Whether nothing was left to learn at the last look."""
+        """Whether nothing was left to learn at the last look at everything."""
         return not self.open
 
     def is_due(self, steps: int) -> bool:
-        """Whether those that left are looked at after so many steps."""
-        return steps > 0 and steps % self._rules.recheck_steps == 0
+        """Whether what is in the batch may leave it after so many steps."""
+        every = max(STEPS_BETWEEN_CHECKS, self._steps_of_epoch)
+        return steps > 0 and steps % every == 0
+
+    def looks(self, steps: int) -> bool:
+        """Whether what has left is looked at then: when its time has come, or nothing is left."""
+        since = steps - self._last_look
+        return since >= self._rules.recheck_epochs * self._steps_of_epoch
 
     def next_rows(self) -> tuple[Row, ...]:
         """The rows of the next step: all that are open, or as many as a batch takes in turn."""
@@ -76,32 +88,61 @@ class Redistribution:
 
     @property
     def left_out(self) -> tuple[Row, ...]:
-        """The records of which something is left out: their losses are known by a look alone."""
+        """The records of which something is left out."""
         whole = {row.sample for row in self.open if row.scored is None}
         return tuple(row for row in self.rows if row.sample not in whole)
 
-    def looked(self, nll: Mapping[int, Sequence[float]]) -> None:
-        """Count a look at what was left out, and leave out what is recalled now.
+    def checked(self, in_batch: Mapping[int, Sequence[float]]) -> None:
+        """Leave out what a step has found above the margin.
 
-        nll: of every supervised token of every record, by sample, nats; of a record that is wholly
-        in the batch, as its last step found it (inf before its first). A record of which nothing is
-        left to learn leaves as a whole; of the others only the tokens below the margin are scored,
-        and nothing after the last of them is computed.
+        in_batch: the losses of every supervised token, by the sample of the open rows, nats, as
+        their last step found them (inf before the first); those of tokens not scored do not count.
+        """
+        self._keep(
+            {
+                row.sample: [
+                    i
+                    for i in row.scored or range(row.n_scored)
+                    if self._unsafe(in_batch[row.sample][i])
+                ]
+                for row in self.open
+            }
+        )
+
+    def looked(self, steps: int, nll: Mapping[int, Sequence[float]]) -> None:
+        """Count a look at what was left out, take back what is recalled no longer, and leave out
+        the rest of it.
+
+        nll: of every supervised token of the records in `left_out`, by sample, nats.
         """
         if self._rules.equal != "steps":
             self.progress += FORWARD_SHARE * sum(map(self._work, self.left_out)) / self._step_work
-        safe = -math.log(self._rules.margin)
-        left = []
+        self._last_look = steps
+        found = {
+            sample: [i for i, loss in enumerate(losses) if self._unsafe(loss)]
+            for sample, losses in nll.items()
+        }
+        whole = {row.sample: list(range(row.n_scored)) for row in self.open if row.scored is None}
+        self._keep(whole | found)
+
+    def _unsafe(self, loss: float) -> bool:
+        # Not `loss > safe`: a NaN loss must stay and show.
+        return not loss <= -math.log(self._rules.margin)
+
+    def _keep(self, unsafe: Mapping[int, Sequence[int]]) -> None:
+        """Let go of all rows but those with unsafe tokens, and of a single record's safe tokens."""
+        kept = {}
         for row in self.rows:
-            losses = nll[row.sample]
-            scored = tuple(i for i, loss in enumerate(losses) if not loss <= safe)
-            if len(scored) == len(losses):
-                left.append(row)
-            elif scored:
+            scored = tuple(unsafe.get(row.sample, ()))
+            if not scored:
+                continue
+            if len(self.rows) > 1 or len(scored) == row.n_scored:
+                kept[row.sample] = row
+            else:
                 record = row.record.shortened(scored[-1] + 1)
-                left.append(replace(row, record=record, scored=scored))
-        self.open = tuple(left)
-        self._queue = []
+                kept[row.sample] = replace(row, record=record, scored=scored)
+        self.open = tuple(kept.values())
+        self._queue = [kept[row.sample] for row in self._queue if row.sample in kept]
 
     def _work(self, row: Row) -> float:
         return row.length + self._head_work * row.n_scored
@@ -141,21 +182,25 @@ class RedistributedRuns:
                 run.stepped(rows_of[i])
 
     def due(self, steps: int, active: Sequence[int]) -> list[int]:
-        """Those of the active members that look at what they left out after so many steps."""
+        """Those of the active members from whose batch something may leave after so many steps."""
         return [i for i in active if i in self.runs and self.runs[i].is_due(steps)]
 
-    def look(self, due: Sequence[int], model: AdaptedModel) -> list[Row]:
-        """Leave out what is recalled now, take back what no longer is; the rows that were scored
-        for it."""
+    def check(self, steps: int, due: Sequence[int], model: AdaptedModel) -> list[Row]:
+        """Leave out what is recalled now, and where it is time, or all is out, take back what no
+        longer is; the rows that were scored for it."""
         scored: list[Row] = []
         for i in due:
             run = self.runs[i]
-            nll: dict[int, Sequence[float]] = {
-                row.sample: self._last_nll[row.sample, : row.n_scored].tolist() for row in run.rows
-            }
-            if left_out := run.left_out:
+            run.checked(
+                {
+                    row.sample: self._last_nll[row.sample, : row.n_scored].tolist()
+                    for row in run.rows
+                }
+            )
+            left_out = run.left_out
+            if left_out and (run.done or run.looks(steps)):
                 found = score_tokens(model, left_out).nll
-                nll |= {row.sample: own for row, own in zip(left_out, found, strict=True)}
-            run.looked(nll)
-            scored += left_out
+                nll = {row.sample: own for row, own in zip(left_out, found, strict=True)}
+                run.looked(steps, nll)
+                scored += left_out
         return scored

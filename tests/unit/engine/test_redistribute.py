@@ -1,4 +1,4 @@
-"""`memft_rd`: what leaves the batch, what that saves, and that else it is memft_ot."""
+"""`memft_rd`: what leaves the batch, when it comes back, and what that saves."""
 
 from __future__ import annotations
 
@@ -34,21 +34,48 @@ def losses(p: Sequence[Sequence[float]]) -> dict[int, list[float]]:
     return {sample: [-math.log(x) for x in row] for sample, row in enumerate(p)}
 
 
-def test_what_is_recalled_leaves_and_comes_back(tiny: Callable[..., BaseModel]) -> None:
-    found, rows = make_redistribution(tiny(), MemftRules(margin=0.8))
-    assert found.open == rows and not found.done
+def recalled(*but: tuple[int, int, float]) -> list[list[float]]:
+    """p of every token: 0.9, but for (record, token, p)."""
     p = [[0.9] * n for n in LENGTHS]
-    p[1][2], p[3][0], p[3][6] = 0.79, 0.1, 0.5
-    found.looked(losses(p))
-    assert [(row.sample, row.scored) for row in found.open] == [(1, (2,)), (3, (0, 6))]
-    # Nothing after the last token to score is computed.
-    assert [row.length for row in found.open] == [rows[1].length - 3, rows[3].length]
+    for record, token, value in but:
+        p[record][token] = value
+    return p
+
+
+def test_records_leave_as_a_whole_and_come_back(tiny: Callable[..., BaseModel]) -> None:
+    found, rows = make_redistribution(tiny(), MemftRules(margin=0.8))
+    assert found.open == rows and not found.done and found.left_out == ()
+    # Before its first step nothing is known of a record, which stays.
+    p = losses(recalled((1, 2, 0.79), (3, 0, 0.1))) | {6: [math.inf] * LENGTHS[6]}
+    found.checked(p)
+    assert found.open == (rows[1], rows[3], rows[6])
     assert found.next_rows() == found.open
-    p[1][2], p[5][5] = 0.95, 0.2
-    found.looked(losses(p))
-    assert [(row.sample, row.scored) for row in found.open] == [(3, (0, 6)), (5, (5,))]
-    found.looked(losses([[0.9] * n for n in LENGTHS]))
-    assert found.done
+    assert found.left_out == (rows[0], rows[2], rows[4], rows[5])
+    # What a step finds later speaks for the open ones alone.
+    found.checked(losses(recalled((0, 1, 0.1), (3, 0, 0.1))))
+    assert found.open == (rows[3],)
+    out = {row.sample: losses(recalled((0, 1, 0.1)))[row.sample] for row in found.left_out}
+    found.looked(16, out)
+    assert found.open == (rows[0], rows[3]) and not found.done
+    found.checked(losses(recalled()))
+    assert found.done and found.left_out == rows
+
+
+def test_tokens_of_a_single_record_leave(tiny: Callable[..., BaseModel]) -> None:
+    run = make_run(2, 9, 40, "memft_rd")
+    (member,) = make_members([run], [build_prefix_cache(tiny(), [random_record(9)])])
+    found = Redistribution(member, 1, MemftRules(margin=0.8), 2.0)
+    p = [0.9, 0.1, 0.9, 0.9, 0.7, 0.9, 0.2, 0.9, 0.9]
+    found.checked(losses([p]))
+    (row,) = found.open
+    # Nothing after the last token to score is computed.
+    assert row.scored == (1, 4, 6) and row.length == member.rows[0].length - 2
+    # Tokens that are not scored have no new loss; those that are may leave.
+    found.checked(losses([[0.1, 0.9, 0.1, 0.1, 0.7, 0.1, 0.9, 0.1, 0.1]]))
+    assert found.open[0].scored == (4,)
+    assert found.left_out == member.rows
+    found.looked(16, losses([[0.9] * 8 + [0.1]]))
+    assert found.open[0].scored == (8,) and found.open[0].length == member.rows[0].length
 
 
 @pytest.mark.parametrize(("equal", "head"), [("gpu_seconds", 2.0), ("tokens", 0.0)])
@@ -60,23 +87,33 @@ def test_progress_is_the_work_of_nominal_steps(
     nominal = sum(work) * 3 / 7
     found.stepped(rows[:2])
     assert found.progress == pytest.approx(sum(work[:2]) / nominal)
-    # A look goes forward only: half of a step over the same records.
-    found.looked(losses([[0.1] * n if i else [0.9, 0.2, 0.9, 0.9] for i, n in enumerate(LENGTHS)]))
-    # What is wholly in the batch is known from its steps: that look was free.
+    # What is in the batch is known from its steps: that costs nothing.
+    found.checked(losses(recalled((0, 1, 0.1), (2, 0, 0.1))))
     assert found.progress == pytest.approx(sum(work[:2]) / nominal)
-    assert [row.sample for row in found.left_out] == [0]
-    found.looked(losses([[0.9] * n if i else [0.9, 0.2, 0.9, 0.9] for i, n in enumerate(LENGTHS)]))
-    assert found.progress == pytest.approx((sum(work[:2]) + work[0] / 2) / nominal)
-    assert found.left_out == rows
+    out = {row.sample: losses(recalled())[row.sample] for row in found.left_out}
+    found.looked(16, out)
+    # A look goes forward only: half of a step over the same records.
+    left = sum(work[i] for i in (1, 3, 4, 5, 6))
+    assert found.progress == pytest.approx((sum(work[:2]) + left / 2) / nominal)
     before = found.progress
     found.stepped(found.next_rows())
-    assert found.progress - before == pytest.approx((rows[0].length - 2 + head) / nominal)
+    assert found.progress - before == pytest.approx((work[0] + work[2]) / nominal)
+
+
+def test_what_left_is_looked_at_every_so_many_epochs(tiny: Callable[..., BaseModel]) -> None:
+    found, _ = make_redistribution(tiny(), MemftRules(recheck_epochs=10))
+    assert [s for s in range(65) if found.is_due(s)] == [16, 32, 48, 64]
+    # Three steps an epoch.
+    assert not found.looks(16) and found.looks(32)
+    found.looked(32, {})
+    assert not found.looks(48) and found.looks(64)
 
 
 def test_in_equal_steps_only_steps_count(tiny: Callable[..., BaseModel]) -> None:
     found, rows = make_redistribution(tiny(), MemftRules(equal="steps"))
     found.stepped(rows[:1])
-    found.looked(losses([[0.9] * n for n in LENGTHS]))
+    found.checked(losses(recalled()))
+    found.looked(16, losses(recalled((1, 0, 0.1))))
     found.stepped(rows[:3])
     assert found.progress == 2.0
 
@@ -88,10 +125,10 @@ def test_every_open_record_has_its_turn(tiny: Callable[..., BaseModel]) -> None:
     assert all(sorted(seen[i : i + 7]) == list(range(7)) for i in range(0, 42, 7))
 
 
-def test_with_nothing_left_out_it_is_memft_ot(tiny: Callable[..., BaseModel]) -> None:
+def test_where_nothing_may_leave_it_is_plain_fine_tuning(tiny: Callable[..., BaseModel]) -> None:
     base, record = tiny(), random_record(40)
-    never = MemftRules(recheck_steps=1000, margin=0.5)
-    runs = [make_run(2, 40, 60, method) for method in ("memft_ot", "memft_rd")]
+    never = MemftRules(margin=1 - 1e-9)
+    runs = [make_run(8, 40, 120, method) for method in ("sft", "memft_rd")]
     of = train(base, runs, [[record], [record]], RECIPE, never).members
     assert of[1].step_losses == pytest.approx(of[0].step_losses, rel=1e-6)
 
