@@ -124,12 +124,15 @@ class Arena:
         sequences: Sequence[int],
         seeds: Sequence[int],
     ) -> tuple[PlannedRun, ...]:
+        """All methods of one text and seed stand together: what else a device does while a pack
+        trains then slows them alike."""
         return tuple(
             self._search.plan_run(point, method, sequence_id, seed, "memft", rate)
-            for (point, method), own in rates.items()
-            for rate in own
+            for point in dict.fromkeys(point for point, _ in rates)
             for sequence_id in sequences
             for seed in seeds
+            for method in self._spec.all_methods()
+            for rate in rates[point, method]
         )
 
     def _missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:

@@ -65,6 +65,9 @@ def test_every_method_has_the_same_tries_and_its_own_best_rate(
     while (pack := arena.next_pack()) is not None:
         # Budgets in one pack would share their steps, and what they cost.
         assert len({run.point.train_steps for run in pack.runs}) == 1
+        # Whatever slows a pack down slows all methods of a text.
+        texts = {(run.point, run.sequence_id, run.seed) for run in pack.runs}
+        assert {run.method for run in pack.runs} == set(BEST) and len(texts) <= 2
         packs.append(pack)
         arena.absorb(runner.run(pack))
     runs = [run for pack in packs for run in pack.runs]
