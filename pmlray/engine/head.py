@@ -1,6 +1,6 @@
 """Loss at supervised positions only, in chunks, with no weight gradient for the frozen head.
 
-Shapes: N supervised positions, D hidden size, V vocabulary.
+Shapes: N supervised positions, D hidden size, V vocabulary, C supervised positions of a chunk.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-MAX_LOGITS_BYTES = 64 * 2**20
+MAX_LOGITS_BYTES = 56 * 2**20
+# Softmax goes over the logits several times: on a CPU in parts that stay in a core's cache.
+CPU_PASS_BYTES = 2 * 2**20
 
 
 class TokenLosses(NamedTuple):
@@ -38,19 +40,29 @@ class _FrozenHeadNll(torch.autograd.Function):
         wrong_N = torch.empty(n, dtype=torch.bool, device=hidden_ND.device)
         needs_grad = ctx.needs_input_grad[0]
         grad_ND = torch.empty_like(hidden_ND) if needs_grad else None
+        pass_rows = _rows_within(CPU_PASS_BYTES, weight_VD) if hidden_ND.is_cpu else chunk
         for start in range(0, n, chunk):
             part = slice(start, start + chunk)
-            target = target_N[part]
-            logits = (hidden_ND[part] @ weight_VD.T).float()
-            peak, argmax = logits.max(dim=-1)
-            at_target = logits.gather(1, target[:, None]).squeeze(1)
-            exp = logits.sub_(peak[:, None]).exp_()
-            total = exp.sum(dim=-1)
-            nll_N[part] = total.log() + peak - at_target
-            wrong_N[part] = argmax != target
+            logits_CV = hidden_ND[part] @ weight_VD.T
+            target_C = target_N[part]
+            totals = []
+            for first in range(0, logits_CV.shape[0], pass_rows):
+                rows = slice(first, first + pass_rows)
+                target = target_C[rows]
+                z = logits_CV[rows].float()
+                peak, argmax = z.max(dim=-1)
+                at_target = z.gather(1, target[:, None]).squeeze(1)
+                exp = z.sub_(peak[:, None]).exp_()
+                total = exp.sum(dim=-1)
+                seen = slice(start + first, start + first + target.shape[0])
+                nll_N[seen] = total.log() + peak - at_target
+                wrong_N[seen] = argmax != target
+                if grad_ND is not None:
+                    logits_CV[rows] = exp
+                    totals.append(total)
             if grad_ND is not None:
-                mean_row = exp.to(weight_VD.dtype) @ weight_VD
-                grad_ND[part] = mean_row / total[:, None].to(weight_VD.dtype) - weight_VD[target]
+                total_C = torch.cat(totals)[:, None].to(weight_VD.dtype)
+                grad_ND[part] = (logits_CV @ weight_VD) / total_C - weight_VD[target_C]
         if grad_ND is not None:
             ctx.save_for_backward(grad_ND)
         ctx.mark_non_differentiable(wrong_N)
@@ -63,10 +75,15 @@ class _FrozenHeadNll(torch.autograd.Function):
 
 
 def token_losses(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> TokenLosses:
-    """Losses of target tokens under a frozen head, never holding more than 64 MiB of logits.
+    """Losses of target tokens under a frozen head, never holding more than 56 MiB of logits.
 
     hidden_ND: final hidden states at the positions that predict; weight_VD: the head; target_N:
     token ids. The gradient reaches hidden_ND only.
     """
-    chunk = max(1, MAX_LOGITS_BYTES // (4 * weight_VD.shape[0]))
+    chunk = _rows_within(MAX_LOGITS_BYTES, weight_VD)
     return TokenLosses(*_FrozenHeadNll.apply(hidden_ND, weight_VD, target_N, chunk))
+
+
+def _rows_within(n_bytes: int, weight_VD: Tensor) -> int:
+    """How many tokens' logits, in fp32, take so many bytes."""
+    return max(1, n_bytes // (4 * weight_VD.shape[0]))
