@@ -21,6 +21,8 @@ from pmlray.study.law_search import Progress
 from pmlray.study.plan import first_cost
 
 SPEC_FILE = "comparison.json"
+# What runs of one store have in common; the rest of a spec only says which runs there are.
+SAME = ("task", "model", "probe", "recipe", "memft", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -97,14 +99,14 @@ def run_comparison(
 
 
 def _claim(folder: Path, spec: CompareSpec) -> None:
-    """Keep the spec in its store; a store serves one comparison."""
+    """Keep the spec in its store, which may hold more points, texts, rates and methods of one and
+    the same comparison."""
     path = folder / SPEC_FILE
     if path.is_file():
-        owner = CompareSpec.model_validate_json(path.read_text()).compare_id
-        if owner != spec.compare_id:
+        owner = CompareSpec.model_validate_json(path.read_text())
+        if differing := [name for name in SAME if getattr(owner, name) != getattr(spec, name)]:
             raise StoreError(
-                f"{folder} holds the comparison {owner}, not {spec.compare_id}; choose another"
-                " --store"
+                f"{folder} holds the comparison {owner.compare_id}, whose {', '.join(differing)}"
+                " differ; choose another --store"
             )
-        return
     path.write_text(spec.model_dump_json(indent=2))

@@ -22,8 +22,9 @@ class TokenWeights:
     """Per-token weights of a micro-batch, by the method of each row's adapter.
 
     `memft_ot` and `memft_rd` follow the threshold rule, and so does `memft_sw` where its records in
-    play grow; else it is the sliding window, `memft_fw` the same at a fixed width. The window's state is kept per record. By the paper's code an adapter of which no
-    token carries weight takes a plain step, but for the growing set.
+    play grow; else it is the sliding window, `memft_fw` the same at a fixed width. The window's
+    state is kept per record. By the paper's code an adapter of which no token carries weight takes
+    a plain step, but for the growing set.
     """
 
     def __init__(self, members: Sequence[Member], rules: MemftRules) -> None:

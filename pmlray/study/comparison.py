@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from pmlray.config.compare_spec import CompareSpec
+from pmlray.study.equal_recall import EqualRecall, equal_recall
 from pmlray.study.tuning import tuned_rates
 from pmlray.types import DesignPoint, Method, Observation
 
@@ -62,24 +62,6 @@ class MethodResult:
 
 
 @dataclass(frozen=True, slots=True)
-class EqualRecall:
-    """At which lora_rank a method reaches the mean recall that SFT has at `sft_rank`, at equal
-    length and steps, and the ratio of the two; None where its ranks do not reach so far.
-
-    Between ranks the mean recall is taken to be linear in log(rank).
-    """
-
-    method: Method
-    figure: str
-    seq_len: int
-    train_steps: int
-    sft_rank: int
-    recall: float
-    lora_rank: float | None
-    ratio: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Comparison:
     """All that a comparison found so far."""
 
@@ -112,7 +94,8 @@ def compare_methods(spec: CompareSpec, observations: Sequence[Observation]) -> C
     rates = tuned_rates(spec, observations)
     by_cell: dict[tuple[DesignPoint, Method], list[Observation]] = {}
     for o in observations:
-        if o.sequence_id in spec.sequences and o.learning_rate == rates.get((o.point, o.method)):
+        of_spec = o.sequence_id in spec.sequences and o.seed in spec.seeds
+        if of_spec and o.learning_rate == rates.get((o.point, o.method)):
             by_cell.setdefault((o.point, o.method), []).append(o)
     results = []
     for point in spec.design_points():
@@ -126,7 +109,7 @@ def compare_methods(spec: CompareSpec, observations: Sequence[Observation]) -> C
                         point, method, rates[point, method], len(runs), _means(runs), differences
                     )
                 )
-    return Comparison(spec.compare_id, tuple(results), _equal_recall(results))
+    return Comparison(spec.compare_id, tuple(results), equal_recall(by_cell))
 
 
 def paired_difference(
@@ -165,41 +148,3 @@ def _means(runs: Sequence[Observation]) -> dict[str, float]:
         for name, own in values.items()
         if any(x is not None for x in own)
     }
-
-
-def _equal_recall(results: Sequence[MethodResult]) -> tuple[EqualRecall, ...]:
-    curves: dict[tuple[int, int, Method], list[MethodResult]] = {}
-    for r in results:
-        curves.setdefault((r.point.seq_len, r.point.train_steps, r.method), []).append(r)
-    found = []
-    for (seq_len, steps, method), own in curves.items():
-        plain = curves.get((seq_len, steps, "sft"), [])
-        if method == "sft" or len(own) < 2:
-            continue
-        for figure in ("exact_recall", "token_recall"):
-            ranks = [float(r.point.lora_rank) for r in own]
-            recalls = [r.means[figure] for r in own]
-            for p in plain:
-                rank = rank_at(ranks, recalls, p.means[figure])
-                ratio = None if rank is None else rank / p.point.lora_rank
-                found.append(
-                    EqualRecall(
-                        method, figure, seq_len, steps, p.point.lora_rank, p.means[figure], rank,
-                        ratio,
-                    )
-                )  # fmt: skip
-    return tuple(found)
-
-
-def rank_at(ranks: Sequence[float], recalls: Sequence[float], recall: float) -> float | None:
-    """The smallest rank at which recall, linear in log(rank) between the ranks, reaches a level;
-    None below the first rank's or above all."""
-    pairs = sorted(zip(ranks, recalls, strict=True))
-    if recall < pairs[0][1]:
-        return None
-    for (r0, y0), (r1, y1) in pairwise(pairs):
-        if y0 == recall:
-            return r0
-        if y0 < recall <= y1:
-            return float(math.exp(np.interp(recall, [y0, y1], [math.log(r0), math.log(r1)])))
-    return pairs[-1][0] if pairs[-1][1] == recall else None

@@ -13,9 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pmlray.study.comparison import FIGURES, Comparison, Difference, MethodResult
+from pmlray.study.equal_recall import EqualRecall
 from pmlray.study.report_figures import Panel, Row, data, layered, tips
 from pmlray.study.report_memft_figures import SHORT_METHOD
 from pmlray.study.report_tables import without_credentials
+from pmlray.types import DesignPoint
 
 SHOWN = ("exact_recall", "prefix_recall", "token_recall")
 
@@ -51,7 +53,7 @@ def write_comparison(
             figure=Markup(svg),
             rows=[_shown_row(result) for result in comparison.results],
             columns=("point", "method", "rate", "runs", *SHOWN, "prose_delta_loss", "gpu_seconds"),
-            equal=comparison.equal_recall,
+            equal=[_equal_row(found) for found in comparison.equal_recall],
             facts=facts,
         ),
         encoding="utf-8",
@@ -67,7 +69,7 @@ def difference_panel(comparison: Comparison) -> Panel | None:
             if (found := result.differences.get(name)) is not None:
                 rows.append(
                     {
-                        "row": f"{point_label(result)} {SHORT_METHOD[result.method]}",
+                        "row": f"{point_label(result.point)} {SHORT_METHOD[result.method]}",
                         "figure": name,
                         "difference": found.mean,
                         "low": found.mean if found.low is None else found.low,
@@ -114,9 +116,8 @@ def difference_panel(comparison: Comparison) -> Panel | None:
     )
 
 
-def point_label(result: MethodResult) -> str:
+def point_label(p: DesignPoint) -> str:
     """A point in few letters: rank, length, steps."""
-    p = result.point
     return f"r{p.lora_rank} l{p.seq_len} t{p.train_steps}"
 
 
@@ -125,13 +126,16 @@ def describe_comparison(comparison: Comparison) -> str:
     lines = [f"{comparison.compare_id}: mean, and difference from SFT [95 % interval over texts]"]
     for row in map(_shown_row, comparison.results):
         lines.append("  " + "  ".join(f"{key} {value}" for key, value in row.items() if value))
+    if reached := [found for found in comparison.equal_recall if found.ratio is not None]:
+        lines.append("cost to recall as much as SFT at a point, and its ratio to SFT's cost:")
+        lines += ["  " + "  ".join(_equal_row(found)) for found in reached]
     return "\n".join(lines)
 
 
 def _shown_row(result: MethodResult) -> dict[str, str]:
     means = result.means
     row = {
-        "point": point_label(result),
+        "point": point_label(result.point),
         "method": SHORT_METHOD[result.method],
         "rate": f"{result.learning_rate:g}",
         "runs": str(result.n_runs),
@@ -148,6 +152,24 @@ def _interval(difference: Difference | None) -> str:
     if difference.low is None or difference.high is None:
         return f"({difference.mean:+.3f})"
     return f"({difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}])"
+
+
+def _equal_row(found: EqualRecall) -> tuple[str, ...]:
+    def shown(x: float | None) -> str:
+        return "outside" if x is None else f"{x:.2f}"
+
+    ratio = "" if found.ratio is None else shown(found.ratio)
+    bounds = f"[{shown(found.low)}, {shown(found.high)}]"
+    return (
+        SHORT_METHOD[found.method],
+        found.figure,
+        point_label(found.sft_point),
+        f"{found.recall:.3f}",
+        found.cost,
+        f"{found.sft_cost:.2f}",
+        shown(found.needed),
+        f"{ratio} {bounds}".strip(),
+    )
 
 
 def _csv_row(result: MethodResult) -> dict[str, Any]:

@@ -21,7 +21,8 @@ def tuned_rates(spec: CompareSpec, observations: Sequence[Observation]) -> Mappi
     tuning = spec.tuning
     tried: dict[tuple[Cell, float], list[Observation]] = {}
     for o in observations:
-        if o.sequence_id in tuning.sequences and o.learning_rate is not None:
+        of_tuning = o.sequence_id in tuning.sequences and o.seed in tuning.seeds
+        if of_tuning and o.learning_rate is not None:
             tried.setdefault(((o.point, o.method), o.learning_rate), []).append(o)
     rates: dict[Cell, float] = {}
     for point in spec.design_points():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from scipy.stats import ttest_1samp
 
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_spec
-from pmlray.study.comparison import compare_methods, paired_difference, rank_at
+from pmlray.study.comparison import compare_methods, paired_difference
 from pmlray.study.comparison_report import describe_comparison, write_comparison
+from pmlray.study.equal_recall import cost_at, equal_recall
 from pmlray.types import DesignPoint, Method, Observation, PlannedRun, Recall
 from tests.fakes import observe
 
@@ -94,12 +96,12 @@ def test_seeds_of_one_text_are_no_independent_evidence() -> None:
     assert paired_difference([], better, exact) is None
 
 
-def test_rank_at_equal_recall() -> None:
-    assert rank_at([1, 2, 4], [0.1, 0.5, 0.9], 0.7) == pytest.approx(2 * 2**0.5)
-    assert rank_at([4, 1, 2], [0.9, 0.1, 0.5], 0.1) == 1
-    assert rank_at([1, 2, 4], [0.1, 0.5, 0.9], 0.9) == pytest.approx(4)
-    assert rank_at([1, 2, 4], [0.1, 0.5, 0.9], 0.05) is None
-    assert rank_at([1, 2, 4], [0.1, 0.5, 0.9], 0.95) is None
+def test_cost_at_equal_recall() -> None:
+    assert cost_at([1, 2, 4], [0.1, 0.5, 0.9], 0.7) == pytest.approx(2 * 2**0.5)
+    assert cost_at([4, 1, 2], [0.9, 0.1, 0.5], 0.1) == 1
+    assert cost_at([1, 2, 4], [0.1, 0.5, 0.9], 0.9) == pytest.approx(4)
+    assert cost_at([1, 2, 4], [0.1, 0.5, 0.9], 0.05) == 0
+    assert cost_at([1, 2, 4], [0.1, 0.5, 0.9], 0.95) == math.inf
 
 
 def test_ranks_at_equal_recall_are_read_off_the_means(
@@ -107,16 +109,40 @@ def test_ranks_at_equal_recall_are_read_off_the_means(
 ) -> None:
     found = compare_methods(spec, observations)
     means = {(r.point.lora_rank, r.method): r.means["exact_recall"] for r in found.results}
-    for e in found.equal_recall:
-        if e.figure == "exact_recall":
-            low, high = means[4, e.method], means[8, e.method]
-            assert e.recall == means[e.sft_rank, "sft"]
-            if low <= e.recall <= high:
-                expected = 4 * 2 ** ((e.recall - low) / (high - low))
-                assert e.lora_rank == pytest.approx(expected)
-                assert e.ratio == pytest.approx(expected / e.sft_rank)
-            else:
-                assert e.lora_rank is None and e.ratio is None
+    exact = [e for e in found.equal_recall if e.figure == "exact_recall"]
+    assert {e.cost for e in exact} == {"lora_rank"} and len(exact) == 4
+    for e in exact:
+        low, high = means[4, e.method], means[8, e.method]
+        assert e.recall == pytest.approx(means[e.sft_point.lora_rank, "sft"])
+        if low <= e.recall <= high:
+            expected = 4 * 2 ** ((e.recall - low) / (high - low))
+            assert e.needed == pytest.approx(expected)
+            assert e.ratio == pytest.approx(expected / e.sft_point.lora_rank)
+            assert e.low is None or e.low <= e.ratio
+            assert e.high is not None and e.high >= e.ratio
+        else:
+            assert e.needed is None and e.ratio is None
+
+
+def test_gpu_seconds_at_equal_recall_are_compared_over_budgets() -> None:
+    """A method that recalls in each budget what SFT recalls in twice as much, on every text."""
+
+    def run(method: Method, steps: int, text: int, recall: float) -> Observation:
+        found = measured(4, method, text, 0, recall)
+        return replace(found, point=DesignPoint(4, 40, steps), gpu_seconds=steps / 10)
+
+    cells = {}
+    for method, factor in (("sft", 1), ("memft_ot", 2)):
+        for steps in (50, 100, 200):
+            runs = [run(method, steps, t, 0.1 * math.log(factor * steps) + t / 50) for t in (0, 1)]
+            cells[DesignPoint(4, 40, steps), method] = runs
+    found = {e.sft_point.train_steps: e for e in equal_recall(cells) if e.figure == "exact_recall"}
+    assert {e.cost for e in found.values()} == {"gpu_seconds"}
+    for steps in (100, 200):
+        e = found[steps]
+        assert (e.sft_cost, e.needed) == pytest.approx((steps / 10, steps / 20))
+        assert (e.ratio, e.low, e.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert found[50].needed is None
 
 
 def test_files_hold_the_comparison(
@@ -132,4 +158,6 @@ def test_files_hold_the_comparison(
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 6 and float(rows[1]["exact_recall_low"]) < float(rows[1]["exact_recall"])
     assert json.loads(stored.read_text())["results"][0]["method"] == "sft"
-    assert len(describe_comparison(found).splitlines()) == 7
+    lines = describe_comparison(found).splitlines()
+    reached = sum(e.ratio is not None for e in found.equal_recall)
+    assert reached > 0 and len(lines) == 7 + 1 + reached

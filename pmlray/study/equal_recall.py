@@ -1,0 +1,145 @@
+"""What a method costs to reach the recall of plain SFT: in lora_rank, or in gpu_seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Literal
+
+import numpy as np
+
+from pmlray.types import DesignPoint, Method, Observation
+
+Cost = Literal["lora_rank", "gpu_seconds"]
+Cells = Mapping[tuple[DesignPoint, Method], Sequence[Observation]]
+FIGURES: Mapping[str, Callable[[Observation], float]] = MappingProxyType(
+    {"exact_recall": lambda o: o.recall.exact, "token_recall": lambda o: o.recall.token}
+)
+N_RESAMPLES, LEVEL = 1000, 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class EqualRecall:
+    """What a method needs to reach the mean `recall` that SFT has at a point, and over what SFT
+    spends there: ranks are compared at equal length and steps, gpu_seconds at equal rank and
+    length, over budgets.
+
+    Between its own points a method's mean recall is taken to be linear in log(cost). `needed` and
+    `ratio` are None where its points do not reach so far; `low` and `high`, the central 95 % over
+    texts drawn anew, where that is so of a bound.
+    """
+
+    method: Method
+    figure: str
+    cost: Cost
+    sft_point: DesignPoint
+    recall: float
+    sft_cost: float
+    needed: float | None
+    ratio: float | None
+    low: float | None
+    high: float | None
+
+
+def equal_recall(cells: Cells, seed: int = 0) -> tuple[EqualRecall, ...]:
+    """All comparisons of cost that the measured points allow.
+
+    cells: the runs of every point and method, over the same texts; seed: of the resampling.
+    """
+    texts = sorted({o.sequence_id for runs in cells.values() for o in runs})
+    rng = np.random.default_rng(seed)
+    draws = rng.choice(texts, (N_RESAMPLES, len(texts))) if texts else np.empty((0, 0), int)
+    found = []
+    others: list[Method] = [method for _, method in cells if method != "sft"]
+    for method in dict[Method, None].fromkeys(others):
+        for point, _ in (cell for cell in cells if cell[1] == "sft"):
+            for cost in ("lora_rank", "gpu_seconds"):
+                family = [p for p, m in cells if m == method and _alike(p, point, cost)]
+                if len(family) < 2:
+                    continue
+                for figure in FIGURES:
+                    found.append(_compare(cells, method, point, cost, figure, family, draws))
+    return tuple(found)
+
+
+def _alike(p: DesignPoint, q: DesignPoint, cost: Cost) -> bool:
+    if cost == "lora_rank":
+        return (p.seq_len, p.train_steps) == (q.seq_len, q.train_steps)
+    return (p.lora_rank, p.seq_len) == (q.lora_rank, q.seq_len)
+
+
+def _compare(
+    cells: Cells,
+    method: Method,
+    point: DesignPoint,
+    cost: Cost,
+    figure: str,
+    family: Sequence[DesignPoint],
+    draws: np.ndarray,
+) -> EqualRecall:
+    def spent(p: DesignPoint, of: Method) -> float:
+        if cost == "lora_rank":
+            return float(p.lora_rank)
+        return float(np.mean([o.gpu_seconds for o in cells[p, of]]))
+
+    sft_cost = spent(point, "sft")
+    costs = [spent(p, method) for p in family]
+    plain = _by_text(cells[point, "sft"], figure)
+    own = [_by_text(cells[p, method], figure) for p in family]
+
+    def needed(texts: Sequence[int]) -> float:
+        return cost_at(costs, [_mean(of, texts) for of in own], _mean(plain, texts))
+
+    texts = sorted(plain)
+    best = needed(texts)
+    ratios = [needed(draw) / sft_cost for draw in draws.tolist()]
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(ratios, [tail, 1 - tail], method="nearest")
+    return EqualRecall(
+        method,
+        figure,
+        cost,
+        point,
+        _mean(plain, texts),
+        sft_cost,
+        _known(best),
+        _known(best / sft_cost),
+        _known(low),
+        _known(high),
+    )
+
+
+def _by_text(runs: Sequence[Observation], figure: str) -> dict[int, float]:
+    values: dict[int, list[float]] = {}
+    for o in runs:
+        values.setdefault(o.sequence_id, []).append(FIGURES[figure](o))
+    return {text: float(np.mean(own)) for text, own in values.items()}
+
+
+def _mean(by_text: Mapping[int, float], texts: Sequence[int]) -> float:
+    # A text of which a run is missing counts where it was measured.
+    known = [by_text[text] for text in texts if text in by_text]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _known(cost: float) -> float | None:
+    return float(cost) if 0 < cost < math.inf else None
+
+
+def cost_at(costs: Sequence[float], recalls: Sequence[float], recall: float) -> float:
+    """The smallest cost at which recall, linear in log(cost) between the points, reaches a level.
+
+    0 where the first point is above it already, inf where none reaches it.
+    """
+    pairs = sorted(zip(costs, recalls, strict=True))
+    if recall < pairs[0][1]:
+        return 0.0
+    for (c0, y0), (c1, y1) in pairwise(pairs):
+        if y0 == recall:
+            return c0
+        if y0 < recall <= y1:
+            return float(math.exp(np.interp(recall, [y0, y1], [math.log(c0), math.log(c1)])))
+    return pairs[-1][0] if pairs[-1][1] == recall else math.inf
