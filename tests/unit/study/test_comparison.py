@@ -40,7 +40,7 @@ def measured(rank: int, method: Method, sequence_id: int, seed: int, exact: floa
 @pytest.fixture(scope="module")
 def observations(spec: CompareSpec) -> list[Observation]:
     rng = np.random.default_rng(0)
-    gain = {"sft": 0.0, "memft_ot": 0.1, "memft_rd": 0.2}
+    gain = {"sft": 0.0, "memft_ot": 0.05, "memft_rd": 0.2}
     return [
         measured(rank, method, text, seed, 0.1 * rank**0.5 + gain[method] + 0.05 * rng.random())
         for rank in (4, 8)
