@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,8 +12,8 @@ from pmlray.types import DesignPoint
 # peak, and one modern CPU core in bf16.
 GPU_FLOPS = 4e14
 CPU_CORE_FLOPS = 8e10
-# Multi-record tasks: prompt and target of one record, until measured.
-RECORD_TOKENS = 48
+# Multi-record tasks: the target of one record (a phone number has ten tokens), until measured.
+TARGET_TOKENS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,8 @@ class CostModel:
         """Tokens through the trainable layers in one optimiser step."""
         if self.batch_records is None:
             return point.seq_len + self.prompt_tokens
-        return min(self.batch_records * RECORD_TOKENS, 5 * point.seq_len)
+        records = min(self.batch_records, math.ceil(point.seq_len / TARGET_TOKENS))
+        return records * (TARGET_TOKENS + self.prompt_tokens)
 
     def predict(self, point: DesignPoint) -> float:
         """gpu_seconds of one run at this point, by itself."""

@@ -251,3 +251,9 @@ def test_offers_are_the_cheapest_of_the_replicates_that_are_allowed(
         found = list(offers(space, Knowledge(chosen, (), 12.0, cost, 30.0, pack=pack)))
         assert [(o.point, o.gpu_seconds) for o in found] == expected
         assert all(ChosenRun(o.point, o.replicate, False) not in chosen for o in found)
+
+
+def test_a_step_over_many_records_holds_a_batch_of_prompts_and_targets() -> None:
+    cost = CostModel(1e-3, prompt_tokens=4, batch_records=4)
+    assert cost.tokens_per_step(DesignPoint(2, 280, 400)) == 4 * 14
+    assert cost.tokens_per_step(DesignPoint(2, 20, 400)) == 2 * 14
