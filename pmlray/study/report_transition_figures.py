@@ -14,7 +14,7 @@ from pmlray.law import TokenRun, token_table
 from pmlray.study.report_figures import Panel, data, tips
 
 # More columns than this are thinner than a screen shows.
-MOST_COLUMNS = 160
+MOST_COLUMNS = 320
 
 
 def phase_panels(runs: Sequence[TokenRun]) -> tuple[Panel, ...]:

@@ -104,7 +104,7 @@ def test_the_phase_diagram_is_of_the_run_most_evenly_divided(result: SearchResul
     assert f"rank {divided.point.lora_rank} learns {len(divided.token_p)} tokens" in panel.title
     at = {(row["step"], row["token"]): row["p"] for row in rows}
     last = divided.curve[-1][0]
-    width = -(-len(divided.token_p) // 160)
+    width = -(-len(divided.token_p) // 320)
     assert {step for step, _ in at} == {0, 64, last}
     for start in range(0, len(divided.token_p), width):
         pooled = divided.token_p[start : start + width]
