@@ -18,7 +18,7 @@ METHODS: tuple[Method, ...] = get_args(Method)
 Compat = Literal["mended", "paper"]
 Equal = Literal["gpu_seconds", "tokens", "steps"]
 
-OBSERVATION_SCHEMA = 4
+OBSERVATION_SCHEMA = 5
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -125,7 +125,9 @@ class Observation:
     them too, say). `prose_delta_loss`: its loss reduction on plain English prose, below 0 where it
     harms what the base could do. Both None where they were not measured; their cost is in none of
     these fields. `grad_norm`: mean gradient norm, before clipping, over the last tenth of the steps
-    before the decay. `learning_rate`: the peak rate of the run.
+    before the decay. `learning_rate`: the peak rate of the run. `token_p_curve` holds (step, p of
+    each supervised token) after that many steps, from step 0 to before the end, to three digits;
+    empty where it was not kept, as of runs of very many tokens.
     """
 
     run_key: str
@@ -155,6 +157,7 @@ class Observation:
     prose_delta_loss: float | None = None
     grad_norm: float | None = None
     learning_rate: float | None = None
+    token_p_curve: tuple[tuple[int, tuple[float, ...]], ...] = ()
 
     @property
     def stopped_early(self) -> bool:
@@ -176,12 +179,14 @@ class Observation:
         fields = {k: v for k, v in stored.items() if k not in ("schema", "delta_loss")}
         fields["point"] = DesignPoint(**fields["point"])
         # Schema 1 knew no shared trunks and no order within a pack, 1 and 2 no control; what 4
-        # added is None in all before it.
+        # added is None, and what 5 added empty, in all before it.
         fields.setdefault("place", 0)
         fields.setdefault("charged_steps", float(fields["point"].train_steps))
         fields["recall"] = Recall(**fields["recall"])
         fields["curve"] = tuple((int(step), float(loss)) for step, loss in fields["curve"])
         fields["token_p"] = tuple(fields["token_p"])
+        table = fields.get("token_p_curve", ())
+        fields["token_p_curve"] = tuple((int(step), tuple(p)) for step, p in table)
         fields["wrong_tokens"] = tuple(fields["wrong_tokens"])
         return cls(**fields)
 

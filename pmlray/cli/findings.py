@@ -13,6 +13,8 @@ def describe_law_json(law: Mapping[str, Any]) -> str:
         f"{law['form']} law of delta_loss (nats per token), {law['n_obs']} points"
         f" ({law['n_censored']} set aside or censored), status {law['status']}",
     ]
+    if law.get("n_left_out"):
+        lines.append(f"  {law['n_left_out']} optimisation-limited runs were left out")
     if law.get("message"):
         lines.append(f"  {law['message']}")
     for name, (low, high) in law["intervals"].items():
@@ -90,7 +92,8 @@ def describe_result(found: Mapping[str, Any]) -> str:
         f" rounds, {found['n_failed']} failed; {seconds['spent']:.0f} of {seconds['budget']:.0f}"
         " gpu_seconds"
     ]
-    lines.append(describe_law_json(found["law"]) if found["law"] else "too few points for a law")
+    law = found["law"] and found["law"] | {"n_left_out": found["n_left_out"]}
+    lines.append(describe_law_json(law) if law else "too few points for a law")
     for pair in found["memft"]:
         point = pair["point"]
         lines.append(

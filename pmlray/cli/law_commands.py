@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import typer
 
 from pmlray.cli.findings import describe_checklist, describe_law_json, describe_result
 from pmlray.cli.output import JSON_OPTION, emit
-from pmlray.law import FitOptions, Form, LawData, read_law_data, summarise
+from pmlray.errors import DataError
+from pmlray.law import FitOptions, Form, LawData, law_data, read_law_data, summarise
 from pmlray.types import DesignPoint
+
+if TYPE_CHECKING:
+    from pmlray.backends.file_store import FileStore
+    from pmlray.config import SearchSpec
 
 
 def fit(
@@ -45,6 +50,11 @@ def fit(
     noise: Literal["equal", "by_value"] = typer.Option(
         None, help="by_value: noise may follow delta_loss. By default a store's own, else equal."
     ),
+    optimisation_limited: Literal["keep", "leave_out"] = typer.Option(
+        None,
+        help="leave_out: runs of a store that more steps would still change are not fitted. By"
+        " default as its search has it.",
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Fit the memory law to observations."""
@@ -52,7 +62,7 @@ def fit(
         known = ", ".join(get_args(Form))
         raise typer.BadParameter(f"use {known} or auto", param_hint="--form")
     chosen: Form | Literal["auto"] = form  # type: ignore[assignment]
-    data = read_law_data(file, base_loss)
+    data, left_out = _points(file, base_loss, optimisation_limited)
     targets = [_target(text, data) for text in target or ()]
     if delta_loss is not None and not targets:
         raise typer.BadParameter("give a --target to size for", param_hint="--delta-loss")
@@ -62,20 +72,57 @@ def fit(
     found = summarise(
         data, chosen, forms=forms, rng=np.random.default_rng(0), targets=targets, options=options
     )
-    law = found.to_json(delta_loss)
+    law = found.to_json(delta_loss) | {"n_left_out": left_out}
     emit(law, f"{describe_law_json(law)}\n{describe_checklist(law)}", as_json)
+
+
+def _points(
+    file: Path, base_loss: float | None, limited: Literal["keep", "leave_out"] | None
+) -> tuple[LawData, int]:
+    """The points to fit, and how many runs of a store are left out as optimisation-limited."""
+    opened = _search_of(file)
+    if limited is None:
+        limited = opened[0].law.optimisation_limited if opened else "keep"
+    if limited == "keep":
+        return read_law_data(file, base_loss), 0
+    if opened is None:
+        raise typer.BadParameter(
+            f"{file} is no store of a search, and only a search's recipe says which runs more steps"
+            " would change",
+            param_hint="--optimisation-limited",
+        )
+    from pmlray.study.result import fitted_runs
+
+    spec, store = opened
+    law = spec.law.model_copy(update={"optimisation_limited": limited})
+    observations = store.observations()
+    kept = fitted_runs(spec.model_copy(update={"law": law}), observations)
+    n_all = len(law_data(observations))
+    if n_all and not kept:
+        raise DataError(
+            f"all {n_all} runs of {file} are optimisation-limited and none is left to fit: measure"
+            " with more steps, or keep them (--optimisation-limited keep)"
+        )
+    return law_data(kept), n_all - len(kept)
 
 
 def _law_of(file: Path) -> tuple[tuple[Form, ...], FitOptions]:
     """The forms that `auto` chooses from and how points count: a store's own, so that its fit is
     its search's law."""
+    if (opened := _search_of(file)) is not None:
+        law = opened[0].law
+        return law.forms, law.fit_options()
+    return ("power", "ceiling"), FitOptions()
+
+
+def _search_of(file: Path) -> tuple[SearchSpec, FileStore] | None:
+    """The search whose store a folder is, with that store; None for anything else."""
     if file.is_dir():
         from pmlray.cli.driver import SPEC_FILE, open_store
 
         if (file / SPEC_FILE).is_file():
-            law = open_store(file.absolute())[0].law
-            return law.forms, law.fit_options()
-    return ("power", "ceiling"), FitOptions()
+            return open_store(file.absolute())
+    return None
 
 
 def _target(text: str, data: LawData) -> DesignPoint:

@@ -59,7 +59,8 @@ def run_size(
         trials: list[_Trial] = []
         rank: int | None = choice.point.lora_rank
         while rank is not None:
-            found = own if own is not None and _serves(own, rank) else None
+            # It recalled enough, by whatever method: training it again would only cost.
+            found = own if own is not None and own.point.lora_rank == rank else None
             trial = _try(
                 plan, rank, found, kept, address, sized["predicted_gpu_seconds"], say, clock
             )
@@ -195,11 +196,6 @@ def _card(
         [trial.to_json() for trial in trials],
         cost,
     )
-
-
-def _serves(run: Observation, rank: int) -> bool:
-    """Whether a run of the search has trained what would be trained now."""
-    return run.point.lora_rank == rank and run.method == METHOD
 
 
 def _train(

@@ -104,7 +104,10 @@ class LawOptions(Part):
     not bend. `saturated`: `filter` sets points with final_loss <= ln 2 aside where a form has no
     ceiling; `censor` takes them, and those of a form with a ceiling at or below `floor` nats, as
     lower bounds. `noise`: `equal` for all points, or `by_value`, which lets it follow a power of
-    delta_loss where the residuals show that it does.
+    delta_loss where the residuals show that it does. `optimisation_limited`: whether runs that
+    twice their steps would lower by 0.2 nats per token or more are kept in the law, or left out of
+    it, so that it tells what adapters can hold rather than what the steps allowed. The choice of
+    the next run counts them in any case.
     """
 
     forms: tuple[Form, ...] = Field(default=("ceiling", "exponential_ceiling"), min_length=1)
@@ -113,6 +116,7 @@ class LawOptions(Part):
     saturated: Literal["filter", "censor"] = "filter"
     floor: Annotated[float, Field(gt=0)] = 0.02
     noise: Literal["equal", "by_value"] = "equal"
+    optimisation_limited: Literal["keep", "leave_out"] = "keep"
 
     def fit_options(self) -> FitOptions:
         """How points count in every fit of the search."""

@@ -6,7 +6,7 @@ needs no generation; `decode_exactly` checks that by real decoding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import BaseModel
-from pmlray.engine.batches import MAX_MICRO_BATCH_TOKENS, Row, micro_batches
+from pmlray.engine.batches import MAX_MICRO_BATCH_TOKENS, MicroBatch, Row, micro_batches
 from pmlray.memory import Record
 from pmlray.types import Recall
 
@@ -57,13 +57,22 @@ class TokenScores:
 
 
 @torch.no_grad()
-def mean_losses(model: AdaptedModel, rows: Sequence[Row], n_adapters: int) -> torch.Tensor:
-    """Mean nll of each adapter over its rows, (n_adapters,) fp64; NaN where it has none."""
+def mean_losses(
+    model: AdaptedModel,
+    rows: Sequence[Row],
+    n_adapters: int,
+    keep: Callable[[MicroBatch, torch.Tensor], None],
+) -> torch.Tensor:
+    """Mean nll of each adapter over its rows, (n_adapters,) fp64; NaN where it has none.
+
+    keep: is given every batch with the (R, L) nats of its tokens.
+    """
     device = rows[0].record.hidden_TD.device
     total = torch.zeros(n_adapters, dtype=torch.float64, device=device)
     count = torch.zeros_like(total)
     for batch in micro_batches(rows):
         nll_RL = batch.lay_out(model(batch).nll_N)
+        keep(batch, nll_RL)
         total.index_add_(0, batch.adapter_of_row_R, nll_RL.sum(dim=1).double())
         count.index_add_(0, batch.adapter_of_row_R, batch.mask_RL.sum(dim=1).double())
     return total / count

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,8 +21,9 @@ from pmlray.engine.members import DeviceClock, Member
 from pmlray.engine.optimizer import PackedAdamW
 from pmlray.engine.redistribute import MAX_STRETCH, RedistributedRuns
 from pmlray.engine.stepper import Stepper
+from pmlray.engine.token_curves import TokenCurves
 from pmlray.engine.token_weights import TokenWeights
-from pmlray.engine.trained import TrainedMember, curve_steps
+from pmlray.engine.trained import TrainedMember, curve_steps, is_curve_step
 from pmlray.engine.trunks import Branch, Trunks
 from pmlray.memft import weighted_nll_per_row
 from pmlray.types import MemftRules
@@ -90,9 +92,12 @@ class _PackLoop:
         # Steps at the constant rate that a run was spared.
         self._spared = [0] * n
         # Such a run's next step starts with the loss that an evaluation would find.
-        self._read_off = [
-            recipe.dropout == 0 and m.sees_everything(recipe.batch_size, rules) for m in members
-        ]
+        self._read_off = {
+            i
+            for i, m in enumerate(members)
+            if recipe.dropout == 0 and m.sees_everything(recipe.batch_size, rules)
+        }
+        self._token_curves = TokenCurves(members)
         self._rows: tuple[Row, ...] = ()
         self._batches: tuple[MicroBatch, ...] = ()
 
@@ -114,6 +119,8 @@ class _PackLoop:
             sum_R, weight_sum_R = weighted_nll_per_row(nll_RL, w_RL)
             self._stepper.backward(sum_R.sum())
             self._redistributed.keep_losses(batch, nll_RL.detach())
+            if is_curve_step(step):
+                self._token_curves.keep(step, batch, nll_RL, self._read_off)
             at = batch.adapter_of_row_R
             weight_sum_N.index_add_(0, at, weight_sum_R)
             loss_sum_N.index_add_(0, at, nll_RL.detach().sum(dim=1))
@@ -158,7 +165,7 @@ class _PackLoop:
             return []
         self.clock.lap(training=True)
         ended = [i for i in {*at_curve, *checked} if steps and self._is_over(i, steps)]
-        self._evaluate(steps, [i for i in at_curve if i not in ended and not self._read_off[i]])
+        self._evaluate(steps, [i for i in at_curve if i not in {*ended, *self._read_off}])
         if ended:
             for branch in self._trunks.leave(steps, ended):
                 self._join(branch, steps)
@@ -229,7 +236,8 @@ class _PackLoop:
         if not who:
             return
         rows = [row for i in who for row in self._members[i].rows]
-        losses = mean_losses(self._model, rows, len(self._members)).tolist()
+        keep = partial(self._token_curves.keep, steps)
+        losses = mean_losses(self._model, rows, len(self._members), keep).tolist()
         self.clock.add(rows)
         for i in who:
             self._curves[i].append((steps, losses[i]))
@@ -245,6 +253,7 @@ class _PackLoop:
         for kept in (self._step_losses, self._grad_norms):
             kept[:step, follower] = kept[:step, trunk]
         self._curves[follower] = list(self._curves[trunk])
+        self._token_curves.copy(trunk, follower)
         self.active = sorted([*self.active, follower])
 
     def _trained(self, i: int, steps: int, scores: TokenScores) -> TrainedMember:
@@ -259,6 +268,7 @@ class _PackLoop:
             self.clock.seconds[i],
             self._charged[i],
             self._grad_norm(i, steps),
+            self._token_curves.of(i, steps),
         )
 
     def _grad_norm(self, i: int, steps: int) -> float:

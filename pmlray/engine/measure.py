@@ -127,6 +127,7 @@ def measure_pack(
                 recall=trained.scores.recall,
                 curve=trained.curve,
                 token_p=trained.scores.token_p,
+                token_p_curve=trained.token_p_curve,
                 wrong_tokens=trained.scores.wrong_tokens,
                 generated_match=decoded,
                 gpu_seconds=gpu_seconds,

@@ -17,6 +17,7 @@ class TrainedMember:
     device shared out by work, optimiser steps and curve evaluations together; `charged_steps`:
     the optimiser steps in it, those shared with other budgets in part. `grad_norm`: mean norm of
     the gradient before clipping, over the last tenth of the steps before the decay.
+    `token_p_curve`: as in `Observation`.
     """
 
     index: int
@@ -26,6 +27,7 @@ class TrainedMember:
     device_seconds: float
     charged_steps: float
     grad_norm: float
+    token_p_curve: tuple[tuple[int, tuple[float, ...]], ...]
 
     @property
     def diverged(self) -> bool:
@@ -36,3 +38,9 @@ class TrainedMember:
 def curve_steps(train_steps: int) -> frozenset[int]:
     """Log-spaced steps at which a run is evaluated: powers of two, and the end."""
     return frozenset(2**i for i in range(train_steps.bit_length())) | {train_steps}
+
+
+def is_curve_step(step: int) -> bool:
+    """Whether every run's curve has this step, unless it ends there or before: 0, or a power of
+    two."""
+    return step & (step - 1) == 0

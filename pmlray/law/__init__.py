@@ -4,6 +4,7 @@ from pmlray.law.averaging import AveragedLaw, AveragedSamples, average_laws, for
 from pmlray.law.broken import BrokenLaw
 from pmlray.law.ceilings import CeilingLaw, ExponentialCeilingLaw
 from pmlray.law.correlation import EntangledPair, entangled_pairs, param_correlations
+from pmlray.law.crossing import crossing_steps, token_table
 from pmlray.law.data import LawData, law_data
 from pmlray.law.diagnostics import extrapolation_mape, heldout_mape, mape, r2
 from pmlray.law.fit import FitStatus, LawFit, fit_law, usable_points
@@ -54,6 +55,7 @@ __all__ = [
     "Transition",
     "average_laws",
     "bootstrap_law",
+    "crossing_steps",
     "derived_interval",
     "entangled_pairs",
     "extrapolation_mape",
@@ -75,5 +77,6 @@ __all__ = [
     "size_for",
     "summarise",
     "token_runs",
+    "token_table",
     "usable_points",
 ]

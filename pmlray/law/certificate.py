@@ -1,9 +1,18 @@
 """Whether more steps would change a run: converged, or limited by its optimisation.
 
-Checked on 503 pairs of measured, unsaturated runs of which one has twice the other's steps: of
-those judged converged 83 % fell by less than CONVERGED_FALL, of those that did so 86 % are judged
-converged. The largest errors are runs on the plateau between learning what kind of text it is and
-memorising it: no slope tells that from the end.
+Checked on pairs of unsaturated SFT runs of which one has twice the other's steps. SmolLM2-135M, 503
+pairs: of those judged converged 83 % fell by less than CONVERGED_FALL, of those that did so 86 %
+are judged converged. A random model of four layers, 224 pairs on each schedule: 34 of 43 and 34 of
+41 where the rate is constant up to its decay; 11 of 12 and 11 of 18 with `linear`, of whose pairs
+216 are judged right. There the whole run is a decay, and the fall is told 0.25 nats too large on
+average: it errs towards optimisation_limited. The largest errors are runs on the plateau between
+learning what kind of text it is and memorising it: no slope tells that from the end.
+
+The gradient norm is told and changes no status. In those 448 pairs it goes with the fall by a rank
+correlation of 0.51 to 0.82, the slope alone by 0.87 to 0.94, and both together predict no better
+than the slope (cross-validated log loss 0.219, 0.080, 0.114 and 0.049 without, 0.215, 0.083, 0.108
+and 0.042 with it, the four sets apart). Of MemFT's runs it says nothing: their gradient is that of
+the few tokens that still carry weight, and their loss is not what they lower.
 
 Steps are counted by their learning rate: the dose R(s) is the sum of rate / peak rate over the
 first s steps, so that the constant part and the decay of a run are on one axis, and a curve's fall
@@ -57,14 +66,13 @@ def certify(
     warmup_steps: int,
     decay_share: float,
     stop_loss: float,
-    gradient_norms: Sequence[tuple[int, float]] | None = None,
+    grad_norm: float | None = None,
 ) -> Certificate:
     """Certify one run from its curve.
 
     curve: (step, loss) after that many steps, from step 0 to the end, nats per token; train_steps:
     the run's budget, of which an early stop may have spared some; schedule, warmup_steps,
-    decay_share, stop_loss: its recipe's. gradient_norms: (step, norm) where they were recorded;
-    they are told in the reason and change no status, since none were there to choose a rule by.
+    decay_share, stop_loss: its recipe's; grad_norm: as in `Observation`, told in the reason.
     DataError when the curve has fewer than MIN_POINTS points.
     """
     if len(curve) < MIN_POINTS:
@@ -83,9 +91,8 @@ def certify(
     told = _expected_fall(done[[step for step, _ in curve]], np.asarray(losses), doubled[-1])
     slope = min(max(told, 0.0), max(final, 0.0))
     fall = f"twice the steps would lower the loss by {slope:.3g} nats per token"
-    if gradient_norms:
-        last, largest = gradient_norms[-1][1], max(norm for _, norm in gradient_norms)
-        fall += f"; the last gradient norm is {last / largest:.2g} of the largest"
+    if grad_norm is not None:
+        fall += f"; the gradient norm before the decay was {grad_norm:.2g}"
     if final <= max(stop_loss, NOTHING_LEFT):
         return Certificate("saturated", slope, f"only {final:.3g} nats per token are left")
     if slope < CONVERGED_FALL:

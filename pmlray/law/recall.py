@@ -17,7 +17,7 @@ Shapes: N losses, B bins of positions, V nodes of v.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,9 @@ SINGLE_POSITIONS = 16
 NODES = 15
 # A loss beyond these shares of the base loss says no more.
 SHARES = (1e-9, 1.0 - 1e-6)
+SLOPE_STEP = 1e-3
+# They leave nothing of the logits between SHARES that a double could tell.
+BISECTIONS = 60
 # Beyond these logits a token is right, or wrong, as far as doubles can tell.
 MAX_LOGIT = 30.0
 
@@ -129,12 +132,40 @@ class RecallLaw:
                 " between 0 and 1, such as 0.99"
             )
         low, high = (float(logit(share)) for share in SHARES)
-        for _ in range(100):
+        for _ in range(BISECTIONS):
             middle = 0.5 * (low + high)
             loss = self.base_loss * float(expit(middle))
             enough = self.predict(loss, tokens_per_record).exact >= exact_recall
             low, high = (middle, high) if enough else (low, middle)
         return self.base_loss * float(expit(low))
+
+    def loss_samples(
+        self, exact_recall: float, tokens_per_record: float, n: int, rng: np.random.Generator
+    ) -> FloatArray:
+        """`loss_for` as surely as the parameters are known: n draws, nats per token.
+
+        The logit of its share of the base loss is taken as linear in `params`, whose covariance is
+        `cov`; the slopes are central differences.
+        """
+
+        def logit_share(params: FloatArray) -> float:
+            half, ln_steepness, lead, ln_spread = params.tolist()
+            law = replace(
+                self,
+                half_loss=self.base_loss * float(expit(half)),
+                steepness=float(np.exp(ln_steepness)),
+                lead=lead,
+                spread=float(np.exp(ln_spread)),
+            )
+            return float(logit(law.loss_for(exact_recall, tokens_per_record) / self.base_loss))
+
+        steps = SLOPE_STEP * np.eye(4)
+        slope = np.array(
+            [logit_share(self.params + s) - logit_share(self.params - s) for s in steps]
+        ) / (2.0 * SLOPE_STEP)
+        sd = float(np.sqrt(slope @ self.cov @ slope))
+        middle = logit_share(self.params)
+        return self.base_loss * expit(middle + sd * rng.standard_normal(n))
 
     def to_json(self) -> dict[str, Any]:
         """JSON types only; `se` are standard errors of `params`."""

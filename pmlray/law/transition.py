@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from pmlray.law.crossing import Crossings, measure_crossings
 from pmlray.law.data import BoolArray, FloatArray
 from pmlray.law.recall_data import TokenRun
 from pmlray.law.sizing import Estimate
@@ -54,12 +55,14 @@ class Transition:
 
     `onset`: Spearman's correlation of a record's first stubborn token with its first wrong one,
     over the `n_failed` records that have one, with its central 90 % interval by resampling runs;
-    None where fewer than three records fail or all at one place.
+    None where fewer than three records fail or all at one place. `crossings`: when tokens passed
+    0.5, None where no run's tokens were kept while it trained.
     """
 
     runs: tuple[RunTransition, ...]
     n_failed: int
     onset: Estimate | None
+    crossings: Crossings | None
 
     def _sum(self, name: str) -> int:
         return sum(getattr(run, name) for run in self.runs)
@@ -89,6 +92,7 @@ class Transition:
             "stubborn_recalled": self.stubborn_recalled,
             "records_failed": self.n_failed,
             "onset_spearman": None if self.onset is None else asdict(self.onset),
+            "crossings": self.crossings and self.crossings.to_json(),
             "runs": [run.to_json() for run in self.runs],
         }
 
@@ -100,7 +104,8 @@ def measure_transition(runs: Sequence[TokenRun], rng: np.random.Generator) -> Tr
     """
     found = tuple(_run_transition(run) for run in runs)
     failing = [run for run in found if run.first_wrong.size]
-    done = Transition(found, sum(r.first_wrong.size for r in failing), _onset(failing, rng))
+    n_failed = sum(r.first_wrong.size for r in failing)
+    done = Transition(found, n_failed, _onset(failing, rng), measure_crossings(runs))
     if done.sure_wrong:
         log.error(
             "%d tokens with p > 0.5 count as wrong, which cannot be: p and the argmax do not come"

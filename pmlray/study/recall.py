@@ -46,8 +46,10 @@ class RecallResult:
         }
 
 
-def recall_result(observations: Sequence[Observation], loss: LawSummary | None) -> RecallResult:
-    """Recall from the law phase's runs; `loss` is the law that they were fitted with.
+def recall_result(
+    observations: Sequence[Observation], loss: LawSummary | None, fitted: Sequence[Observation]
+) -> RecallResult:
+    """Recall from the law phase's runs; `loss` is the law that those in `fitted` were fitted with.
 
     The draws' seed is fixed, so that the same observations give the same intervals.
     """
@@ -62,7 +64,7 @@ def recall_result(observations: Sequence[Observation], loss: LawSummary | None) 
         return RecallResult(None, transition, (), str(error))
     if loss is None or (samples := loss.average_samples) is None:
         return RecallResult(law, transition, (), "")
-    data = law_data(observations)
+    data = law_data(fitted)
     forecasts = tuple(
         forecast_recall(law, loss.average, samples, data, target.point, rng)
         for target in loss.targets

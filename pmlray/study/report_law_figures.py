@@ -19,7 +19,7 @@ from pmlray.study.report_figures import (
     padded,
     tips,
 )
-from pmlray.study.result import SearchResult
+from pmlray.study.result import SearchResult, fitted_runs
 from pmlray.types import Observation
 
 CURVE_POINTS = 48
@@ -177,6 +177,7 @@ def residual_rows(result: SearchResult) -> list[Row]:
     if law is None:
         return []
     used = usable_points(law_data(observed), law.fit.law.form)
+    in_law = {o.run_key for o in fitted_runs(result.spec, observed)}
     rows = []
     for o, kept in zip(observed, used.tolist(), strict=True):
         row = observation_row(o)
@@ -184,6 +185,8 @@ def residual_rows(result: SearchResult) -> list[Row]:
         row["predicted"] = round(float(law.fit.law.predict(*at)), 5)
         row["residual"] = round(row["delta_loss"] - row["predicted"], 5)
         row["role"] = "fitted" if kept else "set aside: final_loss ≤ ln 2"
+        if o.run_key not in in_law:
+            row["role"] = "left out: optimisation-limited"
         rows.append(row)
     return rows
 

@@ -18,6 +18,7 @@ from pmlray.study.report_figures import (
     tips,
 )
 from pmlray.study.report_tables import Cell, Table, number, percent
+from pmlray.study.report_transition_figures import phase_panels
 from pmlray.study.result import SearchResult
 
 CURVE_POINTS = 30
@@ -56,19 +57,35 @@ def _transition_text(found: Transition) -> str:
             f" rank correlation of {number(onset.value, 3)} (90%: {number(onset.low, 3)} to"
             f" {number(onset.high, 3)}, {found.n_failed:,} records that fail)."
         )
+    if (passed := found.crossings) is not None:
+        text += (
+            f" Of {passed.n_tokens:,} tokens followed while they trained {passed.crossed:,} passed"
+            f" 0.5, half of them between {percent(passed.early)} and {percent(passed.late)} of"
+            f" their run's steps; {passed.lost:,} were above it and ended below."
+        )
+        if passed.by_base_p is not None:
+            text += (
+                " When they did goes with p before training by a rank correlation of"
+                f" {number(passed.by_base_p, 3)}"
+            )
+            if passed.by_place is not None:
+                text += f", with the place in the record by {number(passed.by_place, 3)}"
+            text += "."
     return text
 
 
 def recall_panels(result: SearchResult) -> tuple[Panel, ...]:
-    """Token and exact recall against the final loss, with the law where there is one."""
+    """Token and exact recall against the final loss, with the law where there is one, and one run's
+    tokens while it trains."""
     found = result.recall_result
     if found.transition is None:
         return ()
     runs = token_runs(result.observations)
-    return tuple(
+    by_loss = (
         _panel(name, title, runs, found.law)
         for name, title in (("token_recall", "Token recall"), ("exact_recall", "Exact recall"))
     )
+    return (*by_loss, *phase_panels(runs))
 
 
 def _panel(name: str, title: str, runs: tuple[TokenRun, ...], law: RecallLaw | None) -> Panel:

@@ -59,7 +59,7 @@ class SearchResult:
     @cached_property
     def recall_result(self) -> RecallResult:
         """How recall follows the loss, from all observations."""
-        return recall_result(self.observations, self.law)
+        return recall_result(self.observations, self.law, fitted_runs(self.spec, self.observations))
 
     @property
     def recall(self) -> RecallLaw | None:
@@ -84,6 +84,8 @@ class SearchResult:
             "n_observations": len(self.law_observations),
             "n_failed": len(self.failures),
             "certificates": dict(Counter(c.status if c else "unknown" for c in self.certificates)),
+            "n_left_out": len(self.law_observations)
+            - len(fitted_runs(self.spec, self.law_observations)),
             "rounds": len({o.round for o in self.law_observations}),
             "law": law.to_json() if law else None,
             "heldout_mape": law.heldout_mape if law else None,
@@ -104,7 +106,18 @@ def certificate(observation: Observation, recipe: Recipe) -> Certificate | None:
         warmup_steps=recipe.warmup_steps,
         decay_share=recipe.decay_share,
         stop_loss=recipe.stop_loss,
+        grad_norm=observation.grad_norm,
     )
+
+
+def fitted_runs(spec: SearchSpec, observations: Sequence[Observation]) -> tuple[Observation, ...]:
+    """The runs that the law is fitted to: those of its phase, without the ones that `spec.law`
+    leaves out. A run whose curve was not kept is never known to be limited."""
+    of_law = tuple(o for o in observations if o.phase == "law")
+    if spec.law.optimisation_limited == "keep":
+        return of_law
+    found = ((o, certificate(o, spec.recipe)) for o in of_law)
+    return tuple(o for o, c in found if c is None or c.status != "optimisation_limited")
 
 
 def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> LawSummary | None:
@@ -114,7 +127,7 @@ def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> L
     """
     try:
         return summarise(
-            law_data(observations),
+            law_data(fitted_runs(spec, observations)),
             forms=spec.law.forms,
             n_bootstrap=spec.law.n_bootstrap,
             rng=np.random.default_rng(0),

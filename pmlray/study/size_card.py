@@ -74,14 +74,16 @@ def answer(
         "bits_per_parameter": bits.per_param,
         "supervised_tokens": point.seq_len,
         "train_steps": point.train_steps,
-        "needed_loss": choice.needed_loss,
+        "needed_loss": choice.needed.value,
+        "needed_loss_by": choice.needed.basis,
+        "no_recall_law": choice.needed.why,
         "needed_delta_loss": choice.delta_loss,
         "predicted_gpu_seconds": gpu_seconds,
     }
 
 
 def describe_answer(found: Mapping[str, Any]) -> str:
-    """The answer in two lines."""
+    """The answer in three lines."""
     low, high = ("inf" if x is None else f"{x:.3g}" for x in found["interval"])
     value = found["law_lora_rank"]
     why = {
@@ -89,13 +91,18 @@ def describe_answer(found: Mapping[str, Any]) -> str:
         "measured": "a run of the search at this rank recalled enough",
         "largest": "the largest allowed; the law's bound lies above it, its estimate does not",
     }[found["basis"]]
+    by = (
+        "by the law of recall of the law's runs"
+        if found["needed_loss_by"] == "recall_law"
+        else f"by a rule of thumb, since no law of recall holds: {found['no_recall_law']}"
+    )
     return (
         f"rank {found['lora_rank']}: {why} (estimate"
         f" {'inf' if value is None else f'{value:.3g}'}, one-sided bounds {low} and {high})\n"
         f"{found['parameters']} parameters for {found['bits']:.0f} bits in"
         f" {found['supervised_tokens']} tokens, about {found['predicted_gpu_seconds']:.0f}"
-        f" gpu_seconds for {found['train_steps']} steps; needs a loss of at most"
-        f" {found['needed_loss']:.3g} nats per token"
+        f" gpu_seconds for {found['train_steps']} steps\n"
+        f"plain fine-tuning needs a loss of at most {found['needed_loss']:.3g} nats per token, {by}"
     )
 
 
@@ -172,6 +179,12 @@ def describe_card(card: Mapping[str, Any]) -> str:
         f"rank {a['lora_rank']} recalled {a['n_recalled']} ({a['exact_recall']:.4f})"
         for a in card["attempts"]
     )
+    beside = ""
+    if own["method"] != "sft":
+        beside = (
+            f"\nIt is of plain fine-tuning's loss. {own['method']} trains only what is not yet sure"
+            " to be decoded, so that its loss is higher at the same recall."
+        )
     return f"""# Adapter of rank {own["lora_rank"]} for {base["id"]}{pinned}
 
 Holds {holds["n_records"]} records ({holds["supervised_tokens"]} target tokens, content
@@ -185,7 +198,7 @@ Those missed are in {NOT_RECALLED_FILE}. Tried: {tries}.
 
 Sized by: {describe_answer(sized)}
 
-Law: {law["form"]} form from {law["n_obs"]} runs, status {law["status"]}. {law["headline"]}
+Law: {law["form"]} form from {law["n_obs"]} runs, status {law["status"]}. {law["headline"]}{beside}
 
 Cost: {cost["search_gpu_seconds"]:.0f} gpu_seconds for the law, {cost["training_gpu_seconds"]:.0f}
 for adapters beside it ({own["train_steps"]} steps of {own["method"]}), unit {cost["unit"]}.

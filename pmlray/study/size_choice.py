@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from pmlray.errors import DataError
-from pmlray.law import Estimate, LawSummary, size_for
-from pmlray.law.summary import SURE_LOSS
+from pmlray.law import Estimate, LawSummary
 from pmlray.study.size import Wanted
+from pmlray.study.size_loss import NeededLoss, needed_loss
 from pmlray.types import DesignPoint, Observation
 
-# What all of the records mean as a share: half a record of a thousand.
-MOST_RECALL = 0.9995
+# The rank that reaches a delta_loss at (l, T), as `Law.invert_rank`.
+Invert = Callable[[float, float, float], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,43 +25,18 @@ class Choice:
 
     `basis`: `law`, its upper confidence bound; `measured`, a run of the search on the whole set
     that recalled enough below that bound; `largest`, since the bound is above it while the law's
-    own estimate is not. `needed_loss` and `delta_loss` are nats per token at `point`; `rank` is the
-    law's estimate with its interval, each end one-sided at the wanted confidence. `shown`: the
-    smallest run of the search on the whole set that recalled enough, None where none did.
+    own estimate is not. `needed` is the loss that the recall takes, `delta_loss` (nats per token)
+    how far below the base loss that is, and `rank` the law's estimate for it with its interval,
+    each end one-sided at the wanted confidence. `shown`: the smallest run of the search on the
+    whole set that recalled enough, None where none did.
     """
 
     point: DesignPoint
     basis: Literal["law", "measured", "largest"]
-    needed_loss: float
+    needed: NeededLoss
     delta_loss: float
     rank: Estimate
     shown: Observation | None = None
-
-
-def loss_for_recall(
-    observations: Sequence[Observation], recall: float, tokens_per_record: float
-) -> float:
-    """Mean loss, nats per token, at which `recall` of the records are recalled wholly.
-
-    A token below ln 2 is sure to be decoded (arXiv 2605.30260), and token losses that spread like
-    an exponential distribution of mean m leave (1 - e^(-ln 2 / m))^n of records with n tokens all
-    below it; half of that m, since real tails are heavier. The runs overrule it: upwards to the
-    largest loss down to which exact recall, made to fall with the loss (isotonic regression, runs
-    weighted by their records), is at least that, and down to there where one has recalled less.
-    """
-    losses = np.array([o.final_loss for o in observations])
-    exact = np.array([o.recall.exact for o in observations])
-    n_records = np.array([o.supervised_tokens / tokens_per_record for o in observations])
-    missed = 1.0 - min(recall, MOST_RECALL) ** (1.0 / tokens_per_record)
-    expected = SURE_LOSS / 2.0 / -math.log(missed)
-    order = np.argsort(losses)
-    if not order.size:
-        return expected
-    fitted = isotonic_regression(exact[order], weights=n_records[order], increasing=False).x
-    enough = losses[order][fitted >= recall]
-    shown = float(enough.max()) if enough.size else 0.0
-    failed = bool(np.any((losses <= expected) & (exact < recall)))
-    return shown if failed and shown else max(shown, expected)
 
 
 def choose_rank(
@@ -77,8 +51,8 @@ def choose_rank(
     law: with average_samples; observations: those it was fitted to; point: the largest rank allowed
     at the whole set's l and T. DataError when even the law's own estimate is above that rank.
     """
-    needed = loss_for_recall(observations, wanted.recall, tokens_per_record)
-    delta = law.average.base_loss - needed
+    needed = needed_loss(observations, wanted.recall, tokens_per_record)
+    delta = law.average.base_loss - needed.value
     whole = [
         o
         for o in observations
@@ -113,41 +87,43 @@ def choose_rank(
 def needed_rank(
     law: LawSummary,
     whole: Sequence[Observation],
-    needed_loss: float,
+    needed: NeededLoss,
     point: DesignPoint,
     level: float,
 ) -> Estimate:
-    """The rank that needed_loss (nats per token) takes at a point, with its central interval.
+    """The rank that the needed loss takes at a point, with its central interval.
 
     whole: runs at the point's l and T. The one whose loss is nearest to that needed anchors the
     law: each sample says by what factor the rank must change from there, and what it misses about
-    all of these runs cancels. That run's own noise is not in the interval. Without such a run, the
-    law alone.
+    all of these runs cancels. That run's own noise is not in the interval; the doubt about the
+    needed loss is. Without such a run, or where the law says nothing of it, the law alone.
     """
     assert law.average_samples is not None, "the law needs a target to size at"
-    average, (l_tokens, steps) = law.average, (point.seq_len, point.train_steps)
-    delta = average.base_loss - needed_loss
-    anchor = min(whole, key=lambda o: abs(math.log(o.final_loss / needed_loss)), default=None)
-    if anchor is None:
-        return size_for(average, law.average_samples, point, delta, level).lora_rank
-    # By its final loss: the base losses of subsets differ a little from that of the whole.
-    reached = average.base_loss - anchor.final_loss
+    average, at = law.average, (float(point.seq_len), float(point.train_steps))
+    laws = [
+        fit.law.with_params(params) for fit, drawn in law.average_samples.parts for params in drawn
+    ]
+    losses = np.resize(needed.draws, len(laws)).tolist()
 
-    def rescaled(invert: Callable[[float, float, float], float]) -> float:
-        at_anchor = invert(l_tokens, steps, reached)
+    def alone(invert: Invert, loss: float) -> float:
+        return invert(*at, average.base_loss - loss)
+
+    anchor = min(whole, key=lambda o: abs(math.log(o.final_loss / needed.value)), default=None)
+
+    def rescaled(invert: Invert, loss: float) -> float:
+        assert anchor is not None
+        # By its final loss: the base losses of subsets differ a little from that of the whole.
+        at_anchor = alone(invert, anchor.final_loss)
         if not 0.0 < at_anchor < math.inf:
             return math.nan
-        return anchor.point.lora_rank * invert(l_tokens, steps, delta) / at_anchor
+        return anchor.point.lora_rank * alone(invert, loss) / at_anchor
 
-    samples = [
-        rescaled(fit.law.with_params(params).invert_rank)
-        for fit, drawn in law.average_samples.parts
-        for params in drawn
-    ]
-    known = np.sort([rank for rank in samples if not math.isnan(rank)])
-    value = rescaled(average.invert_rank)
-    if not known.size or math.isnan(value):
-        return size_for(average, law.average_samples, point, delta, level).lora_rank
+    for told in (rescaled, alone) if anchor is not None else (alone,):
+        value = told(average.invert_rank, needed.value)
+        drawn = [told(one.invert_rank, loss) for one, loss in zip(laws, losses, strict=True)]
+        known = np.sort([rank for rank in drawn if not math.isnan(rank)])
+        if known.size and not math.isnan(value):
+            break
     edge = int((1.0 - level) / 2.0 * (known.size - 1))
     return Estimate(value, float(known[edge]), float(known[known.size - 1 - edge]))
 

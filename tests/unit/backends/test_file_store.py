@@ -46,6 +46,21 @@ def test_observations_of_earlier_schemas_are_read(
     assert store.observations() == (replace(observation, control_delta_loss=None),)
 
 
+def test_tokens_while_training_are_kept_and_older_files_have_none(
+    tmp_path: Path, observation: Observation
+) -> None:
+    store = FileStore(tmp_path)
+    table = ((0, (1.2e-05, 0.3)), (1, (0.4, 0.998)))
+    traced = replace(observation, token_p_curve=table)
+    store.put(traced)
+    assert store.observations() == (traced,)
+    path = tmp_path / "observations" / f"{observation.run_key}.json"
+    old = json.loads(path.read_text()) | {"schema": 4}
+    del old["token_p_curve"]
+    path.write_text(json.dumps(old))
+    assert store.observations() == (observation,)
+
+
 def test_failures_and_times_are_kept(tmp_path: Path, observation) -> None:
     store = FileStore(tmp_path)
     failure = FailedRun(observation.run_key, observation.point, 1, 2, "out of memory", 3.5)

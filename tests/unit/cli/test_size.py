@@ -221,7 +221,9 @@ def test_the_rank_rises_until_the_check_passes_and_is_found_again(
     folder = out / "adapter"
     card = json.loads((folder / "card.json").read_text())
     assert card["recall"] == found["recall"] and card["holds"]["n_records"] == N_RECORDS
-    assert "rank 8" in (folder / "README.md").read_text()
+    text = (folder / "README.md").read_text()
+    assert "rank 8" in text and "by a rule of thumb, since no law of recall" in text
+    assert card["adapter"]["method"] == "memft_ot" and "memft_ot trains only what" in text
     assert (folder / "not_recalled.jsonl").read_text() == ""
     assert read_adapter(folder).lora_rank == 8
 
@@ -263,6 +265,8 @@ def test_an_adapter_of_the_search_that_recalls_enough_is_not_trained_again(
     assert found["sized"]["basis"] == "measured" and found["sized"]["lora_rank"] == 4
     (attempt,) = found["attempts"]
     assert attempt["in_search"] and attempt["lora_rank"] == 4
+    assert found["adapter"]["method"] == "sft"
+    assert "memft_ot" not in (out / "adapter" / "README.md").read_text()
     assert found["cost"]["training_gpu_seconds"] == 0.0 < found["cost"]["search_gpu_seconds"]
     assert not list((out / "training" / "observations").iterdir())
     assert read_adapter(out / "adapter").probe.placement == "down_proj"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -128,16 +128,24 @@ def test_a_run_that_began_its_decay_early_is_judged_by_its_own_decay() -> None:
     assert found.slope == pytest.approx(speed * (dose_of(recipe, 320)[-1] - doses[-1]))
 
 
-def test_gradient_norms_are_told_and_change_nothing() -> None:
+def test_the_gradient_norm_is_told_and_changes_nothing() -> None:
     recipe, curve = Recipe(), curve_of(lambda r: BASE - 0.05 * r, Recipe(), 160)
     judge: Callable[..., Certificate] = partial(
         certify, curve, 160, schedule="warmup_constant_decay", warmup_steps=8, decay_share=0.2,
         stop_loss=0.01,
     )  # fmt: skip
-    norms: Sequence[tuple[int, float]] = [(1, 4.0), (64, 2.0), (160, 1.0)]
-    with_norms, without = judge(gradient_norms=norms), certified(curve, 160, recipe)
-    assert (with_norms.status, with_norms.slope) == (without.status, without.slope)
-    assert "0.25 of the largest" in with_norms.reason and "gradient" not in without.reason
+    told, without = judge(grad_norm=0.25), certified(curve, 160, recipe)
+    assert (told.status, told.slope) == (without.status, without.slope)
+    assert "gradient norm before the decay was 0.25" in told.reason
+    assert "gradient" not in without.reason
+
+
+def test_a_linear_run_that_ended_early_had_not_decayed() -> None:
+    recipe, speed, ended = Recipe(schedule="linear", warmup_steps=0), 0.04, 64
+    doses = dose_of(recipe, 160)
+    curve = [(s, BASE - speed * doses[s]) for s in powers_of_two(ended)]
+    found = certified(curve, 160, recipe)
+    assert found.slope == pytest.approx(speed * (dose_of(recipe, 320)[-1] - doses[ended]))
 
 
 def test_two_points_are_no_curve() -> None:

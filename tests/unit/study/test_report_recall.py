@@ -11,6 +11,7 @@ from pmlray.law import RecallLaw, fit_recall
 from pmlray.study.report import report_json
 from pmlray.study.report_recall import recall_panels, recall_tables, recall_text
 from pmlray.study.result import SearchResult
+from pmlray.types import Observation
 from tests.unit.study.conftest import MakeResult
 from tests.unit.study.test_report import law_of, rows_of
 
@@ -86,6 +87,30 @@ def test_json_holds_the_law_the_transition_and_the_targets(result: SearchResult)
     assert len(stored["transition"]["runs"]) == len(result.law_observations)
     assert len(stored["targets"]) == len(law_of(result).targets)
     assert stored["why_not"] == ""
+
+
+def test_the_phase_diagram_is_of_the_run_most_evenly_divided(result: SearchResult) -> None:
+    def traced(o: Observation) -> Observation:
+        rows = ((0, (0.001,) * len(o.token_p)), (64, tuple(round(p / 2, 3) for p in o.token_p)))
+        return replace(o, token_p_curve=rows)
+
+    found = replace(result, observations=tuple(map(traced, result.observations)))
+    panel = recall_panels(found)[-1]
+    (rows,) = rows_of(panel.spec())
+    divided = max(
+        (o for o in found.law_observations),
+        key=lambda o: min(o.recall.n_stubborn, len(o.token_p) - o.recall.n_stubborn),
+    )
+    assert f"rank {divided.point.lora_rank} learns {len(divided.token_p)} tokens" in panel.title
+    at = {(row["step"], row["token"]): row["p"] for row in rows}
+    last = divided.curve[-1][0]
+    width = -(-len(divided.token_p) // 320)
+    assert {step for step, _ in at} == {0, 64, last}
+    for start in range(0, len(divided.token_p), width):
+        pooled = divided.token_p[start : start + width]
+        assert at[last, start] == pytest.approx(sum(pooled) / len(pooled), abs=6e-4)
+    assert "tokens followed while they trained" in recall_text(found.recall_result)
+    assert len(recall_panels(result)) == 2
 
 
 def test_a_table_without_tokens_says_so(result: SearchResult) -> None:

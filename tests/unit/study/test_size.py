@@ -27,7 +27,8 @@ from pmlray.study.size import (
     sized_spec,
 )
 from pmlray.study.size_card import Recitation, answer, describe_answer
-from pmlray.study.size_choice import Choice, choose_rank, loss_for_recall, needed_rank, next_rank
+from pmlray.study.size_choice import Choice, choose_rank, needed_rank, next_rank
+from pmlray.study.size_loss import NeededLoss
 from pmlray.types import DesignPoint, Observation, PlannedRun, Recall
 from tests.fakes import observe
 
@@ -72,6 +73,10 @@ def summary_of(observations: tuple[Observation, ...], point: DesignPoint) -> Law
     law = fit_observations(sized_spec(spec, point), observations)
     assert law is not None
     return law
+
+
+def surely(loss: float) -> NeededLoss:
+    return NeededLoss(loss, "rule", "", np.array([loss]))
 
 
 @pytest.mark.parametrize("recall", [0.0, -0.1, 1.01, math.nan])
@@ -134,26 +139,6 @@ def test_records_beyond_any_adapter_are_refused_with_the_rank_they_need() -> Non
     check_capacity(records, 2, 1152)
 
 
-def test_the_loss_that_recall_takes_is_read_off_the_runs() -> None:
-    at = DesignPoint(4, 800, 100)
-    runs = [(0.004, 1.0), (0.03, 1.0), (0.05, 0.97), (0.06, 1.0), (0.2, 0.7), (1.0, 0.0)]
-    observations = [seen(at, loss, exact, f"{loss}") for loss, exact in runs]
-    # At 0.05 and 0.06 the runs disagree and pool to 0.985.
-    assert loss_for_recall(observations, 0.99, 8.0) == 0.03
-    assert loss_for_recall(observations, 0.98, 8.0) == 0.06
-    assert loss_for_recall(observations, 0.7, 8.0) == 0.2
-    assert loss_for_recall(observations[::-1], 0.99, 8.0) == 0.03
-
-
-def test_where_no_run_recalls_enough_the_loss_keeps_tokens_below_ln_2() -> None:
-    observations = [seen(DesignPoint(4, 800, 100), 1.0, 0.0, "bad")]
-    loss = loss_for_recall(observations, 0.9, 8.0)
-    draws = np.random.default_rng(0).exponential(2.0 * loss, (200_000, 8))
-    # Twice that loss is where exponential token losses just reach the recall.
-    assert np.mean((draws < LN2).all(axis=1)) == pytest.approx(0.9, abs=0.003)
-    assert 0.0 < loss_for_recall([], 1.0, 8.0) < loss_for_recall([], 0.9, 8.0) < LN2
-
-
 def test_the_smallest_rank_that_the_law_is_sure_of() -> None:
     total, tokens = 800, 8.0
     observations = grid(total, (1, 2, 4))
@@ -165,7 +150,7 @@ def test_the_smallest_rank_that_the_law_is_sure_of() -> None:
     ]
     ranks = [choice.point.lora_rank for choice in choices]
     assert ranks == sorted(ranks) and all(c.basis == "law" for c in choices)
-    needed = choices[1].needed_loss
+    needed = choices[1].needed.value
     wanted = next(
         r for r in range(1, 65) if BASE_LOSS - float(LAW.predict(r, total, 100)) <= needed
     )
@@ -179,7 +164,7 @@ def test_a_run_that_has_recalled_enough_is_taken_unless_the_law_is_sure_of_less(
     point = DesignPoint(64, total, 100)
     observations = grid(total, (1, 2, 4))
     law, wanted = summary_of(observations, point), Wanted(0.9, 0.95)
-    needed = choose_rank(law, observations, wanted, point, 8.0).needed_loss
+    needed = choose_rank(law, observations, wanted, point, 8.0).needed.value
     longer = seen(DesignPoint(1, total, 200), 0.01, 1.0, "longer")
     just = seen(DesignPoint(20, total, 100), needed, 1.0, "just")
     chosen = choose_rank(law, (*observations, just, longer), wanted, point, 8.0)
@@ -195,14 +180,29 @@ def test_a_run_on_the_whole_set_anchors_the_law() -> None:
     subsets = tuple(o for o in grid(total, (1, 2, 4), noise=0.0) if o.point.seq_len < total)
     law, needed = summary_of(subsets, point), 0.05
     by_law = LAW.invert_rank(total, 100, BASE_LOSS - needed)
-    assert needed_rank(law, (), needed, point, 0.8).value == pytest.approx(by_law, rel=0.05)
+    assert needed_rank(law, (), surely(needed), point, 0.8).value == pytest.approx(by_law, rel=0.05)
     # The whole set takes twice the rank that its subsets promise.
     loss = BASE_LOSS - float(LAW.predict(6, total, 100))
     anchor = seen(DesignPoint(12, total, 100), loss, 0.0, "anchor")
     far = seen(DesignPoint(1, total, 100), 3.0, 0.0, "far")
-    found = needed_rank(law, (far, anchor), needed, point, 0.8)
+    found = needed_rank(law, (far, anchor), surely(needed), point, 0.8)
     for rank in (found.low, found.value, found.high):
         assert rank == pytest.approx(2.0 * by_law, rel=0.05)
+
+
+def test_doubt_about_the_needed_loss_widens_the_interval() -> None:
+    total = 800
+    point = DesignPoint(64, total, 100)
+    law = summary_of(grid(total, (1, 2, 4), noise=0.0), point)
+    doubtful = replace(surely(0.05), draws=0.05 * 2.0 ** np.linspace(-1.0, 1.0, 101))
+    sure = needed_rank(law, (), surely(0.05), point, 0.8)
+    found = needed_rank(law, (), doubtful, point, 0.8)
+    assert found.value == sure.value
+    # The law is known so well that the ends are its inverses at the deciles of the loss.
+    for rank, octave in ((found.high, -0.8), (found.low, 0.8)):
+        by_law = LAW.invert_rank(total, 100, BASE_LOSS - 0.05 * 2.0**octave)
+        assert rank == pytest.approx(by_law, rel=0.05)
+    assert found.low < sure.low <= sure.high < found.high
 
 
 def test_records_that_the_largest_rank_cannot_hold_are_refused() -> None:
@@ -215,7 +215,7 @@ def test_records_that_the_largest_rank_cannot_hold_are_refused() -> None:
 
 def test_ranks_rise_by_half_up_to_the_largest() -> None:
     at = DesignPoint(1, 800, 100)
-    choice = Choice(at, "law", 0.05, 3.95, Estimate(1.0, 1.0, 1.0))
+    choice = Choice(at, "law", surely(0.05), 3.95, Estimate(1.0, 1.0, 1.0))
     tried = [1]
     while (rank := next_rank(tried[-1], choice, 20)) is not None:
         tried.append(rank)
@@ -251,6 +251,9 @@ def test_the_answer_has_bits_parameters_cost_and_interval() -> None:
     assert found["interval"] == [choice.rank.low, choice.rank.high]
     text = describe_answer(found)
     assert f"rank {found['lora_rank']}" in text and "90 % confidence" in text
+    assert "by a rule of thumb, since no law of recall holds" in text
+    by_law = {**found, "needed_loss_by": "recall_law"}
+    assert "by the law of recall" in describe_answer(by_law)
     unsure = {**found, "interval": [3.0, None], "basis": "largest"}
     assert "bounds 3 and inf" in describe_answer(unsure)
 

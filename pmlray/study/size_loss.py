@@ -1,0 +1,89 @@
+"""Which mean loss a wanted recall takes: by the law of recall, or by a rule of thumb."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from pmlray.errors import FitError
+from pmlray.law import fit_recall, token_runs
+from pmlray.law.data import FloatArray
+from pmlray.law.summary import SURE_LOSS
+from pmlray.types import Observation
+
+# What all of the records mean as a share: half a record of a thousand.
+MOST_RECALL = 0.9995
+# Runs of which some tokens are recalled and some are not, that a law of recall is trusted from:
+# with fewer its weak prior would have the word.
+PARTLY_RECALLED = 5
+LOSS_DRAWS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class NeededLoss:
+    """The mean loss, nats per token, that a wanted recall takes of a plain SFT run.
+
+    `basis` says what tells it: the `recall_law` of the search's own runs, or the `rule` of thumb
+    where these carry none, as `why` says. `draws` (n,) are the loss as surely as it is known; the
+    rule knows no doubt and has only itself.
+    """
+
+    value: float
+    basis: Literal["recall_law", "rule"]
+    why: str
+    draws: FloatArray
+
+
+def needed_loss(
+    observations: Sequence[Observation], recall: float, tokens_per_record: float
+) -> NeededLoss:
+    """What `recall` of records of so many tokens takes, by the best that these runs carry.
+
+    The law of recall where it can be fitted and enough runs are recalled in part; else
+    `loss_for_recall`. Its draws' seed is fixed, so that the same runs give the same answer.
+    """
+    try:
+        runs = token_runs(observations)
+        partly = sum(bool(run.wrong.any() and not run.wrong.all()) for run in runs)
+        if partly < PARTLY_RECALLED:
+            raise FitError(
+                f"{partly} of its runs are recalled in part and {PARTLY_RECALLED} are needed"
+            )
+        law = fit_recall(observations)
+    except FitError as error:
+        value = loss_for_recall(observations, recall, tokens_per_record)
+        return NeededLoss(value, "rule", str(error), np.array([value]))
+    share = min(recall, MOST_RECALL)
+    draws = law.loss_samples(share, tokens_per_record, LOSS_DRAWS, np.random.default_rng(0))
+    return NeededLoss(law.loss_for(share, tokens_per_record), "recall_law", "", draws)
+
+
+def loss_for_recall(
+    observations: Sequence[Observation], recall: float, tokens_per_record: float
+) -> float:
+    """The rule of thumb: mean loss, nats per token, at which `recall` of records is recalled.
+
+    A token below ln 2 is sure to be decoded (arXiv 2605.30260), and token losses that spread like
+    an exponential distribution of mean m leave (1 - e^(-ln 2 / m))^n of records with n tokens all
+    below it; half of that m, since real tails are heavier. The runs overrule it: upwards to the
+    largest loss down to which exact recall, made to fall with the loss (isotonic regression, runs
+    weighted by their records), is at least that, and down to there where one has recalled less.
+    """
+    losses = np.array([o.final_loss for o in observations])
+    exact = np.array([o.recall.exact for o in observations])
+    n_records = np.array([o.supervised_tokens / tokens_per_record for o in observations])
+    missed = 1.0 - min(recall, MOST_RECALL) ** (1.0 / tokens_per_record)
+    expected = SURE_LOSS / 2.0 / -math.log(missed)
+    order = np.argsort(losses)
+    if not order.size:
+        return expected
+    fitted = isotonic_regression(exact[order], weights=n_records[order], increasing=False).x
+    enough = losses[order][fitted >= recall]
+    shown = float(enough.max()) if enough.size else 0.0
+    failed = bool(np.any((losses <= expected) & (exact < recall)))
+    return shown if failed and shown else max(shown, expected)
