@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.mlflow_tracker import MlflowTracker
 from pmlray.cli.driver import machine_facts, ray_session, ready_to_train
@@ -66,7 +68,7 @@ def run_comparison(
     search = ready_to_train(run.search)
     store = FileStore(run.store)
     with store.driver_lock():
-        _claim(run.store, run.spec)
+        claim_store(run.store, run.spec)
         tracker = MlflowTracker(
             run.tracking_uri,
             run.spec.compare_id,
@@ -98,12 +100,17 @@ def run_comparison(
     return found, f"{describe_comparison(comparison)}\n{files[0]}"
 
 
-def _claim(folder: Path, spec: CompareSpec) -> None:
+def claim_store(folder: Path, spec: CompareSpec) -> None:
     """Keep the spec in its store, which may hold more points, texts, rates and methods of one and
     the same comparison."""
     path = folder / SPEC_FILE
     if path.is_file():
-        owner = CompareSpec.model_validate_json(path.read_text())
+        try:
+            owner = CompareSpec.model_validate_json(path.read_text())
+        except ValidationError as error:
+            raise StoreError(
+                f"{path} is not as this version of pmlray writes it; choose another --store"
+            ) from error
         if differing := [name for name in SAME if getattr(owner, name) != getattr(spec, name)]:
             raise StoreError(
                 f"{folder} holds the comparison {owner.compare_id}, whose {', '.join(differing)}"
