@@ -50,13 +50,17 @@ class _FrozenHeadNll(torch.autograd.Function):
                 rows = slice(first, first + pass_rows)
                 target = target_C[rows]
                 z = logits_CV[rows].float()
-                peak, argmax = z.max(dim=-1)
+                # On a CPU argmax costs several times what the largest value alone does.
+                peak, argmax = (z.amax(dim=-1), None) if z.is_cpu else z.max(dim=-1)
                 at_target = z.gather(1, target[:, None]).squeeze(1)
                 exp = z.sub_(peak[:, None]).exp_()
                 total = exp.sum(dim=-1)
                 seen = slice(start + first, start + first + target.shape[0])
                 nll_N[seen] = total.log() + peak - at_target
-                wrong_N[seen] = argmax != target
+                if argmax is not None:
+                    wrong_N[seen] = argmax != target
+                else:
+                    wrong_N[seen] = _misses(logits_CV[rows], target, at_target >= peak, total)
                 if grad_ND is not None:
                     logits_CV[rows] = exp
                     totals.append(total)
@@ -72,6 +76,19 @@ class _FrozenHeadNll(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, None, None, None]:
         (grad_ND,) = ctx.saved_tensors
         return grad_ND * upstream[0][:, None].to(grad_ND.dtype), None, None, None
+
+
+def _misses(logits_CV: Tensor, target_C: Tensor, at_peak_C: Tensor, total_C: Tensor) -> Tensor:
+    """Whether argmax is another token than the target, looking for it only where that is open.
+
+    A target below the peak is missed. One at the peak with more than half of the mass
+    (total_C < 2) has no equal; with less it may share the peak, of which argmax takes the first.
+    """
+    wrong_C = ~at_peak_C
+    shared = (at_peak_C & (total_C >= 2)).nonzero().squeeze(1)
+    if len(shared):
+        wrong_C[shared] = logits_CV[shared].argmax(dim=-1) != target_C[shared]
+    return wrong_C
 
 
 def token_losses(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> TokenLosses:

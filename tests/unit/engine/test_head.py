@@ -39,3 +39,19 @@ def test_far_apart_logits_stay_finite() -> None:
     assert losses.nll_N.tolist() == pytest.approx([0.0, 1e4])
     losses.nll_N.sum().backward()
     assert torch.isfinite(hidden.grad).all()
+
+
+def test_a_shared_peak_goes_to_the_first_token_as_in_greedy_decoding() -> None:
+    """Logits by row: the target first of two equals, second of two, below the peak, and alone at
+    it with little mass."""
+    weight = torch.tensor(
+        [[2.0, 2.0, 0.0], [2.0, 2.0, 0.0], [1.0, 0.0, 2.0], [0.9, 0.9, 0.9]]
+    ).T.contiguous()
+    target = torch.tensor([0, 1, 0, 1])
+    weight[1, 3] = 0.91
+    hidden = torch.eye(4)
+    for dtype in (torch.float32, torch.bfloat16):
+        losses = head.token_losses(hidden.to(dtype), weight.to(dtype), target)
+        assert losses.wrong_N.tolist() == [False, True, True, False]
+        logits = weight.to(dtype).T
+        assert torch.equal(losses.wrong_N, logits.argmax(1) != target)

@@ -1,0 +1,188 @@
+"""The engine beside what people use instead: speed, memory, start-up, and a whole law.
+
+    python scripts/bench/engine.py [--quick] [--json] [--law measured|estimated|none]
+
+All ways do the same work (tests/integration/test_bench_engine.py compares the trained weights):
+LoRA on down_proj of one layer, AdamW clipped at 1, linear decay, no dropout, the same records in
+the same order, a bf16 base. What differs is each way's own: the authors' loop keeps adapter and
+optimiser state in bf16, DeepSpeed in bf16 with fp32 masters, the others in fp32; rivals pad rows to
+a rectangle and score all positions. A rival trains one adapter in a process, so its rate stands
+beside every size of pmlray's packs. On a GPU the bases are Qwen3-8B's and Llama-3.1-8B's
+configurations with random weights, started anew each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from pmlray.config.models import SMOLLM2
+from scripts.bench.shares import machine
+from scripts.bench.speed_cells import RIVALS, Plan, growth, measure_group, ratios
+from scripts.bench.speed_law import (
+    LAW_RANKS,
+    MEASURED_WAYS,
+    estimated_law,
+    law_points,
+    measured_law,
+)
+from scripts.bench.speed_work import RANDOM_WEIGHTS, Work
+
+VERSIONED = ("torch", "transformers", "peft", "deepspeed", "accelerate")
+# mLoRA trains many adapters on one base, but not beside the versions that pmlray pins.
+MULTI_ADAPTER = {
+    "way": "mlora",
+    "status": "not installed",
+    "reason": "mlora 0.5.2 needs torch <2.4 and transformers <4.45",
+}
+
+
+def works(quick: bool, on_gpu: bool) -> list[Work]:
+    """The groups of cells, each to be done by every way."""
+    models = tuple(RANDOM_WEIGHTS) if on_gpu else (SMOLLM2,)
+    ranks = (16,) if quick else (1, 16, 256)
+    lengths = (50,) if quick else (50, 500, 1000, *((10_000,) if on_gpu else ()))
+    found = []
+    for model in models:
+        for rank in ranks:
+            found.append(Work(model, "phonebook", 1000, 4, rank))
+            found += [Work(model, "long_context", length, 1, rank) for length in lengths]
+    return found
+
+
+def law_figures(
+    cells: Sequence[dict[str, Any]], points: Sequence[Work], measured: bool
+) -> list[dict[str, Any]]:
+    """The whole job by each way, what is measured apart from what is estimated."""
+    found = []
+    for way in ("pmlray", *RIVALS):
+        if measured and way in MEASURED_WAYS:
+            found.append(measured_law(way, points))
+        else:
+            own = [
+                cell for cell in cells if cell["way"] == way and cell["status"] == "measured"
+                and cell["task"] == "long_context" and cell["model"] == points[0].model
+            ]  # fmt: skip
+            if own:
+                starts = [cell["start_seconds"]["median"] for cell in own]
+                found.append(estimated_law(way, points, min(starts), _cost_from(own)))
+    for job in found:
+        job["over_pmlray"] = job["gpu_seconds"] / found[0]["gpu_seconds"]
+        job["model"], job["points"] = points[0].model, len(points)
+    return found
+
+
+def _cost_from(cells: Sequence[dict[str, Any]]) -> Any:
+    def seconds(point: Work) -> float:
+        """Of an adapter-step, in the nearest rank's largest pack."""
+        near = min(
+            (cell for cell in cells if cell["seq_len"] == point.seq_len),
+            key=lambda cell: (abs(cell["lora_rank"] - point.lora_rank), -cell["n_adapters"]),
+        )
+        return 1 / near["adapter_steps_per_second"]["median"]
+
+    return seconds
+
+
+def run(quick: bool, law: str) -> dict[str, Any]:
+    """Measure everything."""
+    on_gpu = torch.cuda.is_available()
+    plan = Plan(repeats=5, block_seconds=0.25 if quick else 1.0, resident=not on_gpu)
+    packs = (1, 8) if quick else (1, 8, 32)
+    cells: list[dict[str, Any]] = []
+    todo = works(quick, on_gpu)
+    for i, work in enumerate(todo, start=1):
+        print(f"{i}/{len(todo)}: {work}", file=sys.stderr)
+        cells += measure_group(work, packs, plan)
+    # The quick one has a single length and rank, whose cost stands for all ranks.
+    lengths, ranks = ((50,), (1, 2, 4, 8, 16, 32)) if quick else ((50, 500), LAW_RANKS)
+    jobs = []
+    for model in dict.fromkeys(work.model for work in todo) if law != "none" else ():
+        points = law_points(model, lengths, ranks)
+        jobs += law_figures(cells, points, law == "measured")
+    about = machine()
+    about["versions"] |= {package: version(package) for package in VERSIONED}
+    device = torch.cuda.get_device_name() if on_gpu else "CPU"
+    return {
+        **about,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "seed": todo[0].seed,
+        "repeats": plan.repeats,
+        "cells": [*cells, MULTI_ADAPTER],
+        "ratios": ratios(cells),
+        "growth": growth(cells),
+        "law": jobs,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The same for reading."""
+    lines = [
+        f"{found['machine']}, {found['device']}, {found['threads']} threads",
+        f"{'way':15s}{'model':13s}{'task':13s}{'l':>6s}{'r':>5s}{'pack':>5s}"
+        f"{'adapter-steps/s [least, most]':>32s}{'tokens/s':>10s}{'GFLOP/s':>9s}{'of peak':>8s}"
+        f"{'GB':>7s}{'in step':>8s}{'start s':>8s}",
+    ]
+    for cell in found["cells"]:
+        if cell["status"] != "measured":
+            lines.append(f"{cell['way']:15s}{cell['status']}: {cell['reason']}")
+            continue
+        rate = cell["adapter_steps_per_second"]
+        lines.append(
+            f"{cell['way']:15s}{cell['model']:13s}{cell['task']:13s}{cell['seq_len']:6d}"
+            f"{cell['lora_rank']:5d}{cell['n_adapters']:5d}"
+            f"{rate['median']:14.2f} [{rate['low']:6.2f}, {rate['high']:6.2f}]"
+            f"{cell['supervised_tokens_per_second']['median']:10.0f}"
+            f"{cell['flops_per_second']['median'] / 1e9:9.1f}"
+            f"{cell['share_of_matmul_peak']['median']:8.1%}"
+            f"{cell['peak_memory_bytes'] / 1e9:7.2f}"
+            f"{cell['step_memory_bytes'] / 1e9:8.2f}{cell['start_seconds']['median']:8.1f}"
+        )
+    lines.append(
+        "\npmlray over            (adapter-steps/s [least, most]; peak memory; that of steps)"
+    )
+    for r in found["ratios"]:
+        rate = r["adapter_steps_per_second"]
+        lines.append(
+            f"{r['over']:15s}{r['model']:13s}{r['task']:13s}{r['seq_len']:6d}{r['lora_rank']:5d}"
+            f"{r['n_adapters']:5d}{rate['median']:9.2f} [{rate['low']:.2f}, {rate['high']:.2f}]"
+            f"{r['peak_memory']:8.2f}{r['step_memory']:8.2f}"
+        )
+    for g in found["growth"]:
+        if g["way"] == "pmlray":
+            place = ", ".join(
+                f"{k} {v}" for k, v in g.items() if k not in ("way", "along", "exponent")
+            )
+            lines.append(f"a step's cost ~ {g['along']}^{g['exponent']:.2f} ({place})")
+    for job in found["law"]:
+        lines.append(
+            f"{job['points']} points by {job['way']}: {job['gpu_seconds']:.0f} device-seconds"
+            f" ({job['status']}), {job['over_pmlray']:.2f} times pmlray's"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the benchmark and print a table, or one JSON object."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--quick", action="store_true", help="two works, about two minutes")
+    options.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options.add_argument("--law", choices=("measured", "estimated", "none"))
+    chosen = options.parse_args()
+    law = chosen.law or ("estimated" if chosen.quick else "measured")
+    found = run(chosen.quick, law)
+    print(json.dumps(found, indent=2) if chosen.json else table(found))
+
+
+if __name__ == "__main__":
+    main()

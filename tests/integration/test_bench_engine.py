@@ -1,0 +1,81 @@
+"""The engine's benchmark: all ways do the same work, and their processes take turns."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from pmlray.engine.pull import pull_model
+from scripts.bench.speed_cells import RIVALS, Plan, measure_group, ratios
+from scripts.bench.speed_law import law_points, measured_law
+from scripts.bench.speed_ways import way_named
+from scripts.bench.speed_work import Work
+
+pytestmark = pytest.mark.slow
+
+TINY = "tiny-random-llama"
+HAS_TRL = importlib.util.find_spec("trl") is not None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_model() -> None:
+    pull_model(TINY)
+
+
+class Counted:
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def stepped(self) -> None:
+        self.steps += 1
+
+
+@pytest.mark.parametrize(
+    ("task", "seq_len", "batch"), [("phonebook", 40, 2), ("long_context", 24, 1)]
+)
+@pytest.mark.parametrize("way", ["pmlray_bare", *RIVALS])
+def test_all_ways_train_the_same_adapter(
+    monkeypatch: pytest.MonkeyPatch, way: str, task: str, seq_len: int, batch: int
+) -> None:
+    # DeepSpeed's ways set it when nobody has; here it must not outlive the test.
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    if way == "trl_sft" and not HAS_TRL:
+        pytest.skip("trl is not installed; the benchmark says so in its cells")
+    work = Work(TINY, task, seq_len, batch, 4, dtype="float32", train_steps=5)  # type: ignore[arg-type]
+    found = []
+    for name in ("pmlray", way):
+        counted = Counted()
+        found.append(way_named(name)(work, counted))
+        assert counted.steps == 5
+    for ours, theirs in zip(*found, strict=True):
+        # B moves by about the learning rate (1e-3) a step.
+        torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=2e-5)
+    assert found[0][1].abs().max() > 1e-3
+
+
+def test_a_group_of_cells_in_processes_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
+    work = Work(TINY, "phonebook", 40, 2, 4)
+    plan = Plan(repeats=2, block_seconds=0.01, resident=True)
+    cells = measure_group(work, (2,), plan, ("authors", "trl_sft"))
+    by_way = {cell["way"]: cell for cell in cells}
+    if not HAS_TRL:
+        absent = by_way.pop("trl_sft")
+        assert absent["status"] == "not installed" and "trl" in absent["reason"]
+    assert by_way.keys() >= {"pmlray", "pmlray_bare", "authors"}
+    for cell in by_way.values():
+        assert cell["status"] == "measured"
+        assert cell["adapter_steps_per_second"]["n"] == 2
+        assert cell["adapter_steps_per_second"]["low"] > 0
+        assert 0 < cell["share_of_matmul_peak"]["median"] < 1
+        assert cell["peak_memory_bytes"] >= cell["step_memory_bytes"] > 10**8
+        assert cell["start_seconds"]["median"] > 0
+    assert {r["over"] for r in ratios(cells)} >= {"pmlray_bare", "authors"}
+    assert capfd.readouterr().out == ""
+
+
+def test_a_whole_law_is_measured_with_its_start_up() -> None:
+    points = law_points(TINY, (8, 16), (2,))
+    job = measured_law("pmlray", points)
+    assert job["status"] == "measured" and job["gpu_seconds"] > 0

@@ -1,0 +1,148 @@
+"""The engine's benchmark: its arithmetic against torch's own count, its figures by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pmlray.engine.adapted import AdaptedModel
+from pmlray.engine.base_model import BaseModel
+from pmlray.engine.batches import Row, micro_batches
+from pmlray.engine.members import Member
+from pmlray.engine.packed_lora import PackedLora
+from pmlray.engine.prefix_cache import build_prefix_cache
+from pmlray.engine.pull import pull_model
+from pmlray.engine.row_attention import ROW_ATTENTION
+from pmlray.types import DesignPoint, MemftRules, PlannedRun
+from scripts.bench.speed_cells import growth, ratios
+from scripts.bench.speed_figures import growth_exponent, paired_ratio
+from scripts.bench.speed_flops import StepShape, authors_step, full_step, packed_step
+from scripts.bench.speed_law import estimated_law, law_points
+from scripts.bench.speed_work import (
+    Work,
+    batch_at,
+    collate,
+    load_model,
+    peft_model,
+    records_of,
+    tokenizer_of,
+    work_from_json,
+)
+
+WORK = Work("tiny-random-llama", "phonebook", 40, 3, 4, dtype="float32")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_model() -> None:
+    pull_model(WORK.model)
+
+
+def counted(shape: StepShape, flops: float, squares: int) -> float:
+    """Our count with attention as torch counts it: all pairs of a row, not those up to oneself."""
+    g = WORK.geometry
+    unseen = sum(length * (length - 1) / 2 for length in shape.lengths)
+    return flops + squares * 4 * g.n_heads * g.head_dim * unseen
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_a_packed_step_is_counted_as_torch_counts_it(layer: int) -> None:
+    tokenizer = tokenizer_of(WORK)
+    probe = WORK.probe.model_copy(update={"layer": layer})
+    base = BaseModel(load_model(WORK, ROW_ATTENTION), tokenizer, probe)
+    cache = build_prefix_cache(base, records_of(WORK, tokenizer))[:3]
+    model = AdaptedModel(base, PackedLora(base, [4], [0]))
+    (batch,) = micro_batches([Row(0, i, record) for i, record in enumerate(cache)])
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(batch).nll_N.sum().backward()
+    shape = StepShape(tuple(r.length for r in batch.rows), tuple(r.n_scored for r in batch.rows))
+    found = packed_step(WORK.geometry, layer, 4, shape)
+    above = WORK.geometry.n_layers - layer - 1
+    assert counted(shape, found, 3 * above) == pytest.approx(counter.get_total_flops(), rel=1e-12)
+
+
+def test_a_rivals_step_is_counted_as_torch_counts_it() -> None:
+    tokenizer = tokenizer_of(WORK)
+    batch = collate(records_of(WORK, tokenizer)[:3])
+    rows, longest = batch["input_ids"].shape
+    shape = StepShape((longest,) * rows, (longest,) * rows)
+    model = peft_model(WORK, load_model(WORK, "sdpa"))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(**batch).loss.backward()
+    found = full_step(WORK.geometry, WORK.layer, 4, shape)
+    g = WORK.geometry
+    squares = g.n_layers + 2 * (g.n_layers - WORK.layer - 1)
+    assert counted(shape, found, squares) == pytest.approx(counter.get_total_flops(), rel=1e-12)
+    assert authors_step(g, WORK.layer, 4, shape) > 1.5 * found
+
+
+def test_rivals_see_the_records_in_the_engines_order() -> None:
+    base = BaseModel(load_model(WORK, ROW_ATTENTION), tokenizer_of(WORK), WORK.probe)
+    cache = build_prefix_cache(base, records_of(WORK, base.tokenizer))
+    point = DesignPoint(WORK.lora_rank, WORK.seq_len, WORK.train_steps)
+    run = PlannedRun(point, "sft", 0, WORK.seed, "law", "0")
+    member = Member(run, tuple(Row(0, i, record) for i, record in enumerate(cache)))
+    assert len(cache) > WORK.batch_size
+    for step in range(6):
+        rows = member.rows_at(step, WORK.batch_size, MemftRules())
+        assert [row.sample for row in rows] == batch_at(WORK, len(cache), step)
+
+
+def test_a_growth_exponent_is_that_of_a_power() -> None:
+    sizes = [1, 16, 256]
+    assert growth_exponent(sizes, [3 * n**0.7 for n in sizes]) == pytest.approx(0.7)
+    assert growth_exponent([8], [1.0]) is None
+
+
+def test_ratios_pair_what_met_the_same_round() -> None:
+    """The machine was half as fast in the second round: the ratio does not see it."""
+    assert paired_ratio([8.0, 4.0, 9.0], [2.0, 1.0, 2.0]) == {
+        "median": 4.0, "low": 4.0, "high": 4.5, "n": 3,
+    }  # fmt: skip
+
+
+def cell(way: str, n: int, rate: float, memory: int, **place: Any) -> dict[str, Any]:
+    return {
+        "way": way, "status": "measured", "model": "m", "task": "long_context", "seq_len": 50,
+        "lora_rank": 16, "n_adapters": n, "rounds": [rate, 2 * rate],
+        "peak_memory_bytes": memory, "step_memory_bytes": memory // 2,
+        "adapter_steps_per_second": {"median": rate}, **place,
+    }  # fmt: skip
+
+
+def test_every_pack_is_held_against_the_rivals_single_adapter_on_the_same_work() -> None:
+    cells = [
+        cell("pmlray", 1, 10.0, 100), cell("pmlray", 8, 40.0, 200), cell("authors", 1, 5.0, 400),
+        cell("pmlray_bare", 8, 50.0, 200), cell("authors", 1, 1.0, 400, seq_len=500),
+        {"way": "trl_sft", "status": "not installed", "reason": "No module named 'trl'"},
+    ]  # fmt: skip
+    found = {(r["over"], r["n_adapters"]): r for r in ratios(cells)}
+    assert found.keys() == {("authors", 1), ("authors", 8), ("pmlray_bare", 8)}
+    assert found["authors", 8]["adapter_steps_per_second"]["median"] == 8.0
+    assert found["authors", 8]["peak_memory"] == 0.5
+    assert found["authors", 8]["step_memory"] == 0.5
+    assert found["pmlray_bare", 8]["adapter_steps_per_second"]["median"] == 0.8
+    # 8 adapters' step takes 8 / 40 s, 1 adapter's 1 / 10 s; 50 tokens 1 / 5 s, 500 tokens 1 s.
+    exponents = {(g["way"], g["along"]): g["exponent"] for g in growth(cells)}
+    assert exponents == {
+        ("pmlray", "n_adapters"): pytest.approx(1 / 3),
+        ("authors", "seq_len"): pytest.approx(0.699, abs=1e-3),
+    }
+
+
+def test_an_estimated_law_says_so_and_pays_start_up_once_a_process() -> None:
+    points = law_points("tiny-random-llama", (50, 500), (1, 4, 16))
+    assert len(points) == 24 and len(set(points)) == 24
+    steps = sum(point.train_steps for point in points)
+    cores = torch.get_num_threads()
+    for way, starts in (("pmlray", 1), ("authors", 24)):
+        job = estimated_law(way, points, 10.0, lambda _point: 0.5)
+        assert job["status"] == "estimated"
+        assert job["gpu_seconds"] == pytest.approx(cores * (10 * starts + 0.5 * steps))
+
+
+def test_work_survives_its_way_to_another_process() -> None:
+    assert work_from_json(WORK.to_json()) == WORK
