@@ -146,7 +146,13 @@ def test_the_gp_rule_without_torch_is_refused_before_anything_starts(
 LIGHT = """
 import sys
 import pmlray.study.law_search, pmlray.study.plan, pmlray.design, pmlray.law, pmlray.cli
+from typer.testing import CliRunner
+for command in ("submit", "list", "status", "logs", "stop", "report"):
+    assert CliRunner().invoke(pmlray.cli.app, [command, "--help"]).exit_code == 0, command
 loaded = {"torch", "transformers", "mlflow", "deepspeed", "ray", "optuna"} & set(sys.modules)
+assert not loaded, loaded
+import pmlray.backends.job_upload, pmlray.backends.ray_jobs
+loaded = {"torch", "transformers", "deepspeed"} & set(sys.modules)
 assert not loaded, loaded
 """
 
