@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,14 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pmlray.errors import RunError, SpecError
 
-# Ray kills a job's process 3 s after it asks it to stop; a search needs time to close its tracker.
 STOP_SECONDS = 60
-STOP_ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+# The environment of every job, as cluster/runtime_env.yaml has it for `ray job submit`.
+JOB_ENVIRONMENT = {
+    # Ray kills a job 3 s after it asks it to stop; a search closes its store and tracker first.
+    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+    # A GPU node that an autoscaler starts is there after minutes, not within Ray Train's 60 s.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
+}
 SEARCH_KEY = "pmlray.search_id"
 # What Ray's client, requests and aiohttp raise when a cluster cannot be reached or refuses.
 CLUSTER_ERRORS = (OSError, RuntimeError, ValueError, aiohttp.ClientError, AuthenticationError)
@@ -67,7 +72,6 @@ class RayJobs:
         *,
         search_id: str,
         submission_id: str | None,
-        environment: Mapping[str, str],
     ) -> str:
         """Run `python -m pmlray ARGUMENTS` on the head node; returns the submission id.
 
@@ -80,7 +84,7 @@ class RayJobs:
                 submission_id=job,
                 runtime_env={
                     "working_dir": str(working_dir),
-                    "env_vars": {**STOP_ENVIRONMENT, **environment},
+                    "env_vars": JOB_ENVIRONMENT,
                 },
                 metadata={SEARCH_KEY: search_id},
             )

@@ -74,7 +74,6 @@ def submit(
             arguments,
             search_id=search_id,
             submission_id=submission_id,
-            environment={},
         )
     code = 0
     if not no_wait:

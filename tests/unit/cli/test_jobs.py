@@ -18,6 +18,7 @@ from pmlray.errors import PmlrayError, RunError, SpecError
 from tests.jobs_api import FakeCluster, running
 
 runner = CliRunner()
+CLUSTER = Path(__file__).parents[3] / "cluster"
 FACTS = "".join(f'{{"query": "{n}", "target": "{"b" * 20}"}}\n' for n in range(8))
 
 
@@ -58,7 +59,8 @@ def test_a_submitted_search_takes_its_code_and_files_along(
     assert found["search_id"] == search_id and found["submission_id"] == f"{search_id}-1"
     job = cluster.jobs[f"{search_id}-1"]
     assert job["entrypoint"] == "python -m pmlray search search.yaml --profile profile.yaml"
-    assert job["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+    shipped = yaml.safe_load((CLUSTER / "runtime_env.yaml").read_text())
+    assert job["runtime_env"]["env_vars"] == shipped["env_vars"]
     [package] = cluster.packages
     assert len(package) < 1_000_000
     with zipfile.ZipFile(io.BytesIO(package)) as uploaded:
