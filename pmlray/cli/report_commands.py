@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,9 @@ def _from_mlflow(search_id: str, uri: str, out: Path | None) -> dict[str, Any]:
             f"--from reads folders and MLflow ({', '.join(TRACKING_SCHEMES)}), not {scheme}://;"
             " mount that storage and give the folder"
         )
+    # A server that is away is said to be so within seconds, not after MLflow's minutes of retries.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from pmlray.backends.mlflow_reports import fetch_report
     from pmlray.study.report_tables import without_credentials
 
