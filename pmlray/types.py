@@ -53,11 +53,9 @@ class MemftRules:
 
     def of_method(self, method: Method) -> dict[str, Any]:
         """Those that bear on one method's result."""
-        names = ["compat"]
+        names = ["compat", "threshold"]
         if method == "memft_rd":
             names += ["margin", "recheck_epochs", "equal"]
-        else:
-            names += ["threshold"]
         if method == "memft_sw":
             names += ["temporal"]
         return {name: getattr(self, name) for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pmlray.config.part import Part, PositiveInt
 from pmlray.types import Compat, Equal, MemftRules
@@ -31,6 +31,15 @@ class MemftOptions(Part):
     margin: Annotated[float, Field(ge=0.5, lt=1)] = 0.75
     recheck_epochs: PositiveInt = 16
     equal: Equal = "gpu_seconds"
+
+    @model_validator(mode="after")
+    def _leaves_what_is_recalled(self) -> MemftOptions:
+        if self.margin < self.threshold:
+            raise ValueError(
+                f"margin {self.margin} is below threshold {self.threshold}: tokens would leave the"
+                " batch while they are trained; raise margin"
+            )
+        return self
 
     def rules(self, task_kind: str) -> MemftRules:
         """The rules for a task of one long record or of many."""

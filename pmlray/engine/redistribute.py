@@ -34,7 +34,7 @@ class Redistribution:
     Of many records each leaves as a whole, once all of its tokens are above the margin; of a single
     one the tokens leave, and nothing after the last that is left is computed. `progress` counts
     nominal steps, each worth one step of the run with nothing left out; the learning rate and the
-    end of the run go by it.
+    end of the run go by it. `done` once a look at everything finds no token below the threshold.
     """
 
     def __init__(
@@ -48,25 +48,25 @@ class Redistribution:
         self._step_work = share * sum(map(self._work, member.rows))
         self._steps_of_epoch = math.ceil(len(member.rows) / batch_size)
         self._last_look = 0
+        self._idle = False
         self._queue: list[Row] = []
         self._epoch = 0
         self.open: tuple[Row, ...] = member.rows
         self.progress = 0.0
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing was left to learn at the last look at everything."""
-        return not self.open
+        self.done = False
 
     def is_due(self, steps: int) -> bool:
         """Whether what is in the batch may leave it after so many steps."""
         every = max(STEPS_BETWEEN_CHECKS, self._steps_of_epoch)
         return steps > 0 and steps % every == 0
 
-    def looks(self, steps: int) -> bool:
-        """Whether what has left is looked at then: when its time has come, or nothing is left."""
+    def to_look_at(self, steps: int) -> tuple[Row, ...]:
+        """What has to be looked at after so many steps: everything where no token in the batch was
+        below the threshold, else what has left it, when its time has come."""
+        if self._idle:
+            return self.rows
         since = steps - self._last_look
-        return since >= self._rules.recheck_epochs * self._steps_of_epoch
+        return self.left_out if since >= self._rules.recheck_epochs * self._steps_of_epoch else ()
 
     def next_rows(self) -> tuple[Row, ...]:
         """The rows of the next step: all that are open, or as many as a batch takes in turn."""
@@ -98,36 +98,33 @@ class Redistribution:
         in_batch: the losses of every supervised token, by the sample of the open rows, nats, as
         their last step found them (inf before the first); those of tokens not scored do not count.
         """
-        self._keep(
-            {
-                row.sample: [
-                    i
-                    for i in row.scored or range(row.n_scored)
-                    if self._unsafe(in_batch[row.sample][i])
-                ]
-                for row in self.open
-            }
-        )
+        unsafe, below = {}, False
+        for row in self.open:
+            losses = in_batch[row.sample]
+            scored = row.scored or range(row.n_scored)
+            unsafe[row.sample] = [i for i in scored if _above(losses[i], self._rules.margin)]
+            below |= any(_above(losses[i], self._rules.threshold) for i in scored)
+        self._idle = not below
+        self._keep(unsafe)
 
     def looked(self, steps: int, nll: Mapping[int, Sequence[float]]) -> None:
-        """Count a look at what was left out, take back what is recalled no longer, and leave out
-        the rest of it.
+        """Count a look, take back what is recalled no longer, and leave out the rest of it.
 
-        nll: of every supervised token of the records in `left_out`, by sample, nats.
+        nll: of every supervised token of the records in `to_look_at`, by sample, nats.
         """
+        rows = [row for row in self.rows if row.sample in nll]
         if self._rules.equal != "steps":
-            self.progress += FORWARD_SHARE * sum(map(self._work, self.left_out)) / self._step_work
+            self.progress += FORWARD_SHARE * sum(map(self._work, rows)) / self._step_work
         self._last_look = steps
+        if self._idle:
+            everything = (loss for losses in nll.values() for loss in losses)
+            self.done = not any(_above(loss, self._rules.threshold) for loss in everything)
         found = {
-            sample: [i for i, loss in enumerate(losses) if self._unsafe(loss)]
+            sample: [i for i, loss in enumerate(losses) if _above(loss, self._rules.margin)]
             for sample, losses in nll.items()
         }
         whole = {row.sample: list(range(row.n_scored)) for row in self.open if row.scored is None}
         self._keep(whole | found)
-
-    def _unsafe(self, loss: float) -> bool:
-        # Not `loss > safe`: a NaN loss must stay and show.
-        return not loss <= -math.log(self._rules.margin)
 
     def _keep(self, unsafe: Mapping[int, Sequence[int]]) -> None:
         """Let go of all rows but those with unsafe tokens, and of a single record's safe tokens."""
@@ -146,6 +143,11 @@ class Redistribution:
 
     def _work(self, row: Row) -> float:
         return row.length + self._head_work * row.n_scored
+
+
+def _above(loss: float, p: float) -> bool:
+    # Not `loss > -log p`: a NaN loss must stay and show.
+    return not loss <= -math.log(p)
 
 
 class RedistributedRuns:
@@ -186,8 +188,8 @@ class RedistributedRuns:
         return [i for i in active if i in self.runs and self.runs[i].is_due(steps)]
 
     def check(self, steps: int, due: Sequence[int], model: AdaptedModel) -> list[Row]:
-        """Leave out what is recalled now, and where it is time, or all is out, take back what no
-        longer is; the rows that were scored for it."""
+        """Leave out what is recalled now, and where it is time, or nothing is below the threshold,
+        take back what no longer is; the rows that were scored for it."""
         scored: list[Row] = []
         for i in due:
             run = self.runs[i]
@@ -197,10 +199,12 @@ class RedistributedRuns:
                     for row in run.rows
                 }
             )
-            left_out = run.left_out
-            if left_out and (run.done or run.looks(steps)):
-                found = score_tokens(model, left_out).nll
-                nll = {row.sample: own for row, own in zip(left_out, found, strict=True)}
-                run.looked(steps, nll)
-                scored += left_out
+            if rows := run.to_look_at(steps):
+                found = dict(
+                    zip([r.sample for r in rows], score_tokens(model, rows).nll, strict=True)
+                )
+                for sample, losses in found.items():
+                    self._last_nll[sample, : len(losses)] = torch.tensor(losses)
+                run.looked(steps, found)
+                scored += rows
         return scored

@@ -21,9 +21,8 @@ from pmlray.types import MemftRules
 class TokenWeights:
     """Per-token weights of a micro-batch, by the method of each row's adapter.
 
-    `memft_ot` follows the threshold rule, `memft_rd` the same up to its margin, and so does
-    `memft_sw` where its records in play grow; else it is the sliding window, `memft_fw` the same at
-    a fixed width. The window's state is kept per record. By the paper's code an adapter of which no
+    `memft_ot` and `memft_rd` follow the threshold rule, and so does `memft_sw` where its records in
+    play grow; else it is the sliding window, `memft_fw` the same at a fixed width. The window's state is kept per record. By the paper's code an adapter of which no
     token carries weight takes a plain step, but for the growing set.
     """
 
@@ -41,8 +40,6 @@ class TokenWeights:
         self._windowed_N = flags(lambda m: m.run.method in windows and not m.grows(rules))
         # Known on the host, so that a step never waits to learn which rules it needs.
         self._any_window = any(m.run.method in windows and not m.grows(rules) for m in members)
-        self._redistributed_N = flags(lambda m: m.run.method == "memft_rd")
-        self._any_redistributed = any(m.run.method == "memft_rd" for m in members)
         self._state = WindowState.fresh(sum(len(m.rows) for m in members), device)
 
     def copy_samples(self, source: Tensor, target: Tensor) -> None:
@@ -53,10 +50,6 @@ class TokenWeights:
         """Weights (R, L), zero where there is no token, without a gradient."""
         nll_RL, mask_RL, at_R = nll_RL.detach(), batch.mask_RL, batch.adapter_of_row_R
         weights_RL = threshold_weights(nll_RL, mask_RL, self._rules.threshold)
-        if self._any_redistributed:
-            # What stays in the batch is trained until it may leave.
-            until_RL = threshold_weights(nll_RL, mask_RL, self._rules.margin)
-            weights_RL = torch.where(self._redistributed_N[at_R][:, None], until_RL, weights_RL)
         if self._any_window:
             window_RL = self._window(batch, nll_RL, wrong_RL)
             weights_RL = torch.where(self._windowed_N[at_R][:, None], window_RL, weights_RL)
