@@ -18,10 +18,14 @@ import ray
 
 @dataclass
 class FakeCluster:
-    """A cluster's state: what was submitted and uploaded; `token` None lets anyone in."""
+    """A cluster's state: what was submitted and uploaded.
+
+    `token` None lets anyone in; `busy` submissions find no agent, as right after a start.
+    """
 
     ray_version: str = ray.__version__
     token: str | None = None
+    busy: int = 0
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     packages: list[bytes] = field(default_factory=list)
     address: str = ""
@@ -77,6 +81,10 @@ def _handler(cluster: FakeCluster) -> type[BaseHTTPRequestHandler]:
             if parts[2:] == ["stop"]:
                 cluster.jobs[parts[1]]["status"] = "STOPPED"
                 self._answer(200, {"stopped": True})
+                return
+            if cluster.busy:
+                cluster.busy -= 1
+                self._answer(500, "No available agent to submit job, please try again later.")
                 return
             asked = json.loads(body)
             job = asked["submission_id"]

@@ -26,6 +26,9 @@ JOB_ENVIRONMENT = {
     # A GPU node that an autoscaler starts is there after minutes, not within Ray Train's 60 s.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
 }
+# A cluster that has just started answers before the agent that starts jobs is there.
+NO_AGENT = "No available agent"
+AGENT_SECONDS, RETRY_SECONDS = 60, 0.5
 SEARCH_KEY = "pmlray.search_id"
 # What Ray's client, requests and aiohttp raise when a cluster cannot be reached or refuses.
 CLUSTER_ERRORS = (OSError, RuntimeError, ValueError, aiohttp.ClientError, AuthenticationError)
@@ -78,26 +81,33 @@ class RayJobs:
         submission_id: must be new on the cluster; by default the search's id and a number.
         """
         job = submission_id or self._next_id(search_id)
-        try:
-            return self._client.submit_job(
-                entrypoint=" ".join(["python", "-m", "pmlray", *map(shlex.quote, arguments)]),
-                submission_id=job,
-                runtime_env={
-                    "working_dir": str(working_dir),
-                    "env_vars": JOB_ENVIRONMENT,
-                },
-                metadata={SEARCH_KEY: search_id},
-            )
-        except CLUSTER_ERRORS as error:
-            if "already exists" in str(error):
-                raise SpecError(
-                    f"the submission id {job} was used on this cluster before, and Ray takes each"
-                    " only once; leave --submission-id out or choose another. The search itself"
-                    " goes on from its store under any id"
+        deadline = time.monotonic() + AGENT_SECONDS
+        while True:
+            try:
+                return self._client.submit_job(
+                    entrypoint=" ".join(["python", "-m", "pmlray", *map(shlex.quote, arguments)]),
+                    submission_id=job,
+                    runtime_env={"working_dir": str(working_dir), "env_vars": JOB_ENVIRONMENT},
+                    metadata={SEARCH_KEY: search_id},
+                )
+            except CLUSTER_ERRORS as error:
+                if NO_AGENT in str(error) and time.monotonic() < deadline:
+                    time.sleep(RETRY_SECONDS)
+                    continue
+                if "already exists" in str(error):
+                    raise SpecError(
+                        f"the submission id {job} was used on this cluster before, and Ray takes"
+                        " each only once; leave --submission-id out or choose another. The search"
+                        " itself goes on from its store under any id"
+                    ) from error
+                hint = (
+                    "; another Ray on its head may hold port 52365"
+                    if NO_AGENT in str(error)
+                    else ""
+                )
+                raise RunError(
+                    f"the cluster at {self._address} did not take the job: {error}{hint}"
                 ) from error
-            raise RunError(
-                f"the cluster at {self._address} did not take the job: {error}"
-            ) from error
 
     def all_jobs(self) -> list[SearchJob]:
         """All jobs that were submitted to the cluster, newest first."""

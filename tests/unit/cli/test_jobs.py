@@ -85,6 +85,18 @@ def test_a_submission_id_is_taken_once(cluster: FakeCluster, search_file: Path) 
     assert "mine was used" in message and "leave --submission-id out" in message
 
 
+def test_a_cluster_that_is_just_starting_is_waited_for(
+    cluster: FakeCluster, search_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pmlray.backends.ray_jobs.RETRY_SECONDS", 0)
+    cluster.busy = 2
+    assert submit(cluster, search_file)["submission_id"] in cluster.jobs
+    monkeypatch.setattr("pmlray.backends.ray_jobs.AGENT_SECONDS", 0)
+    cluster.busy = 1
+    message = refused(RunError, "submit", str(search_file), "--address", cluster.address)
+    assert "did not take the job" in message and "try again later" in message
+
+
 def test_another_ray_on_the_cluster_is_refused(search_file: Path) -> None:
     with running(FakeCluster(ray_version="2.9.3")) as old:
         message = refused(RunError, "submit", str(search_file), "--address", old.address)
