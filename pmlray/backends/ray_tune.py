@@ -48,7 +48,8 @@ class PackSearcher(Searcher):
             self.error = error
             return self.FINISHED
         if pack is None:
-            return self.FINISHED
+            # What is still running may leave something to do: Tune asks again.
+            return None if self._packs else self.FINISHED
         self._packs[trial_id] = pack
         return {"pack": pack}
 
@@ -93,7 +94,7 @@ def run_packs_on_ray(
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             num_samples=UNBOUNDED,
-            max_concurrent_trials=1,
+            max_concurrent_trials=profile.concurrent_packs,
             # The process that waits for one pack can wait for the next.
             reuse_actors=True,
         ),

@@ -12,9 +12,11 @@ import typer
 from pmlray.cli.cluster_commands import submit
 from pmlray.cli.compare_commands import compare
 from pmlray.cli.doctor import doctor
-from pmlray.cli.law_commands import fit, report, table
+from pmlray.cli.job_commands import list_jobs, logs, status, stop
+from pmlray.cli.law_commands import fit, table
 from pmlray.cli.model_commands import models
 from pmlray.cli.output import set_up_logging
+from pmlray.cli.report_commands import report
 from pmlray.cli.search_commands import plan, search, validate
 from pmlray.cli.size_commands import recall, size
 from pmlray.errors import PmlrayError, RunError, StoreError
@@ -26,8 +28,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS = (validate, plan, search, compare, size, recall, fit, report, table, submit)
+JOB_COMMANDS = {"list": list_jobs, "status": status, "logs": logs, "stop": stop}
 for command in COMMANDS:
     app.command()(command)
+for name, command in JOB_COMMANDS.items():
+    app.command(name)(command)
 app.add_typer(doctor, name="doctor")
 app.add_typer(models, name="models")
 

@@ -2,49 +2,64 @@
 
 from __future__ import annotations
 
-import os
+import json
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import typer
 import yaml
 
 from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit
 from pmlray.cli.search_commands import PROFILE_OPTION, SPEC_ARGUMENT, read_profile
+from pmlray.config import SearchSpec
+from pmlray.config.cluster_address import jobs_address
 from pmlray.config.prepared import prepare_search
-from pmlray.errors import SpecError
+
+ADDRESS_OPTION = typer.Option(
+    None, help="The cluster, http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS."
+)
+RESERVED_NAMES = ("pmlray", "search.yaml", "profile.yaml")
+CLEAR_TEXT_OPTION = typer.Option(
+    False, "--clear-text", help="Allow plain http to another machine: anyone between can read it."
+)
 
 
 def submit(
     spec: Path = SPEC_ARGUMENT,
-    address: str = typer.Option(None, help="http://HEAD:8265; default: RAY_API_SERVER_ADDRESS."),
+    address: str = ADDRESS_OPTION,
     store: str = typer.Option(None, help="Folder of the results, as the cluster sees it."),
     overrides: list[str] = SET_OPTION,
     profile: Path = PROFILE_OPTION,
     tracking_uri: str = typer.Option(None, help="MLflow, as the cluster reaches it."),
-    submission_id: str = typer.Option(None, help="Ray's id of the job; must be new."),
+    submission_id: str = typer.Option(
+        None, help="Ray's id of the job; must be new. Default: the search's id and a number."
+    ),
     no_wait: bool = typer.Option(False, "--no-wait", help="Return once the job is accepted."),
+    clear_text: bool = CLEAR_TEXT_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Submit a search to a Ray cluster, follow its log and return its exit code."""
-    from pmlray.backends.ray_jobs import stage_working_dir, submit_job
-
-    address = address or os.environ.get("RAY_API_SERVER_ADDRESS", "")
-    if not address:
-        raise SpecError("give --address http://HEAD:8265 or set RAY_API_SERVER_ADDRESS")
+    cluster = jobs_address(address, clear_text)
     search = prepare_search(spec, overrides or ())
     read_profile(profile)
     arguments = ["search", "search.yaml"]
     for option, value in (("--store", store), ("--tracking-uri", tracking_uri)):
         if value is not None:
             arguments += [option, value]
+    # Ray's client takes a second to load, which a mistake in the search should not wait for.
+    from pmlray.backends.job_upload import stage_working_dir
+    from pmlray.backends.ray_jobs import RayJobs
+
     with tempfile.TemporaryDirectory() as folder:
         files: dict[str, Path] = {}
         effective = search.spec.model_dump(mode="json", exclude_none=True)
         for key in ("text", "records"):
             if (name := effective["task"].get(key)) is not None:
-                effective["task"][key] = f"files/{key}"
-                files[f"files/{key}"] = spec.parent / name
+                place = _place_in_upload(name, key)
+                effective["task"][key] = place
+                files[place] = spec.parent / name
+        # Of what is uploaded: where a file had to move, it differs from that of the search here.
+        search_id = SearchSpec.model_validate_json(json.dumps(effective)).search_id
         effective_file = Path(folder) / "effective.yaml"
         effective_file.write_text(yaml.safe_dump(effective, sort_keys=False))
         files["search.yaml"] = effective_file
@@ -53,21 +68,32 @@ def submit(
             arguments += ["--profile", "profile.yaml"]
         working_dir = Path(folder) / "upload"
         stage_working_dir(working_dir, files)
+        jobs = RayJobs(cluster)
+        job = jobs.submit(
+            working_dir,
+            arguments,
+            search_id=search_id,
+            submission_id=submission_id,
+        )
+    code = 0
+    if not no_wait:
         try:
-            job, code = submit_job(
-                address,
-                working_dir,
-                arguments,
-                submission_id=submission_id,
-                environment={},
-                show=lambda text: typer.echo(text, nl=False, err=as_json),
-                wait=not no_wait,
-            )
+            code = jobs.follow(job, lambda text: typer.echo(text, nl=False, err=as_json))
         except KeyboardInterrupt:
             typer.echo(
-                "no longer following; the job goes on (ray job list, ray job stop)", err=True
+                f"no longer following; the job goes on (pmlray logs {job}, pmlray stop {job})",
+                err=True,
             )
             raise typer.Exit(130) from None
-    found = {"submission_id": job, "exit_code": code, "search_id": search.spec.search_id}
-    emit(found, f"{job}: exit code {code}", as_json)
+    found = {"submission_id": job, "exit_code": code, "search_id": search_id}
+    ended = f"accepted; pmlray logs {job} --follow" if no_wait else f"exit code {code}"
+    emit(found, f"{job}: {ended}", as_json)
     raise typer.Exit(code)
+
+
+def _place_in_upload(name: str, key: str) -> str:
+    """Where a task's file lies in the upload: at its own relative path, so that the search keeps
+    its id, unless that leads out of the folder or onto what pmlray puts there itself."""
+    parts = PurePath(name).parts
+    inside = not PurePath(name).is_absolute() and ".." not in parts
+    return name if inside and parts[0] not in RESERVED_NAMES else f"files/{key}"

@@ -1,4 +1,4 @@
-"""`pmlray fit`, `report` and `table`."""
+"""`pmlray fit` and `table`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import typer
 
-from pmlray.cli.findings import describe_checklist, describe_law_json, describe_result
+from pmlray.cli.findings import describe_checklist, describe_law_json
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.errors import DataError
 from pmlray.law import FitOptions, Form, LawData, law_data, read_law_data, summarise
@@ -140,16 +140,6 @@ def _target(text: str, data: LawData) -> DesignPoint:
             f"{text!r}: rank, length and steps must be at least 1", param_hint="--target"
         )
     return DesignPoint(rank, length, train_steps)
-
-
-def report(
-    store: Path = typer.Argument(..., help="A search's store."), as_json: bool = JSON_OPTION
-) -> None:
-    """Write the report of a search again from its store."""
-    from pmlray.cli.driver import report_store
-
-    found = report_store(store.absolute())
-    emit(found, describe_result(found), as_json)
 
 
 def table(

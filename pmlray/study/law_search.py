@@ -71,13 +71,20 @@ class LawSearch:
         tracker.observe(self._observations.values())
 
     def next_pack(self) -> Pack | None:
-        """The next pack, or None when the search is over; RunError when packs keep failing."""
+        """The next pack; RunError when packs keep failing.
+
+        None when there is nothing to do before a pack that is out comes back, and when none is out:
+        the search is over.
+        """
         if self._failed_packs >= self._max_pack_failures:
             raise RunError(
                 f"{self._failed_packs} packs failed one after another; the store's failures folder"
                 " says why. What is finished is kept: mend the cause and start the search again"
             )
-        runs = self._law_runs() or self._memft_runs()
+        runs = self._law_runs()
+        # MemFT's points are the law's to choose, once nothing can change it any more.
+        if not runs and not self._n_law_pending():
+            runs = self._memft_runs()
         if not runs:
             return None
         pack = Pack(self._round, runs)
@@ -134,10 +141,18 @@ class LawSearch:
             return ()
         design = self._search.spec.design
         n_law = sum(o.phase == "law" for o in self._observations.values())
-        missing = design.n_initial - n_law
+        n_pending = self._n_law_pending()
+        missing = design.n_initial - n_law - n_pending
+        if n_pending and missing <= 0 and n_law < design.n_initial:
+            # There is no law to choose by before the initial design is measured.
+            return ()
         runs = self._points.ask(missing if missing > 0 else design.pack_size)
-        self._law_over = not runs
+        # Packs that are out hold back what they may cost, and may cost less.
+        self._law_over = not runs and not n_pending
         return runs
+
+    def _n_law_pending(self) -> int:
+        return sum(run.phase == "law" for run in self._pending.values())
 
     def _known_well_enough(self) -> bool:
         wanted = self._search.spec.stop.relative_interval

@@ -101,7 +101,8 @@ def token_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
     head = subprocess.Popen(
         [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", f"--port={port}",
          "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--num-cpus=2",
-         "--disable-usage-stats"],
+         # Without its own port, the agent that starts jobs fails beside another Ray.
+         f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"],
         stdout=log, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, **environment}, start_new_session=True,
     )  # fmt: skip
@@ -121,7 +122,7 @@ def _wait_for_jobs_api(address: str, environment: dict[str, str], log: Path) -> 
         "end = time.monotonic() + 90\n"
         "while True:\n"
         "    try:\n"
-        "        JobSubmissionClient(sys.argv[1]).list_jobs(); break\n"
+        "        JobSubmissionClient(sys.argv[1]).submit_job(entrypoint='true'); break\n"
         "    except (ConnectionError, RuntimeError):\n"
         "        if time.monotonic() > end: raise\n"
         "        time.sleep(1)\n"

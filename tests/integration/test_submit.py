@@ -26,6 +26,36 @@ def test_pmlray_submit_follows_the_job_to_its_exit_code(
     assert code == 0, err[-3000:]
     assert json.loads(out)["exit_code"] == 0
     assert len(list((store / "observations").glob("*.json"))) >= 4
+    where = ("--address", token_cluster.dashboard)
+    job = json.loads(out)["submission_id"]
+    code, out, err = pmlray("status", job, *where, "--json", **token_cluster.environment)
+    assert code == 0 and json.loads(out)["status"] == "SUCCEEDED", err[-2000:]
+    code, out, _ = pmlray("logs", job, *where, **token_cluster.environment)
+    assert code == 0 and "law observations" in out
+    code, out, err = pmlray(
+        "submit", str(SMOKE), *SMALL, *where, "--submission-id", job, **token_cluster.environment
+    )
+    assert code == 2 and "leave --submission-id out" in err
+    code, out, err = pmlray(
+        "report", json.loads((store / "search.json").read_text())["name"], "--from", str(tmp_path)
+    )
+    assert code == 3 and "is no store of a search" in err
+
+
+def test_a_stopped_search_goes_on_when_submitted_again(
+    token_cluster: Cluster, tmp_path: Path
+) -> None:
+    where = ("--address", token_cluster.dashboard)
+    again = ("submit", str(SMOKE), *SMALL, "--set", "name=stopped", *where,
+             "--store", str(tmp_path / "store"), "--json")  # fmt: skip
+    code, out, err = pmlray(*again, "--no-wait", **token_cluster.environment)
+    assert code == 0, err[-2000:]
+    search_id = json.loads(out)["search_id"]
+    code, out, err = pmlray("stop", search_id, *where, "--json", **token_cluster.environment)
+    assert code == 0 and json.loads(out)["status"] == "STOPPED", err[-2000:]
+    code, out, err = pmlray(*again, **token_cluster.environment)
+    assert code == 0, err[-3000:]
+    assert json.loads(out)["submission_id"] == f"{search_id}-2"
 
 
 def test_ray_job_submit_of_this_folder(token_cluster: Cluster, tmp_path: Path) -> None:
@@ -50,7 +80,7 @@ def test_without_the_token_nothing_runs(token_cluster: Cluster, tmp_path: Path) 
         str(tmp_path / "store"), **environment,
     )  # fmt: skip
     assert code == 3
-    assert "did not take the job" in err and "Traceback" not in err
+    assert "refused the token" in err and "Traceback" not in err
     assert not (tmp_path / "store").exists()
 
 

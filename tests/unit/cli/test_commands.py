@@ -120,6 +120,16 @@ def test_a_stores_fit_is_its_searchs_law(
     plain = run_json("fit", str(store), "--loss", "gaussian", "--saturated", "filter")
     assert "squared residuals" in plain["checklist"]["loss"]
     assert run_json("fit", str(store), "--form", "ceiling")["form"] == "ceiling"
+    # The report of the same search, as a laptop gets it.
+    search_id = found["search_id"]
+    fetched = run_json(
+        "report", search_id, "--from", tracking_uri, "--out", str(tmp_path / "fetched")
+    )
+    assert fetched["law"] == found["law"]
+    assert Path(fetched["report"]).read_text() == (store / "report" / "report.html").read_text()
+    store.rename(tmp_path / search_id)
+    again = run_json("report", search_id, "--from", str(tmp_path))
+    assert again["law"] == found["law"] and again["search_id"] == search_id
 
 
 def test_a_folder_that_is_no_store_gives_no_table(tmp_path: Path) -> None:
@@ -146,7 +156,13 @@ def test_the_gp_rule_without_torch_is_refused_before_anything_starts(
 LIGHT = """
 import sys
 import pmlray.study.law_search, pmlray.study.plan, pmlray.design, pmlray.law, pmlray.cli
+from typer.testing import CliRunner
+for command in ("submit", "list", "status", "logs", "stop", "report"):
+    assert CliRunner().invoke(pmlray.cli.app, [command, "--help"]).exit_code == 0, command
 loaded = {"torch", "transformers", "mlflow", "deepspeed", "ray", "optuna"} & set(sys.modules)
+assert not loaded, loaded
+import pmlray.backends.job_upload, pmlray.backends.ray_jobs
+loaded = {"torch", "transformers", "deepspeed"} & set(sys.modules)
 assert not loaded, loaded
 """
 

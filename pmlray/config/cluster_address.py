@@ -1,0 +1,41 @@
+"""The address of a Ray cluster's Jobs API, and whether a token may travel to it."""
+
+from __future__ import annotations
+
+import os
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from pmlray.errors import SpecError
+
+
+def jobs_address(option: str | None, allow_clear_text: bool) -> str:
+    """The address of --address or RAY_API_SERVER_ADDRESS.
+
+    SpecError when there is none, when it is no http(s) address, or when it is plain http to another
+    machine and that was not allowed: the token and the search would be readable on the way.
+    """
+    address = option or os.environ.get("RAY_API_SERVER_ADDRESS", "")
+    if not address:
+        raise SpecError("give --address http://127.0.0.1:8265 or set RAY_API_SERVER_ADDRESS")
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SpecError(
+            f"{address} is no address of a Ray cluster's Jobs API; give http://127.0.0.1:8265"
+        )
+    if parts.username is not None or parts.password is not None:
+        raise SpecError("leave the password out of the address; Ray's token is RAY_AUTH_TOKEN_PATH")
+    if parts.scheme == "http" and not allow_clear_text and not _is_this_machine(parts.hostname):
+        raise SpecError(
+            f"{address} would send the token in clear text; forward the port to this machine"
+            f" (ssh -L 8265:localhost:8265 {parts.hostname}, kubectl port-forward, ray dashboard)"
+            " and give http://127.0.0.1:8265, use https, or say --clear-text on a private network"
+        )
+    return address.rstrip("/")
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,53 @@
+"""Tune's searcher: it waits while packs are out, and ends when the search does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pmlray.backends.file_store import FileStore
+from pmlray.backends.ray_tune import PackSearcher
+from pmlray.errors import RunError
+from pmlray.types import DesignPoint, Pack, PackResult, PlannedRun
+
+
+class Source:
+    """A search of two packs, the second of which is there once the first is back."""
+
+    def __init__(self) -> None:
+        self.given: list[Pack] = []
+        self.back: list[int] = []
+        self.broken = False
+
+    def next_pack(self) -> Pack | None:
+        if self.broken:
+            raise RunError("packs keep failing")
+        if len(self.given) > len(self.back) or len(self.given) == 2:
+            return None
+        point, key = DesignPoint(1, 16, 10), f"{len(self.given):016x}"
+        run = PlannedRun(point, "sft", sequence_id=0, seed=0, phase="law", run_key=key)
+        self.given.append(Pack(len(self.given), (run,)))
+        return self.given[-1]
+
+    def absorb(self, result: PackResult) -> None:
+        self.back.append(result.pack.round)
+
+
+def test_it_waits_for_packs_that_are_out_and_then_ends(tmp_path: Path) -> None:
+    source = Source()
+    searcher = PackSearcher(source, FileStore(tmp_path))
+    assert searcher.suggest("a") == {"pack": source.given[0]}
+    assert searcher.suggest("b") is None
+    searcher.on_trial_complete("a", error=True)
+    assert searcher.suggest("b") == {"pack": source.given[1]}
+    assert searcher.suggest("c") is None
+    searcher.on_trial_complete("b", {"training_seconds": 1.0, "wall_seconds": 2.0})
+    assert searcher.suggest("c") == PackSearcher.FINISHED
+    assert source.back == [0, 1] and searcher.error is None
+
+
+def test_an_error_of_the_search_ends_it_and_is_kept(tmp_path: Path) -> None:
+    source = Source()
+    source.broken = True
+    searcher = PackSearcher(source, FileStore(tmp_path))
+    assert searcher.suggest("a") == PackSearcher.FINISHED
+    assert isinstance(searcher.error, RunError)

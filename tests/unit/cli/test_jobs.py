@@ -1,0 +1,154 @@
+"""Submitting to a cluster and looking at its jobs, through Ray's own client."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pmlray.cli import app
+from pmlray.config import load_search
+from pmlray.errors import PmlrayError, RunError, SpecError
+from tests.jobs_api import FakeCluster, running
+
+runner = CliRunner()
+CLUSTER = Path(__file__).parents[3] / "cluster"
+FACTS = "".join(f'{{"query": "{n}", "target": "{"b" * 20}"}}\n' for n in range(8))
+
+
+@pytest.fixture
+def cluster() -> Iterator[FakeCluster]:
+    with running(FakeCluster()) as found:
+        yield found
+
+
+def run_json(*arguments: str) -> dict:
+    result = runner.invoke(app, [*arguments, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def refused(kind: type[PmlrayError], *arguments: str) -> str:
+    """The message of a command that ends with an error of this kind."""
+    error = runner.invoke(app, arguments).exception
+    assert isinstance(error, kind), error
+    return str(error)
+
+
+def submit(cluster: FakeCluster, spec: Path, *arguments: str) -> dict:
+    return run_json("submit", str(spec), "--address", cluster.address, "--no-wait", *arguments)
+
+
+def test_a_submitted_search_takes_its_code_and_files_along(
+    cluster: FakeCluster, search_file: Path
+) -> None:
+    folder = search_file.parent
+    (folder / "data").mkdir()
+    (folder / "data" / "facts.jsonl").write_text(FACTS)
+    profile = folder / "gpu.yaml"
+    profile.write_text("gpus_per_pack: 1\nstorage: /mnt/shared/pmlray\n")
+    override = "task={kind: records, records: data/facts.jsonl}"
+    found = submit(cluster, search_file, "--set", override, "--profile", str(profile))
+    search_id = load_search(search_file, [override]).search_id
+    assert found["search_id"] == search_id and found["submission_id"] == f"{search_id}-1"
+    job = cluster.jobs[f"{search_id}-1"]
+    assert job["entrypoint"] == "python -m pmlray search search.yaml --profile profile.yaml"
+    shipped = yaml.safe_load((CLUSTER / "runtime_env.yaml").read_text())
+    assert job["runtime_env"]["env_vars"] == shipped["env_vars"]
+    [package] = cluster.packages
+    assert len(package) < 1_000_000
+    with zipfile.ZipFile(io.BytesIO(package)) as uploaded:
+        names = set(uploaded.namelist())
+        sent = yaml.safe_load(uploaded.read("search.yaml"))
+    assert {"pmlray/__main__.py", "data/facts.jsonl", "profile.yaml"} <= names
+    assert not any("__pycache__" in name for name in names)
+    assert sent["task"]["records"] == "data/facts.jsonl"
+
+
+def test_the_next_submission_of_a_search_gets_the_next_number(
+    cluster: FakeCluster, search_file: Path
+) -> None:
+    first, second = (submit(cluster, search_file)["submission_id"] for _ in range(2))
+    assert first.endswith("-1") and second == f"{first[:-1]}2"
+
+
+def test_a_submission_id_is_taken_once(cluster: FakeCluster, search_file: Path) -> None:
+    submit(cluster, search_file, "--submission-id", "mine")
+    message = refused(SpecError, "submit", str(search_file), "--address", cluster.address,
+                      "--submission-id", "mine")  # fmt: skip
+    assert "mine was used" in message and "leave --submission-id out" in message
+
+
+def test_a_cluster_that_is_just_starting_is_waited_for(
+    cluster: FakeCluster, search_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pmlray.backends.ray_jobs.RETRY_SECONDS", 0)
+    cluster.busy = 2
+    assert submit(cluster, search_file)["submission_id"] in cluster.jobs
+    monkeypatch.setattr("pmlray.backends.ray_jobs.AGENT_SECONDS", 0)
+    cluster.busy = 1
+    message = refused(RunError, "submit", str(search_file), "--address", cluster.address)
+    assert "did not take the job" in message and "try again later" in message
+
+
+def test_another_ray_on_the_cluster_is_refused(search_file: Path) -> None:
+    with running(FakeCluster(ray_version="2.9.3")) as old:
+        message = refused(RunError, "submit", str(search_file), "--address", old.address)
+    assert "runs Ray 2.9.3" in message and "cluster/Dockerfile" in message
+    assert not old.packages
+
+
+def test_without_the_token_nobody_gets_in() -> None:
+    with running(FakeCluster(token="a" * 64)) as closed:
+        message = refused(RunError, "list", "--address", closed.address)
+    assert "RAY_AUTH_MODE=token" in message and "RAY_AUTH_TOKEN_PATH" in message
+
+
+def test_a_cluster_that_is_away_is_said_to_be() -> None:
+    with running(FakeCluster()) as gone:
+        pass
+    message = refused(RunError, "status", "--address", gone.address)
+    assert gone.address in message and "forwarded" in message
+
+
+def test_jobs_are_found_by_id_by_search_or_as_the_newest(cluster: FakeCluster) -> None:
+    cluster.add("a-1", 1000, "a", status="FAILED", end_time=1_060_000, driver_exit_code=3)
+    cluster.add("a-2", 2000, "a")
+    cluster.add("b-1", 1500, "b")
+    cluster.add("other", 3000)
+    where = ("--address", cluster.address)
+    order = [job["submission_id"] for job in run_json("list", *where)["jobs"]]
+    assert order == ["other", "a-2", "b-1", "a-1"]
+    assert run_json("status", *where)["submission_id"] == "a-2"
+    assert run_json("status", "b", *where)["submission_id"] == "b-1"
+    failed = run_json("status", "a-1", *where)
+    assert (failed["status"], failed["seconds"], failed["exit_code"]) == ("FAILED", 60.0, 3)
+    shown = runner.invoke(app, ["logs", "a", *where])
+    assert shown.stdout == "log of a-2\n"
+    assert run_json("stop", "b-1", *where)["status"] == "STOPPED"
+    assert cluster.jobs["a-2"]["status"] == "RUNNING"
+    assert "pmlray list" in refused(SpecError, "status", "c", *where)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("http://head.example:8265", "clear text"),
+        ("http://10.0.0.5:8265", "clear text"),
+        ("ray://127.0.0.1:10001", "no address"),
+        ("127.0.0.1:8265", "no address"),
+        ("https://me:secret@head.example", "leave the password out"),
+    ],
+)
+def test_an_address_that_would_leak_the_token_or_is_none_is_refused(
+    address: str, said: str, search_file: Path
+) -> None:
+    for command in (["list"], ["status"], ["logs"], ["stop"], ["submit", str(search_file)]):
+        message = refused(SpecError, *command, "--address", address)
+        assert said in message and "secret" not in message
