@@ -62,7 +62,7 @@ def test_a_group_of_cells_in_processes_of_their_own(capfd: pytest.CaptureFixture
     by_way = {cell["way"]: cell for cell in cells}
     if not HAS_TRL:
         absent = by_way.pop("trl_sft")
-        assert absent["status"] == "not installed" and "trl" in absent["reason"]
+        assert absent["status"] == "not installed" and "No module named" in absent["reason"]
     assert by_way.keys() >= {"pmlray", "pmlray_bare", "authors"}
     for cell in by_way.values():
         assert cell["status"] == "measured"
