@@ -21,8 +21,9 @@ class MemftOptions(Part):
     `memft_fw`: the window at a fixed width. `memft_rd`: `memft_ot`, where tokens and records above
     `margin` leave the batch, are looked at every `recheck_epochs`, and what that saves goes into
     more steps on the others: as many as are `equal` in gpu_seconds (by the work of layers and head)
-    or tokens, or the same number of steps at less cost. `compat: paper` keeps the rules of the
-    paper's code with their defects.
+    or tokens, or the same number of steps at less cost. A run under the threshold rule, in which
+    what is recalled carries no weight, ends once everything is. `compat: paper` keeps the rules of
+    the paper's code with their defects.
     """
 
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5

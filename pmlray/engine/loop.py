@@ -19,12 +19,13 @@ from pmlray.engine.early_stop import can_stop, largest_change
 from pmlray.engine.evaluate import TokenScores, mean_losses, score_tokens
 from pmlray.engine.members import DeviceClock, Member
 from pmlray.engine.optimizer import PackedAdamW
-from pmlray.engine.redistribute import MAX_STRETCH, RedistributedRuns
+from pmlray.engine.redistribute import MAX_STRETCH
 from pmlray.engine.stepper import Stepper
 from pmlray.engine.token_curves import TokenCurves
 from pmlray.engine.token_weights import TokenWeights
 from pmlray.engine.trained import TrainedMember, curve_steps, is_curve_step
 from pmlray.engine.trunks import Branch, Trunks
+from pmlray.engine.watched import WatchedRuns
 from pmlray.memft import weighted_nll_per_row
 from pmlray.types import MemftRules
 
@@ -79,9 +80,9 @@ class _PackLoop:
         self._trunks = Trunks(members, recipe, rules)
         self.active = [i for i in range(n) if not self._trunks.waits(i)]
         self.clock = DeviceClock(n, device, self._trunks.payers, model.head_work)
-        self._redistributed = RedistributedRuns(members, recipe.batch_size, rules, model.head_work)
+        self._watched = WatchedRuns(members, recipe, rules, model.head_work)
         self._most_steps = [
-            m.train_steps * (MAX_STRETCH if i in self._redistributed.runs else 1)
+            m.train_steps * (MAX_STRETCH if i in self._watched.redistributed else 1)
             for i, m in enumerate(members)
         ]
         self._step_losses = torch.full((max(self._most_steps), n), math.nan, device=device)
@@ -118,7 +119,7 @@ class _PackLoop:
             w_RL = self._weights(batch, nll_RL, wrong_RL)
             sum_R, weight_sum_R = weighted_nll_per_row(nll_RL, w_RL)
             self._stepper.backward(sum_R.sum())
-            self._redistributed.keep_losses(batch, nll_RL.detach())
+            self._watched.keep_losses(batch, nll_RL.detach())
             if is_curve_step(step):
                 self._token_curves.keep(step, batch, nll_RL, self._read_off)
             at = batch.adapter_of_row_R
@@ -133,7 +134,7 @@ class _PackLoop:
         self._optimizer.prepare(torch.tensor(rates, device=device), weight_sum_N)
         self._stepper.step()
         self._grad_norms[step] = self._optimizer.norm_N
-        self._redistributed.stepped(rows_of)
+        self._watched.stepped(rows_of)
         self.clock.add(rows)
         for i in self.active:
             payers = self._trunks.payers(i)
@@ -141,22 +142,22 @@ class _PackLoop:
                 self._charged[payer] += 1.0 / len(payers)
 
     def _rows_of(self, i: int, step: int) -> tuple[Row, ...]:
-        if i in self._redistributed.runs:
-            return self._redistributed.runs[i].next_rows()
+        if i in self._watched.redistributed:
+            return self._watched.redistributed[i].next_rows()
         return self._members[i].rows_at(step, self._recipe.batch_size, self._rules)
 
     def _progress(self, i: int, steps: int) -> float:
         """How far a run is on its schedule, in its own nominal steps."""
-        if i in self._redistributed.runs:
-            return self._redistributed.runs[i].progress
+        if i in self._watched.redistributed:
+            return self._watched.redistributed[i].progress
         return steps + self._spared[i]
 
     def look(self, steps: int) -> list[TrainedMember]:
         """After so many steps: evaluate the curves that are due, and let go of those that ended."""
         self._end_plateaus(steps)
-        if due := self._redistributed.due(steps, self.active):
+        if due := self._watched.due(steps, self.active):
             self.clock.lap(training=True)
-            self.clock.add(self._redistributed.check(steps, due, self._model))
+            self.clock.add(self._watched.check(steps, due, self._model))
         at_curve = [i for i in self.active if steps in self._curve_at[i]]
         checked = [
             i for i in self.active if self._may_saturate(i, steps) or self._has_ended(i, steps)
@@ -226,8 +227,8 @@ class _PackLoop:
         return self._has_ended(i, steps) or not math.isfinite(recent) or saturated
 
     def _has_ended(self, i: int, steps: int) -> bool:
-        """Whether a run has had its steps, or leaves nothing in its batch any more."""
-        if i in self._redistributed.runs and self._redistributed.runs[i].done:
+        """Whether a run has had its steps, or has nothing left that it would train."""
+        if self._watched.done(i):
             return True
         had = self._progress(i, steps) >= self._members[i].train_steps
         return had or steps >= self._most_steps[i]
@@ -249,6 +250,7 @@ class _PackLoop:
         samples = [[row.sample for row in self._members[i].rows] for i in (trunk, follower)]
         of_trunk, of_follower = torch.tensor(samples, device=self._step_losses.device)
         self._weights.copy_samples(of_trunk, of_follower)
+        self._watched.copy_samples(of_trunk, of_follower)
         self._dropout[follower].set_state(self._dropout[trunk].get_state())
         for kept in (self._step_losses, self._grad_norms):
             kept[:step, follower] = kept[:step, trunk]

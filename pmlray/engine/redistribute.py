@@ -6,29 +6,23 @@ beside it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from pmlray.engine.adapted import AdaptedModel
-from pmlray.engine.batches import MicroBatch, Row
-from pmlray.engine.evaluate import score_tokens
+from pmlray.engine.batches import Row
 from pmlray.engine.members import Member
+from pmlray.engine.settle import Settling, above
 from pmlray.types import MemftRules
 
 # A forward pass over a step that also goes backward, neither with a weight gradient.
 FORWARD_SHARE = 0.5
-# Whether something may leave a batch is told where the device is waited for, so only so often.
-STEPS_BETWEEN_CHECKS = 16
 # A run whose steps cost next to nothing ends after so many times its nominal steps.
 MAX_STRETCH = 8
 
 
-class Redistribution:
+class Redistribution(Settling):
     """The rows of one run that still hold something to learn, and what its steps have cost.
 
     Of many records each leaves as a whole, once all of its tokens are above the margin; of a single
@@ -40,25 +34,18 @@ class Redistribution:
     def __init__(
         self, member: Member, batch_size: int, rules: MemftRules, head_work: float
     ) -> None:
-        self.rows, self._rules = member.rows, rules
+        super().__init__(member, batch_size, rules.threshold)
+        self._rules = rules
         self._batch_size, self._seed = batch_size, member.run.seed
         # In equal tokens only what goes through the layers counts.
         self._head_work = head_work if rules.equal == "gpu_seconds" else 0.0
         share = min(1.0, batch_size / len(member.rows))
         self._step_work = share * sum(map(self._work, member.rows))
-        self._steps_of_epoch = math.ceil(len(member.rows) / batch_size)
         self._last_look = 0
-        self._idle = False
         self._queue: list[Row] = []
         self._epoch = 0
         self.open: tuple[Row, ...] = member.rows
         self.progress = 0.0
-        self.done = False
-
-    def is_due(self, steps: int) -> bool:
-        """Whether what is in the batch may leave it after so many steps."""
-        every = max(STEPS_BETWEEN_CHECKS, self._steps_of_epoch)
-        return steps > 0 and steps % every == 0
 
     def to_look_at(self, steps: int) -> tuple[Row, ...]:
         """What has to be looked at after so many steps: everything where no token in the batch was
@@ -102,8 +89,8 @@ class Redistribution:
         for row in self.open:
             losses = in_batch[row.sample]
             scored = row.scored or range(row.n_scored)
-            unsafe[row.sample] = [i for i in scored if _above(losses[i], self._rules.margin)]
-            below |= any(_above(losses[i], self._rules.threshold) for i in scored)
+            unsafe[row.sample] = [i for i in scored if above(losses[i], self._rules.margin)]
+            below |= any(above(losses[i], self._rules.threshold) for i in scored)
         self._idle = not below
         self._keep(unsafe)
 
@@ -117,10 +104,9 @@ class Redistribution:
             self.progress += FORWARD_SHARE * sum(map(self._work, rows)) / self._step_work
         self._last_look = steps
         if self._idle:
-            everything = (loss for losses in nll.values() for loss in losses)
-            self.done = not any(_above(loss, self._rules.threshold) for loss in everything)
+            super().looked(steps, nll)
         found = {
-            sample: [i for i, loss in enumerate(losses) if _above(loss, self._rules.margin)]
+            sample: [i for i, loss in enumerate(losses) if above(loss, self._rules.margin)]
             for sample, losses in nll.items()
         }
         whole = {row.sample: list(range(row.n_scored)) for row in self.open if row.scored is None}
@@ -143,68 +129,3 @@ class Redistribution:
 
     def _work(self, row: Row) -> float:
         return row.length + self._head_work * row.n_scored
-
-
-def _above(loss: float, p: float) -> bool:
-    # Not `loss > -log p`: a NaN loss must stay and show.
-    return not loss <= -math.log(p)
-
-
-class RedistributedRuns:
-    """The `memft_rd` runs of a pack, by the index of their member."""
-
-    def __init__(
-        self, members: Sequence[Member], batch_size: int, rules: MemftRules, head_work: float
-    ) -> None:
-        self.runs = {
-            i: Redistribution(member, batch_size, rules, head_work)
-            for i, member in enumerate(members)
-            if member.run.method == "memft_rd"
-        }
-        rows = [row for member in members for row in member.rows]
-        # Of every sample and token, as its last step found it.
-        self._last_nll = torch.full(
-            (len(rows), max(row.n_scored for row in rows)),
-            math.inf,
-            device=rows[0].record.hidden_TD.device,
-        )
-
-    def keep_losses(self, batch: MicroBatch, nll_RL: Tensor) -> None:
-        """Note what a step finds, (R, L) nats; nothing waits for the device."""
-        if self.runs:
-            width = nll_RL.shape[1]
-            kept_RL = self._last_nll[batch.sample_of_row_R, :width]
-            seen_RL = torch.where(batch.mask_RL, nll_RL, kept_RL)
-            self._last_nll[batch.sample_of_row_R, :width] = seen_RL
-
-    def stepped(self, rows_of: Mapping[int, Sequence[Row]]) -> None:
-        """Count a step of the members in `rows_of`."""
-        for i, run in self.runs.items():
-            if i in rows_of:
-                run.stepped(rows_of[i])
-
-    def due(self, steps: int, active: Sequence[int]) -> list[int]:
-        """Those of the active members from whose batch something may leave after so many steps."""
-        return [i for i in active if i in self.runs and self.runs[i].is_due(steps)]
-
-    def check(self, steps: int, due: Sequence[int], model: AdaptedModel) -> list[Row]:
-        """Leave out what is recalled now, and where it is time, or nothing is below the threshold,
-        take back what no longer is; the rows that were scored for it."""
-        scored: list[Row] = []
-        for i in due:
-            run = self.runs[i]
-            run.checked(
-                {
-                    row.sample: self._last_nll[row.sample, : row.n_scored].tolist()
-                    for row in run.rows
-                }
-            )
-            if rows := run.to_look_at(steps):
-                found = dict(
-                    zip([r.sample for r in rows], score_tokens(model, rows).nll, strict=True)
-                )
-                for sample, losses in found.items():
-                    self._last_nll[sample, : len(losses)] = torch.tensor(losses)
-                run.looked(steps, found)
-                scored += rows
-        return scored

@@ -71,7 +71,7 @@ def test_a_saturated_run_ends_early_within_the_promised_bias(
     base, record = tiny(), random_record(12)
     # The second is the trunk of the first, which would branch off after both have saturated.
     runs = [make_run(16, 12, t) for t in (180, 200)] + [make_run(1, 40, 200)]
-    runs.append(replace(make_run(16, 12, 200, "memft_ot"), phase="memft"))
+    runs.append(replace(make_run(16, 12, 200), phase="memft"))
     records = [[record], [record], [random_record(40, 1)], [record]]
     # The tiny model's last norm keeps its losses above 0.117 nats.
     recipe = RECIPE.model_copy(update={"learning_rate": 3e-2})
