@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from pmlray.types import DesignPoint
 
 # Rough rates of one device until the first run is measured: a GPU at 40 % of an H100's dense bf16
-# peak, and one modern CPU core in bf16.
+# peak, and one CPU core by the dtype of the base (in bfloat16 3.3e11 were measured with AVX512-BF16
+# and 2.9e11 with AMX).
 GPU_FLOPS = 4e14
-CPU_CORE_FLOPS = 8e10
+CPU_CORE_FLOPS: Mapping[str, float] = MappingProxyType({"float32": 8e10, "bfloat16": 3e11})
 # Multi-record tasks: the target of one record (a phone number has ten tokens), until measured.
 TARGET_TOKENS = 10
 
@@ -95,15 +97,17 @@ def prior_cost(
     suffix_weights: int,
     head_weights: int,
     *,
-    gpu: bool,
+    flops: float,
     prompt_tokens: int,
     batch_records: int | None,
     decay_share: float | None = None,
 ) -> CostModel:
     """Cost before anything was measured, from FLOPs: 2 forward and 2 backward a frozen weight.
 
-    suffix_weights: weights of the layers above the adapter; head_weights: of the vocabulary head.
+    suffix_weights: weights of the layers above the adapter; head_weights: of the vocabulary head,
+    which of short records only sees the targets; flops: of the device, a second.
     """
-    flops_per_token = 4.0 * (suffix_weights + head_weights)
-    rate = GPU_FLOPS if gpu else CPU_CORE_FLOPS
-    return CostModel(flops_per_token / rate, prompt_tokens, batch_records, decay_share)
+    one_record = batch_records is None
+    scored = 1.0 if one_record else TARGET_TOKENS / (TARGET_TOKENS + prompt_tokens)
+    flops_per_token = 4.0 * (suffix_weights + scored * head_weights)
+    return CostModel(flops_per_token / flops, prompt_tokens, batch_records, decay_share)

@@ -17,6 +17,7 @@ from pmlray.design import (
     pending_seconds,
     prior_cost,
 )
+from pmlray.design.cost import CPU_CORE_FLOPS, GPU_FLOPS
 from pmlray.errors import DesignError
 from pmlray.types import PlannedRun
 
@@ -48,7 +49,7 @@ def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
     return prior_cost(
         (geometry.n_layers - 1 - spec.probe.layer) * geometry.layer_weights,
         geometry.vocab * geometry.hidden,
-        gpu=gpu,
+        flops=GPU_FLOPS if gpu else CPU_CORE_FLOPS[spec.model.dtype],
         prompt_tokens=CHAT_PROMPT_TOKENS if chat else PLAIN_PROMPT_TOKENS,
         batch_records=None if spec.task.kind == "long_context" else spec.recipe.batch_size,
         decay_share=spec.recipe.decay_share if spec.recipe.shares_trunks else None,

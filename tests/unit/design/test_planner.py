@@ -171,12 +171,22 @@ def test_latin_hypercubes_meet_every_value_equally_often(seed: int) -> None:
 
 
 def test_cost_learns_the_measured_rate() -> None:
-    prior = prior_cost(32_000_000, 28_000_000, gpu=False, prompt_tokens=16, batch_records=None)
+    prior = prior_cost(32_000_000, 28_000_000, flops=3e11, prompt_tokens=16, batch_records=None)
     point = DesignPoint(4, 64, 200)
     learnt = prior.learn([(point, 200, 50.0), (DesignPoint(2, 144, 200), 100, 100.0)])
     assert not prior.measured and learnt.measured
     assert learnt.predict(point) == pytest.approx(150 * 200 * 80 / (200 * 80 + 100 * 160))
     assert prior.learn([]) is prior
+
+
+def test_the_first_guess_counts_the_head_where_tokens_are_scored() -> None:
+    point = DesignPoint(2, 280, 400)
+    book = prior_cost(31_860_000, 28_310_000, flops=3e11, prompt_tokens=16, batch_records=4)
+    # Four records of 16 + 10 tokens a step, of which 40 are scored.
+    flops = 4 * (4 * 26 * 31_860_000 + 40 * 28_310_000)
+    assert book.predict(point) == pytest.approx(400 * flops / 3e11)
+    text = prior_cost(31_860_000, 28_310_000, flops=3e11, prompt_tokens=16, batch_records=None)
+    assert text.predict(point) == pytest.approx(400 * 4 * 296 * (31_860_000 + 28_310_000) / 3e11)
 
 
 def test_shorter_budgets_of_a_packs_run_cost_their_decay() -> None:
