@@ -101,7 +101,7 @@ def test_memft_points_stay_where_the_law_put_them(
 def test_a_kill_at_any_pack_loses_and_repeats_nothing(
     make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
-    search = make_search(*CHEAP)
+    search = make_search()
     law_search, store = start(search, tmp_path / "whole")
     runner = SyntheticRunner(store)
     run_to_end(law_search, runner)
