@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,3 +79,48 @@ def test_a_rival_rule_is_one_line_away(
             json.loads((tmp_path / rule / "search.json").read_text())["design"]["acquisition"]
         )
     assert rules == {"tpe", "lhs"}
+
+
+def run_json(*arguments: str) -> dict[str, Any]:
+    code, out, err = pmlray(*arguments, "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_a_stores_fit_is_its_searchs_law(
+    search_file: Path, tmp_path: Path, tracking_uri: str
+) -> None:
+    overrides = (
+        "memft=null",
+        "budget={gpu_seconds: 60}",
+        "law={forms: [exponential_ceiling], loss: huber, noise: by_value, saturated: censor}",
+    )
+    search = prepare_search(search_file, overrides)
+    table, store = tmp_path / "table.csv", tmp_path / "store"
+    write_table(table, exhaustive(search, tmp_path / "grid").observations(), [])
+    options = [part for override in overrides for part in ("--set", override)]
+    found = run_json(
+        "search", str(search_file), *options, "--replay", str(table), "--store", str(store),
+        "--tracking-uri", tracking_uri,
+    )  # fmt: skip
+    fitted = run_json("fit", str(store))
+    assert fitted["form"] == found["law"]["form"] == "exponential_ceiling"
+    assert fitted["rank_exponent"] == pytest.approx(found["law"]["rank_exponent"])
+    counted = fitted["checklist"]
+    # The order of the points leaves the last digits open.
+    assert {**counted, "parameters": ""} == {**found["law"]["checklist"], "parameters": ""}
+    assert "Huber's" in counted["loss"] and "Tobit" in counted["filter"]
+    assert "at every delta_loss" in counted["noise"] or fitted["noise"]["power"] != 0
+    plain = run_json("fit", str(store), "--loss", "gaussian", "--saturated", "filter")
+    assert "squared residuals" in plain["checklist"]["loss"]
+    assert run_json("fit", str(store), "--form", "ceiling")["form"] == "ceiling"
+    # The report of the same search, as a laptop gets it.
+    search_id = found["search_id"]
+    fetched = run_json(
+        "report", search_id, "--from", tracking_uri, "--out", str(tmp_path / "fetched")
+    )
+    assert fetched["law"] == found["law"]
+    assert Path(fetched["report"]).read_text() == (store / "report" / "report.html").read_text()
+    store.rename(tmp_path / search_id)
+    again = run_json("report", search_id, "--from", str(tmp_path))
+    assert again["law"] == found["law"] and again["search_id"] == search_id

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from pmlray.cli import app
+from pmlray.cli import app, main
 from pmlray.config.prepared import prepare_search
 from pmlray.errors import SpecError
 from pmlray.study.tables import write_table
@@ -46,95 +47,64 @@ def test_validate_and_plan(search_file: Path) -> None:
     assert all(row["gpu_seconds"] > 0 for row in plan["candidates"])
 
 
-def pmlray(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pmlray", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+Pmlray = Callable[..., tuple[int, str, str]]
 
 
-def test_a_budget_too_small_is_refused_with_the_number_needed(search_file: Path) -> None:
-    done = pmlray("search", str(search_file), "--set", "budget.gpu_seconds=0.001")
-    assert done.returncode == 2
-    assert "too small for the first pack" in done.stderr and "needs at least" in done.stderr
-    assert "Traceback" not in done.stderr and not done.stdout
+@pytest.fixture
+def pmlray(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Pmlray:
+    """pmlray(*arguments) -> (exit code, stdout, stderr), as the console script runs it."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pmlray", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        code = ended.value.code
+        return (code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return run
+
+
+def test_a_budget_too_small_is_refused_with_the_number_needed(
+    pmlray: Pmlray, search_file: Path
+) -> None:
+    code, out, err = pmlray("search", str(search_file), "--set", "budget.gpu_seconds=0.001")
+    assert code == 2 and not out
+    assert "too small for the first pack" in err and "needs at least" in err
 
 
 def test_a_missing_model_says_how_to_pull_it(
-    search_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pmlray: Pmlray, search_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PMLRAY_CACHE", str(tmp_path / "empty"))
-    done = pmlray("search", str(search_file), "--set", "model.id=smollm2-135m")
-    assert done.returncode == 2
-    assert "pmlray models pull smollm2-135m" in done.stderr
+    code, _, err = pmlray("search", str(search_file), "--set", "model.id=smollm2-135m")
+    assert code == 2
+    assert "pmlray models pull smollm2-135m" in err
 
 
 def test_a_broken_record_names_file_and_line(search_file: Path) -> None:
+    """In a process of its own, as from a shell: one message and no traceback."""
     records = search_file.parent / "facts.jsonl"
     records.write_text('{"query": "a", "target": "b"}\n{"query": "c"}\n')
-    done = pmlray(
-        "validate", str(search_file), "--set", "task={kind: records, records: facts.jsonl}"
-    )
-    assert done.returncode == 2
-    assert "facts.jsonl, line 2" in done.stderr
+    task = "task={kind: records, records: facts.jsonl}"
+    command = [sys.executable, "-m", "pmlray", "validate", str(search_file), "--set", task]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and not done.stdout
+    assert "facts.jsonl, line 2" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_length_beyond_the_data_is_refused(search_file: Path) -> None:
+def test_a_length_beyond_the_data_is_refused(pmlray: Pmlray, search_file: Path) -> None:
     records = search_file.parent / "facts.jsonl"
     records.write_text('{"query": "a", "target": "bcd"}\n')
-    done = pmlray(
+    code, _, err = pmlray(
         "validate", str(search_file), "--set", "task={kind: records, records: facts.jsonl}"
     )
-    assert done.returncode == 2
-    assert "longer than the data" in done.stderr
+    assert code == 2
+    assert "longer than the data" in err
 
 
-@pytest.fixture(scope="module")
-def tracking_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One MLflow database for all searches here: making its tables takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'ml.db'}"
-
-
-def test_a_stores_fit_is_its_searchs_law(
-    search_file: Path, tmp_path: Path, tracking_uri: str
-) -> None:
-    overrides = (
-        "memft=null",
-        "budget={gpu_seconds: 60}",
-        "law={forms: [exponential_ceiling], loss: huber, noise: by_value, saturated: censor}",
-    )
-    search = prepare_search(search_file, overrides)
-    table, store = tmp_path / "table.csv", tmp_path / "store"
-    write_table(table, exhaustive(search, tmp_path / "grid").observations(), [])
-    options = [part for override in overrides for part in ("--set", override)]
-    found = run_json(
-        "search", str(search_file), *options, "--replay", str(table), "--store", str(store),
-        "--tracking-uri", tracking_uri,
-    )  # fmt: skip
-    fitted = run_json("fit", str(store))
-    assert fitted["form"] == found["law"]["form"] == "exponential_ceiling"
-    assert fitted["rank_exponent"] == pytest.approx(found["law"]["rank_exponent"])
-    counted = fitted["checklist"]
-    # The order of the points leaves the last digits open.
-    assert {**counted, "parameters": ""} == {**found["law"]["checklist"], "parameters": ""}
-    assert "Huber's" in counted["loss"] and "Tobit" in counted["filter"]
-    assert "at every delta_loss" in counted["noise"] or fitted["noise"]["power"] != 0
-    plain = run_json("fit", str(store), "--loss", "gaussian", "--saturated", "filter")
-    assert "squared residuals" in plain["checklist"]["loss"]
-    assert run_json("fit", str(store), "--form", "ceiling")["form"] == "ceiling"
-    # The report of the same search, as a laptop gets it.
-    search_id = found["search_id"]
-    fetched = run_json(
-        "report", search_id, "--from", tracking_uri, "--out", str(tmp_path / "fetched")
-    )
-    assert fetched["law"] == found["law"]
-    assert Path(fetched["report"]).read_text() == (store / "report" / "report.html").read_text()
-    store.rename(tmp_path / search_id)
-    again = run_json("report", search_id, "--from", str(tmp_path))
-    assert again["law"] == found["law"] and again["search_id"] == search_id
-
-
-def test_a_folder_that_is_no_store_gives_no_table(tmp_path: Path) -> None:
-    done = pmlray("table", str(tmp_path), str(tmp_path / "table.csv"))
-    assert done.returncode == 3 and "is no store of a search" in done.stderr
+def test_a_folder_that_is_no_store_gives_no_table(pmlray: Pmlray, tmp_path: Path) -> None:
+    code, _, err = pmlray("table", str(tmp_path), str(tmp_path / "table.csv"))
+    assert code == 3 and "is no store of a search" in err
 
 
 def test_the_gp_rule_without_torch_is_refused_before_anything_starts(

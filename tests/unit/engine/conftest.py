@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -73,10 +74,18 @@ def tiny_folder() -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_folder: str) -> Callable[..., BaseModel]:
+def fresh_tiny(tiny_folder: str) -> Callable[..., BaseModel]:
+    """Loads the tiny model anew, for tests that change it, as PEFT does."""
+
     def load(placement: str = "mlp", layer: int = 1) -> BaseModel:
         probe = Probe(placement=placement, layer=layer)  # type: ignore[arg-type]
         source = resolve_model(TINY, None)
         return load_base_model(TINY, source, None, "float32", probe, torch.device("cpu"))
 
     return load
+
+
+@pytest.fixture(scope="session")
+def tiny(fresh_tiny: Callable[..., BaseModel]) -> Callable[..., BaseModel]:
+    """The tiny model, frozen and the same for all tests."""
+    return cache(fresh_tiny)

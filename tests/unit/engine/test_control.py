@@ -97,7 +97,7 @@ def test_is_the_loss_reduction_of_whole_forward_passes(
 
 
 def test_agrees_with_peft(
-    prepared: Callable[..., PreparedSearch], tiny: Callable[..., BaseModel], tmp_path: Path
+    prepared: Callable[..., PreparedSearch], fresh_tiny: Callable[..., BaseModel], tmp_path: Path
 ) -> None:
     search = prepared(
         "probe={placement: down_proj, layer: 2}",
@@ -105,7 +105,7 @@ def test_agrees_with_peft(
         "design.n_initial=1",
         "evaluate.control_tokens=48",
     )
-    base = tiny("down_proj", 2)
+    base = fresh_tiny("down_proj", 2)
     (o,) = measure(search, tmp_path)
     records = fresh_text(search, base, 24)
     before = loss(base.model, records)

@@ -19,12 +19,14 @@ RECIPE = Recipe(learning_rate=3e-3, weight_decay=0.01)
 STEPS = 30
 
 
-def test_down_proj_run_equals_peft_with_adamw(tiny: Callable[..., BaseModel]) -> None:
+def test_down_proj_run_equals_peft_with_adamw(
+    tiny: Callable[..., BaseModel], fresh_tiny: Callable[..., BaseModel]
+) -> None:
     record = random_record(24)
     run = make_run(4, 24, STEPS, seed=7)
     ours = train(tiny("down_proj", 2), [run], [[record]], RECIPE).members[0]
 
-    model = tiny("down_proj", 2).model
+    model = fresh_tiny("down_proj", 2).model
     config = peft.LoraConfig(
         r=4, lora_alpha=4, lora_dropout=0.0, target_modules=["down_proj"], layers_to_transform=[2]
     )
@@ -51,7 +53,10 @@ def test_down_proj_run_equals_peft_with_adamw(tiny: Callable[..., BaseModel]) ->
 
 
 def test_peft_loads_a_saved_adapter_with_the_same_logits(
-    tiny: Callable[..., BaseModel], tiny_folder: str, tmp_path: Path
+    tiny: Callable[..., BaseModel],
+    fresh_tiny: Callable[..., BaseModel],
+    tiny_folder: str,
+    tmp_path: Path,
 ) -> None:
     base = tiny("down_proj", 1)
     record = random_record(16)
@@ -63,7 +68,7 @@ def test_peft_loads_a_saved_adapter_with_the_same_logits(
         ours = base.model(ids).logits
     with torch.no_grad():
         bare = base.model(ids).logits
-        loaded = peft.PeftModel.from_pretrained(tiny("down_proj", 1).model, str(tmp_path))
+        loaded = peft.PeftModel.from_pretrained(fresh_tiny("down_proj", 1).model, str(tmp_path))
         theirs = loaded(ids).logits
     # Logits are of order 10: this is fp32's own rounding.
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)

@@ -78,13 +78,17 @@ def test_a_trained_adapter_recites_what_it_learnt(
 
 @pytest.mark.parametrize(("alpha", "rslora"), [(3, False), (12, False), (6, True)])
 def test_a_peft_folder_answers_as_peft_does(
-    tiny: Callable[..., BaseModel], tmp_path: Path, alpha: int, rslora: bool
+    tiny: Callable[..., BaseModel],
+    fresh_tiny: Callable[..., BaseModel],
+    tmp_path: Path,
+    alpha: int,
+    rslora: bool,
 ) -> None:
     config = peft.LoraConfig(
         r=3, lora_alpha=alpha, use_rslora=rslora, target_modules=["down_proj"],
         layers_to_transform=[2],
     )  # fmt: skip
-    theirs = peft.get_peft_model(tiny("down_proj", 2).model, config).eval()
+    theirs = peft.get_peft_model(fresh_tiny("down_proj", 2).model, config).eval()
     torch.manual_seed(0)
     for name, parameter in theirs.named_parameters():
         if "lora_B" in name:
@@ -103,7 +107,9 @@ def test_a_peft_folder_answers_as_peft_does(
         assert recited.answer_ids == tuple(said[0, prompt.shape[1] :].tolist())
 
 
-def test_what_is_no_adapter_is_refused(tiny: Callable[..., BaseModel], tmp_path: Path) -> None:
+def test_what_is_no_adapter_is_refused(
+    tiny: Callable[..., BaseModel], fresh_tiny: Callable[..., BaseModel], tmp_path: Path
+) -> None:
     with pytest.raises(ModelError, match="holds no adapter"):
         read_adapter(tmp_path)
     (tmp_path / MLP_CONFIG_FILE).write_text("{")
@@ -111,7 +117,7 @@ def test_what_is_no_adapter_is_refused(tiny: Callable[..., BaseModel], tmp_path:
         read_adapter(tmp_path)
     everywhere = tmp_path / "everywhere"
     peft.get_peft_model(
-        tiny().model, peft.LoraConfig(r=1, target_modules=["q_proj", "v_proj"])
+        fresh_tiny().model, peft.LoraConfig(r=1, target_modules=["q_proj", "v_proj"])
     ).save_pretrained(str(everywhere))
     with pytest.raises(ModelError, match="q_proj, v_proj"):
         read_adapter(everywhere)

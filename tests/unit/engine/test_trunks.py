@@ -70,31 +70,31 @@ def test_a_saturated_run_ends_early_within_the_promised_bias(
 ) -> None:
     base, record = tiny(), random_record(12)
     # The second is the trunk of the first, which would branch off after both have saturated.
-    runs = [make_run(16, 12, t) for t in (180, 200)] + [make_run(1, 40, 200)]
-    runs.append(replace(make_run(16, 12, 200), phase="memft"))
+    runs = [make_run(16, 12, t) for t in (140, 160)] + [make_run(1, 40, 160)]
+    runs.append(replace(make_run(16, 12, 160), phase="memft"))
     records = [[record], [record], [random_record(40, 1)], [record]]
     # The tiny model's last norm keeps its losses above 0.117 nats.
     recipe = RECIPE.model_copy(update={"learning_rate": 3e-2})
     full = train(base, runs, records, recipe).members
     stopped = train(base, runs, records, recipe.model_copy(update={"stop_loss": 0.15})).members
     for i in (0, 1):
-        assert len(stopped[i].step_losses) == len(stopped[0].step_losses) < 130
+        assert len(stopped[i].step_losses) == len(stopped[0].step_losses) < 105
         assert 0 < stopped[i].scores.mean_nll - full[i].scores.mean_nll <= 0.15
         assert stopped[i].charged_steps == len(stopped[0].step_losses) / 2
         assert stopped[i].curve[-1] == (len(stopped[i].step_losses), stopped[i].scores.mean_nll)
     # One that has something left to learn goes on, and so do those whose recall is compared.
-    assert len(stopped[2].step_losses) == 200
-    assert len(stopped[3].step_losses) == 200
+    assert len(stopped[2].step_losses) == 160
+    assert len(stopped[3].step_losses) == 160
 
 
 def test_a_flat_run_decays_early_with_others_or_alone(tiny: Callable[..., BaseModel]) -> None:
     base, gain = tiny(), 0.3
     recipe = RECIPE.model_copy(update={"stop_gain": gain, "learning_rate": 2e-2})
-    budgets = (80, 160, 240, 320)
+    budgets = (64, 128, 192)
     runs = [make_run(1, 40, t) for t in budgets]
     record = random_record(40)
-    full = train(base, runs, [[record]] * 4, recipe.model_copy(update={"stop_gain": 0.0})).members
-    together = train(base, runs, [[record]] * 4, recipe).members
+    full = train(base, runs, [[record]] * 3, recipe.model_copy(update={"stop_gain": 0.0})).members
+    together = train(base, runs, [[record]] * 3, recipe).members
     for i, run in enumerate(runs):
         alone = train(base, [run], [[record]], recipe).members[0]
         decay = run.point.train_steps // 4
@@ -103,7 +103,7 @@ def test_a_flat_run_decays_early_with_others_or_alone(tiny: Callable[..., BaseMo
         assert start % 16 == 0 and decay * 3 / 2 <= start <= decay * 3
         reference = full[i].step_losses[:start]
         assert alone.step_losses[: start + 1] == pytest.approx(
-            [*reference, full[3].step_losses[start]], rel=1e-5
+            [*reference, full[2].step_losses[start]], rel=1e-5
         )
         first = next(
             (s for s in range(16, decay * 3, 16)
@@ -117,12 +117,12 @@ def test_a_flat_run_decays_early_with_others_or_alone(tiny: Callable[..., BaseMo
         assert dict(together[i].curve) == pytest.approx(dict(alone.curve), rel=1e-5)
         assert alone.charged_steps == len(alone.step_losses)
         assert abs(alone.scores.mean_nll - full[i].scores.mean_nll) <= gain
-    lengths = [len(together[i].step_losses) for i in range(4)]
+    lengths = [len(together[i].step_losses) for i in range(3)]
     assert any(n < t for n, t in zip(lengths, budgets, strict=True))
     # Every step of the trunk once, and every decay.
     decays = sum(t // 4 for t in budgets)
     trunk = max(n - t // 4 for n, t in zip(lengths, budgets, strict=True))
-    assert sum(together[i].charged_steps for i in range(4)) == pytest.approx(trunk + decays)
+    assert sum(together[i].charged_steps for i in range(3)) == pytest.approx(trunk + decays)
 
 
 def test_runs_whose_recall_is_compared_never_decay_early(tiny: Callable[..., BaseModel]) -> None:

@@ -44,7 +44,7 @@ def test_order_is_a_seeded_permutation() -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 40))
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 8))
 def test_papers_curriculum_is_its_epoch_loop(n: int, batch: int, epochs_of_a_phase: int) -> None:
     """Every phase's epochs run one after another, each over whole batches of its prefix."""
     batch = min(batch, n)

@@ -115,7 +115,10 @@ def test_reads_both_field_names_and_ignores_other_fields(tmp_path: Path) -> None
 @settings(deadline=None)
 @given(
     pairs=st.dictionaries(
-        st.text(min_size=1).filter(str.strip), st.text(min_size=1).filter(str.strip), min_size=1
+        st.text(min_size=1, max_size=6).filter(str.strip),
+        st.text(min_size=1, max_size=6).filter(str.strip),
+        min_size=1,
+        max_size=4,
     ),
     ascii_only=st.booleans(),
 )

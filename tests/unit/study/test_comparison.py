@@ -16,7 +16,7 @@ from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_spec
 from pmlray.study.comparison import compare_methods, paired_difference
 from pmlray.study.comparison_report import describe_comparison, write_comparison
-from pmlray.study.equal_recall import cost_at, equal_recall
+from pmlray.study.equal_recall import Cells, EqualRecall, cost_at, equal_recall
 from pmlray.types import DesignPoint, Method, Observation, PlannedRun, Recall
 from tests.fakes import observe
 
@@ -143,6 +143,57 @@ def test_gpu_seconds_at_equal_recall_are_compared_over_budgets() -> None:
         assert (e.sft_cost, e.needed) == pytest.approx((steps / 10, steps / 20))
         assert (e.ratio, e.low, e.high) == pytest.approx((0.5, 0.5, 0.5))
     assert found[50].needed is None
+
+
+def exact_recall_of(cells: Cells) -> EqualRecall:
+    (found,) = (e for e in equal_recall(cells) if e.figure == "exact_recall")
+    return found
+
+
+def test_a_text_missing_in_one_cell_counts_where_it_was_measured() -> None:
+    """Two texts: each is drawn twice by a quarter of the resamples, both by half of them."""
+    cells: dict[tuple[DesignPoint, Method], list[Observation]] = {
+        (DesignPoint(rank, 40, 60), method): [
+            measured(rank, method, text, 0, exact) for text, exact in enumerate(of_texts)
+        ]
+        for rank, method, of_texts in (
+            (1, "sft", (0.4, 0.6)), (1, "memft_ot", (0.2, 0.4)), (4, "memft_ot", (0.6, 0.9)),
+        )
+    }  # fmt: skip
+    of_0, of_1, of_both = 4 ** (0.2 / 0.4), 4 ** (0.2 / 0.5), 4 ** (0.2 / 0.45)
+    whole = exact_recall_of(cells)
+    assert (whole.recall, whole.ratio) == pytest.approx((0.5, of_both))
+    assert (whole.low, whole.high) == pytest.approx((of_1, of_0))
+
+    # Nothing says what text 1 needs, so no upper bound holds for all texts.
+    at_4 = (DesignPoint(4, 40, 60), "memft_ot")
+    lacking = exact_recall_of({**cells, at_4: cells[at_4][:1]})
+    assert (lacking.recall, lacking.ratio) == pytest.approx((0.5, 4 ** (0.2 / 0.3)))
+    assert lacking.low == pytest.approx(of_0) and lacking.high is None
+
+    # What SFT recalls is that of text 0, which the method is then compared on.
+    of_sft = (DesignPoint(1, 40, 60), "sft")
+    lacking = exact_recall_of({**cells, of_sft: cells[of_sft][:1]})
+    assert (lacking.recall, lacking.ratio) == pytest.approx((0.4, of_0))
+    assert lacking.low == pytest.approx(4 ** (0.1 / 0.45)) and lacking.high is None
+
+
+def test_a_text_counts_the_same_where_a_seed_is_missing() -> None:
+    """Text 0 has the one seed, text 1 both: a mean over the runs would weigh text 1 double."""
+    seeds = ((0, 0, 0.2), (1, 0, 0.5), (1, 1, 0.7))
+    cells: dict[tuple[DesignPoint, Method], list[Observation]] = {
+        (DesignPoint(rank, 40, 60), method): [
+            measured(rank, method, text, seed, exact + more) for text, seed, exact in seeds
+        ]
+        for rank, method, more in ((1, "sft", 0.1), (1, "memft_ot", 0.0), (2, "memft_ot", 0.2))
+    }
+    found = exact_recall_of(cells)
+    assert (found.recall, found.needed) == pytest.approx(((0.3 + 0.7) / 2, 2**0.5))
+    # The seed is missing in one cell: text 1 has its other seed there, and its full weight.
+    cells[DesignPoint(2, 40, 60), "memft_ot"].pop()
+    found = exact_recall_of(cells)
+    low, high = (0.2 + 0.6) / 2, (0.4 + 0.7) / 2
+    assert found.needed == pytest.approx(2 ** ((0.5 - low) / (high - low)))
 
 
 def test_files_hold_the_comparison(

@@ -21,6 +21,8 @@ from pmlray.types import PlannedRun
 from tests.fakes import TRUE_LAW, MemoryTracker, SyntheticRunner
 
 COST = CostModel(1e-3, prompt_tokens=0, batch_records=None)
+# Enough of a search where no result depends on how well its law is known.
+CHEAP = ("budget.gpu_seconds=60", "law={forms: [power, exponential_ceiling], n_bootstrap: 20}")
 
 
 def start(
@@ -77,8 +79,8 @@ def test_memft_points_stay_where_the_law_put_them(
     make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
     search = make_search(
-        f"sequences={list(range(24))}",
-        "memft={n_points: 1, n_pairs: 24}",
+        f"sequences={list(range(12))}",
+        "memft={n_points: 1, n_pairs: 12}",
         "budget.gpu_seconds=40",
         "budget.memft_gpu_seconds=100000",
     )
@@ -139,7 +141,7 @@ def test_a_half_finished_pack_is_completed_not_repeated(
 def test_failed_runs_cost_but_are_not_tried_again(
     make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
-    search = make_search()
+    search = make_search(*CHEAP)
     law_search, store = start(search, tmp_path)
     broken: Callable[[PlannedRun], bool] = lambda run: run.point.lora_rank == 16  # noqa: E731
     runner = SyntheticRunner(store, fails=broken)

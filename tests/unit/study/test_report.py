@@ -151,6 +151,14 @@ def test_headline_says_the_law_and_what_it_cost(page: Page, result: SearchResult
     assert "rests on 18 observations" in page.text and "CONVERGED" in page.text
 
 
+def test_the_page_holds_the_checklist(page: Page, folder: Path, result: SearchResult) -> None:
+    for name, text in law_of(result).checklist.items():
+        assert name in page.text and text in page.text
+    stored = json.loads((folder / "report.json").read_text())
+    assert stored["law"]["checklist"] == dict(law_of(result).checklist)
+    assert stored["law"]["headline"] == law_of(result).headline
+
+
 def test_power_form_is_written_without_a_ceiling(make_result: MakeResult) -> None:
     said = headline(make_result(memft=False, law={"n_bootstrap": 30, "forms": ("power",)}))
     assert said.formula is not None and said.formula.form == "power"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from pmlray.config.models import KNOWN, TINY
-from pmlray.study.report import report_json, write_report
+from pmlray.study.report import report_json
 from pmlray.study.report_capacity import (
     capacities,
     capacity_json,
@@ -28,7 +26,7 @@ from pmlray.study.report_residuals import (
 )
 from pmlray.study.report_tables import number, percent
 from pmlray.study.result import SearchResult
-from tests.unit.study.conftest import MakeResult, Page, make_spec
+from tests.unit.study.conftest import MakeResult, make_spec
 from tests.unit.study.test_report import law_of, rows_of
 
 
@@ -70,15 +68,6 @@ def test_tables_say_what_the_summary_found(result: SearchResult) -> None:
     assert "structure" in residuals_text(law) or "follow" in residuals_text(law)
     assert sizes_table(law).rows[0][4] == "lora_rank needed"
     assert len(sizes_table(law).rows) == 2 * len(law.targets)  # Steps do not differ.
-
-
-def test_the_page_holds_the_checklist(result: SearchResult, tmp_path: Path) -> None:
-    page = Page(write_report(result, tmp_path, {}).read_text("utf-8"))
-    for name, text in law_of(result).checklist.items():
-        assert name in page.text and text in page.text
-    stored = json.loads((tmp_path / "report.json").read_text())
-    assert stored["law"]["checklist"] == dict(law_of(result).checklist)
-    assert stored["law"]["headline"] == law_of(result).headline
 
 
 def test_bits_are_counted_run_by_run(result: SearchResult) -> None:

@@ -19,6 +19,9 @@ from pmlray.types import Pack
 from tests.fakes import SyntheticRunner, observe
 from tests.unit.study.test_law_search import run_to_end, start
 
+# What these tests need of a law is that its fits decide what comes next.
+CHEAP = ("memft=null", "law={forms: [power, exponential_ceiling], n_bootstrap: 20}")
+
 
 def exhaustive(search: PreparedSearch, folder: Path) -> FileStore:
     store = FileStore(folder)
@@ -34,7 +37,7 @@ def exhaustive(search: PreparedSearch, folder: Path) -> FileStore:
 def test_a_replayed_search_chooses_and_measures_what_the_live_one_does(
     make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
-    search = make_search("memft=null", "budget={gpu_seconds: 120}")
+    search = make_search(*CHEAP, "budget={gpu_seconds: 60}")
     table_file = tmp_path / "table.csv"
     n = write_table(table_file, exhaustive(search, tmp_path / "grid").observations(), ["made up"])
     table = read_table(table_file)
@@ -74,8 +77,7 @@ def test_tables_without_a_control_are_read(
 def test_every_rule_searches_a_table_by_one_line(
     rule: str, make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
-    overrides = ("memft=null", "law.n_bootstrap=20", "budget.gpu_seconds=60")
-    search = make_search(*overrides, f"design.acquisition={rule}")
+    search = make_search(*CHEAP, "budget.gpu_seconds=40", f"design.acquisition={rule}")
     assert search.spec.design.acquisition == rule
     assert len(first_pack(search, first_cost(search, gpu=False))) == search.spec.design.n_initial
     table_file = tmp_path / "table.csv"
