@@ -27,9 +27,10 @@ class EqualRecall:
     spends there: ranks are compared at equal length and steps, gpu_seconds at equal rank and
     length, over budgets.
 
-    Between its own points a method's mean recall is taken to be linear in log(cost). `needed` and
-    `ratio` are None where its points do not reach so far; `low` and `high`, the central 95 % over
-    texts drawn anew, where that is so of a bound.
+    Only texts that were measured in every cell of a comparison count. Between its own points a
+    method's mean recall is taken to be linear in log(cost). `needed` and `ratio` are None where its
+    points do not reach so far; `low` and `high`, the central 95 % over texts drawn anew, where that
+    is so of a bound, or where there is a single text.
     """
 
     method: Method
@@ -47,11 +48,8 @@ class EqualRecall:
 def equal_recall(cells: Cells, seed: int = 0) -> tuple[EqualRecall, ...]:
     """All comparisons of cost that the measured points allow.
 
-    cells: the runs of every point and method, over the same texts; seed: of the resampling.
+    cells: the runs of every point and method; seed: of the resampling.
     """
-    texts = sorted({o.sequence_id for runs in cells.values() for o in runs})
-    rng = np.random.default_rng(seed)
-    draws = rng.choice(texts, (N_RESAMPLES, len(texts))) if texts else np.empty((0, 0), int)
     found = []
     others: list[Method] = [method for _, method in cells if method != "sft"]
     for method in dict[Method, None].fromkeys(others):
@@ -61,7 +59,8 @@ def equal_recall(cells: Cells, seed: int = 0) -> tuple[EqualRecall, ...]:
                 if len(family) < 2:
                     continue
                 for figure in FIGURES:
-                    found.append(_compare(cells, method, point, cost, figure, family, draws))
+                    compared = _compare(cells, method, point, cost, figure, family, seed)
+                    found += [] if compared is None else [compared]
     return tuple(found)
 
 
@@ -78,8 +77,8 @@ def _compare(
     cost: Cost,
     figure: str,
     family: Sequence[DesignPoint],
-    draws: np.ndarray,
-) -> EqualRecall:
+    seed: int,
+) -> EqualRecall | None:
     def spent(p: DesignPoint, of: Method) -> float:
         if cost == "lora_rank":
             return float(p.lora_rank)
@@ -89,15 +88,20 @@ def _compare(
     costs = [spent(p, method) for p in family]
     plain = _by_text(cells[point, "sft"], figure)
     own = [_by_text(cells[p, method], figure) for p in family]
+    texts = sorted(set(plain).intersection(*own))
+    if not texts:
+        return None
 
     def needed(texts: Sequence[int]) -> float:
         return cost_at(costs, [_mean(of, texts) for of in own], _mean(plain, texts))
 
-    texts = sorted(plain)
     best = needed(texts)
-    ratios = [needed(draw) / sft_cost for draw in draws.tolist()]
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(ratios, [tail, 1 - tail], method="nearest")
+    low = high = math.nan
+    if len(texts) > 1:
+        draws = np.random.default_rng(seed).choice(texts, (N_RESAMPLES, len(texts)))
+        ratios = [needed(draw) / sft_cost for draw in draws.tolist()]
+        tail = (1 - LEVEL) / 2
+        low, high = np.quantile(ratios, [tail, 1 - tail], method="nearest")
     return EqualRecall(
         method,
         figure,
@@ -120,9 +124,7 @@ def _by_text(runs: Sequence[Observation], figure: str) -> dict[int, float]:
 
 
 def _mean(by_text: Mapping[int, float], texts: Sequence[int]) -> float:
-    # A text of which a run is missing counts where it was measured.
-    known = [by_text[text] for text in texts if text in by_text]
-    return float(np.mean(known)) if known else math.nan
+    return float(np.mean([by_text[text] for text in texts]))
 
 
 def _known(cost: float) -> float | None:

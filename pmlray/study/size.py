@@ -29,9 +29,9 @@ from pmlray.errors import DataError, SpecError
 from pmlray.types import DesignPoint, Method
 
 # The method of the adapter that is kept: at the boundary of PhoneBook it recalled 0.11 more of the
-# records than SFT in the same steps (README; 95 % interval 0.03 to 0.19), and it ends once everything
-# is recalled. The law stays one of SFT's loss: MemFT recalls at losses that say nothing about SFT's,
-# so that the rank is sized for SFT and checked by decoding.
+# records than SFT in the same steps (README; 95 % interval 0.03 to 0.19), and it ends once all of
+# them are recalled. The law stays one of SFT's loss: MemFT recalls at losses that say nothing about
+# SFT's, so that the rank is sized for SFT and checked by decoding.
 METHOD: Method = "memft_sw"
 # Records a step: an adapter needs many steps more than it needs large ones.
 BATCH_SIZE = 8
