@@ -17,6 +17,7 @@ from pmlray.cli.law_commands import fit, table
 from pmlray.cli.model_commands import models
 from pmlray.cli.output import set_up_logging
 from pmlray.cli.report_commands import report
+from pmlray.cli.schema_command import schema
 from pmlray.cli.search_commands import plan, search, validate
 from pmlray.cli.size_commands import recall, size
 from pmlray.errors import PmlrayError, RunError, StoreError
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-COMMANDS = (validate, plan, search, compare, size, recall, fit, report, table, submit)
+COMMANDS = (validate, plan, search, compare, size, recall, fit, report, table, schema, submit)
 JOB_COMMANDS = {"list": list_jobs, "status": status, "logs": logs, "stop": stop}
 for command in COMMANDS:
     app.command()(command)

@@ -4,13 +4,15 @@ A mean loss is spread over tokens, some of which lie far above it. The law says 
 ends up wrong, token by token: with m the final loss, B the base loss and j a token's place in its
 record, from 0,
 
-    logit P(wrong) = steepness (logit(m / B) - logit(half_loss / B))
-                     - lead (1 - m / B) exp(-j / LEAD_TOKENS) + spread v,   v ~ N(0, 1) once a run.
+    probit P(wrong) = steepness (logit(m / B) - logit(half_loss / B))
+                      - lead (1 - m / B) exp(-j / LEAD_TOKENS) + spread v,  v ~ N(0, 1) once a run.
 
-The first term is the spread of token losses about their mean, log-logistic in the odds of the loss
-that is left; the second says that the beginning of a record is learnt first; v is what runs of one
-mean loss differ by. Given v, tokens are independent: greedy decoding reproduces a record when all
-of its tokens are right, and its prefix up to the first that is wrong.
+The first term is the spread of token losses about their mean, log-normal in the odds of the loss
+that is left: of the tables of SmolLM2-135M it told recall better than a log-logistic spread, whose
+tail is too heavy near full recall, and than a Gumbel one, whose tail is too light. The second says
+that the beginning of a record is learnt first; v is what runs of one mean loss differ by. Given v,
+tokens are independent: greedy decoding reproduces a record when all of its tokens are right, and
+its prefix up to the first that is wrong.
 
 Shapes: N losses, B bins of positions, V nodes of v.
 """
@@ -22,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import expit, logit
+from scipy.special import expit, logit, ndtr
 
 from pmlray.errors import DataError
 from pmlray.law.data import FloatArray, IntArray
@@ -38,8 +40,8 @@ SHARES = (1e-9, 1.0 - 1e-6)
 SLOPE_STEP = 1e-3
 # They leave nothing of the logits between SHARES that a double could tell.
 BISECTIONS = 60
-# Beyond these logits a token is right, or wrong, as far as doubles can tell.
-MAX_LOGIT = 30.0
+# Beyond these probits a token is right, or wrong, as far as doubles can tell.
+MAX_PROBIT = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class RecallLaw:
         position_B, width_B = position_bins(_tokens(tokens_per_record))
         mean = np.asarray(loss, dtype=float)[..., None]
         params_V4 = np.broadcast_to(self.params, (NODES, 4))
-        q = expit(wrong_logits(params_V4, nodes_V, mean, self.base_loss, position_B))
+        q = ndtr(wrong_probits(params_V4, nodes_V, mean, self.base_loss, position_B))
         survived = np.exp(np.cumsum(width_B * np.log1p(-q), axis=-1))
         begun = np.concatenate([np.ones_like(survived[..., :1]), survived[..., :-1]], axis=-1)
         total = width_B.sum()
@@ -108,7 +110,7 @@ class RecallLaw:
         position_B, width_B = position_bins(_tokens(tokens_per_record))
         params = rng.multivariate_normal(self.params, self.cov, loss.size)
         v = rng.standard_normal(loss.size)
-        q_NB = expit(wrong_logits(params, v, loss, self.base_loss, position_B))
+        q_NB = ndtr(wrong_probits(params, v, loss, self.base_loss, position_B))
         alive = np.full(loss.size, n_records)
         wrong, right = np.zeros(loss.size), np.zeros(loss.size)
         for q, width in zip(q_NB.T, width_B.tolist(), strict=True):
@@ -183,14 +185,14 @@ class RecallLaw:
         }
 
 
-def wrong_logits(
+def wrong_probits(
     params_N4: FloatArray,
     v_N: FloatArray,
     loss: FloatArray,
     base_loss: float,
     position_B: FloatArray,
 ) -> FloatArray:
-    """Logit of P(wrong), (..., N, B), of runs with their own parameters and v.
+    """Probit of P(wrong), (..., N, B), of runs with their own parameters and v.
 
     loss: nats per token, broadcast over (..., N).
     """
@@ -198,8 +200,8 @@ def wrong_logits(
     share = np.clip(loss / base_loss, *SHARES)
     level = np.exp(ln_steepness) * (logit(share) - half) + np.exp(ln_spread) * v_N
     ahead = lead * (1.0 - share)
-    logits = level[..., None] - ahead[..., None] * np.exp(-position_B / LEAD_TOKENS)
-    return np.clip(logits, -MAX_LOGIT, MAX_LOGIT)
+    probits = level[..., None] - ahead[..., None] * np.exp(-position_B / LEAD_TOKENS)
+    return np.clip(probits, -MAX_PROBIT, MAX_PROBIT)
 
 
 def position_bins(n_tokens: int) -> tuple[FloatArray, IntArray]:

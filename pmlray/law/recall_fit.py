@@ -10,21 +10,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit, log_expit
+from scipy.special import expit, log_ndtr
 
 from pmlray.errors import FitError
 from pmlray.law.data import BoolArray, FloatArray
-from pmlray.law.recall import RecallLaw, position_bins, wrong_logits
+from pmlray.law.recall import RecallLaw, position_bins, wrong_probits
 from pmlray.law.recall_data import TokenRun, token_runs
 from pmlray.types import Observation
 
 MIN_RUNS = 5
 # A weak prior on (logit half share, ln steepness, lead, ln spread), a run's worth of tokens or so:
 # it keeps the steepness finite where no loss has both wrong and right tokens.
-PRIOR_MEAN = np.array([-1.0, np.log(2.0), 3.0, np.log(0.3)])
-PRIOR_SD = np.array([2.0, 0.7, 3.0, 0.7])
+PRIOR_MEAN = np.array([-1.0, np.log(1.2), 1.8, np.log(0.2)])
+PRIOR_SD = np.array([2.0, 0.7, 1.8, 0.7])
 BOUNDS = list(zip(PRIOR_MEAN - 6 * PRIOR_SD, PRIOR_MEAN + 6 * PRIOR_SD, strict=True))
 NEWTON_STEPS = 12
+# Of the standard normal density at 0.
+LOG_DENSITY = -0.5 * np.log(2.0 * np.pi)
 STEP = 1e-3
 
 
@@ -135,16 +137,16 @@ def _counts(runs: Sequence[TokenRun]) -> _Counts:
 def _neg_log_posterior(theta: FloatArray, counts: _Counts) -> float:
     params_N4 = np.broadcast_to(theta, (counts.loss.size, 4))
     spread = float(np.exp(theta[3]))
-    # v shifts all logits of a run alike, so that they need to be had once.
+    # v shifts all probits of a run alike, so that they need to be had once.
     still = np.zeros(counts.loss.size)
-    fixed = wrong_logits(params_N4, still, counts.loss, counts.base_loss, counts.position_B)
+    fixed = wrong_probits(params_N4, still, counts.loss, counts.base_loss, counts.position_B)
     v = still
     for _ in range(NEWTON_STEPS):
         slope, curvature = _slope(v, fixed, spread, counts)
         v = v + np.clip(slope / curvature, -1.0, 1.0)
     _, curvature = _slope(v, fixed, spread, counts)
     z = fixed + spread * v[:, None]
-    likelihood = counts.wrong * log_expit(z) + (counts.tokens - counts.wrong) * log_expit(-z)
+    likelihood = counts.wrong * log_ndtr(z) + (counts.tokens - counts.wrong) * log_ndtr(-z)
     log_runs = likelihood.sum(axis=1) - 0.5 * v**2 - 0.5 * np.log(curvature)
     prior = 0.5 * float(np.sum(((theta - PRIOR_MEAN) / PRIOR_SD) ** 2))
     return prior - float(log_runs.sum())
@@ -154,9 +156,13 @@ def _slope(
     v: FloatArray, fixed: FloatArray, spread: float, counts: _Counts
 ) -> tuple[FloatArray, FloatArray]:
     """Slope of each run's log posterior of v, and its curvature, sign turned (N,)."""
-    q = expit(fixed + spread * v[:, None])
-    slope = spread * (counts.wrong - counts.tokens * q).sum(axis=1) - v
-    return slope, 1.0 + spread**2 * (counts.tokens * q * (1.0 - q)).sum(axis=1)
+    z = fixed + spread * v[:, None]
+    right = counts.tokens - counts.wrong
+    # Slopes of log P(wrong) and, sign turned, of log P(right): inverse Mills ratios.
+    of_wrong, of_right = (np.exp(LOG_DENSITY - z**2 / 2.0 - log_ndtr(x)) for x in (z, -z))
+    slope = spread * (counts.wrong * of_wrong - right * of_right).sum(axis=1) - v
+    curvature = counts.wrong * of_wrong * (of_wrong + z) + right * of_right * (of_right - z)
+    return slope, 1.0 + spread**2 * curvature.sum(axis=1)
 
 
 def _covariance(theta: FloatArray, counts: _Counts) -> FloatArray:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -28,8 +29,8 @@ from pmlray.types import DesignPoint, Observation
 from tests.unit.law.recall_runs import made_run
 
 BASE = 12.0
-TRUE = RecallLaw(3.0, 2.0, 4.0, 0.4, BASE, np.zeros((4, 4)), None, 0)
-BOOK = replace(TRUE, half_loss=1.2, spread=0.2, tokens_per_record=10.0)
+TRUE = RecallLaw(3.0, 1.2, 2.4, 0.25, BASE, np.zeros((4, 4)), None, 0)
+BOOK = replace(TRUE, half_loss=1.2, spread=0.12, tokens_per_record=10.0)
 TABLES = Path(__file__).parents[3] / "searches" / "tables"
 
 
@@ -39,7 +40,7 @@ def p_wrong(law: RecallLaw, loss: float, place: int, v: float) -> float:
     half = law.half_loss / law.base_loss
     odds = math.log(share / (1 - share)) - math.log(half / (1 - half))
     lead = law.lead * (1 - share) * math.exp(-place / LEAD_TOKENS)
-    return 1 / (1 + math.exp(-(law.steepness * odds - lead + law.spread * v)))
+    return NormalDist().cdf(law.steepness * odds - lead + law.spread * v)
 
 
 def runs_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -18,10 +18,10 @@ def test_draws_of_the_needed_loss_follow_the_parameters(recall: float) -> None:
     spread = rng.standard_normal((4, 4)) * np.array([0.1, 0.05, 0.0, 0.0])[:, None]
     law = RecallLaw(1.2, 1.5, 0.0, 1e-6, BASE, spread @ spread.T, float(TOKENS), 9)
     drawn = law.loss_samples(recall, TOKENS, 4000, np.random.default_rng(1))
-    # Alike and independent tokens are wrong with q, so that q's logit fixes the loss.
+    # Alike and independent tokens are wrong with q, so that q's probit fixes the loss.
     q = 1.0 - recall ** (1.0 / TOKENS)
     half, ln_steepness = rng.multivariate_normal(law.params, law.cov, 4000).T[:2]
-    x = half + math.log(q / (1.0 - q)) / np.exp(ln_steepness)
+    x = half + NormalDist().inv_cdf(q) / np.exp(ln_steepness)
     quantiles = [0.05, 0.5, 0.95]
     expected = BASE / (1.0 + np.exp(-np.quantile(x, quantiles)))
     assert np.quantile(drawn, quantiles) == pytest.approx(expected, rel=0.06)

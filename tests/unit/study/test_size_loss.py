@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tests.unit.law.recall_runs import made_run
 
 LN2 = math.log(2.0)
 BASE_LOSS = 4.0
-HALF, STEEPNESS = 1.2, 1.5
+HALF, STEEPNESS = 1.2, 0.9
 
 
 def seen(final_loss: float, exact: float) -> Observation:
@@ -43,11 +44,11 @@ def test_where_no_run_recalls_enough_the_loss_keeps_tokens_below_ln_2() -> None:
 
 
 def with_tokens(losses: Sequence[float], n_records: int, tokens: int) -> list[Observation]:
-    """Runs whose tokens are wrong by a coin of their own, at odds that go with the loss's."""
+    """Runs whose tokens are wrong by a coin of their own; its odds go with the loss's."""
     rng = np.random.default_rng(1)
     found = []
     for i, loss in enumerate(losses):
-        p_wrong = 1.0 / (1.0 + (odds(HALF) / odds(loss)) ** STEEPNESS)
+        p_wrong = NormalDist().cdf(STEEPNESS * math.log(odds(loss) / odds(HALF)))
         wrong = np.flatnonzero(rng.random(n_records * tokens) < p_wrong).tolist()
         found.append(made_run(f"run-{i}", loss, wrong, n_records * tokens, n_records, BASE_LOSS))
     return found
@@ -63,7 +64,7 @@ def test_the_needed_loss_is_that_of_the_law_of_recall() -> None:
     found = needed_loss(runs, recall, float(tokens))
     # A record is right when all of its independent tokens are.
     p_wrong = 1.0 - recall ** (1.0 / tokens)
-    wanted = odds(HALF) * (p_wrong / (1.0 - p_wrong)) ** (1.0 / STEEPNESS)
+    wanted = odds(HALF) * math.exp(NormalDist().inv_cdf(p_wrong) / STEEPNESS)
     by_odds = BASE_LOSS * wanted / (1.0 + wanted)
     assert found.basis == "recall_law"
     low, high = np.quantile(found.draws, [0.02, 0.98])

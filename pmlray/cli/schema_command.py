@@ -1,0 +1,29 @@
+"""`pmlray schema`: the JSON Schemas of the files that people write."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Any
+
+import typer
+
+from pmlray.config import ClusterProfile, SearchSpec
+from pmlray.config.compare_spec import CompareSpec
+
+KINDS = {"search": SearchSpec, "comparison": CompareSpec, "profile": ClusterProfile}
+FileKind = StrEnum("FileKind", list(KINDS))
+
+
+def schema(kind: FileKind = typer.Argument(..., help="Which kind of YAML file.")) -> None:
+    """Print the JSON Schema of a kind of YAML file, by which editors complete its keys."""
+    typer.echo(json.dumps(file_schema(kind), indent=2))
+
+
+def file_schema(kind: str) -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of `search`, `comparison` or `profile` files.
+
+    What only pmlray can tell, such as whether a model has that layer, it leaves to `validate`.
+    """
+    found = KINDS[kind].model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
