@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from pmlray.backends.optuna_sampler import LawSampler
 from pmlray.config.prepared import PreparedSearch
-from pmlray.types import DesignPoint, FailedRun, Observation, PlannedRun
+from pmlray.types import DesignPoint, FailedRun, Observation, Pack, PlannedRun
 
 JOURNAL = "optuna.journal"
 
@@ -31,6 +31,7 @@ class OptunaPoints:
         folder: Path,
         observations: Iterable[Observation],
         failures: Iterable[FailedRun],
+        unfinished: Iterable[Pack] = (),
     ) -> None:
         self._search, self._sampler = search, sampler
         journal = folder / JOURNAL
@@ -44,16 +45,27 @@ class OptunaPoints:
             sampler=sampler,
             direction="maximize",
         )
-        self._trials: dict[str, optuna.Trial] = {}
+        # A trial of a pack that a fault cut off has a number alone.
+        self._trials: dict[str, optuna.Trial | int] = {}
         known = [o for o in observations if o.phase == "law"]
         measured = {o.run_key for o in known}
         lost = [f for f in failures if f.run_key not in measured]
+        ended = measured | {f.run_key for f in lost}
+        past = [(o.round, o.place, o.run_key, self._complete_trial(o)) for o in known]
+        past += [(f.round, f.place, f.run_key, self._failed_trial(f)) for f in lost]
+        past += [
+            (pack.round, place, run.run_key, self._running_trial(run))
+            for pack in unfinished
+            for place, run in enumerate(pack.runs)
+            if run.phase == "law" and run.run_key not in ended
+        ]
         # In the order in which they were asked for, on which the next choice may depend.
-        for past in sorted([*known, *lost], key=lambda run: (run.round, run.place, run.run_key)):
-            if isinstance(past, FailedRun):
-                self._add_failed(past)
-            else:
-                self._study.add_trial(self._complete_trial(past))
+        for _, _, run_key, trial in sorted(past, key=lambda run: run[:3]):
+            if trial is None:
+                continue
+            if not trial.state.is_finished():
+                self._trials[run_key] = len(self._study.get_trials(deepcopy=False))
+            self._study.add_trial(trial)
 
     def ask(self, k: int) -> tuple[PlannedRun, ...]:
         """Up to k runs; fewer when the budget or the space is exhausted."""
@@ -72,16 +84,34 @@ class OptunaPoints:
         return tuple(runs)
 
     def tell(self, observation: Observation) -> None:
-        """Complete the observation's trial."""
-        trial = self._trials.pop(observation.run_key)
+        """Complete the observation's trial, unless it was complete when the study was made."""
+        trial = self._trials.pop(observation.run_key, None)
+        if trial is None:
+            return
         for name, value in _attributes(observation).items():
-            trial.set_user_attr(name, value)
+            self._set(trial, name, value)
         self._study.tell(trial, observation.delta_loss)
 
     def fail(self, run_key: str) -> None:
         """Close a trial without a value."""
         if (trial := self._trials.pop(run_key, None)) is not None:
             self._study.tell(trial, state=TrialState.FAIL)
+
+    def _set(self, trial: optuna.Trial | int, name: str, value: float | str) -> None:
+        if isinstance(trial, int):
+            # A study lends out no other handle on a trial that it was given running.
+            found = self._study.get_trials(deepcopy=False)[trial]
+            self._study._storage.set_trial_user_attr(found._trial_id, name, value)
+        else:
+            trial.set_user_attr(name, value)
+
+    def _running_trial(self, run: PlannedRun) -> FrozenTrial:
+        return create_trial(
+            state=TrialState.RUNNING,
+            params=_params(run.point, run.sequence_id, run.seed),
+            distributions=self._sampler.distributions,
+            user_attrs={"run_key": run.run_key},
+        )
 
     def _complete_trial(self, o: Observation) -> FrozenTrial:
         return create_trial(
@@ -91,7 +121,7 @@ class OptunaPoints:
             user_attrs=_attributes(o),
         )
 
-    def _add_failed(self, failure: FailedRun) -> None:
+    def _failed_trial(self, failure: FailedRun) -> FrozenTrial | None:
         replicate = next(
             (
                 pair
@@ -102,14 +132,12 @@ class OptunaPoints:
             None,
         )
         if replicate is None:  # A MemFT run: none of this study's trials.
-            return
-        self._study.add_trial(
-            create_trial(
-                state=TrialState.FAIL,
-                params=_params(failure.point, *replicate),
-                distributions=self._sampler.distributions,
-                user_attrs={"run_key": failure.run_key, "gpu_seconds": failure.gpu_seconds},
-            )
+            return None
+        return create_trial(
+            state=TrialState.FAIL,
+            params=_params(failure.point, *replicate),
+            distributions=self._sampler.distributions,
+            user_attrs={"run_key": failure.run_key, "gpu_seconds": failure.gpu_seconds},
         )
 
 

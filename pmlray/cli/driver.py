@@ -91,7 +91,9 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
             spec.budget.law_seconds,
             spec.law.fit_options(),
         )
-        points = OptunaPoints(search, sampler, run.store, observations, failures)
+        points = OptunaPoints(
+            search, sampler, run.store, observations, failures, store.unfinished()
+        )
         tracker = MlflowTracker(
             run.tracking_uri,
             spec.search_id,
