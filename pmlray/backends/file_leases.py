@@ -8,12 +8,12 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from pmlray.backends.atomic_files import write_once
+from pmlray.atomic_files import write_once
 from pmlray.backends.lease_rules import (
     BEAT_SECONDS,
     FREE,
@@ -72,6 +72,16 @@ class LeaseFolder:
             return may_take(self._seen(name), _this_process(), _start_of, self._stale)
         except FileNotFoundError:
             return False
+
+    def await_free(self, names: Iterable[str], until: float) -> bool:
+        """Wait until nobody is at work under any of these leases; False when it is `until` by the
+        monotonic clock, seconds, before that."""
+        for name in names:
+            while not self.is_free(name):
+                if time.monotonic() >= until:
+                    return False
+                time.sleep(WAIT_SECONDS)
+        return True
 
     def _there(self, name: str) -> dict[int, frozenset[str]]:
         try:

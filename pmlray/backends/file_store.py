@@ -13,10 +13,11 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
-from pmlray.backends.atomic_files import write_once
+from pmlray.atomic_files import write_once
 from pmlray.backends.file_leases import Lease, LeaseFolder, beating
 from pmlray.errors import StoreError
 from pmlray.types import DesignPoint, FailedRun, Observation, Pack, PackTimes, PlannedRun
@@ -60,8 +61,8 @@ class FileStore:
     def put_failure(self, failure: FailedRun) -> None:
         """Keep a failed attempt beside those of the same run in other rounds; within one, where a
         pack went on from before the failure, the first counts."""
-        earlier = list(_read_all(self._failures.glob(f"{failure.run_key}-*.json")))
-        if all(row["round"] != failure.round for row in earlier):
+        earlier = self.failures_of(failure.run_key)
+        if all(other.round != failure.round for other in earlier):
             path = self._failures / f"{failure.run_key}-{len(earlier)}.json"
             _write_once(path, asdict(failure))
 
@@ -78,44 +79,51 @@ class FileStore:
         """The packs that were handed out, never came back, and lack a result, by round."""
         back = {path.name for path in self._packs.glob("*.json")}
         cut_off = [path for path in self._plans.glob("*.json") if path.name not in back]
-        if not cut_off:
-            return ()
-        done = {path.stem for path in self._observations.glob("*.json")}
-        failed = {(f.run_key, f.round) for f in self.failures()}
         found = (
             pack
             for pack in map(_pack_from, _read_all(cut_off))
-            if any(
-                run.run_key not in done and (run.run_key, pack.round) not in failed
-                for run in pack.runs
-            )
+            if not all(self.has_ended(run.run_key, pack.round) for run in pack.runs)
         )
         return tuple(sorted(found, key=lambda pack: pack.round))
 
     def observations(self) -> tuple[Observation, ...]:
         """All observations, in the order in which they were chosen."""
-        try:
-            found = [
-                Observation.from_json(row) for row in _read_all(self._observations.glob("*.json"))
-            ]
-        except (KeyError, TypeError) as error:
-            raise StoreError(
-                f"{self._observations} holds a file of another version: {error!r}"
-            ) from error
+        found = map(self._observation_from, _read_all(self._observations.glob("*.json")))
         return tuple(sorted(found, key=lambda o: (o.round, o.place, o.run_key)))
+
+    def observation(self, run_key: str) -> Observation | None:
+        """The observation of one run, if it is there."""
+        rows = _read_all([self._observations / f"{run_key}.json"])
+        return next(map(self._observation_from, rows), None)
+
+    def failures_of(self, run_key: str) -> tuple[FailedRun, ...]:
+        """The failed attempts of one run, in the order in which they were written."""
+        paths = (self._failures / f"{run_key}-{attempt}.json" for attempt in count())
+        return tuple(map(_failure_from, _read_all(takewhile(Path.exists, paths))))
+
+    def has_ended(self, run_key: str, round_: int) -> bool:
+        """Whether a run has an observation, or failed in this round."""
+        if (self._observations / f"{run_key}.json").exists():
+            return True
+        return any(failure.round == round_ for failure in self.failures_of(run_key))
 
     def failures(self) -> tuple[FailedRun, ...]:
         """All failed attempts, in the order in which they were chosen."""
-        found = [
-            FailedRun(**{**row, "point": DesignPoint(**row["point"])})
-            for row in _read_all(self._failures.glob("*.json"))
-        ]
+        found = map(_failure_from, _read_all(self._failures.glob("*.json")))
         return tuple(sorted(found, key=lambda f: (f.round, f.place, f.run_key)))
 
     def times(self) -> tuple[PackTimes, ...]:
         """The times of every pack, by round."""
         found = [PackTimes(**row) for row in _read_all(self._packs.glob("*.json"))]
         return tuple(sorted(found, key=lambda times: times.round))
+
+    def _observation_from(self, row: dict[str, Any]) -> Observation:
+        try:
+            return Observation.from_json(row)
+        except (KeyError, TypeError) as error:
+            raise StoreError(
+                f"{self._observations} holds a file of another version: {error!r}"
+            ) from error
 
     @contextmanager
     def driver_lock(self) -> Iterator[Lease]:
@@ -149,10 +157,16 @@ def _read_all(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
     for path in sorted(paths):
         try:
             yield json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
         except ValueError as error:
             raise StoreError(f"{path} is damaged ({error}); move it away to measure again") from (
                 error
             )
+
+
+def _failure_from(row: dict[str, Any]) -> FailedRun:
+    return FailedRun(**{**row, "point": DesignPoint(**row["point"])})
 
 
 def _pack_from(row: dict[str, Any]) -> Pack:
