@@ -7,10 +7,11 @@ starts, so that a killed driver leaves no running trial behind and nothing is co
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -22,7 +23,11 @@ JOURNAL = "optuna.journal"
 
 
 class OptunaPoints:
-    """A PointSource: the search's Optuna study, asked and told one design point a trial."""
+    """A PointSource: the search's Optuna study, asked and told one design point a trial.
+
+    storage_url: a database for the study in place of the journal in `folder`; a study of the same
+    name that is there is made anew.
+    """
 
     def __init__(
         self,
@@ -32,16 +37,13 @@ class OptunaPoints:
         observations: Iterable[Observation],
         failures: Iterable[FailedRun],
         unfinished: Iterable[Pack] = (),
+        storage_url: str | None = None,
     ) -> None:
         self._search, self._sampler = search, sampler
-        journal = folder / JOURNAL
-        journal.unlink(missing_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        # The default lock is a symbolic link, which a killed driver would leave behind.
-        backend = JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal)))
         self._study = optuna.create_study(
             study_name=search.spec.search_id,
-            storage=JournalStorage(backend),
+            storage=_empty_storage(folder, storage_url, search.spec.search_id),
             sampler=sampler,
             direction="maximize",
         )
@@ -66,6 +68,11 @@ class OptunaPoints:
             if not trial.state.is_finished():
                 self._trials[run_key] = len(self._study.get_trials(deepcopy=False))
             self._study.add_trial(trial)
+
+    @property
+    def n_trials(self) -> int:
+        """Trials of the study."""
+        return len(self._study.get_trials(deepcopy=False))
 
     def ask(self, k: int) -> tuple[PlannedRun, ...]:
         """Up to k runs; fewer when the budget or the space is exhausted."""
@@ -139,6 +146,20 @@ class OptunaPoints:
             distributions=self._sampler.distributions,
             user_attrs={"run_key": failure.run_key, "gpu_seconds": failure.gpu_seconds},
         )
+
+
+def _empty_storage(folder: Path, url: str | None, name: str) -> BaseStorage:
+    """A storage without a study of this name: a database's, or by default the store's journal."""
+    if url is not None:
+        storage = get_storage(url)
+        with suppress(KeyError):
+            optuna.delete_study(study_name=name, storage=storage)
+        return storage
+    journal = folder / JOURNAL
+    journal.unlink(missing_ok=True)
+    # The default lock is a symbolic link, which a killed driver would leave behind.
+    backend = JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal)))
+    return JournalStorage(backend)
 
 
 def _params(point: DesignPoint, sequence_id: int, seed: int) -> dict[str, int]:
