@@ -75,6 +75,11 @@ class FileStore:
         other company its runs would round otherwise."""
         _write_once(self._plans / f"{pack.pack_id}.json", asdict(pack))
 
+    def plans(self) -> tuple[Pack, ...]:
+        """All packs that were ever handed out, by round."""
+        packs = map(_pack_from, _read_all(self._plans.glob("*.json")))
+        return tuple(sorted(packs, key=lambda pack: pack.round))
+
     def unfinished(self) -> tuple[Pack, ...]:
         """The packs that were handed out, never came back, and lack a result, by round."""
         back = {path.name for path in self._packs.glob("*.json")}
