@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from threading import Event
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 # A worker that is taken for dead and is not leaves after its step; one that is dead is told so by
 # its missing heartbeats, within half a minute.
 LEASE_WAIT_SECONDS = 120.0
+# What would be lost is told to within so many seconds; each note is a write to the store.
+LOOKS_A_NOTE = 5
 
 
 def run_pack(work: PackWork, measure: Callable[[FileStore, Checkpoints], float]) -> float | None:
@@ -48,10 +51,13 @@ def run_pack(work: PackWork, measure: Callable[[FileStore, Checkpoints], float])
             leases.append(store.leases.take(run.run_key, LEASE_WAIT_SECONDS))
             held.callback(leases[-1].give_back)
 
+        looks = count()
+
         def look() -> None:
             if not store.leases.still_in_force(DRIVER, work.driver):
                 leave.set()
-            attempts.note(checkpoints.unsaved_seconds * work.devices)
+            if next(looks) % LOOKS_A_NOTE == 0:
+                attempts.note(checkpoints.unsaved_seconds * work.devices)
 
         # What another worker, taken for dead, has finished in the meantime is not begun again.
         if not missing_runs(store, pack):
@@ -65,20 +71,25 @@ def run_pack(work: PackWork, measure: Callable[[FileStore, Checkpoints], float])
             return 0.0
         attempts.begin(checkpoints.step)
         with beating(leases, leave.set, look):
-            try:
-                seconds = measure(store, checkpoints)
-            except AskedToLeave as asked:
-                log.info("%s: %s", pack.pack_id, asked)
-                attempts.note(0.0, over=True)
-                return None
-            except StoreError:
-                raise
-            except PmlrayError as error:
-                # The same would come of another attempt.
-                _fail_missing(store, pack, attempts, str(error))
-                return 0.0
+            seconds = _try(store, pack, attempts, lambda: measure(store, checkpoints))
         attempts.note(0.0, over=True)
     return seconds
+
+
+def _try(
+    store: FileStore, pack: Pack, attempts: AttemptLog, measure: Callable[[], float]
+) -> float | None:
+    try:
+        return measure()
+    except AskedToLeave as asked:
+        log.info("%s: %s", pack.pack_id, asked)
+        return None
+    except StoreError:
+        raise
+    except PmlrayError as error:
+        # The same would come of another attempt.
+        _fail_missing(store, pack, attempts, str(error))
+        return 0.0
 
 
 def _fail_missing(store: FileStore, pack: Pack, attempts: AttemptLog, reason: str) -> None:

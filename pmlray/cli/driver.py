@@ -236,6 +236,8 @@ def mirror_of(
     # the server is back.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    # stdout is for a command's result alone.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     artifacts = store.folder / "mlflow-artifacts"
     return lambda: MlflowTracker(uri, name, spec.model_dump(mode="json"), artifacts)
 

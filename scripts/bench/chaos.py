@@ -38,7 +38,7 @@ model: {id: tiny-random-llama, dtype: float32}
 probe: {placement: mlp, layer: 1}
 space: {lora_rank: [1, 2, 4], seq_len: [16, 32], train_steps: [STEPS]}
 recipe: {learning_rate: 1e-2, stop_loss: 0, stop_gain: 0}
-design: {acquisition: full_grid, n_initial: 6, pack_size: 6}
+design: {acquisition: full_grid, n_initial: 12, pack_size: 12}
 budget: {gpu_seconds: 1000000}
 evaluate: {generate_max_tokens: 0, control_tokens: 0}
 law: {n_bootstrap: 20}
@@ -70,6 +70,16 @@ class SearchProcess:
         """This process alone, not what it has on Ray."""
         self.process.kill()
         self.process.wait(timeout=30)
+
+    def stop(self) -> float:
+        """Ask it to leave, and wait until it has; the seconds that took, killed after 120."""
+        began = time.monotonic()
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=120)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        return time.monotonic() - began
 
     def has_finished(self) -> bool:
         """Whether the search came to its end; one that ended otherwise is started again."""

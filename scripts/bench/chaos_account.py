@@ -110,6 +110,7 @@ class Account:
             "fed_nan": len(set(scene.fed_nan)),
             "failed": [f.reason for f in store.failures()],
             "driver_starts": starts,
+            "stop_seconds": [round(seconds, 1) for seconds in scene.stop_seconds],
             "seed": self.seed,
             **machine_facts(),
             "by_kind": self._by_kind(),

@@ -38,10 +38,13 @@ class Driver(Protocol):
 
     def start(self) -> None: ...
 
+    def stop(self) -> float: ...
+
 
 @dataclass
 class Scene:
-    """All that faults are done to. `fed_nan`: the runs that were made to fail."""
+    """All that faults are done to. `fed_nan`: the runs that were made to fail. `stop_seconds`: how
+    long the search took to leave each time that it was asked to."""
 
     store: FileStore
     nodes: RayNodes
@@ -50,6 +53,7 @@ class Scene:
     mlflow: MlflowServer | None
     postgres: Postgres | None
     fed_nan: list[str] = field(default_factory=list)
+    stop_seconds: list[float] = field(default_factory=list)
 
     def checkpoints(self) -> list[Path]:
         """Whole or not, the newest checkpoint of each pack, and those before them."""
@@ -94,6 +98,13 @@ def kill_raylet(scene: Scene) -> bool:
 
 def kill_driver(scene: Scene) -> bool:
     scene.driver.kill()
+    scene.driver.start()
+    return True
+
+
+def stop_job(scene: Scene) -> bool:
+    """As `ray job stop` and submitting again."""
+    scene.stop_seconds.append(scene.driver.stop())
     scene.driver.start()
     return True
 
@@ -179,6 +190,7 @@ FAULTS: dict[str, Callable[[Scene], bool]] = {
     "Tune driver": kill_tune_driver,
     "raylet": kill_raylet,
     "job's driver": kill_driver,
+    "job stop": stop_job,
     "MLflow server": kill_mlflow,
     "PostgreSQL server": kill_postgres,
     "disk full": fill_disk,
