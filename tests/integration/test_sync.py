@@ -72,6 +72,7 @@ def mirrored(uri: str) -> tuple[list[str], str, int]:
     return sorted(keys), parent.info.status, len(told)
 
 
+@pytest.mark.timeout(900)
 def test_a_search_without_its_mlflow_ends_and_sync_sends_everything_once(
     servers: tuple[Postgres, MlflowServer], replay: list[str], tmp_path: Path
 ) -> None:
