@@ -32,5 +32,9 @@ class RunError(PmlrayError):
     """A pack failed while it ran."""
 
 
+class TrackerAway(RunError):
+    """The tracking server, or the database behind it, cannot be reached."""
+
+
 class StoreError(PmlrayError):
     """The store of observations cannot be read or written."""

@@ -28,8 +28,16 @@ class ObservationStore(Protocol):
         """Keep a failed attempt, so that its cost and cause are not lost."""
         ...
 
+    def put_plan(self, pack: Pack) -> None:
+        """Keep a pack that is handed out."""
+        ...
+
     def put_times(self, times: PackTimes) -> None:
-        """Keep where a pack's wall time went."""
+        """Keep where a pack's wall time went; with them it is back."""
+        ...
+
+    def unfinished(self) -> tuple[Pack, ...]:
+        """The packs that were handed out, never came back, and lack a result, by round."""
         ...
 
     def observations(self) -> tuple[Observation, ...]:

@@ -206,12 +206,14 @@ class FailedRun:
 @dataclass(frozen=True, slots=True)
 class PackTimes:
     """Where a pack's wall time went: inside optimiser steps, and from its submission to its result
-    with start-up and model load."""
+    with start-up and model load. `lost_gpu_seconds`: device-seconds that faults took, each since
+    the last checkpoint; they are in no run's cost."""
 
     pack_id: str
     round: int
     training_seconds: float
     wall_seconds: float
+    lost_gpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,24 +1,25 @@
 """MLflow as the place where people look at a search: a parent run, and a child run a measurement.
 
 MLflow mirrors the store. Children are found by their run_key, so a search that starts again adds
-only what is missing; while the server is away, observations wait for the next call.
+only what is missing. Every call raises TrackerAway while the server is away.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
+from pmlray.errors import TrackerAway
+from pmlray.study.report_tables import without_credentials
 from pmlray.types import Observation
-
-log = logging.getLogger(__name__)
 
 EXPERIMENT = "pmlray"
 PAGE = 1000
@@ -37,47 +38,64 @@ class MlflowTracker:
 
     def __init__(self, uri: str, search_id: str, spec: Mapping[str, Any], artifacts: Path) -> None:
         self._uri, self._search_id = uri, search_id
-        self._client = MlflowClient(tracking_uri=uri)
-        self._waiting: dict[str, Observation] = {}
-        self._experiment = self._find_experiment(artifacts)
-        self._parent = self._find_parent(spec)
-        self._mirrored = self._mirrored_keys()
+        with self._reached():
+            self._client = MlflowClient(tracking_uri=uri)
+            self._experiment = self._find_experiment(artifacts)
+            self._parent = self._find_parent(spec)
+            self._mirrored = self._mirrored_keys()
 
     @property
     def uri(self) -> str:
         """The tracking URI."""
         return self._uri
 
+    @property
+    def identity(self) -> str:
+        """The parent run's id: another one, where the database was lost."""
+        return self._parent
+
+    def start(self) -> None:
+        """The search runs (again)."""
+        with self._reached():
+            self._client.update_run(self._parent, status="RUNNING")
+
     def observe(self, observations: Iterable[Observation]) -> None:
         """Mirror observations as child runs; those already there are left alone."""
-        self._waiting |= {o.run_key: o for o in observations if o.run_key not in self._mirrored}
-        for key, observation in list(self._waiting.items()):
-            try:
-                self._log_child(observation)
-            except MlflowException as error:
-                log.warning("MLflow at %s took no run (%s); it is sent later", self._uri, error)
-                return
-            self._mirrored.add(key)
-            del self._waiting[key]
+        with self._reached():
+            for observation in observations:
+                if observation.run_key not in self._mirrored:
+                    self._log_child(observation)
+                    self._mirrored.add(observation.run_key)
 
-    def law(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
-        """The law's parameters and interval widths, against gpu_seconds as the step."""
-        now = int(time.time() * 1000)
+    def law(
+        self, metrics: Mapping[str, float], gpu_seconds: float, time_ms: int | None = None
+    ) -> None:
+        """The law's parameters and interval widths, against gpu_seconds as the step.
+
+        time_ms: when they were found, now by default. A metric of the same time and step is one.
+        """
+        now = int(time.time() * 1000) if time_ms is None else time_ms
         step = round(gpu_seconds)
         rows = [Metric(name, value, now, step) for name, value in metrics.items()]
-        try:
+        with self._reached():
             self._client.log_batch(self._parent, metrics=rows)
-        except MlflowException as error:
-            log.warning("MLflow at %s took no law metrics: %s", self._uri, error)
 
     def finish(self, artifacts: Sequence[Path], status: str) -> None:
         """Attach files to the parent run and close it as FINISHED, FAILED or KILLED."""
-        try:
+        with self._reached():
             for path in artifacts:
                 self._client.log_artifact(self._parent, str(path))
             self._client.set_terminated(self._parent, status)
-        except MlflowException as error:
-            log.warning("MLflow at %s took no artifacts: %s", self._uri, error)
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            raise TrackerAway(
+                f"MLflow at {without_credentials(self._uri)} cannot be reached:"
+                f" {without_credentials(str(error))[:300]}"
+            ) from error
 
     def _find_experiment(self, artifacts: Path) -> str:
         found = self._client.get_experiment_by_name(EXPERIMENT)
@@ -92,9 +110,7 @@ class MlflowTracker:
         runs = self._search(f"tags.`pmlray.search_id` = '{self._search_id}' and"
                             " tags.`pmlray.kind` = 'search'")  # fmt: skip
         if runs:
-            run_id = runs[0].info.run_id
-            self._client.update_run(run_id, status="RUNNING")
-            return run_id
+            return runs[0].info.run_id
         run = self._client.create_run(
             self._experiment,
             run_name=self._search_id,

@@ -7,22 +7,27 @@ starts, so that a killed driver leaves no running trial behind and nothing is co
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from pmlray.backends.optuna_sampler import LawSampler
 from pmlray.config.prepared import PreparedSearch
-from pmlray.types import DesignPoint, FailedRun, Observation, PlannedRun
+from pmlray.types import DesignPoint, FailedRun, Observation, Pack, PlannedRun
 
 JOURNAL = "optuna.journal"
 
 
 class OptunaPoints:
-    """A PointSource: the search's Optuna study, asked and told one design point a trial."""
+    """A PointSource: the search's Optuna study, asked and told one design point a trial.
+
+    storage_url: a database for the study in place of the journal in `folder`; a study of the same
+    name that is there is made anew.
+    """
 
     def __init__(
         self,
@@ -31,29 +36,43 @@ class OptunaPoints:
         folder: Path,
         observations: Iterable[Observation],
         failures: Iterable[FailedRun],
+        unfinished: Iterable[Pack] = (),
+        storage_url: str | None = None,
     ) -> None:
         self._search, self._sampler = search, sampler
-        journal = folder / JOURNAL
-        journal.unlink(missing_ok=True)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        # The default lock is a symbolic link, which a killed driver would leave behind.
-        backend = JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal)))
         self._study = optuna.create_study(
             study_name=search.spec.search_id,
-            storage=JournalStorage(backend),
+            storage=_empty_storage(folder, storage_url, search.spec.search_id),
             sampler=sampler,
             direction="maximize",
         )
-        self._trials: dict[str, optuna.Trial] = {}
+        # A trial of a pack that a fault cut off has a number alone.
+        self._trials: dict[str, optuna.Trial | int] = {}
         known = [o for o in observations if o.phase == "law"]
         measured = {o.run_key for o in known}
         lost = [f for f in failures if f.run_key not in measured]
+        ended = measured | {f.run_key for f in lost}
+        past = [(o.round, o.place, o.run_key, self._complete_trial(o)) for o in known]
+        past += [(f.round, f.place, f.run_key, self._failed_trial(f)) for f in lost]
+        past += [
+            (pack.round, place, run.run_key, self._running_trial(run))
+            for pack in unfinished
+            for place, run in enumerate(pack.runs)
+            if run.phase == "law" and run.run_key not in ended
+        ]
         # In the order in which they were asked for, on which the next choice may depend.
-        for past in sorted([*known, *lost], key=lambda run: (run.round, run.place, run.run_key)):
-            if isinstance(past, FailedRun):
-                self._add_failed(past)
-            else:
-                self._study.add_trial(self._complete_trial(past))
+        for _, _, run_key, trial in sorted(past, key=lambda run: run[:3]):
+            if trial is None:
+                continue
+            if not trial.state.is_finished():
+                self._trials[run_key] = len(self._study.get_trials(deepcopy=False))
+            self._study.add_trial(trial)
+
+    @property
+    def n_trials(self) -> int:
+        """Trials of the study."""
+        return len(self._study.get_trials(deepcopy=False))
 
     def ask(self, k: int) -> tuple[PlannedRun, ...]:
         """Up to k runs; fewer when the budget or the space is exhausted."""
@@ -72,16 +91,34 @@ class OptunaPoints:
         return tuple(runs)
 
     def tell(self, observation: Observation) -> None:
-        """Complete the observation's trial."""
-        trial = self._trials.pop(observation.run_key)
+        """Complete the observation's trial, unless it was complete when the study was made."""
+        trial = self._trials.pop(observation.run_key, None)
+        if trial is None:
+            return
         for name, value in _attributes(observation).items():
-            trial.set_user_attr(name, value)
+            self._set(trial, name, value)
         self._study.tell(trial, observation.delta_loss)
 
     def fail(self, run_key: str) -> None:
         """Close a trial without a value."""
         if (trial := self._trials.pop(run_key, None)) is not None:
             self._study.tell(trial, state=TrialState.FAIL)
+
+    def _set(self, trial: optuna.Trial | int, name: str, value: float | str) -> None:
+        if isinstance(trial, int):
+            # A study lends out no other handle on a trial that it was given running.
+            found = self._study.get_trials(deepcopy=False)[trial]
+            self._study._storage.set_trial_user_attr(found._trial_id, name, value)
+        else:
+            trial.set_user_attr(name, value)
+
+    def _running_trial(self, run: PlannedRun) -> FrozenTrial:
+        return create_trial(
+            state=TrialState.RUNNING,
+            params=_params(run.point, run.sequence_id, run.seed),
+            distributions=self._sampler.distributions,
+            user_attrs={"run_key": run.run_key},
+        )
 
     def _complete_trial(self, o: Observation) -> FrozenTrial:
         return create_trial(
@@ -91,7 +128,7 @@ class OptunaPoints:
             user_attrs=_attributes(o),
         )
 
-    def _add_failed(self, failure: FailedRun) -> None:
+    def _failed_trial(self, failure: FailedRun) -> FrozenTrial | None:
         replicate = next(
             (
                 pair
@@ -102,15 +139,27 @@ class OptunaPoints:
             None,
         )
         if replicate is None:  # A MemFT run: none of this study's trials.
-            return
-        self._study.add_trial(
-            create_trial(
-                state=TrialState.FAIL,
-                params=_params(failure.point, *replicate),
-                distributions=self._sampler.distributions,
-                user_attrs={"run_key": failure.run_key, "gpu_seconds": failure.gpu_seconds},
-            )
+            return None
+        return create_trial(
+            state=TrialState.FAIL,
+            params=_params(failure.point, *replicate),
+            distributions=self._sampler.distributions,
+            user_attrs={"run_key": failure.run_key, "gpu_seconds": failure.gpu_seconds},
         )
+
+
+def _empty_storage(folder: Path, url: str | None, name: str) -> BaseStorage:
+    """A storage without a study of this name: a database's, or by default the store's journal."""
+    if url is not None:
+        storage = get_storage(url)
+        with suppress(KeyError):
+            optuna.delete_study(study_name=name, storage=storage)
+        return storage
+    journal = folder / JOURNAL
+    journal.unlink(missing_ok=True)
+    # The default lock is a symbolic link, which a killed driver would leave behind.
+    backend = JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal)))
+    return JournalStorage(backend)
 
 
 def _params(point: DesignPoint, sequence_id: int, seed: int) -> dict[str, int]:

@@ -16,8 +16,9 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+from pmlray.backends.file_leases import Lease
 from pmlray.backends.file_store import FileStore
-from pmlray.backends.ray_train import RayTrainRunner, collect
+from pmlray.backends.ray_train import RayTrainRunner, await_workers, collect
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import PmlrayError
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 METRIC = "n_observations"
 # Tune asks for more samples until the searcher says that it is finished.
 UNBOUNDED = -1
+# The process that waits for a pack may die with its node; the pack goes on from where it was.
+MOST_LOST_TRIALS = 100
 
 
 class PackSearcher(Searcher):
@@ -69,6 +72,11 @@ class PackSearcher(Searcher):
         reason = "its Ray Tune trial ended without a result; see the Ray logs"
         self._source.absorb(collect(self._store, pack, times, reason))
 
+    def await_workers(self) -> None:
+        """Wait until nobody works on the packs that are out, for LEAVE_SECONDS at most."""
+        for pack in self._packs.values():
+            await_workers(self._store, pack)
+
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its configuration; a live search is no part of it."""
         return {"_metric": self._metric, "_mode": self._mode}
@@ -81,15 +89,19 @@ class PackSearcher(Searcher):
 
 
 def run_packs_on_ray(
-    search: PreparedSearch, source: PackSource, store: Path, profile: ClusterProfile
+    search: PreparedSearch, source: PackSource, store: Path, profile: ClusterProfile, driver: Lease
 ) -> None:
-    """Run a study to its end on the connected Ray; raises the error that ended it, if one did."""
-    runner = RayTrainRunner(search, store, profile)
+    """Run a study to its end on the connected Ray; raises the error that ended it, if one did.
+
+    driver: the lease on the store. An interrupt asks the workers to keep what they have and waits
+    until they have left, for LEAVE_SECONDS at most.
+    """
+    runner = RayTrainRunner(search, store, profile, driver.generation)
     searcher = PackSearcher(source, FileStore(store))
     # Zero CPUs, or trials and their own workers would wait for each other; and not on a worker
     # node that may vanish.
     trainable = tune.with_resources(_trial(runner), {"node:__internal_head__": 0.001})
-    tune.Tuner(
+    tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
@@ -102,9 +114,15 @@ def run_packs_on_ray(
             name="tune",
             storage_path=str(store / "ray" / ray.__version__),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=0),
+            failure_config=tune.FailureConfig(max_failures=MOST_LOST_TRIALS),
         ),
-    ).fit()
+    )
+    try:
+        tuner.fit()
+    except KeyboardInterrupt:
+        driver.ask_to_stop()
+        searcher.await_workers()
+        raise
     if searcher.error is not None:
         raise searcher.error
 

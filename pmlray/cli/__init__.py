@@ -20,6 +20,7 @@ from pmlray.cli.report_commands import report
 from pmlray.cli.schema_command import schema
 from pmlray.cli.search_commands import plan, search, validate
 from pmlray.cli.size_commands import recall, size
+from pmlray.cli.sync_command import sync
 from pmlray.errors import PmlrayError, RunError, StoreError
 
 app = typer.Typer(
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-COMMANDS = (validate, plan, search, compare, size, recall, fit, report, table, schema, submit)
+COMMANDS = (validate, plan, search, compare, size, recall, fit, report, table, schema, sync, submit)
 JOB_COMMANDS = {"list": list_jobs, "status": status, "logs": logs, "stop": stop}
 for command in COMMANDS:
     app.command()(command)

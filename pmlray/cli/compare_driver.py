@@ -11,8 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pmlray.backends.file_store import FileStore
-from pmlray.backends.mlflow_tracker import MlflowTracker
-from pmlray.cli.driver import machine_facts, ray_session, ready_to_train
+from pmlray.cli.driver import machine_facts, ray_session, ready_to_train, spooled_tracker
 from pmlray.config import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.prepared import PreparedSearch
@@ -67,21 +66,16 @@ def run_comparison(
     started = time.perf_counter()
     search = ready_to_train(run.search)
     store = FileStore(run.store)
-    with store.driver_lock():
+    with store.driver_lock() as driver:
         claim_store(run.store, run.spec)
-        tracker = MlflowTracker(
-            run.tracking_uri,
-            run.spec.compare_id,
-            run.spec.model_dump(mode="json"),
-            run.store / "mlflow-artifacts",
-        )
+        tracker = spooled_tracker(store, run.tracking_uri, run.spec.compare_id, run.spec)
         arena = Arena(run.spec, search, store, tracker, run.profile.max_pack_failures, announce)
         status = "FAILED"
         try:
             with ray_session(run.address):
                 from pmlray.backends.ray_tune import run_packs_on_ray
 
-                run_packs_on_ray(search, arena, run.store, run.profile)
+                run_packs_on_ray(search, arena, run.store, run.profile, driver)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"

@@ -19,12 +19,16 @@ from typing import Any
 
 from pmlray import __version__
 from pmlray.backends.file_store import FileStore
+from pmlray.backends.mirror_journal import MirrorJournal
 from pmlray.backends.mlflow_tracker import MlflowTracker, local_tracking_uri
 from pmlray.backends.optuna_sampler import LawSampler
 from pmlray.backends.optuna_study import OptunaPoints
+from pmlray.backends.spooled_tracker import SpooledTracker
 from pmlray.config import ClusterProfile, SearchSpec
+from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.models import TINY, require_present, resolve_model
 from pmlray.config.prepared import PreparedSearch
+from pmlray.design import CostModel
 from pmlray.errors import SpecError, StoreError
 from pmlray.study.law_search import LawSearch, Progress
 from pmlray.study.plan import design_settings, design_space, first_cost, first_pack
@@ -80,24 +84,10 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
     cost = first_cost(search, gpu)
     first_pack(search, cost)
     store = FileStore(run.store)
-    with store.driver_lock():
+    with store.driver_lock() as driver:
         _claim(run.store, spec)
-        observations, failures = store.observations(), store.failures()
-        sampler = LawSampler(
-            design_space(search),
-            design_settings(search),
-            spec.law.forms,
-            cost,
-            spec.budget.law_seconds,
-            spec.law.fit_options(),
-        )
-        points = OptunaPoints(search, sampler, run.store, observations, failures)
-        tracker = MlflowTracker(
-            run.tracking_uri,
-            spec.search_id,
-            spec.model_dump(mode="json"),
-            run.store / "mlflow-artifacts",
-        )
+        points = study_of(search, store, cost)
+        tracker = spooled_tracker(store, run.tracking_uri, spec.search_id, spec)
         known_packs = {times.pack_id for times in store.times()}
         law_search = LawSearch(
             search, store, points, tracker, cost, run.profile.max_pack_failures, announce
@@ -113,7 +103,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
                 with ray_session(run.address):
                     from pmlray.backends.ray_tune import run_packs_on_ray
 
-                    run_packs_on_ray(search, law_search, run.store, run.profile)
+                    run_packs_on_ray(search, law_search, run.store, run.profile, driver)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -133,6 +123,29 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
                 [run.store / "report" / "report.html", run.store / "report" / "report.json"], status
             )
     return summary
+
+
+def study_of(
+    search: PreparedSearch, store: FileStore, cost: CostModel, storage_url: str | None = None
+) -> OptunaPoints:
+    """The search's Optuna study, made anew from its store."""
+    sampler = LawSampler(
+        design_space(search),
+        design_settings(search),
+        search.spec.law.forms,
+        cost,
+        search.spec.budget.law_seconds,
+        search.spec.law.fit_options(),
+    )
+    return OptunaPoints(
+        search,
+        sampler,
+        store.folder,
+        store.observations(),
+        store.failures(),
+        store.unfinished(),
+        storage_url,
+    )
 
 
 def report_store(folder: Path, facts: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -204,6 +217,29 @@ def tracking_uri_for(store: Path, profile: ClusterProfile, option: str | None) -
     """The option, MLFLOW_TRACKING_URI, the profile's, or a database in the store: first wins."""
     found = option or os.environ.get("MLFLOW_TRACKING_URI") or profile.tracking_uri
     return found or local_tracking_uri(store)
+
+
+def spooled_tracker(
+    store: FileStore, uri: str, name: str, spec: SearchSpec | CompareSpec
+) -> SpooledTracker:
+    """The tracker of a study, which never waits for MLflow."""
+    return SpooledTracker(
+        store, MirrorJournal(store.folder), uri, mirror_of(store, uri, name, spec)
+    )
+
+
+def mirror_of(
+    store: FileStore, uri: str, name: str, spec: SearchSpec | CompareSpec
+) -> Callable[[], MlflowTracker]:
+    """What reaches the study's run in MLflow, when it is called."""
+    # An entry that is not taken is sent again: MLflow's own minutes of retries would only hide that
+    # the server is back.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    # stdout is for a command's result alone.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    artifacts = store.folder / "mlflow-artifacts"
+    return lambda: MlflowTracker(uri, name, spec.model_dump(mode="json"), artifacts)
 
 
 def _require_train_extra() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pmlray.backends.file_leases import Lease
 from pmlray.backends.file_store import FileStore
 from pmlray.cli.driver import SearchRun, open_store, ray_session, run_search, tracking_uri_for
 from pmlray.cli.recall_driver import check_recall
@@ -48,7 +49,7 @@ def run_size(
     say: one line a stage; shown: shows the search. RunError when training fails.
     """
     kept = FileStore(plan.out / "training")
-    with kept.driver_lock():
+    with kept.driver_lock() as driver:
         clock = _Clock()
         law = _law(plan, address, tracking_uri, say, shown)
         clock.lap("law")
@@ -62,7 +63,7 @@ def run_size(
             # It recalled enough, by whatever method: training it again would only cost.
             found = own if own is not None and own.point.lora_rank == rank else None
             trial = _try(
-                plan, rank, found, kept, address, sized["predicted_gpu_seconds"], say, clock
+                plan, rank, found, kept, driver, address, sized["predicted_gpu_seconds"], say, clock
             )
             trials.append(trial)
             if trial.recited.exact_recall >= plan.request.wanted.recall:
@@ -103,7 +104,9 @@ def _law(
         search.plan_run(point, "sft", search.spec.sequences[0], search.spec.seeds[0], "law")
         for point in first_points(search.spec)
     )
-    _measure(search, FileStore(folder), begin, plan, address)
+    store = FileStore(folder)
+    with store.driver_lock() as driver:
+        _measure(search, store, driver, begin, plan, address)
     run = SearchRun(
         search, profile, folder, tracking_uri_for(folder, profile, tracking_uri), address
     )
@@ -148,6 +151,7 @@ def _try(
     rank: int,
     found: Observation | None,
     kept: FileStore,
+    driver: Lease,
     address: str | None,
     predicted: float,
     say: Say,
@@ -155,7 +159,7 @@ def _try(
 ) -> _Trial:
     """Train a rank, unless the search has, and check it."""
     if found is None:
-        observation = _train(plan, rank, kept, address, predicted, say)
+        observation = _train(plan, rank, kept, driver, address, predicted, say)
         folder = kept.adapters / observation.run_key
     else:
         say(f"[3/4] rank {rank} was trained on all records in the search")
@@ -199,7 +203,13 @@ def _card(
 
 
 def _train(
-    plan: SizePlan, rank: int, store: FileStore, address: str | None, predicted: float, say: Say
+    plan: SizePlan,
+    rank: int,
+    store: FileStore,
+    driver: Lease,
+    address: str | None,
+    predicted: float,
+    say: Say,
 ) -> Observation:
     """The adapter of this rank, trained on all records unless it is there from an earlier call."""
     point = DesignPoint(rank, plan.largest.seq_len, plan.largest.train_steps)
@@ -208,7 +218,7 @@ def _train(
         f"[3/4] training rank {rank} on all records with {METHOD}, about {predicted:.0f}"
         " gpu_seconds"
     )
-    _measure(plan.training, store, (run,), plan, address)
+    _measure(plan.training, store, driver, (run,), plan, address)
     found = [o for o in store.observations() if o.run_key == run.run_key]
     if not found:
         reasons = [f.reason for f in store.failures() if f.run_key == run.run_key]
@@ -222,6 +232,7 @@ def _train(
 def _measure(
     search: PreparedSearch,
     store: FileStore,
+    driver: Lease,
     runs: Sequence[PlannedRun],
     plan: SizePlan,
     address: str | None,
@@ -231,16 +242,21 @@ def _measure(
     missing = tuple(run for run in runs if run.run_key not in done)
     if not missing:
         return
-    from pmlray.backends.ray_train import RayTrainRunner
+    from pmlray.backends.ray_train import RayTrainRunner, await_workers
 
     rounds = [o.round for o in store.observations()] + [f.round for f in store.failures()]
     pack = Pack(1 + max(rounds, default=-1), missing)
-    runner = RayTrainRunner(search, store.folder, plan.request.profile)
+    runner = RayTrainRunner(search, store.folder, plan.request.profile, driver.generation)
     # Called in the main thread, Ray Train would take Ctrl-C for itself and end without a word.
     aside = ThreadPoolExecutor(1)
     try:
         with ray_session(address):
-            result = aside.submit(runner.run, pack).result()
+            try:
+                result = aside.submit(runner.run, pack).result()
+            except KeyboardInterrupt:
+                driver.ask_to_stop()
+                await_workers(store, pack)
+                raise
     finally:
         aside.shutdown(wait=False)
     store.put_times(result.times)

@@ -15,6 +15,7 @@ class ClusterProfile(BaseModel):
     what those before it measured, so that more of them find the law sooner, and with more runs.
     `storage` is the folder of all searches' stores, seen by every node. `tracking_uri` is MLflow's.
     `max_pack_failures` packs may fail one after another before the search gives up.
+    `checkpoint_seconds` of training at most are lost when a worker dies.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -25,3 +26,4 @@ class ClusterProfile(BaseModel):
     storage: str | None = None
     tracking_uri: str | None = None
     max_pack_failures: Annotated[int, Field(ge=1)] = 2
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0

@@ -10,10 +10,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pmlray.config.recipe import Recipe
 
+# Looking whether a run can end early waits for the device, so it is done only so often.
+STEPS_BETWEEN_LOOKS = 16
 # Means of so many equal stretches are fitted: fewer hide the noise, more are not independent.
 N_BLOCKS = 8
 # Student's t, 97.5 %, of the N_BLOCKS - 2 degrees of freedom that a line leaves.
@@ -28,6 +32,18 @@ def can_stop(recipe: Recipe, steps: int, train_steps: int) -> bool:
     # Budgets share their first steps just where these are taken at a constant rate.
     constant = recipe.shares_trunks and steps // 2 >= recipe.warmup_steps
     return recipe.stop_gain > 0 and constant and steps < decay <= LONGEST_AHEAD * steps
+
+
+def broken_runs(step_losses: Tensor, steps: int, active: Sequence[int]) -> list[int]:
+    """Those of the active runs whose last loss is not a number, when it is time to look: no step
+    would mend them.
+
+    step_losses: nats per token of every step and run, (steps, N).
+    """
+    if steps == 0 or steps % STEPS_BETWEEN_LOOKS:
+        return []
+    is_number_N = torch.isfinite(step_losses[steps - 1]).tolist()
+    return [i for i in active if not is_number_N[i]]
 
 
 def largest_change(losses: Sequence[float], steps: int, until: int, epoch: int) -> float:

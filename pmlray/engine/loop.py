@@ -15,7 +15,8 @@ from torch import Tensor
 from pmlray.config.recipe import Recipe
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.batches import MicroBatch, Row, micro_batches
-from pmlray.engine.early_stop import can_stop, largest_change
+from pmlray.engine.checkpoints import Checkpoints
+from pmlray.engine.early_stop import STEPS_BETWEEN_LOOKS, broken_runs, can_stop, largest_change
 from pmlray.engine.evaluate import TokenScores, mean_losses, score_tokens
 from pmlray.engine.members import DeviceClock, Member
 from pmlray.engine.optimizer import PackedAdamW
@@ -29,9 +30,6 @@ from pmlray.engine.watched import WatchedRuns
 from pmlray.memft import weighted_nll_per_row
 from pmlray.types import MemftRules
 
-# Looking whether a run can end early waits for the device, so it is done only so often.
-STEPS_BETWEEN_LOOKS = 16
-
 
 def train_pack(
     model: AdaptedModel,
@@ -42,21 +40,25 @@ def train_pack(
     *,
     rules: MemftRules,
     on_finished: Callable[[Sequence[TrainedMember]], None],
+    checkpoints: Checkpoints | None = None,
 ) -> float:
     """Train every member to its own end; returns wall seconds inside optimiser steps.
 
     `on_finished` is called with the members that are done as soon as they are, while the others go
-    on; its time counts for nobody.
+    on; its time counts for nobody. With `checkpoints` a pack goes on from where the last was taken.
     """
     pack = _PackLoop(model, stepper, optimizer, members, recipe, rules)
-    pack.look(0)
-    step = 0
+    step = 0 if checkpoints is None else checkpoints.resume(pack)
+    if not step:
+        pack.look(0)
     while pack.active:
         pack.train_step(step)
         step += 1
         if finished := pack.look(step):
             on_finished(finished)
             pack.clock.restart()
+        if checkpoints is not None:
+            checkpoints.after(pack, step, bool(finished))
     return pack.clock.training_seconds
 
 
@@ -161,7 +163,7 @@ class _PackLoop:
         at_curve = [i for i in self.active if steps in self._curve_at[i]]
         checked = [
             i for i in self.active if self._may_saturate(i, steps) or self._has_ended(i, steps)
-        ]
+        ] + broken_runs(self._step_losses, steps, self.active)
         if not at_curve and not checked:
             return []
         self.clock.lap(training=True)

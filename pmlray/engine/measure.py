@@ -19,6 +19,7 @@ from pmlray import __version__
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import BaseModel, load_base_model, render_prompt
+from pmlray.engine.checkpoints import Checkpoints
 from pmlray.engine.control import Control
 from pmlray.engine.evaluate import Decoding, decode_exactly
 from pmlray.engine.loop import train_pack
@@ -49,12 +50,14 @@ def measure_pack(
     adapters: Path,
     make_stepper: MakeStepper,
     backend: Mapping[str, str],
+    checkpoints: Checkpoints | None = None,
 ) -> float:
     """Train a pack and store each run's observation as soon as it is done.
 
     adapters: folder that receives one sub-folder a run_key. backend: names and versions of what
-    drives the loop, for the provenance. Returns wall seconds inside optimiser steps. A run whose
-    loss stops being a number is stored as failed; errors of the whole pack propagate.
+    drives the loop, for the provenance. Returns wall seconds inside optimiser steps. A run that
+    diverges is stored as failed; errors of the whole pack propagate. checkpoints: from where the
+    pack goes on, if it was cut off.
     """
     spec, device = search.spec, pick_device()
     started = time.perf_counter()
@@ -96,8 +99,7 @@ def measure_pack(
     def keep_one(trained: TrainedMember, decoded: bool | None) -> None:
         run, memory = pack.runs[trained.index], own_memory[trained.index]
         gpu_seconds = trained.device_seconds * devices
-        if trained.diverged:
-            reason = "the loss stopped being a number; lower recipe.learning_rate"
+        if (reason := trained.divergence) is not None:
             store.put_failure(
                 FailedRun(run.run_key, run.point, pack.round, trained.index, reason, gpu_seconds)
             )
@@ -157,6 +159,7 @@ def measure_pack(
         spec.recipe,
         rules=spec.memft_rules(),
         on_finished=keep,
+        checkpoints=checkpoints,
     )
 
 
@@ -191,7 +194,7 @@ def _decode(
     finished: Sequence[TrainedMember],
 ) -> dict[int, bool | None]:
     """The check of real decoding, by index, for those that should recall everything."""
-    exact = [t.index for t in finished if not t.diverged and t.scores.recall.exact == 1.0]
+    exact = [t.index for t in finished if t.divergence is None and t.scores.recall.exact == 1.0]
     if not exact or not max_tokens:
         return {}
     decodings = [Decoding(lora.weights(i), memories[i].records) for i in exact]

@@ -5,7 +5,7 @@ Shapes: N adapters; parameters are (N, ., .).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -48,6 +48,25 @@ class PackedAdamW(torch.optim.Optimizer):
                 for tensor in (p, *self.state[p].values()):
                     tensor[target] = tensor[source]
         self._count_N[target] = self._count_N[source]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the next step depends on beside parameters and gradients, by name."""
+        moments = {
+            f"{name}.{i}": tensor
+            for i, p in enumerate(self.param_groups[0]["params"])
+            for name, tensor in self.state[p].items()
+        }
+        return {**moments, "count_N": self._count_N}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` gave."""
+        for key, tensor in tensors.items():
+            if key == "count_N":
+                self._count_N.copy_(tensor)
+            else:
+                name, _, i = key.partition(".")
+                p = self.param_groups[0]["params"][int(i)]
+                self.state[p][name] = tensor.to(p.device).clone()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]

@@ -44,6 +44,23 @@ class TokenCurves:
         """Give a member of the same records what another has."""
         self._nll[target] = dict(self._nll[source])
 
+    def flat(self) -> tuple[Tensor, list[tuple[int, int, int, int]]]:
+        """All losses end to end, and (member, steps, record, tokens) of each stretch of them."""
+        parts, index = [], []
+        for i, of_member in enumerate(self._nll):
+            for steps, records in of_member.items():
+                for record, nll_L in records.items():
+                    parts.append(nll_L)
+                    index.append((i, steps, record, len(nll_L)))
+        return torch.cat(parts) if parts else torch.zeros(0), index
+
+    def load_flat(self, nll: Tensor, index: Sequence[Sequence[int]]) -> None:
+        """Take up what `flat` gave."""
+        self._nll = [{} for _ in self._nll]
+        parts = nll.split([tokens for *_, tokens in index]) if index else ()
+        for (i, steps, record, _), nll_L in zip(index, parts, strict=True):
+            self._nll[i].setdefault(steps, {})[record] = nll_L
+
     def of(self, i: int, before: int) -> tuple[tuple[int, tuple[float, ...]], ...]:
         """(step, p of every token) at the steps noted before a step, in the order of the records.
 

@@ -23,8 +23,8 @@ class TokenWeights:
 
     `memft_ot` and `memft_rd` follow the threshold rule, and so does `memft_sw` where its records in
     play grow; else it is the sliding window, `memft_fw` the same at a fixed width. The window's
-    state is kept per record. By the paper's code an adapter of which no token carries weight takes
-    a plain step, but for the growing set.
+    `state` is kept per record. By the paper's code an adapter of which no token carries weight
+    takes a plain step, but for the growing set.
     """
 
     def __init__(self, members: Sequence[Member], rules: MemftRules) -> None:
@@ -41,11 +41,11 @@ class TokenWeights:
         self._windowed_N = flags(lambda m: m.run.method in windows and not m.grows(rules))
         # Known on the host, so that a step never waits to learn which rules it needs.
         self._any_window = any(m.run.method in windows and not m.grows(rules) for m in members)
-        self._state = WindowState.fresh(sum(len(m.rows) for m in members), device)
+        self.state = WindowState.fresh(sum(len(m.rows) for m in members), device)
 
     def copy_samples(self, source: Tensor, target: Tensor) -> None:
         """Give samples the state of others; both int64 (n,)."""
-        self._state = self._state.scatter(target, self._state.gather(source))
+        self.state = self.state.scatter(target, self.state.gather(source))
 
     def __call__(self, batch: MicroBatch, nll_RL: Tensor, wrong_RL: Tensor) -> Tensor:
         """Weights (R, L), zero where there is no token, without a gradient."""
@@ -61,7 +61,7 @@ class TokenWeights:
         return torch.where(plain_R1, mask_RL.to(nll_RL.dtype), weights_RL)
 
     def _window(self, batch: MicroBatch, nll_RL: Tensor, wrong_RL: Tensor) -> Tensor:
-        state = self._state.gather(batch.sample_of_row_R)
+        state = self.state.gather(batch.sample_of_row_R)
         window_RL, state = window_weights(
             nll_RL,
             wrong_RL,
@@ -71,5 +71,5 @@ class TokenWeights:
             fixed_B=self._fixed_N[batch.adapter_of_row_R],
             compat=self._rules.compat,
         )
-        self._state = self._state.scatter(batch.sample_of_row_R, state)
+        self.state = self.state.scatter(batch.sample_of_row_R, state)
         return window_RL

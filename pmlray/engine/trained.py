@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 from pmlray.engine.evaluate import TokenScores
 
+# An adapter that ends so far above the bare base's loss has diverged; one that has learnt nothing
+# ends near it.
+MOST_LOSS, SLACK_NATS = 2.0, 1.0
+
 
 @dataclass(frozen=True)
 class TrainedMember:
@@ -30,9 +34,17 @@ class TrainedMember:
     token_p_curve: tuple[tuple[int, tuple[float, ...]], ...]
 
     @property
-    def diverged(self) -> bool:
-        """Whether a loss stopped being a number."""
-        return not all(math.isfinite(loss) for _, loss in self.curve)
+    def divergence(self) -> str | None:
+        """What went wrong where the run has no usable result; None where nothing did."""
+        if not all(math.isfinite(loss) for _, loss in self.curve):
+            return "the loss stopped being a number; lower recipe.learning_rate"
+        (_, base_loss), *_, (_, last) = self.curve
+        if last > MOST_LOSS * base_loss + SLACK_NATS:
+            return (
+                f"the loss ended at {last:.3g} nats per token, from {base_loss:.3g} without an"
+                " adapter; lower recipe.learning_rate"
+            )
+        return None
 
 
 def curve_steps(train_steps: int) -> frozenset[int]:

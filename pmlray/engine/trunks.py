@@ -60,6 +60,10 @@ class Trunks:
         """The adapter whose steps an adapter shares; itself once it goes on alone."""
         return self._waiting[adapter].trunk if self.waits(adapter) else adapter
 
+    def go_on_with(self, waiting: Sequence[int]) -> None:
+        """Forget the branches of all but these adapters: the others have left their trunk."""
+        self._waiting = {i: branch for i, branch in self._waiting.items() if i in waiting}
+
     def release(self, adapter: int) -> Branch:
         """Let an adapter that waits go before its time."""
         return self._waiting.pop(adapter)

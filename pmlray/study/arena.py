@@ -40,9 +40,12 @@ class Arena:
         failures = store.failures()
         self._failed_keys = {f.run_key for f in failures}
         self._failed_seconds = sum(f.gpu_seconds for f in failures)
+        # What a fault cut off goes on first, each pack as it was.
+        self._cut_off = list(store.unfinished())
+        self._pending = {run.run_key for pack in self._cut_off for run in pack.runs}
         rounds = [o.round for o in self._observations.values()] + [f.round for f in failures]
+        rounds += [pack.round for pack in self._cut_off]
         self._round = 1 + max(rounds, default=-1)
-        self._pending: set[str] = set()
         tracker.observe(self._observations.values())
 
     def next_pack(self) -> Pack | None:
@@ -52,12 +55,15 @@ class Arena:
                 f"{self._failed_packs} packs failed one after another; the store's failures folder"
                 " says why. What is finished is kept: mend the cause and start again"
             )
+        if self._cut_off:
+            return self._cut_off.pop(0)
         runs = self._missing(self.tuning_runs())
         if not runs and not self._pending:
             runs = self._missing(self.compared_runs())
         if not runs:
             return None
         pack = Pack(self._round, tuple(runs[: self._spec.pack_size]))
+        self._store.put_plan(pack)
         self._round += 1
         self._pending |= {run.run_key for run in pack.runs}
         self._announce(self.progress())

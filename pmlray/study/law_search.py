@@ -64,7 +64,11 @@ class LawSearch:
         self._failures = len(failures)
         self._failed_seconds = sum(f.gpu_seconds for f in failures)
         self._failed_keys = {f.run_key for f in failures}
+        # What a fault cut off goes on first, each pack as it was.
+        self._cut_off = list(store.unfinished())
+        self._pending |= {run.run_key: run for pack in self._cut_off for run in pack.runs}
         rounds = [o.round for o in self._observations.values()] + [f.round for f in failures]
+        rounds += [pack.round for pack in self._cut_off]
         self._round = 1 + max(rounds, default=-1)
         self._law_over = any(o.phase == "memft" for o in self._observations.values())
         self.law: LawSummary | None = self._fit()
@@ -81,6 +85,8 @@ class LawSearch:
                 f"{self._failed_packs} packs failed one after another; the store's failures folder"
                 " says why. What is finished is kept: mend the cause and start the search again"
             )
+        if self._cut_off:
+            return self._cut_off.pop(0)
         runs = self._law_runs()
         # MemFT's points are the law's to choose, once nothing can change it any more.
         if not runs and not self._n_law_pending():
@@ -88,6 +94,7 @@ class LawSearch:
         if not runs:
             return None
         pack = Pack(self._round, runs)
+        self._store.put_plan(pack)
         self._round += 1
         self._pending |= {run.run_key: run for run in runs}
         self._announce(self.progress())

@@ -14,6 +14,7 @@ from pmlray.config.models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import BaseModel, load_base_model
+from pmlray.engine.checkpoints import Checkpoints
 from pmlray.engine.loop import train_pack
 from pmlray.engine.members import make_members
 from pmlray.engine.optimizer import PackedAdamW
@@ -51,6 +52,8 @@ def train(
     records: Sequence[Sequence[Record]],
     recipe: Recipe,
     rules: MemftRules | None = None,
+    checkpoints: Checkpoints | None = None,
+    also: Callable[[dict[int, TrainedMember]], None] = lambda ended: None,
 ) -> Trained:
     cached = [build_prefix_cache(base, own) for own in records]
     members = make_members(runs, cached)
@@ -60,10 +63,15 @@ def train(
         model.parameters(), clip_norm=recipe.clip_norm, weight_decay=recipe.weight_decay
     )
     done: dict[int, TrainedMember] = {}
+
+    def keep(ended: Sequence[TrainedMember]) -> None:
+        done.update({m.index: m for m in ended})
+        also({m.index: m for m in ended})
+
     train_pack(
         model, TorchStepper(model, optimizer), optimizer, members, recipe,
         rules=rules or MemftRules(),
-        on_finished=lambda ended: done.update({m.index: m for m in ended}),
+        on_finished=keep, checkpoints=checkpoints,
     )  # fmt: skip
     return Trained(model, done)
 

@@ -7,11 +7,18 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pmlray.config import Recipe
-from pmlray.engine.early_stop import LONGEST_AHEAD, N_BLOCKS, can_stop, largest_change
+from pmlray.engine.early_stop import (
+    LONGEST_AHEAD,
+    N_BLOCKS,
+    broken_runs,
+    can_stop,
+    largest_change,
+)
 
 STEPS, UNTIL = 256, 512
 
@@ -101,3 +108,15 @@ def test_only_the_constant_rates_later_half_can_be_cut() -> None:
     assert [s for s in range(200) if can_stop(slow, s, 160)] == list(range(80, 120))
     for off in ({"stop_gain": 0.0}, {"schedule": "linear"}):
         assert not any(can_stop(recipe.model_copy(update=off), s, 160) for s in range(200))
+
+
+def test_a_run_whose_loss_is_no_number_is_told_at_the_next_look() -> None:
+    losses = torch.ones(40, 4)
+    losses[14, 1] = math.nan
+    losses[15, 1] = losses[15, 2] = math.inf
+    losses[15:, 3] = math.nan
+    assert broken_runs(losses, 15, [0, 1, 2]) == []
+    # The fourth has not begun: its losses are not a number, and it is not active.
+    assert broken_runs(losses, 16, [0, 1, 2]) == [1, 2]
+    assert broken_runs(losses, 32, [0, 1, 2]) == []
+    assert broken_runs(losses, 0, [0, 1, 2, 3]) == []

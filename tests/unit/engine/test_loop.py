@@ -153,5 +153,5 @@ def test_a_diverging_adapter_leaves_and_the_others_finish(
 
     monkeypatch.setattr(Recipe, "rate_at", broken)
     trained = train(base, runs, records, RECIPE)
-    assert trained.members[1].diverged and not trained.members[0].diverged
+    assert trained.members[1].divergence and trained.members[0].divergence is None
     assert trained.members[0].curve[-1][0] == 16

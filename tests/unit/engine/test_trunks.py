@@ -154,5 +154,5 @@ def test_followers_of_a_diverged_trunk_diverge_with_it(
     )
     runs = [make_run(2, 10, t) for t in (16, 32)]
     members = train(tiny(), runs, [[random_record(10)]] * 2, RECIPE).members
-    assert members[0].diverged and members[1].diverged
+    assert members[0].divergence and members[1].divergence
     assert len(members[0].step_losses) == len(members[1].step_losses) < 12

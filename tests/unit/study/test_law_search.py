@@ -38,7 +38,9 @@ def start(
         spec.budget.law_seconds,
         spec.law.fit_options(),
     )
-    points = OptunaPoints(search, sampler, folder, store.observations(), store.failures())
+    points = OptunaPoints(
+        search, sampler, folder, store.observations(), store.failures(), store.unfinished()
+    )
     law_search = LawSearch(
         search, store, points, tracker or MemoryTracker(), COST, 2, lambda progress: None
     )
@@ -122,22 +124,6 @@ def test_a_kill_at_any_pack_loses_and_repeats_nothing(
     assert {o.run_key: o.to_json() for o in store.observations()} == undisturbed
 
 
-def test_a_half_finished_pack_is_completed_not_repeated(
-    make_search: Callable[..., PreparedSearch], tmp_path: Path
-) -> None:
-    search = make_search()
-    law_search, store = start(search, tmp_path)
-    first = law_search.next_pack()
-    assert first is not None
-    half = type(first)(first.round, first.runs[:3])
-    SyntheticRunner(store).run(half)
-    again, store = start(search, tmp_path)
-    second = again.next_pack()
-    assert second is not None
-    assert not {r.run_key for r in second.runs} & {r.run_key for r in half.runs}
-    assert len(second.runs) == search.spec.design.n_initial - 3
-
-
 def test_failed_runs_cost_but_are_not_tried_again(
     make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
@@ -166,3 +152,26 @@ def test_stops_at_the_target_interval(
     run_to_end(law_search, SyntheticRunner(store))
     law = [o for o in store.observations() if o.phase == "law"]
     assert len(law) == search.spec.design.n_initial
+
+
+def test_a_pack_that_was_cut_off_goes_on_as_it_was(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    search = make_search("memft=null", "law.n_bootstrap=20")
+    law_search, store = start(search, tmp_path / "whole")
+    packs = [law_search.next_pack()]
+    law_search.absorb(SyntheticRunner(store).run(packs[0]))
+    packs.append(law_search.next_pack())
+    law_search, store = start(search, tmp_path / "cut")
+    cut_off = law_search.next_pack()
+    assert cut_off == packs[0]
+    # Killed with three of its runs measured.
+    SyntheticRunner(store).run(replace(cut_off, runs=cut_off.runs[:3]))
+    before = store.observations()
+    again, store = start(search, tmp_path / "cut")
+    assert store.unfinished() == (packs[0],)
+    assert again.next_pack() == packs[0] and again.next_pack() is None
+    again.absorb(SyntheticRunner(store).run(packs[0]))
+    assert store.unfinished() == ()
+    assert all(o in store.observations() for o in before)
+    assert again.next_pack() == packs[1]

@@ -1,0 +1,74 @@
+"""How often a pack was begun, from where, and what each time lost: one small file an attempt."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pmlray.atomic_files import write_once, write_over
+
+log = logging.getLogger(__name__)
+
+# Losing a worker so often at one place is no accident any more.
+MOST_WITHOUT_PROGRESS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start of a pack after `step` steps. `unsaved_seconds`: device-seconds since its last
+    checkpoint, as last noted; lost if the attempt was cut off. `over`: it ended by itself, done or
+    because it was asked to leave."""
+
+    step: int
+    unsaved_seconds: float = 0.0
+    over: bool = False
+
+
+def without_progress(attempts: Sequence[Attempt]) -> int:
+    """How many attempts in a row, up to the last, were cut off before they got any further."""
+    n = 0
+    for attempt in reversed(attempts):
+        if attempt.over or attempt.step != attempts[-1].step:
+            break
+        n += 1
+    return n
+
+
+def lost_seconds(attempts: Sequence[Attempt]) -> float:
+    """Device-seconds of attempts that were cut off, since their last checkpoints."""
+    return sum(attempt.unsaved_seconds for attempt in attempts if not attempt.over)
+
+
+class AttemptLog:
+    """The attempts of one pack."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._own: tuple[Path, Attempt] | None = None
+
+    def all(self) -> tuple[Attempt, ...]:
+        """Every attempt so far, in order."""
+        paths = sorted(self._folder.glob("attempt-*.json"))
+        return tuple(Attempt(**json.loads(path.read_bytes())) for path in paths)
+
+    def begin(self, step: int) -> None:
+        """Note a start after so many steps. OSError when it cannot be written."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"attempt-{len(self.all()):04d}.json"
+        attempt = Attempt(step)
+        write_once(path, json.dumps(asdict(attempt)).encode(), patience=60.0)
+        self._own = (path, attempt)
+
+    def note(self, unsaved_seconds: float, *, over: bool = False) -> None:
+        """Note how much would be lost now, or that the attempt has ended by itself."""
+        if self._own is None:
+            return
+        path, attempt = self._own
+        attempt = replace(attempt, unsaved_seconds=unsaved_seconds, over=over)
+        try:
+            write_over(path, json.dumps(asdict(attempt)).encode())
+        except OSError as error:
+            log.warning("could not note what would be lost: %s", error)

@@ -1,0 +1,67 @@
+"""When a lease is somebody's and when it may be taken: pure rules, no files, no clocks.
+
+A lease is a folder with a file `<generation>`, touched while its holder lives. Generations only
+grow: a taker makes the next one, which one of several takers alone can do, and a holder that finds
+a later one has lost its lease, whatever kept it from noticing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+BEAT_SECONDS = 5.0
+# Six beats: a network file system may show a beat some seconds late.
+STALE_SECONDS = 30.0
+FREE, STOP = "free", "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process. `place`: where its pid means something (a boot and a pid namespace; empty where
+    that cannot be told). `started`: tells it from a later process of the same pid."""
+
+    host: str
+    place: str
+    pid: int
+    started: str
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A lease as someone finds it. `age`: seconds since its last beat, by the file system's own
+    clock, so that the clocks of hosts need not agree. `holder` is None once it is given back."""
+
+    generation: int
+    holder: Holder | None
+    age: float
+
+
+def may_take(
+    seen: Seen | None, here: Holder, start_of: Callable[[int], str | None], stale: float
+) -> bool:
+    """Whether a lease is free, stale, or held by a process that is known to be dead.
+
+    start_of: start of a process of this place, None where there is none. stale: seconds.
+    """
+    if seen is None or seen.holder is None or seen.age > stale:
+        return True
+    same_place = bool(here.place) and seen.holder.place == here.place
+    return same_place and start_of(seen.holder.pid) != seen.holder.started
+
+
+def generations(files: Iterable[str]) -> dict[int, frozenset[str]]:
+    """What is there of a lease: its generations, and what each file's name ends on after them
+    ('' for the lease itself, FREE once given back, STOP where its holder wants to leave)."""
+    found: dict[int, set[str]] = {}
+    for file in files:
+        number, _, kind = file.partition(".")
+        if number.isdigit():
+            found.setdefault(int(number), set()).add(kind)
+    return {generation: frozenset(kinds) for generation, kinds in found.items()}
+
+
+def in_force(generation: int, there: dict[int, frozenset[str]]) -> bool:
+    """Whether work under this generation may go on: it is the last one, held, and its holder does
+    not want to leave."""
+    return max(there, default=0) == generation and there[generation] == frozenset({""})

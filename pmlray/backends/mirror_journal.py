@@ -1,0 +1,94 @@
+"""What a tracker was told, in order, on disk: a mirror that was away, or is new, gets all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pmlray.atomic_files import write_once, write_over
+from pmlray.errors import StoreError
+
+FULL_DISK_SECONDS = 600.0
+
+
+def entry_name(number: int) -> str:
+    """The file of an entry; entries are numbered from 1."""
+    return f"{number:08d}.json"
+
+
+def due(names: Iterable[str], sent: int) -> tuple[int, ...]:
+    """The numbers of the entries that come after the first `sent`, in order.
+
+    names: of the files in the journal's folder. It stops at a gap: what is behind one was written
+    by nobody who knew what is in it.
+    """
+    there = {int(name[:8]) for name in names if name[:8].isdigit() and name[8:] == ".json"}
+    found = []
+    while sent + 1 in there:
+        sent += 1
+        found.append(sent)
+    return tuple(found)
+
+
+class MirrorJournal:
+    """The entries of a store, and how many of them each mirror has taken.
+
+    It is written by one process at a time, the store's driver.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self._folder = store / "mirror"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._sent_file = self._folder / "sent.json"
+        self._last = max(due(self._names(), 0), default=0)
+
+    def add(self, kind: str, **content: Any) -> None:
+        """Write an entry; StoreError when it cannot be written."""
+        path = self._folder / entry_name(self._last + 1)
+        entry = {"kind": kind, "time_ms": int(time.time() * 1000), **content}
+        try:
+            write_once(path, json.dumps(entry).encode(), FULL_DISK_SECONDS)
+        except OSError as error:
+            raise StoreError(f"cannot write {path}: {error}") from error
+        self._last += 1
+
+    def entries(self, sent: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Entries after the first `sent`, with their numbers, in order."""
+        for number in due(self._names(), sent):
+            yield number, json.loads((self._folder / entry_name(number)).read_bytes())
+
+    def run_keys(self) -> set[str]:
+        """All runs that any mirror was told of."""
+        return {key for _, entry in self.entries() for key in entry.get("run_keys", ())}
+
+    def waiting(self, uri: str) -> int:
+        """How many entries a mirror has not taken yet."""
+        return self._last - self._all_sent().get(_key(uri), ("", 0))[1]
+
+    def sent(self, uri: str, identity: str) -> int:
+        """How many entries a mirror has taken; none, if what is at its address now is another."""
+        of, number = self._all_sent().get(_key(uri), ("", 0))
+        return number if of == identity else 0
+
+    def mark_sent(self, uri: str, identity: str, number: int) -> None:
+        """Note that a mirror has taken all entries up to this one."""
+        sent = self._all_sent() | {_key(uri): (identity, number)}
+        write_over(self._sent_file, json.dumps(sent).encode())
+
+    def _all_sent(self) -> dict[str, tuple[str, int]]:
+        try:
+            return json.loads(self._sent_file.read_bytes())
+        except FileNotFoundError:
+            return {}
+
+    def _names(self) -> list[str]:
+        return [path.name for path in self._folder.iterdir()]
+
+
+def _key(uri: str) -> str:
+    # An address may hold a password.
+    return hashlib.sha256(uri.encode()).hexdigest()[:16]

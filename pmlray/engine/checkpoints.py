@@ -1,0 +1,116 @@
+"""A pack's checkpoints while it trains: whole files or none, safetensors, the newest whole one
+counts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from pmlray.atomic_files import write_once
+from pmlray.engine.checkpoint_files import file_name, is_whole, newest_first, step_of, superseded
+from pmlray.engine.pack_state import PackState, put_back, take_out
+from pmlray.errors import RunError
+from pmlray.types import PlannedRun
+
+if TYPE_CHECKING:
+    from pmlray.engine.loop import _PackLoop
+
+log = logging.getLogger(__name__)
+
+# Part of every checkpoint's identity: raise it when a change of code changes what it must hold.
+CHECKPOINT_VERSION = 1
+
+
+class AskedToLeave(RunError):
+    """Training ended before its end because it was asked to; all is kept."""
+
+
+class Checkpoints:
+    """Where a pack's state is kept.
+
+    every: seconds between two. leave: whether the process was asked to leave; training then ends
+    with a checkpoint and AskedToLeave.
+    """
+
+    def __init__(
+        self, folder: Path, runs: Sequence[PlannedRun], every: float, leave: Callable[[], bool]
+    ) -> None:
+        self._folder, self._every, self._leave = folder, every, leave
+        self._identity = hashlib.sha256(
+            json.dumps([CHECKPOINT_VERSION, *(run.run_key for run in runs)]).encode()
+        ).hexdigest()
+        self._kept_at: float | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def unsaved_seconds(self) -> float:
+        """Seconds of training that would be lost now."""
+        return 0.0 if self._kept_at is None else time.monotonic() - self._kept_at
+
+    @property
+    def step(self) -> int:
+        """After how many steps the newest checkpoint was taken; 0 where there is none."""
+        names = newest_first(path.name for path in self._folder.iterdir())
+        return step_of(names[0]) if names else 0
+
+    def resume(self, pack: _PackLoop) -> int:
+        """Bring a fresh pack to where the last whole checkpoint was taken; the steps it has had."""
+        state = self._newest()
+        if state is not None:
+            put_back(pack, state)
+            log.info("training goes on after step %d", state.step)
+        self._kept_at = time.monotonic()
+        return 0 if state is None else state.step
+
+    def after(self, pack: _PackLoop, step: int, anyone_finished: bool) -> None:
+        """Keep the pack after a step, if it is time: what has finished must never train again."""
+        leave = self._leave()
+        if not pack.active or not (leave or anyone_finished or self.unsaved_seconds >= self._every):
+            return
+        self._keep(take_out(pack, step))
+        self._kept_at = time.monotonic()
+        pack.clock.restart()
+        if leave:
+            raise AskedToLeave(f"asked to leave after step {step}; starting again goes on there")
+
+    def _keep(self, state: PackState) -> None:
+        facts = json.dumps(dict(state.facts))
+        metadata = {"identity": self._identity, "step": str(state.step), "facts": facts}
+        content = save(dict(state.tensors), metadata)
+        try:
+            write_once(self._folder / file_name(state.step, content), content)
+        except OSError as error:
+            # Training is worth more than its checkpoint.
+            log.warning("no checkpoint after step %d: %s", state.step, error)
+            return
+        for name in superseded(path.name for path in self._folder.iterdir()):
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _newest(self) -> PackState | None:
+        for name in newest_first(path.name for path in self._folder.iterdir()):
+            content = (self._folder / name).read_bytes()
+            if is_whole(name, content):
+                try:
+                    return self._read(content, step_of(name))
+                except (SafetensorError, KeyError, ValueError) as error:
+                    log.warning("%s is no checkpoint of this pack: %s", name, error)
+            else:
+                log.warning("%s was cut short or damaged; the one before it is used", name)
+            (self._folder / name).unlink(missing_ok=True)
+        return None
+
+    def _read(self, content: bytes, step: int) -> PackState:
+        tensors = load(content)
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+        if metadata["identity"] != self._identity:
+            raise ValueError("it is of other runs, or of another version of pmlray")
+        return PackState(step, tensors, json.loads(metadata["facts"]))

@@ -1,0 +1,200 @@
+"""The faults of a chaos run: each is done to a running search, and what it needs afterwards is put
+back, as an operator or a cluster's manager would."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from safetensors.torch import load, save
+
+from pmlray.backends.file_store import FileStore
+from pmlray.engine.checkpoint_files import file_name, newest_first
+from scripts.bench.chaos_servers import (
+    MlflowServer,
+    Postgres,
+    RayNodes,
+    SmallDisk,
+    command_of,
+    descendants,
+)
+
+# How long a server, or a disk's space, stays away.
+AWAY_SECONDS = 8.0
+
+
+class Driver(Protocol):
+    """The search's own process, which can be started again."""
+
+    def kill(self) -> None: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> float: ...
+
+
+@dataclass
+class Scene:
+    """All that faults are done to. `fed_nan`: the runs that were made to fail. `stop_seconds`: how
+    long the search took to leave each time that it was asked to."""
+
+    store: FileStore
+    nodes: RayNodes
+    driver: Driver
+    disk: SmallDisk
+    mlflow: MlflowServer | None
+    postgres: Postgres | None
+    fed_nan: list[str] = field(default_factory=list)
+    stop_seconds: list[float] = field(default_factory=list)
+
+    def checkpoints(self) -> list[Path]:
+        """Whole or not, the newest checkpoint of each pack, and those before them."""
+        folder = self.store.folder / "checkpoints"
+        found = []
+        for pack in folder.iterdir() if folder.is_dir() else ():
+            with contextlib.suppress(FileNotFoundError):
+                found += [pack / name for name in newest_first(p.name for p in pack.iterdir())]
+        return found
+
+    def workers(self) -> list[int]:
+        """The processes that hold a run's lease."""
+        pids = set()
+        for path in (self.store.folder / "leases").glob("*/*"):
+            if path.parent.name != "driver" and path.name.isdigit():
+                with contextlib.suppress(OSError, ValueError, KeyError):
+                    pids.add(json.loads(path.read_bytes())["pid"])
+        return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def kill_worker(scene: Scene) -> bool:
+    return _kill(scene.workers())
+
+
+def kill_tune_driver(scene: Scene) -> bool:
+    return _kill(scene.nodes.processes("ray::ImplicitFunc"))
+
+
+def kill_raylet(scene: Scene) -> bool:
+    """The node on which a worker trains goes, and another comes."""
+    workers = set(scene.workers())
+    for i, node in enumerate(scene.nodes.workers):
+        below = descendants(node.pid)
+        if workers & set(below):
+            raylets = [pid for pid in below if "raylet/raylet" in command_of(pid)]
+            # What follows from it is Ray's to do.
+            killed = _kill(raylets)
+            scene.nodes.workers[i] = scene.nodes.start_worker()
+            return killed
+    return False
+
+
+def kill_driver(scene: Scene) -> bool:
+    scene.driver.kill()
+    scene.driver.start()
+    return True
+
+
+def stop_job(scene: Scene) -> bool:
+    """As `ray job stop` and submitting again."""
+    scene.stop_seconds.append(scene.driver.stop())
+    scene.driver.start()
+    return True
+
+
+def kill_mlflow(scene: Scene) -> bool:
+    if scene.mlflow is None:
+        return False
+    scene.mlflow.kill()
+    time.sleep(AWAY_SECONDS)
+    scene.mlflow.start()
+    return True
+
+
+def kill_postgres(scene: Scene) -> bool:
+    if scene.postgres is None:
+        return False
+    scene.postgres.kill()
+    time.sleep(AWAY_SECONDS)
+    scene.postgres.start()
+    return True
+
+
+def fill_disk(scene: Scene) -> bool:
+    if not scene.disk.mounted:
+        return False
+    scene.disk.fill()
+    time.sleep(AWAY_SECONDS)
+    scene.disk.free()
+    return True
+
+
+def cut_checkpoint(scene: Scene) -> bool:
+    """The newest is cut short as its worker dies."""
+    found, workers = scene.checkpoints(), scene.workers()
+    if not found or not _kill(workers):
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        os.truncate(found[0], found[0].stat().st_size // 2)
+    return True
+
+
+def feed_nan(scene: Scene) -> bool:
+    """One adapter of the checkpoint from which a killed worker's pack goes on is NaN."""
+    found, workers = scene.checkpoints(), scene.workers()
+    if not found or not _kill(workers):
+        return False
+    try:
+        content = found[0].read_bytes()
+    except FileNotFoundError:
+        return False
+    length = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+    active, tensors = json.loads(metadata["facts"])["active"], load(content)
+    tensors["adapter.A"][active[0]] = float("nan")
+    poisoned = save(tensors, metadata)
+    plan = scene.store.folder / "plans" / f"{found[0].parent.name}.json"
+    scene.fed_nan.append(json.loads(plan.read_bytes())["runs"][active[0]]["run_key"])
+    (found[0].parent / file_name(int(metadata["step"]), poisoned)).write_bytes(poisoned)
+    found[0].unlink()
+    return True
+
+
+def run_out_of_memory(scene: Scene) -> bool:
+    """The worker may have no more memory than it has."""
+    for pid in scene.workers():
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize()
+        resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
+        return True
+    return False
+
+
+def _kill(pids: list[int]) -> bool:
+    for pid in pids[:1]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            return True
+    return False
+
+
+FAULTS: dict[str, Callable[[Scene], bool]] = {
+    "Train worker": kill_worker,
+    "Tune driver": kill_tune_driver,
+    "raylet": kill_raylet,
+    "job's driver": kill_driver,
+    "job stop": stop_job,
+    "MLflow server": kill_mlflow,
+    "PostgreSQL server": kill_postgres,
+    "disk full": fill_disk,
+    "checkpoint cut short": cut_checkpoint,
+    "NaN": feed_nan,
+    "out of memory": run_out_of_memory,
+}
