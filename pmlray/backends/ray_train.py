@@ -57,6 +57,17 @@ def cpus_of(profile: ClusterProfile) -> int:
     return profile.cpus_per_pack or os.cpu_count() or 1
 
 
+def packs_at_once(profile: ClusterProfile) -> int:
+    """How many packs train at once: what the profile says, else one for each device there is."""
+    if profile.concurrent_packs is not None:
+        return profile.concurrent_packs
+    kind, needed = ("GPU", profile.gpus_per_pack) if profile.gpus_per_pack else (
+        "CPU", cpus_of(profile)
+    )  # fmt: skip
+    there = (node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"])
+    return max(1, sum(int(amount // needed) for amount in there))
+
+
 class RayTrainRunner:
     """A PackRunner: runs each pack as a Ray Train job on the cluster that Ray is connected to."""
 

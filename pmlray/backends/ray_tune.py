@@ -17,7 +17,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from pmlray.backends.file_store import FileStore
-from pmlray.backends.ray_train import RayTrainRunner, collect
+from pmlray.backends.ray_train import RayTrainRunner, collect, packs_at_once
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import PmlrayError
@@ -85,6 +85,8 @@ def run_packs_on_ray(
 ) -> None:
     """Run a study to its end on the connected Ray; raises the error that ended it, if one did."""
     runner = RayTrainRunner(search, store, profile)
+    n_at_once = packs_at_once(profile)
+    source.spread_over(n_at_once)
     searcher = PackSearcher(source, FileStore(store))
     # Zero CPUs, or trials and their own workers would wait for each other; and not on a worker
     # node that may vanish.
@@ -94,7 +96,7 @@ def run_packs_on_ray(
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             num_samples=UNBOUNDED,
-            max_concurrent_trials=profile.concurrent_packs,
+            max_concurrent_trials=n_at_once,
             # The process that waits for one pack can wait for the next.
             reuse_actors=True,
         ),

@@ -11,8 +11,9 @@ class ClusterProfile(BaseModel):
     """One kind of cluster.
 
     `gpus_per_pack` 0 trains on the CPU with `cpus_per_pack` cores (None: all of the machine's).
-    `concurrent_packs` train at once, where there are devices for them; each is chosen knowing only
-    what those before it measured, so that more of them find the law sooner, and with more runs.
+    `concurrent_packs` train at once, where there are devices for them (None: one a device that the
+    cluster has when the search starts; say how many where nodes come later). Each is chosen knowing
+    only what those before it measured: more of them find the law sooner, and with more runs.
     `storage` is the folder of all searches' stores, seen by every node. `tracking_uri` is MLflow's.
     `max_pack_failures` packs may fail one after another before the search gives up.
     """
@@ -21,7 +22,7 @@ class ClusterProfile(BaseModel):
 
     gpus_per_pack: Annotated[int, Field(ge=0, le=1)] = 0
     cpus_per_pack: Annotated[int, Field(ge=1)] | None = None
-    concurrent_packs: Annotated[int, Field(ge=1)] = 1
+    concurrent_packs: Annotated[int, Field(ge=1)] | None = None
     storage: str | None = None
     tracking_uri: str | None = None
     max_pack_failures: Annotated[int, Field(ge=1)] = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import sys
@@ -34,6 +35,7 @@ from pmlray.ports import ObservationStore
 from pmlray.types import FailedRun, Observation, Pack
 
 MakeStepper = Callable[[AdaptedModel, PackedAdamW], Stepper]
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 VERSIONED = ("torch", "transformers", "peft")
 
 
@@ -214,6 +216,17 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def _device_memory(device: torch.device, threads: int) -> int:
+    """Bytes that a pack may use: the GPU's, or its cores' share of the machine's (or container's)
+    memory."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if CGROUP_LIMIT.is_file() and (limit := CGROUP_LIMIT.read_text().strip()).isdigit():
+        total = min(total, int(limit))
+    return total * min(threads, os.cpu_count() or threads) // (os.cpu_count() or threads)
+
+
 def _provenance(
     search: PreparedSearch,
     pack: Pack,
@@ -233,6 +246,7 @@ def _provenance(
         "device": device.type,
         "device_name": name or platform.machine(),
         "devices": devices,
+        "device_memory_bytes": _device_memory(device, torch.get_num_threads()),
         "gpu_seconds_unit": "GPU" if device.type == "cuda" else "CPU core",
         # On a cluster pmlray is uploaded source, not an installed package with metadata.
         "versions": {"pmlray": __version__}
