@@ -41,6 +41,7 @@ def train_pack_on_worker(config: dict[str, Any]) -> float:
 
     from pmlray.backends.deepspeed import BACKEND, deepspeed_stepper
     from pmlray.engine.measure import measure_pack
+    from pmlray.engine.prefix_store import node_store
 
     work: PackWork = config["work"]
     if not torch.cuda.is_available():
@@ -48,7 +49,13 @@ def train_pack_on_worker(config: dict[str, Any]) -> float:
     store = FileStore(Path(work.store))
     versions = {"ray": ray.__version__, **BACKEND}
     return measure_pack(
-        work.search, work.pack, store, store.adapters, deepspeed_stepper(), versions
+        work.search,
+        work.pack,
+        store,
+        store.adapters,
+        deepspeed_stepper(),
+        versions,
+        prefix_store=node_store(),
     )
 
 

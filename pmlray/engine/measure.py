@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from pmlray import __version__
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import BaseModel, load_base_model, render_prompt
-from pmlray.engine.control import Control
+from pmlray.engine.control import Control, Prefixes
 from pmlray.engine.evaluate import Decoding, decode_exactly
 from pmlray.engine.loop import train_pack
 from pmlray.engine.members import make_members
@@ -28,6 +29,7 @@ from pmlray.engine.optimizer import PackedAdamW
 from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.peft_io import save_adapter
 from pmlray.engine.prefix_cache import CachedRecord, build_prefix_cache
+from pmlray.engine.prefix_store import PrefixCount, PrefixStore
 from pmlray.engine.stepper import Stepper
 from pmlray.engine.trained import TrainedMember
 from pmlray.memory import MemorySet, PromptRenderer, Record, build_memory, prefix
@@ -51,11 +53,13 @@ def measure_pack(
     adapters: Path,
     make_stepper: MakeStepper,
     backend: Mapping[str, str],
+    prefix_store: PrefixStore | None = None,
 ) -> float:
     """Train a pack and store each run's observation as soon as it is done.
 
     adapters: folder that receives one sub-folder a run_key. backend: names and versions of what
-    drives the loop, for the provenance. Returns wall seconds inside optimiser steps. A run whose
+    drives the loop, for the provenance. prefix_store: where this node's packs share the frozen
+    part's activations; None: nowhere. Returns wall seconds inside optimiser steps. A run whose
     loss stops being a number is stored as failed; errors of the whole pack propagate.
     """
     spec, device = search.spec, pick_device()
@@ -66,7 +70,8 @@ def measure_pack(
     loaded = time.perf_counter()
     render = partial(render_prompt, base.tokenizer, prompt_format=spec.task.prompt_format)
     memories = _memories(search, base, pack, render)
-    cache = _caches(base, memories, pack)
+    prefixes = build_prefix_cache if prefix_store is None else prefix_store.fetch
+    cache = _caches(base, memories, pack, prefixes)
     cached = time.perf_counter()
     own_memory = [prefix(memories[r.sequence_id], r.point.seq_len) for r in pack.runs]
     own_rows = [
@@ -76,7 +81,7 @@ def measure_pack(
     lora = PackedLora(base, [r.point.lora_rank for r in pack.runs], [r.seed for r in pack.runs])
     model = AdaptedModel(base, lora)
     making_control = time.perf_counter()
-    control = Control(search, base, model, (r.point.seq_len for r in pack.runs), render)
+    control = Control(search, base, model, (r.point.seq_len for r in pack.runs), render, prefixes)
     control_seconds = time.perf_counter() - making_control
     optimizer = PackedAdamW(
         model.parameters(),
@@ -88,6 +93,7 @@ def measure_pack(
         "load_seconds": loaded - started,
         "prefix_cache_seconds": cached - loaded,
         "control_cache_seconds": control_seconds,
+        "prefix_cache": asdict(PrefixCount() if prefix_store is None else prefix_store.count),
     }
 
     def keep(finished: Sequence[TrainedMember]) -> None:
@@ -175,13 +181,18 @@ def _memories(
 
 
 def _caches(
-    base: BaseModel, memories: Mapping[int, MemorySet], pack: Pack
+    base: BaseModel, memories: Mapping[int, MemorySet], pack: Pack, prefixes: Prefixes
 ) -> dict[int, tuple[CachedRecord, ...]]:
-    """Each sequence's cache, no longer than this pack needs it."""
+    """Each sequence's cache on the device, cut to what this pack needs.
+
+    It is built as long as the search needs it: built shorter, it would be another one for every
+    pack, and rounded otherwise.
+    """
     caches = {}
     for sequence_id, memory in memories.items():
         longest = max(r.point.seq_len for r in pack.runs if r.sequence_id == sequence_id)
-        caches[sequence_id] = build_prefix_cache(base, prefix(memory, longest).records)
+        own = _shortened(prefixes(base, memory.records), prefix(memory, longest).records)
+        caches[sequence_id] = tuple(record.to(base.device) for record in own)
     return caches
 
 
