@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -54,8 +54,21 @@ class FileStore:
 
     def observations(self) -> tuple[Observation, ...]:
         """All observations, in the order in which they were chosen."""
+        return self._observed(sorted(self._observations.glob("*.json")))
+
+    def observations_of(self, run_keys: Iterable[str]) -> tuple[Observation, ...]:
+        """Those of these runs that are there, without a look at any other."""
+        paths = (self._observations / f"{key}.json" for key in run_keys)
+        return self._observed(path for path in paths if path.is_file())
+
+    def failures_of(self, run_keys: Iterable[str]) -> tuple[FailedRun, ...]:
+        """The failed attempts of these runs."""
+        paths = [path for key in run_keys for path in self._failures.glob(f"{key}-*.json")]
+        return _failed(paths)
+
+    def _observed(self, paths: Iterable[Path]) -> tuple[Observation, ...]:
         try:
-            found = [Observation.from_json(row) for row in _read_all(self._observations)]
+            found = [Observation.from_json(row) for row in _read_all(paths)]
         except (KeyError, TypeError) as error:
             raise StoreError(
                 f"{self._observations} holds a file of another version: {error!r}"
@@ -64,15 +77,11 @@ class FileStore:
 
     def failures(self) -> tuple[FailedRun, ...]:
         """All failed attempts, in the order in which they were chosen."""
-        found = [
-            FailedRun(**{**row, "point": DesignPoint(**row["point"])})
-            for row in _read_all(self._failures)
-        ]
-        return tuple(sorted(found, key=lambda f: (f.round, f.place, f.run_key)))
+        return _failed(sorted(self._failures.glob("*.json")))
 
     def times(self) -> tuple[PackTimes, ...]:
         """The times of every pack, by round."""
-        found = [PackTimes(**row) for row in _read_all(self._packs)]
+        found = [PackTimes(**row) for row in _read_all(sorted(self._packs.glob("*.json")))]
         return tuple(sorted(found, key=lambda times: times.round))
 
     @contextmanager
@@ -105,8 +114,13 @@ def _write_once(path: Path, content: dict[str, Any]) -> None:
         os.unlink(temporary)
 
 
-def _read_all(folder: Path) -> Iterator[dict[str, Any]]:
-    for path in sorted(folder.glob("*.json")):
+def _failed(paths: Iterable[Path]) -> tuple[FailedRun, ...]:
+    found = [FailedRun(**{**row, "point": DesignPoint(**row["point"])}) for row in _read_all(paths)]
+    return tuple(sorted(found, key=lambda f: (f.round, f.place, f.run_key)))
+
+
+def _read_all(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    for path in paths:
         try:
             yield json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,19 @@ def local_tracking_uri(store: Path) -> str:
 class MlflowTracker:
     """A Tracker that writes to any MLflow tracking URI.
 
-    artifacts: where the artifacts of a local database go; a server decides that itself.
+    artifacts: where the artifacts of a local database go; a server decides that itself. What is to
+    be mirrored is sent from a thread of its own, in order: no pack waits for it. `finish` does, and
+    raises what went wrong in the meantime, beside a server that is away.
     """
 
     def __init__(self, uri: str, search_id: str, spec: Mapping[str, Any], artifacts: Path) -> None:
         self._uri, self._search_id = uri, search_id
         self._client = MlflowClient(tracking_uri=uri)
         self._waiting: dict[str, Observation] = {}
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+        self._sent: list[Future[None]] = []
+        self._incoming: deque[Observation] = deque()
+        self._observing: Future[None] | None = None
         self._experiment = self._find_experiment(artifacts)
         self._parent = self._find_parent(spec)
         self._mirrored = self._mirrored_keys()
@@ -50,7 +58,33 @@ class MlflowTracker:
 
     def observe(self, observations: Iterable[Observation]) -> None:
         """Mirror observations as child runs; those already there are left alone."""
-        self._waiting |= {o.run_key: o for o in observations if o.run_key not in self._mirrored}
+        self._incoming.extend(observations)
+        last = self._observing
+        # One that has not begun takes these along: while a server is away, each would try alone.
+        if last is None or last.running() or last.done():
+            self._observing = self._send(self._observe)
+
+    def law(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
+        """The law's parameters and interval widths, against gpu_seconds as the step."""
+        self._send(self._law, dict(metrics), gpu_seconds)
+
+    def finish(self, artifacts: Sequence[Path], status: str) -> None:
+        """Attach files to the parent run and close it as FINISHED, FAILED or KILLED."""
+        self._send(self._finish, tuple(artifacts), status)
+        self._sender.shutdown(wait=True)
+        for sent in self._sent:
+            sent.result()
+
+    def _send(self, mirror: Callable[..., None], *what: Any) -> Future[None]:
+        sent = self._sender.submit(mirror, *what)
+        self._sent = [s for s in self._sent if not s.done() or s.exception()] + [sent]
+        return sent
+
+    def _observe(self) -> None:
+        while self._incoming:
+            observation = self._incoming.popleft()
+            if observation.run_key not in self._mirrored:
+                self._waiting[observation.run_key] = observation
         for key, observation in list(self._waiting.items()):
             try:
                 self._log_child(observation)
@@ -60,8 +94,7 @@ class MlflowTracker:
             self._mirrored.add(key)
             del self._waiting[key]
 
-    def law(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
-        """The law's parameters and interval widths, against gpu_seconds as the step."""
+    def _law(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
         now = int(time.time() * 1000)
         step = round(gpu_seconds)
         rows = [Metric(name, value, now, step) for name, value in metrics.items()]
@@ -70,8 +103,7 @@ class MlflowTracker:
         except MlflowException as error:
             log.warning("MLflow at %s took no law metrics: %s", self._uri, error)
 
-    def finish(self, artifacts: Sequence[Path], status: str) -> None:
-        """Attach files to the parent run and close it as FINISHED, FAILED or KILLED."""
+    def _finish(self, artifacts: Sequence[Path], status: str) -> None:
         try:
             for path in artifacts:
                 self._client.log_artifact(self._parent, str(path))

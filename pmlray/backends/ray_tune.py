@@ -84,8 +84,8 @@ def run_packs_on_ray(
     search: PreparedSearch, source: PackSource, store: Path, profile: ClusterProfile
 ) -> None:
     """Run a study to its end on the connected Ray; raises the error that ended it, if one did."""
-    runner = RayTrainRunner(search, store, profile)
     n_at_once = packs_at_once(profile)
+    runner = RayTrainRunner(search, store, profile, n_at_once)
     source.spread_over(n_at_once)
     searcher = PackSearcher(source, FileStore(store))
     # Zero CPUs, or trials and their own workers would wait for each other; and not on a worker
@@ -107,6 +107,7 @@ def run_packs_on_ray(
             failure_config=tune.FailureConfig(max_failures=0),
         ),
     ).fit()
+    runner.close()
     if searcher.error is not None:
         raise searcher.error
 

@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,14 +234,10 @@ def _measure(
 
     rounds = [o.round for o in store.observations()] + [f.round for f in store.failures()]
     pack = Pack(1 + max(rounds, default=-1), missing)
-    runner = RayTrainRunner(search, store.folder, plan.request.profile)
-    # Called in the main thread, Ray Train would take Ctrl-C for itself and end without a word.
-    aside = ThreadPoolExecutor(1)
-    try:
-        with ray_session(address):
-            result = aside.submit(runner.run, pack).result()
-    finally:
-        aside.shutdown(wait=False)
+    with ray_session(address):
+        runner = RayTrainRunner(search, store.folder, plan.request.profile)
+        result = runner.run(pack)
+        runner.close()
     store.put_times(result.times)
 
 

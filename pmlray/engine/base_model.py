@@ -160,6 +160,34 @@ def load_base_model(
     return BaseModel(model.to(device), tokenizer, probe)
 
 
+LoadBase = Callable[[str, ModelSource, str | None, Any, Probe, torch.device], BaseModel]
+
+
+class KeptBase:
+    """`load_base_model` for a process that measures one pack after another: the last base stays."""
+
+    def __init__(self) -> None:
+        self._what: tuple[Any, ...] | None = None
+        self._base: BaseModel | None = None
+
+    def __call__(
+        self,
+        model_id: str,
+        source: ModelSource,
+        revision: str | None,
+        dtype: Any,
+        probe: Probe,
+        device: torch.device,
+    ) -> BaseModel:
+        """The base, loaded unless it is the one that is there."""
+        what = (model_id, source, revision, dtype, probe, device)
+        if self._base is None or what != self._what:
+            # Two bases may not fit at once.
+            self._base = None
+            self._base, self._what = load_base_model(*what), what
+        return self._base
+
+
 def check_layer(probe: Probe, n_layers: int) -> None:
     """ModelError when the base has no such layer."""
     if probe.layer >= n_layers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -20,7 +21,7 @@ import torch
 from pmlray import __version__
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapted import AdaptedModel
-from pmlray.engine.base_model import BaseModel, load_base_model, render_prompt
+from pmlray.engine.base_model import BaseModel, LoadBase, load_base_model, render_prompt
 from pmlray.engine.control import Control, Prefixes
 from pmlray.engine.evaluate import Decoding, decode_exactly
 from pmlray.engine.loop import train_pack
@@ -37,6 +38,7 @@ from pmlray.ports import ObservationStore
 from pmlray.types import FailedRun, Observation, Pack
 
 MakeStepper = Callable[[AdaptedModel, PackedAdamW], Stepper]
+CLEAR_REFS = Path("/proc/self/clear_refs")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 VERSIONED = ("torch", "transformers", "peft")
 
@@ -54,17 +56,20 @@ def measure_pack(
     make_stepper: MakeStepper,
     backend: Mapping[str, str],
     prefix_store: PrefixStore | None = None,
+    load_base: LoadBase = load_base_model,
 ) -> float:
     """Train a pack and store each run's observation as soon as it is done.
 
     adapters: folder that receives one sub-folder a run_key. backend: names and versions of what
     drives the loop, for the provenance. prefix_store: where this node's packs share the frozen
-    part's activations; None: nowhere. Returns wall seconds inside optimiser steps. A run whose
-    loss stops being a number is stored as failed; errors of the whole pack propagate.
+    part's activations; None: nowhere. load_base: loads the base, or has it already. Returns wall
+    seconds inside optimiser steps. A run whose loss stops being a number is stored as failed;
+    errors of the whole pack propagate.
     """
     spec, device = search.spec, pick_device()
     started = time.perf_counter()
-    base = load_base_model(
+    _forget_peak_memory(device)
+    base = load_base(
         spec.model.id, search.source, spec.model.revision, spec.model.dtype, spec.probe, device
     )
     loaded = time.perf_counter()
@@ -218,6 +223,16 @@ def _shortened(
         cached.shortened(len(record.target_ids))
         for cached, record in zip(cache[: len(records)], records, strict=True)
     )
+
+
+def _forget_peak_memory(device: torch.device) -> None:
+    """Start the peak anew: what an earlier pack of this process took is no part of this one's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif CLEAR_REFS.exists():
+        # Where the kernel refuses, the peak is that of the process so far.
+        with contextlib.suppress(OSError):
+            CLEAR_REFS.write_text("5")
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -20,7 +20,7 @@ from pmlray.law import LawSummary
 from pmlray.ports import ObservationStore, PointSource, Tracker
 from pmlray.study.memft_schedule import memft_runs
 from pmlray.study.packs import known_device, packs_of, runs_to_ask, trunk_families
-from pmlray.study.result import fit_observations
+from pmlray.study.result import REFIT_GROWTH, fit_observations, refit_is_due
 from pmlray.types import Observation, Pack, PackResult, Phase, PlannedRun
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,9 @@ class LawSearch:
         rounds = [o.round for o in self._observations.values()] + [f.round for f in failures]
         self._round = 1 + max(rounds, default=-1)
         self._law_over = any(o.phase == "memft" for o in self._observations.values())
-        self.law: LawSummary | None = self._fit()
+        self._n_fitted = 0
+        self.law: LawSummary | None = None
+        self._refit(tell=False)
         tracker.observe(self._observations.values())
 
     def spread_over(self, n_devices: int) -> None:
@@ -121,10 +123,8 @@ class LawSearch:
             self._points.fail(failure.run_key)
         self._failed_packs = 0 if result.observations else self._failed_packs + 1
         self._tracker.observe(result.observations)
-        if any(o.phase == "law" for o in result.observations):
-            self.law = self._fit()
-            if self.law is not None:
-                self._tracker.law(law_metrics(self.law), self.progress().gpu_seconds_spent)
+        if self._refit_is_due():
+            self._refit()
         self._announce(self.progress())
 
     def progress(self) -> Progress:
@@ -193,6 +193,7 @@ class LawSearch:
     def _memft_packs(self) -> Sequence[tuple[PlannedRun, ...]]:
         """As many groups of paired runs as one pack a device takes; a run that failed is not tried
         again."""
+        self._refit()
         if self.law is None:
             return ()
         # The law's own runs alone, or the points would move with what MemFT's runs measure.
@@ -216,12 +217,20 @@ class LawSearch:
         packs = packs_of(groups, self._n_devices, device, cost, limit)
         return packs[: self._n_devices]
 
-    def _fit(self) -> LawSummary | None:
-        known = sorted(
-            (o for o in self._observations.values() if o.phase == "law"),
-            key=lambda o: (o.round, o.place, o.run_key),
-        )
-        return fit_observations(self._search.spec, known)
+    def _refit_is_due(self) -> bool:
+        """Whether the law that is shown is too old, or decides whether the search goes on."""
+        decides = self._search.spec.stop.relative_interval is not None
+        return refit_is_due(len(self._plain()), self._n_fitted, 1.0 if decides else REFIT_GROWTH)
+
+    def _refit(self, tell: bool = True) -> None:
+        """Fit the law to everything there is, unless it is; `tell` the tracker."""
+        known = sorted(self._plain(), key=lambda o: (o.round, o.place, o.run_key))
+        if len(known) == self._n_fitted:
+            return
+        self._n_fitted = len(known)
+        self.law = fit_observations(self._search.spec, known)
+        if self.law is not None and tell:
+            self._tracker.law(law_metrics(self.law), self.progress().gpu_seconds_spent)
 
 
 def law_metrics(law: LawSummary) -> dict[str, float]:

@@ -42,6 +42,7 @@ def test_mirrors_each_observation_once(
     spec = search.spec.model_dump(mode="json")
     tracker = MlflowTracker(uri, search.spec.search_id, spec, database / "artifacts")
     tracker.observe(observations[:2])
+    tracker.finish([], "KILLED")
     client = MlflowClient(uri)
 
     # A driver killed while it wrote a child leaves it RUNNING.

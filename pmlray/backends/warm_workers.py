@@ -1,0 +1,182 @@
+"""Ray Train workers that stay: started once for a device, they train one pack after another.
+
+A Ray Train job lasts as long as its train function. Here the function asks for the next pack when
+it is done with one, so that the job's start, the imports and the base's load are paid once a device
+and not once a pack. An error still ends the job with its pack, and the next pack starts a new one.
+"""
+
+from __future__ import annotations
+
+import gc
+import queue
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+
+from pmlray.backends.file_store import FileStore
+from pmlray.config.prepared import PreparedSearch
+from pmlray.types import Pack
+
+# A worker without a pack gives its device back after so long.
+KEEP_SECONDS = 60.0
+POLL_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """What a worker needs to measure packs; `store` is a folder that every node sees. `gpus` 0: it
+    trains on `cpus` cores."""
+
+    search: PreparedSearch
+    store: str
+    gpus: int
+    cpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackOutcome:
+    """Wall seconds inside optimiser steps, and the reason why it failed ("" where it did not)."""
+
+    training_seconds: float
+    reason: str = ""
+
+
+@dataclass
+class _Job:
+    """One Ray Train job: its packs to do, and the pack that it is at."""
+
+    number: int
+    packs: queue.Queue[Pack] = field(default_factory=queue.Queue)
+    current: Future[float] = field(default_factory=Future)
+    ended: Future[None] = field(default_factory=Future)
+    idle_since: float = field(default_factory=time.monotonic)
+
+
+class WarmWorkers:
+    """Runs packs on Ray Train jobs, at most one job for each pack that is out. A Ray actor:
+    `run` is called by whoever has a pack, `next_pack` and `finished` by the workers."""
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        self._plan, self._lock = plan, threading.Lock()
+        self._jobs: dict[int, _Job] = {}
+        self._idle: list[_Job] = []
+        self._closing = False
+        self._threads = ThreadPoolExecutor(thread_name_prefix="ray-train")
+
+    def run(self, pack: Pack) -> PackOutcome:
+        """Train a pack on a worker that is idle, else on a new one."""
+        with self._lock:
+            job = self._idle.pop() if self._idle else self._start(pack.pack_id)
+            job.current = Future()
+            job.packs.put(pack)
+        wait([job.current, job.ended], return_when=FIRST_COMPLETED)
+        if job.current.done():
+            with self._lock:
+                job.idle_since = time.monotonic()
+                self._idle.append(job)
+            return PackOutcome(job.current.result())
+        error = job.ended.exception()
+        reason = "its Ray Train worker ended" if error is None else _cause(error)
+        return PackOutcome(0.0, reason)
+
+    def next_pack(self, number: int) -> Pack | str:
+        """A worker's next pack; "wait" when there is none yet, "end" when none will come."""
+        job = self._jobs[number]
+        try:
+            return job.packs.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            pass
+        with self._lock:
+            kept = time.monotonic() - job.idle_since
+            if job in self._idle and (self._closing or kept > KEEP_SECONDS):
+                self._idle.remove(job)
+                return "end"
+        return "wait"
+
+    def finished(self, number: int, training_seconds: float) -> None:
+        """A worker is done with its pack; what it measured is in the store."""
+        self._jobs[number].current.set_result(training_seconds)
+
+    def _start(self, name: str) -> _Job:
+        job = _Job(len(self._jobs))
+        self._jobs[job.number] = job
+        me = ray.get_runtime_context().current_actor
+        self._threads.submit(self._train, job, name, me)
+        return job
+
+    def _train(self, job: _Job, name: str, me: Any) -> None:
+        plan = self._plan
+        trainer = TorchTrainer(
+            train_packs,
+            train_loop_config={"plan": plan, "workers": me, "number": job.number},
+            scaling_config=ScalingConfig(
+                num_workers=1,
+                use_gpu=plan.gpus > 0,
+                resources_per_worker={"GPU": plan.gpus} if plan.gpus else {"CPU": plan.cpus},
+            ),
+            run_config=RunConfig(
+                name=name,
+                # Its own folder a Ray version: another version's snapshot cannot be read.
+                storage_path=str(Path(plan.store) / "ray" / ray.__version__),
+                failure_config=FailureConfig(max_failures=0),
+            ),
+        )
+        try:
+            trainer.fit()
+            job.ended.set_result(None)
+        # A job's boundary: whatever ended it is the reason why its pack failed.
+        except Exception as error:
+            job.ended.set_exception(error)
+
+    def close(self) -> None:
+        """Let the workers end as soon as they are idle."""
+        self._closing = True
+
+
+def train_packs(config: dict[str, Any]) -> None:
+    """The train loop of a worker: measures packs, stores each observation as it is done."""
+    import torch
+
+    from pmlray.backends.deepspeed import BACKEND, deepspeed_stepper
+    from pmlray.engine.base_model import KeptBase
+    from pmlray.engine.measure import measure_pack
+    from pmlray.engine.prefix_store import node_store
+
+    plan: WorkerPlan = config["plan"]
+    workers, number = config["workers"], config["number"]
+    if not torch.cuda.is_available():
+        torch.set_num_threads(plan.cpus)
+    store, load_base = FileStore(Path(plan.store)), KeptBase()
+    versions = {"ray": ray.__version__, **BACKEND}
+    while (pack := ray.get(workers.next_pack.remote(number))) != "end":
+        if pack == "wait":
+            continue
+        seconds = measure_pack(
+            plan.search,
+            pack,
+            store,
+            store.adapters,
+            deepspeed_stepper(),
+            versions,
+            prefix_store=node_store(),
+            load_base=load_base,
+        )
+        # What a pack leaves behind would count in the next one's peak.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        ray.get(workers.finished.remote(number, seconds))
+
+
+def _cause(error: BaseException) -> str:
+    workers = getattr(error, "worker_failures", None)
+    found = workers if isinstance(error, TrainingFailedError) and workers else None
+    first = next(iter(found.values()), error) if found else error
+    return str(first).strip()[-2000:]
