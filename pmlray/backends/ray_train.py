@@ -11,7 +11,8 @@ from typing import Any
 import ray
 
 from pmlray.backends.file_store import FileStore
-from pmlray.backends.warm_workers import PackOutcome, WarmWorkers, WorkerPlan
+from pmlray.backends.ray_sharded import WorkerPlan
+from pmlray.backends.warm_workers import PackOutcome, WarmWorkers
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.prepared import PreparedSearch
 from pmlray.types import FailedRun, Pack, PackResult, PackTimes
@@ -28,11 +29,11 @@ def packs_at_once(profile: ClusterProfile) -> int:
     """How many packs train at once: what the profile says, else one for each device there is."""
     if profile.concurrent_packs is not None:
         return profile.concurrent_packs
-    kind, needed = ("GPU", profile.gpus_per_pack) if profile.gpus_per_pack else (
-        "CPU", cpus_of(profile)
-    )  # fmt: skip
+    kind, needed = "GPU", profile.gpus_per_pack
+    if not needed:
+        kind, needed = "CPU", max(1, cpus_of(profile) // profile.workers_per_pack)
     there = (node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"])
-    return max(1, sum(int(amount // needed) for amount in there))
+    return max(1, sum(int(amount // needed) for amount in there) // profile.workers_per_pack)
 
 
 class RayTrainRunner:
@@ -45,7 +46,9 @@ class RayTrainRunner:
         self, search: PreparedSearch, store: Path, profile: ClusterProfile, n_at_once: int = 1
     ) -> None:
         self._store = store
-        plan = WorkerPlan(search, str(store), profile.gpus_per_pack, cpus_of(profile))
+        workers = profile.workers_per_pack
+        cpus = max(1, cpus_of(profile) // workers)
+        plan = WorkerPlan(search, str(store), profile.gpus_per_pack, cpus, workers)
         actor = ray.remote(WarmWorkers).options(
             num_cpus=0,
             # Not on a worker node that may vanish.

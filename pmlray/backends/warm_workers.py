@@ -17,27 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, RunConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from pmlray.backends.file_store import FileStore
-from pmlray.config.prepared import PreparedSearch
+from pmlray.backends.ray_sharded import WorkerPlan, fit_sharded
 from pmlray.types import Pack
 
 # A worker without a pack gives its device back after so long.
 KEEP_SECONDS = 60.0
 POLL_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class WorkerPlan:
-    """What a worker needs to measure packs; `store` is a folder that every node sees. `gpus` 0: it
-    trains on `cpus` cores."""
-
-    search: PreparedSearch
-    store: str
-    gpus: int
-    cpus: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +60,13 @@ class WarmWorkers:
         self._threads = ThreadPoolExecutor(thread_name_prefix="ray-train")
 
     def run(self, pack: Pack) -> PackOutcome:
-        """Train a pack on a worker that is idle, else on a new one."""
+        """Train a pack on a worker that is idle, else on a new one; over several workers, whose
+        base is sharded, as a job of its own."""
+        if self._plan.workers > 1:
+            try:
+                return PackOutcome(fit_sharded(self._plan, pack))
+            except TrainingFailedError as error:
+                return PackOutcome(0.0, _cause(error))
         with self._lock:
             job = self._idle.pop() if self._idle else self._start(pack.pack_id)
             job.current = Future()
@@ -116,15 +111,10 @@ class WarmWorkers:
         trainer = TorchTrainer(
             train_packs,
             train_loop_config={"plan": plan, "workers": me, "number": job.number},
-            scaling_config=ScalingConfig(
-                num_workers=1,
-                use_gpu=plan.gpus > 0,
-                resources_per_worker={"GPU": plan.gpus} if plan.gpus else {"CPU": plan.cpus},
-            ),
+            scaling_config=plan.scaling(),
             run_config=RunConfig(
                 name=name,
-                # Its own folder a Ray version: another version's snapshot cannot be read.
-                storage_path=str(Path(plan.store) / "ray" / ray.__version__),
+                storage_path=plan.storage,
                 failure_config=FailureConfig(max_failures=0),
             ),
         )

@@ -11,6 +11,9 @@ class ClusterProfile(BaseModel):
     """One kind of cluster.
 
     `gpus_per_pack` 0 trains on the CPU with `cpus_per_pack` cores (None: all of the machine's).
+    `workers_per_pack` above 1 is for a base that no single device holds: DeepSpeed ZeRO-3 shards it
+    over so many workers, each with `gpus_per_pack` GPUs or its share of `cpus_per_pack`, and a
+    pack's runs train one by one (probe.placement down_proj, plain fine-tuning).
     `concurrent_packs` train at once, where there are devices for them (None: one a device that the
     cluster has when the search starts; say how many where nodes come later). Each is chosen knowing
     only what those before it measured: more of them find the law sooner, and with more runs.
@@ -22,6 +25,7 @@ class ClusterProfile(BaseModel):
 
     gpus_per_pack: Annotated[int, Field(ge=0, le=1)] = 0
     cpus_per_pack: Annotated[int, Field(ge=1)] | None = None
+    workers_per_pack: Annotated[int, Field(ge=1)] = 1
     concurrent_packs: Annotated[int, Field(ge=1)] | None = None
     storage: str | None = None
     tracking_uri: str | None = None

@@ -38,7 +38,7 @@ from pmlray.ports import ObservationStore
 from pmlray.types import FailedRun, Observation, Pack
 
 MakeStepper = Callable[[AdaptedModel, PackedAdamW], Stepper]
-CLEAR_REFS = Path("/proc/self/clear_refs")
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 VERSIONED = ("torch", "transformers", "peft")
 
@@ -238,6 +238,10 @@ def _forget_peak_memory(device: torch.device) -> None:
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if STATUS.exists():
+        # Since it was forgotten last; getrusage's is that of the whole process.
+        line = next(x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
