@@ -93,6 +93,10 @@ class PointSource(Protocol):
 class PackSource(Protocol):
     """A study as whoever runs its packs sees it (a search, a comparison)."""
 
+    def spread_over(self, n_devices: int) -> None:
+        """So many packs can train at once; one, unless this is called before `next_pack`."""
+        ...
+
     def next_pack(self) -> Pack | None:
         """The next pack to train; None when there is none, or none before another is done."""
         ...

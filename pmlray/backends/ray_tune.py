@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from pmlray.backends.file_leases import Lease
 from pmlray.backends.file_store import FileStore
-from pmlray.backends.ray_train import RayTrainRunner, await_workers, collect
+from pmlray.backends.ray_train import RayTrainRunner, await_workers, collect, packs_at_once
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import PmlrayError
@@ -68,6 +68,7 @@ class PackSearcher(Searcher):
             pack.round,
             report.get("training_seconds", 0.0),
             report.get("wall_seconds", 0.0),
+            report.get("lost_gpu_seconds", 0.0),
         )
         reason = "its Ray Tune trial ended without a result; see the Ray logs"
         self._source.absorb(collect(self._store, pack, times, reason))
@@ -96,7 +97,9 @@ def run_packs_on_ray(
     driver: the lease on the store. An interrupt asks the workers to keep what they have and waits
     until they have left, for LEAVE_SECONDS at most.
     """
-    runner = RayTrainRunner(search, store, profile, driver.generation)
+    n_at_once = packs_at_once(profile)
+    runner = RayTrainRunner(search, store, profile, driver.generation, n_at_once)
+    source.spread_over(n_at_once)
     searcher = PackSearcher(source, FileStore(store))
     # Zero CPUs, or trials and their own workers would wait for each other; and not on a worker
     # node that may vanish.
@@ -106,7 +109,7 @@ def run_packs_on_ray(
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             num_samples=UNBOUNDED,
-            max_concurrent_trials=profile.concurrent_packs,
+            max_concurrent_trials=n_at_once,
             # The process that waits for one pack can wait for the next.
             reuse_actors=True,
         ),
@@ -123,6 +126,7 @@ def run_packs_on_ray(
         driver.ask_to_stop()
         searcher.await_workers()
         raise
+    runner.close()
     if searcher.error is not None:
         raise searcher.error
 
@@ -135,6 +139,7 @@ def _trial(runner: PackRunner) -> Callable[[dict[str, Any]], None]:
                 METRIC: len(result.observations),
                 "training_seconds": result.times.training_seconds,
                 "wall_seconds": result.times.wall_seconds,
+                "lost_gpu_seconds": result.times.lost_gpu_seconds,
             }
         )
 

@@ -246,17 +246,18 @@ def _measure(
 
     rounds = [o.round for o in store.observations()] + [f.round for f in store.failures()]
     pack = Pack(1 + max(rounds, default=-1), missing)
-    runner = RayTrainRunner(search, store.folder, plan.request.profile, driver.generation)
     # Called in the main thread, Ray Train would take Ctrl-C for itself and end without a word.
     aside = ThreadPoolExecutor(1)
     try:
         with ray_session(address):
+            runner = RayTrainRunner(search, store.folder, plan.request.profile, driver.generation)
             try:
                 result = aside.submit(runner.run, pack).result()
             except KeyboardInterrupt:
                 driver.ask_to_stop()
                 await_workers(store, pack)
                 raise
+            runner.close()
     finally:
         aside.shutdown(wait=False)
     store.put_times(result.times)

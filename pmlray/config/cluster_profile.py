@@ -11,8 +11,12 @@ class ClusterProfile(BaseModel):
     """One kind of cluster.
 
     `gpus_per_pack` 0 trains on the CPU with `cpus_per_pack` cores (None: all of the machine's).
-    `concurrent_packs` train at once, where there are devices for them; each is chosen knowing only
-    what those before it measured, so that more of them find the law sooner, and with more runs.
+    `workers_per_pack` above 1 is for a base that no single device holds: DeepSpeed ZeRO-3 shards it
+    over so many workers, each with `gpus_per_pack` GPUs or its share of `cpus_per_pack`, and a
+    pack's runs train one by one (probe.placement down_proj, plain fine-tuning).
+    `concurrent_packs` train at once, where there are devices for them (None: one a device that the
+    cluster has when the search starts; say how many where nodes come later). Each is chosen knowing
+    only what those before it measured: more of them find the law sooner, and with more runs.
     `storage` is the folder of all searches' stores, seen by every node. `tracking_uri` is MLflow's.
     `max_pack_failures` packs may fail one after another before the search gives up.
     `checkpoint_seconds` of training at most are lost when a worker dies.
@@ -22,7 +26,8 @@ class ClusterProfile(BaseModel):
 
     gpus_per_pack: Annotated[int, Field(ge=0, le=1)] = 0
     cpus_per_pack: Annotated[int, Field(ge=1)] | None = None
-    concurrent_packs: Annotated[int, Field(ge=1)] = 1
+    workers_per_pack: Annotated[int, Field(ge=1)] = 1
+    concurrent_packs: Annotated[int, Field(ge=1)] | None = None
     storage: str | None = None
     tracking_uri: str | None = None
     max_pack_failures: Annotated[int, Field(ge=1)] = 2

@@ -52,8 +52,9 @@ class Tuning(Part):
 class CompareSpec(Part):
     """A whole comparison: every method at every point, text and seed, `sft` among them.
 
-    `pack_size`: runs that train together. `evaluate.prose` shows what each method does to the base.
-    Load it with `pmlray.config.prepared.prepare_comparison`, which names lines in errors.
+    `pack_size`: runs that train together; None: whole texts, as many as the device is known to
+    hold, dealt out over all devices. `evaluate.prose` shows what each method does to the base. Load
+    it with `pmlray.config.prepared.prepare_comparison`, which names lines in errors.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)
@@ -67,7 +68,7 @@ class CompareSpec(Part):
     tuning: Tuning
     sequences: tuple[SequenceId, ...] = Field(default=(0, 1, 2, 3, 4), min_length=2)
     seeds: tuple[Seed, ...] = Field(default=(0, 1), min_length=1)
-    pack_size: PositiveInt = 20
+    pack_size: PositiveInt | None = None
     evaluate: Evaluate = Evaluate(generate_max_tokens=0, prose=True)
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ from pmlray.types import DesignPoint, MemftRules
 
 Seed = Annotated[int, Field(ge=0)]
 SequenceId = Annotated[int, Field(ge=0, lt=FRESH_SEQUENCE_ID)]
+FORMER_PACK_SIZE = 4
 DEFAULT_KEY_PROMPT = "Please output the content of the vector memory injected into the activations."
 
 
@@ -134,6 +135,7 @@ class Targets(Part):
 class Design(Part):
     """How points are chosen: a log-spaced start, then packs of `pack_size` by `acquisition`.
 
+    `pack_size` None: as many runs as the packs so far have shown to be worth it on their device.
     `v_optimal` removes the most variance at the targets per gpu_second, over all forms. Its rivals:
     `v_optimal_single` (under the best form alone), `d_optimal` (the best form's parameters),
     `random`, `sobol`, `lhs` (Latin hypercubes), `cheapest_first`, `full_grid`, and Optuna's `tpe`
@@ -144,7 +146,7 @@ class Design(Part):
     acquisition: Acquisition = "v_optimal"
     seed: Seed = 0
     n_initial: Annotated[int, Field(ge=1)] = 6
-    pack_size: Annotated[int, Field(ge=1)] = 4
+    pack_size: Annotated[int, Field(ge=1)] | None = None
     validation_share: Annotated[float, Field(ge=0, le=1)] = 0.2
     targets: Targets | None = None
 
@@ -232,7 +234,13 @@ class SearchSpec(Part):
     def search_id(self) -> str:
         """Name and a hash of all that differs from the defaults: a new option, left at its default,
         leaves every earlier search its id."""
-        canonical = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        chosen = self.model_dump(mode="json", exclude_defaults=True)
+        # The default of the searches that were begun before packs followed their device.
+        if self.design.pack_size == FORMER_PACK_SIZE:
+            del chosen["design"]["pack_size"]
+            if not chosen["design"]:
+                del chosen["design"]
+        canonical = json.dumps(chosen, sort_keys=True)
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
     def memft_rules(self) -> MemftRules:

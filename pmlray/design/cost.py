@@ -38,8 +38,13 @@ class CostModel:
         """Tokens through the trainable layers in one optimiser step."""
         if self.batch_records is None:
             return point.seq_len + self.prompt_tokens
-        records = min(self.batch_records, math.ceil(point.seq_len / TARGET_TOKENS))
-        return records * (TARGET_TOKENS + self.prompt_tokens)
+        return self.rows_per_step(point) * (TARGET_TOKENS + self.prompt_tokens)
+
+    def rows_per_step(self, point: DesignPoint) -> int:
+        """Records in one optimiser step."""
+        if self.batch_records is None:
+            return 1
+        return min(self.batch_records, math.ceil(point.seq_len / TARGET_TOKENS))
 
     def predict(self, point: DesignPoint) -> float:
         """gpu_seconds of one run at this point, by itself."""

@@ -5,9 +5,12 @@ Shapes: B rows, T positions, D hidden size, X width of the adapter's input.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -44,6 +47,19 @@ class BaseModel:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device
+
+    @cached_property
+    def prefix_hash(self) -> str:
+        """A hash of the embeddings and of blocks 0..k, as they are in memory: names and values."""
+        digest = hashlib.sha256()
+        body = self.model.model
+        for module in (body.embed_tokens, *body.layers[: self.probe.layer + 1]):
+            for name, values in module.named_parameters():
+                digest.update(f"{name}:{tuple(values.shape)}:{values.dtype}\n".encode())
+                digest.update(values.detach().cpu().contiguous().view(torch.uint8).numpy())
+        config = self.model.config.to_diff_dict()
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
 
     @property
     def head_weight(self) -> Tensor:
@@ -142,6 +158,34 @@ def load_base_model(
     model.requires_grad_(False)
     model.eval()
     return BaseModel(model.to(device), tokenizer, probe)
+
+
+LoadBase = Callable[[str, ModelSource, str | None, Any, Probe, torch.device], BaseModel]
+
+
+class KeptBase:
+    """`load_base_model` for a process that measures one pack after another: the last base stays."""
+
+    def __init__(self) -> None:
+        self._what: tuple[Any, ...] | None = None
+        self._base: BaseModel | None = None
+
+    def __call__(
+        self,
+        model_id: str,
+        source: ModelSource,
+        revision: str | None,
+        dtype: Any,
+        probe: Probe,
+        device: torch.device,
+    ) -> BaseModel:
+        """The base, loaded unless it is the one that is there."""
+        what = (model_id, source, revision, dtype, probe, device)
+        if self._base is None or what != self._what:
+            # Two bases may not fit at once.
+            self._base = None
+            self._base, self._what = load_base_model(*what), what
+        return self._base
 
 
 def check_layer(probe: Probe, n_layers: int) -> None:

@@ -6,7 +6,7 @@ memorisation, with the frozen base as the reference, is what is left of delta_lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pmlray.config.prepared import PreparedSearch
@@ -14,8 +14,10 @@ from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import BaseModel
 from pmlray.engine.batches import Row
 from pmlray.engine.evaluate import TokenScores, score_tokens
-from pmlray.engine.prefix_cache import CachedRecord, build_prefix_cache
+from pmlray.engine.prefix_cache import CachedRecord
 from pmlray.memory import PROSE, PromptRenderer, Record, fresh_records
+
+Prefixes = Callable[[BaseModel, Sequence[Record]], tuple[CachedRecord, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class _Fresh:
 class Control:
     """A pack's fresh text by the length of its runs, cached and scored without adapters once.
 
-    Build it before anything is trained: until then no adapter changes anything.
+    Build it before anything is trained: until then no adapter changes anything. prefixes: gives
+    the cache of records.
     """
 
     def __init__(
@@ -50,8 +53,9 @@ class Control:
         model: AdaptedModel,
         seq_lens: Iterable[int],
         render_prompt: PromptRenderer,
+        prefixes: Prefixes,
     ) -> None:
-        self._model = model
+        self._model, self._prefixes = model, prefixes
         spec, tokens = search.spec, search.spec.evaluate.control_tokens
         tokenizer = base.tokenizer.backend_tokenizer
         self._prose: _Fresh | None = None
@@ -82,7 +86,7 @@ class Control:
         return ControlScore(delta_loss, recall, prose_delta_loss)
 
     def _fresh(self, base: BaseModel, records: tuple[Record, ...]) -> _Fresh:
-        cached = build_prefix_cache(base, records)
+        cached = tuple(record.to(base.device) for record in self._prefixes(base, records))
         return _Fresh(cached, self._scores(0, cached).mean_nll)
 
     def _scores(self, adapter: int, records: tuple[CachedRecord, ...]) -> TokenScores:

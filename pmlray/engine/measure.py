@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -18,9 +21,9 @@ import torch
 from pmlray import __version__
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapted import AdaptedModel
-from pmlray.engine.base_model import BaseModel, load_base_model, render_prompt
+from pmlray.engine.base_model import BaseModel, LoadBase, load_base_model, render_prompt
 from pmlray.engine.checkpoints import Checkpoints
-from pmlray.engine.control import Control
+from pmlray.engine.control import Control, Prefixes
 from pmlray.engine.evaluate import Decoding, decode_exactly
 from pmlray.engine.loop import train_pack
 from pmlray.engine.members import make_members
@@ -28,6 +31,7 @@ from pmlray.engine.optimizer import PackedAdamW
 from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.peft_io import save_adapter
 from pmlray.engine.prefix_cache import CachedRecord, build_prefix_cache
+from pmlray.engine.prefix_store import PrefixCount, PrefixStore
 from pmlray.engine.stepper import Stepper
 from pmlray.engine.trained import TrainedMember
 from pmlray.memory import MemorySet, PromptRenderer, Record, build_memory, prefix
@@ -35,6 +39,8 @@ from pmlray.ports import ObservationStore
 from pmlray.types import FailedRun, Observation, Pack
 
 MakeStepper = Callable[[AdaptedModel, PackedAdamW], Stepper]
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 VERSIONED = ("torch", "transformers", "peft")
 
 
@@ -51,23 +57,28 @@ def measure_pack(
     make_stepper: MakeStepper,
     backend: Mapping[str, str],
     checkpoints: Checkpoints | None = None,
+    prefix_store: PrefixStore | None = None,
+    load_base: LoadBase = load_base_model,
 ) -> float:
     """Train a pack and store each run's observation as soon as it is done.
 
     adapters: folder that receives one sub-folder a run_key. backend: names and versions of what
-    drives the loop, for the provenance. Returns wall seconds inside optimiser steps. A run that
-    diverges is stored as failed; errors of the whole pack propagate. checkpoints: from where the
-    pack goes on, if it was cut off.
+    drives the loop, for the provenance. checkpoints: from where the pack goes on, if it was cut
+    off. prefix_store: where this node's packs share the frozen part's activations; None: nowhere.
+    load_base: loads the base, or has it already. Returns wall seconds inside optimiser steps. A run
+    that diverges is stored as failed; errors of the whole pack propagate.
     """
     spec, device = search.spec, pick_device()
     started = time.perf_counter()
-    base = load_base_model(
+    _forget_peak_memory(device)
+    base = load_base(
         spec.model.id, search.source, spec.model.revision, spec.model.dtype, spec.probe, device
     )
     loaded = time.perf_counter()
     render = partial(render_prompt, base.tokenizer, prompt_format=spec.task.prompt_format)
     memories = _memories(search, base, pack, render)
-    cache = _caches(base, memories, pack)
+    prefixes = build_prefix_cache if prefix_store is None else prefix_store.fetch
+    cache = _caches(base, memories, pack, prefixes)
     cached = time.perf_counter()
     own_memory = [prefix(memories[r.sequence_id], r.point.seq_len) for r in pack.runs]
     own_rows = [
@@ -77,7 +88,7 @@ def measure_pack(
     lora = PackedLora(base, [r.point.lora_rank for r in pack.runs], [r.seed for r in pack.runs])
     model = AdaptedModel(base, lora)
     making_control = time.perf_counter()
-    control = Control(search, base, model, (r.point.seq_len for r in pack.runs), render)
+    control = Control(search, base, model, (r.point.seq_len for r in pack.runs), render, prefixes)
     control_seconds = time.perf_counter() - making_control
     optimizer = PackedAdamW(
         model.parameters(),
@@ -89,6 +100,7 @@ def measure_pack(
         "load_seconds": loaded - started,
         "prefix_cache_seconds": cached - loaded,
         "control_cache_seconds": control_seconds,
+        "prefix_cache": asdict(PrefixCount() if prefix_store is None else prefix_store.count),
     }
 
     def keep(finished: Sequence[TrainedMember]) -> None:
@@ -176,13 +188,18 @@ def _memories(
 
 
 def _caches(
-    base: BaseModel, memories: Mapping[int, MemorySet], pack: Pack
+    base: BaseModel, memories: Mapping[int, MemorySet], pack: Pack, prefixes: Prefixes
 ) -> dict[int, tuple[CachedRecord, ...]]:
-    """Each sequence's cache, no longer than this pack needs it."""
+    """Each sequence's cache on the device, cut to what this pack needs.
+
+    It is built as long as the search needs it: built shorter, it would be another one for every
+    pack, and rounded otherwise.
+    """
     caches = {}
     for sequence_id, memory in memories.items():
         longest = max(r.point.seq_len for r in pack.runs if r.sequence_id == sequence_id)
-        caches[sequence_id] = build_prefix_cache(base, prefix(memory, longest).records)
+        own = _shortened(prefixes(base, memory.records), prefix(memory, longest).records)
+        caches[sequence_id] = tuple(record.to(base.device) for record in own)
     return caches
 
 
@@ -210,11 +227,36 @@ def _shortened(
     )
 
 
+def _forget_peak_memory(device: torch.device) -> None:
+    """Start the peak anew: what an earlier pack of this process took is no part of this one's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif CLEAR_REFS.exists():
+        # Where the kernel refuses, the peak is that of the process so far.
+        with contextlib.suppress(OSError):
+            CLEAR_REFS.write_text("5")
+
+
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if STATUS.exists():
+        # Since it was forgotten last; getrusage's is that of the whole process.
+        line = next(x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _device_memory(device: torch.device, threads: int) -> int:
+    """Bytes that a pack may use: the GPU's, or its cores' share of the machine's (or container's)
+    memory."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if CGROUP_LIMIT.is_file() and (limit := CGROUP_LIMIT.read_text().strip()).isdigit():
+        total = min(total, int(limit))
+    return total * min(threads, os.cpu_count() or threads) // (os.cpu_count() or threads)
 
 
 def _provenance(
@@ -236,6 +278,7 @@ def _provenance(
         "device": device.type,
         "device_name": name or platform.machine(),
         "devices": devices,
+        "device_memory_bytes": _device_memory(device, torch.get_num_threads()),
         "gpu_seconds_unit": "GPU" if device.type == "cuda" else "CPU core",
         # On a cluster pmlray is uploaded source, not an installed package with metadata.
         "versions": {"pmlray": __version__}

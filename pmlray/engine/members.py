@@ -61,12 +61,19 @@ class Member:
             return tuple(self.rows[order[(step * size + j) % in_play]] for j in range(size))
         if n <= batch_size:
             return self.rows
-        chosen = []
-        for position in range(step * batch_size, (step + 1) * batch_size):
-            epoch, index = divmod(position, n)
-            order = np.random.default_rng([self.run.seed, epoch]).permutation(n)
-            chosen.append(self.rows[order[index]])
-        return tuple(chosen)
+        return tuple(self.rows[i] for i in batch_at(n, step, batch_size, self.run.seed))
+
+
+def batch_at(n_records: int, step: int, batch_size: int, seed: int) -> tuple[int, ...]:
+    """The records of an optimiser step, by index: epochs are shuffled by the run's seed."""
+    if n_records <= batch_size:
+        return tuple(range(n_records))
+    chosen = []
+    for position in range(step * batch_size, (step + 1) * batch_size):
+        epoch, index = divmod(position, n_records)
+        order = np.random.default_rng([seed, epoch]).permutation(n_records)
+        chosen.append(int(order[index]))
+    return tuple(chosen)
 
 
 def make_members(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pmlray.design.packing import padded_batches
 from pmlray.engine.base_model import BaseModel
 from pmlray.memory import Record
 
@@ -40,12 +41,28 @@ class CachedRecord:
             self.hidden_TD[:end], self.adapter_in_TX[:end], self.targets_L[:n_targets], self.first
         )
 
+    def to(self, device: torch.device) -> CachedRecord:
+        """The same record on a device; itself where it is there."""
+        if self.hidden_TD.device == device:
+            return self
+        return CachedRecord(
+            self.hidden_TD.to(device),
+            self.adapter_in_TX.to(device),
+            self.targets_L.to(device),
+            self.first,
+        )
+
+
+def n_positions(record: Record) -> int:
+    """Positions of a record in the cache: the last target token predicts nothing."""
+    return len(record.prompt_ids) + len(record.target_ids) - 1
+
 
 def build_prefix_cache(base: BaseModel, records: Sequence[Record]) -> tuple[CachedRecord, ...]:
     """Run blocks 0..k once over every record, in padded batches of similar length."""
     ids = [(*record.prompt_ids, *record.target_ids[:-1]) for record in records]
     cached: dict[int, CachedRecord] = {}
-    for batch in _batches_by_length([len(row) for row in ids]):
+    for batch in padded_batches([len(row) for row in ids], PREFIX_BATCH_TOKENS):
         longest = max(len(ids[i]) for i in batch)
         ids_BT = torch.zeros(len(batch), longest, dtype=torch.long, device=base.device)
         for slot, i in enumerate(batch):
@@ -61,14 +78,3 @@ def build_prefix_cache(base: BaseModel, records: Sequence[Record]) -> tuple[Cach
                 len(records[i].prompt_ids) - 1,
             )
     return tuple(cached[i] for i in range(len(records)))
-
-
-def _batches_by_length(lengths: Sequence[int]) -> list[list[int]]:
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    batches: list[list[int]] = []
-    for i in order:
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= PREFIX_BATCH_TOKENS:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches

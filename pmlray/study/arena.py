@@ -13,8 +13,13 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import RunError
 from pmlray.ports import ObservationStore, Tracker
 from pmlray.study.law_search import Progress
+from pmlray.study.packs import known_device, packs_of
+from pmlray.study.plan import first_cost
 from pmlray.study.tuning import Cell, tuned_rates
-from pmlray.types import Pack, PackResult, PlannedRun
+from pmlray.types import DesignPoint, Pack, PackResult, PlannedRun
+
+# Runs of a pack before one has shown what the device holds.
+FIRST_PACK_RUNS = 20
 
 
 class Arena:
@@ -46,7 +51,13 @@ class Arena:
         rounds = [o.round for o in self._observations.values()] + [f.round for f in failures]
         rounds += [pack.round for pack in self._cut_off]
         self._round = 1 + max(rounds, default=-1)
+        self._times = list(store.times())
+        self._n_devices = 1
         tracker.observe(self._observations.values())
+
+    def spread_over(self, n_devices: int) -> None:
+        """Deal what is left out over so many packs that train at once."""
+        self._n_devices = n_devices
 
     def next_pack(self) -> Pack | None:
         """The next pack, or None when every run is measured; RunError when packs keep failing."""
@@ -62,7 +73,8 @@ class Arena:
             runs = self._missing(self.compared_runs())
         if not runs:
             return None
-        pack = Pack(self._round, tuple(runs[: self._spec.pack_size]))
+        size = self._spec.pack_size
+        pack = Pack(self._round, tuple(runs[:size]) if size else self._whole_texts(runs))
         self._store.put_plan(pack)
         self._round += 1
         self._pending |= {run.run_key for run in pack.runs}
@@ -73,6 +85,7 @@ class Arena:
         """Take in what came of a pack."""
         self._pending -= {run.run_key for run in result.pack.runs}
         self._store.put_times(result.times)
+        self._times.append(result.times)
         self._observations |= {o.run_key: o for o in result.observations}
         self._failed_keys |= {f.run_key for f in result.failed}
         self._failed_seconds += sum(f.gpu_seconds for f in result.failed)
@@ -140,6 +153,16 @@ class Arena:
             for method in self._spec.all_methods()
             for rate in rates[point, method]
         )
+
+    def _whole_texts(self, runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
+        """The next pack's: all that is missing of some texts, a device's share of what is left."""
+        texts: dict[tuple[DesignPoint, int, int], list[PlannedRun]] = {}
+        for run in runs:
+            texts.setdefault((run.point, run.sequence_id, run.seed), []).append(run)
+        cost = first_cost(self._search, gpu=False)
+        device = known_device(self._observations.values(), self._times, cost)
+        most = FIRST_PACK_RUNS if device is None else None
+        return packs_of(list(texts.values()), self._n_devices, device, cost, most)[0]
 
     def _missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
         """Those of the first budget of which any are missing."""

@@ -8,7 +8,8 @@ same store goes on where the old one stopped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -18,8 +19,9 @@ from pmlray.errors import RunError
 from pmlray.law import LawSummary
 from pmlray.ports import ObservationStore, PointSource, Tracker
 from pmlray.study.memft_schedule import memft_runs
-from pmlray.study.result import fit_observations
-from pmlray.types import Pack, PackResult, Phase, PlannedRun
+from pmlray.study.packs import known_device, packs_of, runs_to_ask, trunk_families
+from pmlray.study.result import REFIT_GROWTH, fit_observations, refit_is_due
+from pmlray.types import Observation, Pack, PackResult, Phase, PlannedRun
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,9 @@ class LawSearch:
         self._search, self._store, self._points = search, store, points
         self._tracker, self._announce = tracker, announce
         self._cost, self._max_pack_failures = cost, max_pack_failures
-        self._failed_packs = 0
+        self._failed_packs, self._n_devices = 0, 1
+        self._ready: deque[Pack] = deque()
+        self._times = list(store.times())
         self._pending: dict[str, PlannedRun] = {}
         self._observations = {o.run_key: o for o in store.observations()}
         failures = store.failures()
@@ -71,8 +75,14 @@ class LawSearch:
         rounds += [pack.round for pack in self._cut_off]
         self._round = 1 + max(rounds, default=-1)
         self._law_over = any(o.phase == "memft" for o in self._observations.values())
-        self.law: LawSummary | None = self._fit()
+        self._n_fitted = 0
+        self.law: LawSummary | None = None
+        self._refit(tell=False)
         tracker.observe(self._observations.values())
+
+    def spread_over(self, n_devices: int) -> None:
+        """Deal the start and MemFT's pairs out over so many packs that train at once."""
+        self._n_devices = n_devices
 
     def next_pack(self) -> Pack | None:
         """The next pack; RunError when packs keep failing.
@@ -87,16 +97,19 @@ class LawSearch:
             )
         if self._cut_off:
             return self._cut_off.pop(0)
-        runs = self._law_runs()
-        # MemFT's points are the law's to choose, once nothing can change it any more.
-        if not runs and not self._n_law_pending():
-            runs = self._memft_runs()
-        if not runs:
+        if not self._ready:
+            packs = self._law_packs()
+            # MemFT's points are the law's to choose, once nothing can change it any more.
+            if not packs and not self._n_law_pending():
+                packs = self._memft_packs()
+            for runs in packs:
+                self._ready.append(Pack(self._round, runs))
+                self._round += 1
+                self._pending |= {run.run_key: run for run in runs}
+        if not self._ready:
             return None
-        pack = Pack(self._round, runs)
+        pack = self._ready.popleft()
         self._store.put_plan(pack)
-        self._round += 1
-        self._pending |= {run.run_key: run for run in runs}
         self._announce(self.progress())
         return pack
 
@@ -105,6 +118,7 @@ class LawSearch:
         for run in result.pack.runs:
             self._pending.pop(run.run_key, None)
         self._store.put_times(result.times)
+        self._times.append(result.times)
         for observation in result.observations:
             self._observations[observation.run_key] = observation
             if observation.phase == "law":
@@ -116,10 +130,8 @@ class LawSearch:
             self._points.fail(failure.run_key)
         self._failed_packs = 0 if result.observations else self._failed_packs + 1
         self._tracker.observe(result.observations)
-        if any(o.phase == "law" for o in result.observations):
-            self.law = self._fit()
-            if self.law is not None:
-                self._tracker.law(law_metrics(self.law), self.progress().gpu_seconds_spent)
+        if self._refit_is_due():
+            self._refit()
         self._announce(self.progress())
 
     def progress(self) -> Progress:
@@ -139,24 +151,39 @@ class LawSearch:
             law=self.law,
         )
 
-    def _law_runs(self) -> tuple[PlannedRun, ...]:
+    def _law_packs(self) -> Sequence[tuple[PlannedRun, ...]]:
         if self._law_over:
             return ()
         if self._known_well_enough():
             log.info("the law is known well enough at every target")
             self._law_over = True
             return ()
-        design = self._search.spec.design
-        n_law = sum(o.phase == "law" for o in self._observations.values())
+        design, plain = self._search.spec.design, self._plain()
+        n_law = len(plain)
         n_pending = self._n_law_pending()
         missing = design.n_initial - n_law - n_pending
         if n_pending and missing <= 0 and n_law < design.n_initial:
             # There is no law to choose by before the initial design is measured.
             return ()
-        runs = self._points.ask(missing if missing > 0 else design.pack_size)
+        cost = self._known_cost()
+        device = known_device(self._observations.values(), self._times, cost)
+        if missing > 0:
+            runs = self._points.ask(missing)
+            packs = packs_of(trunk_families(runs), self._n_devices, device, cost)
+        else:
+            runs = self._points.ask(design.pack_size or runs_to_ask(device, plain, cost))
+            packs = (runs,) if runs else ()
         # Packs that are out hold back what they may cost, and may cost less.
         self._law_over = not runs and not n_pending
-        return runs
+        return packs
+
+    def _plain(self) -> list[Observation]:
+        return [o for o in self._observations.values() if o.phase == "law"]
+
+    def _known_cost(self) -> CostModel:
+        return self._cost.learn(
+            (o.point, o.charged_steps, o.gpu_seconds) for o in self._observations.values()
+        )
 
     def _n_law_pending(self) -> int:
         return sum(run.phase == "law" for run in self._pending.values())
@@ -170,12 +197,14 @@ class LawSearch:
         enough = n_law >= self._search.spec.design.n_initial
         return enough and reached is not None and reached <= wanted
 
-    def _memft_runs(self) -> tuple[PlannedRun, ...]:
-        """As many groups of paired runs as one pack takes; a run that failed is not tried again."""
+    def _memft_packs(self) -> Sequence[tuple[PlannedRun, ...]]:
+        """As many groups of paired runs as one pack a device takes; a run that failed is not tried
+        again."""
+        self._refit()
         if self.law is None:
             return ()
         # The law's own runs alone, or the points would move with what MemFT's runs measure.
-        plain = [o for o in self._observations.values() if o.phase == "law"]
+        plain, cost = self._plain(), self._known_cost()
         # What ran its course for the law is what the comparison would measure again.
         reused = {
             self._search.plan_run(o.point, o.method, o.sequence_id, o.seed, "memft").run_key
@@ -186,26 +215,29 @@ class LawSearch:
             self._search,
             self.law.fit.law,
             median(o.base_loss for o in plain),
-            self._cost.learn(
-                (o.point, o.charged_steps, o.gpu_seconds) for o in self._observations.values()
-            ),
+            cost,
             frozenset(self._observations) | reused | self._failed_keys | frozenset(self._pending),
         )
         design = self._search.spec.design
-        limit = max(design.n_initial, design.pack_size)
-        runs: list[PlannedRun] = []
-        for group in groups:
-            if runs and len(runs) + len(group) > limit:
-                break
-            runs.extend(group)
-        return tuple(runs)
+        device = known_device(self._observations.values(), self._times, cost)
+        limit = max(design.n_initial, design.pack_size or runs_to_ask(device, plain, cost))
+        packs = packs_of(groups, self._n_devices, device, cost, limit)
+        return packs[: self._n_devices]
 
-    def _fit(self) -> LawSummary | None:
-        known = sorted(
-            (o for o in self._observations.values() if o.phase == "law"),
-            key=lambda o: (o.round, o.place, o.run_key),
-        )
-        return fit_observations(self._search.spec, known)
+    def _refit_is_due(self) -> bool:
+        """Whether the law that is shown is too old, or decides whether the search goes on."""
+        decides = self._search.spec.stop.relative_interval is not None
+        return refit_is_due(len(self._plain()), self._n_fitted, 1.0 if decides else REFIT_GROWTH)
+
+    def _refit(self, tell: bool = True) -> None:
+        """Fit the law to everything there is, unless it is; `tell` the tracker."""
+        known = sorted(self._plain(), key=lambda o: (o.round, o.place, o.run_key))
+        if len(known) == self._n_fitted:
+            return
+        self._n_fitted = len(known)
+        self.law = fit_observations(self._search.spec, known)
+        if self.law is not None and tell:
+            self._tracker.law(law_metrics(self.law), self.progress().gpu_seconds_spent)
 
 
 def law_metrics(law: LawSummary) -> dict[str, float]:

@@ -44,12 +44,12 @@ class Pacer:
     """
 
     def __init__(self, orders: TextIO, reports: TextIO, spawned: float) -> None:
-        self._orders, self._reports = orders, reports
+        self._orders, self.reports = orders, reports
         self._left = 1
         self._steps = 1
         self._mark = time.perf_counter()
         self._joules = energy_joules()
-        self._spawned = spawned
+        self.spawned = spawned
         self._peak = 0
 
     def run(self, train: Callable[[], object]) -> None:
@@ -67,7 +67,7 @@ class Pacer:
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        report: dict[str, Any] = {"steps": self._steps, "at": time.time() - self._spawned}
+        report: dict[str, Any] = {"steps": self._steps, "at": time.time() - self.spawned}
         report["seconds"] = time.perf_counter() - self._mark
         if not self._peak:
             # From here on peaks are those of steps alone, without loading the model.
@@ -88,8 +88,8 @@ class Pacer:
         self._say({"not_installed": reason})
 
     def _say(self, report: dict[str, Any]) -> None:
-        self._reports.write(json.dumps(report) + "\n")
-        self._reports.flush()
+        self.reports.write(json.dumps(report) + "\n")
+        self.reports.flush()
 
 
 class Child:

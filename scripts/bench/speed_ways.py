@@ -19,6 +19,7 @@ from scripts.bench.speed_work import Weights, Work, work_from_json
 MODULES = {
     "pmlray": "speed_packed",
     "pmlray_bare": "speed_packed",
+    "pmlray_ray": "speed_ray",
     "authors": "speed_rivals",
     "peft_trainer": "speed_trainers",
     "peft_deepspeed": "speed_rivals",

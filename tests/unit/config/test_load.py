@@ -120,3 +120,15 @@ def test_methods_are_compared_without_early_stops(search_file: Path) -> None:
 
     never = ("recipe.stop_loss=0.0", "recipe.stop_gain=0.0")
     assert key("memft") == key("memft", *never) == key("law", *never) != key("law")
+
+
+def test_searches_begun_when_packs_had_four_runs_keep_their_id(search_file: Path) -> None:
+    def search_id(pack_size: str, *more: str) -> str:
+        overrides = (f"design.pack_size={pack_size}", *more)
+        return prepare_search(search_file, overrides).spec.search_id
+
+    # The default of today is the former one: what their stores' files name.
+    assert search_id("4") == search_id("null") != search_id("5")
+    all_default = ("design={n_initial: 6, pack_size: 4}", "design={n_initial: 6}")
+    ids = {prepare_search(search_file, (design,)).spec.search_id for design in all_default}
+    assert len(ids) == 1

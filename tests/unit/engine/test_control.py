@@ -18,6 +18,7 @@ from pmlray.engine.control import Control
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.peft_io import load_mlp_adapter
+from pmlray.engine.prefix_cache import build_prefix_cache
 from pmlray.engine.stepper import TorchStepper
 from pmlray.memory import FRESH_SEQUENCE_ID, Record, build_memory
 from pmlray.types import Observation, Pack
@@ -121,7 +122,9 @@ def test_an_adapter_that_changes_nothing_scores_exactly_zero(
     lora = PackedLora(base, [1, 4], [0, 1])
     model = AdaptedModel(base, lora)
     tokenizer = base.tokenizer.backend_tokenizer
-    control = Control(search, base, model, [16, 64], lambda text: tokenizer.encode(text).ids)
+    control = Control(
+        search, base, model, [16, 64], lambda text: tokenizer.encode(text).ids, build_prefix_cache
+    )
     for adapter in (0, 1):
         for seq_len in (16, 64):
             assert control.score(adapter, seq_len).delta_loss == 0.0

@@ -132,3 +132,27 @@ def test_a_rate_is_never_chosen_on_a_text_that_is_compared_on(
     with pytest.raises(SpecError, match="same point twice"):
         prepared("points=[{lora_rank: 1, seq_len: 20, train_steps: 5},"
                  " {lora_rank: 1, seq_len: 20, train_steps: 5}]")  # fmt: skip
+
+
+def test_without_a_pack_size_whole_texts_are_dealt_out_over_devices(
+    prepared: Callable[..., Prepared], tmp_path: Path
+) -> None:
+    arena, store = start(
+        prepared("sequences=[0, 1, 2, 3, 4]", "tuning.sequences=[100, 101]"), tmp_path
+    )
+    arena.spread_over(2)
+    runner, out, seen = TunedRunner(store), [], []
+    while True:
+        while len(out) < 2 and (pack := arena.next_pack()) is not None:
+            out.append(pack)
+            seen.append(pack)
+            texts = Counter((run.point, run.sequence_id, run.seed) for run in pack.runs)
+            assert len(set(texts.values())) == 1
+        if not out:
+            break
+        arena.absorb(runner.run(out.pop(0)))
+    assert len(runner.ran) == len(set(runner.ran)) == arena.n_runs
+    compared = [{run.sequence_id for run in pack.runs} for pack in seen]
+    compared = [texts for texts in compared if max(texts) < 100]
+    # Half of what is left, rounded up, and half of that.
+    assert [len(texts) for texts in compared] == [3, 1, 1] * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from pmlray.study.law_search import LawSearch
 from pmlray.types import Pack
 from tests.fakes import SyntheticRunner
 from tests.unit.study.test_law_search import start
+
+QUICK = ("law.n_bootstrap=20", "law.forms=[ceiling]")
 
 
 def run_at_once(
@@ -52,3 +55,51 @@ def test_packs_that_train_at_once(
         spent[observation.phase] += observation.gpu_seconds
     assert 0 < spent["law"] <= search.spec.budget.law_seconds
     assert 0 < spent["memft"] <= search.spec.budget.memft_seconds
+
+
+def test_the_start_is_dealt_out_over_the_devices(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    search = make_search(*QUICK, "design={n_initial: 6}", "budget.gpu_seconds=40")
+    law_search, store = start(search, tmp_path)
+    law_search.spread_over(3)
+    packs = [law_search.next_pack() for _ in range(3)]
+    first = [pack for pack in packs if pack is not None]
+    assert len(first) == 3 and law_search.next_pack() is None
+    assert sum(len(pack.runs) for pack in first) == 6
+    assert len({pack.round for pack in first}) == 3
+    runner = SyntheticRunner(store)
+    for pack in first:
+        law_search.absorb(runner.run(pack))
+    history = run_at_once(law_search, runner, 3, np.random.default_rng(0))
+    keys = [o.run_key for o in store.observations()]
+    assert len(keys) == len(set(keys)) == len(runner.ran)
+    pairs = [new for *_, new in history if new.runs[0].phase == "memft"]
+    assert len(pairs) > 1
+
+
+def test_without_a_pack_size_packs_grow_with_what_starting_one_costs(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    """A pack that starts in no time has four runs; one that starts in a minute has more, though no
+    more than are known."""
+
+    def sizes(folder: Path, start_seconds: float) -> list[int]:
+        cheap = "design={n_initial: 6, acquisition: cheapest_first}"
+        settings = (*QUICK, cheap, "sequences=[0, 1, 2, 3]", "memft=null")
+        law_search, store = start(make_search(*settings, "budget.gpu_seconds=60"), folder)
+        runner, found, done = SyntheticRunner(store), [], 0
+        while (pack := law_search.next_pack()) is not None:
+            result = runner.run(pack)
+            trained = sum(o.gpu_seconds for o in result.observations)
+            times = replace(
+                result.times, training_seconds=trained, wall_seconds=trained + start_seconds
+            )
+            law_search.absorb(replace(result, times=times))
+            assert len(pack.runs) <= max(6, done)
+            done += len(pack.runs)
+            found.append(len(pack.runs))
+        return found
+
+    quick, slow = sizes(tmp_path / "quick", 0.0), sizes(tmp_path / "slow", 60.0)
+    assert set(quick[1:-1]) == {4} and max(slow) > 4 and len(slow) < len(quick)

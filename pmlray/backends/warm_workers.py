@@ -1,0 +1,194 @@
+"""Ray Train workers that stay: started once for a device, they train one pack after another.
+
+A Ray Train job lasts as long as its train function. Here the function asks for the next pack when
+it is done with one, so that the job's start, the imports and the base's load are paid once a device
+and not once a pack. A worker that is lost is started again, and goes on with the pack that it had.
+"""
+
+from __future__ import annotations
+
+import gc
+import queue
+import threading
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+
+from pmlray.backends.file_store import FileStore
+from pmlray.backends.ray_sharded import WorkerPlan, fit_sharded
+from pmlray.types import Pack
+
+if TYPE_CHECKING:
+    from pmlray.engine.checkpoints import Checkpoints
+
+# A worker without a pack gives its device back after so long.
+KEEP_SECONDS = 60.0
+POLL_SECONDS = 5.0
+# Nodes may vanish again and again; a pack that gets nowhere is given up by its worker.
+MOST_LOST_WORKERS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PackOutcome:
+    """Wall seconds inside optimiser steps (None: its worker was asked to leave), and the reason why
+    it failed ("" where it did not)."""
+
+    training_seconds: float | None
+    reason: str = ""
+
+
+@dataclass
+class _Job:
+    """One Ray Train job: its packs to do, and the pack that it is at, `out` at its worker."""
+
+    number: int
+    packs: queue.Queue[Pack] = field(default_factory=queue.Queue)
+    out: Pack | None = None
+    current: Future[float | None] = field(default_factory=Future)
+    ended: Future[None] = field(default_factory=Future)
+    idle_since: float = field(default_factory=time.monotonic)
+
+
+class WarmWorkers:
+    """Runs packs on Ray Train jobs, at most one job for each pack that is out. A Ray actor:
+    `run` is called by whoever has a pack, `next_pack` and `finished` by the workers."""
+
+    def __init__(self, plan: WorkerPlan) -> None:
+        self._plan, self._lock = plan, threading.Lock()
+        self._jobs: dict[int, _Job] = {}
+        self._idle: list[_Job] = []
+        self._closing = False
+        self._threads = ThreadPoolExecutor(thread_name_prefix="ray-train")
+
+    def run(self, pack: Pack) -> PackOutcome:
+        """Train a pack on a worker that is idle, else on a new one; over several workers, whose
+        base is sharded, as a job of its own."""
+        if self._plan.workers > 1:
+            try:
+                return PackOutcome(fit_sharded(self._plan, pack))
+            except TrainingFailedError as error:
+                return PackOutcome(0.0, _cause(error))
+        with self._lock:
+            job = self._idle.pop() if self._idle else self._start(pack.pack_id)
+            job.current = Future()
+            job.packs.put(pack)
+        wait([job.current, job.ended], return_when=FIRST_COMPLETED)
+        if job.current.done():
+            with self._lock:
+                job.idle_since = time.monotonic()
+                self._idle.append(job)
+            return PackOutcome(job.current.result())
+        error = job.ended.exception()
+        reason = "its Ray Train worker ended" if error is None else _cause(error)
+        return PackOutcome(0.0, reason)
+
+    def next_pack(self, number: int) -> Pack | str:
+        """A worker's next pack; "wait" when there is none yet, "end" when none will come. One that
+        comes back without having finished its pack was lost with it."""
+        job = self._jobs[number]
+        if job.out is not None:
+            return job.out
+        try:
+            job.out = job.packs.get(timeout=POLL_SECONDS)
+            return job.out
+        except queue.Empty:
+            pass
+        with self._lock:
+            kept = time.monotonic() - job.idle_since
+            if job in self._idle and (self._closing or kept > KEEP_SECONDS):
+                self._idle.remove(job)
+                return "end"
+        return "wait"
+
+    def finished(self, number: int, training_seconds: float | None) -> None:
+        """A worker is done with its pack, or was asked to leave; what it measured is in the
+        store."""
+        job = self._jobs[number]
+        job.out = None
+        job.current.set_result(training_seconds)
+
+    def _start(self, name: str) -> _Job:
+        job = _Job(len(self._jobs))
+        self._jobs[job.number] = job
+        me = ray.get_runtime_context().current_actor
+        self._threads.submit(self._train, job, name, me)
+        return job
+
+    def _train(self, job: _Job, name: str, me: Any) -> None:
+        plan = self._plan
+        trainer = TorchTrainer(
+            train_packs,
+            train_loop_config={"plan": plan, "workers": me, "number": job.number},
+            scaling_config=plan.scaling(),
+            run_config=RunConfig(
+                name=name,
+                # Ray's own checkpoints are not used: of them the newest alone can be had, whole or
+                # not.
+                storage_path=plan.storage,
+                failure_config=FailureConfig(max_failures=MOST_LOST_WORKERS),
+            ),
+        )
+        try:
+            trainer.fit()
+            job.ended.set_result(None)
+        # A job's boundary: whatever ended it is the reason why its pack failed.
+        except Exception as error:
+            job.ended.set_exception(error)
+
+    def close(self) -> None:
+        """Let the workers end as soon as they are idle."""
+        self._closing = True
+
+
+def train_packs(config: dict[str, Any]) -> None:
+    """The train loop of a worker: measures packs, stores each observation as it is done."""
+    import torch
+
+    from pmlray.backends.deepspeed import BACKEND, deepspeed_stepper
+    from pmlray.backends.pack_worker import run_pack
+    from pmlray.engine.base_model import KeptBase
+    from pmlray.engine.measure import measure_pack
+    from pmlray.engine.prefix_store import node_store
+
+    plan: WorkerPlan = config["plan"]
+    workers, number = config["workers"], config["number"]
+    if not torch.cuda.is_available():
+        torch.set_num_threads(plan.cpus)
+    load_base = KeptBase()
+    versions = {"ray": ray.__version__, **BACKEND}
+
+    def measure(pack: Pack, store: FileStore, checkpoints: Checkpoints) -> float:
+        return measure_pack(
+            plan.search,
+            pack,
+            store,
+            store.adapters,
+            deepspeed_stepper(),
+            versions,
+            checkpoints,
+            node_store(),
+            load_base,
+        )
+
+    while (pack := ray.get(workers.next_pack.remote(number))) != "end":
+        if pack == "wait":
+            continue
+        seconds = run_pack(plan.work(pack), partial(measure, pack))
+        # What a pack leaves behind would count in the next one's peak.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        ray.get(workers.finished.remote(number, seconds))
+
+
+def _cause(error: BaseException) -> str:
+    workers = getattr(error, "worker_failures", None)
+    found = workers if isinstance(error, TrainingFailedError) and workers else None
+    first = next(iter(found.values()), error) if found else error
+    return str(first).strip()[-2000:]

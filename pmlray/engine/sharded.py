@@ -1,0 +1,86 @@
+"""A base that no device holds, whole and unpacked: PEFT's adapter, rows dealt out over the ranks.
+
+The forward is PEFT's own, so that a framework may shard its weights. Every rank runs equally many
+forwards, with rows of no weight where it has none of its own: collectives need all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
+from transformers import AutoModelForCausalLM
+
+from pmlray.config.prepared import PreparedSearch
+from pmlray.engine.base_model import check_layer
+from pmlray.engine.packed_lora import initial_A
+from pmlray.memory import Record
+from pmlray.types import PlannedRun
+
+
+class SupervisedLosses(nn.Module):
+    """Per-token losses of whole records under one adapter."""
+
+    def __init__(self, peft_model: Any) -> None:
+        super().__init__()
+        self.adapted = peft_model
+
+    def forward(self, records: Sequence[Record]) -> tuple[Tensor, Tensor]:
+        """nll in nats, and whether the argmax is wrong, of all supervised tokens in order."""
+        causal = self.adapted.get_base_model()
+        device = next(self.adapted.parameters()).device
+        rows = [torch.tensor([*r.prompt_ids, *r.target_ids[:-1]]) for r in records]
+        longest = max(map(len, rows))
+        ids = torch.stack([pad(row, (0, longest - len(row))) for row in rows]).to(device)
+        # Right-padded and causal: padding changes no real position.
+        hidden = causal.model(input_ids=ids, use_cache=False).last_hidden_state
+        scored = [
+            hidden[i, len(r.prompt_ids) - 1 : len(r.prompt_ids) - 1 + len(r.target_ids)]
+            for i, r in enumerate(records)
+        ]
+        targets = torch.tensor([t for r in records for t in r.target_ids], device=device)
+        logits = causal.lm_head(torch.cat(scored)).float()
+        nll = cross_entropy(logits, targets, reduction="none")
+        return nll, logits.argmax(dim=-1) != targets
+
+
+def adapted_model(search: PreparedSearch, run: PlannedRun) -> SupervisedLosses:
+    """The base with the run's fresh adapter, on the CPU or where a framework puts its parts.
+
+    The start is that of the packed engine: the same A, B at 0, scale 1.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    spec, source = search.spec, search.source
+    pinned = {} if source.folder is not None else {"revision": spec.model.revision}
+    base = AutoModelForCausalLM.from_pretrained(
+        str(source.folder) if source.folder is not None else spec.model.id,
+        dtype=getattr(torch, spec.model.dtype),
+        **pinned,
+    )
+    check_layer(spec.probe, base.config.num_hidden_layers)
+    rank = run.point.lora_rank
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        target_modules=["down_proj"],
+        layers_to_transform=[spec.probe.layer],
+    )
+    model = get_peft_model(base, config)
+    a = initial_A("down_proj", source.geometry.intermediate, rank, run.seed)
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if "lora_A" in name:
+                values.copy_(a.T)
+    return SupervisedLosses(model)
+
+
+def share_of(records: Sequence[Record], rank: int, world: int) -> tuple[list[Record], bool]:
+    """A rank's records of a step, and whether they count: a rank without any runs the first."""
+    own = list(records[rank::world])
+    return (own, True) if own else ([records[0]], False)

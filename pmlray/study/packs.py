@@ -1,0 +1,105 @@
+"""How a study's runs become packs: what its packs have shown of the device decides.
+
+The planner itself is `pmlray.design.packing`; here observations and pack times become its terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+from pmlray.design import CostModel
+from pmlray.design.packing import (
+    LEAST_RUNS,
+    Device,
+    Load,
+    PackUse,
+    deal_out,
+    learn_device,
+    worthwhile_runs,
+)
+from pmlray.types import Observation, PackTimes, PlannedRun
+
+Family = tuple[int, int, int, int, str, float | None]
+
+
+def known_device(
+    observations: Iterable[Observation], times: Iterable[PackTimes], cost: CostModel
+) -> Device | None:
+    """What the packs so far have shown of the device; None before one has ended."""
+    of_round: dict[int, list[Observation]] = {}
+    for o in observations:
+        of_round.setdefault(o.round, []).append(o)
+    return learn_device(
+        [_use(of_round[t.round], t, cost) for t in times if t.round in of_round],
+    )
+
+
+def runs_to_ask(device: Device | None, known: Sequence[Observation], cost: CostModel) -> int:
+    """How many runs the next pack of an adaptive search should have; `known`: the law's so far."""
+    if not known:
+        return LEAST_RUNS
+    typical = Load(
+        1,
+        round(median(cost.rows_per_step(o.point) for o in known)),
+        round(median(cost.tokens_per_step(o.point) for o in known)),
+        0.0,
+    )
+    steps = round(median(o.point.train_steps for o in known))
+    return worthwhile_runs(device, typical, steps, len(known))
+
+
+def packs_of(
+    groups: Sequence[Sequence[PlannedRun]],
+    n_devices: int,
+    device: Device | None,
+    cost: CostModel,
+    most_runs: int | None = None,
+) -> tuple[tuple[PlannedRun, ...], ...]:
+    """Groups of runs that stay together, as the runs of one pack a device, or of more."""
+
+    def holds(runs: int, rows: int, positions: int) -> bool:
+        few = most_runs is None or runs <= most_runs
+        return few and (device is None or device.holds(rows, positions))
+
+    dealt = deal_out([load_of(group, cost) for group in groups], n_devices, holds)
+    return tuple(tuple(run for i in pack for run in groups[i]) for pack in dealt)
+
+
+def trunk_families(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+    """Runs that differ in nothing but their budget, and so may share steps, together."""
+    families: dict[Family, list[PlannedRun]] = {}
+    for run in runs:
+        families.setdefault(_family(run), []).append(run)
+    return list(families.values())
+
+
+def load_of(group: Sequence[PlannedRun], cost: CostModel) -> Load:
+    """What a group asks of a device while all of its runs train."""
+    return Load(
+        len(group),
+        sum(cost.rows_per_step(run.point) for run in group),
+        round(sum(cost.tokens_per_step(run.point) for run in group)),
+        sum(cost.predict(run.point) for run in group),
+    )
+
+
+def _use(pack: Sequence[Observation], times: PackTimes, cost: CostModel) -> PackUse:
+    # Of runs that share a trunk one trains at a time, at least: what is seen is not overstated.
+    at_once = {_family(o): o.point for o in pack}.values()
+    return PackUse(
+        rows=sum(cost.rows_per_step(point) for point in at_once),
+        positions=round(sum(cost.tokens_per_step(point) for point in at_once)),
+        steps=max(o.curve[-1][0] for o in pack),
+        position_steps=sum(o.charged_steps * cost.tokens_per_step(o.point) for o in pack),
+        training_seconds=times.training_seconds,
+        wall_seconds=times.wall_seconds,
+        memory_bytes=max(o.peak_memory_bytes for o in pack),
+        device_memory_bytes=min(o.provenance.get("device_memory_bytes", 0) for o in pack),
+    )
+
+
+def _family(run: PlannedRun | Observation) -> Family:
+    point = run.point
+    same = (point.lora_rank, point.seq_len, run.sequence_id, run.seed)
+    return *same, run.method, run.learning_rate

@@ -1,0 +1,109 @@
+"""Workers that stay: one job trains packs one after another, and a job that ends is replaced."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from pmlray.backends import warm_workers
+from pmlray.backends.ray_sharded import WorkerPlan
+from pmlray.backends.warm_workers import PackOutcome, WarmWorkers
+from pmlray.types import DesignPoint, Pack, PlannedRun
+
+
+def pack(number: int) -> Pack:
+    run = PlannedRun(DesignPoint(1, 16, 10), "sft", 0, 0, "law", f"{number:016x}")
+    return Pack(number, (run,))
+
+
+class Jobs(WarmWorkers):
+    """Its jobs are threads of this process that do what a worker of Ray Train would."""
+
+    def __init__(self, fails: int | None = None, seconds: float | None = 1.5) -> None:
+        super().__init__(WorkerPlan(None, "", 0, 1, 1, 60.0))  # type: ignore[arg-type]
+        self.trained: list[tuple[int, int]] = []
+        self.together, self._fails, self._seconds = threading.Barrier(2), fails, seconds
+
+    def _start(self, name: str) -> Any:
+        job = warm_workers._Job(len(self._jobs))
+        self._jobs[job.number] = job
+        self._threads.submit(self._train, job, name, None)
+        return job
+
+    def _train(self, job: Any, name: str, me: Any) -> None:
+        while (given := self.next_pack(job.number)) != "end":
+            if isinstance(given, str):
+                continue
+            self.trained.append((job.number, given.round))
+            if given.round == self._fails:
+                job.ended.set_exception(RuntimeError("out of memory"))
+                return
+            if given.round >= 100:
+                self.together.wait(timeout=10)
+            self.finished(job.number, self._seconds)
+        job.ended.set_result(None)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_workers, "POLL_SECONDS", 0.02)
+
+
+def test_one_job_trains_pack_after_pack() -> None:
+    jobs = Jobs()
+    assert [jobs.run(pack(i)) for i in range(4)] == [PackOutcome(1.5)] * 4
+    assert jobs.trained == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    jobs.close()
+    jobs._jobs[0].ended.result(timeout=10)
+
+
+def test_packs_at_once_have_a_job_each_and_no_more() -> None:
+    jobs = Jobs()
+    with ThreadPoolExecutor(2) as threads:
+        for first in (100, 102):
+            list(threads.map(jobs.run, (pack(first), pack(first + 1))))
+    assert len(jobs._jobs) == 2 and len(jobs.trained) == 4
+    jobs.close()
+    for job in jobs._jobs.values():
+        job.ended.result(timeout=10)
+
+
+def test_a_job_that_dies_fails_its_pack_alone() -> None:
+    jobs = Jobs(fails=1)
+    outcomes = [jobs.run(pack(i)) for i in range(3)]
+    assert outcomes == [PackOutcome(1.5), PackOutcome(0.0, "out of memory"), PackOutcome(1.5)]
+    assert jobs.trained == [(0, 0), (0, 1), (1, 2)]
+    jobs.close()
+    jobs._jobs[1].ended.result(timeout=10)
+
+
+def test_a_worker_that_was_lost_goes_on_with_its_pack() -> None:
+    jobs = Jobs()
+    job = jobs._jobs[0] = warm_workers._Job(0)
+    job.packs.put(pack(0))
+    job.packs.put(pack(1))
+    # Ray Train starts the function of a lost worker again.
+    assert jobs.next_pack(0) == jobs.next_pack(0) == pack(0)
+    jobs.finished(0, 1.5)
+    assert job.current.result(timeout=1) == 1.5 and jobs.next_pack(0) == pack(1)
+
+
+def test_a_worker_that_was_asked_to_leave_has_not_failed() -> None:
+    jobs = Jobs(seconds=None)
+    assert jobs.run(pack(0)) == PackOutcome(None)
+    jobs.close()
+    jobs._jobs[0].ended.result(timeout=10)
+
+
+def test_an_idle_worker_gives_its_device_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs()
+    jobs.run(pack(0))
+    monkeypatch.setattr(warm_workers, "KEEP_SECONDS", 0.05)
+    jobs._jobs[0].ended.result(timeout=10)
+    assert jobs.run(pack(1)) == PackOutcome(1.5)
+    assert jobs.trained == [(0, 0), (1, 1)]
+    jobs.close()
+    jobs._jobs[1].ended.result(timeout=10)

@@ -1,0 +1,171 @@
+"""The packing planner beside plain oracles: nothing lost, all packs fit, near the best."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import nnls
+
+from pmlray.design.packing import (
+    GROWTH,
+    LEAST_RUNS,
+    MEMORY_SHARE,
+    Device,
+    Load,
+    PackUse,
+    deal_out,
+    learn_device,
+    nonnegative_fit,
+    padded_batches,
+    worthwhile_runs,
+)
+
+LOADS = st.lists(
+    st.builds(
+        Load,
+        runs=st.integers(1, 5),
+        rows=st.integers(1, 4),
+        positions=st.integers(1, 500),
+        seconds=st.floats(0.1, 100),
+    ),
+    min_size=1,
+    max_size=7,
+)
+ANY = lambda *_: True  # noqa: E731
+
+
+def use(rows: int, positions: int, steps: int, **changes: float) -> PackUse:
+    seconds = steps * (0.01 + 1e-5 * positions)
+    memory = 10**9 + 2 * 10**6 * rows + 10**5 * positions
+    values = {"training_seconds": seconds, "wall_seconds": seconds + 16, "memory_bytes": memory}
+    values |= {"device_memory_bytes": 8 * 10**9} | changes
+    return PackUse(rows, positions, steps, steps * positions, **values)  # type: ignore[arg-type]
+
+
+@given(LOADS, st.integers(1, 4), st.integers(1, 1500))
+def test_every_group_is_dealt_out_once_and_fits(
+    groups: list[Load], n_devices: int, most: int
+) -> None:
+    packs = deal_out(groups, n_devices, lambda _runs, _rows, positions: positions <= most)
+    assert sorted(i for pack in packs for i in pack) == list(range(len(groups)))
+    for pack in packs:
+        assert len(pack) == 1 or sum(groups[i].positions for i in pack) <= most
+    assert len(packs) >= min(n_devices, len(groups))
+
+
+@settings(max_examples=50)
+@given(LOADS, st.integers(1, 3))
+def test_where_all_fits_there_is_a_pack_a_device_and_it_ends_early(
+    groups: list[Load], n_devices: int
+) -> None:
+    packs = deal_out(groups, n_devices, ANY)
+    assert len(packs) == min(n_devices, len(groups))
+    ends = max(sum(groups[i].seconds for i in pack) for pack in packs)
+    best = min(
+        max(
+            sum(g.seconds for g, device in zip(groups, choice, strict=True) if device == d)
+            for d in range(n_devices)
+        )
+        for choice in product(range(n_devices), repeat=len(groups))
+    )
+    assert best <= ends + 1e-9 and ends <= (4 / 3) * best + 1e-9
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=60), st.integers(1, 4000))
+def test_batches_hold_every_row_once_with_less_than_a_tenth_of_padding(
+    lengths: list[int], most: int
+) -> None:
+    batches = padded_batches(lengths, most)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        own = [lengths[i] for i in batch]
+        cells = [[1] * n + [0] * (max(own) - n) for n in own]
+        total = sum(map(len, cells))
+        assert sum(map(sum, cells)) > 0.9 * total
+        assert total <= most or len(batch) == 1
+
+
+def test_rows_of_one_length_share_full_batches() -> None:
+    assert [len(batch) for batch in padded_batches([10] * 25, 100)] == [10, 10, 5]
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10**6), st.integers(1, 8))
+def test_fit_is_that_of_scipys_active_set_method(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = rng.uniform(0.1, 10, (n, 3)), rng.normal(3, 5, n)
+    ours = nonnegative_fit(x, y)
+    assert min(ours) >= 0
+    residual = float(np.linalg.norm(y - x @ np.array(ours)))
+    assert residual == pytest.approx(nnls(x, y)[1], rel=1e-6, abs=1e-6)
+
+
+def test_a_device_is_recovered_from_its_packs() -> None:
+    packs = [use(4, 400, 100), use(8, 1000, 50), use(2, 100, 200), use(16, 900, 10)]
+    device = learn_device(packs)
+    assert device is not None
+    assert device.step_seconds == pytest.approx(0.01)
+    assert device.position_seconds == pytest.approx(1e-5)
+    assert device.start_seconds == pytest.approx(16)
+    assert device.memory(10, 700) == pytest.approx(10**9 + 2 * 10**7 + 7 * 10**7, rel=1e-6)
+    assert (device.seen_rows, device.seen_positions) == (16, 1000)
+
+
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 3000), st.floats(0.5, 2)), min_size=1))
+def test_no_pack_took_more_memory_than_is_said(seen: list[tuple[int, int, float]]) -> None:
+    packs = [
+        use(rows, positions, 10, memory_bytes=int(noise * (10**9 + 10**5 * positions)))
+        for rows, positions, noise in seen
+    ]
+    device = learn_device(packs)
+    assert device is not None
+    for pack in packs:
+        assert device.memory(pack.rows, pack.positions) >= pack.memory_bytes * (1 - 1e-9)
+
+
+def test_memory_bounds_a_pack_and_what_was_not_seen_is_a_guess() -> None:
+    device = learn_device([use(4, 4000, 100), use(8, 8000, 100)])
+    assert device is not None
+    assert device.holds(8, 8000) and device.holds(16, int(GROWTH * 8000))
+    assert not device.holds(8, int(GROWTH * 8000) + 1)
+    full = learn_device([use(8, 8000, 100, memory_bytes=int(0.8 * 8e9))])
+    assert full is not None and full.holds(8, 8000)
+    assert not full.holds(8, int(8000 * MEMORY_SHARE / 0.8) + 10)
+    # Nothing said what the device has.
+    blind = learn_device([use(8, 8000, 100, memory_bytes=0)])
+    assert blind is not None and blind.holds(16, 16000) and not blind.holds(17, 16000)
+
+
+def test_before_anything_is_measured_nothing_is_learnt() -> None:
+    assert learn_device([]) is None
+    assert learn_device([use(4, 400, 100, training_seconds=0.0)]) is None
+    assert worthwhile_runs(None, Load(1, 1, 100, 1.0), 100, 50) == LEAST_RUNS
+
+
+@given(
+    st.floats(0, 0.1), st.floats(1e-6, 1e-3), st.floats(0, 60), st.integers(1, 500),
+    st.integers(1, 2000), st.integers(1, 200),
+)  # fmt: skip
+def test_a_pack_is_the_smallest_that_keeps_overheads_within_their_shares(
+    step: float, position: float, start: float, positions: int, steps: int, known: int
+) -> None:
+    device = Device(step, position, start, 0, 0, 0, 0, 10**9, 10**9)
+
+    def enough(k: int) -> bool:
+        one_step = step + k * position * positions
+        return step <= 0.1 * one_step + 1e-9 and start <= 0.1 * (start + steps * one_step) + 1e-6
+
+    found = worthwhile_runs(device, Load(1, 1, positions, 1.0), steps, known)
+    most = max(LEAST_RUNS, known)
+    oracle = next((k for k in range(LEAST_RUNS, most) if enough(k)), most)
+    assert abs(found - oracle) <= 1 and LEAST_RUNS <= found <= most
+
+
+def test_a_pack_is_no_larger_than_its_device() -> None:
+    device = Device(1.0, 1e-5, 60, 0, 0, 10**6, 10**9, 1000, 10**6)
+    assert worthwhile_runs(device, Load(1, 1, 100, 1.0), 100, 500) == 8
+    assert worthwhile_runs(device, Load(1, 1, 10**4, 1.0), 100, 500) == 1
