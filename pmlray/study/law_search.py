@@ -103,13 +103,14 @@ class LawSearch:
             if not packs and not self._n_law_pending():
                 packs = self._memft_packs()
             for runs in packs:
-                self._ready.append(Pack(self._round, runs))
+                pack = Pack(self._round, runs)
+                self._store.put_plan(pack)
+                self._ready.append(pack)
                 self._round += 1
                 self._pending |= {run.run_key: run for run in runs}
         if not self._ready:
             return None
         pack = self._ready.popleft()
-        self._store.put_plan(pack)
         self._announce(self.progress())
         return pack
 
