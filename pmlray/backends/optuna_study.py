@@ -16,9 +16,12 @@ import optuna
 from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from pmlray.backends.optuna_sampler import LawSampler
 from pmlray.config.prepared import PreparedSearch
+from pmlray.errors import StoreError
+from pmlray.study.report_tables import without_credentials
 from pmlray.types import DesignPoint, FailedRun, Observation, Pack, PlannedRun
 
 JOURNAL = "optuna.journal"
@@ -163,7 +166,14 @@ class OptunaPoints:
 def _empty_storage(folder: Path, url: str | None, name: str) -> BaseStorage:
     """A storage without a study of this name: a database's, or by default the store's journal."""
     if url is not None:
-        storage = get_storage(url)
+        try:
+            storage = get_storage(url)
+        except (RuntimeError, SQLAlchemyError) as error:
+            # MLflow's schema has a table of the same name for its version.
+            raise StoreError(
+                f"{without_credentials(url)} cannot hold an Optuna study ({error}); give it a"
+                " database of its own, which MLflow does not use"
+            ) from error
         with suppress(KeyError):
             optuna.delete_study(study_name=name, storage=storage)
         return storage

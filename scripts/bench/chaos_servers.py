@@ -106,7 +106,7 @@ class Postgres:
         binaries = find_binaries()
         if binaries is None:
             raise RuntimeError("needs PostgreSQL's initdb and postgres (package postgresql)")
-        self._binaries, self._folder, self._owner = binaries, folder, _owner()
+        self._binaries, self.folder, self._owner = binaries, folder, _owner()
         folder.mkdir()
         if self._owner:
             os.chown(folder, self._owner["user"], self._owner["group"])
@@ -119,22 +119,22 @@ class Postgres:
 
     def start(self) -> None:
         """Start the server; clients connect once it is ready."""
-        with Path(f"{self._folder}.log").open("a") as log:
+        with Path(f"{self.folder}.log").open("a") as log:
             self.process = subprocess.Popen(
-                [self._binaries / "postgres", "-D", self._folder / "data", "-k", self._folder,
+                [self._binaries / "postgres", "-D", self.folder / "data", "-k", self.folder,
                  "-c", "listen_addresses="],
-                stdout=log, stderr=subprocess.STDOUT, cwd=self._folder, start_new_session=True,
+                stdout=log, stderr=subprocess.STDOUT, cwd=self.folder, start_new_session=True,
                 **self._owner,
             )  # fmt: skip
         until = time.monotonic() + START_SECONDS
-        while not (self._folder / ".s.PGSQL.5432").exists() and time.monotonic() < until:
+        while not (self.folder / ".s.PGSQL.5432").exists() and time.monotonic() < until:
             time.sleep(0.1)
 
     def kill(self) -> None:
         """As when its machine loses power."""
         end(self.process)
         for left in ("data/postmaster.pid", ".s.PGSQL.5432", ".s.PGSQL.5432.lock"):
-            (self._folder / left).unlink(missing_ok=True)
+            (self.folder / left).unlink(missing_ok=True)
 
 
 class MlflowServer:

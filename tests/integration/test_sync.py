@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
+import psycopg
 import pytest
 from mlflow import MlflowClient
 
@@ -101,11 +102,16 @@ def test_a_search_without_its_mlflow_ends_and_sync_sends_everything_once(
     assert mirror == (keys, "FINISHED", n_laws)
     # A database that was lost, and the study in PostgreSQL, are built from the store alone.
     anew = f"sqlite:///{tmp_path / 'anew.db'}"
+    code, _, err = pmlray("sync", str(store), "--optuna-storage", postgres.url)
+    assert code == 3 and "a database of its own" in err and "Traceback" not in err
+    with psycopg.connect(host=str(postgres.folder), user="postgres", autocommit=True) as server:
+        server.execute("CREATE DATABASE optuna")
+    url = postgres.url.replace("@/postgres", "@/optuna")
     code, out, err = pmlray("sync", str(store), "--tracking-uri", anew,
-                            "--optuna-storage", postgres.url, "--json")  # fmt: skip
+                            "--optuna-storage", url, "--json")  # fmt: skip
     assert code == 0, err
     assert mirrored(anew) == mirror
-    study = optuna.load_study(study_name=found["search_id"], storage=postgres.url)
+    study = optuna.load_study(study_name=found["search_id"], storage=url)
     assert sorted(t.user_attrs["run_key"] for t in study.trials) == keys
     assert json.loads(out)["optuna_trials"] == len(keys)
 
