@@ -152,7 +152,9 @@ class MlflowServer:
             [sys.executable, "-m", "mlflow", "server", "--port", str(self._port), "--workers", "1",
              "--backend-store-uri", self._database,
              "--artifacts-destination", str(self._folder / "artifacts")],
-            self._folder / "mlflow.log", {},
+            self._folder / "mlflow.log",
+            # Eight processes that nothing here needs.
+            {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         )  # fmt: skip
 
     def kill(self) -> None:
