@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pmlray.backends.attempts import AttemptLog
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.ray_tune import PackSearcher
 from pmlray.errors import RunError
@@ -16,6 +17,7 @@ class Source:
     def __init__(self) -> None:
         self.given: list[Pack] = []
         self.back: list[int] = []
+        self.lost: list[float] = []
         self.broken = False
 
     def next_pack(self) -> Pack | None:
@@ -30,6 +32,7 @@ class Source:
 
     def absorb(self, result: PackResult) -> None:
         self.back.append(result.pack.round)
+        self.lost.append(result.times.lost_gpu_seconds)
 
 
 def test_it_waits_for_packs_that_are_out_and_then_ends(tmp_path: Path) -> None:
@@ -51,3 +54,20 @@ def test_an_error_of_the_search_ends_it_and_is_kept(tmp_path: Path) -> None:
     searcher = PackSearcher(source, FileStore(tmp_path))
     assert searcher.suggest("a") == PackSearcher.FINISHED
     assert isinstance(searcher.error, RunError)
+
+
+def test_what_faults_took_is_counted_once_wherever_the_pack_was_collected(tmp_path: Path) -> None:
+    source, store = Source(), FileStore(tmp_path)
+    searcher = PackSearcher(source, store)
+    # The trial collected the pack and told what was lost.
+    searcher.suggest("a")
+    report = {"training_seconds": 1.0, "wall_seconds": 2.0, "lost_gpu_seconds": 3.0}
+    searcher.on_trial_complete("a", report)
+    # It died before it could.
+    searcher.suggest("b")
+    attempts = AttemptLog(store.checkpoints(source.given[1].pack_id))
+    attempts.begin(0)
+    attempts.note(4.0)
+    searcher.on_trial_complete("b", error=True)
+    assert source.lost == [3.0, 4.0]
+    assert [f.gpu_seconds for f in store.failures()] == [0.0, 4.0]
