@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from pmlray.backends.file_store import FileStore
+from pmlray.config.models import TINY, resolve_model
 from pmlray.config.prepared import PreparedSearch
+from pmlray.config.search_spec import Probe
 from pmlray.engine import prefix_store
-from pmlray.engine.base_model import BaseModel
+from pmlray.engine.base_model import BaseModel, load_base_model
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.prefix_cache import CachedRecord, build_prefix_cache
 from pmlray.engine.prefix_store import PrefixStore, entry_name
@@ -56,31 +58,38 @@ def test_what_is_found_is_what_was_built_and_shares_its_memory(
     assert any(int(low, 16) <= address < int(high, 16) for low, high in mapped)
 
 
-def test_the_name_holds_all_that_determines_it(tiny: Callable[..., BaseModel]) -> None:
-    name = entry_name(tiny(), RECORDS)
-    assert entry_name(tiny(), RECORDS) == name
+def fresh(placement: str = "mlp", layer: int = 1) -> BaseModel:
+    """A base of its own, whose weights may be changed."""
+    probe = Probe(placement=placement, layer=layer)  # type: ignore[arg-type]
+    source = resolve_model(TINY, None)
+    return load_base_model(TINY, source, None, "float32", probe, torch.device("cpu"))
+
+
+def test_the_name_holds_all_that_determines_it(tiny_folder: str) -> None:
+    name = entry_name(fresh(), RECORDS)
+    assert entry_name(fresh(), RECORDS) == name
 
     def changed(change: Callable[[torch.nn.Module], torch.Tensor]) -> str:
-        base = tiny()
+        base = fresh()
         with torch.no_grad():
             # One value of one weight.
             change(base.model.model).view(-1)[7] += 1e-3
         return entry_name(base, RECORDS)
 
     others = [
-        entry_name(tiny("down_proj"), RECORDS),
-        entry_name(tiny("mlp", 2), RECORDS),
-        entry_name(tiny(), RECORDS[:2]),
-        entry_name(tiny(), RECORDS[::-1]),
-        entry_name(tiny(), (replace(RECORDS[0], prompt_ids=(9, *RECORDS[0].prompt_ids[1:])),)),
+        entry_name(fresh("down_proj"), RECORDS),
+        entry_name(fresh("mlp", 2), RECORDS),
+        entry_name(fresh(), RECORDS[:2]),
+        entry_name(fresh(), RECORDS[::-1]),
+        entry_name(fresh(), (replace(RECORDS[0], prompt_ids=(9, *RECORDS[0].prompt_ids[1:])),)),
         # The same ids with the border between prompt and target elsewhere.
-        entry_name(tiny(), (Record(RECORDS[0].prompt_ids[:-1], RECORDS[0].target_ids),)),
+        entry_name(fresh(), (Record(RECORDS[0].prompt_ids[:-1], RECORDS[0].target_ids),)),
         changed(lambda body: body.embed_tokens.weight),
         changed(lambda body: body.layers[0].mlp.up_proj.weight),
         changed(lambda body: body.layers[1].self_attn.q_proj.weight),
     ]
     assert len({name, *others}) == len(others) + 1
-    half = tiny()
+    half = fresh()
     half.model.to(torch.bfloat16)
     assert entry_name(half, RECORDS) not in {name, *others}
     # What lies above the adapted layer has no part in it.
