@@ -34,7 +34,7 @@ def pmlray_ray(work: Work, pace: Pace) -> Weights:
             (lambda: reports.open(), lambda: pace.reports),
         ):
             threading.Thread(target=_copy_lines, args=(source, target), daemon=True).start()
-        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
         try:
             TorchTrainer(
                 _train,

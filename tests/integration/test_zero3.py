@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.conftest import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
 SCRIPT = """
 import json, os, sys
@@ -75,7 +75,7 @@ def fit(name, loses):
 packed = FileStore(folder / "packed")
 measure_pack(search, pack, packed, packed.adapters, TorchStepper, {})
 found = {"packed": losses(packed)}
-ray.init(num_cpus=2, log_to_driver=False)
+ray.init("local", num_cpus=2, log_to_driver=False)
 found["two"] = fit("two", False)
 found["lost"] = fit("lost", True)
 found["steps"] = (folder / "lost" / "steps.txt").read_text().splitlines()
@@ -102,7 +102,7 @@ def test_two_workers_equal_one_and_go_on_from_a_checkpoint(tmp_path: Path) -> No
     (tmp_path / "search.yaml").write_text(SEARCH)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, env={**os.environ},
-        capture_output=True, text=True, timeout=280,
+        capture_output=True, text=True, timeout=560,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     line = next(x for x in done.stdout.splitlines() if x.startswith("RESULT"))
