@@ -14,7 +14,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 from ray.train import FailureConfig, RunConfig, TrainingFailedError
@@ -78,7 +78,8 @@ class WarmWorkers:
             job = self._idle.pop() if self._idle else self._start(pack.pack_id)
             job.current = Future()
             job.packs.put(pack)
-        wait([job.current, job.ended], return_when=FIRST_COMPLETED)
+        either: list[Future[Any]] = [job.current, job.ended]
+        wait(either, return_when=FIRST_COMPLETED)
         if job.current.done():
             with self._lock:
                 job.idle_since = time.monotonic()
@@ -176,8 +177,8 @@ def train_packs(config: dict[str, Any]) -> None:
             load_base,
         )
 
-    while (pack := ray.get(workers.next_pack.remote(number))) != "end":
-        if pack == "wait":
+    while (pack := cast("Pack | str", ray.get(workers.next_pack.remote(number)))) != "end":
+        if isinstance(pack, str):
             continue
         seconds = run_pack(plan.work(pack), partial(measure, pack))
         # What a pack leaves behind would count in the next one's peak.

@@ -81,12 +81,13 @@ class ShardedRun:
             self.model: SupervisedLosses = adapted_model(search, run)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=self._recipe.weight_decay)
-        self._engine, self._optimizer, *_ = deepspeed.initialize(
+        made: tuple[Any, ...] = deepspeed.initialize(
             model=self.model,
             optimizer=optimizer,
             config=config,
             dist_init_required=False,
         )
+        self._engine, self._optimizer = made[:2]
 
     def train_to(self, step: int) -> None:
         """Take optimiser steps until so many are done; the curve is kept on the way."""
@@ -276,8 +277,7 @@ def _observation(
 @contextmanager
 def _sharded_loading(config: dict[str, Any]) -> Iterator[None]:
     """Weights that transformers loads meanwhile are sharded as they come; later models are not."""
-    from transformers.integrations import HfDeepSpeedConfig
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
     kept = HfDeepSpeedConfig(config)
     try:
