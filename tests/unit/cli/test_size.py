@@ -12,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from pmlray.backends.file_leases import Lease
 from pmlray.backends.file_store import FileStore
 from pmlray.cli import app, sizing_driver
 from pmlray.cli.driver import SearchRun
@@ -183,6 +184,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def measure(
         search: PreparedSearch,
         store: FileStore,
+        driver: Lease,
         runs: Sequence[PlannedRun],
         plan: SizePlan,
         address: str | None,
