@@ -225,7 +225,7 @@ def test_the_rank_rises_until_the_check_passes_and_is_found_again(
     assert card["recall"] == found["recall"] and card["holds"]["n_records"] == N_RECORDS
     text = (folder / "README.md").read_text()
     assert "rank 8" in text and "by a rule of thumb, since no law of recall" in text
-    assert card["adapter"]["method"] == "memft_sw" and "memft_sw trains only what" in text
+    assert card["adapter"]["method"] == "memft_ot" and "memft_ot trains only what" in text
     assert (folder / "not_recalled.jsonl").read_text() == ""
     assert read_adapter(folder).lora_rank == 8
 
@@ -268,7 +268,7 @@ def test_an_adapter_of_the_search_that_recalls_enough_is_not_trained_again(
     (attempt,) = found["attempts"]
     assert attempt["in_search"] and attempt["lora_rank"] == 4
     assert found["adapter"]["method"] == "sft"
-    assert "memft_sw" not in (out / "adapter" / "README.md").read_text()
+    assert "memft_ot" not in (out / "adapter" / "README.md").read_text()
     assert found["cost"]["training_gpu_seconds"] == 0.0 < found["cost"]["search_gpu_seconds"]
     assert not list((out / "training" / "observations").iterdir())
     assert read_adapter(out / "adapter").probe.placement == "down_proj"
