@@ -194,6 +194,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="pmlray-chaos-", dir="/tmp"))
     try:
         found = run_chaos(folder, options.faults, options.seed, options.steps, options.kinds, say)
+    # Whatever ends it, Ctrl-C too, is raised again: this only tells of the logs.
     except BaseException:
         say(f"logs are in {folder}")
         raise
