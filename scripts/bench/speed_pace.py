@@ -57,8 +57,9 @@ class Pacer:
         try:
             train()
         except Enough:
-            self._peak = max(self._peak, peak_memory())
-            self._say({"peak_memory_bytes": self._peak, "step_memory_bytes": peak_memory()})
+            # Read once: a second reading may be higher.
+            steps = peak_memory()
+            self._say({"peak_memory_bytes": max(self._peak, steps), "step_memory_bytes": steps})
 
     def stepped(self) -> None:
         """Note a step; Enough when the parent has asked for the end."""
