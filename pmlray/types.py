@@ -6,9 +6,10 @@ steps). Losses are nats per supervised token.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeVar, get_args
 
 # Plain fine-tuning; MemFT's threshold; its window or curriculum; its window at a fixed width; its
 # threshold with what is recalled left out of the batch.
@@ -18,7 +19,18 @@ METHODS: tuple[Method, ...] = get_args(Method)
 Compat = Literal["mended", "paper"]
 Equal = Literal["gpu_seconds", "tokens", "steps"]
 
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
 OBSERVATION_SCHEMA = 5
+# Files and folders carry these names: they must not lead anywhere else.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# What a stored field must be, by its annotation; what is not here is for its reader to check.
+WORDS = {"Method": METHODS, "Phase": PHASES}
+# What a size of 0 or less would break.
+SIZES = ("lora_rank", "seq_len", "supervised_tokens")
+# What rebuilding something from a file of another form, or of anybody's making, raises.
+MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -175,20 +187,22 @@ class Observation:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Observation:
-        """Rebuild from `to_json`'s form; KeyError or TypeError when a field is missing."""
+        """Rebuild from `to_json`'s form; one of MALFORMED when it has another."""
         fields = {k: v for k, v in stored.items() if k not in ("schema", "delta_loss")}
-        fields["point"] = DesignPoint(**fields["point"])
+        fields["point"] = rebuild(DesignPoint, fields["point"])
         # Schema 1 knew no shared trunks and no order within a pack, 1 and 2 no control; what 4
         # added is None, and what 5 added empty, in all before it.
         fields.setdefault("place", 0)
         fields.setdefault("charged_steps", float(fields["point"].train_steps))
-        fields["recall"] = Recall(**fields["recall"])
+        fields["recall"] = rebuild(Recall, fields["recall"])
         fields["curve"] = tuple((int(step), float(loss)) for step, loss in fields["curve"])
-        fields["token_p"] = tuple(fields["token_p"])
+        fields["token_p"] = tuple(map(float, fields["token_p"]))
         table = fields.get("token_p_curve", ())
-        fields["token_p_curve"] = tuple((int(step), tuple(p)) for step, p in table)
-        fields["wrong_tokens"] = tuple(fields["wrong_tokens"])
-        return cls(**fields)
+        fields["token_p_curve"] = tuple((int(step), tuple(map(float, p))) for step, p in table)
+        fields["wrong_tokens"] = tuple(map(int, fields["wrong_tokens"]))
+        if not fields["curve"] or not isinstance(fields["provenance"], Mapping):
+            raise ValueError("its curve is empty, or its provenance no mapping")
+        return rebuild(cls, fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,3 +238,31 @@ class PackResult:
     observations: tuple[Observation, ...]
     failed: tuple[FailedRun, ...]
     times: PackTimes
+
+
+def rebuild(kind: type[T], stored: Mapping[str, Any]) -> T:
+    """A dataclass from its stored fields, of which nested ones are rebuilt already.
+
+    One of MALFORMED when a field is missing, unknown or of another type, or a name is no file's.
+    """
+    types = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: _checked(name, types.get(name, ""), stored[name]) for name in stored})
+
+
+def _checked(name: str, of: str, value: Any) -> Any:
+    if value is None and of.endswith(" | None"):
+        return None
+    match of.removesuffix(" | None"):
+        case "int" if type(value) is not int or (name in SIZES and value < 1):
+            raise ValueError(f"{name} is {value!r}")
+        case "float":
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} is {value!r}, no number")
+            return float(value)
+        case "str" if not isinstance(value, str):
+            raise TypeError(f"{name} is {value!r}, no text")
+        case "Method" | "Phase" as word if value not in WORDS[word]:
+            raise ValueError(f"{name} is {value!r}, none of {', '.join(WORDS[word])}")
+    if name in ("run_key", "pack_id") and NAME.fullmatch(str(value)) is None:
+        raise ValueError(f"{name} {value!r} is no name of a file")
+    return value

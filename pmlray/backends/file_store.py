@@ -10,19 +10,32 @@ from __future__ import annotations
 import _thread
 import json
 import logging
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from itertools import count, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pmlray.atomic_files import write_once
 from pmlray.backends.file_leases import Lease, LeaseFolder, beating
 from pmlray.errors import StoreError
-from pmlray.types import DesignPoint, FailedRun, Observation, Pack, PackTimes, PlannedRun
+from pmlray.types import (
+    MALFORMED,
+    DesignPoint,
+    FailedRun,
+    Observation,
+    Pack,
+    PackTimes,
+    PlannedRun,
+    rebuild,
+)
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T", Observation, FailedRun, PackTimes, Pack)
 
 DRIVER = "driver"
 # A measurement waits so long for space on a full disk before it is lost.
@@ -77,7 +90,7 @@ class FileStore:
 
     def plans(self) -> tuple[Pack, ...]:
         """All packs that were ever handed out, by round."""
-        packs = map(_pack_from, _read_all(self._plans.glob("*.json")))
+        packs = _read_all(self._plans.glob("*.json"), _pack_from)
         return tuple(sorted(packs, key=lambda pack: pack.round))
 
     def unfinished(self) -> tuple[Pack, ...]:
@@ -86,25 +99,25 @@ class FileStore:
         cut_off = [path for path in self._plans.glob("*.json") if path.name not in back]
         found = (
             pack
-            for pack in map(_pack_from, _read_all(cut_off))
+            for pack in _read_all(cut_off, _pack_from)
             if not all(self.has_ended(run.run_key, pack.round) for run in pack.runs)
         )
         return tuple(sorted(found, key=lambda pack: pack.round))
 
     def observations(self) -> tuple[Observation, ...]:
         """All observations, in the order in which they were chosen."""
-        found = map(self._observation_from, _read_all(self._observations.glob("*.json")))
+        found = _read_all(self._observations.glob("*.json"), Observation.from_json)
         return tuple(sorted(found, key=lambda o: (o.round, o.place, o.run_key)))
 
     def observation(self, run_key: str) -> Observation | None:
         """The observation of one run, if it is there."""
-        rows = _read_all([self._observations / f"{run_key}.json"])
-        return next(map(self._observation_from, rows), None)
+        path = self._observations / f"{run_key}.json"
+        return next(_read_all([path], Observation.from_json), None)
 
     def failures_of(self, run_key: str) -> tuple[FailedRun, ...]:
         """The failed attempts of one run, in the order in which they were written."""
         paths = (self._failures / f"{run_key}-{attempt}.json" for attempt in count())
-        return tuple(map(_failure_from, _read_all(takewhile(Path.exists, paths))))
+        return tuple(_read_all(takewhile(Path.exists, paths), _failure_from))
 
     def has_ended(self, run_key: str, round_: int) -> bool:
         """Whether a run has an observation, or failed in this round."""
@@ -114,21 +127,13 @@ class FileStore:
 
     def failures(self) -> tuple[FailedRun, ...]:
         """All failed attempts, in the order in which they were chosen."""
-        found = map(_failure_from, _read_all(self._failures.glob("*.json")))
+        found = _read_all(self._failures.glob("*.json"), _failure_from)
         return tuple(sorted(found, key=lambda f: (f.round, f.place, f.run_key)))
 
     def times(self) -> tuple[PackTimes, ...]:
         """The times of every pack, by round."""
-        found = [PackTimes(**row) for row in _read_all(self._packs.glob("*.json"))]
+        found = _read_all(self._packs.glob("*.json"), partial(rebuild, PackTimes))
         return tuple(sorted(found, key=lambda times: times.round))
-
-    def _observation_from(self, row: dict[str, Any]) -> Observation:
-        try:
-            return Observation.from_json(row)
-        except (KeyError, TypeError) as error:
-            raise StoreError(
-                f"{self._observations} holds a file of another version: {error!r}"
-            ) from error
 
     @contextmanager
     def driver_lock(self) -> Iterator[Lease]:
@@ -158,22 +163,46 @@ def _write_once(path: Path, content: dict[str, Any]) -> None:
         raise StoreError(f"cannot write {path}: {error}") from error
 
 
-def _read_all(paths: Iterable[Path]) -> Iterator[dict[str, Any]]:
+def _read_all(paths: Iterable[Path], build: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    """What is in files that anybody may have written who can write to the store."""
     for path in sorted(paths):
         try:
-            yield json.loads(path.read_text(encoding="utf-8"))
+            with open(path, encoding="utf-8", opener=_open_here) as file:
+                text = file.read()
+            stored = json.loads(text)
+            if "\\ud" in text:
+                # Half of a surrogate pair, which no report could hold.
+                json.dumps(stored, ensure_ascii=False).encode()
         except FileNotFoundError:
             continue
-        except ValueError as error:
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error}") from error
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"{path} is damaged ({error}); move it away to measure again") from (
                 error
             )
+        try:
+            found = build(stored)
+        except MALFORMED as error:
+            raise StoreError(f"{path} is a file of another version: {error!r}") from error
+        named = found.pack_id if isinstance(found, (Pack, PackTimes)) else found.run_key
+        if named not in (path.stem, path.stem.rpartition("-")[0]):
+            raise StoreError(f"{path} is of {named}, which is not what its name tells")
+        yield found
+
+
+def _open_here(path: str, flags: int) -> int:
+    """Opens no link, which might lead anywhere, and waits for no pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _failure_from(row: dict[str, Any]) -> FailedRun:
-    return FailedRun(**{**row, "point": DesignPoint(**row["point"])})
+    return rebuild(FailedRun, {**row, "point": rebuild(DesignPoint, row["point"])})
 
 
 def _pack_from(row: dict[str, Any]) -> Pack:
-    runs = (PlannedRun(**{**run, "point": DesignPoint(**run["point"])}) for run in row["runs"])
-    return Pack(row["round"], tuple(runs))
+    runs = (
+        rebuild(PlannedRun, {**run, "point": rebuild(DesignPoint, run["point"])})
+        for run in row["runs"]
+    )
+    return rebuild(Pack, {"round": row["round"], "runs": tuple(runs)})

@@ -59,7 +59,14 @@ class MirrorJournal:
     def entries(self, sent: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Entries after the first `sent`, with their numbers, in order."""
         for number in due(self._names(), sent):
-            yield number, json.loads((self._folder / entry_name(number)).read_bytes())
+            path = self._folder / entry_name(number)
+            try:
+                entry = json.loads(path.read_bytes())
+            except (ValueError, RecursionError) as error:
+                raise StoreError(f"{path} is damaged ({error})") from error
+            if not isinstance(entry, dict) or "kind" not in entry:
+                raise StoreError(f"{path} is no entry of a journal")
+            yield number, entry
 
     def run_keys(self) -> set[str]:
         """All runs that any mirror was told of."""

@@ -89,6 +89,7 @@ def train_sharded(config: dict[str, Any]) -> float:
     from transformers import AutoTokenizer
 
     from pmlray.backends.zero3 import measure_sharded
+    from pmlray.engine.base_model import PLAIN_TOKENIZER
 
     plan: WorkerPlan = config["plan"]
     pack: Pack = config["pack"]
@@ -96,7 +97,9 @@ def train_sharded(config: dict[str, Any]) -> float:
         torch.set_num_threads(plan.cpus)
     spec, folder = plan.search.spec, plan.search.source.folder
     pinned = {} if folder is not None else {"revision": spec.model.revision}
-    tokenizer = AutoTokenizer.from_pretrained(str(folder or spec.model.id), **pinned)
+    tokenizer = AutoTokenizer.from_pretrained(
+        str(folder or spec.model.id), **PLAIN_TOKENIZER, **pinned
+    )
     store = FileStore(Path(plan.store))
 
     def keep(save: Callable[[str], None]) -> None:

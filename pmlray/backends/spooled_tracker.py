@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.mirror_journal import MirrorJournal
-from pmlray.errors import TrackerAway
+from pmlray.errors import StoreError, TrackerAway
 from pmlray.types import Observation
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,11 @@ class Replay:
                 mirror.law(entry["metrics"], entry["gpu_seconds"], entry["time_ms"])
             case "finish":
                 files = (self._store.folder / name for name in entry["artifacts"])
-                mirror.finish([file for file in files if file.is_file()], entry["status"])
+                mirror.finish([file for file in files if self._is_ours(file)], entry["status"])
+
+    def _is_ours(self, file: Path) -> bool:
+        """Whether a file lies in the store: a mirror is shown no other file of this machine."""
+        return file.is_file() and file.resolve().is_relative_to(self._store.folder.resolve())
 
 
 class SpooledTracker:
@@ -153,8 +157,8 @@ class SpooledTracker:
                 if not away:
                     log.warning("%s; its entries wait in %s", error, self._store.folder / "mirror")
                 away = True
-            except OSError as error:
-                # The store's own disk is full or away.
+            except (OSError, StoreError) as error:
+                # The store's own disk is full or away, or a file of it is damaged.
                 log.warning("the journal of %s is not sent: %s", self._store.folder, error)
                 away = True
             if over:

@@ -53,8 +53,9 @@ def submit(
     with tempfile.TemporaryDirectory() as folder:
         files: dict[str, Path] = {}
         effective = search.spec.model_dump(mode="json", exclude_none=True)
-        for key in ("text", "records"):
-            if (name := effective["task"].get(key)) is not None:
+        for key, used in (("text", search.task.text), ("records", search.task.pairs)):
+            if used is not None:
+                name = effective["task"][key]
                 place = _place_in_upload(name, key)
                 effective["task"][key] = place
                 files[place] = spec.parent / name
@@ -93,7 +94,5 @@ def submit(
 
 def _place_in_upload(name: str, key: str) -> str:
     """Where a task's file lies in the upload: at its own relative path, so that the search keeps
-    its id, unless that leads out of the folder or onto what pmlray puts there itself."""
-    parts = PurePath(name).parts
-    inside = not PurePath(name).is_absolute() and ".." not in parts
-    return name if inside and parts[0] not in RESERVED_NAMES else f"files/{key}"
+    its id, unless that leads onto what pmlray puts there itself."""
+    return f"files/{key}" if PurePath(name).parts[0] in RESERVED_NAMES else name

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from pmlray.config.part import Part, PositiveInt
 
 
-class ClusterProfile(BaseModel):
+class ClusterProfile(Part):
     """One kind of cluster.
 
     `gpus_per_pack` 0 trains on the CPU with `cpus_per_pack` cores (None: all of the machine's).
@@ -22,13 +24,11 @@ class ClusterProfile(BaseModel):
     `checkpoint_seconds` of training at most are lost when a worker dies.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     gpus_per_pack: Annotated[int, Field(ge=0, le=1)] = 0
-    cpus_per_pack: Annotated[int, Field(ge=1)] | None = None
-    workers_per_pack: Annotated[int, Field(ge=1)] = 1
-    concurrent_packs: Annotated[int, Field(ge=1)] | None = None
+    cpus_per_pack: PositiveInt | None = None
+    workers_per_pack: PositiveInt = 1
+    concurrent_packs: PositiveInt | None = None
     storage: str | None = None
     tracking_uri: str | None = None
-    max_pack_failures: Annotated[int, Field(ge=1)] = 2
+    max_pack_failures: PositiveInt = 2
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0

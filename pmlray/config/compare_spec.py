@@ -80,6 +80,8 @@ class CompareSpec(Part):
             )
         if len(set(self.points)) < len(self.points):
             raise ValueError("points name the same point twice")
+        # What no search may hold, a comparison may not either.
+        self.search_spec()
         return self
 
     @property

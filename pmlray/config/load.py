@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from pmlray.config.plain_yaml import KeyPath, dotted, parse_yaml
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import SpecError
 
 Spec = TypeVar("Spec", bound=BaseModel)
-KeyPath = tuple[str | int, ...]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML whose `1e-2` is a number, as in YAML 1.2, and whose keys may not repeat."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf)$|^\.(nan|NaN)$"),
-    list("-+0123456789."),
-)
-# PyYAML tries a first character's resolvers in order; its own int rule must win for plain digits.
-for _first in "-+0123456789":
-    _Loader.yaml_implicit_resolvers[_first].sort(key=lambda rule: not rule[0].endswith(":int"))
+# Of a value that is refused, so much is shown.
+MOST_SHOWN = 80
 
 
 def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
@@ -39,41 +25,27 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
 
 def load_spec(kind: type[Spec], path: Path, overrides: Sequence[str] = ()) -> Spec:
     """Validate a YAML file as `kind`; SpecError names file, line, key and what is allowed."""
-    if not path.is_file():
-        raise SpecError(f"there is no file {path}; give the path of a YAML file")
-    text = path.read_text(encoding="utf-8")
-    try:
-        node = yaml.compose(text, _Loader)
-        data = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(node, yaml.MappingNode) or not isinstance(data, dict):
+    data, lines = parse_yaml(read_text(path), str(path))
+    if not isinstance(data, dict):
         raise SpecError(f"{path}: expected keys and values, such as 'name: my_search'")
-    lines: dict[KeyPath, str] = {}
-    _note_lines(node, (), lines, path)
     for override in overrides:
         _apply(override, data, lines)
     try:
         return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
         raise SpecError("\n".join(_complaints(kind, error, lines, path))) from error
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise SpecError(f"{path}: a value is no plain number, text or list: {error}") from error
 
 
-def _note_lines(node: yaml.Node, at: KeyPath, lines: dict[KeyPath, str], path: Path) -> None:
-    lines.setdefault(at, f"{path}:{node.start_mark.line + 1}")
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            where = (*at, key.value)
-            line = f"{path}:{key.start_mark.line + 1}"
-            if where in lines:
-                raise SpecError(f"{line}: {_dotted(where)} is given twice; keep one")
-            lines[where] = line
-            _note_lines(value, where, lines, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _note_lines(value, (*at, index), lines, path)
+def read_text(path: Path) -> str:
+    """The text of a file that a person wrote; SpecError when there is none to be read."""
+    try:
+        if not path.is_file():
+            raise SpecError(f"there is no file {path}; give the path of a YAML file")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
 
 def _apply(override: str, data: dict[str, Any], lines: dict[KeyPath, str]) -> None:
@@ -86,10 +58,7 @@ def _apply(override: str, data: dict[str, Any], lines: dict[KeyPath, str]) -> No
         level = level.setdefault(parent, {})
         if not isinstance(level, dict):
             raise SpecError(f"--set {override}: {parent} holds a value, not keys")
-    try:
-        level[last] = yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {override}: the value is not valid YAML: {error}") from error
+    level[last], _ = parse_yaml(text, f"--set {override}")
     at: KeyPath = ()
     for part in key.split("."):
         at = (*at, part)
@@ -107,23 +76,26 @@ def _complaints(
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             allowed = ", ".join(sorted(_keys_at(kind, at[:-1])))
-            found.append(f"{where}: {_dotted(at)}: unknown key; allowed here: {allowed}")
+            found.append(f"{where}: {dotted(at)}: unknown key; allowed here: {allowed}")
         elif item["type"] == "missing":
-            found.append(f"{where}: {_dotted(at)} is needed")
+            found.append(f"{where}: {dotted(at)} is needed")
         elif item["type"] == "value_error":
             found.append(f"{where}: {message}")
         else:
-            found.append(f"{where}: {_dotted(at)}: {message} (got {item['input']!r})")
+            found.append(f"{where}: {dotted(at)}: {message} (got {_shown(item['input'])})")
     return found
 
 
 def _keys_at(kind: type[BaseModel], at: KeyPath) -> list[str]:
     for part in at:
-        annotation = kind.model_fields[str(part)].annotation
+        if isinstance(part, int):  # A list's item, whose type its field has told.
+            continue
+        annotation = kind.model_fields[part].annotation
         options = [annotation, *get_args(annotation)]
         kind = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
     return list(kind.model_fields)
 
 
-def _dotted(at: KeyPath) -> str:
-    return ".".join(str(part) for part in at)
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,8 @@ def resolve_model(model_id: str, revision: str | None) -> ModelSource:
         folder = pulled_folder(model_id)
         pulled = (folder / PULLED_MARK).is_file()
         return ModelSource(model_id, KNOWN[model_id], folder if pulled else None)
-    folder = Path(model_id).expanduser()
-    if folder.is_dir():
+    folder = _folder_of(model_id)
+    if folder is not None:
         return ModelSource(_folder_identity(folder), _folder_geometry(folder), folder.resolve())
     if model_id.count("/") != 1 or model_id.startswith((".", "/", "~")):
         raise ModelError(
@@ -115,32 +115,58 @@ def require_present(model_id: str, source: ModelSource) -> None:
 
 def geometry_from_config(config: Mapping[str, Any], where: str) -> Geometry:
     """Geometry from a transformers config.json; ModelError for a family that is not supported."""
-    found = (config.get("architectures") or ["none"])[0]
-    if found not in ARCHITECTURES:
-        raise ModelError(
-            f"{where}: architecture {found} is not supported; pmlray needs the decoder layers of"
-            f" {' or '.join(ARCHITECTURES)} (mlp.down_proj, rotary positions, causal attention)"
+    try:
+        found = (config.get("architectures") or ["none"])[0]
+        if found not in ARCHITECTURES:
+            raise ModelError(
+                f"{where}: architecture {found!r} is not supported; pmlray needs the decoder layers"
+                f" of {' or '.join(ARCHITECTURES)} (mlp.down_proj, rotary positions, causal"
+                " attention)"
+            )
+        if "sliding_attention" in (config.get("layer_types") or ()):
+            raise ModelError(
+                f"{where}: sliding-window layers are not supported, only full attention"
+            )
+        heads = config["num_attention_heads"]
+        geometry = Geometry(
+            n_layers=config["num_hidden_layers"],
+            hidden=config["hidden_size"],
+            intermediate=config["intermediate_size"],
+            n_heads=heads,
+            n_kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            vocab=config["vocab_size"],
+            context=config["max_position_embeddings"],
         )
-    if "sliding_attention" in (config.get("layer_types") or ()):
-        raise ModelError(f"{where}: sliding-window layers are not supported, only full attention")
-    heads = config["num_attention_heads"]
-    return Geometry(
-        n_layers=config["num_hidden_layers"],
-        hidden=config["hidden_size"],
-        intermediate=config["intermediate_size"],
-        n_heads=heads,
-        n_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        vocab=config["vocab_size"],
-        context=config["max_position_embeddings"],
-    )
+    except (AttributeError, LookupError, TypeError, ArithmeticError) as error:
+        raise ModelError(f"{where}: no transformers config of a language model ({error!r})") from (
+            error
+        )
+    if any(type(size) is not int or not 1 <= size < 2**31 for size in astuple(geometry)):
+        raise ModelError(f"{where}: a size is no positive number: {geometry}")
+    return geometry
+
+
+def _folder_of(model_id: str) -> Path | None:
+    try:
+        folder = Path(model_id).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError):  # Too long for a name; no such user's home.
+        return None
 
 
 def _folder_geometry(folder: Path) -> Geometry:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder} holds no config.json; give a folder saved by save_pretrained")
-    return geometry_from_config(json.loads(path.read_text()), str(folder))
+    return geometry_from_config(_read_config(path), str(folder))
+
+
+def _read_config(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error})") from error
 
 
 def _folder_identity(folder: Path) -> str:
@@ -159,12 +185,16 @@ def _folder_identity(folder: Path) -> str:
 
 def _hub_geometry(model_id: str, revision: str) -> Geometry:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     try:
         path = hf_hub_download(model_id, "config.json", revision=revision)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"cannot read config.json of {model_id} at {revision} from the hub: {error}"
         ) from error
-    return geometry_from_config(json.loads(Path(path).read_text()), f"{model_id}@{revision}")
+    return geometry_from_config(_read_config(Path(path)), f"{model_id}@{revision}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from pmlray.config.compare_spec import CompareSpec
-from pmlray.config.load import load_search, load_spec
+from pmlray.config.load import load_search, load_spec, read_text
 from pmlray.config.models import ModelSource, resolve_model
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import DataError, SpecError
@@ -110,13 +110,14 @@ def _prepare(spec: SearchSpec, path: Path) -> PreparedSearch:
 def _read_task(spec: SearchSpec, path: Path) -> TaskSource:
     task = spec.task
     text, pairs = None, None
-    if task.kind == "long_context" and task.random_ratio < 100 and task.text is not None:
-        file = path.parent / task.text
-        if not file.is_file():
-            raise SpecError(f"{path}: task.text: there is no file {file}")
-        text = file.read_text(encoding="utf-8")
-    if task.kind == "records" and task.records is not None:
-        pairs = read_records(path.parent / task.records)
+    if (name := task.text) is not None:
+        file = file_beside(path, "text", name)
+        if task.kind == "long_context" and task.random_ratio < 100:
+            text = read_text(file)
+    if (name := task.records) is not None:
+        file = file_beside(path, "records", name)
+        if task.kind == "records":
+            pairs = read_records(file)
     return TaskSource(
         kind=task.kind,
         data_seed=task.data_seed,
@@ -125,6 +126,21 @@ def _read_task(spec: SearchSpec, path: Path) -> TaskSource:
         text=text,
         pairs=pairs,
     )
+
+
+def file_beside(path: Path, key: str, name: str) -> Path:
+    """The file that task.`key` of the search in `path` names; SpecError where it leads out of that
+    search's folder: what a search sent by somebody else names might be any file of this machine."""
+    file = path.parent / name
+    try:
+        inside = file.resolve().is_relative_to(path.parent.resolve())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SpecError(f"{path}: task.{key}: {name!r} names no file ({error})") from error
+    if Path(name).is_absolute() or ".." in Path(name).parts or not inside:
+        raise SpecError(
+            f"{path}: task.{key}: {name!r} leads out of the search's folder; put the file there"
+        )
+    return file
 
 
 def _check_lengths(prepared: PreparedSearch, path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from pmlray.config.part import Count, Part, PositiveInt
 
 
-class Recipe(BaseModel):
+class Recipe(Part):
     """Optimisation of one adapter.
 
     `batch_size`: records in a step. `schedule`: `warmup_constant_decay` warms up over
@@ -21,13 +23,11 @@ class Recipe(BaseModel):
     Adapters and optimiser state are fp32.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
     schedule: Literal["warmup_constant_decay", "linear"] = "warmup_constant_decay"
-    warmup_steps: Annotated[int, Field(ge=0)] = 8
+    warmup_steps: Count = 8
     decay_share: Annotated[float, Field(ge=0, le=1)] = 0.2
-    batch_size: Annotated[int, Field(ge=1)] = 1
+    batch_size: PositiveInt = 1
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

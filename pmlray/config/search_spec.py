@@ -13,16 +13,18 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pmlray.config.memft_options import Memft, MemftOptions
-from pmlray.config.part import Part, PositiveInt
+from pmlray.config.part import Count, Part, PositiveInt
 from pmlray.config.recipe import Recipe
 from pmlray.design import Acquisition
 from pmlray.law import FitOptions, Form
 from pmlray.memory import FRESH_SEQUENCE_ID
 from pmlray.types import DesignPoint, MemftRules
 
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 SequenceId = Annotated[int, Field(ge=0, lt=FRESH_SEQUENCE_ID)]
 FORMER_PACK_SIZE = 4
+# Of a grid, and of replicates: each is held in memory.
+MOST_POINTS = 1_000_000
 DEFAULT_KEY_PROMPT = "Please output the content of the vector memory injected into the activations."
 
 
@@ -68,7 +70,7 @@ class Probe(Part):
     layer's output (the paper's); `down_proj` adapts that projection (PEFT's)."""
 
     placement: Literal["mlp", "down_proj"] = "mlp"
-    layer: Annotated[int, Field(ge=0)]
+    layer: Count
 
 
 class Space(Part):
@@ -84,7 +86,14 @@ class Space(Part):
             values = getattr(self, name)
             if list(values) != sorted(set(values)):
                 raise ValueError(f"space.{name} must ascend without repeats, got {list(values)}")
+        if self.n_points > MOST_POINTS:
+            raise ValueError(f"space has {self.n_points} points; at most {MOST_POINTS} can be kept")
         return self
+
+    @property
+    def n_points(self) -> int:
+        """How many cells the grid has."""
+        return len(self.lora_rank) * len(self.seq_len) * len(self.train_steps)
 
     def points(self) -> tuple[DesignPoint, ...]:
         """Every cell of the grid, ranks outermost."""
@@ -112,7 +121,7 @@ class LawOptions(Part):
     """
 
     forms: tuple[Form, ...] = Field(default=("ceiling", "exponential_ceiling"), min_length=1)
-    n_bootstrap: Annotated[int, Field(ge=20)] = 200
+    n_bootstrap: Annotated[int, Field(ge=20, le=100_000)] = 200
     loss: Literal["gaussian", "huber"] = "gaussian"
     saturated: Literal["filter", "censor"] = "filter"
     floor: Annotated[float, Field(gt=0)] = 0.02
@@ -145,8 +154,8 @@ class Design(Part):
 
     acquisition: Acquisition = "v_optimal"
     seed: Seed = 0
-    n_initial: Annotated[int, Field(ge=1)] = 6
-    pack_size: Annotated[int, Field(ge=1)] | None = None
+    n_initial: PositiveInt = 6
+    pack_size: PositiveInt | None = None
     validation_share: Annotated[float, Field(ge=0, le=1)] = 0.2
     targets: Targets | None = None
 
@@ -196,8 +205,8 @@ class Evaluate(Part):
     adapter is scored on a passage of plain English, to see what it does to the base.
     """
 
-    generate_max_tokens: Annotated[int, Field(ge=0)] = 256
-    control_tokens: Annotated[int, Field(ge=0)] = 128
+    generate_max_tokens: Count = 256
+    control_tokens: Count = 128
     prose: bool = False
 
 
@@ -223,7 +232,12 @@ class SearchSpec(Part):
     def _fits_together(self) -> SearchSpec:
         if self.memft is not None and self.budget.memft_seconds <= 0:
             raise ValueError("budget.memft_gpu_seconds (or memft_gpu_hours) is needed with memft")
-        cells = len(self.space.points()) * len(self.sequences) * len(self.seeds)
+        replicates = len(self.sequences) * len(self.seeds)
+        if replicates > MOST_POINTS:
+            raise ValueError(
+                f"sequences and seeds make {replicates} replicates; at most {MOST_POINTS} can be"
+            )
+        cells = self.space.n_points * replicates
         if self.design.n_initial > cells:
             raise ValueError(
                 f"design.n_initial is {self.design.n_initial}, but the space has {cells} runs"

@@ -23,6 +23,9 @@ from pmlray.engine.row_attention import ROW_ATTENTION, RowGroups
 from pmlray.errors import ModelError
 
 SYSTEM_PROMPT = "You are a helpful assistant."
+# Nothing of a model is executed: no code of its own, and no weights in pickles.
+PLAIN_TOKENIZER: dict[str, Any] = {"trust_remote_code": False}
+PLAIN_WEIGHTS: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 # Some chat templates print today's date when given none, which would change the prompt every day.
 FIXED_DATE = "26 Jul 2024"
 
@@ -147,9 +150,13 @@ def load_base_model(
     where = str(source.folder) if source.folder is not None else model_id
     pinned = {} if source.folder is not None else {"revision": revision}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **pinned)
+        tokenizer = AutoTokenizer.from_pretrained(where, **PLAIN_TOKENIZER, **pinned)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            where, dtype=getattr(torch, dtype), attn_implementation=ROW_ATTENTION, **pinned
+            where,
+            dtype=getattr(torch, dtype),
+            attn_implementation=ROW_ATTENTION,
+            **PLAIN_WEIGHTS,
+            **pinned,
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the base model {model_id}: {error}") from error

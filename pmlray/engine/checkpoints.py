@@ -100,7 +100,7 @@ class Checkpoints:
             if is_whole(name, content):
                 try:
                     return self._read(content, step_of(name))
-                except (SafetensorError, KeyError, ValueError) as error:
+                except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
                     log.warning("%s is no checkpoint of this pack: %s", name, error)
             else:
                 log.warning("%s was cut short or damaged; the one before it is used", name)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,6 +21,11 @@ from pmlray.errors import DataError, ModelError
 from pmlray.memory import Record
 
 PEFT_CONFIG_FILE = "adapter_config.json"
+# What comes of a folder that somebody else has written.
+DAMAGE = (
+    SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+    RecursionError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,15 +64,25 @@ def read_adapter(folder: Path) -> StoredAdapter:
     try:
         if (folder / MLP_CONFIG_FILE).is_file():
             config = json.loads((folder / MLP_CONFIG_FILE).read_text(encoding="utf-8"))
-            return StoredAdapter(config["base_model"], *load_mlp_adapter(folder))
+            return _checked(folder, StoredAdapter(config["base_model"], *load_mlp_adapter(folder)))
         if (folder / PEFT_CONFIG_FILE).is_file():
-            return _read_peft(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            return _checked(folder, _read_peft(folder))
+    except (OSError, *DAMAGE) as error:
         raise ModelError(f"{folder}: the adapter cannot be read ({error!r})") from error
     raise ModelError(
         f"{folder} holds no adapter: it has neither {MLP_CONFIG_FILE} nor {PEFT_CONFIG_FILE}; give"
         " the adapter folder that pmlray size wrote, or a run's in a store's adapters folder"
     )
+
+
+def _checked(folder: Path, adapter: StoredAdapter) -> StoredAdapter:
+    shapes = [tuple(w.shape) for w in adapter.weights]
+    (a, b), numbers = shapes, all(w.is_floating_point() for w in adapter.weights)
+    if not (len(a) == len(b) == 2 and a[1] == b[0] > 0 and numbers):
+        raise ModelError(f"{folder}: {a} and {b} are no factors of one adapter")
+    if not isinstance(adapter.base_model, str):
+        raise ModelError(f"{folder}: the adapter does not say which base model it is of")
+    return adapter
 
 
 def check_fits(base: BaseModel, adapter: StoredAdapter) -> None:

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, pad
 from transformers import AutoModelForCausalLM
 
 from pmlray.config.prepared import PreparedSearch
-from pmlray.engine.base_model import check_layer
+from pmlray.engine.base_model import PLAIN_WEIGHTS, check_layer
 from pmlray.engine.packed_lora import initial_A
 from pmlray.memory import Record
 from pmlray.types import PlannedRun
@@ -59,6 +59,7 @@ def adapted_model(search: PreparedSearch, run: PlannedRun) -> SupervisedLosses:
     base = AutoModelForCausalLM.from_pretrained(
         str(source.folder) if source.folder is not None else spec.model.id,
         dtype=getattr(torch, spec.model.dtype),
+        **PLAIN_WEIGHTS,
         **pinned,
     )
     check_layer(spec.probe, base.config.num_hidden_layers)

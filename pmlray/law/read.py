@@ -13,7 +13,7 @@ import numpy as np
 
 from pmlray.errors import DataError
 from pmlray.law.data import LawData, check_observation, check_point, law_data
-from pmlray.types import Observation
+from pmlray.types import MALFORMED, Observation
 
 NEEDED = ("rank", "length", "delta_loss_nats")
 # The run that a row is of; without them every row is its own cluster.
@@ -58,8 +58,8 @@ def _read_csv(source: Path, base_loss: float) -> LawData:
     for number, line in enumerate(_lines(source), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        cells = [cell.strip() for cell in next(csv.reader([line]))]
         where = f"{source}, line {number}"
+        cells = _cells(where, line)
         if header is None:
             header = cells
             if missing := [name for name in NEEDED if name not in header]:
@@ -96,6 +96,13 @@ def _read_csv(source: Path, base_loss: float) -> LawData:
             " the column out"
         )
     return _from_rows(rows)
+
+
+def _cells(where: str, line: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line]))]
+    except csv.Error as error:
+        raise DataError(f"{where}: no line of a CSV ({error})") from error
 
 
 def _check_losses(where: str, row: Mapping[str, float]) -> None:
@@ -177,7 +184,7 @@ def _parse(where: str, text: str) -> Observation:
         check_observation(where, observation)
     except json.JSONDecodeError as error:
         raise DataError(f"{where} (character {error.pos}): not JSON ({error.msg})") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (*MALFORMED, RecursionError) as error:
         raise DataError(
             f"{where}: not a stored observation ({error!r}); expected Observation.to_json's form"
         ) from error

@@ -113,6 +113,8 @@ def read_records(path: Path) -> tuple[tuple[str, str], ...]:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:
+        raise DataError(f"{str(path)!r} is no path ({error})") from error
     pairs: list[tuple[str, str]] = []
     seen: dict[str, tuple[int, str]] = {}
     # Split as bytes: str.splitlines would also break at separators that JSON allows inside a text.
@@ -143,7 +145,7 @@ def _parse_line(line: bytes, where: str) -> tuple[str, str]:
         if query_field in row and target_field in row:
             return _text(row, query_field, where), _text(row, target_field, where)
     wanted = " or ".join(f"{query} and {target}" for query, target in _FIELD_PAIRS)
-    found = ", ".join(row) or "none"
+    found = ascii(", ".join(row))[1:-1] or "none"
     raise DataError(f"{where}: needs the fields {wanted}; found: {found}")
 
 

@@ -45,6 +45,9 @@ COLUMNS = {
 }
 # Empty, or no such column in older tables, where it was not measured.
 OPTIONAL_COLUMNS = {"control_delta_loss_nats": float}
+# What is divided by, or counts something.
+POSITIVE = ("rank", "length", "steps", "supervised_tokens", "gpu_seconds", "charged_steps")
+LARGEST = 2.0**62
 RunId = tuple[DesignPoint, int, int]
 
 
@@ -111,27 +114,46 @@ def table_provenance(search_id: str, observations: Sequence[Observation]) -> tup
 
 def read_table(path: Path) -> Table:
     """Read a table; DataError names the line that cannot be read."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such table")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as a table in UTF-8 ({error})") from error
     provenance = tuple(line[1:].strip() for line in lines if line.startswith("#"))
     body = [(n, line) for n, line in enumerate(lines, 1) if line and not line.startswith("#")]
     if not body:
         raise DataError(f"{path}: the table is empty")
-    names = next(csv.reader([body[0][1]]))
+    names = _cells(path, *body[0])
     if missing := set(COLUMNS) - set(names):
         raise DataError(f"{path}, line {body[0][0]}: no column {', '.join(sorted(missing))}")
     rows: dict[RunId, dict[str, float]] = {}
     for number, line in body[1:]:
-        cells = dict(zip(names, next(csv.reader([line])), strict=False))
+        cells = dict(zip(names, _cells(path, number, line), strict=False))
         try:
             row = {name: kind(cells[name]) for name, kind in COLUMNS.items()}
             row |= {n: kind(cells[n]) for n, kind in OPTIONAL_COLUMNS.items() if cells.get(n)}
+            _check(row)
         except (KeyError, ValueError) as error:
             raise DataError(f"{path}, line {number}: {error}") from error
         point = DesignPoint(int(row["rank"]), int(row["length"]), int(row["steps"]))
         rows[point, int(row["sequence"]), int(row["seed"])] = row
     return Table(rows, provenance)
+
+
+def _cells(path: Path, number: int, line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {number}: no line of a CSV ({error})") from error
+
+
+def _check(row: Mapping[str, float]) -> None:
+    """ValueError where a run cannot have measured this."""
+    for name, value in row.items():
+        # Of whole numbers, those beyond a float's reach.
+        if not -LARGEST < value < LARGEST:
+            raise ValueError(f"{name} is {value}")
+        if value <= 0 and name in POSITIVE:
+            raise ValueError(f"{name} is {value}, which is not above 0")
 
 
 class TableRunner:

@@ -1,0 +1,225 @@
+"""Every reader of a file that somebody else may have written, as a target for fuzzers.
+
+A target takes bytes and a folder of its own. It returns, whatever the bytes are, or raises the
+documented error: anything else is a defect. `scripts/fuzz.py` guides bytes by coverage, the unit
+tests draw some.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from pmlray.backends.file_store import FileStore
+from pmlray.backends.mirror_journal import MirrorJournal, entry_name
+from pmlray.config.cluster_profile import ClusterProfile
+from pmlray.config.load import load_search, load_spec
+from pmlray.config.models import resolve_model
+from pmlray.config.prepared import prepare_comparison, prepare_search
+from pmlray.engine.checkpoint_files import file_name
+from pmlray.engine.checkpoints import Checkpoints
+from pmlray.engine.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE
+from pmlray.engine.recite import PEFT_CONFIG_FILE, read_adapter
+from pmlray.errors import PmlrayError
+from pmlray.law.read import read_law_data
+from pmlray.memory import read_records
+from pmlray.study.tables import read_table
+from pmlray.types import DesignPoint, FailedRun, Pack, PackTimes, PlannedRun
+from tests.fakes import observe
+from tests.unit.conftest import SEARCH
+
+ROOT = Path(__file__).parents[1]
+RUN = PlannedRun(DesignPoint(2, 16, 100), "sft", 0, 0, "law", "0123456789abcdef")
+OBSERVATION = observe(RUN, 0, 0, 0.02, 1e-3)
+MLP_CONFIG = {"base_model": "tiny-random-llama", "placement": "mlp", "layer": 1, "lora_rank": 2}
+PEFT_CONFIG = {
+    "base_model_name_or_path": "tiny-random-llama", "r": 2, "lora_alpha": 2,
+    "layers_to_transform": [1], "target_modules": ["down_proj"],
+}  # fmt: skip
+AT = "base_model.model.model.layers.1.mlp.down_proj"
+Target = Callable[[bytes, Path], None]
+
+
+def _search(content: bytes, folder: Path) -> None:
+    prepare_search(_file(folder, "search.yaml", content))
+
+
+def _comparison(content: bytes, folder: Path) -> None:
+    prepare_comparison(_file(folder, "comparison.yaml", content))
+
+
+def _profile(content: bytes, folder: Path) -> None:
+    load_spec(ClusterProfile, _file(folder, "profile.yaml", content))
+
+
+def _override(content: bytes, folder: Path) -> None:
+    path = _file(folder, "search.yaml", SEARCH.encode())
+    load_search(path, [content.decode("utf-8", "surrogateescape")])
+
+
+def _records(content: bytes, folder: Path) -> None:
+    read_records(_file(folder, "records.jsonl", content))
+
+
+def _law_csv(content: bytes, folder: Path) -> None:
+    read_law_data(_file(folder, "points.csv", content))
+
+
+def _law_jsonl(content: bytes, folder: Path) -> None:
+    read_law_data(_file(folder, "points.jsonl", content))
+
+
+def _table(content: bytes, folder: Path) -> None:
+    read_table(_file(folder, "table.csv", content))
+
+
+def _store(content: bytes, folder: Path) -> None:
+    store, key = FileStore(folder), RUN.run_key
+    pack_id = Pack(0, (RUN,)).pack_id
+    for part, name, read in (
+        ("observations", key, lambda: (store.observations(), store.observation(key))),
+        ("failures", f"{key}-0", lambda: (store.failures(), store.failures_of(key))),
+        ("plans", pack_id, lambda: (store.plans(), store.unfinished())),
+        ("packs", pack_id, store.times),
+    ):
+        path = _file(folder / part, f"{name}.json", content)
+        # Each reader is tried, whatever the one before it says.
+        with suppress(PmlrayError):
+            read()
+        path.unlink()
+
+
+def _journal(content: bytes, folder: Path) -> None:
+    journal = MirrorJournal(folder)
+    _file(folder / "mirror", entry_name(1), content)
+    journal.run_keys()
+
+
+def _adapter(content: bytes, folder: Path) -> None:
+    (folder / PEFT_CONFIG_FILE).unlink(missing_ok=True)
+    _file(folder, WEIGHTS_FILE, content)
+    _file(folder, MLP_CONFIG_FILE, json.dumps(MLP_CONFIG).encode())
+    with suppress(PmlrayError):
+        read_adapter(folder)
+    (folder / MLP_CONFIG_FILE).unlink()
+    _file(folder, PEFT_CONFIG_FILE, json.dumps(PEFT_CONFIG).encode())
+    read_adapter(folder)
+
+
+def _adapter_config(content: bytes, folder: Path) -> None:
+    (folder / PEFT_CONFIG_FILE).unlink(missing_ok=True)
+    _file(folder, WEIGHTS_FILE, _weights())
+    _file(folder, MLP_CONFIG_FILE, content)
+    with suppress(PmlrayError):
+        read_adapter(folder)
+    (folder / MLP_CONFIG_FILE).unlink()
+    _file(folder, PEFT_CONFIG_FILE, content)
+    read_adapter(folder)
+
+
+def _checkpoint(content: bytes, folder: Path) -> None:
+    checkpoints = Checkpoints(folder, (RUN,), 60.0, lambda: False)
+    path = _file(folder, file_name(5, content), content)
+    # None of these is of this pack's identity, so that nothing is put back.
+    checkpoints.resume(None)  # type: ignore[arg-type]
+    assert not path.exists()
+
+
+def _model_config(content: bytes, folder: Path) -> None:
+    _file(folder, "config.json", content)
+    resolve_model(str(folder), None)
+
+
+def _file(folder: Path, name: str, content: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def _shipped(pattern: str) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(ROOT.glob(pattern))]
+
+
+@cache
+def _weights() -> bytes:
+    a, b = torch.ones(4, 2), torch.ones(2, 4)
+    tensors = {"A": a, "B": b, f"{AT}.lora_A.weight": a.T.contiguous(),
+               f"{AT}.lora_B.weight": b.T.contiguous()}  # fmt: skip
+    return save(tensors, {"identity": "x", "step": "5", "facts": "{}"})
+
+
+def _json(*values: object) -> list[bytes]:
+    return [json.dumps(value).encode() for value in values]
+
+
+TARGETS: Mapping[str, Target] = {
+    "search": _search,
+    "comparison": _comparison,
+    "profile": _profile,
+    "override": _override,
+    "records": _records,
+    "law_csv": _law_csv,
+    "law_jsonl": _law_jsonl,
+    "table": _table,
+    "store": _store,
+    "journal": _journal,
+    "adapter": _adapter,
+    "adapter_config": _adapter_config,
+    "checkpoint": _checkpoint,
+    "model_config": _model_config,
+}
+
+NASTY_JSON = (
+    b"[" * 100_000, b'{"a":' * 2_000, b"9" * 5_000, b"1e999", b"NaN", b'"\\ud800"', b"\xff\xfe",
+    b"\x00", b"\xef\xbb\xbf{}", b"null", b"[]", b"{}", b'{"run_key": "../../x"}',
+)  # fmt: skip
+NASTY_YAML = (
+    b"[" * 2_000, b"a: &a [*a]", b"a: &a {<<: *a}", b"? [a]\n: b", b"? {a: 1}\n: b", b"a: 0b_",
+    b"a: !!int ''", b"a: !!bool x", b"a: !!timestamp x", b"a: 2020-13-45", b"a: !!float x",
+    b"a: " + b"9" * 5_000, b"a: 0x" + b"f" * 5_000, b"a: 1" + b":59" * 400 + b".5",
+    b'a: "\\uD800"', b"a: \x00", b"\xef\xbb\xbfa: 1", b"\xff", b"a: .nan", b"a: .inf",
+    b"a: !!binary x", b"a: !!python/object/apply:os.system [true]", b"a: 1\na: 2",
+    b"\n".join([b"x0: &x0 [1]", *(b"x%d: &x%d [*x%d, *x%d]" % (i, i, i - 1, i - 1)
+                                  for i in range(1, 60))]),
+    b"\n".join([b"x0: &x0 {a: 1}", *(b"x%d: &x%d {<<: [*x%d, *x%d]}" % (i, i, i - 1, i - 1)
+                                     for i in range(1, 60))]),
+)  # fmt: skip
+
+
+def seeds(name: str) -> list[bytes]:
+    """Inputs from which a fuzzer of this target begins: good ones, and such as broke readers."""
+    stored = OBSERVATION.to_json()
+    failure = asdict(FailedRun(RUN.run_key, RUN.point, 0, 0, "made up", 1.0))
+    pack = Pack(0, (RUN,))
+    times = asdict(PackTimes(pack.pack_id, 0, 1.0, 2.0))
+    (table,) = _shipped("searches/tables/smollm2_phonebook.csv")
+    adapters = [_weights(), _weights()[:60], b"\x80\x04\x95.", (2**63).to_bytes(8, "little")]
+    good: dict[str, list[bytes]] = {
+        "search": [SEARCH.encode(), *_shipped("searches/smoke.yaml"), *NASTY_YAML],
+        "comparison": [*_shipped("searches/comparisons/smoke.yaml"), *NASTY_YAML],
+        "profile": [*_shipped("cluster/profiles/*.yaml"), *NASTY_YAML],
+        "override": [b"seeds=[1]", b"a" + b".a" * 2_000 + b"=1", b"=", b"a.b=[",
+                     *(b"seeds=" + value.removeprefix(b"a: ") for value in NASTY_YAML)],
+        "records": [b'{"query": "q", "target": "t"}\n', *NASTY_JSON],
+        "law_csv": [b"rank,length,delta_loss_nats,steps\n1,16,2.5,100\n", b'a,"' + b"x" * 200_000,
+                    *_shipped("tests/golden/*.csv")],
+        "law_jsonl": [*_json(stored), *NASTY_JSON],
+        "table": [b"\n".join(table.split(b"\n")[:20])],
+        "store": [*_json(stored, failure, asdict(pack), times), *NASTY_JSON],
+        "journal": [*_json({"kind": "observe", "run_keys": ["a"]}), *NASTY_JSON],
+        "adapter": adapters,
+        "adapter_config": [*_json(MLP_CONFIG, PEFT_CONFIG), *NASTY_JSON],
+        "checkpoint": adapters,
+        "model_config": [*_json({
+            "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 2, "hidden_size": 4,
+            "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 5,
+            "max_position_embeddings": 16}), *NASTY_JSON],
+    }  # fmt: skip
+    return good[name]
