@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import nnls
 
 # Shares of a pack's time that may go to what training does not scale with: the overhead of every
 # step, and the start of the pack.
@@ -25,6 +25,9 @@ LEAST_RUNS = 4
 GROWTH = 2.0
 MEMORY_SHARE = 0.85
 MOST_PADDING = 0.1
+# Packs are of one kind where their steps' sizes differ by less than a tenth: noise would decide
+# what is whose. That is so little in the ratio of two unit columns' singular values.
+ONE_KIND, LEAST_APART = 0.1, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Device:
     A step takes `step_seconds + position_seconds * positions`, a pack `start_seconds` more. Its
     memory is at most `memory_bytes + row_bytes * rows + position_bytes * positions` of
     `limit_bytes` (0: unknown, so that only `seen_rows` and `seen_positions` say what is safe).
+    `one_kind`: nothing has told yet what of a step's time is its own and what its positions'.
     """
 
     step_seconds: float
@@ -75,6 +79,7 @@ class Device:
     limit_bytes: float
     seen_rows: int
     seen_positions: int
+    one_kind: bool = False
 
     def memory(self, rows: int, positions: int) -> float:
         """Most bytes that such a pack is expected to take."""
@@ -93,26 +98,22 @@ def learn_device(packs: Sequence[PackUse]) -> Device | None:
     """The device that these packs ran on; None before one was measured.
 
     Times are fitted by non-negative least squares. So is memory, then raised until no pack took
-    more than it says.
+    more than it says. Packs of one kind tell one number: it is then put down to the positions
+    alone, as if all of the memory grew with the pack, which errs to the safe side.
     """
     timed = [p for p in packs if p.training_seconds > 0 and p.position_steps > 0]
     if not timed:
         return None
-    step, position = nonnegative_fit(
-        [[p.steps, p.position_steps] for p in timed], [p.training_seconds for p in timed]
-    )
+    spent = np.array([[p.position_steps, p.steps] for p in timed], dtype=float)
+    position, step = nonnegative_fit(spent, [p.training_seconds for p in timed])
     start = float(np.median([max(0.0, p.wall_seconds - p.training_seconds) for p in timed]))
     weighed = [p for p in timed if p.memory_bytes and p.device_memory_bytes]
     memory, per_row, per_position = 0.0, 0.0, 0.0
     if weighed:
         peaks = np.array([p.memory_bytes for p in weighed], dtype=float)
-        shape = np.array([[1.0, p.rows, p.positions] for p in weighed])
-        if len(weighed) == 1:
-            # Nothing tells what is fixed: as if all of it grew, which errs to the safe side.
-            per_position = peaks[0] / weighed[0].positions
-        else:
-            memory, per_row, per_position = nonnegative_fit(shape, peaks)
-            memory += max(0.0, float(np.max(peaks - shape @ [memory, per_row, per_position])))
+        shape = np.array([[p.positions, 1.0, p.rows] for p in weighed])
+        per_position, memory, per_row = nonnegative_fit(shape, peaks)
+        memory += max(0.0, float(np.max(peaks - shape @ [per_position, memory, per_row])))
     return Device(
         step,
         position,
@@ -123,6 +124,7 @@ def learn_device(packs: Sequence[PackUse]) -> Device | None:
         min((p.device_memory_bytes for p in weighed), default=0),
         max(p.rows for p in timed),
         max(p.positions for p in timed),
+        one_kind=len(_told_apart(spent)) == 1,
     )
 
 
@@ -131,13 +133,18 @@ def worthwhile_runs(device: Device | None, run: Load, train_steps: int, known_ru
 
     As few as keep the overhead of a step and the start of the pack within their shares, since every
     run is chosen knowing only what earlier packs measured; for the same reason no more than are
-    known already. What a device holds bounds both.
+    known already. What a device holds bounds both. After packs of one kind the next is of another,
+    so that the one after can be chosen by what a step costs: the least there is, unless those were
+    as small, and then twice that.
     """
     if device is None:
         return LEAST_RUNS
     per_run = device.position_seconds * run.positions
     wanted = LEAST_RUNS
-    if per_run > 0:
+    if device.one_kind:
+        if abs(LEAST_RUNS * run.positions / device.seen_positions - 1) < ONE_KIND:
+            wanted = 2 * LEAST_RUNS
+    elif per_run > 0:
         filled = device.step_seconds * (1 / STEP_OVERHEAD_SHARE - 1) / per_run
         long_enough = device.start_seconds * (1 / START_SHARE - 1) / max(1, train_steps)
         amortised = (long_enough - device.step_seconds) / per_run
@@ -188,24 +195,34 @@ def padded_batches(lengths: Sequence[int], most_tokens: int) -> tuple[tuple[int,
 
 
 def nonnegative_fit(x_NK: ArrayLike, y_N: ArrayLike) -> tuple[float, ...]:
-    """Least squares with coefficients >= 0, by trying every set of positive ones (K is small)."""
+    """Least squares with coefficients >= 0 (Lawson and Hanson's active sets, by scipy).
+
+    x_NK: columns in the order in which they are believed: one that those before it nearly make up
+    gets 0, for the solver alone would let rounding choose which of them counts.
+    """
     x, y = np.asarray(x_NK, dtype=float), np.asarray(y_N, dtype=float)
-    k = x.shape[1]
-    # Columns of one size, or the smallest singular value says nothing.
-    scale: NDArray[np.float64] = np.linalg.norm(x, axis=0)
-    scale[scale == 0] = 1.0
-    best, least = np.zeros(k), float(y @ y)
-    for n in range(1, k + 1):
-        for columns in combinations(range(k), n):
-            taken = list(columns)
-            found, _, rank, _ = np.linalg.lstsq(x[:, taken] / scale[taken], y, rcond=1e-9)
-            if rank < n or found.min() < 0:
-                continue
-            rest = y - (x[:, taken] / scale[taken]) @ found
-            if (squares := float(rest @ rest)) < least * (1 - 1e-12):
-                least, best = squares, np.zeros(k)
-                best[taken] = found / scale[taken]
-    return tuple(map(float, best))
+    found, taken = np.zeros(x.shape[1]), _told_apart(x)
+    scaled, norms = _unit_columns(x[:, taken])
+    found[taken] = nnls(scaled, y)[0] / norms
+    return tuple(map(float, found))
+
+
+def _told_apart(x_NK: NDArray[np.float64]) -> list[int]:
+    """The columns that those before them do not nearly make up."""
+    taken: list[int] = []
+    for k in range(x_NK.shape[1]):
+        columns, _ = _unit_columns(x_NK[:, [*taken, k]])
+        sizes = np.linalg.svd(columns, compute_uv=False)
+        if len(sizes) > len(taken) and sizes[-1] >= LEAST_APART * sizes[0]:
+            taken.append(k)
+    return taken
+
+
+def _unit_columns(x_NK: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Columns of length 1, or the smallest singular value says nothing; and their lengths."""
+    norms: NDArray[np.float64] = np.linalg.norm(x_NK, axis=0)
+    norms[norms == 0] = 1.0
+    return x_NK / norms, norms
 
 
 def _together(groups: Sequence[Load]) -> tuple[int, int, int]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import nnls
 
 from pmlray.design.packing import (
     GROWTH,
@@ -94,14 +93,53 @@ def test_rows_of_one_length_share_full_batches() -> None:
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 10**6), st.integers(1, 8))
-def test_fit_is_that_of_scipys_active_set_method(seed: int, n: int) -> None:
+@given(st.integers(0, 10**6), st.integers(3, 8))
+def test_no_other_set_of_positive_coefficients_fits_better(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
-    x, y = rng.uniform(0.1, 10, (n, 3)), rng.normal(3, 5, n)
-    ours = nonnegative_fit(x, y)
-    assert min(ours) >= 0
-    residual = float(np.linalg.norm(y - x @ np.array(ours)))
-    assert residual == pytest.approx(nnls(x, y)[1], rel=1e-6, abs=1e-6)
+    # Columns that are told apart, of such different sizes as steps and positions are.
+    x = (rng.uniform(0.1, 10, (n, 3)) + 10 * np.eye(n, 3)) * [1e4, 1.0, 1e2]
+    y = rng.normal(3, 5, n)
+    found = np.array(nonnegative_fit(x, y))
+    assert found.min() >= 0
+    best = float(y @ y)
+    for size in (1, 2, 3):
+        for columns in combinations(range(3), size):
+            some = np.linalg.lstsq(x[:, columns], y)[0]
+            if some.min() >= 0:
+                best = min(best, float(np.sum((y - x[:, columns] @ some) ** 2)))
+    assert float(np.sum((y - x @ found) ** 2)) <= best * (1 + 1e-6) + 1e-9
+
+
+@given(st.lists(st.floats(0.97, 1.03), min_size=1, max_size=5), st.integers(1, 2000))
+def test_what_packs_of_one_kind_tell_is_put_down_to_the_first_column(
+    noise: list[float], positions: int
+) -> None:
+    x = [[f * 50 * positions, 50, 50] for f in noise]
+    position, step, rows = nonnegative_fit(x, [7 * f for f in noise])
+    assert (step, rows) == (0, 0)
+    assert position * 50 * positions == pytest.approx(7, rel=1e-9)
+
+
+def test_after_packs_of_one_kind_the_next_is_of_another() -> None:
+    """So no kind goes on for ever, whichever a search begins with."""
+    run = Load(1, 1, 100, 1.0)
+    seen = [use(6, 600, 100)]
+    for expected in (LEAST_RUNS, None):
+        device = learn_device(seen)
+        assert device is not None and device.one_kind == (expected is not None)
+        found = worthwhile_runs(device, run, 100, 50)
+        assert expected in (None, found)
+        seen.append(use(found, 100 * found, 100))
+    # What one more run is worth is known: a step's own 10 ms are a tenth of 90 runs' 1 ms each.
+    assert found == 12 and not device.holds(13, 1300)
+    small = learn_device([use(LEAST_RUNS, 410, 100), use(LEAST_RUNS, 395, 300)])
+    assert small is not None and worthwhile_runs(small, run, 100, 50) == 2 * LEAST_RUNS
+
+
+def test_memory_of_packs_of_one_kind_is_said_to_grow_with_them() -> None:
+    device = learn_device([use(4, 400, 100, memory_bytes=10**9) for _ in range(3)])
+    assert device is not None
+    assert device.memory(8, 800) == pytest.approx(2 * 10**9)
 
 
 def test_a_device_is_recovered_from_its_packs() -> None:
