@@ -9,24 +9,38 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from pmlray.atomic_files import write_once
 from pmlray.engine.checkpoint_files import file_name, is_whole, newest_first, step_of, superseded
-from pmlray.engine.pack_state import PackState, put_back, take_out
+from pmlray.engine.members import DeviceClock
+from pmlray.engine.pack_state import State
 from pmlray.errors import RunError
 from pmlray.types import PlannedRun
-
-if TYPE_CHECKING:
-    from pmlray.engine.loop import _PackLoop
 
 log = logging.getLogger(__name__)
 
 # Part of every checkpoint's identity: raise it when a change of code changes what it must hold.
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
+
+
+class Resumable(Protocol):
+    """A pack between two steps. One that is put back goes on bit for bit as the one that was taken
+    out would have, on the same kind of device."""
+
+    active: list[int]
+    clock: DeviceClock
+
+    def take_out(self) -> State:
+        """All that its later steps depend on, on the host; waits for the device."""
+        ...
+
+    def put_back(self, state: State) -> None:
+        """Bring a fresh pack of the same members to a state."""
+        ...
 
 
 class AskedToLeave(RunError):
@@ -61,56 +75,56 @@ class Checkpoints:
         names = newest_first(path.name for path in self._folder.iterdir())
         return step_of(names[0]) if names else 0
 
-    def resume(self, pack: _PackLoop) -> int:
+    def resume(self, pack: Resumable) -> int:
         """Bring a fresh pack to where the last whole checkpoint was taken; the steps it has had."""
-        state = self._newest()
+        step, state = self._newest()
         if state is not None:
-            put_back(pack, state)
-            log.info("training goes on after step %d", state.step)
+            pack.put_back(state)
+            log.info("training goes on after step %d", step)
         self._kept_at = time.monotonic()
-        return 0 if state is None else state.step
+        return step
 
-    def after(self, pack: _PackLoop, step: int, anyone_finished: bool) -> None:
+    def after(self, pack: Resumable, step: int, anyone_finished: bool) -> None:
         """Keep the pack after a step, if it is time: what has finished must never train again."""
         leave = self._leave()
         if not pack.active or not (leave or anyone_finished or self.unsaved_seconds >= self._every):
             return
-        self._keep(take_out(pack, step))
+        self._keep(step, pack.take_out())
         self._kept_at = time.monotonic()
         pack.clock.restart()
         if leave:
             raise AskedToLeave(f"asked to leave after step {step}; starting again goes on there")
 
-    def _keep(self, state: PackState) -> None:
+    def _keep(self, step: int, state: State) -> None:
         facts = json.dumps(dict(state.facts))
-        metadata = {"identity": self._identity, "step": str(state.step), "facts": facts}
+        metadata = {"identity": self._identity, "step": str(step), "facts": facts}
         content = save(dict(state.tensors), metadata)
         try:
-            write_once(self._folder / file_name(state.step, content), content)
+            write_once(self._folder / file_name(step, content), content)
         except OSError as error:
             # Training is worth more than its checkpoint.
-            log.warning("no checkpoint after step %d: %s", state.step, error)
+            log.warning("no checkpoint after step %d: %s", step, error)
             return
         for name in superseded(path.name for path in self._folder.iterdir()):
             (self._folder / name).unlink(missing_ok=True)
 
-    def _newest(self) -> PackState | None:
+    def _newest(self) -> tuple[int, State | None]:
         for name in newest_first(path.name for path in self._folder.iterdir()):
             content = (self._folder / name).read_bytes()
             if is_whole(name, content):
                 try:
-                    return self._read(content, step_of(name))
+                    return step_of(name), self._read(content)
                 except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
                     log.warning("%s is no checkpoint of this pack: %s", name, error)
             else:
                 log.warning("%s was cut short or damaged; the one before it is used", name)
             (self._folder / name).unlink(missing_ok=True)
-        return None
+        return 0, None
 
-    def _read(self, content: bytes, step: int) -> PackState:
+    def _read(self, content: bytes) -> State:
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length])["__metadata__"]
         if metadata["identity"] != self._identity:
             raise ValueError("it is of other runs, or of another version of pmlray")
-        return PackState(step, tensors, json.loads(metadata["facts"]))
+        return State(tensors, json.loads(metadata["facts"]))

@@ -6,25 +6,26 @@ Shapes: N adapters, R rows, L supervised tokens of the longest row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from pmlray.config.recipe import Recipe
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.batches import MicroBatch, Row, micro_batches
 from pmlray.engine.checkpoints import Checkpoints
+from pmlray.engine.dropout import Dropout
 from pmlray.engine.early_stop import STEPS_BETWEEN_LOOKS, broken_runs, can_stop, largest_change
 from pmlray.engine.evaluate import TokenScores, mean_losses, score_tokens
 from pmlray.engine.members import DeviceClock, Member
 from pmlray.engine.optimizer import PackedAdamW
+from pmlray.engine.pack_state import Part, State
 from pmlray.engine.redistribute import MAX_STRETCH
 from pmlray.engine.stepper import Stepper
-from pmlray.engine.token_curves import TokenCurves
 from pmlray.engine.token_weights import TokenWeights
-from pmlray.engine.trained import TrainedMember, curve_steps, is_curve_step
+from pmlray.engine.tracks import Tracks
+from pmlray.engine.trained import TrainedMember, is_curve_step
 from pmlray.engine.trunks import Branch, Trunks
 from pmlray.engine.watched import WatchedRuns
 from pmlray.memft import weighted_nll_per_row
@@ -78,7 +79,7 @@ class _PackLoop:
         self._members, self._recipe, self._rules = members, recipe, rules
         n, device = len(members), model.lora.A.device
         self._weights = TokenWeights(members, rules)
-        self._dropout = [torch.Generator(device).manual_seed(m.run.seed) for m in members]
+        self._dropout = Dropout(members, recipe.dropout, device)
         self._trunks = Trunks(members, recipe, rules)
         self.active = [i for i in range(n) if not self._trunks.waits(i)]
         self.clock = DeviceClock(n, device, self._trunks.payers, model.head_work)
@@ -87,11 +88,7 @@ class _PackLoop:
             m.train_steps * (MAX_STRETCH if i in self._watched.redistributed else 1)
             for i, m in enumerate(members)
         ]
-        self._step_losses = torch.full((max(self._most_steps), n), math.nan, device=device)
-        self._grad_norms = torch.full_like(self._step_losses, math.nan)
-        self._curves: list[list[tuple[int, float]]] = [[] for _ in members]
-        self._curve_at = [curve_steps(most) | {0} for most in self._most_steps]
-        self._charged = [0.0] * n
+        self._tracks = Tracks(members, self._most_steps, device)
         # Steps at the constant rate that a run was spared.
         self._spared = [0] * n
         # Such a run's next step starts with the loss that an evaluation would find.
@@ -100,7 +97,15 @@ class _PackLoop:
             for i, m in enumerate(members)
             if recipe.dropout == 0 and m.sees_everything(recipe.batch_size, rules)
         }
-        self._token_curves = TokenCurves(members)
+        self._parts: Mapping[str, Part] = {
+            "optimizer": optimizer,
+            "weights": self._weights,
+            "dropout": self._dropout,
+            "trunks": self._trunks,
+            "clock": self.clock,
+            "watched": self._watched,
+            "tracks": self._tracks,
+        }
         self._rows: tuple[Row, ...] = ()
         self._batches: tuple[MicroBatch, ...] = ()
 
@@ -108,7 +113,7 @@ class _PackLoop:
         """One optimiser step of all active adapters."""
         for branch in self._trunks.leave(step):
             self._join(branch, step)
-        recipe, n, device = self._recipe, len(self._members), self._step_losses.device
+        recipe, n, device = self._recipe, len(self._members), self._model.lora.A.device
         rows_of = {i: self._rows_of(i, step) for i in self.active}
         rows = tuple(row for own in rows_of.values() for row in own)
         if rows != self._rows:
@@ -116,32 +121,29 @@ class _PackLoop:
         weight_sum_N = torch.zeros(n, device=device)
         loss_sum_N, count_N = torch.zeros_like(weight_sum_N), torch.zeros_like(weight_sum_N)
         for batch in self._batches:
-            losses = self._stepper.losses(batch, self._dropout_mask(batch))
+            losses = self._stepper.losses(batch, self._dropout.mask(batch))
             nll_RL, wrong_RL = batch.lay_out(losses.nll_N), batch.lay_out(losses.wrong_N)
             w_RL = self._weights(batch, nll_RL, wrong_RL)
             sum_R, weight_sum_R = weighted_nll_per_row(nll_RL, w_RL)
             self._stepper.backward(sum_R.sum())
             self._watched.keep_losses(batch, nll_RL.detach())
             if is_curve_step(step):
-                self._token_curves.keep(step, batch, nll_RL, self._read_off)
+                self._tracks.tokens.keep(step, batch, nll_RL, self._read_off)
             at = batch.adapter_of_row_R
             weight_sum_N.index_add_(0, at, weight_sum_R)
             loss_sum_N.index_add_(0, at, nll_RL.detach().sum(dim=1))
             count_N.index_add_(0, at, batch.mask_RL.sum(dim=1).float())
-        self._step_losses[step] = loss_sum_N / count_N
         rates = [
             m.rate_at(recipe, self._progress(i, step)) if i in self.active else 0.0
             for i, m in enumerate(self._members)
         ]
         self._optimizer.prepare(torch.tensor(rates, device=device), weight_sum_N)
         self._stepper.step()
-        self._grad_norms[step] = self._optimizer.norm_N
+        self._tracks.keep_step(step, loss_sum_N / count_N, self._optimizer.norm_N)
         self._watched.stepped(rows_of)
         self.clock.add(rows)
         for i in self.active:
-            payers = self._trunks.payers(i)
-            for payer in payers:
-                self._charged[payer] += 1.0 / len(payers)
+            self._tracks.charge(i, self._trunks.payers(i))
 
     def _rows_of(self, i: int, step: int) -> tuple[Row, ...]:
         if i in self._watched.redistributed:
@@ -160,10 +162,10 @@ class _PackLoop:
         if due := self._watched.due(steps, self.active):
             self.clock.lap(training=True)
             self.clock.add(self._watched.check(steps, due, self._model))
-        at_curve = [i for i in self.active if steps in self._curve_at[i]]
+        at_curve = [i for i in self.active if self._tracks.is_curve_step(i, steps)]
         checked = [
             i for i in self.active if self._may_saturate(i, steps) or self._has_ended(i, steps)
-        ] + broken_runs(self._step_losses, steps, self.active)
+        ] + broken_runs(self._tracks.step_losses, steps, self.active)
         if not at_curve and not checked:
             return []
         self.clock.lap(training=True)
@@ -197,13 +199,13 @@ class _PackLoop:
         if not who:
             return
         trunks = [self._trunks.trunk_of(i) for i in who]
-        recent = self._step_losses[steps // 2 : steps, trunks].T.tolist()
+        recent = self._tracks.step_losses[steps // 2 : steps, trunks].T.tolist()
         for i, losses in zip(who, recent, strict=True):
             budget = self._members[i].train_steps
             decay = recipe.decay_start(budget)
             if largest_change(losses, steps, decay, self._epoch(i)) <= recipe.stop_gain:
                 self._spared[i] = decay - steps
-                self._curve_at[i] = curve_steps(budget - self._spared[i]) | {0}
+                self._tracks.ends_at(i, budget - self._spared[i])
                 if self._trunks.waits(i):
                     self._join(self._trunks.release(i), steps)
 
@@ -224,7 +226,7 @@ class _PackLoop:
 
         The last is judged over the last epoch, that all of its records have part in it.
         """
-        recent = self._step_losses[max(0, steps - self._epoch(i)) : steps, i].mean().item()
+        recent = self._tracks.recent_loss(i, steps, self._epoch(i))
         saturated = self._may_saturate(i, steps) and recent <= self._recipe.stop_loss
         return self._has_ended(i, steps) or not math.isfinite(recent) or saturated
 
@@ -239,57 +241,44 @@ class _PackLoop:
         if not who:
             return
         rows = [row for i in who for row in self._members[i].rows]
-        keep = partial(self._token_curves.keep, steps)
+        keep = partial(self._tracks.tokens.keep, steps)
         losses = mean_losses(self._model, rows, len(self._members), keep).tolist()
         self.clock.add(rows)
         for i in who:
-            self._curves[i].append((steps, losses[i]))
+            self._tracks.keep_loss(i, steps, losses[i])
 
     def _join(self, branch: Branch, step: int) -> None:
         """Let a follower go on by itself from where its trunk stands before `step`."""
         follower, trunk = branch.follower, branch.trunk
         self._optimizer.copy_adapter(trunk, follower)
         samples = [[row.sample for row in self._members[i].rows] for i in (trunk, follower)]
-        of_trunk, of_follower = torch.tensor(samples, device=self._step_losses.device)
+        of_trunk, of_follower = torch.tensor(samples, device=self._model.lora.A.device)
         self._weights.copy_samples(of_trunk, of_follower)
         self._watched.copy_samples(of_trunk, of_follower)
-        self._dropout[follower].set_state(self._dropout[trunk].get_state())
-        for kept in (self._step_losses, self._grad_norms):
-            kept[:step, follower] = kept[:step, trunk]
-        self._curves[follower] = list(self._curves[trunk])
-        self._token_curves.copy(trunk, follower)
+        self._dropout.copy(trunk, follower)
+        self._tracks.copy(trunk, follower, step)
         self.active = sorted([*self.active, follower])
 
     def _trained(self, i: int, steps: int, scores: TokenScores) -> TrainedMember:
-        losses = tuple(self._step_losses[:steps, i].tolist())
-        read_off = ((s, losses[s]) for s in sorted(curve_steps(steps) | {0})[:-1])
-        curve = (*(tuple(self._curves[i]) or tuple(read_off)), (steps, scores.mean_nll))
-        return TrainedMember(
-            i,
-            curve,
-            losses,
-            scores,
-            self.clock.seconds[i],
-            self._charged[i],
-            self._grad_norm(i, steps),
-            self._token_curves.of(i, steps),
-        )
-
-    def _grad_norm(self, i: int, steps: int) -> float:
         decay = self._recipe.decay_start(self._members[i].train_steps) - self._spared[i]
-        end = max(1, min(steps, decay))
-        return self._grad_norms[end - max(1, end // 10) : end, i].mean().item()
+        return self._tracks.trained(i, steps, decay, scores, self.clock.seconds[i])
 
-    def _dropout_mask(self, batch: MicroBatch) -> Tensor | None:
-        """Drawn row by row from each adapter's own generator, so that a pack's other members change
-        nothing."""
-        dropout = self._recipe.dropout
-        if not dropout:
-            return None
-        kept = [
-            torch.empty(row.record.hidden_TD.shape, device=batch.hidden_TD.device).bernoulli_(
-                1 - dropout, generator=self._dropout[row.adapter]
-            )
-            for row in batch.rows
-        ]
-        return torch.cat(kept) / (1 - dropout)
+    def take_out(self) -> State:
+        """See Resumable."""
+        # What was worked for and not yet shared out would be shared out by someone else's time.
+        self.clock.lap(training=True)
+        whole = State.of_parts({name: part.take_out() for name, part in self._parts.items()})
+        adapters = {name: p.data for name, p in self._model.lora.named_parameters()}
+        own = {"active": self.active, "spared": self._spared}
+        return State(whole.tensors | adapters, whole.facts | own).on_host()
+
+    @torch.no_grad()
+    def put_back(self, state: State) -> None:
+        """See Resumable."""
+        state = state.to(self._model.lora.A.device)
+        for name, part in self._parts.items():
+            part.put_back(state.part(name))
+        for name, p in self._model.lora.named_parameters():
+            p.copy_(state.tensors[name])
+        self.active, self._spared = list(state.facts["active"]), list(state.facts["spared"])
+        self.clock.restart()

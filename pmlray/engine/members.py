@@ -11,6 +11,7 @@ import torch
 
 from pmlray.config.recipe import Recipe
 from pmlray.engine.batches import Row
+from pmlray.engine.pack_state import State
 from pmlray.engine.prefix_cache import CachedRecord
 from pmlray.memft import curriculum_order, paper_curriculum, prefix_ratio_curriculum
 from pmlray.types import MemftRules, PlannedRun
@@ -132,6 +133,15 @@ class DeviceClock:
             if total:
                 self.seconds[n] += elapsed * work / total
         self._work = [0.0] * len(self._work)
+
+    def take_out(self) -> State:
+        """What `put_back` needs; what was worked for and not yet shared out must be before."""
+        return State(facts={"seconds": self.seconds, "training_seconds": self.training_seconds})
+
+    def put_back(self, state: State) -> None:
+        """Go on from what `take_out` gave."""
+        self.seconds = list(state.facts["seconds"])
+        self.training_seconds = state.facts["training_seconds"]
 
     def restart(self) -> None:
         """Start a stretch now: what came since the last lap counts for nobody."""

@@ -5,11 +5,13 @@ Shapes: N adapters; parameters are (N, ., .).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pmlray.engine.pack_state import State
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
@@ -49,18 +51,19 @@ class PackedAdamW(torch.optim.Optimizer):
                     tensor[target] = tensor[source]
         self._count_N[target] = self._count_N[source]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """What the next step depends on beside parameters and gradients, by name."""
+    def take_out(self) -> State:
+        """What `put_back` needs: all that the next step depends on beside parameters and
+        gradients."""
         moments = {
             f"{name}.{i}": tensor
             for i, p in enumerate(self.param_groups[0]["params"])
             for name, tensor in self.state[p].items()
         }
-        return {**moments, "count_N": self._count_N}
+        return State({**moments, "count_N": self._count_N})
 
-    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` gave."""
-        for key, tensor in tensors.items():
+    def put_back(self, state: State) -> None:
+        """Go on from what `take_out` gave."""
+        for key, tensor in state.tensors.items():
             if key == "count_N":
                 self._count_N.copy_(tensor)
             else:

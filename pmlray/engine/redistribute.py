@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -112,6 +113,29 @@ class Redistribution(Settling):
         whole = {row.sample: list(range(row.n_scored)) for row in self.open if row.scored is None}
         self._keep(whole | found)
 
+    def facts(self) -> dict[str, Any]:
+        """What `put_back` needs, as JSON types."""
+        return super().facts() | {
+            "last_look": self._last_look,
+            "epoch": self._epoch,
+            "progress": self.progress,
+            "open": [(row.sample, row.scored) for row in self.open],
+            "queue": [row.sample for row in self._queue],
+        }
+
+    def put_back(self, facts: Mapping[str, Any]) -> None:
+        """Go on from what `facts` gave."""
+        super().put_back(facts)
+        self._last_look, self._epoch = facts["last_look"], facts["epoch"]
+        self.progress = facts["progress"]
+        whole = {row.sample: row for row in self.rows}
+        kept = {
+            sample: whole[sample] if scored is None else _part(whole[sample], tuple(scored))
+            for sample, scored in facts["open"]
+        }
+        self.open = tuple(kept.values())
+        self._queue = [kept[sample] for sample in facts["queue"]]
+
     def _keep(self, unsafe: Mapping[int, Sequence[int]]) -> None:
         """Let go of all rows but those with unsafe tokens, and of a single record's safe tokens."""
         kept = {}
@@ -122,10 +146,14 @@ class Redistribution(Settling):
             if len(self.rows) > 1 or len(scored) == row.n_scored:
                 kept[row.sample] = row
             else:
-                record = row.record.shortened(scored[-1] + 1)
-                kept[row.sample] = replace(row, record=record, scored=scored)
+                kept[row.sample] = _part(row, scored)
         self.open = tuple(kept.values())
         self._queue = [kept[row.sample] for row in self._queue if row.sample in kept]
 
     def _work(self, row: Row) -> float:
         return row.length + self._head_work * row.n_scored
+
+
+def _part(row: Row, scored: tuple[int, ...]) -> Row:
+    """A row of which these tokens are scored, and nothing after the last of them computed."""
+    return replace(row, record=row.record.shortened(scored[-1] + 1), scored=scored)

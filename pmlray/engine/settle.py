@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from pmlray.engine.batches import Row
 from pmlray.engine.members import Member
@@ -46,6 +47,14 @@ class Settling:
     def looked(self, steps: int, nll: Mapping[int, Sequence[float]]) -> None:
         """Take in what a look has found: the losses of the records in `to_look_at`, nats."""
         self.done = not self._any_below(nll.values())
+
+    def facts(self) -> dict[str, Any]:
+        """What `put_back` needs, as JSON types."""
+        return {"idle": self._idle, "done": self.done}
+
+    def put_back(self, facts: Mapping[str, Any]) -> None:
+        """Go on from what `facts` gave."""
+        self._idle, self.done = facts["idle"], facts["done"]
 
     def _any_below(self, losses: Iterable[Sequence[float]]) -> bool:
         return any(above(loss, self._threshold) for own in losses for loss in own)

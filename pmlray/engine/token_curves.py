@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pmlray.engine.batches import MicroBatch
 from pmlray.engine.members import Member
+from pmlray.engine.pack_state import State
 
 # A table of more tokens would make up nearly all of its observation's file.
 MOST_TOKENS = 2048
@@ -44,20 +45,23 @@ class TokenCurves:
         """Give a member of the same records what another has."""
         self._nll[target] = dict(self._nll[source])
 
-    def flat(self) -> tuple[Tensor, list[tuple[int, int, int, int]]]:
-        """All losses end to end, and (member, steps, record, tokens) of each stretch of them."""
+    def take_out(self) -> State:
+        """What `put_back` needs: all losses end to end, and (member, steps, record, tokens) of each
+        stretch of them."""
         parts, index = [], []
         for i, of_member in enumerate(self._nll):
             for steps, records in of_member.items():
                 for record, nll_L in records.items():
                     parts.append(nll_L)
                     index.append((i, steps, record, len(nll_L)))
-        return torch.cat(parts) if parts else torch.zeros(0), index
+        nll = torch.cat(parts) if parts else torch.zeros(0)
+        return State({"nll": nll}, {"stretches": index})
 
-    def load_flat(self, nll: Tensor, index: Sequence[Sequence[int]]) -> None:
-        """Take up what `flat` gave."""
+    def put_back(self, state: State) -> None:
+        """Go on from what `take_out` gave."""
         self._nll = [{} for _ in self._nll]
-        parts = nll.split([tokens for *_, tokens in index]) if index else ()
+        index = state.facts["stretches"]
+        parts = state.tensors["nll"].split([tokens for *_, tokens in index]) if index else ()
         for (i, steps, record, _), nll_L in zip(index, parts, strict=True):
             self._nll[i].setdefault(steps, {})[record] = nll_L
 

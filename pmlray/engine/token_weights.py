@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pmlray.engine.batches import MicroBatch
 from pmlray.engine.members import Member
+from pmlray.engine.pack_state import State
 from pmlray.memft import (
     WindowState,
     fallback_weights,
@@ -17,13 +18,15 @@ from pmlray.memft import (
 )
 from pmlray.types import MemftRules
 
+WINDOW = ("anchor", "patience", "expansion")
+
 
 class TokenWeights:
     """Per-token weights of a micro-batch, by the method of each row's adapter.
 
     `memft_ot` and `memft_rd` follow the threshold rule, and so does `memft_sw` where its records in
     play grow; else it is the sliding window, `memft_fw` the same at a fixed width. The window's
-    `state` is kept per record. By the paper's code an adapter of which no token carries weight
+    state is kept per record. By the paper's code an adapter of which no token carries weight
     takes a plain step, but for the growing set.
     """
 
@@ -41,11 +44,20 @@ class TokenWeights:
         self._windowed_N = flags(lambda m: m.run.method in windows and not m.grows(rules))
         # Known on the host, so that a step never waits to learn which rules it needs.
         self._any_window = any(m.run.method in windows and not m.grows(rules) for m in members)
-        self.state = WindowState.fresh(sum(len(m.rows) for m in members), device)
+        self._window_state = WindowState.fresh(sum(len(m.rows) for m in members), device)
 
     def copy_samples(self, source: Tensor, target: Tensor) -> None:
         """Give samples the state of others; both int64 (n,)."""
-        self.state = self.state.scatter(target, self.state.gather(source))
+        state = self._window_state
+        self._window_state = state.scatter(target, state.gather(source))
+
+    def take_out(self) -> State:
+        """What `put_back` needs."""
+        return State({name: getattr(self._window_state, name) for name in WINDOW})
+
+    def put_back(self, state: State) -> None:
+        """Go on from what `take_out` gave."""
+        self._window_state = WindowState(*(state.tensors[name] for name in WINDOW))
 
     def __call__(self, batch: MicroBatch, nll_RL: Tensor, wrong_RL: Tensor) -> Tensor:
         """Weights (R, L), zero where there is no token, without a gradient."""
@@ -61,7 +73,7 @@ class TokenWeights:
         return torch.where(plain_R1, mask_RL.to(nll_RL.dtype), weights_RL)
 
     def _window(self, batch: MicroBatch, nll_RL: Tensor, wrong_RL: Tensor) -> Tensor:
-        state = self.state.gather(batch.sample_of_row_R)
+        state = self._window_state.gather(batch.sample_of_row_R)
         window_RL, state = window_weights(
             nll_RL,
             wrong_RL,
@@ -71,5 +83,5 @@ class TokenWeights:
             fixed_B=self._fixed_N[batch.adapter_of_row_R],
             compat=self._rules.compat,
         )
-        self.state = self.state.scatter(batch.sample_of_row_R, state)
+        self._window_state = self._window_state.scatter(batch.sample_of_row_R, state)
         return window_RL

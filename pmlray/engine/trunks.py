@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pmlray.config.recipe import Recipe
 from pmlray.engine.members import Member
+from pmlray.engine.pack_state import State
 from pmlray.types import MemftRules
 
 
@@ -60,9 +61,14 @@ class Trunks:
         """The adapter whose steps an adapter shares; itself once it goes on alone."""
         return self._waiting[adapter].trunk if self.waits(adapter) else adapter
 
-    def go_on_with(self, waiting: Sequence[int]) -> None:
-        """Forget the branches of all but these adapters: the others have left their trunk."""
-        self._waiting = {i: branch for i, branch in self._waiting.items() if i in waiting}
+    def take_out(self) -> State:
+        """What `put_back` needs."""
+        return State(facts={"waiting": self.waiting})
+
+    def put_back(self, state: State) -> None:
+        """Go on from what `take_out` gave: who is not waiting has left its trunk."""
+        left = state.facts["waiting"]
+        self._waiting = {i: branch for i, branch in self._waiting.items() if i in left}
 
     def release(self, adapter: int) -> Branch:
         """Let an adapter that waits go before its time."""

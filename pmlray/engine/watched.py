@@ -13,6 +13,7 @@ from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.batches import MicroBatch, Row
 from pmlray.engine.evaluate import score_tokens
 from pmlray.engine.members import Member
+from pmlray.engine.pack_state import State
 from pmlray.engine.redistribute import Redistribution
 from pmlray.engine.settle import Settling
 from pmlray.types import MemftRules
@@ -86,6 +87,18 @@ class WatchedRuns:
                 run.looked(steps, found)
                 scored += rows
         return scored
+
+    def take_out(self) -> State:
+        """What `put_back` needs."""
+        return State(
+            {"last_nll": self._last_nll}, {str(i): r.facts() for i, r in self._runs.items()}
+        )
+
+    def put_back(self, state: State) -> None:
+        """Go on from what `take_out` gave."""
+        self._last_nll.copy_(state.tensors["last_nll"])
+        for i, run in self._runs.items():
+            run.put_back(state.facts[str(i)])
 
 
 def _settles(member: Member, recipe: Recipe, rules: MemftRules) -> bool:
