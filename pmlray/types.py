@@ -91,14 +91,25 @@ class PlannedRun:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What an optimiser step of a pack holds: rows (records), and positions (tokens through the
+    suffix) of all of them."""
+
+    rows: int
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
 class Pack:
     """Runs that train together on one frozen base, in one Ray Train job.
 
-    `round` counts the packs of a search from 0, in the order in which they were chosen.
+    `round` counts the packs of a search from 0, in the order in which they were chosen. Runs that
+    find no `room` wait until others have ended; None: there is room for all.
     """
 
     round: int
     runs: tuple[PlannedRun, ...]
+    room: Room | None = None
 
     @property
     def pack_id(self) -> str:

@@ -30,6 +30,7 @@ from pmlray.types import (
     Pack,
     PackTimes,
     PlannedRun,
+    Room,
     rebuild,
 )
 
@@ -205,4 +206,6 @@ def _pack_from(row: dict[str, Any]) -> Pack:
         rebuild(PlannedRun, {**run, "point": rebuild(DesignPoint, run["point"])})
         for run in row["runs"]
     )
-    return rebuild(Pack, {"round": row["round"], "runs": tuple(runs)})
+    room = row.get("room")
+    room = None if room is None else rebuild(Room, room)
+    return rebuild(Pack, {"round": row["round"], "runs": tuple(runs), "room": room})

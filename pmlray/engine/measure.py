@@ -21,6 +21,7 @@ import torch
 from pmlray import __version__
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapted import AdaptedModel
+from pmlray.engine.admission import Admission
 from pmlray.engine.base_model import BaseModel, LoadBase, load_base_model, render_prompt
 from pmlray.engine.checkpoints import Checkpoints
 from pmlray.engine.control import Control, Prefixes
@@ -85,7 +86,13 @@ def measure_pack(
         _shortened(cache[run.sequence_id], memory.records)
         for run, memory in zip(pack.runs, own_memory, strict=True)
     ]
-    lora = PackedLora(base, [r.point.lora_rank for r in pack.runs], [r.seed for r in pack.runs])
+    members = make_members(pack.runs, own_rows)
+    lora = PackedLora(
+        base,
+        [r.point.lora_rank for r in pack.runs],
+        [r.seed for r in pack.runs],
+        Admission(members, spec.recipe, pack.room).most_at_once,
+    )
     model = AdaptedModel(base, lora)
     making_control = time.perf_counter()
     control = Control(search, base, model, (r.point.seq_len for r in pack.runs), render, prefixes)
@@ -154,6 +161,7 @@ def measure_pack(
                     "n_records": len(memory.records),
                     "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                     "control_gpu_seconds": control_gpu_seconds,
+                    "pack_steps": trained.pack_steps,
                 },
                 control_delta_loss=beside.delta_loss,
                 control_recall=beside.recall,
@@ -167,11 +175,12 @@ def measure_pack(
         model,
         make_stepper(model, optimizer),
         optimizer,
-        make_members(pack.runs, own_rows),
+        members,
         spec.recipe,
         rules=spec.memft_rules(),
         on_finished=keep,
         checkpoints=checkpoints,
+        room=pack.room,
     )
 
 
@@ -271,6 +280,7 @@ def _provenance(
         "search_id": search.spec.search_id,
         "pack_id": pack.pack_id,
         "n_in_pack": len(pack.runs),
+        "room": None if pack.room is None else asdict(pack.room),
         "model": search.source.identity,
         "adapter_params_per_rank": search.source.geometry.params_per_rank(
             search.spec.probe.placement

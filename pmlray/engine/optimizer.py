@@ -51,6 +51,14 @@ class PackedAdamW(torch.optim.Optimizer):
                     tensor[target] = tensor[source]
         self._count_N[target] = self._count_N[source]
 
+    def forget(self, adapter: int) -> None:
+        """Let an adapter's next step be its first."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                for tensor in self.state[p].values():
+                    tensor[adapter] = 0
+        self._count_N[adapter] = 0
+
     def take_out(self) -> State:
         """What `put_back` needs: all that the next step depends on beside parameters and
         gradients."""

@@ -6,7 +6,7 @@ Shapes: N members.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -37,11 +37,13 @@ class Tracks:
         # Rows of the tables that anything was noted in.
         self._used = 0
 
-    def keep_step(self, step: int, loss_N: Tensor, grad_norm_N: Tensor) -> None:
-        """Note what a step found of the members; nothing waits for the device."""
-        self._used = max(self._used, step + 1)
-        self.step_losses[step] = loss_N
-        self._grad_norms[step] = grad_norm_N
+    def keep_step(self, steps: Mapping[int, int], loss_M: Tensor, grad_norm_M: Tensor) -> None:
+        """Note what a step found of M members, by how many each had had before; nothing waits for
+        the device."""
+        self._used = max(self._used, *(step + 1 for step in steps.values()))
+        at, who = torch.tensor([[*steps.values()], [*steps]], device=loss_M.device)
+        self.step_losses[at, who] = loss_M
+        self._grad_norms[at, who] = grad_norm_M
 
     def charge(self, i: int, payers: Sequence[int]) -> None:
         """Count a step of a member for those whom it serves."""
@@ -72,10 +74,16 @@ class Tracks:
         self.tokens.copy(source, target)
 
     def trained(
-        self, i: int, steps: int, decay: int, scores: TokenScores, device_seconds: float
+        self,
+        i: int,
+        steps: int,
+        decay: int,
+        scores: TokenScores,
+        device_seconds: float,
+        pack_steps: int,
     ) -> TrainedMember:
         """All that was measured of a member that ends after so many steps, whose decay began, or
-        would have begun, at step `decay`."""
+        would have begun, at step `decay`; the pack has had `pack_steps`."""
         losses = tuple(self.step_losses[:steps, i].tolist())
         read_off = ((s, losses[s]) for s in sorted(curve_steps(steps) | {0})[:-1])
         curve = (*(tuple(self._curves[i]) or tuple(read_off)), (steps, scores.mean_nll))
@@ -89,6 +97,7 @@ class Tracks:
             self._charged[i],
             self._grad_norms[end - max(1, end // 10) : end, i].mean().item(),
             self.tokens.of(i, steps),
+            pack_steps,
         )
 
     def take_out(self) -> State:

@@ -21,7 +21,8 @@ class TrainedMember:
     device shared out by work, optimiser steps and curve evaluations together; `charged_steps`:
     the optimiser steps in it, those shared with other budgets in part. `grad_norm`: mean norm of
     the gradient before clipping, over the last tenth of the steps before the decay.
-    `token_p_curve`: as in `Observation`.
+    `token_p_curve`: as in `Observation`. `pack_steps`: steps that the pack had had when the member
+    ended.
     """
 
     index: int
@@ -32,6 +33,7 @@ class TrainedMember:
     charged_steps: float
     grad_norm: float
     token_p_curve: tuple[tuple[int, tuple[float, ...]], ...]
+    pack_steps: int
 
     @property
     def divergence(self) -> str | None:

@@ -6,7 +6,7 @@ where its own decay begins, and until then costs only its part of the trunk's st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pmlray.config.recipe import Recipe
@@ -78,9 +78,16 @@ class Trunks:
         """Whom a step of the adapter serves: itself and those that are still part of it."""
         return (adapter, *(b.follower for b in self._waiting.values() if b.trunk == adapter))
 
-    def leave(self, step: int, ended: Sequence[int] = ()) -> list[Branch]:
-        """Those that branch off before `step`, or whose trunk has ended; they wait no more."""
-        leaving = [b for b in self._waiting.values() if b.step <= step or b.trunk in ended]
+    def leave(self, steps: Mapping[int, int], ended: Sequence[int] = ()) -> list[Branch]:
+        """Those that branch off before the next step, or whose trunk has ended; they wait no more.
+
+        steps: how many steps the adapters that train have had.
+        """
+        leaving = [
+            b
+            for b in self._waiting.values()
+            if b.step <= steps.get(b.trunk, -1) or b.trunk in ended
+        ]
         for branch in leaving:
             del self._waiting[branch.follower]
         return leaving

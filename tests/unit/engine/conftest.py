@@ -13,6 +13,7 @@ from pmlray.config import Recipe
 from pmlray.config.models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapted import AdaptedModel
+from pmlray.engine.admission import Admission
 from pmlray.engine.base_model import BaseModel, load_base_model
 from pmlray.engine.checkpoints import Checkpoints
 from pmlray.engine.loop import train_pack
@@ -24,7 +25,7 @@ from pmlray.engine.pull import pull_model
 from pmlray.engine.stepper import TorchStepper
 from pmlray.engine.trained import TrainedMember
 from pmlray.memory import Record
-from pmlray.types import DesignPoint, MemftRules, Method, PlannedRun
+from pmlray.types import DesignPoint, MemftRules, Method, PlannedRun, Room
 
 
 def make_run(
@@ -54,10 +55,12 @@ def train(
     rules: MemftRules | None = None,
     checkpoints: Checkpoints | None = None,
     also: Callable[[dict[int, TrainedMember]], None] = lambda ended: None,
+    room: Room | None = None,
 ) -> Trained:
     cached = [build_prefix_cache(base, own) for own in records]
     members = make_members(runs, cached)
-    lora = PackedLora(base, [r.point.lora_rank for r in runs], [r.seed for r in runs])
+    slots = Admission(members, recipe, room).most_at_once
+    lora = PackedLora(base, [r.point.lora_rank for r in runs], [r.seed for r in runs], slots)
     model = AdaptedModel(base, lora)
     optimizer = PackedAdamW(
         model.parameters(), clip_norm=recipe.clip_norm, weight_decay=recipe.weight_decay
@@ -71,7 +74,7 @@ def train(
     train_pack(
         model, TorchStepper(model, optimizer), optimizer, members, recipe,
         rules=rules or MemftRules(),
-        on_finished=keep, checkpoints=checkpoints,
+        on_finished=keep, checkpoints=checkpoints, room=room,
     )  # fmt: skip
     return Trained(model, done)
 

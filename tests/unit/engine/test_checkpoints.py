@@ -88,10 +88,10 @@ def test_a_pack_cut_off_again_and_again_ends_bit_for_bit_as_undisturbed(
 
 def test_a_checkpoint_holds_all_state_of_the_loop() -> None:
     """Whoever adds state to the loop decides here whether a checkpoint must hold it."""
-    parts = "_weights _dropout _trunks clock _watched _tracks"
-    own_state = "active _spared"
-    same_anew = "_model _stepper _optimizer _members _recipe _rules _most_steps _read_off _rows"
-    same_anew += " _batches _parts"
+    parts = "_weights _dropout _trunks clock _watched _tracks _budgets"
+    own_state = "active _began"
+    same_anew = "_model _stepper _optimizer _members _recipe _rules _read_off _rows"
+    same_anew += " _batches _parts _admission"
     assigned = {name for name in _PackLoop.__init__.__code__.co_names if name.startswith("_")} | {
         "active",
         "clock",
@@ -111,7 +111,7 @@ def test_a_checkpoint_cut_short_is_told_and_the_one_before_it_used(
     newest, before = newest_first(path.name for path in tmp_path.iterdir())
     assert [int(name[5:13]) for name in (newest, before)] == [9, 8]
     with safe_open(tmp_path / before, "pt") as file:
-        assert {"A", "optimizer.count_N"} <= set(file.keys())
+        assert {"adapters.A", "optimizer.count_N"} <= set(file.keys())
     whole = (tmp_path / newest).read_bytes()
     (tmp_path / newest).write_bytes(whole[: len(whole) // 2])
     cut = Cut(1)
