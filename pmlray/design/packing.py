@@ -93,6 +93,14 @@ class Device:
             self.memory(rows, positions) <= MEMORY_SHARE * self.limit_bytes
         )
 
+    def share_held(self, rows: int, positions: int) -> float:
+        """The largest share of such a pack, at most 1, that is safe as far as it is known."""
+        shares = [1.0, GROWTH * self.seen_rows / rows, GROWTH * self.seen_positions / positions]
+        grows = self.row_bytes * rows + self.position_bytes * positions
+        if self.limit_bytes and grows > 0:
+            shares.append((MEMORY_SHARE * self.limit_bytes - self.memory_bytes) / grows)
+        return max(0.0, min(shares))
+
 
 def learn_device(packs: Sequence[PackUse]) -> Device | None:
     """The device that these packs ran on; None before one was measured.

@@ -13,7 +13,7 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import RunError
 from pmlray.ports import ObservationStore, Tracker
 from pmlray.study.law_search import Progress
-from pmlray.study.packs import known_device, packs_of
+from pmlray.study.packs import Draft, known_device, packs_of
 from pmlray.study.plan import first_cost
 from pmlray.study.tuning import Cell, tuned_rates
 from pmlray.types import DesignPoint, Pack, PackResult, PlannedRun
@@ -74,7 +74,8 @@ class Arena:
         if not runs:
             return None
         size = self._spec.pack_size
-        pack = Pack(self._round, tuple(runs[:size]) if size else self._whole_texts(runs))
+        chosen, room = (tuple(runs[:size]), None) if size else self._whole_texts(runs)
+        pack = Pack(self._round, chosen, room)
         self._store.put_plan(pack)
         self._round += 1
         self._pending |= {run.run_key for run in pack.runs}
@@ -154,7 +155,7 @@ class Arena:
             for rate in rates[point, method]
         )
 
-    def _whole_texts(self, runs: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
+    def _whole_texts(self, runs: Sequence[PlannedRun]) -> Draft:
         """The next pack's: all that is missing of some texts, a device's share of what is left."""
         texts: dict[tuple[DesignPoint, int, int], list[PlannedRun]] = {}
         for run in runs:

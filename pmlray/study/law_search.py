@@ -19,7 +19,14 @@ from pmlray.errors import RunError
 from pmlray.law import LawSummary
 from pmlray.ports import ObservationStore, PointSource, Tracker
 from pmlray.study.memft_schedule import memft_runs
-from pmlray.study.packs import known_device, packs_of, runs_to_ask, trunk_families
+from pmlray.study.packs import (
+    Draft,
+    known_device,
+    packs_of,
+    room_for,
+    runs_to_ask,
+    trunk_families,
+)
 from pmlray.study.result import REFIT_GROWTH, fit_observations, refit_is_due
 from pmlray.types import Observation, Pack, PackResult, Phase, PlannedRun
 
@@ -102,8 +109,8 @@ class LawSearch:
             # MemFT's points are the law's to choose, once nothing can change it any more.
             if not packs and not self._n_law_pending():
                 packs = self._memft_packs()
-            for runs in packs:
-                pack = Pack(self._round, runs)
+            for runs, room in packs:
+                pack = Pack(self._round, runs, room)
                 self._store.put_plan(pack)
                 self._ready.append(pack)
                 self._round += 1
@@ -152,7 +159,7 @@ class LawSearch:
             law=self.law,
         )
 
-    def _law_packs(self) -> Sequence[tuple[PlannedRun, ...]]:
+    def _law_packs(self) -> Sequence[Draft]:
         if self._law_over:
             return ()
         if self._known_well_enough():
@@ -173,7 +180,7 @@ class LawSearch:
             packs = packs_of(trunk_families(runs), self._n_devices, device, cost)
         else:
             runs = self._points.ask(design.pack_size or runs_to_ask(device, plain, cost))
-            packs = (runs,) if runs else ()
+            packs = ((runs, room_for(runs, device, cost)),) if runs else ()
         # Packs that are out hold back what they may cost, and may cost less.
         self._law_over = not runs and not n_pending
         return packs
@@ -198,7 +205,7 @@ class LawSearch:
         enough = n_law >= self._search.spec.design.n_initial
         return enough and reached is not None and reached <= wanted
 
-    def _memft_packs(self) -> Sequence[tuple[PlannedRun, ...]]:
+    def _memft_packs(self) -> Sequence[Draft]:
         """As many groups of paired runs as one pack a device takes; a run that failed is not tried
         again."""
         self._refit()

@@ -18,8 +18,14 @@ from pmlray.design.packing import (
     learn_device,
     worthwhile_runs,
 )
-from pmlray.types import Observation, PackTimes, PlannedRun
+from pmlray.types import Observation, PackTimes, PlannedRun, Room
 
+# Runs that find no room in a pack wait in it, up to so many times what its device holds at once:
+# its last runs leave the device thin once, not once a roomful, and what one pack can lose, or keeps
+# from the law, is bounded.
+ROOMFULS = 4.0
+
+Draft = tuple[tuple[PlannedRun, ...], Room | None]
 Family = tuple[int, int, int, int, str, float | None]
 
 
@@ -55,15 +61,26 @@ def packs_of(
     device: Device | None,
     cost: CostModel,
     most_runs: int | None = None,
-) -> tuple[tuple[PlannedRun, ...], ...]:
-    """Groups of runs that stay together, as the runs of one pack a device, or of more."""
+) -> tuple[Draft, ...]:
+    """Groups of runs that stay together, as the runs of one pack a device, or of more, each with
+    the room that it has there."""
 
     def holds(runs: int, rows: int, positions: int) -> bool:
         few = most_runs is None or runs <= most_runs
-        return few and (device is None or device.holds(rows, positions))
+        return few and (device is None or ROOMFULS * device.share_held(rows, positions) >= 1)
 
     dealt = deal_out([load_of(group, cost) for group in groups], n_devices, holds)
-    return tuple(tuple(run for i in pack for run in groups[i]) for pack in dealt)
+    packs = [tuple(run for i in pack for run in groups[i]) for pack in dealt]
+    return tuple((runs, room_for(runs, device, cost)) for runs in packs)
+
+
+def room_for(runs: Sequence[PlannedRun], device: Device | None, cost: CostModel) -> Room | None:
+    """What a step of a pack of these runs may hold; None where all of them are safe together."""
+    load = load_of(runs, cost)
+    share = 1.0 if device is None else device.share_held(load.rows, load.positions)
+    if share >= 1:
+        return None
+    return Room(max(1, int(share * load.rows)), max(1, int(share * load.positions)))
 
 
 def trunk_families(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
@@ -87,10 +104,13 @@ def load_of(group: Sequence[PlannedRun], cost: CostModel) -> Load:
 def _use(pack: Sequence[Observation], times: PackTimes, cost: CostModel) -> PackUse:
     # Of runs that share a trunk one trains at a time, at least: what is seen is not overstated.
     at_once = {_family(o): o.point for o in pack}.values()
+    room = next((Room(**o.provenance["room"]) for o in pack if o.provenance.get("room")), None)
+    rows = sum(cost.rows_per_step(point) for point in at_once)
+    positions = round(sum(cost.tokens_per_step(point) for point in at_once))
     return PackUse(
-        rows=sum(cost.rows_per_step(point) for point in at_once),
-        positions=round(sum(cost.tokens_per_step(point) for point in at_once)),
-        steps=max(o.curve[-1][0] for o in pack),
+        rows=rows if room is None else min(rows, room.rows),
+        positions=positions if room is None else min(positions, room.positions),
+        steps=max(o.provenance.get("pack_steps", o.curve[-1][0]) for o in pack),
         position_steps=sum(o.charged_steps * cost.tokens_per_step(o.point) for o in pack),
         training_seconds=times.training_seconds,
         wall_seconds=times.wall_seconds,
