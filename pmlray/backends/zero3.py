@@ -26,7 +26,7 @@ from pmlray.engine.evaluate import TokenScores
 from pmlray.engine.measure import pick_device
 from pmlray.engine.members import batch_at
 from pmlray.engine.peft_io import save_adapter
-from pmlray.engine.sharded import SupervisedLosses, adapted_model, share_of
+from pmlray.engine.sharded import SupervisedLosses, adapted_model, load_base, share_of
 from pmlray.engine.trained import curve_steps
 from pmlray.errors import RunError
 from pmlray.memory import Record, build_memory, prefix
@@ -67,9 +67,12 @@ def check_sharded(search: PreparedSearch, pack: Pack) -> None:
 
 
 class ShardedRun:
-    """One run while it trains; `step` optimiser steps are done. Every rank makes one."""
+    """One run while it trains; `step` optimiser steps are done. Every rank makes one, on a base of
+    its own that no other run uses meanwhile."""
 
-    def __init__(self, search: PreparedSearch, run: PlannedRun, records: Sequence[Record]) -> None:
+    def __init__(
+        self, search: PreparedSearch, run: PlannedRun, records: Sequence[Record], base: Any
+    ) -> None:
         self.run, self.step, self.seconds = run, 0, 0.0
         self.curve: list[tuple[int, float]] = []
         self._recipe, self._records = search.spec.recipe, tuple(records)
@@ -77,8 +80,7 @@ class ShardedRun:
         # On Linux CPUs DeepSpeed would compile a shared-memory op with the system's C++ compiler.
         setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
         config = zero3_config(self._recipe, search.spec.model.dtype)
-        with _sharded_loading(config):
-            self.model: SupervisedLosses = adapted_model(search, run)
+        self.model: SupervisedLosses = adapted_model(base, search, run)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=self._recipe.weight_decay)
         made: tuple[Any, ...] = deepspeed.initialize(
@@ -159,9 +161,10 @@ class ShardedRun:
         self.step, self.seconds = state["step"], state["seconds"]
         self.curve = [(int(step), float(loss)) for step, loss in state["curve"]]
 
-    def close(self) -> None:
-        """Let the engine's memory go."""
+    def close(self) -> Any:
+        """Let the engine's memory go; the base without the run's adapter, still sharded."""
         self._engine.destroy()
+        return self.model.without_adapter()
 
 
 def measure_sharded(
@@ -176,13 +179,14 @@ def measure_sharded(
     keep: Keep,
 ) -> float:
     """Train a pack's runs one after another, each sharded over all ranks; every rank calls this.
+    The base is loaded once for all of them.
 
     done: whether a run_key is measured already. put: called on rank 0 alone. resume_from: folder of
     the last checkpoint. keep: given a function that saves into a folder, it keeps what all ranks
     saved. Returns wall seconds inside optimiser steps.
     """
     check_sharded(search, pack)
-    spec, seconds = search.spec, 0.0
+    spec, seconds, base = search.spec, 0.0, None
 
     def render(text: str) -> list[int]:
         return render_prompt(tokenizer, text, prompt_format=spec.task.prompt_format)
@@ -200,7 +204,10 @@ def measure_sharded(
             ),
             run.point.seq_len,
         )
-        trained = ShardedRun(search, run, memory.records)
+        if base is None:
+            with _sharded_loading(zero3_config(spec.recipe, spec.model.dtype)):
+                base = load_base(search)
+        trained = ShardedRun(search, run, memory.records, base)
         if resume_from is not None:
             trained.resume(resume_from)
         steps = run.point.train_steps
@@ -214,7 +221,7 @@ def measure_sharded(
             save_adapter(adapters / run.run_key, spec.probe, weights, spec.model.id)
             put(_observation(search, pack, place, trained, scores, backend))
         seconds += trained.seconds
-        trained.close()
+        base = trained.close()
         dist.barrier()
     return seconds
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM
 
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.base_model import PLAIN_WEIGHTS, check_layer
+from pmlray.engine.head import token_losses
 from pmlray.engine.packed_lora import initial_A
 from pmlray.memory import Record
 from pmlray.types import PlannedRun
@@ -42,18 +43,29 @@ class SupervisedLosses(nn.Module):
             for i, r in enumerate(records)
         ]
         targets = torch.tensor([t for r in records for t in r.target_ids], device=device)
-        logits = causal.lm_head(torch.cat(scored)).float()
-        nll = cross_entropy(logits, targets, reduction="none")
-        return nll, logits.argmax(dim=-1) != targets
+        nll, wrong = causal.lm_head(torch.cat(scored), targets)
+        return nll, wrong
+
+    def without_adapter(self) -> Any:
+        """The base as it was before it was adapted."""
+        return self.adapted.unload()
 
 
-def adapted_model(search: PreparedSearch, run: PlannedRun) -> SupervisedLosses:
-    """The base with the run's fresh adapter, on the CPU or where a framework puts its parts.
+class ScoringHead(nn.Module):
+    """A frozen head that scores tokens in chunks of logits. A module, so that a framework that
+    shards its weight gathers it for the whole call, once."""
 
-    The start is that of the packed engine: the same A, B at 0, scale 1.
-    """
-    from peft import LoraConfig, get_peft_model
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
 
+    def forward(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses in nats, and whether the argmax is wrong."""
+        return tuple(token_losses(hidden_ND, self.weight, targets_N))
+
+
+def load_base(search: PreparedSearch) -> Any:
+    """The base with a head that scores, on the CPU or where a framework puts its parts."""
     spec, source = search.spec, search.source
     pinned = {} if source.folder is not None else {"revision": spec.model.revision}
     base = AutoModelForCausalLM.from_pretrained(
@@ -63,7 +75,19 @@ def adapted_model(search: PreparedSearch, run: PlannedRun) -> SupervisedLosses:
         **pinned,
     )
     check_layer(spec.probe, base.config.num_hidden_layers)
-    rank = run.point.lora_rank
+    base.requires_grad_(False)
+    base.lm_head = ScoringHead(base.lm_head.weight)
+    return base
+
+
+def adapted_model(base: Any, search: PreparedSearch, run: PlannedRun) -> SupervisedLosses:
+    """A base with the run's fresh adapter.
+
+    The start is that of the packed engine: the same A, B at 0, scale 1.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    spec, rank = search.spec, run.point.lora_rank
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
@@ -73,7 +97,7 @@ def adapted_model(search: PreparedSearch, run: PlannedRun) -> SupervisedLosses:
         layers_to_transform=[spec.probe.layer],
     )
     model = get_peft_model(base, config)
-    a = initial_A("down_proj", source.geometry.intermediate, rank, run.seed)
+    a = initial_A("down_proj", search.source.geometry.intermediate, rank, run.seed)
     with torch.no_grad():
         for name, values in model.named_parameters():
             if "lora_A" in name:
