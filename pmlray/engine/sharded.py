@@ -61,7 +61,9 @@ class ScoringHead(nn.Module):
 
     def forward(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
         """Losses in nats, and whether the argmax is wrong."""
-        return tuple(token_losses(hidden_ND, self.weight, targets_N))
+        # Frameworks rebuild what a module returns, and know plain tuples only.
+        losses = token_losses(hidden_ND, self.weight, targets_N)
+        return losses.nll_N, losses.wrong_N
 
 
 def load_base(search: PreparedSearch) -> Any:
