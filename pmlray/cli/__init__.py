@@ -12,6 +12,7 @@ import typer
 from pmlray.cli.cluster_commands import submit
 from pmlray.cli.compare_commands import compare
 from pmlray.cli.doctor import doctor
+from pmlray.cli.init_command import init
 from pmlray.cli.job_commands import list_jobs, logs, status, stop
 from pmlray.cli.law_commands import fit, table
 from pmlray.cli.model_commands import models
@@ -29,7 +30,21 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-COMMANDS = (validate, plan, search, compare, size, recall, fit, report, table, schema, sync, submit)
+COMMANDS = (
+    init,
+    validate,
+    plan,
+    search,
+    compare,
+    size,
+    recall,
+    fit,
+    report,
+    table,
+    schema,
+    sync,
+    submit,
+)
 JOB_COMMANDS = {"list": list_jobs, "status": status, "logs": logs, "stop": stop}
 for command in COMMANDS:
     app.command()(command)

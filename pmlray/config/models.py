@@ -63,6 +63,12 @@ KNOWN: Mapping[str, Geometry] = {
     "meta-llama/Llama-3.1-8B-Instruct": Geometry(32, 4096, 14336, 32, 8, 128, 128256, 131072),
 }
 
+# Commits of the hub models that searches/ has searches of.
+KNOWN_REVISIONS: Mapping[str, str] = {
+    "Qwen/Qwen3-8B": "b968826d9c46dd6066d109eabc6255188de91218",
+    "meta-llama/Llama-3.1-8B-Instruct": "0e9e39f249a16976918f6564b8830bc894c89659",
+}
+
 
 def cache_root() -> Path:
     """Where pulled models live: `PMLRAY_CACHE`, else the user's cache folder."""

@@ -1,0 +1,184 @@
+"""`pmlray init`: a commented search file for a chosen model and task."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
+
+import typer
+from tokenizers import Tokenizer
+
+from pmlray.atomic_files import write_once, write_over
+from pmlray.cli.output import JSON_OPTION, emit
+from pmlray.cli.schema_command import file_schema
+from pmlray.config import SearchSpec
+from pmlray.config.models import KNOWN, KNOWN_REVISIONS, PULLABLE, ModelSource, resolve_model
+from pmlray.config.prepared import prepare_search
+from pmlray.errors import SpecError
+from pmlray.memory import TaskKind, encode_texts, read_records
+
+KINDS = get_args(TaskKind)
+SCHEMA = "search.schema.json"
+
+
+def init(
+    file: Path = typer.Argument(None, help="The file to write; by default TASK_MODEL.yaml here."),
+    task: TaskKind = typer.Option(None, help="What is memorised."),
+    model: str = typer.Option(
+        None, help=f"Base model: {', '.join(KNOWN)}, another hub id, or a folder."
+    ),
+    revision: str = typer.Option(None, help="Commit hash of a hub model."),
+    records: Path = typer.Option(None, help="The records, for --task records."),
+    text: Path = typer.Option(None, help="A plain text for long_context, instead of random tokens"),
+    layer: int = typer.Option(None, min=0, help="Adapted layer; by default two thirds up."),
+    gpu_hours: float = typer.Option(
+        None, min=0.0, help="Budget of the law; by default a quarter of what the grid would cost."
+    ),
+    force: bool = typer.Option(False, "--force", help="Overwrite the file."),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Write a commented search file; asks in a terminal for what no option says."""
+    asks = _at_a_terminal()
+    if asks:
+        task = task or _ask("What is memorised", KINDS, KINDS[0])
+        model = model or _ask("Base model, a hub id or a folder", (*KNOWN,), PULLABLE[0], True)
+        if task == "records" and records is None:
+            records = Path(_ask("File of the records", (), None, True))
+    if task is None or model is None:
+        raise SpecError(
+            "pmlray init needs --task and --model where it cannot ask, such as --task phonebook"
+            f" --model {PULLABLE[0]}; tasks: {', '.join(KINDS)}"
+        )
+    if file is None:
+        name = Path(f"{task}_{_name_of(model)}.yaml")
+        file = Path(_ask("Write to", (), str(name), True)) if asks else name
+    search = write_search(file, task, model, revision, records, text, layer, gpu_hours, force)
+    found = {"file": str(file), "search_id": search.search_id}
+    emit(found, f"{file} is written; next: pmlray plan {file}", as_json)
+
+
+def write_search(
+    file: Path,
+    task: TaskKind,
+    model: str,
+    revision: str | None,
+    records: Path | None,
+    text: Path | None,
+    layer: int | None,
+    gpu_hours: float | None,
+    force: bool,
+) -> SearchSpec:
+    """Write a search file that is valid, or raise what is wrong and leave nothing behind.
+
+    SpecError where a file is there already and not `force`d, or an option does not fit the task.
+    """
+    # Drawing on templates takes a moment that other commands need not wait for.
+    from pmlray.study.new_search import NewSearch, guessed_tokens, search_yaml
+
+    if file.suffix not in (".yaml", ".yml"):
+        raise SpecError(f"{file}: a search file ends in .yaml")
+    if file.exists() and not force:
+        raise SpecError(f"{file} is there already; choose another name, or --force to overwrite it")
+    _check_fit(task, records, text)
+    revision = revision or KNOWN_REVISIONS.get(model)
+    source = resolve_model(model, revision)
+    n_layers = source.geometry.n_layers
+    if layer is not None and layer >= n_layers:
+        raise SpecError(f"--layer is {layer}, but {model} has layers 0 to {n_layers - 1}")
+    tokens, guessed = [], False
+    if records is not None:
+        targets = [target for _, target in read_records(records)]
+        counted = _count(source, targets)
+        tokens, guessed = counted or guessed_tokens(targets), counted is None
+    file.parent.mkdir(parents=True, exist_ok=True)
+    schema, new_schema = _schema_beside(file)
+    wanted = NewSearch(
+        name=_name_of(file.stem),
+        kind=task,
+        model_id=model,
+        revision=revision,
+        layer=layer,
+        gpu_hours=gpu_hours,
+        text=None if text is None else _relative(text, file),
+        records=None if records is None else _relative(records, file),
+        target_tokens=tokens,
+        tokens_guessed=guessed,
+    )
+    content = search_yaml(wanted, source, str(file), schema)
+    # Beside its place, where its relative paths mean the same.
+    draft = file.with_name(f".{file.stem}.draft.yaml")
+    try:
+        write_over(draft, content.encode())
+        spec = prepare_search(draft).spec
+    finally:
+        draft.unlink(missing_ok=True)
+    if new_schema:
+        write_once(file.parent / SCHEMA, json.dumps(file_schema("search"), indent=2).encode())
+    if force:
+        write_over(file, content.encode())
+    elif not write_once(file, content.encode()):
+        raise SpecError(f"{file} was written by somebody else meanwhile; choose another name")
+    return spec
+
+
+def _check_fit(task: TaskKind, records: Path | None, text: Path | None) -> None:
+    if (task == "records") != (records is not None):
+        raise SpecError(
+            "--task records needs --records FILE"
+            if records is None
+            else f"--records goes with --task records, not {task}"
+        )
+    if text is not None and task != "long_context":
+        raise SpecError(f"--text goes with --task long_context, not {task}")
+
+
+def _count(source: ModelSource, targets: Sequence[str]) -> list[int] | None:
+    """Tokens of each target; None where the base's tokenizer is not on this machine."""
+    if source.folder is None or not (source.folder / "tokenizer.json").is_file():
+        return None
+    tokenizer = Tokenizer.from_file(str(source.folder / "tokenizer.json"))
+    return [len(ids) for ids in encode_texts(tokenizer, targets)]
+
+
+def _schema_beside(file: Path) -> tuple[str, bool]:
+    """The schema as the file refers to it, and whether it must be written: that of its own folder
+    or of one above it, else a new one beside it."""
+    folder = file.absolute().parent
+    for above in (folder, *folder.parents):
+        if (above / SCHEMA).is_file():
+            return os.path.relpath(above / SCHEMA, folder), False
+    return SCHEMA, True
+
+
+def _relative(path: Path, file: Path) -> str:
+    return os.path.relpath(path.absolute(), file.absolute().parent)
+
+
+def _name_of(text: str) -> str:
+    """What a search may be called, from a file's or a model's name."""
+    last = text.rstrip("/").rpartition("/")[2].lower()
+    return re.sub(r"[^a-z0-9]+", "_", last).strip("_")[:60] or "search"
+
+
+def _at_a_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _ask(what: str, options: Sequence[str], default: str | None, free: bool = False) -> str:
+    """What a user answers; with options and not `free`, one of them."""
+    shown = f"{what} ({', '.join(options)})" if options else what
+    return typer.prompt(shown, default=default, value_proc=_one_of(options, free), err=True)
+
+
+def _one_of(options: Sequence[str], free: bool) -> Callable[[str], str]:
+    def check(answer: str) -> str:
+        if not free and answer not in options:
+            raise typer.BadParameter(f"{answer!r} is none of {', '.join(options)}")
+        return answer
+
+    return check
