@@ -47,7 +47,7 @@ class Task(Part):
     def _needs_its_file(self) -> Task:
         if self.kind == "records" and self.records is None:
             raise ValueError(
-                "task.records is needed: the path of a JSONL file of {query, target} lines"
+                "task.records is needed: the path of a file of records, each a query and a target"
             )
         if self.kind == "long_context" and self.random_ratio < 100 and self.text is None:
             raise ValueError(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pmlray.errors import DataError
+from pmlray.memory.record_tables import Row, csv_rows, dataset_rows, parquet_rows
 
 _FIELD_PAIRS = (("query", "target"), ("question", "matching"))
 
@@ -102,45 +103,62 @@ def longest_prefix(records: Sequence[Record], seq_len: int) -> MemorySet:
 
 
 def read_records(path: Path) -> tuple[tuple[str, str], ...]:
-    """The (query, target) pairs of a JSONL file, in file order.
+    """The (query, target) pairs of a file or folder, in its order.
 
-    path: UTF-8, one object a line with the text fields query and target, or question and matching
+    path: JSONL in UTF-8, one object a line; a `.csv` with a header; a `.parquet`; or a folder of
+    `datasets`' save_to_disk. Each has the text fields query and target, or question and matching
     (the field names of arXiv 2605.30260's data); other fields and blank lines are ignored.
-    DataError, with file and line number: a line that cannot be parsed, a field that is missing,
-    empty or not text, a query seen before with another target, a file without records.
+    DataError, with file and line or row: what cannot be read, a field that is missing, empty or not
+    text, a query seen before with another target, no records.
     """
+    pairs: list[tuple[str, str]] = []
+    seen: dict[str, tuple[str, str]] = {}
+    for place, row in _rows(path):
+        query, target = _pair(row, f"{path}, {place}")
+        first_place, first_target = seen.setdefault(query, (place, target))
+        if first_target != target:
+            raise DataError(
+                f"{path}, {place}: the query {query!r} already has another target on {first_place};"
+                " one query can have only one target to recall"
+            )
+        pairs.append((query, target))
+    if not pairs:
+        raise DataError(f"{path}: holds no records; expected one JSON object a line, or a row")
+    return tuple(pairs)
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    if path.is_dir():
+        return dataset_rows(path)
+    if path.suffix.lower() == ".csv":
+        return csv_rows(path)
+    return parquet_rows(path) if path.suffix.lower() == ".parquet" else _json_rows(path)
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:
         raise DataError(f"{str(path)!r} is no path ({error})") from error
-    pairs: list[tuple[str, str]] = []
-    seen: dict[str, tuple[int, str]] = {}
     # Split as bytes: str.splitlines would also break at separators that JSON allows inside a text.
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        query, target = _parse_line(line, f"{path}, line {number}")
-        first_number, first_target = seen.setdefault(query, (number, target))
-        if first_target != target:
-            raise DataError(
-                f"{path}, line {number}: the query {query!r} already has another target on line "
-                f"{first_number}; one query can have only one target to recall"
-            )
-        pairs.append((query, target))
-    if not pairs:
-        raise DataError(f"{path}: holds no records; expected one JSON object a line")
-    return tuple(pairs)
+        if line.strip():
+            yield f"line {number}", _parse_line(line, f"{path}, line {number}")
 
 
-def _parse_line(line: bytes, where: str) -> tuple[str, str]:
+def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         row: Any = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not a JSON object in UTF-8 ({error})") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return cast("dict[str, Any]", row)
+
+
+def _pair(row: Mapping[str, Any], where: str) -> tuple[str, str]:
     for query_field, target_field in _FIELD_PAIRS:
         if query_field in row and target_field in row:
             return _text(row, query_field, where), _text(row, target_field, where)
@@ -149,7 +167,7 @@ def _parse_line(line: bytes, where: str) -> tuple[str, str]:
     raise DataError(f"{where}: needs the fields {wanted}; found: {found}")
 
 
-def _text(row: dict[str, Any], field: str, where: str) -> str:
+def _text(row: Mapping[str, Any], field: str, where: str) -> str:
     value = row[field]
     if not isinstance(value, str):
         raise DataError(f"{where}: {field} must be text, found {type(value).__name__}")

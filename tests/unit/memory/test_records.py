@@ -169,7 +169,7 @@ def test_two_targets_for_one_query_are_refused_with_both_lines(tmp_path: Path) -
         '{"query": "b", "target": "1"}',
         '{"question": "a", "matching": "2"}',
     )
-    with pytest.raises(DataError, match=r"line 3: the query 'a' .* line 1"):
+    with pytest.raises(DataError, match=r"line 3: the query .a. .* line 1"):
         read_records(path)
 
 

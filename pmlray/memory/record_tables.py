@@ -1,0 +1,120 @@
+"""Rows of records files that are tables: CSV, Parquet, and a folder of Hugging Face `datasets`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path, PurePath
+from typing import Any, cast
+
+from pmlray.errors import DataError
+
+STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
+
+# A row's place in its file, for messages, and its cells by the name of their column.
+Row = tuple[str, Mapping[str, Any]]
+
+
+def csv_rows(path: Path) -> Iterator[Row]:
+    """The rows of a CSV in UTF-8 with a header; DataError where a row has other columns."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, list[str]())
+            if len(set(header)) < len(header):
+                raise DataError(f"{path}, line 1: two columns have one name; rename one")
+            for cells in reader:
+                place = f"line {reader.line_num}"
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    raise DataError(
+                        f"{path}, {place}: {len(cells)} cells under {len(header)} columns; put"
+                        " text that holds commas or line breaks in double quotes"
+                    )
+                yield place, dict(zip(header, cells, strict=True))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: not a CSV ({error})") from error
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """The rows of a Parquet file; DataError where it is none, or pyarrow is missing."""
+    arrow, parquet = _arrow("pyarrow", path), _arrow("pyarrow.parquet", path)
+    try:
+        table = parquet.read_table(path)
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read as Parquet ({error})") from error
+    yield from _table_rows(table, path, 0)
+
+
+def dataset_rows(folder: Path) -> Iterator[Row]:
+    """The rows of a folder that `datasets.Dataset.save_to_disk` wrote.
+
+    That of a DatasetDict with one split is that split; DataError asks which where there are more.
+    """
+    splits = _listed(folder / SPLITS_FILE, "splits") if (folder / SPLITS_FILE).is_file() else None
+    if splits is not None:
+        if len(splits) != 1:
+            raise DataError(
+                f"{folder}: holds the splits {', '.join(splits)}; give the folder of one, such as"
+                f" {folder / (splits or ['train'])[0]}"
+            )
+        folder = folder / _inside(splits[0], folder)
+    if not (folder / STATE_FILE).is_file():
+        raise DataError(
+            f"{folder}: is no folder of datasets' save_to_disk (it has no {STATE_FILE}); give that,"
+            " or a .jsonl, .csv or .parquet file"
+        )
+    arrow, n = _arrow("pyarrow", folder), 0
+    for name in _listed(folder / STATE_FILE, "_data_files"):
+        path = folder / _inside(name, folder)
+        try:
+            with arrow.memory_map(str(path)) as source:
+                table = arrow.ipc.open_stream(source).read_all()
+        except (arrow.ArrowException, OSError) as error:
+            raise DataError(f"{path}: cannot be read as an Arrow stream ({error})") from error
+        yield from _table_rows(table, path, n)
+        n += table.num_rows
+
+
+def _arrow(module: str, path: Path) -> Any:
+    """A module of pyarrow, which has no types and is no part of a laptop's install."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise DataError(f"{path}: reading it needs pyarrow; run: pip install pyarrow") from error
+
+
+def _table_rows(table: Any, path: Path, n_before: int) -> Iterator[Row]:
+    try:
+        rows = cast("list[dict[str, Any]]", table.to_pylist())
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: a text is not UTF-8 ({error})") from error
+    for number, row in enumerate(rows, start=n_before + 1):
+        yield f"row {number}", row
+
+
+def _listed(path: Path, key: str) -> list[str]:
+    """Names that a JSON file of `datasets` lists: as texts, or as objects with a filename."""
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))[key]
+        return [str(_filename(item)) for item in found]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: not as datasets' save_to_disk writes it ({error!r})") from error
+
+
+def _filename(item: Any) -> Any:
+    return item if isinstance(item, str) else item["filename"]
+
+
+def _inside(name: str, folder: Path) -> str:
+    """A name in a folder; DataError where it would lead out of it."""
+    if not name or name in (".", "..") or PurePath(name).name != name:
+        raise DataError(f"{folder}: names {name!r}, which is no file in it")
+    return name
