@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
 
 # Plain fine-tuning; MemFT's threshold; its window or curriculum; its window at a fixed width; its
@@ -78,7 +78,7 @@ class PlannedRun:
     """One adapter to train: a design point with its method and replicate.
 
     `run_key` is a hash of everything that determines the result. `learning_rate` replaces the
-    recipe's peak rate where it is given.
+    recipe's peak rate where it is given. `why` it was chosen, in words, is no part of what it is.
     """
 
     point: DesignPoint
@@ -88,6 +88,7 @@ class PlannedRun:
     phase: Phase
     run_key: str
     learning_rate: float | None = None
+    why: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +257,7 @@ def rebuild(kind: type[T], stored: Mapping[str, Any]) -> T:
 
     One of MALFORMED when a field is missing, unknown or of another type, or a name is no file's.
     """
-    types = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]
+    types = {known.name: str(known.type) for known in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: _checked(name, types.get(name, ""), stored[name]) for name in stored})
 
 

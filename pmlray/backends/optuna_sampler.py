@@ -35,6 +35,7 @@ from pmlray.design import (
     nearest_cell,
     offers,
     pending_seconds,
+    why_chosen,
 )
 from pmlray.errors import FitError
 from pmlray.law import FitOptions, Form, average_laws
@@ -79,6 +80,7 @@ class LawSampler(BaseSampler):
         self._beliefs: tuple[Belief, ...] = ()
         self._fitted_trials: tuple[int, ...] = ()
         self._given_up: set[int] = set()
+        self._why: dict[int, str] = {}  # Of the last choice.
         rivals = {"tpe": TPESampler, "gp": GPSampler}
         rival = rivals.get(settings.acquisition)
         self._rival = None if rival is None else rival(seed=settings.seed)
@@ -98,6 +100,10 @@ class LawSampler(BaseSampler):
     def begin_pack(self, study: Study) -> None:
         """The trials asked for from now on train together, until the next call."""
         self._pack_from = len(study.get_trials(deepcopy=False))
+
+    def why(self, number: int) -> str:
+        """Why the point of the trial that was chosen last was chosen."""
+        return self._why.get(number, "")
 
     def within_budget(self, study: Study) -> bool:
         """Whether another run is both open and affordable."""
@@ -153,7 +159,10 @@ class LawSampler(BaseSampler):
     def _choose(self, study: Study, trial: FrozenTrial) -> tuple[DesignPoint, Replicate] | None:
         known = self._knowledge(design_trials(study, trial.number))
         if self._rival is None:
-            return choose_run(self._space, self._settings, known)
+            choice = choose_run(self._space, self._settings, known)
+            if choice is not None:
+                self._why = {trial.number: why_chosen(self._settings, known, *choice)}
+            return choice
         open_offers = {offer.point: offer for offer in offers(self._space, known)}
         if not open_offers:
             return None
@@ -164,6 +173,7 @@ class LawSampler(BaseSampler):
                 distribution = self.distributions[name]
                 found[name] = self._independent.sample_independent(study, trial, name, distribution)
         point = DesignPoint(*(found[name] for name in POINT))
+        self._why = {trial.number: f"Optuna's {self._settings.acquisition}"}
         cell = nearest_cell(list(open_offers), point, self._space.cells)
         return cell, open_offers[cell].replicate
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ class OptunaPoints:
             run = self._search.plan_run(point, "sft", params["sequence_id"], params["seed"], "law")
             trial.set_user_attr("run_key", run.run_key)
             self._trials[run.run_key] = trial
-            runs.append(run)
+            why = self._sampler.why(trial.number)
+            trial.set_user_attr("why", why)
+            runs.append(replace(run, why=why))
         return tuple(runs)
 
     def tell(self, observation: Observation) -> None:

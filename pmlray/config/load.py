@@ -1,5 +1,8 @@
 """Read search files and profiles; every complaint names the key, the line and what is allowed."""
 
+# PyYAML's stubs leave the parameters of what is used here untyped, which strict would not have.
+# pyright: basic
+
 from __future__ import annotations
 
 import json

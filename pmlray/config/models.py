@@ -190,7 +190,7 @@ def _folder_identity(folder: Path) -> str:
 
 
 def _hub_geometry(model_id: str, revision: str) -> Geometry:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -198,7 +198,10 @@ def _hub_geometry(model_id: str, revision: str) -> Geometry:
     )
 
     try:
-        path = hf_hub_download(model_id, "config.json", revision=revision)
+        # Its progress bar is not typed.
+        path: str = hf_hub_download(  # pyright: ignore[reportUnknownVariableType]
+            model_id, "config.json", revision=revision
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"cannot read config.json of {model_id} at {revision} from the hub: {error}"

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -52,7 +53,7 @@ class PreparedSearch:
         # Off, it is not there: what was measured before there was such a rule is still found.
         if not recipe["stop_gain"]:
             del recipe["stop_gain"]
-        determines = {
+        determines: dict[str, Any] = {
             "version": RESULT_VERSION,
             "model": self.source.identity,
             "dtype": spec.model.dtype,
@@ -84,6 +85,11 @@ def prepare_search(path: Path, overrides: Sequence[str] = ()) -> PreparedSearch:
     this machine; for a hub model, when the search starts.
     """
     return _prepare(load_search(path, overrides), path)
+
+
+def prepare_spec(spec: SearchSpec, folder: Path) -> PreparedSearch:
+    """As prepare_search, for a spec that is in no file; its task's files are below `folder`."""
+    return _prepare(spec, folder / spec.name)
 
 
 def prepare_comparison(

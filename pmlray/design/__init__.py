@@ -4,6 +4,7 @@ from pmlray.design.acquisition import LAW_RULES, OPTUNA_RULES, RULES, Acquisitio
 from pmlray.design.cost import CostModel, charged_steps, prior_cost
 from pmlray.design.field import Belief, LawField, law_field
 from pmlray.design.planner import DesignSettings, choose_run, offers, pending_seconds
+from pmlray.design.reasons import why_chosen
 from pmlray.design.space import ChosenRun, DesignSpace, Replicate, nearest_cell
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "offers",
     "pending_seconds",
     "prior_cost",
+    "why_chosen",
 ]

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmlray.law import CAPPED, LawFit
+from pmlray.law.noise import LEAST_NOISE
 from pmlray.types import DesignPoint
 
 FloatArray = NDArray[np.float64]
 LN2 = math.log(2.0)
-# No measurement repeats to better than this, nats per token; a fit of few points may claim it.
-LEAST_NOISE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,8 @@ class LawField:
         ln 2 leaves its parameters as open as they are.
         """
         r, length, t = _axes(points)
-        open_, means = [], []
+        open_: list[FloatArray] = []
+        means: list[FloatArray] = []
         for belief, root in zip(self.beliefs, self.roots, strict=True):
             law = belief.fit.law
             mean = law.predict(r, length, t)

@@ -65,7 +65,7 @@ def choose_run(
         chosen = RULES[settings.acquisition](choice, known)
     elif len(known.chosen) < settings.n_initial or not known.beliefs:
         chosen = _initial(choice, settings, known)
-    elif _validates(known.points, settings, known.cost):
+    elif validates(known.points, settings, known.cost):
         chosen = fill_space(choice, known)
     else:
         chosen = RULES[settings.acquisition](choice, known)
@@ -91,7 +91,7 @@ def _initial(choice: Choice, settings: DesignSettings, known: Knowledge) -> Offe
     return fill_space(replace(choice, offers=within), known)
 
 
-def _validates(points: Sequence[DesignPoint], settings: DesignSettings, cost: CostModel) -> bool:
+def validates(points: Sequence[DesignPoint], settings: DesignSettings, cost: CostModel) -> bool:
     """Whether the next run fills space: the share of the spend that did has fallen short.
 
     Which of the earlier runs did follows from the same rule, so that a search that starts again

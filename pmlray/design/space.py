@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pmlray.types import DesignPoint
 
+FloatArray = NDArray[np.float64]
 Replicate = tuple[int, int]
 
 
@@ -65,7 +66,7 @@ class DesignSpace:
                     break
 
 
-def log_coordinates(points: Sequence[DesignPoint], cells: Sequence[DesignPoint]) -> NDArray:
+def log_coordinates(points: Sequence[DesignPoint], cells: Sequence[DesignPoint]) -> FloatArray:
     """Points as (n, 3) log coordinates scaled so that the cells span the unit cube."""
     grid = np.log([[c.lora_rank, c.seq_len, c.train_steps] for c in cells])
     low, span = grid.min(axis=0), np.ptp(grid, axis=0)
@@ -75,13 +76,13 @@ def log_coordinates(points: Sequence[DesignPoint], cells: Sequence[DesignPoint])
 
 def level_coordinates(
     points: Sequence[DesignPoint], cells: Sequence[DesignPoint]
-) -> tuple[NDArray, int]:
+) -> tuple[FloatArray, int]:
     """Points as (n, 3) positions among the values that each axis takes, at the middle of equal
     shares of the unit interval; and how many values the longest axis has."""
     grid = np.array([[c.lora_rank, c.seq_len, c.train_steps] for c in cells])
     raw = np.array([[p.lora_rank, p.seq_len, p.train_steps] for p in points])
     values = [np.unique(axis) for axis in grid.T]
-    shares = [
+    shares: list[FloatArray] = [
         (np.searchsorted(taken, axis) + 0.5) / taken.size
         for taken, axis in zip(values, raw.T, strict=True)
     ]

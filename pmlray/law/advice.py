@@ -23,7 +23,7 @@ _OPENED_BY = {
 
 def what_next(points: LawData, unidentified: Sequence[str]) -> str:
     """One clause: `measure next: ...`, for points whose fit is UNDERDETERMINED."""
-    wanted = []
+    wanted: list[str] = []
     if np.unique(points.lora_rank).size < 2:
         wanted.append("a second lora_rank")
     if np.unique(points.seq_len).size < 2:

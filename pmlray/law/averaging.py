@@ -81,7 +81,7 @@ class AveragedLaw:
 
     def sample(self, data: LawData, n: int, rng: np.random.Generator) -> AveragedSamples:
         """About n bootstrap samples, each form as many as its weight says; `data` of the fits."""
-        parts = []
+        parts: list[tuple[LawFit, FloatArray]] = []
         for fit, weight in zip(self.fits, self.weights, strict=True):
             if weight >= NEGLIGIBLE:
                 parts.append((fit, bootstrap_law(data, fit, max(1, round(weight * n)), rng)))
@@ -148,7 +148,8 @@ def average_laws(
     options: how points count, in these fits and in those without the held-out points. FitError when
     no form can be fitted.
     """
-    fits, reasons = [], []
+    fits: list[LawFit] = []
+    reasons: list[str] = []
     for form in forms:
         try:
             fits.append(fit_law(data, form, options=options))

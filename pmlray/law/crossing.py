@@ -81,7 +81,8 @@ def crossing_steps(steps: IntArray, p_SL: FloatArray) -> FloatArray:
 def measure_crossings(runs: Sequence[TokenRun]) -> Crossings | None:
     """Crossings of the runs whose tokens were kept while they trained; None without any, or where
     no token crossed."""
-    shares, n_tokens, lost = [], 0, 0
+    shares: list[FloatArray] = []
+    n_tokens, lost = 0, 0
     by_p: list[tuple[float, int]] = []
     by_place: list[tuple[float, int]] = []
     known = [run for run in runs if run.observation.token_p_curve]

@@ -12,7 +12,7 @@ from pmlray.errors import FitError
 from pmlray.law.advice import what_next
 from pmlray.law.data import BoolArray, FloatArray, LawData
 from pmlray.law.forms import CAPPED
-from pmlray.law.noise import Noise, noise_varies
+from pmlray.law.noise import LEAST_NOISE, Noise, noise_varies
 from pmlray.law.problem import ASSUMED_NOISE_SHARE, Problem, build_problem
 from pmlray.law.protocol import Form, Law
 from pmlray.law.robust import FitOptions, settle
@@ -42,7 +42,8 @@ class LawFit:
     covariance, whose sigma is the noise at its reference. `condition_number` is that of
     the points' information, scaled to a unit diagonal; `unidentified` names the parameters that the
     points leave at least as open as the weak prior does. UNDERDETERMINED: the weak prior took part
-    in the fit, and the message says why and what to measure next.
+    in the fit, and the message says why and what to measure next. `noise_known` is False where no
+    residual tells the noise, which is then assumed.
     """
 
     law: Law
@@ -58,6 +59,7 @@ class LawFit:
     weights: FloatArray
     condition_number: float
     unidentified: tuple[str, ...]
+    noise_known: bool
 
     @property
     def sigma(self) -> float:
@@ -126,8 +128,11 @@ def fit_law(
         theta, rss, at_rest = _minimise(problem, 0.0, start)
         if theta is not None:
             sigma = math.sqrt(rss / dof)
-            unidentified = _vague_parameters(problem, theta, known, sigma)
-            if unidentified:
+            if dof < problem.n_params and sigma < LEAST_NOISE:
+                # That a law goes through so few points does not show how well a run repeats.
+                reasons = ["few points, fitted exactly: no residual tells the noise"]
+                sigma = assumed
+            elif unidentified := _vague_parameters(problem, theta, known, sigma):
                 reasons = [f"the points do not identify {', '.join(unidentified)}"]
                 sigma = math.sqrt((rss + assumed**2) / (dof + 1))
     if reasons:
@@ -167,6 +172,7 @@ def fit_law(
         weights=weights,
         condition_number=_condition_number(information),
         unidentified=unidentified,
+        noise_known=not reasons or bool(unidentified),
     )
 
 
@@ -182,7 +188,7 @@ def _require_points(points: LawData, form: Form, n_censored: int) -> None:
 
 
 def _shortages(points: LawData, n_params: int) -> list[str]:
-    reasons = []
+    reasons: list[str] = []
     if len(points) < n_params + 1:
         reasons.append(f"{len(points)} points for {n_params} parameters")
     elif np.unique(points.cells()).size < n_params:
@@ -264,7 +270,7 @@ def _verdict(
 ) -> tuple[FitStatus, str]:
     at_bound = (theta <= problem.lower_P) | (theta >= problem.upper_P)
     bounded = [name for name, hit in zip(law.param_names, at_bound, strict=True) if hit]
-    notes = []
+    notes: list[str] = []
     if reasons:
         notes.append("; ".join(reasons) + "; a weak prior fills in")
     if not stationary:

@@ -13,6 +13,8 @@ from scipy.optimize import root_scalar
 
 from pmlray.law.data import FloatArray
 
+# No measurement repeats to better than this, nats per token; a fit of few points may claim it.
+LEAST_NOISE = 1e-3
 POWER_BOUNDS = (-1.0, 2.0)
 # Below this share of `ref` the noise no longer changes: a law that predicts nothing has no scale.
 LEAST_SHARE = 0.05

@@ -113,7 +113,8 @@ class RecallLaw:
         q_NB = ndtr(wrong_probits(params, v, loss, self.base_loss, position_B))
         alive = np.full(loss.size, n_records)
         wrong, right = np.zeros(loss.size), np.zeros(loss.size)
-        for q, width in zip(q_NB.T, width_B.tolist(), strict=True):
+        q: FloatArray
+        for q, width in zip(q_NB.T, map(int, width_B), strict=True):
             failing = rng.binomial(alive, -np.expm1(width * np.log1p(-q)))
             dead, alive = n_records - alive, alive - failing
             before = _right_before_failure(failing, q, width, rng)
@@ -154,7 +155,7 @@ class RecallLaw:
             half, ln_steepness, lead, ln_spread = params.tolist()
             law = replace(
                 self,
-                half_loss=self.base_loss * float(expit(half)),
+                half_loss=self.base_loss * float(expit(float(half))),
                 steepness=float(np.exp(ln_steepness)),
                 lead=lead,
                 spread=float(np.exp(ln_spread)),

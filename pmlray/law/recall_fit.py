@@ -61,7 +61,7 @@ def fit_recall(observations: Iterable[Observation]) -> RecallLaw:
     one_record = all(run.n_records == 1 for run in runs)
     lengths = [run.p.size / run.n_records for run in runs]
     return RecallLaw(
-        half_loss=counts.base_loss * float(expit(found[0])),
+        half_loss=counts.base_loss * float(expit(float(found[0]))),
         steepness=float(np.exp(found[1])),
         lead=float(found[2]),
         spread=float(np.exp(max(found[3], _ln_spread_beyond(runs, counts)))),

@@ -97,7 +97,7 @@ def residual_structure(data: LawData, fit: LawFit) -> ResidualStructure:
     # What a weak prior shifts by little lies in the law's own directions, which the test leaves
     # out; a fit worse than the points' mean is shifted by much.
     untestable = exact or (weak and float(np.sum(residual**2)) >= spread_of_all)
-    trends = []
+    trends: list[ResidualTrend] = []
     for along, axis in (
         ("lora_rank", points.lora_rank),
         ("seq_len", points.seq_len),
@@ -162,7 +162,8 @@ def _added_variables(
     left = residual - own @ (own.T @ residual)
     columns = columns / np.linalg.norm(columns, axis=0)
     added = _basis(columns - own @ (own.T @ columns), LEAST_SHARE)
-    q, dof = added.shape[1], residual.size - own.shape[1] - added.shape[1]
+    q = int(added.shape[1])
+    dof = int(residual.size - own.shape[1]) - q
     total = float(left @ left)
     if q == 0 or dof < 1 or total <= 0:
         return None, None

@@ -78,7 +78,9 @@ def size_for(
         raise DataError(f"a wanted delta_loss of {delta_loss} is no number of nats per token")
     r, length, t = float(point.lora_rank), float(point.seq_len), float(point.train_steps)
     beyond = delta_loss > samples.base_loss
-    ranks, lengths, steps = [], [], []
+    ranks: list[float] = []
+    lengths: list[float] = []
+    steps: list[float] = []
     fits_budget = average.best.law.fits_budget
     for fit, params in samples.parts:
         for sample in params:

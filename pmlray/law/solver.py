@@ -51,7 +51,7 @@ def levenberg_marquardt(
     residual is rounding and counts as solved.
     """
     theta = _within(start_BP, lower_P, upper_P)
-    n_problems, n_params = theta.shape
+    n_problems, n_params = len(theta), int(theta.shape[1])
     r, jac = residuals(theta, np.arange(n_problems))
     rss = _squared(r)
     identity, width_P = np.eye(n_params), upper_P - lower_P

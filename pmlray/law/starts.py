@@ -43,7 +43,7 @@ def grid_starts(problem: Problem, targets: Targets) -> FloatArray:
         return _best(problem, targets, POWER_STARTS)
     if problem.form == "broken":
         return _broken_starts(problem, _best(problem, targets, STARTS_PER_BREAK))
-    starts = []
+    starts: list[FloatArray] = []
     share = np.clip(problem.y_N / problem.base_N, 0.0, MAX_SHARE_OF_CEILING)
     capped = np.where(problem.y_N > 0, share * problem.base_N, problem.y_N)
     if problem.form == "exponential_ceiling":
@@ -62,7 +62,7 @@ def grid_starts(problem: Problem, targets: Targets) -> FloatArray:
 
 def _broken_starts(problem: Problem, power_starts: FloatArray) -> FloatArray:
     low, high = problem.lower_P[-1], problem.upper_P[-1]
-    starts = []
+    starts: list[FloatArray] = []
     for drop, share in product(DROP_GRID, BREAK_GRID):
         theta = power_starts.copy()
         theta[:, -2], theta[:, -1] = drop, low + share * (high - low)

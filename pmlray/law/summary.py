@@ -80,6 +80,12 @@ class LawSummary:
         return max(widths, default=None)
 
     @property
+    def known_interval(self) -> float | None:
+        """`relative_interval`, and None while no residual tells the noise: it would then only say
+        what was assumed."""
+        return self.relative_interval if self.fit.noise_known else None
+
+    @property
     def headline(self) -> str:
         """What to know first, in a sentence: how far off the law is where it was not measured."""
         if self.fit.status is FitStatus.UNDERDETERMINED:

@@ -148,7 +148,7 @@ def _onset(runs: Sequence[RunTransition], rng: np.random.Generator) -> Estimate 
     if not runs or np.isnan(value := correlation(runs)):
         return None
     drawn = [
-        correlation([runs[i] for i in rng.integers(0, len(runs), len(runs))])
+        correlation([runs[int(i)] for i in rng.integers(0, len(runs), len(runs))])
         for _ in range(RESAMPLES)
     ]
     low, high = np.nanquantile(drawn, [0.05, 0.95])

@@ -81,7 +81,7 @@ def param_intervals(
     `coef`, `sharpness` and `break_rank` are given as themselves, not as their logarithms.
     """
     low, high = _quantiles(samples, level)
-    intervals = {}
+    intervals: dict[str, tuple[float, float]] = {}
     for name, a, b in zip(law.param_names, low.tolist(), high.tolist(), strict=True):
         if name in _LOG_NAMES:
             intervals[_LOG_NAMES[name]] = (float(np.exp(a)), float(np.exp(b)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,10 @@ def clean_token_ids(tokenizer: Tokenizer) -> NDArray[np.int64]:
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[int, ...]]:
     """Token ids of each text on its own, without special tokens, truncation or padding."""
-    if tokenizer.truncation is not None or tokenizer.padding is not None:
+    # The stubs leave open what the two hold; that they are set is all that counts here.
+    truncation: Any = cast("Any", tokenizer).truncation
+    padding: Any = cast("Any", tokenizer).padding
+    if truncation is not None or padding is not None:
         # On a copy: the caller's tokenizer keeps its settings.
         tokenizer = Tokenizer.from_str(tokenizer.to_str())
         tokenizer.no_truncation()

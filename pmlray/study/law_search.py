@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a search stands; `gpu_seconds_left` and the counts are those of the current phase."""
+    """Where a search stands; `gpu_seconds_left` and the counts are those of the current phase;
+    `running` are the runs that were handed out, each with why it was chosen."""
 
     phase: Phase
     n_done: int
@@ -44,6 +45,7 @@ class Progress:
     gpu_seconds_spent: float
     gpu_seconds_left: float
     law: LawSummary | None
+    running: tuple[PlannedRun, ...] = ()
 
 
 class LawSearch:
@@ -157,6 +159,7 @@ class LawSearch:
             + self._failed_seconds,
             gpu_seconds_left=max(0.0, total - spent),
             law=self.law,
+            running=tuple(self._pending.values()),
         )
 
     def _law_packs(self) -> Sequence[Draft]:
@@ -200,7 +203,7 @@ class LawSearch:
         wanted = self._search.spec.stop.relative_interval
         if wanted is None or self.law is None:
             return False
-        reached = self.law.relative_interval
+        reached = self.law.known_interval
         n_law = sum(o.phase == "law" for o in self._observations.values())
         enough = n_law >= self._search.spec.design.n_initial
         return enough and reached is not None and reached <= wanted
@@ -256,8 +259,8 @@ def law_metrics(law: LawSummary) -> dict[str, float]:
     metrics = {f"law/{n}": float(stored[n]) for n in names if stored.get(n) is not None}
     for name, (low, high) in law.intervals.items():
         metrics[f"law/{name}_width"] = high - low
-    if law.relative_interval is not None:
-        metrics["law/target_relative_interval"] = law.relative_interval
+    if law.known_interval is not None:
+        metrics["law/target_relative_interval"] = law.known_interval
     return metrics
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pmlray.config.prepared import PreparedSearch
 from pmlray.design import CostModel
 from pmlray.law import Law
 from pmlray.types import DesignPoint, Method, PlannedRun
 
+WHY = "MemFT beside plain fine-tuning, where the law puts its loss near ln 2"
 LN2 = math.log(2.0)
 
 
@@ -57,7 +59,8 @@ def memft_runs(
     for point in points:
         for sequence_id, seed in spec.replicates()[: spec.memft.n_pairs]:
             runs = tuple(
-                search.plan_run(point, method, sequence_id, seed, "memft") for method in methods
+                replace(search.plan_run(point, method, sequence_id, seed, "memft"), why=WHY)
+                for method in methods
             )
             missing = tuple(run for run in runs if run.run_key not in done)
             spent += sum(

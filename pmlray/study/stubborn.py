@@ -218,7 +218,8 @@ def id_tallies(
             n_failed += int(failed[mine].sum())
             expected += float(mine.size * failed.mean())
             draws = np.arange(mine.size + 1)
-            pmf = np.convolve(pmf, hypergeom.pmf(draws, failed.size, failed.sum(), mine.size))
+            mine_pmf = hypergeom.pmf(draws, failed.size, failed.sum(), mine.size)
+            pmf = np.convolve(pmf, np.asarray(mine_pmf))
         p_value = min(1.0, float(pmf[n_failed:].sum()))
         found.append(
             IdTally(token_id, places[token_id], n_tokens, n_failed, expected, p_value, p_value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -22,6 +24,7 @@ from pmlray.design import (
     law_field,
     offers,
     prior_cost,
+    why_chosen,
 )
 from pmlray.law import LawData, fit_law
 from pmlray.types import DesignPoint
@@ -267,3 +270,27 @@ def test_a_step_over_many_records_holds_a_batch_of_prompts_and_targets() -> None
     cost = CostModel(1e-3, prompt_tokens=4, batch_records=4)
     assert cost.tokens_per_step(DesignPoint(2, 280, 400)) == 4 * 14
     assert cost.tokens_per_step(DesignPoint(2, 20, 400)) == 2 * 14
+
+
+def test_the_reason_for_a_run_is_what_the_rule_looked_at() -> None:
+    known = [CELLS[i] for i in (0, 3, 5, 10, 12, 15)]
+    beliefs = (Belief(fitted(known), 1.0),)
+    chosen = tuple(ChosenRun(p, (0, 0), True) for p in known)
+    settings = DesignSettings(n_initial=6, validation_share=0.0, targets=TARGET)
+    knowledge = Knowledge(chosen, beliefs, 12.0, COST, 1e9)
+    choice = choose_run(SPACE, settings, knowledge)
+    assert choice is not None
+    point, replicate = choice
+    field = law_field(beliefs, 12.0)
+    before, after = (math.sqrt(f.variance(TARGET)[0]) for f in (field, field.after([point])))
+    value = (before**2 - after**2) / COST.predict(point)
+    assert why_chosen(settings, knowledge, point, replicate) == (
+        f"v_optimal: {value:.2g} nats^2 of variance per gpu_second, sharpens rank 8 x 256 tokens"
+        f" +-{before:.2g} -> {after:.2g}"
+    )
+    start = Knowledge(chosen[:3], (), 12.0, COST, 1e9)
+    assert why_chosen(settings, start, point, replicate) == "initial design"
+    filling = replace(settings, n_initial=3, validation_share=1.0)
+    assert why_chosen(filling, knowledge, point, replicate).startswith("checks the law")
+    other = replace(settings, acquisition="sobol")
+    assert why_chosen(other, knowledge, point, replicate) == "rule sobol"

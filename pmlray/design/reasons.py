@@ -1,0 +1,65 @@
+"""Why a run was chosen, in words: what the rule looked at when it took it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from pmlray.design.acquisition import LAW_RULES, Knowledge
+from pmlray.design.field import law_field
+from pmlray.design.planner import DesignSettings, validates
+from pmlray.design.space import Replicate
+from pmlray.types import DesignPoint
+
+# Targets that a run sharpens are named, the most sharpened first.
+MOST_TARGETS = 2
+# What removes less of a target's variance is not said to sharpen it.
+LEAST_SHARE = 0.005
+
+
+def why_chosen(
+    settings: DesignSettings, known: Knowledge, point: DesignPoint, replicate: Replicate
+) -> str:
+    """The reason for a run, the choice under `known`, as one clause; known: as the rule saw it."""
+    rule = settings.acquisition
+    if rule not in LAW_RULES:
+        return f"rule {rule}"
+    if len(known.chosen) < settings.n_initial or not known.beliefs:
+        return "initial design"
+    if validates(known.points, settings, known.cost):
+        return "checks the law far from what was measured"
+    same = (point.lora_rank, point.seq_len, replicate)
+    trunk = [
+        run.point.train_steps
+        for run in known.pack
+        if (run.point.lora_rank, run.point.seq_len, run.replicate) == same
+    ]
+    gpu_seconds = known.cost.added(point, trunk)
+    mixture = known.beliefs if rule == "v_optimal" else known.beliefs[:1]
+    pending = [run.point for run in known.chosen if not run.done]
+    field = law_field(mixture, known.base_loss).after(pending)
+    if rule == "d_optimal":
+        (nats,) = field.information([point]).tolist()
+        return f"d_optimal: {nats / gpu_seconds:.2g} nats of information per gpu_second"
+    (gain,) = field.gains([point], settings.targets).tolist()
+    value = f"{rule}: {gain / gpu_seconds:.2g} nats^2 of variance per gpu_second"
+    before = field.variance(settings.targets)
+    after = field.after([point]).variance(settings.targets)
+    sharpened = _sharpened(settings.targets, before.tolist(), after.tolist())
+    return f"{value}, {sharpened}" if sharpened else value
+
+
+def _sharpened(
+    targets: Sequence[DesignPoint], before: Sequence[float], after: Sequence[float]
+) -> str:
+    """Which targets' standard deviations fall most, nats per token."""
+    share = [1.0 - b / a if a > 0 else 0.0 for a, b in zip(before, after, strict=True)]
+    named = [
+        f"rank {targets[i].lora_rank} x {targets[i].seq_len} tokens +-{math.sqrt(before[i]):.2g}"
+        f" -> {math.sqrt(max(0.0, after[i])):.2g}"
+        for i in map(int, np.argsort(share)[::-1][:MOST_TARGETS])
+        if share[i] >= LEAST_SHARE
+    ]
+    return f"sharpens {', '.join(named)}" if named else ""
