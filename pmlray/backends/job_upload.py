@@ -13,17 +13,21 @@ from pmlray.errors import SpecError
 MAX_UPLOAD_BYTES = 50 * 2**20
 
 
-def stage_working_dir(folder: Path, files: Mapping[str, Path]) -> None:
+def stage_working_dir(folder: Path, files: Mapping[str, Path]) -> int:
     """Fill a folder for upload: pmlray's own source and the search's files, by their target names.
 
-    The cluster then runs the very code that validated the search. SpecError when it is too large.
+    A file may be a folder. The cluster then runs the very code that validated the search. Returns
+    the size in bytes; SpecError when it is too large.
     """
     source = Path(pmlray.__file__).parent
     shutil.copytree(source, folder / "pmlray", ignore=shutil.ignore_patterns("__pycache__"))
     for name, path in files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        if path.is_dir():
+            shutil.copytree(path, target)
+        else:
+            shutil.copyfile(path, target)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > MAX_UPLOAD_BYTES:
         raise SpecError(
@@ -31,3 +35,4 @@ def stage_working_dir(folder: Path, files: Mapping[str, Path]) -> None:
             " cluster's storage and start it there: ray job submit --working-dir . --runtime-env"
             " cluster/runtime_env.yaml -- python -m pmlray search /STORAGE/search.yaml"
         )
+    return size

@@ -1,11 +1,14 @@
 """The command line: a thin face over the library.
 
-Exit codes: 0 done, 1 recall too low, 2 bad input, 3 run failed, 130 interrupted.
+Exit codes: 0 done, 1 recall too low, 2 bad input, 3 run failed, 4 a fault of pmlray itself,
+130 interrupted.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
+from dataclasses import dataclass
 
 import typer
 
@@ -22,10 +25,10 @@ from pmlray.cli.schema_command import schema
 from pmlray.cli.search_commands import plan, search, validate
 from pmlray.cli.size_commands import recall, size
 from pmlray.cli.sync_command import sync
+from pmlray.cli.watch_command import watch
 from pmlray.errors import PmlrayError, RunError, StoreError
 
 app = typer.Typer(
-    help="Measure how much text a LoRA adapter can hold word for word.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -43,6 +46,7 @@ COMMANDS = (
     table,
     schema,
     sync,
+    watch,
     submit,
 )
 JOB_COMMANDS = {"list": list_jobs, "status": status, "logs": logs, "stop": stop}
@@ -54,14 +58,52 @@ app.add_typer(doctor, name="doctor")
 app.add_typer(models, name="models")
 
 
+@dataclass
+class Session:
+    """What options before the command say of every command."""
+
+    debug: bool = False
+
+
+@app.callback()
+def before_commands(
+    context: typer.Context,
+    debug: bool = typer.Option(
+        False, "--debug", help="Show what pmlray does, and errors with their traceback."
+    ),
+) -> None:
+    """Measure how much text a LoRA adapter can hold word for word."""
+    if debug:
+        context.ensure_object(Session).debug = True
+        logging.getLogger("pmlray").setLevel(logging.DEBUG)
+
+
 def main() -> None:
-    """Run the command line; errors that the user can mend are one message, without a traceback."""
+    """Run the command line; an error is one message that says what to do, without a traceback."""
     set_up_logging()
+    session = Session()
     try:
-        app()
-    except (RunError, StoreError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(3)
-    except PmlrayError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        app(obj=session)
+    # The boundary of the process: whatever comes through was meant for nobody else.
+    except Exception as error:
+        if session.debug:
+            raise
+        typer.echo(f"error: {_explained(error)}", err=True)
+        sys.exit(_exit_code(error))
+
+
+def _explained(error: Exception) -> str:
+    if isinstance(error, PmlrayError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error}; check that path, its permissions and the space on its disk"
+    return (
+        f"{type(error).__name__}: {error}; this is a fault of pmlray: `pmlray --debug COMMAND ...`"
+        " shows where, and what it shows is worth reporting"
+    )
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, (RunError, StoreError, OSError)):
+        return 3
+    return 2 if isinstance(error, PmlrayError) else 4

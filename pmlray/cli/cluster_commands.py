@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tempfile
 from pathlib import Path, PurePath
 
@@ -10,10 +11,12 @@ import typer
 import yaml
 
 from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit
-from pmlray.cli.search_commands import PROFILE_OPTION, SPEC_ARGUMENT, read_profile
+from pmlray.cli.python_api import read_profile
+from pmlray.cli.search_commands import PROFILE_OPTION, SPEC_ARGUMENT
 from pmlray.config import SearchSpec
 from pmlray.config.cluster_address import jobs_address
 from pmlray.config.prepared import prepare_search
+from pmlray.study.plan import plan_search
 
 ADDRESS_OPTION = typer.Option(
     None, help="The cluster, http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS."
@@ -36,19 +39,21 @@ def submit(
     ),
     no_wait: bool = typer.Option(False, "--no-wait", help="Return once the job is accepted."),
     clear_text: bool = CLEAR_TEXT_OPTION,
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Show what would be sent, and its plan; ask no cluster."
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Submit a search to a Ray cluster, follow its log and return its exit code."""
     cluster = jobs_address(address, clear_text)
     search = prepare_search(spec, overrides or ())
-    read_profile(profile)
+    settings = read_profile(profile)
     arguments = ["search", "search.yaml"]
     for option, value in (("--store", store), ("--tracking-uri", tracking_uri)):
         if value is not None:
             arguments += [option, value]
     # Ray's client takes a second to load, which a mistake in the search should not wait for.
     from pmlray.backends.job_upload import stage_working_dir
-    from pmlray.backends.ray_jobs import RayJobs
 
     with tempfile.TemporaryDirectory() as folder:
         files: dict[str, Path] = {}
@@ -68,7 +73,16 @@ def submit(
             files["profile.yaml"] = profile
             arguments += ["--profile", "profile.yaml"]
         working_dir = Path(folder) / "upload"
-        stage_working_dir(working_dir, files)
+        size = stage_working_dir(working_dir, files)
+        if dry_run:
+            plan = plan_search(search, settings.gpus_per_pack > 0)
+            sent = {"address": cluster, "arguments": arguments, "upload_bytes": size}
+            text = f"{size / 2**20:.1f} MiB would go to {cluster}: pmlray {shlex.join(arguments)}"
+            found = plan.to_json() | sent | {"search_id": search_id}
+            emit(found, f"{plan.describe()}\n{text}", as_json)
+            return
+        from pmlray.backends.ray_jobs import RayJobs
+
         jobs = RayJobs(cluster)
         job = jobs.submit(
             working_dir,
@@ -95,4 +109,8 @@ def submit(
 def _place_in_upload(name: str, key: str) -> str:
     """Where a task's file lies in the upload: at its own relative path, so that the search keeps
     its id, unless that leads onto what pmlray puts there itself."""
-    return f"files/{key}" if PurePath(name).parts[0] in RESERVED_NAMES else name
+    if PurePath(name).parts[0] not in RESERVED_NAMES:
+        return name
+    # Which the suffix says how to read.
+    suffix = PurePath(name).suffix.lower()
+    return f"files/{key}{suffix if suffix in ('.csv', '.parquet') else ''}"

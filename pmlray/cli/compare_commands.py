@@ -9,7 +9,8 @@ from pathlib import Path
 import typer
 
 from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit
-from pmlray.cli.search_commands import PROFILE_OPTION, read_profile
+from pmlray.cli.python_api import read_profile
+from pmlray.cli.search_commands import PROFILE_OPTION
 from pmlray.config.prepared import prepare_comparison
 
 

@@ -85,6 +85,10 @@ def write_search(
     if file.exists() and not force:
         raise SpecError(f"{file} is there already; choose another name, or --force to overwrite it")
     _check_fit(task, records, text)
+    names = {
+        key: None if path is None else _relative(path, file)
+        for key, path in (("text", text), ("records", records))
+    }
     revision = revision or KNOWN_REVISIONS.get(model)
     source = resolve_model(model, revision)
     n_layers = source.geometry.n_layers
@@ -104,8 +108,8 @@ def write_search(
         revision=revision,
         layer=layer,
         gpu_hours=gpu_hours,
-        text=None if text is None else _relative(text, file),
-        records=None if records is None else _relative(records, file),
+        text=names["text"],
+        records=names["records"],
         target_tokens=tokens,
         tokens_guessed=guessed,
     )
@@ -156,7 +160,15 @@ def _schema_beside(file: Path) -> tuple[str, bool]:
 
 
 def _relative(path: Path, file: Path) -> str:
-    return os.path.relpath(path.absolute(), file.absolute().parent)
+    """A file of the task as the search names it; SpecError where it lies elsewhere: a search that
+    is sent on takes along what is in its own folder."""
+    here, folder = os.path.abspath(path), os.path.dirname(os.path.abspath(file))
+    if not Path(here).is_relative_to(folder):
+        raise SpecError(
+            f"{path} is not in the folder of {file}; write the search beside it:"
+            f" pmlray init {path.parent / file.name}"
+        )
+    return os.path.relpath(here, folder)
 
 
 def _name_of(text: str) -> str:

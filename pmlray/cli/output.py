@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from typing import Any
 
 import typer
@@ -25,4 +26,6 @@ def emit(value: dict[str, Any], text: str, as_json: bool) -> None:
 
 def set_up_logging() -> None:
     """Warnings and above to stderr."""
+    # Which sets its own level when it is imported, and tells of every table that it makes.
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

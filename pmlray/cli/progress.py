@@ -1,66 +1,104 @@
-"""Live progress of a search: a panel in a terminal, plain lines elsewhere; always on stderr."""
+"""Live progress of a study: a panel in a terminal, plain lines elsewhere; always on stderr."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.text import Text
 
-from pmlray.law import LawSummary
+from pmlray.cli.standing import NO_LAW, Standing, describe_known, standing_of
 from pmlray.study.law_search import Progress
 
-
-def describe_law(law: LawSummary | None) -> str:
-    """The fitted law in one line, its exponents with their 90 % intervals."""
-    if law is None:
-        return "no law yet"
-    fitted = law.fit.law
-    named = {"alpha": "rank_exponent", "beta": "len_exponent"}
-    parts = []
-    for symbol, name in named.items():
-        low, high = law.intervals[name]
-        parts.append(f"{symbol} {getattr(fitted, name):.3f} [{low:.3f}, {high:.3f}]")
-    target = law.relative_interval
-    known = f", targets known to +-{100 * target:.0f} %" if target is not None else ""
-    return f"{fitted.form} law: C {fitted.coef:.3g}, {', '.join(parts)}{known}"
+BAR_WIDTH = 40
 
 
-def describe(progress: Progress, spent_at_start: float, elapsed: float) -> str:
-    """Where a search stands, in one line."""
-    spent = progress.gpu_seconds_spent
-    line = (
-        f"{progress.phase}: {progress.n_done} done, {progress.n_pending} running,"
-        f" {progress.n_failed} failed; {spent:.0f} gpu_seconds spent,"
-        f" {progress.gpu_seconds_left:.0f} left in this phase"
-    )
-    rate = (spent - spent_at_start) / elapsed if elapsed else 0.0
-    if rate > 0:
-        minutes, seconds = divmod(int(progress.gpu_seconds_left / rate), 60)
-        line += f", ETA at most {minutes}:{seconds:02d}"
-    return line
+@dataclass
+class Pace:
+    """How fast a study spends and what it knew before: what one moment does not tell.
+
+    clock: seconds, from any beginning.
+    """
+
+    clock: Callable[[], float] = time.perf_counter
+    _began: tuple[float, float] | None = None
+    _known: list[float | None] = field(default_factory=list[float | None])
+
+    def lines(self, now: Standing) -> list[str]:
+        """Where the study stands."""
+        if self._began is None:
+            self._began = self.clock(), now.spent
+        if not self._known or self._known[-1] != now.known:
+            self._known.append(now.known)
+        lines = [f"{self._counts(now)}{self._eta(now)}"]
+        if now.law is not None:
+            known = "" if now.law == NO_LAW else f"; {describe_known(self._known)}"
+            lines.append(f"{now.law}{known}")
+        return [*lines, *(f"  {line}" for line in now.running)]
+
+    def _counts(self, now: Standing) -> str:
+        running = "" if now.n_running is None else f", {now.n_running} running"
+        failed = "" if now.n_failed is None else f", {now.n_failed} failed"
+        left = "" if now.left is None else f", {now.left:.0f} left in this phase"
+        counts = f"{now.phase}: {now.n_done} done{running}{failed}"
+        return f"{counts}; {now.spent:.0f} gpu_seconds spent{left}"
+
+    def _eta(self, now: Standing) -> str:
+        """At most, since the law may be known well enough before the budget is spent."""
+        assert self._began is not None
+        began, spent_then = self._began
+        elapsed, spent = self.clock() - began, now.spent - spent_then
+        if now.left is None or spent <= 0 or elapsed <= 0:
+            return ""
+        minutes, seconds = divmod(int(now.left * elapsed / spent), 60)
+        hours, minutes = divmod(minutes, 60)
+        clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+        return f", ETA at most {clock}"
+
+
+Show = Callable[[Standing], None]
+
+
+@contextmanager
+def shown_live(title: str, waiting: str, console: Console | None = None) -> Iterator[Show]:
+    """A callback that shows each new standing: in place in a terminal, else line by line.
+
+    waiting: what a terminal shows before the first one.
+    """
+    console = Console(stderr=True) if console is None else console
+    pace = Pace()
+    if not console.is_terminal:
+        shown: list[str] = []
+
+        def print_lines(now: Standing) -> None:
+            # What has not changed is not said again, but for where it stands.
+            lines = pace.lines(now)
+            new = [lines[0], *(line for line in lines[1:] if line not in shown)]
+            shown[:] = lines
+            console.print("\n".join(new), highlight=False, markup=False, soft_wrap=True)
+
+        yield print_lines
+        return
+    with Live(Panel(waiting, title=title), console=console, refresh_per_second=4) as live:
+        yield lambda now: live.update(Panel(_picture(now, pace), title=title))
 
 
 @contextmanager
 def live_progress() -> Iterator[Callable[[Progress], None]]:
-    """A callback for LawSearch that shows each change as it happens."""
-    console = Console(stderr=True)
-    started = time.perf_counter()
-    at_start: list[float] = []
+    """A callback for a study that shows each change as it happens."""
+    with shown_live("pmlray", "starting Ray ...") as show:
+        yield lambda progress: show(standing_of(progress))
 
-    def text(progress: Progress) -> str:
-        at_start.append(progress.gpu_seconds_spent)
-        elapsed = time.perf_counter() - started
-        line = describe(progress, at_start[0], elapsed)
-        # A comparison fits no law.
-        fits = progress.law is not None or progress.phase == "law"
-        return f"{line}\n{describe_law(progress.law)}" if fits else line
 
-    if not console.is_terminal:
-        yield lambda progress: console.print(text(progress), highlight=False, soft_wrap=True)
-        return
-    with Live(Panel("starting Ray ..."), console=console, refresh_per_second=4) as live:
-        yield lambda progress: live.update(Panel(text(progress), title="pmlray search"))
+def _picture(now: Standing, pace: Pace) -> RenderableType:
+    first, *rest = pace.lines(now)
+    parts: list[RenderableType] = [Text(first)]
+    if now.share_spent is not None:
+        parts.append(ProgressBar(total=1.0, completed=now.share_spent, width=BAR_WIDTH))
+    return Group(*parts, *map(Text, rest))

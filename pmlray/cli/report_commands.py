@@ -36,13 +36,13 @@ def report(
     if source is None:
         found = _from_store(Path(search))
     elif "://" in source:
-        found = _from_mlflow(_search_id(search), source, out)
+        found = _from_mlflow(search_id_of(search), source, out)
     else:
-        found = _from_store(Path(source) / _search_id(search))
+        found = _from_store(Path(source) / search_id_of(search))
     emit(found, describe_result(found), as_json)
 
 
-def _search_id(search: str) -> str:
+def search_id_of(search: str) -> str:
     """The id that is given, or that of the search file that is given."""
     if search.endswith((".yaml", ".yml")):
         return load_search(Path(search)).search_id
@@ -54,6 +54,17 @@ def _search_id(search: str) -> str:
     return search
 
 
+def tracking_scheme(uri: str) -> str:
+    """The scheme of an MLflow URI; SpecError where MLflow reads none such."""
+    scheme = uri.partition("://")[0].partition("+")[0]
+    if scheme not in TRACKING_SCHEMES:
+        raise SpecError(
+            f"--from reads folders and MLflow ({', '.join(TRACKING_SCHEMES)}), not {scheme}://;"
+            " mount that storage and give the folder"
+        )
+    return scheme
+
+
 def _from_store(folder: Path) -> dict[str, Any]:
     from pmlray.cli.driver import report_store
 
@@ -61,12 +72,7 @@ def _from_store(folder: Path) -> dict[str, Any]:
 
 
 def _from_mlflow(search_id: str, uri: str, out: Path | None) -> dict[str, Any]:
-    scheme = uri.partition("://")[0].partition("+")[0]
-    if scheme not in TRACKING_SCHEMES:
-        raise SpecError(
-            f"--from reads folders and MLflow ({', '.join(TRACKING_SCHEMES)}), not {scheme}://;"
-            " mount that storage and give the folder"
-        )
+    tracking_scheme(uri)
     # A server that is away is said to be so within seconds, not after MLflow's minutes of retries.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import typer
 
 from pmlray.cli.output import JSON_OPTION, emit
-from pmlray.cli.search_commands import PROFILE_OPTION, read_profile
-from pmlray.errors import SpecError
+from pmlray.cli.python_api import carry_out, read_profile, train_extra
+from pmlray.cli.search_commands import PROFILE_OPTION
 from pmlray.study.size import Wanted
 from pmlray.study.size_card import describe_answer
 
-RECORDS_OPTION = typer.Option(..., help="A JSONL file of {query, target} lines.")
+RECORDS_OPTION = typer.Option(
+    ..., help="Records of query and target: .jsonl, .csv, .parquet, or a folder of `datasets`."
+)
 FORMAT_OPTION = typer.Option(None, help="How queries become prompts; by default plain text.")
 DTYPE_OPTION = typer.Option(None, help="Of the base model; by default bfloat16.")
 REVISION_OPTION = typer.Option(None, help="Commit hash of a hub model.")
@@ -61,18 +62,10 @@ def size(
         found = plan.to_json()
         emit(found, _describe_plan(found), as_json)
         return
-    with _train_extra():
-        import pmlray.backends.ray_train
-        import pmlray.engine.measure  # noqa: F401
-    from pmlray.cli.progress import live_progress
-    from pmlray.cli.sizing_driver import run_size
-
     try:
         # Ray and Tune print as they please; stdout is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
-            found = run_size(
-                plan, address, tracking_uri, lambda line: typer.echo(line, err=True), live_progress
-            )
+            found = carry_out(plan, address, tracking_uri, lambda line: typer.echo(line, err=True))
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command continues from {plan.out}", err=True)
         raise typer.Exit(130) from None
@@ -94,7 +87,7 @@ def recall(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Check which records an adapter recalls word for word, by real greedy decoding."""
-    with _train_extra():
+    with train_extra():
         from pmlray.cli.recall_driver import RecallRequest, check_recall, prepare_recall
 
     search = prepare_recall(RecallRequest(adapter, records, model, revision, dtype, prompt_format))
@@ -114,18 +107,6 @@ def recall(
     emit(found, _describe_recall(found), as_json)
     if passed is False:
         raise typer.Exit(1)
-
-
-@contextlib.contextmanager
-def _train_extra() -> Iterator[None]:
-    """Imports that need the train extra say so when it is missing."""
-    try:
-        yield
-    except ImportError as error:
-        raise SpecError(
-            f"training and decoding need the train extra ({error}); run:"
-            " pip install 'pmlray[train]'"
-        ) from error
 
 
 def _describe_plan(plan: dict[str, Any]) -> str:

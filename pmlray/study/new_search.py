@@ -15,11 +15,9 @@ from pmlray.config.models import ModelSource
 from pmlray.config.prepared import PreparedSearch
 from pmlray.config.search_spec import SearchSpec
 from pmlray.memory import TaskKind, TaskSource
-from pmlray.study.plan import first_cost
+from pmlray.study.plan import first_cost, is_large
 from pmlray.study.size import BATCH_SIZE, SHARES, default_layer, default_steps
 
-# From so many weights on a base is planned for GPUs.
-LARGE_WEIGHTS = 1e9
 # Replays of exhaustive grids needed 12 and 19 % of their cost (README), and rates are guesses.
 BUDGET_SHARE = 0.25
 MEMFT_SHARE = 0.3
@@ -83,7 +81,7 @@ def search_yaml(wanted: NewSearch, source: ModelSource, file: str, schema: str) 
     the language server's line refers to.
     """
     geometry = source.geometry
-    large = geometry.n_layers * geometry.layer_weights >= LARGE_WEIGHTS
+    large = is_large(geometry)
     guessed = " (guessed: this base's tokenizer is not here)" if wanted.tokens_guessed else ""
     values: dict[str, object] = {
         "schema": schema,

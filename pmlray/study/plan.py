@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+from pmlray.config.models import Geometry
 from pmlray.config.prepared import PreparedSearch
 from pmlray.design import (
     OPTUNA_RULES,
@@ -19,10 +21,95 @@ from pmlray.design import (
 )
 from pmlray.design.cost import CPU_CORE_FLOPS, GPU_FLOPS
 from pmlray.errors import DesignError
-from pmlray.types import PlannedRun
+from pmlray.types import DesignPoint, PlannedRun
 
 CHAT_PROMPT_TOKENS = 40
 PLAIN_PROMPT_TOKENS = 16
+# Bases of so many weights and more are planned for GPUs.
+LARGE_WEIGHTS = 1e9
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What a search would do, and cost: every amount in gpu_seconds (on a CPU core-seconds), by
+    rates that are guesses until something is measured.
+
+    `cells` are the design points of the grid with the cost of one run, each of which may be
+    measured on `replicates` (sequence, seed) pairs; `first_pack` are the runs it begins with.
+    """
+
+    search_id: str
+    on_gpu: bool
+    cells: tuple[tuple[DesignPoint, float], ...]
+    replicates: int
+    budget: float
+    first_pack: tuple[tuple[PlannedRun, float], ...]
+
+    @property
+    def device(self) -> str:
+        """What the seconds are counted on."""
+        return "GPU" if self.on_gpu else "CPU core"
+
+    @property
+    def full_grid(self) -> float:
+        """What measuring everything would cost, gpu_seconds."""
+        return self.replicates * sum(seconds for _, seconds in self.cells)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {
+            "search_id": self.search_id,
+            "device": self.device,
+            "candidates": [asdict(p) | {"gpu_seconds": seconds} for p, seconds in self.cells],
+            "replicates": self.replicates,
+            "full_grid_gpu_seconds": self.full_grid,
+            "budget_gpu_seconds": self.budget,
+            "first_pack": [
+                {"run_key": run.run_key}
+                | asdict(run.point)
+                | {"sequence_id": run.sequence_id, "seed": run.seed, "gpu_seconds": seconds}
+                for run, seconds in self.first_pack
+            ],
+        }
+
+    def describe(self) -> str:
+        """The same for people."""
+        lines = [
+            f"{self.search_id}: {len(self.cells)} design points x {self.replicates} replicates",
+            f"all of them would cost about {self.full_grid:.0f} {self.device}-seconds;"
+            f" the budget is {self.budget:.0f} (rates are guesses until measured)",
+            "first pack:",
+        ]
+        for run, seconds in self.first_pack:
+            point = run.point
+            lines.append(
+                f"  lora_rank={point.lora_rank} seq_len={point.seq_len}"
+                f" train_steps={point.train_steps} sequence={run.sequence_id} seed={run.seed}:"
+                f" about {seconds:.0f} gpu_seconds"
+            )
+        return "\n".join(lines)
+
+
+def plan_search(search: PreparedSearch, gpu: bool) -> SearchPlan:
+    """What a search would do; DesignError when its budget is too small for its first pack.
+
+    gpu: on GPUs for certain; without, on the CPU where the base is small enough for one.
+    """
+    on_gpu = gpu or is_large(search.source.geometry)
+    cost = first_cost(search, on_gpu)
+    return SearchPlan(
+        search.spec.search_id,
+        on_gpu,
+        tuple((cell, cost.predict(cell)) for cell in search.spec.space.points()),
+        len(search.spec.replicates()),
+        search.spec.budget.law_seconds,
+        tuple((run, cost.predict(run.point)) for run in first_pack(search, cost)),
+    )
+
+
+def is_large(geometry: Geometry) -> bool:
+    """Whether a base is planned for GPUs."""
+    return geometry.n_layers * geometry.layer_weights >= LARGE_WEIGHTS
 
 
 def design_space(search: PreparedSearch) -> DesignSpace:

@@ -125,6 +125,10 @@ def test_the_gp_rule_without_torch_is_refused_before_anything_starts(
 
 LIGHT = """
 import sys
+import pmlray
+loaded = {"torch", "ray", "mlflow", "optuna", "numpy", "typer"} & set(sys.modules)
+assert not loaded, loaded
+from pmlray import Search, fit_law, size
 import pmlray.study.law_search, pmlray.study.plan, pmlray.design, pmlray.law, pmlray.cli
 from typer.testing import CliRunner
 for command in ("submit", "list", "status", "logs", "stop", "report"):

@@ -65,15 +65,16 @@ def test_what_is_commented_out_is_valid_too(here: Path) -> None:
 
 
 def test_it_says_every_option(here: Path) -> None:
-    (here / "book.txt").write_text("once upon a time")
+    (here / "deep").mkdir()
+    (here / "deep" / "book.txt").write_text("once upon a time")
     written(
         *("deep/my search.yaml", "--task", "long_context", "--model", "Qwen/Qwen3-8B"),
-        *("--text", "book.txt", "--layer", "3", "--gpu-hours", "2.5", "--revision", "1234567"),
+        *("--text", "deep/book.txt", "--layer", "3", "--gpu-hours", "2.5", "--revision", "1234567"),
     )
     spec = load_search(here / "deep" / "my search.yaml")
     assert spec.name == "my_search" and spec.probe.layer == 3
     assert spec.budget.law_seconds == 2.5 * 3600 and spec.budget.gpu_hours == 2.5
-    assert spec.task.text == "../book.txt" and spec.task.random_ratio == 0
+    assert spec.task.text == "book.txt" and spec.task.random_ratio == 0
     assert spec.model.revision == "1234567"
 
 
@@ -123,6 +124,10 @@ def test_it_overwrites_only_by_force(here: Path) -> None:
         (["--task", "phonebook", "--model", "smollm2-135m", "--text", "t"], "--text goes with"),
         (["--task", "phonebook", "--model", "smollm2-135m", "--layer", "99"], "layers 0 to 29"),
         (["--task", "phonebook", "--model", "nowhere"], "nowhere"),
+        (
+            ["--task", "records", "--model", "smollm2-135m", "--records", "../facts.jsonl"],
+            "write the search beside it: pmlray init ../mine.yaml",
+        ),
     ],
 )
 def test_what_cannot_be_written_leaves_nothing_behind(

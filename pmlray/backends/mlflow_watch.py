@@ -1,0 +1,103 @@
+"""A running search as its mirror in MLflow shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from pmlray.backends.mlflow_tracker import EXPERIMENT, PAGE
+from pmlray.config.search_spec import SearchSpec
+from pmlray.errors import StoreError, TrackerAway
+from pmlray.study.report_tables import without_credentials
+
+ASKING_ERRORS = (MlflowException, SQLAlchemyError, OSError)
+SPEC_ARTIFACT = "search.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Mirrored:
+    """What MLflow tells: the parent run's status and metrics, and gpu_seconds by phase."""
+
+    status: str
+    metrics: Mapping[str, float]
+    n_done: int
+    spent: Mapping[str, float]
+
+
+class MlflowWatch:
+    """Looks at one search in MLflow; StoreError where it knows none, TrackerAway while it is away.
+
+    `spec` is the search's own, which its parent run holds.
+    """
+
+    def __init__(self, uri: str, search_id: str) -> None:
+        self._uri = uri
+        try:
+            self._client = MlflowClient(tracking_uri=uri)
+            experiment = self._client.get_experiment_by_name(EXPERIMENT)
+            runs = [] if experiment is None else self._search(
+                experiment.experiment_id,
+                f"tags.`pmlray.search_id` = '{search_id}' and tags.`pmlray.kind` = 'search'",
+            )  # fmt: skip
+            if experiment is None or not runs:
+                raise StoreError(
+                    f"MLflow at {without_credentials(uri)} knows no search {search_id}; pmlray"
+                    " validate SEARCH.yaml tells the id of a search, pmlray list those of a cluster"
+                )
+            self._experiment, self._run_id = experiment.experiment_id, runs[0].info.run_id
+            with TemporaryDirectory() as folder:
+                file = self._client.download_artifacts(self._run_id, SPEC_ARTIFACT, folder)
+                self.spec = SearchSpec.model_validate_json(Path(file).read_text(encoding="utf-8"))
+        except ASKING_ERRORS as error:
+            raise _away(self._uri, error) from error
+
+    def look(self) -> Mirrored:
+        """What is there now."""
+        try:
+            parent = self._client.get_run(self._run_id)
+            children = self._search(
+                self._experiment, f"tags.`mlflow.parentRunId` = '{self._run_id}'"
+            )
+        except ASKING_ERRORS as error:
+            raise _away(self._uri, error) from error
+        spent: dict[str, float] = {}
+        done = [run for run in children if run.info.status == "FINISHED"]
+        for run in done:
+            phase = run.data.tags["pmlray.phase"]
+            spent[phase] = spent.get(phase, 0.0) + run.data.metrics["gpu_seconds"]
+        return Mirrored(parent.info.status, parent.data.metrics, len(done), spent)
+
+    def _search(self, experiment: str, condition: str) -> list[Run]:
+        found: list[Run] = []
+        token: str | None = None
+        while True:
+            page = self._client.search_runs(
+                [experiment], condition, max_results=PAGE, page_token=token
+            )
+            found.extend(page)
+            token = page.token
+            if not token:
+                return found
+
+
+def experiments(uri: str) -> int:
+    """How many experiments an MLflow shows to this user; TrackerAway where it does not answer."""
+    try:
+        return len(MlflowClient(tracking_uri=uri).search_experiments())
+    except ASKING_ERRORS as error:
+        raise _away(uri, error) from error
+
+
+def _away(uri: str, error: Exception) -> TrackerAway:
+    return TrackerAway(
+        f"MLflow at {without_credentials(uri)} cannot be asked:"
+        f" {without_credentials(str(error))[:300]}; is the address right, and are"
+        " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD set?"
+    )

@@ -1,0 +1,109 @@
+"""Where a study stands, in the words of a terminal; whatever it was read from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pmlray.law import LawSummary
+from pmlray.study.law_search import Progress
+from pmlray.types import PlannedRun
+
+MOST_RUNS = 4
+NO_LAW, NOT_KNOWN = "no law yet", "targets not known yet"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One moment of a study. Counts are of runs, amounts gpu_seconds; None where it is not told.
+
+    `law` is the fitted law in one line, `known` the largest half-width of the 90 % interval at a
+    target as a share of the prediction, None while nothing can tell it. `packs`: a line for each of
+    the runs that train, and why they do.
+    """
+
+    phase: str
+    n_done: int
+    n_running: int | None
+    n_failed: int | None
+    spent: float
+    left: float | None
+    law: str | None
+    known: float | None
+    running: tuple[str, ...] = ()
+
+    @property
+    def share_spent(self) -> float | None:
+        """Of the budget of this phase, as far as what is left tells it."""
+        whole = self.spent + (self.left or 0.0)
+        return None if self.left is None or whole <= 0 else self.spent / whole
+
+
+def standing_of(progress: Progress) -> Standing:
+    """A running study's progress."""
+    law = progress.law
+    # A comparison fits no law.
+    fits = law is not None or progress.phase == "law"
+    return Standing(
+        phase=progress.phase,
+        n_done=progress.n_done,
+        n_running=progress.n_pending,
+        n_failed=progress.n_failed,
+        spent=progress.gpu_seconds_spent,
+        left=progress.gpu_seconds_left,
+        law=describe_law(law) if fits else None,
+        known=None if law is None else law.known_interval,
+        running=describe_runs(progress.running),
+    )
+
+
+def describe_law(law: LawSummary | None) -> str:
+    """The fitted law in one line, its exponents with their 90 % intervals."""
+    if law is None:
+        return NO_LAW
+    fitted = law.fit.law
+    parts = [f"C {fitted.coef:.3g}"]
+    for symbol, name in {"alpha": "rank_exponent", "beta": "len_exponent"}.items():
+        low, high = law.intervals[name]
+        value = f"{symbol} {getattr(fitted, name):.3f}"
+        parts.append(value if not law.fit.noise_known else f"{value} [{low:.3f}, {high:.3f}]")
+    return f"{fitted.form} law: {', '.join(parts)}"
+
+
+def describe_runs(runs: Sequence[PlannedRun]) -> tuple[str, ...]:
+    """The runs that train, those of one reason together, a line each."""
+    reasons: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        reasons.setdefault(run.why, []).append(run)
+    lines = [_of_reason(why, alike) for why, alike in reasons.items()]
+    if len(lines) > MOST_RUNS:
+        n_more = sum(len(alike) for alike in list(reasons.values())[MOST_RUNS - 1 :])
+        lines = [*lines[: MOST_RUNS - 1], f"and {n_more} more"]
+    return tuple(lines)
+
+
+def _of_reason(why: str, runs: Sequence[PlannedRun]) -> str:
+    first = runs[0]
+    point = first.point
+    named = (
+        f"rank {point.lora_rank} x {point.seq_len} tokens, {point.train_steps} steps"
+        if len(runs) == 1
+        else f"{len(runs)} runs of rank {_span([r.point.lora_rank for r in runs])}"
+        f" x {_span([r.point.seq_len for r in runs])} tokens"
+    )
+    return f"{named}: {why}" if why else named
+
+
+def _span(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def describe_known(history: Sequence[float | None]) -> str:
+    """How well the targets are known, and how that came about; the newest comes last."""
+    known = history[-1] if history else None
+    if known is None:
+        return NOT_KNOWN
+    earlier = [share for share in history[:-1] if share is not None and share != known]
+    was = f", +-{100 * earlier[-1]:.2g} % before" if earlier else ""
+    return f"targets known to +-{100 * known:.2g} %{was}"

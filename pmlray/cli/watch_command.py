@@ -1,0 +1,123 @@
+"""`pmlray watch`: follow a search that runs elsewhere, from its store or from MLflow."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import typer
+
+from pmlray.cli.progress import shown_live
+from pmlray.cli.python_api import Search
+from pmlray.cli.report_commands import search_id_of, tracking_scheme
+from pmlray.cli.standing import NO_LAW, Standing, standing_of
+
+# Reading a folder costs less than asking a server.
+STORE_SECONDS, MLFLOW_SECONDS = 2.0, 10.0
+
+# Where a search stands, and how it ended, None while it runs.
+Look = Callable[[], tuple[Standing, str | None]]
+
+
+def watch(
+    search: str = typer.Argument(
+        ..., help="A search's store or its file; with --from, the search's id or its file."
+    ),
+    source: str = typer.Option(
+        None,
+        "--from",
+        help="The storage folder of a cluster's searches as this machine sees it, or MLflow's URI.",
+    ),
+    once: bool = typer.Option(False, "--once", help="Show where it stands now, and return."),
+) -> None:
+    """Follow a search until it ends, in the display of `pmlray search`; looking changes nothing."""
+    if source is not None and "://" in source:
+        tracking_scheme(source)
+        look, pause = _at_mlflow(source, search_id_of(search)), MLFLOW_SECONDS
+    else:
+        look, pause = _at_store(_store_of(search, source)), STORE_SECONDS
+    last: Standing | None = None
+    try:
+        with shown_live("pmlray watch", "looking ...") as show:
+            while True:
+                standing, ended = look()
+                if standing != last:
+                    show(standing)
+                last = standing
+                if once or ended is not None:
+                    break
+                time.sleep(pause)
+    except KeyboardInterrupt:
+        typer.echo("no longer watching; the search goes on", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(ended or "the search is running", err=True)
+
+
+def _store_of(search: str, source: str | None) -> Path:
+    if source is not None:
+        return Path(source).absolute() / search_id_of(search)
+    if search.endswith((".yaml", ".yml")):
+        return Search.load(search).store
+    return Path(search).absolute()
+
+
+def _at_store(folder: Path) -> Look:
+    from pmlray.backends.file_store import DRIVER
+    from pmlray.cli.driver import open_store
+    from pmlray.study.followed import FollowedSearch
+
+    spec, store = open_store(folder)
+    followed = FollowedSearch(spec, store)
+
+    def look() -> tuple[Standing, str | None]:
+        # In this order: what a driver wrote before it left is seen.
+        over = store.leases.is_free(DRIVER)
+        standing = standing_of(followed.look(final=over))
+        again = "nobody is at work on it; the same pmlray search continues it"
+        ended = again if standing.n_running else "the search has ended; pmlray report shows it"
+        return standing, ended if over else None
+
+    return look
+
+
+def _at_mlflow(uri: str, search_id: str) -> Look:
+    # A server that is away is said to be so within seconds, not after MLflow's minutes of retries.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from pmlray.backends.mlflow_watch import Mirrored, MlflowWatch
+
+    mirror = MlflowWatch(uri, search_id)
+    budget = mirror.spec.budget
+
+    def standing_in(found: Mirrored) -> Standing:
+        phase = "memft" if "memft" in found.spent else "law"
+        whole = budget.memft_seconds if phase == "memft" else budget.law_seconds
+        return Standing(
+            phase=phase,
+            n_done=found.n_done,
+            n_running=None,
+            n_failed=None,
+            spent=sum(found.spent.values()),
+            left=max(0.0, whole - found.spent.get(phase, 0.0)),
+            law=_law_line(found.metrics),
+            known=found.metrics.get("law/target_relative_interval"),
+        )
+
+    def look() -> tuple[Standing, str | None]:
+        found = mirror.look()
+        ended = None if found.status == "RUNNING" else f"the search has ended: {found.status}"
+        return standing_in(found), ended
+
+    return look
+
+
+def _law_line(metrics: Mapping[str, float]) -> str:
+    if "law/coef" not in metrics:
+        return NO_LAW
+    parts = [f"C {metrics['law/coef']:.3g}"]
+    for symbol, name in {"alpha": "rank_exponent", "beta": "len_exponent"}.items():
+        half = metrics[f"law/{name}_width"] / 2
+        parts.append(f"{symbol} {metrics[f'law/{name}']:.3f} +-{half:.3f}")
+    return f"law: {', '.join(parts)}"

@@ -1,0 +1,48 @@
+"""A search as somebody sees it who only reads its store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pmlray.config.search_spec import SearchSpec
+from pmlray.law import LawSummary
+from pmlray.ports import ObservationStore
+from pmlray.study.law_search import Progress
+from pmlray.study.result import REFIT_GROWTH, fit_observations, refit_is_due
+from pmlray.types import Phase
+
+
+@dataclass
+class FollowedSearch:
+    """Looks at a store again and again; the law is fitted when there is enough that is new."""
+
+    spec: SearchSpec
+    store: ObservationStore
+    _law: LawSummary | None = None
+    _n_fitted: int = 0
+
+    def look(self, final: bool = False) -> Progress:
+        """Where the search stands now; `final`: it has ended, so that the law is fitted to all."""
+        observations, failures = self.store.observations(), self.store.failures()
+        ended = {o.run_key for o in observations} | {f.run_key for f in failures}
+        packs = self.store.unfinished()
+        running = tuple(r for pack in packs for r in pack.runs if r.run_key not in ended)
+        of_law = [o for o in observations if o.phase == "law"]
+        if refit_is_due(len(of_law), self._n_fitted, 1.0 if final else REFIT_GROWTH):
+            self._law, self._n_fitted = fit_observations(self.spec, of_law), len(of_law)
+        memft = len(of_law) < len(observations) or any(r.phase == "memft" for r in running)
+        phase: Phase = "memft" if memft else "law"
+        budget = self.spec.budget
+        total = budget.memft_seconds if memft else budget.law_seconds
+        spent = sum(o.gpu_seconds for o in observations if o.phase == phase)
+        lost = sum(f.gpu_seconds for f in failures)
+        return Progress(
+            phase=phase,
+            n_done=len(observations),
+            n_pending=len(running),
+            n_failed=len(failures),
+            gpu_seconds_spent=sum(o.gpu_seconds for o in observations) + lost,
+            gpu_seconds_left=max(0.0, total - spent),
+            law=self._law,
+            running=running,
+        )

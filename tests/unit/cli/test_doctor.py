@@ -1,0 +1,102 @@
+"""`pmlray doctor`: each line is ok, warn or fail, and what is not ok says what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pmlray.cli import app, checks
+from pmlray.config.models import resolve_model
+from tests.integration.conftest import free_port
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("RAY_API_SERVER_ADDRESS", "MLFLOW_TRACKING_URI", "RAY_AUTH_MODE",
+                 "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PMLRAY_STORE", str(tmp_path / "stores"))
+
+
+def examined(*options: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    done = runner.invoke(app, ["doctor", *options, "--json"], catch_exceptions=False)
+    found = json.loads(done.stdout)
+    assert found["healthy"] == (done.exit_code == 0)
+    return done.exit_code, {check["name"]: check for check in found["checks"]}
+
+
+def test_a_healthy_machine_passes_and_every_topic_is_looked_at(tmp_path: Path) -> None:
+    code, found = examined("--model", "tiny-random-llama")
+    assert code == 0
+    assert {"python", "ray", "torch", "requirements.lock", "device", "memory", "store",
+            "cache", "model tiny-random-llama", "ray token", "ray cluster",
+            "mlflow"} <= found.keys()  # fmt: skip
+    assert all(check["remedy"] for check in found.values() if check["state"] == "warn")
+    assert str(tmp_path / "stores") in found["store"]["detail"]
+    assert not (tmp_path / "stores").exists()
+
+
+def test_what_must_be_mended_fails_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PMLRAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "no_token"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:secret@127.0.0.1:{free_port()}")
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("")
+    code, found = examined(
+        *("--model", "smollm2-135m", "--store", str(in_the_way / "stores")),
+        *("--address", "http://192.0.2.1:8265"),
+    )
+    assert code == 2
+    said = {name: f"{c['detail']} {c['remedy']}" for name, c in found.items()
+            if c["state"] == "fail"}  # fmt: skip
+    assert said.keys() == {"model smollm2-135m", "ray token", "mlflow", "store", "ray cluster"}
+    assert "pmlray models pull smollm2-135m" in said["model smollm2-135m"]
+    assert "RAY_AUTH_TOKEN_PATH" in said["ray token"]
+    assert "cannot be asked" in said["mlflow"] and "secret" not in said["mlflow"]
+    assert "choose another folder" in said["store"]
+    assert "forward the port" in said["ray cluster"]
+
+
+def test_other_versions_than_the_tested_ones_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "requirements.lock").write_text("# pins\nnumpy==1.0.0\nnot-here==1.0\n")
+    monkeypatch.setattr(checks.pmlray, "__file__", str(tmp_path / "pmlray" / "__init__.py"))
+    found = checks.locked_versions()
+    assert found.state == "warn" and "(1.0.0)" in found.detail and "not-here" not in found.detail
+    assert "pip install -r" in found.remedy and "requirements.lock" in found.remedy
+
+
+def test_little_room_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "MIN_FREE_GIB", 1e9)
+    monkeypatch.setattr(checks, "MIN_MEMORY_GIB", 1e9)
+    for check in (checks.storage("store", tmp_path), checks.memory()):
+        assert check.state == "warn" and check.remedy in check.line()
+
+
+def test_a_token_that_others_can_read_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("a" * 64)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    token.chmod(0o644)
+    assert checks.ray_token().remedy == f"run: chmod 600 {token}"
+    token.chmod(0o600)
+    assert checks.ray_token().state == "ok"
+
+
+def test_a_folder_is_a_base_model_too() -> None:
+    folder = str(resolve_model("tiny-random-llama", None).folder)
+    (check,) = checks.base_model(folder, None)
+    assert check.state == "ok" and check.detail == folder

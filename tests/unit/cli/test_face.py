@@ -1,0 +1,89 @@
+"""The command line as such: errors, --debug, completion, and --dry-run where something costs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from pmlray.cli import app, main
+
+COSTLY = ("search", "compare", "size", "submit")
+runner = CliRunner()
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["pmlray", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+def test_an_error_is_a_message_and_with_debug_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch, "validate", "nowhere.yaml") == 2
+    assert capsys.readouterr().err.startswith("error: there is no file nowhere.yaml")
+    monkeypatch.setattr(sys, "argv", ["pmlray", "--debug", "validate", "nowhere.yaml"])
+    with pytest.raises(Exception, match=r"there is no file nowhere\.yaml"):
+        main()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (TypeError("what"), 4, "TypeError: what; this is a fault of pmlray: `pmlray --debug"),
+        (PermissionError(13, "Permission denied", "x"), 3, "check that path, its permissions"),
+    ],
+)
+def test_what_nobody_foresaw_says_what_to_do_too(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    code: int,
+    said: str,
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pmlray.cli.search_commands.prepare_search", fail)
+    assert run_main(monkeypatch, "validate", "x.yaml") == code
+    told = capsys.readouterr().err
+    assert said in told and "Traceback" not in told
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    def completed(words: str) -> list[str]:
+        asked = {"_PMLRAY_COMPLETE": "complete_bash", "COMP_WORDS": words,
+                 "COMP_CWORD": str(len(words.split()) - 1)}  # fmt: skip
+        return runner.invoke(app, [], env=asked, prog_name="pmlray").stdout.split()
+
+    assert completed("pmlray sea") == ["search"]
+    assert "--dry-run" in completed("pmlray submit --dry")
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_all_that_costs_can_be_run_dry(name: str) -> None:
+    command = typer.main.get_group(app).commands[name]
+    assert "--dry-run" in {option for p in command.params for option in p.opts}
+
+
+def test_a_dry_submit_tells_what_it_would_send_and_asks_nobody(search_file: Path) -> None:
+    records = search_file.parent / "facts.csv"
+    records.write_text("query,target\n" + "".join(f"{i}:,{i} is {i}\n" for i in range(99)))
+    nobody = "http://127.0.0.1:1"
+    options = ["--set", "task={kind: records, records: facts.csv}", "--profile", "no.yaml"]
+    done = runner.invoke(app, ["submit", str(search_file), "--address", nobody, *options])
+    assert "no.yaml" in str(done.exception)
+    done = runner.invoke(
+        app, ["submit", str(search_file), "--address", nobody, *options[:2], "--dry-run", "--json"]
+    )
+    assert done.exit_code == 0, done.exception
+    found = json.loads(done.stdout)
+    assert found["arguments"] == ["search", "search.yaml"] and found["address"] == nobody
+    assert found["upload_bytes"] > records.stat().st_size and found["first_pack"]
+    assert found["search_id"].startswith("unit-")

@@ -1,0 +1,62 @@
+"""`pmlray watch` tells from a store what the search itself tells, and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from pmlray.backends.file_store import FileStore
+from pmlray.cli import app
+from pmlray.cli.driver import SPEC_FILE, study_of
+from pmlray.cli.standing import standing_of
+from pmlray.config.prepared import PreparedSearch
+from pmlray.errors import SpecError, StoreError
+from pmlray.study.followed import FollowedSearch
+from pmlray.study.law_search import LawSearch, Progress
+from pmlray.study.plan import first_cost
+from tests.fakes import MemoryTracker, SyntheticRunner
+
+runner = CliRunner()
+
+
+def test_it_shows_what_the_search_shows(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    search = make_search("budget={gpu_seconds: 60, memft_gpu_seconds: 30}", "law.n_bootstrap=20")
+    folder = tmp_path / "store"
+    store, said = FileStore(folder), list[Progress]()
+    (folder / SPEC_FILE).write_text(search.spec.model_dump_json())
+    cost = first_cost(search, gpu=False)
+    running = LawSearch(
+        search, store, study_of(search, store, cost), MemoryTracker(), cost, 2, said.append
+    )
+    runs = SyntheticRunner(store, noise=0.05)
+    followed = FollowedSearch(search.spec, store)
+    with store.driver_lock():
+        for n_packs in range(100):
+            pack = running.next_pack()
+            if pack is None:
+                break
+            now, seen = standing_of(said[-1]), standing_of(followed.look())
+            assert (seen.n_done, seen.running, seen.spent) == (now.n_done, now.running, now.spent)
+            assert seen.n_failed == 0 and (seen.phase, seen.left) == (now.phase, now.left)
+            if n_packs == 1:
+                done = runner.invoke(app, ["watch", str(folder), "--once"])
+                assert done.exit_code == 0 and "the search is running" in done.stderr
+                assert f"{now.n_done} done, {now.n_running} running" in done.stderr
+            running.absorb(runs.run(pack))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    # Nobody is at work any more: it returns by itself.
+    done = runner.invoke(app, ["watch", str(folder)])
+    assert done.exit_code == 0 and "the search has ended" in done.stderr
+    assert standing_of(running.progress()).law in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_what_cannot_be_watched_is_said(tmp_path: Path) -> None:
+    done = runner.invoke(app, ["watch", str(tmp_path / "nowhere")])
+    assert isinstance(done.exception, StoreError) and "is no store" in str(done.exception)
+    done = runner.invoke(app, ["watch", "some-id", "--from", "s3://bucket/x"])
+    assert isinstance(done.exception, SpecError) and "not s3://" in str(done.exception)
