@@ -1,0 +1,90 @@
+"""pmlray in Python, cell by cell: plan a search, run it, read its law, ask it for a rank.
+
+Runs as a script and, cell by cell (`# %%`), in VS Code, Spyder or Jupyter with Jupytext. Instead of
+training, a shipped table of real runs answers (SmolLM2-135M, PhoneBook): seconds, no GPU, no Ray.
+"""
+
+# %% A search is a file; anything in it can be overridden.
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import optuna
+
+from pmlray import LawSampler, Search, fit_law, read_law_data
+
+TABLES = ROOT / "searches" / "tables"
+search = Search.load(
+    TABLES / "smollm2_phonebook.yaml",
+    overrides=[
+        "design={n_initial: 8, pack_size: 8}",
+        "budget.gpu_seconds=300",
+        "law.n_bootstrap=100",
+    ],
+    store=Path(tempfile.mkdtemp()) / "explore",
+)
+plan = search.plan()
+print(plan.describe())
+
+# %% Run it. Given again, this continues; without `replay` it trains, on Ray.
+found = search.run(replay=TABLES / "smollm2_phonebook.csv")
+spent = found["gpu_seconds"]["spent"]
+print(f"{found['n_observations']} runs, {spent:.0f} of {plan.full_grid:.0f} gpu_seconds of a grid")
+
+# %% The law, with what it does not know.
+law = search.law()
+assert law is not None
+print(law.headline)
+for name, (low, high) in law.intervals.items():
+    print(f"{name:14} 90 % interval [{low:.3g}, {high:.3g}]")
+(target,) = law.targets
+print(
+    f"at {target.point}: {target.delta_loss:.2f} [{target.low:.2f}, {target.high:.2f}] nats/token"
+)
+
+# %% Which rank does a wanted loss reduction need there? (by default: down to ln 2, sure recall)
+(needed,) = law.sizes()
+print(
+    f"rank {needed.lora_rank.value:.1f} [{needed.lora_rank.low:.1f}, {needed.lora_rank.high:.1f}]"
+)
+
+# %% The observations are plain frozen objects.
+worst = max(search.observations(), key=lambda o: o.final_loss)
+print(f"highest loss: {worst.final_loss:.2f} nats per token at {worst.point}")
+print(f"  recalled there: {worst.recall.exact:.0%} of the records")
+
+# %% Any measurements will do: one fit of one form, without a search.
+fit = fit_law(read_law_data(TABLES / "smollm2_phonebook.csv"), "ceiling")
+print(f"{fit.law.form} law of all {fit.n_obs} runs: {fit.law}")
+
+# %% The rule that chose the points works in anybody's Optuna study.
+from pmlray.study.plan import design_settings, design_space, first_cost
+
+sampler = LawSampler(
+    design_space(search.prepared),
+    design_settings(search.prepared),
+    ("ceiling",),
+    first_cost(search.prepared, gpu=False),
+    budget=1e6,
+)
+
+
+def objective(trial: optuna.Trial) -> float:
+    """A made-up experiment: the fitted law stands in for training."""
+    values = {
+        name: trial.suggest_int(name, d.low, d.high, log=d.log)
+        for name, d in sampler.distributions.items()
+        if isinstance(d, optuna.distributions.IntDistribution)
+    }
+    trial.set_user_attr("base_loss", 5.0)
+    point = (values["lora_rank"], values["seq_len"], values["train_steps"])
+    return min(5.0, float(fit.law.predict(*point)))
+
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+study = optuna.create_study(direction="maximize", sampler=sampler)
+study.optimize(objective, n_trials=10)
+print(f"{len(study.trials)} trials chosen, the last at {study.trials[-1].params}")
