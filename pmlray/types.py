@@ -275,6 +275,8 @@ def _checked(name: str, of: str, value: Any) -> Any:
             raise TypeError(f"{name} is {value!r}, no text")
         case "Method" | "Phase" as word if value not in WORDS[word]:
             raise ValueError(f"{name} is {value!r}, none of {', '.join(WORDS[word])}")
+        case _:
+            pass
     if name in ("run_key", "pack_id") and NAME.fullmatch(str(value)) is None:
         raise ValueError(f"{name} {value!r} is no name of a file")
     return value

@@ -1,5 +1,7 @@
 """YAML as plain data: nothing in it is executed, refers to itself or grows when it is expanded."""
 
+# PyYAML's stubs leave its loaders' internals untyped.
+# pyright: basic
 from __future__ import annotations
 
 import re
@@ -31,7 +33,8 @@ _Loader.add_implicit_resolver(
 )
 # PyYAML tries a first character's resolvers in order; its own int rule must win for plain digits.
 for _first in "-+0123456789":
-    _Loader.yaml_implicit_resolvers[_first].sort(key=lambda rule: not rule[0].endswith(":int"))
+    _rules: list[tuple[str, Any]] = _Loader.yaml_implicit_resolvers[_first]
+    _rules.sort(key=lambda rule: not rule[0].endswith(":int"))
 
 
 def parse_yaml(text: str, where: str) -> tuple[Any, dict[KeyPath, str]]:
