@@ -33,7 +33,7 @@ def local_tracking_uri(store: Path) -> str:
 class MlflowTracker:
     """A Tracker that writes to any MLflow tracking URI.
 
-    artifacts: where the artifacts of a local database go; a server decides that itself.
+    artifacts: where they go beside a database; a server decides that itself.
     """
 
     def __init__(self, uri: str, search_id: str, spec: Mapping[str, Any], artifacts: Path) -> None:
@@ -101,9 +101,10 @@ class MlflowTracker:
         found = self._client.get_experiment_by_name(EXPERIMENT)
         if found is not None:
             return found.experiment_id
-        local = self._uri.startswith("sqlite:")
+        # Without a server, MLflow would put them into whatever folder this runs in.
+        served = self._uri.startswith("http")
         return self._client.create_experiment(
-            EXPERIMENT, artifact_location=artifacts.as_uri() if local else None
+            EXPERIMENT, artifact_location=None if served else artifacts.as_uri()
         )
 
     def _find_parent(self, spec: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pmlray.cli.search_commands import PROFILE_OPTION, SPEC_ARGUMENT
 from pmlray.config import SearchSpec
 from pmlray.config.cluster_address import jobs_address
 from pmlray.config.prepared import prepare_search
+from pmlray.config.secrets import no_password
 from pmlray.study.plan import plan_search
 
 ADDRESS_OPTION = typer.Option(
@@ -33,7 +34,9 @@ def submit(
     store: str = typer.Option(None, help="Folder of the results, as the cluster sees it."),
     overrides: list[str] = SET_OPTION,
     profile: Path = PROFILE_OPTION,
-    tracking_uri: str = typer.Option(None, help="MLflow, as the cluster reaches it."),
+    tracking_uri: str = typer.Option(
+        None, callback=no_password, help="MLflow, as the cluster reaches it."
+    ),
     submission_id: str = typer.Option(
         None, help="Ray's id of the job; must be new. Default: the search's id and a number."
     ),

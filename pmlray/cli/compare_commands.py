@@ -12,6 +12,7 @@ from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit
 from pmlray.cli.python_api import read_profile
 from pmlray.cli.search_commands import PROFILE_OPTION
 from pmlray.config.prepared import prepare_comparison
+from pmlray.config.secrets import no_password
 
 
 def compare(
@@ -19,7 +20,9 @@ def compare(
     store: Path = typer.Option(None, help="Folder of the results; kept and continued."),
     overrides: list[str] = SET_OPTION,
     profile: Path = PROFILE_OPTION,
-    tracking_uri: str = typer.Option(None, help="MLflow; default: a database in the store."),
+    tracking_uri: str = typer.Option(
+        None, callback=no_password, help="MLflow; default: a database in the store."
+    ),
     address: str = typer.Option(None, help="Ray cluster; default: RAY_ADDRESS or a local Ray."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Count the runs; start nothing."),
     as_json: bool = JSON_OPTION,

@@ -62,6 +62,7 @@ def run_comparison(
     """Run or continue a comparison; its machine-readable result and the same as text."""
     # Drawing libraries take a second to import, which the command line should not wait for.
     from pmlray.study.comparison_report import describe_comparison, write_comparison
+    from pmlray.study.report_tables import without_credentials
 
     started = time.perf_counter()
     search = ready_to_train(run.search)
@@ -90,7 +91,7 @@ def run_comparison(
             }
             files = write_comparison(comparison, run.store / "report", facts)
             tracker.finish(files, status)
-    found = {**comparison.to_json(), **facts, "report": str(files[0])}
+    found = {**comparison.to_json(), **without_credentials(facts), "report": str(files[0])}
     return found, f"{describe_comparison(comparison)}\n{files[0]}"
 
 

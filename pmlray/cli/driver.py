@@ -32,6 +32,7 @@ from pmlray.design import CostModel
 from pmlray.errors import SpecError, StoreError
 from pmlray.study.law_search import LawSearch, Progress
 from pmlray.study.plan import design_settings, design_space, first_cost, first_pack
+from pmlray.study.report_tables import without_credentials
 from pmlray.study.result import SearchResult, assemble
 from pmlray.study.tables import TableRunner, read_table
 
@@ -161,6 +162,7 @@ def report_store(folder: Path, facts: dict[str, Any] | None = None) -> dict[str,
     kept = json.loads(summary_file.read_text())["facts"] if summary_file.is_file() else {}
     shown = kept if facts is None else facts
     page = write_report(result, folder / "report", shown)
+    shown = without_credentials(shown)
     summary = {**result.to_json(), **shown, "report": str(page)}
     summary_file.write_text(json.dumps({**summary, "facts": shown}, indent=2))
     return summary

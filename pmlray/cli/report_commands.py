@@ -13,6 +13,7 @@ import typer
 from pmlray.cli.findings import describe_result
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.config import load_search
+from pmlray.config.secrets import no_password
 from pmlray.errors import SpecError
 
 TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
@@ -25,6 +26,7 @@ def report(
     source: str = typer.Option(
         None,
         "--from",
+        callback=no_password,
         help="The storage folder of a cluster's searches as this machine sees it, or MLflow's URI.",
     ),
     out: Path = typer.Option(

@@ -11,6 +11,7 @@ import typer
 from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit
 from pmlray.cli.python_api import Search
 from pmlray.config.prepared import prepare_search
+from pmlray.config.secrets import no_password
 
 SPEC_ARGUMENT = typer.Argument(..., help="A searches/*.yaml file.")
 PROFILE_OPTION = typer.Option(None, help="A cluster/profiles/*.yaml file.")
@@ -49,7 +50,9 @@ def search(
     store: Path = typer.Option(None, help="Folder of the search's results; kept and continued."),
     overrides: list[str] = SET_OPTION,
     profile: Path = PROFILE_OPTION,
-    tracking_uri: str = typer.Option(None, help="MLflow; default: a database in the store."),
+    tracking_uri: str = typer.Option(
+        None, callback=no_password, help="MLflow; default: a database in the store."
+    ),
     address: str = typer.Option(None, help="Ray cluster; default: RAY_ADDRESS or a local Ray."),
     replay: Path = typer.Option(None, help="Look measurements up in this table; trains nothing."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan; start nothing."),

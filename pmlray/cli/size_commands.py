@@ -12,6 +12,7 @@ import typer
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.python_api import carry_out, read_profile, train_extra
 from pmlray.cli.search_commands import PROFILE_OPTION
+from pmlray.config.secrets import no_password
 from pmlray.study.size import Wanted
 from pmlray.study.size_card import describe_answer
 
@@ -41,7 +42,9 @@ def size(
     revision: str = REVISION_OPTION,
     dtype: Literal["bfloat16", "float32"] = DTYPE_OPTION,
     profile: Path = PROFILE_OPTION,
-    tracking_uri: str = typer.Option(None, help="MLflow; default: a database in the results."),
+    tracking_uri: str = typer.Option(
+        None, callback=no_password, help="MLflow; default: a database in the results."
+    ),
     address: str = typer.Option(None, help="Ray cluster; default: RAY_ADDRESS or a local Ray."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be done."),
     as_json: bool = JSON_OPTION,

@@ -8,16 +8,21 @@ from typing import Any
 import typer
 
 from pmlray.cli.output import JSON_OPTION, emit
+from pmlray.config.secrets import no_password
 from pmlray.errors import StoreError
 
 
 def sync(
     store: Path = typer.Argument(..., help="Folder of a search's or a comparison's results."),
     tracking_uri: str = typer.Option(
-        None, help="MLflow; default: MLFLOW_TRACKING_URI, else the database in the store."
+        None,
+        callback=no_password,
+        help="MLflow; default: MLFLOW_TRACKING_URI, else the database in the store.",
     ),
     optuna_storage: str = typer.Option(
-        None, help="Database URL for the Optuna study; default: the journal in the store."
+        None,
+        callback=no_password,
+        help="Database URL for the Optuna study; default: the journal in the store.",
     ),
     as_json: bool = JSON_OPTION,
 ) -> None:

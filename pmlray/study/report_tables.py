@@ -64,9 +64,10 @@ def cell(value: Cell) -> str:
 
 
 def without_credentials(value: Any) -> Any:
-    """The same facts with `user:password@` taken out of every address."""
+    """The same facts with `user:password@` and `password=` taken out of every address."""
     if isinstance(value, str):
-        return re.sub(r"(?<=://)[^/@\s]+@", "", value)
+        value = re.sub(r"(?<=://)[^/?\s]+@", "", value)
+        return re.sub(r"(?<=[?&])(ssl)?password=[^&\s]*&?", "", value)
     if isinstance(value, Mapping):
         return {str(k): without_credentials(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
