@@ -219,7 +219,11 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class FailedRun:
-    """A run that ended without a result, with what it cost (gpu_seconds) and why."""
+    """A run that ended without a result, with what it cost (gpu_seconds) and why.
+
+    `infrastructure`: machines failed it, not what it is; it is open again when its study is started
+    next.
+    """
 
     run_key: str
     point: DesignPoint
@@ -227,6 +231,7 @@ class FailedRun:
     place: int
     reason: str
     gpu_seconds: float
+    infrastructure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +278,8 @@ def _checked(name: str, of: str, value: Any) -> Any:
             return float(value)
         case "str" if not isinstance(value, str):
             raise TypeError(f"{name} is {value!r}, no text")
+        case "bool" if not isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}, neither true nor false")
         case "Method" | "Phase" as word if value not in WORDS[word]:
             raise ValueError(f"{name} is {value!r}, none of {', '.join(WORDS[word])}")
         case _:

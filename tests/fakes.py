@@ -61,7 +61,8 @@ def observe(
 
 
 class SyntheticRunner:
-    """A PackRunner on a known law; `fails` says which runs leave no observation."""
+    """A PackRunner on a known law; `fails` says which runs leave no observation, and
+    `infrastructure` whether that was the machines' doing."""
 
     def __init__(
         self,
@@ -70,9 +71,10 @@ class SyntheticRunner:
         noise: float = 0.02,
         seconds_per_token: float = 1e-3,
         fails: Callable[[PlannedRun], bool] = lambda run: False,
+        infrastructure: bool = False,
     ) -> None:
         self._store, self._noise, self._seconds = store, noise, seconds_per_token
-        self._fails = fails
+        self._fails, self._infrastructure = fails, infrastructure
         self.ran: list[str] = []
 
     def run(self, pack: Pack) -> PackResult:
@@ -80,7 +82,15 @@ class SyntheticRunner:
         for place, run in enumerate(pack.runs):
             self.ran.append(run.run_key)
             if self._fails(run):
-                failure = FailedRun(run.run_key, run.point, pack.round, place, "made to fail", 1.0)
+                failure = FailedRun(
+                    run.run_key,
+                    run.point,
+                    pack.round,
+                    place,
+                    "made to fail",
+                    1.0,
+                    self._infrastructure,
+                )
                 self._store.put_failure(failure)
                 failed.append(failure)
                 continue

@@ -67,7 +67,8 @@ class OptunaPoints:
         self._trials: dict[str, optuna.Trial | int] = {}
         known = [o for o in observations if o.phase == "law"]
         measured = {o.run_key for o in known}
-        lost = [f for f in failures if f.run_key not in measured]
+        # What machines failed is open again: it may be chosen once more.
+        lost = [f for f in failures if f.run_key not in measured and not f.infrastructure]
         ended = measured | {f.run_key for f in lost}
         past = [(o.round, o.place, o.run_key, self._complete_trial(o)) for o in known]
         past += [(f.round, f.place, f.run_key, self._failed_trial(f)) for f in lost]

@@ -37,9 +37,13 @@ def missing_runs(store: FileStore, pack: Pack) -> list[tuple[int, PlannedRun]]:
     ]
 
 
-def fail_missing(store: FileStore, pack: Pack, reason: str, gpu_seconds: float) -> None:
+def fail_missing(
+    store: FileStore, pack: Pack, reason: str, gpu_seconds: float, *, infrastructure: bool
+) -> None:
     """Store the runs of a pack that have no result as failed; they share what they cost."""
     missing = missing_runs(store, pack)
     for place, run in missing:
         cost = gpu_seconds / len(missing)
-        store.put_failure(FailedRun(run.run_key, run.point, pack.round, place, reason, cost))
+        store.put_failure(
+            FailedRun(run.run_key, run.point, pack.round, place, reason, cost, infrastructure)
+        )

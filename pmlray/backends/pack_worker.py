@@ -67,7 +67,7 @@ def run_pack(work: PackWork, measure: Callable[[FileStore, Checkpoints], float])
                 f"its worker was lost {MOST_WITHOUT_PROGRESS} times after step {checkpoints.step},"
                 " without getting further; the Ray logs say why"
             )
-            _fail_missing(store, pack, attempts, reason)
+            _fail_missing(store, pack, attempts, reason, infrastructure=True)
             return 0.0
         attempts.begin(checkpoints.step)
         with beating(leases, leave.set, look):
@@ -88,10 +88,13 @@ def _try(
         raise
     except PmlrayError as error:
         # The same would come of another attempt.
-        _fail_missing(store, pack, attempts, str(error))
+        _fail_missing(store, pack, attempts, str(error), infrastructure=False)
         return 0.0
 
 
-def _fail_missing(store: FileStore, pack: Pack, attempts: AttemptLog, reason: str) -> None:
+def _fail_missing(
+    store: FileStore, pack: Pack, attempts: AttemptLog, reason: str, *, infrastructure: bool
+) -> None:
     log.error("%s failed: %s", pack.pack_id, reason)
-    fail_missing(store, pack, reason, lost_seconds(attempts.all()))
+    lost = lost_seconds(attempts.all())
+    fail_missing(store, pack, reason, lost, infrastructure=infrastructure)

@@ -109,7 +109,8 @@ def collect(store: FileStore, pack: Pack, times: PackTimes, reason: str) -> Pack
     """
     folder = store.checkpoints(pack.pack_id)
     lost = lost_seconds(AttemptLog(folder).all())
-    fail_missing(store, pack, reason or "no result", lost)
+    # What a run is to blame for, its worker has stored itself.
+    fail_missing(store, pack, reason or "no result", lost, infrastructure=True)
     found = (store.observation(run.run_key) for run in pack.runs)
     done = tuple(o for o in found if o is not None)
     measured = {o.run_key for o in done}

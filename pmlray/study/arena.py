@@ -43,7 +43,7 @@ class Arena:
         self._max_pack_failures, self._failed_packs = max_pack_failures, 0
         self._observations = {o.run_key: o for o in store.observations()}
         failures = store.failures()
-        self._failed_keys = {f.run_key for f in failures}
+        self._failed_keys = {f.run_key for f in failures if not f.infrastructure}
         self._failed_seconds = sum(f.gpu_seconds for f in failures)
         # What a fault cut off goes on first, each pack as it was.
         self._cut_off = list(store.unfinished())

@@ -76,7 +76,7 @@ class LawSearch:
         failures = store.failures()
         self._failures = len(failures)
         self._failed_seconds = sum(f.gpu_seconds for f in failures)
-        self._failed_keys = {f.run_key for f in failures}
+        self._failed_keys = {f.run_key for f in failures if not f.infrastructure}
         # What a fault cut off goes on first, each pack as it was.
         self._cut_off = list(store.unfinished())
         self._pending |= {run.run_key: run for pack in self._cut_off for run in pack.runs}

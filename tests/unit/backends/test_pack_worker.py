@@ -105,6 +105,7 @@ def test_a_pack_that_gets_nowhere_is_given_up_with_what_it_cost(work: PackWork) 
         assert run_pack(work, never) == 0.0
     failures: tuple[FailedRun, ...] = store.failures()
     assert len(failures) == 3 and "without getting further" in failures[0].reason
+    assert all(f.infrastructure for f in failures)
     assert sum(f.gpu_seconds for f in failures) == pytest.approx(6.0 * MOST_WITHOUT_PROGRESS)
 
 
