@@ -2,9 +2,10 @@
 
     python scripts/bench/chaos.py [--faults N] [--seed S] [--json]
 
-A search of 24 points of the tiny model on Ray nodes of this machine (a head and two workers), with
-its store on a small file system, and MLflow on PostgreSQL. At seeded random moments it meets a
-fault, until there were N; then it runs to its end, again and again started as an operator would.
+A search of 24 points of the tiny model, submitted as a job to Ray nodes of this machine (a head and
+two workers), with its store on a small file system, and MLflow on PostgreSQL. At seeded random
+moments it meets a fault, until there were N; then it runs to its end, again and again submitted as
+an operator would.
 Every pack is then measured once more in one process, without Ray or any fault, to compare the bits.
 """
 
@@ -28,7 +29,8 @@ from pmlray.backends.file_store import FileStore
 from pmlray.config.prepared import prepare_search
 from scripts.bench.chaos_account import Account, Watch
 from scripts.bench.chaos_faults import FAULTS, Scene
-from scripts.bench.chaos_servers import MlflowServer, Postgres, RayNodes, SmallDisk, end, start
+from scripts.bench.chaos_job import SearchJob
+from scripts.bench.chaos_servers import MlflowServer, Postgres, RayNodes, SmallDisk
 from tests.postgres import find_binaries
 
 SEARCH = """\
@@ -52,44 +54,6 @@ RECOVERY_LIMIT = 400.0
 HARMLESS = {"MLflow server", "PostgreSQL server", "disk full", "Tune driver"}
 
 
-class SearchProcess:
-    """The search's own process; whoever started it starts it again when it ended unfinished."""
-
-    def __init__(self, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
-        self._arguments, self._log, self._environment = arguments, log, environment
-        self.starts = 0
-        self.start()
-
-    def start(self) -> None:
-        """Start the search, or continue it."""
-        self.starts += 1
-        command = [sys.executable, "-m", "pmlray", "search", *self._arguments]
-        self.process = start(command, self._log, self._environment)
-
-    def kill(self) -> None:
-        """This process alone, not what it has on Ray."""
-        self.process.kill()
-        self.process.wait(timeout=30)
-
-    def stop(self) -> float:
-        """Ask it to leave, and wait until it has; the seconds that took, killed after 120."""
-        began = time.monotonic()
-        self.process.terminate()
-        try:
-            self.process.wait(timeout=120)
-        except subprocess.TimeoutExpired:
-            self.kill()
-        return time.monotonic() - began
-
-    def has_finished(self) -> bool:
-        """Whether the search came to its end; one that ended otherwise is started again."""
-        code = self.process.poll()
-        if code is None or code == 0:
-            return code == 0
-        self.start()
-        return False
-
-
 def run_chaos(
     folder: Path, n_faults: int, seed: int, steps: int, kinds: list[str], say: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -101,15 +65,14 @@ def run_chaos(
     disk = SmallDisk(folder / "disk")
     store = FileStore(disk.folder / "store")
     nodes = RayNodes(folder, workers=2)
-    postgres = mlflow = driver = None
+    postgres = mlflow = None
     try:
         if find_binaries() is not None:
             postgres = Postgres(Path(f"{folder}-pg"))
             mlflow = MlflowServer(folder, postgres.url)
         uri = mlflow.uri if mlflow else f"sqlite:///{folder / 'mlflow.db'}"
-        arguments = [str(spec), "--store", str(store.folder), "--address", nodes.address,
-                     "--tracking-uri", uri, "--profile", str(profile), "--json"]  # fmt: skip
-        driver = SearchProcess(arguments, folder / "search.log", nodes.environment)
+        arguments = ["--store", str(store.folder), "--tracking-uri", uri]
+        driver = SearchJob(nodes, search.spec.search_id, spec, profile, arguments, folder)
         scene = Scene(store, nodes, driver, disk, mlflow, postgres)
         watch = Watch(store)
         account = Account(seed)
@@ -122,20 +85,18 @@ def run_chaos(
         )  # fmt: skip
         return account.settle(search, scene, watch, uri, folder / "undisturbed", driver.starts)
     finally:
-        if driver is not None:
-            end(driver.process)
         if mlflow is not None:
             mlflow.kill()
         if postgres is not None:
             postgres.kill()
             shutil.rmtree(f"{folder}-pg", ignore_errors=True)
-        nodes.close()
+        nodes.kill()
         disk.close()
 
 
 def _meet_faults(
     scene: Scene,
-    driver: SearchProcess,
+    driver: SearchJob,
     watch: Watch,
     account: Account,
     n_faults: int,

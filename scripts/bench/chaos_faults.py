@@ -32,7 +32,7 @@ AWAY_SECONDS = 8.0
 
 
 class Driver(Protocol):
-    """The search's own process, which can be started again."""
+    """The search's job, which can be submitted again."""
 
     def kill(self) -> None: ...
 
@@ -74,6 +74,9 @@ class Scene:
         return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+Fault = Callable[[Scene], bool]
+
+
 def kill_worker(scene: Scene) -> bool:
     return _kill(scene.workers())
 
@@ -103,37 +106,37 @@ def kill_driver(scene: Scene) -> bool:
 
 
 def stop_job(scene: Scene) -> bool:
-    """As `ray job stop` and submitting again."""
+    """`ray job stop`, and submitting again."""
     scene.stop_seconds.append(scene.driver.stop())
     scene.driver.start()
     return True
 
 
-def kill_mlflow(scene: Scene) -> bool:
-    if scene.mlflow is None:
-        return False
-    scene.mlflow.kill()
-    time.sleep(AWAY_SECONDS)
-    scene.mlflow.start()
+def lose_cluster(scene: Scene) -> bool:
+    """Every node goes at once; the search is submitted to a new cluster on the same storage."""
+    scene.nodes.kill()
+    scene.nodes.start()
+    scene.driver.start()
     return True
 
 
-def kill_postgres(scene: Scene) -> bool:
-    if scene.postgres is None:
-        return False
-    scene.postgres.kill()
-    time.sleep(AWAY_SECONDS)
-    scene.postgres.start()
-    return True
+def away(of: Callable[[Scene], tuple[Callable[[], None], Callable[[], None]] | None]) -> Fault:
+    """Something that is taken away for a while; `of`: how it goes and comes back, if it is there.
 
+    Training goes on meanwhile.
+    """
 
-def fill_disk(scene: Scene) -> bool:
-    if not scene.disk.mounted:
-        return False
-    scene.disk.fill()
-    time.sleep(AWAY_SECONDS)
-    scene.disk.free()
-    return True
+    def fault(scene: Scene) -> bool:
+        ways = of(scene)
+        if ways is None:
+            return False
+        go, come_back = ways
+        go()
+        time.sleep(AWAY_SECONDS)
+        come_back()
+        return True
+
+    return fault
 
 
 def cut_checkpoint(scene: Scene) -> bool:
@@ -185,15 +188,20 @@ def _kill(pids: list[int]) -> bool:
     return False
 
 
-FAULTS: dict[str, Callable[[Scene], bool]] = {
+FAULTS: dict[str, Fault] = {
     "Train worker": kill_worker,
     "Tune driver": kill_tune_driver,
     "raylet": kill_raylet,
+    "whole cluster": lose_cluster,
     "job's driver": kill_driver,
     "job stop": stop_job,
-    "MLflow server": kill_mlflow,
-    "PostgreSQL server": kill_postgres,
-    "disk full": fill_disk,
+    "MLflow server": away(lambda scene: scene.mlflow and (scene.mlflow.kill, scene.mlflow.start)),
+    "PostgreSQL server": away(
+        lambda scene: scene.postgres and (scene.postgres.kill, scene.postgres.start)
+    ),
+    "disk full": away(
+        lambda scene: (scene.disk.fill, scene.disk.free) if scene.disk.mounted else None
+    ),
     "checkpoint cut short": cut_checkpoint,
     "NaN": feed_nan,
     "out of memory": run_out_of_memory,

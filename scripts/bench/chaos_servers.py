@@ -52,35 +52,48 @@ def await_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 class RayNodes:
-    """A head without CPUs and worker nodes of one CPU, with token authentication."""
+    """A head without CPUs and worker nodes of one CPU, with token authentication.
+
+    This process gets the token too: it speaks to the cluster's Jobs API.
+    """
 
     def __init__(self, folder: Path, workers: int) -> None:
-        self._folder, self.port = folder, free_port()
+        self._folder, self._n_workers = folder, workers
         token = folder / "token"
         token.write_text("a" * 64)
         token.chmod(0o600)
+        access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        os.environ.update(access)
         self.environment = {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
+            **access,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
             "RAY_TMPDIR": "/tmp",
             "OMP_NUM_THREADS": "1",
+            # As in an activated environment: a job's `python` is found on the head's path.
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             # A node is told dead after 10 s without an answer instead of after 30.
             "RAY_health_check_failure_threshold": "3",
         }
-        self.address = f"127.0.0.1:{self.port}"
-        dashboard = f"--dashboard-port={free_port()}"
-        self._head = self._ray("--head", f"--port={self.port}", "--num-cpus=0", dashboard)
-        await_port(self.port, self._head, folder / "ray.log")
-        self.workers = [self.start_worker() for _ in range(workers)]
+        self.start()
+
+    def start(self) -> None:
+        """Start all nodes, on ports that were not used before."""
+        port, dashboard = free_port(), free_port()
+        self.address, self.dashboard = f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}"
+        self._head = self._ray(
+            "--head", f"--port={port}", "--num-cpus=0", f"--dashboard-port={dashboard}"
+        )
+        await_port(port, self._head, self._folder / "ray.log")
+        await_port(dashboard, self._head, self._folder / "ray.log")
+        self.workers = [self.start_worker() for _ in range(self._n_workers)]
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         """Another node of one CPU."""
         return self._ray(f"--address={self.address}", "--num-cpus=1")
 
-    def close(self) -> None:
-        """End all nodes."""
+    def kill(self) -> None:
+        """End all nodes, and whatever runs on them."""
         for process in (*self.workers, self._head):
             for pid in descendants(process.pid)[1:]:
                 with contextlib.suppress(ProcessLookupError):
