@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import altair as alt
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from pmlray.study.comparison import FIGURES, Comparison, Difference, MethodResult
 from pmlray.study.equal_recall import EqualRecall
 from pmlray.study.report_figures import Panel, Row, data, layered, tips
 from pmlray.study.report_memft_figures import SHORT_METHOD
-from pmlray.study.report_tables import without_credentials
+from pmlray.study.report_page import Section, write_page, write_pngs
+from pmlray.study.report_tables import Table, fact_items, without_credentials
 from pmlray.types import DesignPoint
 
 SHOWN = ("exact_recall", "prefix_recall", "token_recall")
@@ -25,40 +24,72 @@ SHOWN = ("exact_recall", "prefix_recall", "token_recall")
 def write_comparison(
     comparison: Comparison, folder: Path, facts: Mapping[str, Any]
 ) -> tuple[Path, ...]:
-    """Write comparison.html, .csv, .svg and .json into a folder, and return their paths.
+    """Write comparison.html, .csv, .json and, with any difference, .svg and .png into a folder, and
+    return their paths, the page's first.
 
     facts: machine, versions and the like, shown as they are; credentials in addresses are left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     facts = without_credentials(facts)
-    files = tuple(folder / f"comparison.{kind}" for kind in ("html", "csv", "svg", "json"))
-    page, table, picture, stored = files
+    page, table, stored, picture = (
+        folder / f"comparison.{kind}" for kind in ("html", "csv", "json", "svg")
+    )
     with table.open("w", newline="", encoding="utf-8") as file:
         rows = [_csv_row(result) for result in comparison.results]
         writer = csv.DictWriter(file, list(rows[0]) if rows else [])
         writer.writeheader()
         writer.writerows(rows)
-    panel = difference_panel(comparison)
-    svg = "" if panel is None else panel.svg(panel.spec())
-    picture.write_text(svg, encoding="utf-8")
     full = {**comparison.to_json(), "facts": facts}
     stored.write_text(json.dumps(full, indent=1, default=str) + "\n", encoding="utf-8")
-    environment = Environment(
-        loader=PackageLoader("pmlray.study"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    page.write_text(
-        environment.get_template("comparison.html.j2").render(
-            compare_id=comparison.compare_id,
-            figure=Markup(svg),
-            rows=[_shown_row(result) for result in comparison.results],
-            columns=("point", "method", "rate", "runs", *SHOWN, "prose_delta_loss", "gpu_seconds"),
-            equal=[_equal_row(found) for found in comparison.equal_recall],
-            facts=facts,
-        ),
-        encoding="utf-8",
+    sections = comparison_sections(comparison, facts)
+    write_page(
+        page,
+        "comparison.html.j2",
+        sections,
+        folder,
+        title="Training methods compared",
+        kind="comparison",
+        identity=comparison.compare_id,
     )
-    return files
+    drawn = any(section.panels for section in sections)
+    pictures = (picture, *write_pngs([picture])) if drawn else ()
+    return (page, table, stored, *pictures)
+
+
+def comparison_sections(comparison: Comparison, facts: Mapping[str, Any]) -> tuple[Section, ...]:
+    """The parts of the page in their order."""
+    panel = difference_panel(comparison)
+    columns = ("point", "method", "rate", "runs", *SHOWN, "prose_delta_loss", "gpu_seconds")
+    shown = [_shown_row(result) for result in comparison.results]
+    cells = tuple(tuple(row[column] for column in columns) for row in shown)
+    sections = [
+        Section(
+            "differences",
+            "What each method changes",
+            "To the right of the dashed line a method recalls more than SFT; an interval that"
+            " crosses it leaves open whether it does. r is lora_rank, l seq_len, t train_steps."
+            if panel
+            else "No method has been run beside SFT yet.",
+            () if panel is None else (panel,),
+            (Table("Every method at every point", columns, cells),) if cells else (),
+        )
+    ]
+    if comparison.equal_recall:
+        named = ("method", "figure", "SFT at", "its recall", "cost", "SFT's", "needed", "ratio")
+        rows = tuple(_equal_row(found) for found in comparison.equal_recall)
+        sections.append(
+            Section(
+                "equal-recall",
+                "Cost at equal recall",
+                "What a method needs to recall as much as SFT does at a point: which adapter rank"
+                " at equal steps, how many gpu_seconds at equal rank. Below 1 it needs less."
+                " Intervals hold 95% of comparisons over texts drawn anew.",
+                tables=(Table("Cost to recall as much as SFT", named, rows),),
+            )
+        )
+    items = fact_items(facts)
+    said = "Facts of the run that wrote this page." if items else "Nothing is known."
+    return (*sections, Section("measured", "How it was measured", said, items=items))
 
 
 def difference_panel(comparison: Comparison) -> Panel | None:
@@ -112,7 +143,7 @@ def difference_panel(comparison: Comparison) -> Panel | None:
         "Recall beside plain fine-tuning",
         "Dot plot of each method's mean difference from SFT in exact, prefix and token recall at"
         " each point, with 95 % intervals.",
-        layered(layers, 36 * len(order)),
+        layered(layers, max(120, 36 * len(order))),
     )
 
 

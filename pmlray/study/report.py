@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import vl_convert
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-
 from pmlray.study.report_capacity import capacities, capacity_json
-from pmlray.study.report_figures import VEGA_LITE, theme
 from pmlray.study.report_headline import headline
-from pmlray.study.report_sections import Section, report_sections
-from pmlray.study.report_tables import cell, without_credentials
+from pmlray.study.report_page import write_page
+from pmlray.study.report_sections import report_sections
+from pmlray.study.report_tables import without_credentials
 from pmlray.study.result import SearchResult
 from pmlray.types import DesignPoint, Observation
 
@@ -31,18 +26,19 @@ def write_report(result: SearchResult, folder: Path, facts: Mapping[str, Any]) -
     when the folder cannot be written.
     """
     facts = without_credentials(facts)
-    sections = report_sections(result, facts)
-    figures = folder / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    specs = {}
-    for panel in (panel for section in sections for panel in section.panels):
-        specs[panel.key] = panel.spec()
-        svg = panel.svg(specs[panel.key])
-        (figures / f"{panel.key}.svg").write_text(svg, encoding="utf-8")
+    page = folder / "report.html"
+    write_page(
+        page,
+        "report.html.j2",
+        report_sections(result, facts),
+        folder / "figures",
+        title=result.spec.name,
+        kind="memory law",
+        identity=result.spec.search_id,
+        headline=headline(result),
+    )
     stored = json.dumps(report_json(result, facts), indent=1, allow_nan=False)
     (folder / "report.json").write_text(stored + "\n", encoding="utf-8")
-    page = folder / "report.html"
-    page.write_text(_render(result, sections, specs), encoding="utf-8")
     return page
 
 
@@ -117,32 +113,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | None) else str(value)
-
-
-def _render(
-    result: SearchResult, sections: Sequence[Section], specs: Mapping[str, Mapping[str, Any]]
-) -> str:
-    environment = Environment(
-        loader=PackageLoader("pmlray.study"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = cell
-    return environment.get_template("report.html.j2").render(
-        name=result.spec.name,
-        search_id=result.spec.search_id,
-        headline=headline(result),
-        sections=sections,
-        specs=specs,
-        themes={"light": theme(dark=False), "dark": theme(dark=True)},
-        bundle=_bundle(),
-    )
-
-
-@cache
-def _bundle() -> Markup:
-    """Vega, Vega-Lite and Vega-Embed as one script; it is code, so it must not be escaped."""
-    code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
-    return Markup(code.replace("</script", r"<\/script"))

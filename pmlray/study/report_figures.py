@@ -42,7 +42,7 @@ _FORMATS = {
     "gpu_seconds": ",.1f",
 }
 _WHOLE = {"order", "round", "sequence_id", "seed", "n_runs", "token"}
-_WORDS = {"method", "phase", "argmax", "pair", "kind", "role"}
+_WORDS = {"method", "phase", "argmax", "pair", "kind", "role", "row", "figure"}
 
 
 @dataclass(frozen=True)

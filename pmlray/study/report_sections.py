@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pmlray.law import CAPPED
@@ -14,7 +13,6 @@ from pmlray.study.report_capacity import (
     capacity_table,
     capacity_text,
 )
-from pmlray.study.report_figures import Panel
 from pmlray.study.report_law_figures import (
     curve_steps,
     error_panels,
@@ -22,6 +20,7 @@ from pmlray.study.report_law_figures import (
     law_panels,
 )
 from pmlray.study.report_memft_figures import memft_panels
+from pmlray.study.report_page import Section
 from pmlray.study.report_recall import recall_panels, recall_tables, recall_text
 from pmlray.study.report_residuals import (
     residual_panels,
@@ -36,7 +35,6 @@ from pmlray.study.report_run_figures import (
 )
 from pmlray.study.report_search_figures import learning_panels, order_panels
 from pmlray.study.report_tables import (
-    Table,
     checklist,
     failures_table,
     fit_table,
@@ -48,18 +46,6 @@ from pmlray.study.report_tables import (
 from pmlray.study.result import SearchResult
 
 NO_LAW = "No law is fitted yet: too few points are measured."
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the report under its own heading; `text` explains what it shows."""
-
-    key: str
-    title: str
-    text: str
-    panels: tuple[Panel, ...] = ()
-    tables: tuple[Table, ...] = ()
-    items: tuple[tuple[str, str], ...] = ()
 
 
 def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Section, ...]:

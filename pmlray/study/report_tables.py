@@ -219,11 +219,21 @@ def checklist(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple[str
         items.append(("MemFT", _settings(spec.memft.model_dump())))
     items.append(("Unit of gpu_seconds", f"{unit} seconds inside training loops" if unit else None))
     known = {"versions": seen.get("versions"), "machine": seen.get("device_name")} | dict(facts)
-    for name in (*_FACT_NAMES, *sorted(set(known) - set(_FACT_NAMES))):
-        value = known.get(name)
+    return (*_said(items), *fact_items(known))
+
+
+def fact_items(facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What is known of a run beside its result, as (name, value), the known names first."""
+    items: list[tuple[str, Any]] = []
+    for name in (*_FACT_NAMES, *sorted(set(facts) - set(_FACT_NAMES))):
+        value = facts.get(name)
         if name == "training_share" and isinstance(value, float):
             value = percent(value)
         items.append((_FACT_NAMES.get(name, name), value))
+    return _said(items)
+
+
+def _said(items: Sequence[tuple[str, Any]]) -> tuple[tuple[str, str], ...]:
     return tuple((name, _text(value)) for name, value in items if value not in (None, "", {}))
 
 

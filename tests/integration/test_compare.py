@@ -32,7 +32,7 @@ def test_compares_and_continues(tmp_path: Path) -> None:
     children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
     assert len(parents) == 1 and len(children) == 24
     names = {a.path for a in client.list_artifacts(parents[0].info.run_id)}
-    assert {"comparison.html", "comparison.csv", "comparison.svg", "comparison.json"} <= names
+    assert {f"comparison.{kind}" for kind in ("html", "csv", "json", "svg", "png")} <= names
     assert {r.data.tags["pmlray.method"] for r in children} == {"sft", "memft_ot", "memft_rd"}
     assert all("exact_recall" in r.data.metrics for r in children)
     # Everything is measured: the same command only reports again.

@@ -19,6 +19,7 @@ from pmlray.study.comparison_report import describe_comparison, write_comparison
 from pmlray.study.equal_recall import Cells, EqualRecall, cost_at, equal_recall
 from pmlray.types import DesignPoint, Method, Observation, PlannedRun, Recall
 from tests.fakes import observe
+from tests.unit.study.conftest import Page
 
 SMOKE = Path(__file__).parents[3] / "searches" / "comparisons" / "smoke.yaml"
 RATE = 1e-2
@@ -195,11 +196,21 @@ def test_files_hold_the_comparison(
 ) -> None:
     found = compare_methods(spec, observations)
     facts = {"machine": "<here>", "tracking_uri": "http://me:secret@host"}
-    page, table, picture, stored = write_comparison(found, tmp_path, facts)
+    written = write_comparison(found, tmp_path, facts)
+    page, table, stored, svg, png = written
+    assert [path.name.partition(".")[2] for path in written] == [
+        "html",
+        "csv",
+        "json",
+        "svg",
+        "png",
+    ]
     text = page.read_text()
     assert "MemFT-RD" in text and "&lt;here&gt;" in text and "secret" not in text
-    assert "<svg" in text and picture.read_text().startswith("<svg")
-    assert "<script" not in text and "src=" not in text and 'href="http' not in text
+    assert svg.read_text().startswith("<svg") and png.read_bytes().startswith(b"\x89PNG")
+    read = Page(text)
+    assert read.figures() == {"comparison"} == set(read.specs())
+    assert "src=" not in text[: text.index("<script")] and 'href="http' not in text
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 6 and float(rows[1]["exact_recall_low"]) < float(rows[1]["exact_recall"])
     assert json.loads(stored.read_text())["results"][0]["method"] == "sft"
