@@ -34,7 +34,8 @@ def report(
     ),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Write the report of a search again from its store, or fetch it from MLflow."""
+    """Write the report of a search again from its store, with its figures as SVG and PNG files too,
+    or fetch it from MLflow."""
     if source is None:
         found = _from_store(Path(search))
     elif "://" in source:
@@ -69,8 +70,12 @@ def tracking_scheme(uri: str) -> str:
 
 def _from_store(folder: Path) -> dict[str, Any]:
     from pmlray.cli.driver import report_store
+    from pmlray.study.report_page import write_pngs
 
-    return report_store(folder.absolute())
+    found = report_store(folder.absolute())
+    # A search's own report has SVG alone: pixels take longer to draw than all the rest of it.
+    write_pngs(sorted((Path(found["report"]).parent / "figures").glob("*.svg")))
+    return found
 
 
 def _from_mlflow(search_id: str, uri: str, out: Path | None) -> dict[str, Any]:

@@ -8,17 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import altair as alt
-
 from pmlray.study.comparison import FIGURES, Comparison, Difference, MethodResult
 from pmlray.study.equal_recall import EqualRecall
-from pmlray.study.report_figures import Panel, Row, data, layered, tips
-from pmlray.study.report_memft_figures import SHORT_METHOD
+from pmlray.study.report_memft_figures import (
+    RECALLS,
+    SHORT_METHOD,
+    difference_panel,
+    point_label,
+)
 from pmlray.study.report_page import Section, write_page, write_pngs
 from pmlray.study.report_tables import Table, fact_items, without_credentials
-from pmlray.types import DesignPoint
-
-SHOWN = ("exact_recall", "prefix_recall", "token_recall")
 
 
 def write_comparison(
@@ -58,8 +57,10 @@ def write_comparison(
 
 def comparison_sections(comparison: Comparison, facts: Mapping[str, Any]) -> tuple[Section, ...]:
     """The parts of the page in their order."""
-    panel = difference_panel(comparison)
-    columns = ("point", "method", "rate", "runs", *SHOWN, "prose_delta_loss", "gpu_seconds")
+    panel = difference_panel(
+        "comparison", [(r.point, r.method, r.differences) for r in comparison.results]
+    )
+    columns = ("point", "method", "rate", "runs", *RECALLS, "prose_delta_loss", "gpu_seconds")
     shown = [_shown_row(result) for result in comparison.results]
     cells = tuple(tuple(row[column] for column in columns) for row in shown)
     sections = [
@@ -92,66 +93,6 @@ def comparison_sections(comparison: Comparison, facts: Mapping[str, Any]) -> tup
     return (*sections, Section("measured", "How it was measured", said, items=items))
 
 
-def difference_panel(comparison: Comparison) -> Panel | None:
-    """Each method's differences from SFT in recall, with their intervals; None without any."""
-    rows: list[Row] = []
-    for result in comparison.results:
-        for name in SHOWN:
-            if (found := result.differences.get(name)) is not None:
-                rows.append(
-                    {
-                        "row": f"{point_label(result.point)} {SHORT_METHOD[result.method]}",
-                        "figure": name,
-                        "difference": found.mean,
-                        "low": found.mean if found.low is None else found.low,
-                        "high": found.mean if found.high is None else found.high,
-                        "method": SHORT_METHOD[result.method],
-                    }
-                )
-    if not rows:
-        return None
-    order = list(dict.fromkeys(row["row"] for row in rows))
-    y = alt.Y("row", type="nominal", sort=order, title=None)
-    colour = alt.Color("figure", type="nominal", scale=alt.Scale(domain=list(SHOWN)), title=None)
-    offset = alt.YOffset("figure", type="nominal", scale=alt.Scale(domain=list(SHOWN)))
-    title = "difference from SFT, 95 % interval over texts"
-    layers = [
-        alt.Chart(data([{"zero": 0}]))
-        .mark_rule(strokeDash=[4, 3])
-        .encode(x=alt.X("zero", type="quantitative", title=title)),
-        alt.Chart(data(rows))
-        .mark_rule(strokeWidth=2)
-        .encode(
-            y=y,
-            yOffset=offset,
-            color=colour,
-            x=alt.X("low", type="quantitative", title=title),
-            x2="high",
-        ),
-        alt.Chart(data(rows))
-        .mark_point(filled=True, size=60, opacity=1)
-        .encode(
-            y=y,
-            yOffset=offset,
-            color=colour,
-            x=alt.X("difference", type="quantitative", title=title),
-            tooltip=tips("row", "figure", "difference", "low", "high"),
-        ),
-    ]
-    return Panel(
-        "comparison",
-        "Recall beside plain fine-tuning",
-        "Dot plot of each method's mean difference from SFT in exact, prefix and token recall at"
-        " each point, with 95 % intervals.",
-        layered(layers, max(120, 36 * len(order))),
-    )
-
-
-def point_label(p: DesignPoint) -> str:
-    """A point in few letters: rank, length, steps."""
-    return f"r{p.lora_rank} l{p.seq_len} t{p.train_steps}"
-
-
 def describe_comparison(comparison: Comparison) -> str:
     """The comparison in plain text, a line a method and point."""
     lines = [f"{comparison.compare_id}: mean, and difference from SFT [95 % interval over texts]"]
@@ -171,7 +112,7 @@ def _shown_row(result: MethodResult) -> dict[str, str]:
         "rate": f"{result.learning_rate:g}",
         "runs": str(result.n_runs),
     }
-    for name in (*SHOWN, "prose_delta_loss", "gpu_seconds"):
+    for name in (*RECALLS, "prose_delta_loss", "gpu_seconds"):
         shown = "" if name not in means else f"{means[name]:.3f}"
         row[name] = f"{shown} {_interval(result.differences.get(name))}".strip()
     return row

@@ -41,8 +41,8 @@ _FORMATS = {
     "train_steps": ",d",
     "gpu_seconds": ",.1f",
 }
-_WHOLE = {"order", "round", "sequence_id", "seed", "n_runs", "token"}
-_WORDS = {"method", "phase", "argmax", "pair", "kind", "role", "row", "figure"}
+_WHOLE = {"order", "round", "sequence_id", "seed", "n_runs", "token", "n_texts", "position"}
+_WORDS = {"method", "phase", "argmax", "pair", "kind", "role", "row", "figure", "verdict"}
 
 
 @dataclass(frozen=True)

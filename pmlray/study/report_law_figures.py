@@ -131,7 +131,11 @@ def _law_chart(
         tooltip=tips(*_RUN_TIPS),
     )
     if len({o.point.train_steps for o in observed}) > 1:
-        encoded = encoded.encode(shape=alt.Shape("train_steps", type="nominal"))
+        drawn = f"datum.train_steps == {curve_steps(result)}"
+        encoded = encoded.encode(
+            shape=alt.Shape("train_steps", type="nominal"),
+            opacity=alt.condition(drawn, alt.value(0.95), alt.value(0.25)),
+        )
     return layered([*layers, encoded], 340)
 
 

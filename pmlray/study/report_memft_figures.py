@@ -8,7 +8,12 @@ from types import MappingProxyType
 import altair as alt
 
 from pmlray.study.compare import MemftPair
-from pmlray.study.report_figures import QUARTERS, AnyChart, Panel, Row, data, layered, tips
+from pmlray.study.comparison import FIGURES, LEVEL, Difference, paired_difference
+from pmlray.study.report_figures import QUARTERS, AnyChart, Panel, Row, data, layered, padded, tips
+from pmlray.types import DesignPoint, Method
+
+RECALLS = ("exact_recall", "prefix_recall", "token_recall")
+Changed = tuple[DesignPoint, Method, Mapping[str, Difference]]
 
 SHAPES = ("circle", "diamond", "square", "triangle-up", "cross")
 SHORT_METHOD: Mapping[str, str] = MappingProxyType(
@@ -23,10 +28,86 @@ SHORT_METHOD: Mapping[str, str] = MappingProxyType(
 
 
 def memft_panels(pairs: Sequence[MemftPair]) -> tuple[Panel, ...]:
-    """Exact, prefix and token recall of each pair, SFT joined to MemFT."""
+    """Exact, prefix and token recall of each pair, SFT joined to MemFT, and what MemFT changed at
+    each point with its interval."""
     if not pairs:
         return ()
-    return tuple(_pair_panel(pairs, name) for name in ("exact", "prefix", "token"))
+    each = tuple(_pair_panel(pairs, name) for name in ("exact", "prefix", "token"))
+    changed = difference_panel("memft-difference", pair_differences(pairs))
+    return each if changed is None else (*each, changed)
+
+
+def pair_differences(pairs: Sequence[MemftPair]) -> list[Changed]:
+    """Each method's recall less SFT's at each point, with its 95% interval over texts."""
+    runs: dict[tuple[DesignPoint, Method], list[MemftPair]] = {}
+    for pair in pairs:
+        runs.setdefault((pair.point, pair.method), []).append(pair)
+    changed: list[Changed] = []
+    for (point, method), own in runs.items():
+        plain, memft = [pair.sft for pair in own], [pair.memft for pair in own]
+        found = {name: paired_difference(plain, memft, FIGURES[name]) for name in RECALLS}
+        changed.append((point, method, {name: d for name, d in found.items() if d is not None}))
+    return changed
+
+
+def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
+    """Each method's differences from SFT in recall, with their intervals; None without any."""
+    rows: list[Row] = []
+    for point, method, differences in changed:
+        for name in RECALLS:
+            if (found := differences.get(name)) is not None:
+                rows.append(
+                    {
+                        "row": f"{point_label(point)} {SHORT_METHOD[method]}",
+                        "figure": name,
+                        "difference": round(found.mean, 5),
+                        "low": round(found.mean if found.low is None else found.low, 5),
+                        "high": round(found.mean if found.high is None else found.high, 5),
+                        "n_texts": found.n,
+                    }
+                )
+    if not rows:
+        return None
+    order = list(dict.fromkeys(row["row"] for row in rows))
+    title = f"less SFT's, {100 * LEVEL:g}% interval"
+    few = alt.Axis(tickCount=6)
+    # Two texts give intervals far beyond what a difference of shares can be.
+    ends = padded([row[end] for row in rows for end in ("low", "high")] + [0.0])
+    within = alt.Scale(domain=[max(-1.0, ends[0]), min(1.0, ends[1])], nice=False)
+    shared = alt.Chart(data(rows)).encode(
+        y=alt.Y("row", type="nominal", sort=order, title=None, axis=alt.Axis(grid=True)),
+        yOffset=alt.YOffset("figure", type="nominal", scale=alt.Scale(domain=list(RECALLS))),
+        color=alt.Color(
+            "figure",
+            type="nominal",
+            scale=alt.Scale(domain=list(RECALLS)),
+            # A phone's width has no room for two of the names beside those of the points.
+            legend=alt.Legend(title=None, columns=1),
+        ),
+        tooltip=tips("row", "figure", "difference", "low", "high", "n_texts"),
+    )
+    at_zero = alt.Chart(data([{"zero": 0}])).mark_rule(strokeDash=[5, 4])
+    layers: list[AnyChart] = [
+        at_zero.encode(x=alt.X("zero", type="quantitative", title=title, axis=few, scale=within)),
+        shared.mark_rule(strokeWidth=2, clip=True).encode(
+            x=alt.X("low", type="quantitative", title=title, axis=few, scale=within), x2="high"
+        ),
+        shared.mark_point(filled=True, size=60, opacity=1).encode(
+            x=alt.X("difference", type="quantitative", title=title, axis=few, scale=within)
+        ),
+    ]
+    return Panel(
+        key,
+        "Recall beside plain fine-tuning",
+        "Dot plot of each method's mean difference from SFT in exact, prefix and token recall at"
+        " each point, with its interval over texts.",
+        layered(layers, max(120, 40 * len(order))),
+    )
+
+
+def point_label(p: DesignPoint) -> str:
+    """A point in few letters: rank, length, steps."""
+    return f"r{p.lora_rank} l{p.seq_len} t{p.train_steps}"
 
 
 def pair_label(number: int, pair: MemftPair) -> str:

@@ -21,56 +21,80 @@ from pmlray.study.report_figures import (
 from pmlray.study.result import LawSnapshot, SearchResult
 
 MAX_ROUNDS_IN_LEGEND = 16
+# Runs of one cell that can be told apart by their numbers.
+MOST_NUMBERED = 3
 
 
 def order_panels(result: SearchResult) -> tuple[Panel, ...]:
-    """Where the search measured, numbered in the order of choice and coloured by round."""
+    """Where the search measured, in the order of choice and coloured by round.
+
+    Runs are numbered while a cell holds few of them; the many of a grid are tiles without numbers.
+    """
     rows: list[Row] = []
     visits: Counter[tuple[int, int]] = Counter()
     for number, o in enumerate(sorted(result.law_observations, key=lambda o: o.round), start=1):
         cell = (o.point.lora_rank, o.point.seq_len)
-        visits[cell] += 1
         rows.append({**observation_row(o), "order": number, "visit": visits[cell]})
+        visits[cell] += 1
     if not rows:
         return ()
-    for row in rows:
-        row["place"] = row["visit"] - (visits[row["lora_rank"], row["seq_len"]] + 1) / 2
-    # Repeated cells stack downwards: the page's height can grow, its width cannot.
     deepest = max(visits.values())
-    step, size, font = (26, 330, 11) if deepest <= 2 else (17, 170, 9)
+    columns = 1 if deepest <= MOST_NUMBERED else math.ceil(math.sqrt(deepest))
+    for row in rows:
+        down, across = divmod(row["visit"], columns)
+        own = math.ceil(visits[row["lora_rank"], row["seq_len"]] / columns)
+        row["down"] = down - (own - 1) / 2
+        row["across"] = across - (columns - 1) / 2
+    lines = math.ceil(deepest / columns)
     ranks = len({row["lora_rank"] for row in rows})
+    padding = alt.Scale(paddingInner=0.2, paddingOuter=0.1)
     base = alt.Chart(data(rows)).encode(
-        x=alt.X("seq_len", type="ordinal", axis=alt.Axis(labelAngle=0, format=",d", grid=True)),
+        x=alt.X(
+            "seq_len",
+            type="ordinal",
+            axis=alt.Axis(labelAngle=0, format=",d", grid=columns == 1),
+            scale=alt.Scale() if columns == 1 else padding,
+        ),
         y=alt.Y(
             "lora_rank",
             type="ordinal",
             sort="descending",
-            scale=alt.Scale(paddingInner=0.15, paddingOuter=0.1),
+            scale=padding,
         ),
-        yOffset=alt.YOffset(
-            "place", type="quantitative", scale=alt.Scale(domain=[-deepest / 2, deepest / 2])
-        ),
+        yOffset=alt.YOffset("down", type="quantitative", scale=_centred(lines)),
         tooltip=tips(
             *("order", "round", "lora_rank", "seq_len", "train_steps", "sequence_id", "seed"),
             *("delta_loss", "gpu_seconds"),
         ),
     )
     many = len({row["round"] for row in rows}) > MAX_ROUNDS_IN_LEGEND
-    chart = [
-        base.mark_point(size=size, strokeWidth=2.5, opacity=1, fill="transparent").encode(
-            color=alt.Color("round", type="ordinal", legend=None if many else alt.Legend())
-        ),
-        base.mark_text(fontSize=font).encode(text="order:O"),
-    ]
+    colour = alt.Color("round", type="ordinal", legend=None if many else alt.Legend())
+    if columns > 1:
+        across = alt.XOffset("across", type="quantitative", scale=_centred(columns))
+        tiles = base.encode(xOffset=across, color=colour)
+        chart: AnyChart = tiles.mark_square(filled=True, size=110, opacity=1).properties(
+            height=max(120, ranks * (lines * 14 + 12))
+        )
+        numbered = "a tile a run, in each cell in the order in which they were chosen,"
+    else:
+        step, size, font = (26, 330, 11) if deepest <= 2 else (24, 300, 10)
+        rings = base.mark_point(size=size, strokeWidth=2.5, opacity=1, fill="transparent")
+        numbers = base.mark_text(fontSize=font).encode(text="order:O")
+        chart = layered([rings.encode(color=colour), numbers], max(120, ranks * deepest * step))
+        numbered = "numbered in the order in which it was chosen"
     return (
         Panel(
             "order",
             "Order of choice",
-            "Every run of the law at its seq_len and lora_rank, numbered in the order in which it"
-            " was chosen and coloured by round.",
-            layered(chart, max(120, ranks * deepest * step)),
+            f"Every run of the law at its seq_len and lora_rank, {numbered} and coloured by round.",
+            chart,
         ),
     )
+
+
+def _centred(n: int) -> alt.Scale:
+    """A scale for n places around the middle of a cell."""
+    return alt.Scale(domain=[-n / 2, n / 2])
 
 
 def learning_panels(result: SearchResult) -> tuple[Panel, ...]:

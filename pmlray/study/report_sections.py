@@ -34,6 +34,13 @@ from pmlray.study.report_run_figures import (
     token_panels,
 )
 from pmlray.study.report_search_figures import learning_panels, order_panels
+from pmlray.study.report_stubborn import (
+    stubborn_panels,
+    stubborn_table,
+    stubborn_text,
+    stubborn_tokens,
+)
+from pmlray.study.report_surface import surface_panels
 from pmlray.study.report_tables import (
     checklist,
     failures_table,
@@ -51,7 +58,9 @@ NO_LAW = "No law is fitted yet: too few points are measured."
 def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Section, ...]:
     """All sections in the order of the page; `facts` as in `write_report`."""
     return (
-        Section("law", "The law", _law_text(result), law_panels(result)),
+        Section(
+            "law", "The law", _law_text(result), (*law_panels(result), *surface_panels(result))
+        ),
         Section(
             "errors",
             "Where the law is off",
@@ -73,10 +82,11 @@ def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Sec
             "Probability of each token",
             "SFT runs after training: the best, those whose final loss is nearest to ln 2, the"
             " worst. A token above the dashed line at 0.5 is sure to be decoded."
-            if result.observations
-            else "Nothing is measured yet.",
+            if any(o.token_p for o in result.observations)
+            else "No run kept the probability of its tokens.",
             token_panels(result),
         ),
+        _stubborn_section(result),
         Section(
             "recall-law",
             "Recall by loss",
@@ -88,7 +98,7 @@ def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Sec
         Section(
             "search",
             "How the search went",
-            "Runs are numbered in the order in which they were chosen, and coloured by round. Bars"
+            "Runs stand in the order in which they were chosen, coloured by round. Bars"
             " are 90% intervals of the law as it was known after each round; those of the first"
             " may leave the chart."
             if result.law_observations
@@ -143,6 +153,8 @@ def _law_text(result: SearchResult) -> str:
         f" {curve_steps(result):,} optimiser steps, and bands the 90% interval of the law itself,"
         " which single measurements scatter around."
     )
+    if len({o.point.train_steps for o in fitted_points(result)}) > 1:
+        text += " Faint points had fewer steps."
     if result.law.fit.law.form in CAPPED:
         text += " The dashed line is the base loss, which no reduction can exceed."
     return text
@@ -176,6 +188,18 @@ def _residuals_section(result: SearchResult) -> Section:
     )
 
 
+def _stubborn_section(result: SearchResult) -> Section:
+    found = stubborn_tokens(result)
+    table = stubborn_table(found)
+    return Section(
+        "stubborn",
+        "Stubborn tokens",
+        stubborn_text(found),
+        stubborn_panels(found),
+        (table,) if table.rows else (),
+    )
+
+
 def _capacity_section(found: tuple[RunCapacity, ...]) -> Section:
     tables = (capacity_table(found),) if found else ()
     return Section("capacity", "Bits held", capacity_text(found), capacity_panels(found), tables)
@@ -186,7 +210,8 @@ def _memft_section(result: SearchResult) -> Section:
     if result.pairs:
         text = (
             "Each pair differs in the method alone: the same point, text, seed and number of"
-            " steps. Pairs are numbered as in the table; r is lora_rank and l is seq_len."
+            " steps. Pairs are numbered as in the table; r is lora_rank, l seq_len, t train_steps."
+            " Bars are 95% intervals over texts (Student's); a point of a single text has none."
         )
         return Section(
             "memft", title, text, memft_panels(result.pairs), (pairs_table(result.pairs),)

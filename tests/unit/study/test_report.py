@@ -24,18 +24,19 @@ from pmlray.study.result import SearchResult
 from tests.unit.study.conftest import MakeResult, Page
 
 ALL_FIGURES = {
-    *("delta-by-length", "delta-by-rank", "predicted-measured", "residuals"),
+    *("delta-by-length", "delta-by-rank", "law-surface", "predicted-measured", "residuals"),
     *("residuals-by-rank", "residuals-by-prediction", "residuals-by-sequence"),
     *("token-recall-by-loss", "exact-recall-by-loss", "stored-bits", "bits-per-param"),
     *("heat-final-loss", "heat-token-recall", "heat-exact-recall"),
     *("token-p-1", "token-p-2", "token-p-3", "token-p-4", "order"),
     *("rank-exponent-by-round", "len-exponent-by-round", "relative-interval-by-round"),
     *("cost-by-round", "cost-by-length", "memft-exact", "memft-prefix", "memft-token"),
+    *("stubborn-tokens", "memft-difference"),
 }
 LAW_FIGURES = {
     *("predicted-measured", "residuals", "rank-exponent-by-round", "len-exponent-by-round"),
     *("residuals-by-rank", "residuals-by-prediction", "residuals-by-sequence"),
-    "relative-interval-by-round",
+    *("relative-interval-by-round", "law-surface"),
 }
 FACTS = {
     "wall_seconds": 312.5,
@@ -129,7 +130,16 @@ def test_is_accessible_in_its_structure(page: Page) -> None:
 def test_sections_come_in_order(page: Page) -> None:
     sections = [a["id"] for tag, a in page.elements if tag == "section"]
     assert sections == [
-        *("law", "errors", "residual-structure", "recall", "tokens", "recall-law", "capacity"),
+        *(
+            "law",
+            "errors",
+            "residual-structure",
+            "recall",
+            "tokens",
+            "stubborn",
+            "recall-law",
+            "capacity",
+        ),
         *("search", "cost", "memft", "observations", "reproduce", "checklist", "numbers"),
     ]
 

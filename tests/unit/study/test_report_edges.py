@@ -32,7 +32,7 @@ def test_without_a_law_shows_what_there_is(make_result: MakeResult, tmp_path: Pa
         result.spec, result.observations, result.failures, (), result.pairs, result.packs
     )
     page = Page(write_report(unfitted, tmp_path, {}).read_text("utf-8"))
-    memft = {"memft-exact", "memft-prefix", "memft-token"}
+    memft = {"memft-exact", "memft-prefix", "memft-token", "memft-difference"}
     assert page.figures() == set(page.specs()) == ALL_FIGURES - LAW_FIGURES - memft
     assert "There is no law yet: 6 runs are measured" in page.text
     assert json.loads((tmp_path / "report.json").read_text())["law"] is None
