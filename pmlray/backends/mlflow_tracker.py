@@ -17,12 +17,28 @@ from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+from pmlray.backends.mlflow_runs import (
+    run_dataset,
+    run_metrics,
+    run_name,
+    run_params,
+    run_tags,
+)
+from pmlray.backends.mlflow_system import SystemMetrics, watch
 from pmlray.errors import TrackerAway
 from pmlray.study.report_tables import without_credentials
 from pmlray.types import Observation
 
 EXPERIMENT = "pmlray"
 PAGE = 1000
+# The artifact folder of a run that PEFT loads its adapter from.
+ADAPTER = "adapter"
+NOTE = (
+    "A search or comparison: its law and what it spent are metrics by gpu_seconds, its page is"
+    " among the artifacts, and each run below it is one measurement, with its adapter and its"
+    " dataset. Group by `pmlray.method` or `pmlray.lora_rank`, sort by `point/lora_rank` or"
+    " `delta_loss`."
+)
 
 
 def local_tracking_uri(store: Path) -> str:
@@ -34,10 +50,20 @@ class MlflowTracker:
     """A Tracker that writes to any MLflow tracking URI.
 
     artifacts: where they go beside a database; a server decides that itself.
+    adapters: the folder whose folders, named by run_key, are attached to the runs.
     """
 
-    def __init__(self, uri: str, search_id: str, spec: Mapping[str, Any], artifacts: Path) -> None:
-        self._uri, self._search_id = uri, search_id
+    def __init__(
+        self,
+        uri: str,
+        search_id: str,
+        spec: Mapping[str, Any],
+        artifacts: Path,
+        adapters: Path | None = None,
+    ) -> None:
+        self._uri, self._search_id, self._adapters = uri, search_id, adapters
+        self._task: Mapping[str, Any] = spec.get("task", {})
+        self._system: SystemMetrics | None = None
         with self._reached():
             self._client = MlflowClient(tracking_uri=uri)
             self._experiment = self._find_experiment(artifacts)
@@ -58,6 +84,7 @@ class MlflowTracker:
         """The search runs (again)."""
         with self._reached():
             self._client.update_run(self._parent, status="RUNNING")
+            self._system = watch(self._parent, self._uri)
 
     def observe(self, observations: Iterable[Observation]) -> None:
         """Mirror observations as child runs; those already there are left alone."""
@@ -83,6 +110,8 @@ class MlflowTracker:
     def finish(self, artifacts: Sequence[Path], status: str) -> None:
         """Attach files to the parent run and close it as FINISHED, FAILED or KILLED."""
         with self._reached():
+            if self._system is not None:
+                self._system.finish()
             for path in artifacts:
                 self._client.log_artifact(self._parent, str(path))
             self._client.set_terminated(self._parent, status)
@@ -115,7 +144,11 @@ class MlflowTracker:
         run = self._client.create_run(
             self._experiment,
             run_name=self._search_id,
-            tags={"pmlray.search_id": self._search_id, "pmlray.kind": "search"},
+            tags={
+                "pmlray.search_id": self._search_id,
+                "pmlray.kind": "search",
+                "mlflow.note.content": NOTE,
+            },
         )
         params = [Param(key, value) for key, value in _flat(spec)]
         self._client.log_batch(run.info.run_id, params=params)
@@ -145,70 +178,20 @@ class MlflowTracker:
                 return found
 
     def _log_child(self, o: Observation) -> None:
-        point = o.point
-        name = (
-            f"{o.phase} {o.method} lora_rank={point.lora_rank} seq_len={point.seq_len}"
-            f" train_steps={point.train_steps} sequence={o.sequence_id} seed={o.seed}"
-        )
         run = self._client.create_run(
             self._experiment,
-            run_name=name,
-            tags={
-                "mlflow.parentRunId": self._parent,
-                "pmlray.search_id": self._search_id,
-                "pmlray.kind": "observation",
-                "pmlray.run_key": o.run_key,
-                "pmlray.method": o.method,
-                "pmlray.phase": o.phase,
-                "pmlray.lora_rank": str(point.lora_rank),
-                "pmlray.seq_len": str(point.seq_len),
-                "pmlray.sequence_id": str(o.sequence_id),
-                "pmlray.seed": str(o.seed),
-            },
+            run_name=run_name(o),
+            tags=run_tags(o, self._search_id, self._parent),
         )
-        now = int(time.time() * 1000)
-        metrics = [Metric(key, value, now, 0) for key, value in _metrics(o).items()]
-        metrics += [Metric("loss", loss, now, step) for step, loss in o.curve]
-        self._client.log_batch(run.info.run_id, metrics=metrics, params=_params(o))
-        self._client.set_terminated(run.info.run_id)
-
-
-def _params(o: Observation) -> list[Param]:
-    values = {
-        "lora_rank": o.point.lora_rank,
-        "seq_len": o.point.seq_len,
-        "train_steps": o.point.train_steps,
-        "method": o.method,
-        "task": o.task,
-        "sequence_id": o.sequence_id,
-        "seed": o.seed,
-        "round": o.round,
-        "model": o.provenance.get("model", ""),
-        "learning_rate": o.learning_rate if o.learning_rate is not None else "",
-    }
-    return [Param(key, str(value)) for key, value in values.items()]
-
-
-def _metrics(o: Observation) -> dict[str, float]:
-    optional = {
-        "control_delta_loss": o.control_delta_loss,
-        "control_recall": o.control_recall,
-        "prose_delta_loss": o.prose_delta_loss,
-        "grad_norm": o.grad_norm,
-    }
-    return {
-        **{name: value for name, value in optional.items() if value is not None},
-        "base_loss": o.base_loss,
-        "final_loss": o.final_loss,
-        "delta_loss": o.delta_loss,
-        "token_recall": o.recall.token,
-        "prefix_recall": o.recall.prefix,
-        "exact_recall": o.recall.exact,
-        "stubborn_tokens": float(o.recall.n_stubborn),
-        "gpu_seconds": o.gpu_seconds,
-        "tokens_per_second": o.tokens_per_second,
-        "peak_memory_bytes": float(o.peak_memory_bytes),
-    }
+        run_id, now = run.info.run_id, int(time.time() * 1000)
+        self._client.log_batch(run_id, metrics=run_metrics(o, now), params=run_params(o))
+        if (dataset := run_dataset(o, self._task)) is not None:
+            self._client.log_inputs(run_id, [dataset])
+        adapter = None if self._adapters is None else self._adapters / o.run_key
+        # A replay has none, nor has a store whose adapters were cleared away.
+        if adapter is not None and adapter.is_dir():
+            self._client.log_artifacts(run_id, str(adapter), ADAPTER)
+        self._client.set_terminated(run_id)
 
 
 def _flat(spec: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from pmlray.config.prepared import PreparedSearch
 from pmlray.config.recipe import Recipe
+from pmlray.engine.adapter_card import write_card
 from pmlray.engine.base_model import render_prompt
 from pmlray.engine.evaluate import TokenScores
 from pmlray.engine.measure import pick_device
@@ -219,7 +220,9 @@ def measure_sharded(
         trained.curve.append((steps, scores.mean_nll))
         if dist.get_rank() == 0:
             save_adapter(adapters / run.run_key, spec.probe, weights, spec.model.id)
-            put(_observation(search, pack, place, trained, scores, backend))
+            measured = _observation(search, pack, place, trained, scores, backend)
+            write_card(adapters / run.run_key, spec, measured)
+            put(measured)
         seconds += trained.seconds
         base = trained.close()
         dist.barrier()

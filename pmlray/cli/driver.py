@@ -243,7 +243,8 @@ def mirror_of(
     # That it is away is told once, not at every try.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     artifacts = store.folder / "mlflow-artifacts"
-    return lambda: MlflowTracker(uri, name, spec.model_dump(mode="json"), artifacts)
+    settings = spec.model_dump(mode="json")
+    return lambda: MlflowTracker(uri, name, settings, artifacts, store.adapters)
 
 
 def _require_train_extra() -> None:

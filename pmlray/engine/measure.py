@@ -21,6 +21,7 @@ import torch
 from pmlray import __version__
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapted import AdaptedModel
+from pmlray.engine.adapter_card import write_card
 from pmlray.engine.admission import Admission
 from pmlray.engine.base_model import BaseModel, LoadBase, load_base_model, render_prompt
 from pmlray.engine.checkpoints import Checkpoints
@@ -131,45 +132,45 @@ def measure_pack(
         trained_tokens = trained.charged_steps * min(
             tokens, spec.recipe.batch_size * max(len(r.target_ids) for r in memory.records)
         )
-        store.put(
-            Observation(
-                run_key=run.run_key,
-                point=run.point,
-                task=spec.task.kind,
-                method=run.method,
-                seed=run.seed,
-                sequence_id=run.sequence_id,
-                phase=run.phase,
-                round=pack.round,
-                place=trained.index,
-                supervised_tokens=tokens,
-                base_loss=trained.curve[0][1],
-                final_loss=trained.scores.mean_nll,
-                recall=trained.scores.recall,
-                curve=trained.curve,
-                token_p=trained.scores.token_p,
-                token_p_curve=trained.token_p_curve,
-                wrong_tokens=trained.scores.wrong_tokens,
-                generated_match=decoded,
-                gpu_seconds=gpu_seconds,
-                charged_steps=trained.charged_steps,
-                tokens_per_second=trained_tokens / trained.device_seconds,
-                peak_memory_bytes=_peak_memory(device),
-                provenance=provenance
-                | {
-                    "content_hash": memory.content_hash,
-                    "n_records": len(memory.records),
-                    "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "control_gpu_seconds": control_gpu_seconds,
-                    "pack_steps": trained.pack_steps,
-                },
-                control_delta_loss=beside.delta_loss,
-                control_recall=beside.recall,
-                prose_delta_loss=beside.prose_delta_loss,
-                grad_norm=trained.grad_norm,
-                learning_rate=run.learning_rate or spec.recipe.learning_rate,
-            )
+        observation = Observation(
+            run_key=run.run_key,
+            point=run.point,
+            task=spec.task.kind,
+            method=run.method,
+            seed=run.seed,
+            sequence_id=run.sequence_id,
+            phase=run.phase,
+            round=pack.round,
+            place=trained.index,
+            supervised_tokens=tokens,
+            base_loss=trained.curve[0][1],
+            final_loss=trained.scores.mean_nll,
+            recall=trained.scores.recall,
+            curve=trained.curve,
+            token_p=trained.scores.token_p,
+            token_p_curve=trained.token_p_curve,
+            wrong_tokens=trained.scores.wrong_tokens,
+            generated_match=decoded,
+            gpu_seconds=gpu_seconds,
+            charged_steps=trained.charged_steps,
+            tokens_per_second=trained_tokens / trained.device_seconds,
+            peak_memory_bytes=_peak_memory(device),
+            provenance=provenance
+            | {
+                "content_hash": memory.content_hash,
+                "n_records": len(memory.records),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "control_gpu_seconds": control_gpu_seconds,
+                "pack_steps": trained.pack_steps,
+            },
+            control_delta_loss=beside.delta_loss,
+            control_recall=beside.recall,
+            prose_delta_loss=beside.prose_delta_loss,
+            grad_norm=trained.grad_norm,
+            learning_rate=run.learning_rate or spec.recipe.learning_rate,
         )
+        write_card(adapters / run.run_key, spec, observation)
+        store.put(observation)
 
     return train_pack(
         model,

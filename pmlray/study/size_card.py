@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pmlray.config.model_card import card_head, loading
 from pmlray.config.search_spec import SearchSpec
 from pmlray.law import LawSummary
 from pmlray.law.capacity import stored_bits
@@ -170,8 +171,8 @@ def make_card(
     }
 
 
-def describe_card(card: Mapping[str, Any]) -> str:
-    """The card for people, as Markdown."""
+def describe_card(card: Mapping[str, Any], spec: SearchSpec) -> str:
+    """The card for people and for the hub, as Markdown; `spec` is that of its training."""
     base, own, holds = card["base_model"], card["adapter"], card["holds"]
     recall, sized, law, cost = card["recall"], card["sized"], card["law"], card["cost"]
     pinned = f" at {base['revision']}" if base["revision"] else ""
@@ -185,7 +186,7 @@ def describe_card(card: Mapping[str, Any]) -> str:
             f"\nIt is of plain fine-tuning's loss. {own['method']} trains only what is not yet sure"
             " to be decoded, so that its loss is higher at the same recall."
         )
-    return f"""# Adapter of rank {own["lora_rank"]} for {base["id"]}{pinned}
+    return f"""{card_head(spec)}# Adapter of rank {own["lora_rank"]} for {base["id"]}{pinned}
 
 Holds {holds["n_records"]} records ({holds["supervised_tokens"]} target tokens, content
 {holds["content_hash"]}) with {own["parameters"]} parameters at {own["placement"]} of layer
@@ -202,4 +203,5 @@ Law: {law["form"]} form from {law["n_obs"]} runs, status {law["status"]}. {law["
 
 Cost: {cost["search_gpu_seconds"]:.0f} gpu_seconds for the law, {cost["training_gpu_seconds"]:.0f}
 for adapters beside it ({own["train_steps"]} steps of {own["method"]}), unit {cost["unit"]}.
-"""
+
+{loading(spec)}"""

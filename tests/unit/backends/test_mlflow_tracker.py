@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -38,9 +39,15 @@ def test_mirrors_each_observation_once(
         for i, p in enumerate(points[:3])
     ]
     observations[2] = replace(observations[2], control_delta_loss=None)
+    text = {"content_hash": "abc123", "n_records": 4}
+    observations[0] = replace(observations[0], provenance=observations[0].provenance | text)
+    adapter = tmp_path / "adapters" / observations[0].run_key / "adapter_config.json"
+    adapter.parent.mkdir(parents=True)
+    adapter.write_text("{}")
     uri = local_tracking_uri(database)
     spec = search.spec.model_dump(mode="json")
-    tracker = MlflowTracker(uri, search.spec.search_id, spec, database / "artifacts")
+    folders = database / "artifacts", tmp_path / "adapters"
+    tracker = MlflowTracker(uri, search.spec.search_id, spec, *folders)
     tracker.observe(observations[:2])
     client = MlflowClient(uri)
 
@@ -54,7 +61,7 @@ def test_mirrors_each_observation_once(
             "pmlray.run_key": observations[2].run_key,
         },
     )
-    again = MlflowTracker(uri, search.spec.search_id, spec, database / "artifacts")
+    again = MlflowTracker(uri, search.spec.search_id, spec, *folders)
     again.observe(observations)
     again.law({"law/rank_exponent": 0.7}, 12.0)
     report = tmp_path / "report.json"
@@ -72,6 +79,15 @@ def test_mirrors_each_observation_once(
     last = next(r for r in runs if r.data.tags["pmlray.run_key"] == observations[2].run_key)
     assert "control_delta_loss" not in last.data.metrics
     assert first.data.params["lora_rank"] == str(points[0].lora_rank)
+    assert first.data.metrics["point/lora_rank"] == points[0].lora_rank
+    assert [a.path for a in client.list_artifacts(first.info.run_id, "adapter")] == [
+        "adapter/adapter_config.json"
+    ]
+    (given,) = first.inputs.dataset_inputs
+    assert (given.dataset.digest, given.tags[0].value) == ("abc123", "training")
+    source = json.loads(given.dataset.source)
+    assert source["kind"] == spec["task"]["kind"] and source["seq_len"] == points[0].seq_len
+    assert not last.inputs.dataset_inputs and client.list_artifacts(last.info.run_id) == []
     history = client.get_metric_history(first.info.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [*observations[0].curve]
     parent = client.get_run(again._parent)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from typer.testing import CliRunner, Result
 
 from pmlray.backends.file_leases import Lease
@@ -224,6 +225,8 @@ def test_the_rank_rises_until_the_check_passes_and_is_found_again(
     card = json.loads((folder / "card.json").read_text())
     assert card["recall"] == found["recall"] and card["holds"]["n_records"] == N_RECORDS
     text = (folder / "README.md").read_text()
+    head = ModelCard(text).data
+    assert (head.base_model, head.library_name) == (TINY, "pmlray")
     assert "rank 8" in text and "by a rule of thumb, since no law of recall" in text
     assert card["adapter"]["method"] == "memft_ot" and "memft_ot trains only what" in text
     assert (folder / "not_recalled.jsonl").read_text() == ""

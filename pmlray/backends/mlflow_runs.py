@@ -1,0 +1,104 @@
+"""What an observation is in MLflow: the name, tags, params, metrics and dataset of its run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+
+from pmlray.types import Observation
+
+
+def run_name(o: Observation) -> str:
+    """Readable, and unique within a search."""
+    point = o.point
+    return (
+        f"{o.phase} {o.method} lora_rank={point.lora_rank} seq_len={point.seq_len}"
+        f" train_steps={point.train_steps} sequence={o.sequence_id} seed={o.seed}"
+    )
+
+
+def run_tags(o: Observation, search_id: str, parent: str) -> dict[str, str]:
+    """What runs are found, filtered and grouped by."""
+    return {
+        "mlflow.parentRunId": parent,
+        "pmlray.search_id": search_id,
+        "pmlray.kind": "observation",
+        "pmlray.run_key": o.run_key,
+        "pmlray.method": o.method,
+        "pmlray.phase": o.phase,
+        "pmlray.lora_rank": str(o.point.lora_rank),
+        "pmlray.seq_len": str(o.point.seq_len),
+        "pmlray.sequence_id": str(o.sequence_id),
+        "pmlray.seed": str(o.seed),
+    }
+
+
+def run_params(o: Observation) -> list[Param]:
+    """What determines a run."""
+    values = {
+        "lora_rank": o.point.lora_rank,
+        "seq_len": o.point.seq_len,
+        "train_steps": o.point.train_steps,
+        "method": o.method,
+        "task": o.task,
+        "sequence_id": o.sequence_id,
+        "seed": o.seed,
+        "round": o.round,
+        "model": o.provenance.get("model", ""),
+        "learning_rate": o.learning_rate if o.learning_rate is not None else "",
+    }
+    return [Param(key, str(value)) for key, value in values.items()]
+
+
+def run_metrics(o: Observation, time_ms: int) -> list[Metric]:
+    """What was measured, and the loss by steps."""
+    optional = {
+        "control_delta_loss": o.control_delta_loss,
+        "control_recall": o.control_recall,
+        "prose_delta_loss": o.prose_delta_loss,
+        "grad_norm": o.grad_norm,
+    }
+    values = {
+        **{name: value for name, value in optional.items() if value is not None},
+        "base_loss": o.base_loss,
+        "final_loss": o.final_loss,
+        "delta_loss": o.delta_loss,
+        "token_recall": o.recall.token,
+        "prefix_recall": o.recall.prefix,
+        "exact_recall": o.recall.exact,
+        "stubborn_tokens": float(o.recall.n_stubborn),
+        "gpu_seconds": o.gpu_seconds,
+        "tokens_per_second": o.tokens_per_second,
+        "peak_memory_bytes": float(o.peak_memory_bytes),
+        # MLflow sorts params as text, 16 before 2: its tables and charts get the point as numbers.
+        "point/lora_rank": float(o.point.lora_rank),
+        "point/seq_len": float(o.point.seq_len),
+        "point/train_steps": float(o.point.train_steps),
+    }
+    metrics = [Metric(key, value, time_ms, 0) for key, value in values.items()]
+    return metrics + [Metric("loss", loss, time_ms, step) for step, loss in o.curve]
+
+
+def run_dataset(o: Observation, task: Mapping[str, Any]) -> DatasetInput | None:
+    """The text that a run learnt, as MLflow's dataset: made from the task's settings, told from
+    others by the hash of its content. None where that is not known, as in a replay."""
+    digest = o.provenance.get("content_hash")
+    if digest is None:
+        return None
+    profile = {
+        "num_rows": o.provenance.get("n_records"),
+        "supervised_tokens": o.supervised_tokens,
+    }
+    return DatasetInput(
+        Dataset(
+            name=f"{o.task} sequence {o.sequence_id}",
+            digest=str(digest)[:36],
+            source_type="pmlray",
+            source=json.dumps({**task, "sequence_id": o.sequence_id, "seq_len": o.point.seq_len}),
+            profile=json.dumps(profile),
+        ),
+        [InputTag("mlflow.data.context", "training")],
+    )

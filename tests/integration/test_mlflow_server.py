@@ -1,0 +1,154 @@
+"""A search on a real MLflow server: what its pages show, and what a client gets back from it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+import torch
+from mlflow import MlflowClient
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from pmlray.backends.mlflow_system import watch
+from pmlray.backends.mlflow_tracker import MlflowTracker
+from pmlray.config.load import load_spec
+from pmlray.config.models import TINY, resolve_model
+from pmlray.config.prepared import prepare_search
+from pmlray.config.search_spec import SearchSpec
+from pmlray.engine.adapter_card import write_card
+from pmlray.engine.peft_io import save_adapter
+from pmlray.engine.pull import pull_model
+from pmlray.types import DesignPoint, Observation
+from tests.browser import chromium, require_chromium
+from tests.fakes import observe
+from tests.integration.conftest import SMOKE, end_group, free_port
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    log = (folder / "log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
+         "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
+         "--artifacts-destination", str(folder / "artifacts")],
+        stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True,
+        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 90
+        while True:
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                break
+            except (urllib.error.URLError, TimeoutError):
+                said = (folder / "log").read_text()[-2000:]
+                assert process.poll() is None and time.monotonic() < end, said
+                time.sleep(0.2)
+        yield address
+    finally:
+        end_group(process)
+        log.close()
+
+
+@pytest.fixture(scope="module")
+def mirrored(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The id of a search that the server shows, and the folder of its adapters."""
+    folder = tmp_path_factory.mktemp("search")
+    search = prepare_search(SMOKE, ("probe.placement=down_proj",))
+    spec, generator = search.spec, torch.Generator().manual_seed(0)
+    observations: list[Observation] = []
+    for place, rank in enumerate((1, 2, 8)):
+        run = search.plan_run(DesignPoint(rank, 32, 60), "sft", 0, 0, "law")
+        measured = observe(run, 0, place, 0.0, 1e-3)
+        text = {"content_hash": f"{rank:016x}", "n_records": 1}
+        measured = replace(measured, provenance=measured.provenance | text)
+        weights = tuple(torch.randn(s, generator=generator) for s in ((128, rank), (rank, 64)))
+        save_adapter(folder / run.run_key, spec.probe, weights, TINY)  # type: ignore[arg-type]
+        write_card(folder / run.run_key, spec, measured)
+        observations.append(measured)
+    settings = spec.model_dump(mode="json")
+    tracker = MlflowTracker(server, spec.search_id, settings, folder / "unused", folder)
+    tracker.start()
+    tracker.observe(observations)
+    tracker.law({"law/rank_exponent": 0.7}, 12.0)
+    tracker.finish([], "FINISHED")
+    return spec.search_id, folder
+
+
+def runs_of(server: str, kind: str) -> list[mlflow.entities.Run]:
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("pmlray")
+    assert experiment is not None
+    return client.search_runs(
+        [experiment.experiment_id],
+        f"tags.`pmlray.kind` = '{kind}'",
+        order_by=["metrics.`point/lora_rank` ASC"],
+    )
+
+
+def test_peft_loads_what_mlflow_gives_back(server: str, mirrored: tuple[str, Path]) -> None:
+    runs = runs_of(server, "observation")
+    assert [run.data.params["lora_rank"] for run in runs] == ["1", "2", "8"]
+    run = runs[-1]
+    got = mlflow.artifacts.download_artifacts(
+        run_id=run.info.run_id, artifact_path="adapter", tracking_uri=server
+    )
+    pull_model(TINY)
+    base = AutoModelForCausalLM.from_pretrained(str(resolve_model(TINY, None).folder))
+    model = PeftModel.from_pretrained(base, got)
+    (layer,) = {n.split(".mlp.")[0] for n, _ in model.named_parameters() if "lora_A" in n}
+    spec = load_spec(SearchSpec, SMOKE, ("probe.placement=down_proj",))
+    assert layer.endswith(f"layers.{spec.probe.layer}")
+    kept = mirrored[1] / run.data.tags["pmlray.run_key"]
+    assert {p.name for p in Path(got).iterdir()} == {p.name for p in kept.iterdir()}
+    assert {p.name for p in kept.iterdir()} > {"README.md", "adapter_config.json"}
+
+
+def test_the_machines_load_is_recorded(
+    server: str, mirrored: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    (parent,) = runs_of(server, "search")
+    client = MlflowClient(server)
+    client.update_run(parent.info.run_id, status="RUNNING")
+    system = watch(parent.info.run_id, server)
+    assert system is not None
+    end = time.monotonic() + 30
+    while "system/cpu_utilization_percentage" not in (
+        client.get_run(parent.info.run_id).data.metrics
+    ):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    system.finish()
+    client.set_terminated(parent.info.run_id)
+
+
+def test_its_pages_show_the_search_and_its_runs(server: str, mirrored: tuple[str, Path]) -> None:
+    search_id, _ = mirrored
+    (parent,) = runs_of(server, "search")
+    last = runs_of(server, "observation")[-1]
+    with chromium(require_chromium()) as browser:
+        page = browser.new_page(viewport={"width": 1440, "height": 1000})
+        runs = f"{server}/#/experiments/{parent.info.experiment_id}/runs"
+        page.goto(runs)
+        page.get_by_text(search_id).first.wait_for()
+        page.goto(f"{runs}/{last.info.run_id}")
+        for shown in (last.info.run_name, "point/lora_rank", "long_context sequence 0"):
+            assert shown is not None
+            page.get_by_text(shown).first.wait_for()
+        page.goto(f"{runs}/{last.info.run_id}/artifacts")
+        page.get_by_text("adapter", exact=True).first.wait_for()
