@@ -63,6 +63,11 @@ class OptunaPoints:
             sampler=sampler,
             direction="maximize",
         )
+        self._study.set_metric_names(["delta_loss"])
+        spec = search.spec
+        about = {"task": spec.task.kind, "model": spec.model.id, "placement": spec.probe.placement}
+        for name, value in about.items():
+            self._study.set_user_attr(name, value)
         # A trial of a pack that a fault cut off has a number alone.
         self._trials: dict[str, optuna.Trial | int] = {}
         known = [o for o in observations if o.phase == "law"]
@@ -114,22 +119,20 @@ class OptunaPoints:
         trial = self._trials.pop(observation.run_key, None)
         if trial is None:
             return
+        # A study lends out no other handle on a trial that it was given running.
+        number = trial if isinstance(trial, int) else trial.number
+        trial_id = self._study.get_trials(deepcopy=False)[number]._trial_id
+        storage = self._study._storage
         for name, value in _attributes(observation).items():
-            self._set(trial, name, value)
+            storage.set_trial_user_attr(trial_id, name, value)
+        for step, value in _learnt(observation).items():
+            storage.set_trial_intermediate_value(trial_id, step, value)
         self._study.tell(trial, observation.delta_loss)
 
     def fail(self, run_key: str) -> None:
         """Close a trial without a value."""
         if (trial := self._trials.pop(run_key, None)) is not None:
             self._study.tell(trial, state=TrialState.FAIL)
-
-    def _set(self, trial: optuna.Trial | int, name: str, value: float | str) -> None:
-        if isinstance(trial, int):
-            # A study lends out no other handle on a trial that it was given running.
-            found = self._study.get_trials(deepcopy=False)[trial]
-            self._study._storage.set_trial_user_attr(found._trial_id, name, value)
-        else:
-            trial.set_user_attr(name, value)
 
     def _running_trial(self, run: PlannedRun) -> FrozenTrial:
         return create_trial(
@@ -145,6 +148,7 @@ class OptunaPoints:
             params=_params(o.point, o.sequence_id, o.seed),
             distributions=self._sampler.distributions,
             user_attrs=_attributes(o),
+            intermediate_values=_learnt(o),
         )
 
     def _failed_trial(self, failure: FailedRun) -> FrozenTrial | None:
@@ -196,6 +200,11 @@ def _params(point: DesignPoint, sequence_id: int, seed: int) -> dict[str, int]:
         "sequence_id": sequence_id,
         "seed": seed,
     }
+
+
+def _learnt(o: Observation) -> dict[int, float]:
+    """delta_loss by steps, nats per token: what dashboards draw as intermediate values."""
+    return {step: o.base_loss - loss for step, loss in o.curve}
 
 
 def _attributes(o: Observation) -> dict[str, float | str]:

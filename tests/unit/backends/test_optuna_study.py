@@ -38,3 +38,10 @@ def test_trials_hold_the_control_where_it_was_measured(
     study = optuna.load_study(study_name=spec.search_id, storage=storage)
     found = [t.user_attrs.get("control_delta_loss") for t in study.trials]
     assert found == [known[0].control_delta_loss, None, told.control_delta_loss]
+    # What dashboards draw: the objective by its name, and delta_loss as it grew.
+    assert study.metric_names == ["delta_loss"] and study.user_attrs["task"] == spec.task.kind
+    for trial, o in zip(study.trials, (*known, told), strict=True):
+        assert trial.value == o.delta_loss
+        grown = [trial.intermediate_values[step] for step, _ in o.curve]
+        assert grown == [o.base_loss - loss for _, loss in o.curve]
+        assert grown[0] == 0.0 and grown[-1] == trial.value
