@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
@@ -18,6 +19,15 @@ def run_name(o: Observation) -> str:
         f"{o.phase} {o.method} lora_rank={point.lora_rank} seq_len={point.seq_len}"
         f" train_steps={point.train_steps} sequence={o.sequence_id} seed={o.seed}"
     )
+
+
+def run_times(o: Observation, now_ms: int) -> tuple[int, int]:
+    """When a run began to train and when it had ended, ms since 1970; `now_ms` for both where it
+    did not say, as in a replay."""
+    if (finished := o.provenance.get("finished")) is None:
+        return now_ms, now_ms
+    end = round(datetime.fromisoformat(finished).timestamp() * 1000)
+    return end - round(1000 * o.gpu_seconds / o.provenance["devices"]), end
 
 
 def run_tags(o: Observation, search_id: str, parent: str) -> dict[str, str]:
@@ -62,10 +72,10 @@ def run_metrics(o: Observation, time_ms: int) -> list[Metric]:
         "grad_norm": o.grad_norm,
     }
     values = {
-        **{name: value for name, value in optional.items() if value is not None},
-        "base_loss": o.base_loss,
-        "final_loss": o.final_loss,
+        # MLflow's comparisons begin with the first.
         "delta_loss": o.delta_loss,
+        "final_loss": o.final_loss,
+        "base_loss": o.base_loss,
         "token_recall": o.recall.token,
         "prefix_recall": o.recall.prefix,
         "exact_recall": o.recall.exact,
@@ -77,6 +87,7 @@ def run_metrics(o: Observation, time_ms: int) -> list[Metric]:
         "point/lora_rank": float(o.point.lora_rank),
         "point/seq_len": float(o.point.seq_len),
         "point/train_steps": float(o.point.train_steps),
+        **{name: value for name, value in optional.items() if value is not None},
     }
     metrics = [Metric(key, value, time_ms, 0) for key, value in values.items()]
     return metrics + [Metric("loss", loss, time_ms, step) for step, loss in o.curve]

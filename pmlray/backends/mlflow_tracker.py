@@ -23,6 +23,7 @@ from pmlray.backends.mlflow_runs import (
     run_name,
     run_params,
     run_tags,
+    run_times,
 )
 from pmlray.backends.mlflow_system import SystemMetrics, watch
 from pmlray.errors import TrackerAway
@@ -133,7 +134,10 @@ class MlflowTracker:
         # Without a server, MLflow would put them into whatever folder this runs in.
         served = self._uri.startswith("http")
         return self._client.create_experiment(
-            EXPERIMENT, artifact_location=None if served else artifacts.as_uri()
+            EXPERIMENT,
+            artifact_location=None if served else artifacts.as_uri(),
+            # Else the server's pages take runs with datasets for evaluations of chat models.
+            tags={"mlflow.experimentKind": "custom_model_development"},
         )
 
     def _find_parent(self, spec: Mapping[str, Any]) -> str:
@@ -178,12 +182,15 @@ class MlflowTracker:
                 return found
 
     def _log_child(self, o: Observation) -> None:
+        now = int(time.time() * 1000)
+        start, end = run_times(o, now)
         run = self._client.create_run(
             self._experiment,
+            start_time=start,
             run_name=run_name(o),
             tags=run_tags(o, self._search_id, self._parent),
         )
-        run_id, now = run.info.run_id, int(time.time() * 1000)
+        run_id = run.info.run_id
         self._client.log_batch(run_id, metrics=run_metrics(o, now), params=run_params(o))
         if (dataset := run_dataset(o, self._task)) is not None:
             self._client.log_inputs(run_id, [dataset])
@@ -191,7 +198,7 @@ class MlflowTracker:
         # A replay has none, nor has a store whose adapters were cleared away.
         if adapter is not None and adapter.is_dir():
             self._client.log_artifacts(run_id, str(adapter), ADAPTER)
-        self._client.set_terminated(run_id)
+        self._client.set_terminated(run_id, end_time=end)
 
 
 def _flat(spec: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -40,6 +40,7 @@ def test_mirrors_each_observation_once(
     ]
     observations[2] = replace(observations[2], control_delta_loss=None)
     text = {"content_hash": "abc123", "n_records": 4}
+    text |= {"finished": "2026-01-02T03:04:05+00:00", "devices": 2}
     observations[0] = replace(observations[0], provenance=observations[0].provenance | text)
     adapter = tmp_path / "adapters" / observations[0].run_key / "adapter_config.json"
     adapter.parent.mkdir(parents=True)
@@ -83,6 +84,8 @@ def test_mirrors_each_observation_once(
     assert [a.path for a in client.list_artifacts(first.info.run_id, "adapter")] == [
         "adapter/adapter_config.json"
     ]
+    assert first.info.end_time == 1767323045000
+    assert first.info.end_time - first.info.start_time == round(500 * observations[0].gpu_seconds)
     (given,) = first.inputs.dataset_inputs
     assert (given.dataset.digest, given.tags[0].value) == ("abc123", "training")
     source = json.loads(given.dataset.source)
