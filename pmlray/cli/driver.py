@@ -116,7 +116,8 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
                 "store": str(run.store),
                 "tracking_uri": run.tracking_uri,
                 "wall_seconds": wall,
-                "training_share": sum(t.training_seconds for t in new) / wall,
+                # A table's seconds are those of another day.
+                "training_share": None if table else sum(t.training_seconds for t in new) / wall,
                 **machine_facts(),
             }
             summary = report_store(run.store, facts)
