@@ -85,7 +85,7 @@ def test_the_runs_of_a_grid_have_places_of_their_own(result: SearchResult) -> No
 
 
 def test_a_token_that_fails_alone_is_told(result: SearchResult) -> None:
-    """Runs that recall everything but one token, and one run of each length that recalls nothing."""
+    """Runs that recall everything but one token, and one that recalls nothing."""
 
     def with_fault(o_p: int, index: int) -> tuple[float, ...]:
         return tuple(0.1 if i == 5 else 0.9 for i in range(o_p)) if index else (0.1,) * o_p
