@@ -23,7 +23,8 @@ def card_head(spec: SearchSpec) -> str:
         tags=[*TAGS, spec.task.kind],
         base_model_relation="adapter",
     )
-    return f"---\n{data.to_yaml()}\n---\n\n"
+    front = data.to_yaml()  # pyright: ignore[reportUnknownMemberType] - a default is untyped
+    return f"---\n{front}\n---\n\n"
 
 
 def loading(spec: SearchSpec) -> str:
