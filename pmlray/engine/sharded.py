@@ -61,9 +61,8 @@ class ScoringHead(nn.Module):
 
     def forward(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
         """Losses in nats, and whether the argmax is wrong."""
-        # Frameworks rebuild what a module returns, and know plain tuples only.
-        losses = token_losses(hidden_ND, self.weight, targets_N)
-        return losses.nll_N, losses.wrong_N
+        nll_N, wrong_N = token_losses(hidden_ND, self.weight, targets_N)
+        return nll_N, wrong_N
 
 
 def load_base(search: PreparedSearch) -> Any:
