@@ -7,6 +7,7 @@ starts, so that a killed driver leaves no running trial behind and nothing is co
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -63,7 +65,10 @@ class OptunaPoints:
             sampler=sampler,
             direction="maximize",
         )
-        self._study.set_metric_names(["delta_loss"])
+        with warnings.catch_warnings():
+            # Experimental in Optuna; it only names the objective in dashboards.
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self._study.set_metric_names(["delta_loss"])
         spec = search.spec
         about = {"task": spec.task.kind, "model": spec.model.id, "placement": spec.probe.placement}
         for name, value in about.items():

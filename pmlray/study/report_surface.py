@@ -18,7 +18,7 @@ from pmlray.study.report_law_figures import DELTA, curve_steps, fitted_points
 from pmlray.study.result import SearchResult
 from pmlray.types import Observation
 
-COLUMNS, LINES = 40, 24
+COLUMNS, LINES = 32, 18
 _BOUNDARY = "#000000"
 
 

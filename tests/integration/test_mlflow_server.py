@@ -17,6 +17,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pmlray.backends.mlflow_system import watch
@@ -113,6 +114,10 @@ def test_peft_loads_what_mlflow_gives_back(server: str, mirrored: tuple[str, Pat
     (layer,) = {n.split(".mlp.")[0] for n, _ in model.named_parameters() if "lora_A" in n}
     spec = load_spec(SearchSpec, SMOKE, ("probe.placement=down_proj",))
     assert layer.endswith(f"layers.{spec.probe.layer}")
+    given = load_file(Path(got) / "adapter_model.safetensors")
+    loaded = {n.replace(".default", ""): p for n, p in model.named_parameters() if "lora_" in n}
+    assert loaded.keys() == given.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in given.items())
     kept = mirrored[1] / run.data.tags["pmlray.run_key"]
     assert {p.name for p in Path(got).iterdir()} == {p.name for p in kept.iterdir()}
     assert {p.name for p in kept.iterdir()} > {"README.md", "adapter_config.json"}
