@@ -126,5 +126,5 @@ def test_qwen3_cached_equals_full(tmp_path: Path, tiny_folder: str, placement: s
 
 def test_another_family_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
-    with pytest.raises(ModelError, match=r"GPT2LMHeadModel is not supported.*Qwen3ForCausalLM"):
+    with pytest.raises(ModelError, match=r"GPT2LMHeadModel. is not supported.*Qwen3ForCausalLM"):
         resolve_model(str(tmp_path), None)
