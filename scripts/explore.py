@@ -21,7 +21,7 @@ search = Search.load(
     TABLES / "smollm2_phonebook.yaml",
     overrides=[
         "design={n_initial: 8, pack_size: 8}",
-        "budget.gpu_seconds=300",
+        "budget.gpu_seconds=160",
         "law.n_bootstrap=100",
     ],
     store=Path(tempfile.mkdtemp()) / "explore",
