@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pmlray
@@ -13,22 +13,19 @@ from pmlray.errors import SpecError
 MAX_UPLOAD_BYTES = 50 * 2**20
 
 
-def stage_working_dir(folder: Path, files: Mapping[str, Path]) -> int:
-    """Fill a folder for upload: pmlray's own source and the search's files, by their target names.
+def pack_working_dir(archive: Path, files: Mapping[str, Path]) -> int:
+    """Write the .zip to upload: pmlray's own source and the search's files, by their target names.
 
     A file may be a folder. The cluster then runs the very code that validated the search. Returns
     the size in bytes; SpecError when it is too large.
     """
-    source = Path(pmlray.__file__).parent
-    shutil.copytree(source, folder / "pmlray", ignore=shutil.ignore_patterns("__pycache__"))
-    for name, path in files.items():
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            shutil.copytree(path, target)
-        else:
-            shutil.copyfile(path, target)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    source = {"pmlray": Path(pmlray.__file__).parent}
+    # Ray would pack a folder without compressing it, four times as large.
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, path in _each_file({**source, **files}):
+            # Without its time: Ray knows an archive that it already has by its content.
+            packed.writestr(zipfile.ZipInfo(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
+    size = archive.stat().st_size
     if size > MAX_UPLOAD_BYTES:
         raise SpecError(
             f"the search's files are {size / 2**20:.0f} MiB; copy them with the search file to the"
@@ -36,3 +33,14 @@ def stage_working_dir(folder: Path, files: Mapping[str, Path]) -> int:
             " cluster/runtime_env.yaml -- python -m pmlray search /STORAGE/search.yaml"
         )
     return size
+
+
+def _each_file(named: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
+    """All files in these files and folders, by their names in the archive."""
+    for name, path in named.items():
+        if not path.is_dir():
+            yield name, path
+            continue
+        for below in sorted(path.rglob("*")):
+            if below.is_file() and "__pycache__" not in below.parts:
+                yield f"{name}/{below.relative_to(path).as_posix()}", below

@@ -70,7 +70,7 @@ class RayJobs:
 
     def submit(
         self,
-        working_dir: Path,
+        archive: Path,
         arguments: Sequence[str],
         *,
         search_id: str,
@@ -78,6 +78,7 @@ class RayJobs:
     ) -> str:
         """Run `python -m pmlray ARGUMENTS` on the head node; returns the submission id.
 
+        archive: a .zip, whose content is the job's working directory.
         submission_id: must be new on the cluster; by default the search's id and a number.
         """
         job = submission_id or self._next_id(search_id)
@@ -87,7 +88,7 @@ class RayJobs:
                 return self._client.submit_job(
                     entrypoint=" ".join(["python", "-m", "pmlray", *map(shlex.quote, arguments)]),
                     submission_id=job,
-                    runtime_env={"working_dir": str(working_dir), "env_vars": JOB_ENVIRONMENT},
+                    runtime_env={"working_dir": str(archive), "env_vars": JOB_ENVIRONMENT},
                     metadata={SEARCH_KEY: search_id},
                 )
             except CLUSTER_ERRORS as error:

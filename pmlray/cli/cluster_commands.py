@@ -56,7 +56,7 @@ def submit(
         if value is not None:
             arguments += [option, value]
     # Ray's client takes a second to load, which a mistake in the search should not wait for.
-    from pmlray.backends.job_upload import stage_working_dir
+    from pmlray.backends.job_upload import pack_working_dir
 
     with tempfile.TemporaryDirectory() as folder:
         files: dict[str, Path] = {}
@@ -75,8 +75,8 @@ def submit(
         if profile is not None:
             files["profile.yaml"] = profile
             arguments += ["--profile", "profile.yaml"]
-        working_dir = Path(folder) / "upload"
-        size = stage_working_dir(working_dir, files)
+        archive = Path(folder) / "upload.zip"
+        size = pack_working_dir(archive, files)
         if dry_run:
             plan = plan_search(search, settings.gpus_per_pack > 0)
             sent = {"address": cluster, "arguments": arguments, "upload_bytes": size}
@@ -88,7 +88,7 @@ def submit(
 
         jobs = RayJobs(cluster)
         job = jobs.submit(
-            working_dir,
+            archive,
             arguments,
             search_id=search_id,
             submission_id=submission_id,
