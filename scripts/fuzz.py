@@ -12,6 +12,7 @@ import argparse
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,8 @@ MOST_SECONDS = 30
 MOST_BYTES = 2048
 
 
-def fuzz(name: str, runs: int, seed: int) -> None:
-    """Feed a target with so many inputs; ends the process."""
+def fuzz(name: str, runs: int, seed: int, folder: Path) -> None:
+    """Feed a target with so many inputs, from within an empty folder; ends the process."""
     import atheris
 
     # A model's name in a search must not be asked for on the network.
@@ -36,7 +37,6 @@ def fuzz(name: str, runs: int, seed: int) -> None:
 
     from pmlray.errors import PmlrayError
 
-    folder = Path(tempfile.mkdtemp(prefix=f"pmlray-fuzz-{name}-"))
     corpus, work = folder / "corpus", folder / "work"
     corpus.mkdir()
     work.mkdir()
@@ -69,24 +69,27 @@ def main() -> None:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="default: all")
     parser.add_argument("--runs", type=int, default=100_000, help="inputs of each target")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.here:
-        fuzz(options.targets[0], options.runs, options.seed)
+    if options.folder is not None:
+        fuzz(options.targets[0], options.runs, options.seed, options.folder)
     from tests.fuzz_targets import TARGETS
 
     if unknown := set(options.targets) - set(TARGETS):
         parser.error(f"no target {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
     failed = 0
     for name in options.targets or TARGETS:
-        command = [sys.executable, __file__, name, "--here", "--runs", str(options.runs),
+        folder = tempfile.mkdtemp(prefix=f"pmlray-fuzz-{name}-")
+        command = [sys.executable, __file__, name, "--folder", folder, "--runs", str(options.runs),
                    "--seed", str(options.seed)]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
         figures = dict(re.findall(r"stat::(\w+):\s*(\d+)", done.stderr))
         n, a_second = figures.get("number_of_executed_units"), figures.get("average_exec_per_sec")
         verdict = "no crash" if done.returncode == 0 else "CRASHED"
         print(f"{name:16} {n} inputs, {a_second} a second: {verdict}", flush=True)
-        if done.returncode:
+        if done.returncode == 0:
+            shutil.rmtree(folder)
+        else:
             failed += 1
             print((done.stdout + done.stderr)[-3000:], flush=True)
     sys.exit(failed > 0)

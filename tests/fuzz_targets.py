@@ -211,7 +211,7 @@ def seeds(name: str) -> list[bytes]:
         "law_csv": [b"rank,length,delta_loss_nats,steps\n1,16,2.5,100\n", b'a,"' + b"x" * 200_000,
                     *_shipped("tests/golden/*.csv")],
         "law_jsonl": [*_json(stored), *NASTY_JSON],
-        "table": [b"\n".join(table.split(b"\n")[:16])],
+        "table": [b"\n".join(table.split(b"\n")[:12])],
         "store": [*_json(stored, failure, asdict(pack), times), *NASTY_JSON],
         "journal": [*_json({"kind": "observe", "run_keys": ["a"]}), *NASTY_JSON],
         "adapter": adapters,

@@ -72,7 +72,7 @@ def run_chaos(
             mlflow = MlflowServer(folder, postgres.url)
         uri = mlflow.uri if mlflow else f"sqlite:///{folder / 'mlflow.db'}"
         arguments = ["--store", str(store.folder), "--tracking-uri", uri]
-        driver = SearchJob(nodes, search.spec.search_id, spec, profile, arguments, folder)
+        driver = SearchJob(nodes, spec, profile, arguments)
         scene = Scene(store, nodes, driver, disk, mlflow, postgres)
         watch = Watch(store)
         account = Account(seed)

@@ -52,20 +52,16 @@ def await_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 class RayNodes:
-    """A head without CPUs and worker nodes of one CPU, with token authentication.
-
-    This process gets the token too: it speaks to the cluster's Jobs API.
-    """
+    """A head without CPUs and worker nodes of one CPU, with token authentication."""
 
     def __init__(self, folder: Path, workers: int) -> None:
         self._folder, self._n_workers = folder, workers
-        token = folder / "token"
-        token.write_text("a" * 64)
-        token.chmod(0o600)
-        access = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        os.environ.update(access)
+        self.token, kept = "a" * 64, folder / "token"
+        kept.write_text(self.token)
+        kept.chmod(0o600)
         self.environment = {
-            **access,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(kept),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
             "RAY_TMPDIR": "/tmp",
