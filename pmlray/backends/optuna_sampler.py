@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from statistics import median
@@ -41,6 +42,21 @@ from pmlray.errors import FitError
 from pmlray.law import FitOptions, Form, average_laws
 from pmlray.types import DesignPoint
 
+# Laws of a tenth more runs choose the same; fitted after every pack, they would take more time than
+# a search of hundreds of points has for them.
+FIT_ALL, FIT_GROWTH = 40, 1.1
+
+
+def fitted_size(n: int) -> int:
+    """To how many of n complete trials, the first ones, the laws are fitted that choose the next:
+    a function of n alone, so that a search that starts again chooses as if it had not stopped."""
+    if n <= FIT_ALL:
+        return n
+    size = FIT_ALL
+    while (larger := math.ceil(size * FIT_GROWTH)) <= n:
+        size = larger
+    return size
+
 
 class LawSampler(BaseSampler):
     """Chooses the trial that tells most about the law at the targets per predicted gpu_second.
@@ -51,7 +67,8 @@ class LawSampler(BaseSampler):
     `final_loss`, `supervised_tokens` and `gpu_seconds`, and returns delta_loss. Other parameters
     are drawn at random. Running trials count as measured, failed ones as measured without a result.
     `budget` is in gpu_seconds, `options` say how points count in a fit. The laws are refitted when
-    a trial has been completed, not for every choice. `settings.acquisition` may name a rival of the
+    trials have been completed, not for every choice, and beyond 40 of them once there are a tenth
+    more. `settings.acquisition` may name a rival of the
     rule; `tpe` and `gp` ask Optuna's own sampler for a large delta_loss and take the nearest open
     cell. One objective only.
 
@@ -182,7 +199,7 @@ class LawSampler(BaseSampler):
             t for t in trials if t.state == TrialState.COMPLETE and np.isfinite(t.values[0])
         ]
         if self._settings.acquisition in LAW_RULES:
-            self._refit(complete)
+            self._refit(complete[: fitted_size(len(complete))])
         cost = self._cost.learn(
             (
                 point_of(t),
@@ -193,8 +210,10 @@ class LawSampler(BaseSampler):
             if "gpu_seconds" in t.user_attrs
         )
         done = {t.number for t in complete}
+        # What was measured since the last fit counts as what is being measured does.
+        fitted = done - {t.number for t in complete[fitted_size(len(complete)) :]}
         chosen = {
-            t.number: ChosenRun(point_of(t), replicate_of(t), t.number in done) for t in trials
+            t.number: ChosenRun(point_of(t), replicate_of(t), t.number in fitted) for t in trials
         }
         running = [t for t in trials if not t.state.is_finished()]
         pending = pending_seconds(cost, [chosen[t.number] for t in running])

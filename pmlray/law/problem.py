@@ -150,33 +150,42 @@ class Problem:
         dc = (dg'.y' - 2 c g'.dg') / g'.g' and dr = -(dc g' + c dg'). The prior of the offset is one
         more point with g = 0; the priors of the exponents are appended below r.
         """
+        c, offset, r, (g, gc, gg, yc, k, kk) = self.fit_linear(e_BK, targets, rows)
+        columns = self.exponent_columns
+        dg = g[:, :, None] * np.vstack([self.x_NK, np.zeros(len(columns))])
+        dg_mean = np.einsum("bn,bnk->bk", k, dg) / kk
+        dgc = dg - k[:, :, None] * dg_mean[:, None, :]
+        dc = (np.einsum("bnk,bn->bk", dgc, yc) - 2 * c * np.einsum("bnk,bn->bk", dgc, gc)) / gg
+        jac = -(dc[:, None, :] * gc[:, :, None] + c[:, :, None] * dgc)
+        if targets.prior_weight > 0:
+            pull = targets.prior_weight / self.prior_sd_P[columns]
+            rows_of_prior = np.broadcast_to(np.diag(pull), (rows.size, *(len(columns),) * 2))
+            jac = np.concatenate([jac, rows_of_prior], axis=1)
+        return c[:, 0], offset, r, jac
+
+    def fit_linear(
+        self, e_BK: FloatArray, targets: Targets, rows: IntArray
+    ) -> tuple[FloatArray, FloatArray, FloatArray, tuple[FloatArray, ...]]:
+        """c (B, 1), offset (B,) and r of `project`, and its g, g', g'.g', y', k and k.k: without
+        the derivatives, which are most of its work."""
         root_w, y = targets.root_w_BN[rows], targets.y_BN[rows]
         prior = targets.prior_BP[rows]
         columns = self.exponent_columns
         pull = targets.prior_weight / self.prior_sd_P
         zero = np.zeros((rows.size, 1))
         g = np.hstack([root_w * np.exp(e_BK @ self.x_NK.T), zero])
-        dg = g[:, :, None] * np.vstack([self.x_NK, np.zeros(len(columns))])
         k = np.hstack([root_w, zero + pull[3]])
         wy = np.hstack([root_w * y, pull[3] * prior[:, 3:4]])
         kk = np.einsum("bn,bn->b", k, k)[:, None]
         g_mean = np.einsum("bn,bn->b", k, g)[:, None] / kk
         y_mean = np.einsum("bn,bn->b", k, wy)[:, None] / kk
-        dg_mean = np.einsum("bn,bnk->bk", k, dg) / kk
         gc, yc = g - k * g_mean, wy - k * y_mean
-        dgc = dg - k[:, :, None] * dg_mean[:, None, :]
         gg = np.einsum("bn,bn->b", gc, gc)[:, None] + TINY
         c = np.einsum("bn,bn->b", gc, yc)[:, None] / gg
-        dc = (np.einsum("bnk,bn->bk", dgc, yc) - 2 * c * np.einsum("bnk,bn->bk", dgc, gc)) / gg
-        jac = -(dc[:, None, :] * gc[:, :, None] + c[:, :, None] * dgc)
         r = yc - c * gc
         if targets.prior_weight > 0:
             r = np.hstack([r, pull[columns] * (e_BK - prior[:, columns])])
-            rows_of_prior = np.broadcast_to(
-                np.diag(pull[columns]), (rows.size, *(len(columns),) * 2)
-            )
-            jac = np.concatenate([jac, rows_of_prior], axis=1)
-        return c[:, 0], (y_mean - c * g_mean)[:, 0], r, jac
+        return c, (y_mean - c * g_mean)[:, 0], r, (g, gc, gg, yc, k, kk)
 
     def _residuals(
         self, theta_BP: FloatArray, rows: IntArray, targets: Targets

@@ -85,7 +85,8 @@ def _best(problem: Problem, targets: Targets, n: int) -> FloatArray:
     grids = [EXPONENT_GRID, EXPONENT_GRID] + [BUDGET_GRID] * problem.fits_budget
     grid = np.array(list(product(*grids)))
     the_only_one = np.zeros(len(grid), dtype=np.int64)
-    amplitude, offset, r, _ = problem.project(grid, targets, the_only_one)
+    c, offset, r, _ = problem.fit_linear(grid, targets, the_only_one)
+    amplitude = c[:, 0]
     usable = np.flatnonzero(amplitude > 0)
     order = usable[np.argsort(np.sum(r[usable] ** 2, axis=1), kind="stable")][:n]
     theta = np.zeros((order.size, problem.n_params))

@@ -8,6 +8,8 @@ from typing import get_args
 
 import optuna
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.samplers import BaseSampler
 from optuna.testing.pytest_samplers import (
     BasicSamplerTestCase,
@@ -15,7 +17,7 @@ from optuna.testing.pytest_samplers import (
     SingleOnlySamplerTestCase,
 )
 
-from pmlray.backends.optuna_sampler import LawSampler
+from pmlray.backends.optuna_sampler import FIT_ALL, LawSampler, fitted_size
 from pmlray.design import Acquisition, CostModel, DesignSettings, DesignSpace
 from pmlray.types import DesignPoint
 from tests.fakes import TRUE_LAW
@@ -144,3 +146,39 @@ def test_a_study_on_sqlite_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert [[t.params[p] for p in law_params] for t in study.trials] == [
         [t.params[p] for p in law_params] for t in alone.trials
     ]
+
+
+@given(st.integers(0, 2000))
+def test_laws_that_choose_lack_less_than_a_tenth_of_what_is_known(n: int) -> None:
+    size = fitted_size(n)
+    assert size == n if n <= FIT_ALL else size <= n < 1.1 * size + 1
+    # They stay as they are until then, whenever a search was started.
+    assert all(fitted_size(m) == size for m in range(size, n + 1))
+
+
+def test_a_long_search_fits_its_laws_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pmlray.backends import optuna_sampler
+
+    fitted: list[int] = []
+    original = optuna_sampler.law_data_of
+    monkeypatch.setattr(
+        optuna_sampler, "law_data_of", lambda trials: fitted.append(len(trials)) or original(trials)
+    )
+    cells = tuple(DesignPoint(r, n, 100) for r in (1, 2, 4, 8) for n in (32, 64, 128, 256))
+    space = DesignSpace(cells, tuple((s, 0) for s in range(6)))
+    settings = DesignSettings(4, 0.2, (DesignPoint(8, 256, 100),))
+    own = LawSampler(space, settings, ("power",), COST, 1e9)
+    study = optuna.create_study(sampler=own, direction="maximize")
+    for i, cell in enumerate(cells * 3):
+        law = float(TRUE_LAW.predict(cell.lora_rank, cell.seq_len, 100))
+        params = {"lora_rank": cell.lora_rank, "seq_len": cell.seq_len, "train_steps": 100}
+        study.add_trial(
+            optuna.trial.create_trial(
+                value=law,
+                params={**params, "sequence_id": i // len(cells), "seed": 0},
+                distributions=own.distributions,
+                user_attrs={"base_loss": 12.0, "final_loss": 12.0 - law},
+            )
+        )
+    chosen = [study.ask(fixed_distributions=own.distributions).params for _ in range(2)]
+    assert chosen[0] != chosen[1] and fitted == [44]

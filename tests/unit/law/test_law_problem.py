@@ -50,6 +50,9 @@ def test_the_linear_part_is_weighted_least_squares() -> None:
     problem, targets = problem_and_targets(0.0, True)
     e = np.array([[0.5, 0.7, 0.2], [0.9, 0.3, 0.1], [0.4, 0.6, 0.3]])
     amplitude, offset, residual, _ = problem.project(e, targets, ROWS)
+    c, same_offset, same_residual, _ = problem.fit_linear(e, targets, ROWS)
+    assert np.array_equal(c[:, 0], amplitude) and np.array_equal(same_offset, offset)
+    assert np.array_equal(same_residual, residual[:, : same_residual.shape[1]])
     for b in ROWS:
         columns = np.stack([np.exp(problem.x_NK @ e[b]), np.ones(14)], axis=1)
         w = targets.root_w_BN[b]
