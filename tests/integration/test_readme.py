@@ -23,6 +23,8 @@ RUN = (
     "pmlray doctor",
     "pmlray validate searches/quickstart.yaml",
     "pmlray plan searches/long_context_qwen3_8b.yaml",
+    "pmlray init mine.yaml --task phonebook --model smollm2-135m",
+    "pmlray watch runs/smoke",
     "pmlray fit runs/smoke --target 8,512",
     "pmlray report runs/smoke",
     "pmlray search searches/tables/smollm2_phonebook.yaml --replay"
