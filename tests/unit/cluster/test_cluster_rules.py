@@ -137,7 +137,8 @@ class Slurm:
         srun = 'case "$*" in *hostname*) echo 10.0.0.1 fe80::1;; *) exec sleep 60;; esac'
         stub(tools, "srun", f"{note}\n{srun}")
         stub(tools, "scontrol", f"{note}\n[[ $1 != show ]] || printf 'n1\\nn2\\nn3\\n'")
-        stub(tools, "ray", "")
+        # A head answers once it was started, in the background too.
+        stub(tools, "ray", f"[[ $1 != status ]] || grep -q -- --head {self.calls}")
         # The last step is started in the background, and may be a moment behind.
         stub(tools, "python", f"{note}\nuntil grep -q n2,n3 {self.calls}; do :; done\n{python}")
         self.environment = {
