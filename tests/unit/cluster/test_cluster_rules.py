@@ -138,7 +138,9 @@ class Slurm:
         stub(tools, "srun", f"{note}\n{srun}")
         stub(tools, "scontrol", f"{note}\n[[ $1 != show ]] || printf 'n1\\nn2\\nn3\\n'")
         # A head answers once it was started, in the background too.
-        stub(tools, "ray", f"[[ $1 != status ]] || grep -q -- --head {self.calls}")
+        stub(
+            tools, "ray", f"[[ $1 != status ]] || until grep -q -- --head {self.calls}; do :; done"
+        )
         # The last step is started in the background, and may be a moment behind.
         stub(tools, "python", f"{note}\nuntil grep -q n2,n3 {self.calls}; do :; done\n{python}")
         self.environment = {
