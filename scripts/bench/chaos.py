@@ -15,6 +15,7 @@ import argparse
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,14 +66,15 @@ def run_chaos(
     disk = SmallDisk(folder / "disk")
     store = FileStore(disk.folder / "store")
     nodes = RayNodes(folder, workers=2)
-    postgres = mlflow = None
+    postgres = mlflow = driver = None
     try:
         if find_binaries() is not None:
             postgres = Postgres(Path(f"{folder}-pg"))
             mlflow = MlflowServer(folder, postgres.url)
         uri = mlflow.uri if mlflow else f"sqlite:///{folder / 'mlflow.db'}"
-        arguments = ["--store", str(store.folder), "--tracking-uri", uri]
-        driver = SearchJob(nodes, spec, profile, arguments)
+        arguments = [str(spec), "--profile", str(profile), "--store", str(store.folder),
+                     "--tracking-uri", uri]  # fmt: skip
+        driver = SearchJob(nodes, arguments)
         scene = Scene(store, nodes, driver, disk, mlflow, postgres)
         watch = Watch(store)
         account = Account(seed)
@@ -84,6 +86,10 @@ def run_chaos(
             check=True, timeout=RECOVERY_LIMIT, capture_output=True,
         )  # fmt: skip
         return account.settle(search, scene, watch, uri, folder / "undisturbed", driver.starts)
+    except RuntimeError:
+        if driver is not None:
+            say(driver.log()[-3000:])
+        raise
     finally:
         if mlflow is not None:
             mlflow.kill()
@@ -105,7 +111,7 @@ def _meet_faults(
 ) -> None:
     rng = random.Random(account.seed)
     order: list[str] = []
-    _until(watch.has_progressed, "the search did not begin")
+    _until(lambda: driver.has_finished() or watch.has_progressed(), "the search did not begin")
     while len(account.faults) < n_faults and not driver.has_finished():
         if not order:
             order = rng.sample(kinds, len(kinds))
@@ -152,6 +158,8 @@ def main() -> None:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    # Whoever ends this ends the servers with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="pmlray-chaos-", dir="/tmp"))
     try:
         found = run_chaos(folder, options.faults, options.seed, options.steps, options.kinds, say)

@@ -66,8 +66,6 @@ class RayNodes:
             "RAY_worker_niceness": "0",
             "RAY_TMPDIR": "/tmp",
             "OMP_NUM_THREADS": "1",
-            # As in an activated environment: a job's `python` is found on the head's path.
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             # A node is told dead after 10 s without an answer instead of after 30.
             "RAY_health_check_failure_threshold": "3",
         }
