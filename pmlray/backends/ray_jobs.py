@@ -29,6 +29,8 @@ JOB_ENVIRONMENT = {
 # A cluster that has just started answers before the agent that starts jobs is there.
 NO_AGENT = "No available agent"
 AGENT_SECONDS, RETRY_SECONDS = 60, 0.5
+# Ray's REST interface tells of a job's end only when it is asked.
+POLL_SECONDS = 0.5
 SEARCH_KEY = "pmlray.search_id"
 # What Ray's client, requests and aiohttp raise when a cluster cannot be reached or refuses.
 CLUSTER_ERRORS = (OSError, RuntimeError, ValueError, aiohttp.ClientError, AuthenticationError)
@@ -180,7 +182,7 @@ class RayJobs:
         deadline = time.monotonic() + seconds
         details: JobDetails = self._client.get_job_info(job)
         while not details.status.is_terminal() and time.monotonic() < deadline:
-            time.sleep(0.5)
+            time.sleep(POLL_SECONDS)
             details = self._client.get_job_info(job)
         return details
 

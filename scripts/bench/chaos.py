@@ -116,6 +116,7 @@ def _meet_faults(
         if not order:
             order = rng.sample(kinds, len(kinds))
         kind = order.pop()
+        # The random moment of the fault, which is what is tested.
         time.sleep(rng.uniform(0.0, 2.0))
         unsaved, workers, began = watch.unsaved_seconds(), scene.workers(), time.monotonic()
         if not FAULTS[kind](scene):
