@@ -15,6 +15,9 @@ from pmlray.study.size import Wanted
 from pmlray.study.size_loss import NeededLoss, needed_loss
 from pmlray.types import DesignPoint, Observation
 
+# Standard deviation of the log of one run's final loss where most but not all is recalled
+# (README.md, "Sizing 300 facts"): RUN_NOISE_PLACEHOLDER
+RUN_NOISE = 0.57
 # The rank that reaches a delta_loss at (l, T), as `Law.invert_rank`.
 Invert = Callable[[float, float, float], float]
 
@@ -95,37 +98,52 @@ def needed_rank(
 
     whole: runs at the point's l and T. The one whose loss is nearest to that needed anchors the
     law: each sample says by what factor the rank must change from there, and what it misses about
-    all of these runs cancels. That run's own noise is not in the interval; the doubt about the
-    needed loss is. Without such a run, or where the law says nothing of it, the law alone.
+    all of these runs cancels. Without such a run, or where the law says nothing of it, the law
+    alone. The interval holds the doubt about the law and about the needed loss, and the noise of
+    single runs: of the one that is to be trained, and of the one that anchors.
     """
     assert law.average_samples is not None, "the law needs a target to size at"
     average, at = law.average, (float(point.seq_len), float(point.train_steps))
     laws = [
         fit.law.with_params(params) for fit, drawn in law.average_samples.parts for params in drawn
     ]
+    # The seed is fixed, so that the same runs give the same answer.
+    noise = RUN_NOISE * np.random.default_rng(0).standard_normal((2, len(laws)))
     losses = np.resize(needed.draws, len(laws)).tolist()
 
-    def alone(invert: Invert, loss: float) -> float:
-        return invert(*at, average.base_loss - loss)
+    def alone(invert: Invert, loss: float, noise: tuple[float, float]) -> float:
+        return invert(*at, average.base_loss - _with_noise(loss, noise[0], average.base_loss))
 
     anchor = min(whole, key=lambda o: abs(math.log(o.final_loss / needed.value)), default=None)
 
-    def rescaled(invert: Invert, loss: float) -> float:
+    def rescaled(invert: Invert, loss: float, noise: tuple[float, float]) -> float:
         assert anchor is not None
         # By its final loss: the base losses of subsets differ a little from that of the whole.
-        at_anchor = alone(invert, anchor.final_loss)
+        at_anchor = alone(invert, anchor.final_loss, (noise[1], 0.0))
         if not 0.0 < at_anchor < math.inf:
             return math.nan
-        return anchor.point.lora_rank * alone(invert, loss) / at_anchor
+        return anchor.point.lora_rank * alone(invert, loss, noise) / at_anchor
 
     for told in (rescaled, alone) if anchor is not None else (alone,):
-        value = told(average.invert_rank, needed.value)
-        drawn = [told(one.invert_rank, loss) for one, loss in zip(laws, losses, strict=True)]
+        value = told(average.invert_rank, needed.value, (0.0, 0.0))
+        drawn = [
+            told(one.invert_rank, loss, (own, of_anchor))
+            for one, loss, own, of_anchor in zip(laws, losses, *noise.tolist(), strict=True)
+        ]
         known = np.sort([rank for rank in drawn if not math.isnan(rank)])
         if known.size and not math.isnan(value):
             break
     edge = int((1.0 - level) / 2.0 * (known.size - 1))
     return Estimate(value, float(known[edge]), float(known[known.size - 1 - edge]))
+
+
+def _with_noise(loss: float, noise: float, base_loss: float) -> float:
+    """A loss whose odds, as a share of the base loss, are e^noise times: for a small loss its log
+    moves by that, and none leaves the range that a run can end in."""
+    if noise == 0.0 or not 0.0 < loss < base_loss:
+        return loss
+    odds = loss / (base_loss - loss) * math.exp(noise)
+    return base_loss * odds / (1.0 + odds)
 
 
 def next_rank(rank: int, choice: Choice, largest: int) -> int | None:

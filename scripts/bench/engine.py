@@ -1,6 +1,7 @@
 """The engine beside what people use instead: speed, memory, start-up, and a whole law.
 
     python scripts/bench/engine.py [--quick] [--json] [--law measured|estimated|none]
+        [--keep FILE [--parts N]]
 
 All ways do the same work (tests/integration/test_bench_engine.py compares the trained weights):
 LoRA on down_proj of one layer, AdamW clipped at 1, linear decay, no dropout, the same records in
@@ -9,6 +10,9 @@ optimiser state in bf16, DeepSpeed in bf16 with fp32 masters, the others in fp32
 a rectangle and score all positions. A rival trains one adapter in a process, so its rate stands
 beside every size of pmlray's packs. On a GPU the bases are Qwen3-8B's and Llama-3.1-8B's
 configurations with random weights, started anew each round.
+
+All of it takes hours. With --keep every part (the ways on one work, or the law by one way) is kept
+in a file once it is measured, and the same command goes on from there; --parts ends a sitting.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,6 +32,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pmlray.config.models import SMOLLM2
+from scripts.bench.kept_parts import KeptParts, SittingOver
 from scripts.bench.shares import machine
 from scripts.bench.speed_cells import RIVALS, Plan, growth, measure_group, ratios
 from scripts.bench.speed_law import (
@@ -60,13 +67,14 @@ def works(quick: bool, on_gpu: bool) -> list[Work]:
 
 
 def law_figures(
-    cells: Sequence[dict[str, Any]], points: Sequence[Work], measured: bool
+    cells: Sequence[dict[str, Any]], points: Sequence[Work], measured: bool, kept: KeptParts
 ) -> list[dict[str, Any]]:
     """The whole job by each way, what is measured apart from what is estimated."""
     found = []
     for way in ("pmlray", *RIVALS):
         if measured and way in MEASURED_WAYS:
-            found.append(measured_law(way, points))
+            key = f"law of {len(points)} points on {points[0].model} by {way}"
+            found.append(kept.measured(key, partial(measured_law, way, points)))
         else:
             own = [
                 cell for cell in cells if cell["way"] == way and cell["status"] == "measured"
@@ -93,29 +101,29 @@ def _cost_from(cells: Sequence[dict[str, Any]]) -> Any:
     return seconds
 
 
-def run(quick: bool, law: str) -> dict[str, Any]:
-    """Measure everything."""
+def run(quick: bool, law: str, file: Path | None, parts: int | None) -> dict[str, Any]:
+    """Measure everything that the file does not hold; SittingOver after so many parts."""
     on_gpu = torch.cuda.is_available()
+    about = machine()
+    about["versions"] |= {package: version(package) for package in VERSIONED}
+    about["device"] = torch.cuda.get_device_name() if on_gpu else "CPU"
+    about["threads"] = torch.get_num_threads()
     plan = Plan(repeats=5, block_seconds=0.25 if quick else 1.0, resident=not on_gpu)
     packs = (1, 8) if quick else (1, 8, 32)
+    kept = KeptParts(file, {**about, **asdict(plan), "packs": list(packs)}, parts)
     cells: list[dict[str, Any]] = []
     todo = works(quick, on_gpu)
     for i, work in enumerate(todo, start=1):
         print(f"{i}/{len(todo)}: {work}", file=sys.stderr)
-        cells += measure_group(work, packs, plan)
+        cells += kept.measured(str(work), partial(measure_group, work, packs, plan))
     # The quick one has a single length and rank, whose cost stands for all ranks.
     lengths, ranks = ((50,), (1, 2, 4, 8, 16, 32)) if quick else ((50, 500), LAW_RANKS)
     jobs = []
     for model in dict.fromkeys(work.model for work in todo) if law != "none" else ():
         points = law_points(model, lengths, ranks)
-        jobs += law_figures(cells, points, law == "measured")
-    about = machine()
-    about["versions"] |= {package: version(package) for package in VERSIONED}
-    device = torch.cuda.get_device_name() if on_gpu else "CPU"
+        jobs += law_figures(cells, points, law == "measured", kept)
     return {
         **about,
-        "device": device,
-        "threads": torch.get_num_threads(),
         "seed": todo[0].seed,
         "repeats": plan.repeats,
         "cells": [*cells, MULTI_ADAPTER],
@@ -178,9 +186,17 @@ def main() -> None:
     options.add_argument("--quick", action="store_true", help="two works, about two minutes")
     options.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options.add_argument("--law", choices=("measured", "estimated", "none"))
+    options.add_argument("--keep", type=Path, help="file of the parts measured so far")
+    options.add_argument("--parts", type=int, help="end after so many; goes with --keep")
     chosen = options.parse_args()
+    if chosen.parts is not None and chosen.keep is None:
+        options.error("--parts without --keep would throw away what is measured; name a file")
     law = chosen.law or ("estimated" if chosen.quick else "measured")
-    found = run(chosen.quick, law)
+    try:
+        found = run(chosen.quick, law, chosen.keep, chosen.parts)
+    except SittingOver as next_part:
+        print(f"to go on with: {next_part}", file=sys.stderr)
+        return
     print(json.dumps(found, indent=2) if chosen.json else table(found))
 
 
