@@ -164,23 +164,39 @@ def worthwhile_runs(device: Device | None, run: Load, train_steps: int, known_ru
 
 
 def deal_out(
-    groups: Sequence[Load], n_devices: int, holds: Callable[[int, int, int], bool]
+    groups: Sequence[Load],
+    n_devices: int,
+    holds: Callable[[int, int, int], bool],
+    busy: Sequence[float] = (),
 ) -> tuple[tuple[int, ...], ...]:
     """Groups of runs as packs, by index: one a device, more where they do not fit.
 
-    holds: whether a pack of so many runs, rows and positions may be. Longest first, each to the
-    pack that ends first (Graham 1969, DOI 10.1137/0117039): where all fits, no pack takes more than
-    4/3 of the best possible. A group that fits nowhere stands alone. Packs, and groups in a pack,
-    keep the order of the groups.
+    holds: whether a pack of so many runs, rows and positions may be; busy: device-seconds of the
+    packs that some of the devices train already. Longest first, each to the device that ends first
+    (Graham 1969, DOI 10.1137/0117039): where all fits and none is busy, no pack takes more than 4/3
+    of the best possible. What falls to a busy device is left out, to be dealt out again when it
+    asks. A group that fits nowhere stands alone. Packs, and groups in a pack, keep the order of the
+    groups.
     """
     order = sorted(range(len(groups)), key=lambda i: -groups[i].seconds)
     packs: list[list[int]] = []
+    ends = list(busy)
+
+    def taken(pack: Sequence[int]) -> float:
+        return sum(groups[j].seconds for j in pack)
+
     for i in order:
         fitting = [p for p in packs if holds(*_together([groups[j] for j in (*p, i)]))]
-        if len(packs) < n_devices or not fitting:
+        least = min(fitting, key=taken, default=None)
+        soonest = min(ends, default=math.inf)
+        if len(packs) + len(busy) < max(n_devices, len(busy) + 1):
+            packs.append([i])
+        elif soonest < (math.inf if least is None else taken(least)):
+            ends[ends.index(soonest)] += groups[i].seconds
+        elif least is None:
             packs.append([i])
         else:
-            min(fitting, key=lambda p: sum(groups[j].seconds for j in p)).append(i)
+            least.append(i)
     return tuple(sorted(tuple(sorted(p)) for p in packs))
 
 

@@ -53,6 +53,7 @@ class Arena:
         self._round = 1 + max(rounds, default=-1)
         self._times = list(store.times())
         self._n_devices = 1
+        self._out: dict[str, Pack] = {}
         tracker.observe(self._observations.values())
 
     def spread_over(self, n_devices: int) -> None:
@@ -66,10 +67,16 @@ class Arena:
                 f"{self._failed_packs} packs failed one after another; the store's failures folder"
                 " says why. What is finished is kept: mend the cause and start again"
             )
-        if self._cut_off:
-            return self._cut_off.pop(0)
-        runs = self._missing(self.tuning_runs())
-        if not runs and not self._pending:
+        pack = self._cut_off.pop(0) if self._cut_off else self._new_pack()
+        if pack is not None:
+            self._out[pack.pack_id] = pack
+            self._announce(self.progress())
+        return pack
+
+    def _new_pack(self) -> Pack | None:
+        tuning = self.tuning_runs()
+        runs = self._missing(tuning)
+        if not runs and not any(run.run_key in self._pending for run in tuning):
             runs = self._missing(self.compared_runs())
         if not runs:
             return None
@@ -79,11 +86,11 @@ class Arena:
         self._store.put_plan(pack)
         self._round += 1
         self._pending |= {run.run_key for run in pack.runs}
-        self._announce(self.progress())
         return pack
 
     def absorb(self, result: PackResult) -> None:
         """Take in what came of a pack."""
+        self._out.pop(result.pack.pack_id, None)
         self._pending -= {run.run_key for run in result.pack.runs}
         self._store.put_times(result.times)
         self._times.append(result.times)
@@ -156,14 +163,16 @@ class Arena:
         )
 
     def _whole_texts(self, runs: Sequence[PlannedRun]) -> Draft:
-        """The next pack's: all that is missing of some texts, a device's share of what is left."""
+        """The next pack's: all that is missing of some texts, as much of what is left as falls to
+        a device without a pack."""
         texts: dict[tuple[DesignPoint, int, int], list[PlannedRun]] = {}
         for run in runs:
             texts.setdefault((run.point, run.sequence_id, run.seed), []).append(run)
         cost = first_cost(self._search, gpu=False)
         device = known_device(self._observations.values(), self._times, cost)
         most = FIRST_PACK_RUNS if device is None else None
-        return packs_of(list(texts.values()), self._n_devices, device, cost, most)[0]
+        out = [pack.runs for pack in self._out.values()]
+        return packs_of(list(texts.values()), self._n_devices, device, cost, most, out)[0]
 
     def _missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
         """Those of the first budget of which any are missing."""

@@ -61,15 +61,17 @@ def packs_of(
     device: Device | None,
     cost: CostModel,
     most_runs: int | None = None,
+    out: Sequence[Sequence[PlannedRun]] = (),
 ) -> tuple[Draft, ...]:
     """Groups of runs that stay together, as the runs of one pack a device, or of more, each with
-    the room that it has there."""
+    the room that it has there; without what is better left to the devices that have packs `out`."""
 
     def holds(runs: int, rows: int, positions: int) -> bool:
         few = most_runs is None or runs <= most_runs
         return few and (device is None or ROOMFULS * device.share_held(rows, positions) >= 1)
 
-    dealt = deal_out([load_of(group, cost) for group in groups], n_devices, holds)
+    busy = [load_of(runs, cost).seconds for runs in out]
+    dealt = deal_out([load_of(group, cost) for group in groups], n_devices, holds, busy)
     packs = [tuple(run for i in pack for run in groups[i]) for pack in dealt]
     return tuple((runs, room_for(runs, device, cost)) for runs in packs)
 

@@ -207,3 +207,16 @@ def test_a_pack_is_no_larger_than_its_device() -> None:
     device = Device(1.0, 1e-5, 60, 0, 0, 10**6, 10**9, 1000, 10**6)
     assert worthwhile_runs(device, Load(1, 1, 100, 1.0), 100, 500) == 8
     assert worthwhile_runs(device, Load(1, 1, 10**4, 1.0), 100, 500) == 1
+
+
+def test_what_a_busy_device_will_do_sooner_is_left_to_it() -> None:
+    groups = [Load(1, 1, 10, 10.0) for _ in range(6)]
+
+    def holds(runs: int, rows: int, positions: int) -> bool:
+        return True
+
+    # Of three devices one has 30 s to go, one is nearly done; the third takes what ends soonest.
+    assert [len(p) for p in deal_out(groups, 3, holds, busy=[30.0, 0.0])] == [3]
+    assert deal_out(groups, 3, holds, busy=[100.0, 100.0]) == (tuple(range(6)),)
+    # With as many packs out as devices, one that asks has just become free.
+    assert len(deal_out(groups, 1, holds, busy=[0.0])) == 1

@@ -154,5 +154,26 @@ def test_without_a_pack_size_whole_texts_are_dealt_out_over_devices(
     assert len(runner.ran) == len(set(runner.ran)) == arena.n_runs
     compared = [{run.sequence_id for run in pack.runs} for pack in seen]
     compared = [texts for texts in compared if max(texts) < 100]
-    # Half of what is left, rounded up, and half of that.
-    assert [len(texts) for texts in compared] == [3, 1, 1] * 2
+    # One pack a device: half of the texts, rounded up, and the others.
+    assert [len(texts) for texts in compared] == [3, 2] * 2
+
+
+def test_devices_train_packs_side_by_side_once_the_rates_are_tuned(
+    prepared: Callable[..., Prepared], tmp_path: Path
+) -> None:
+    arena, store = start(prepared("pack_size=3", "sequences=[0, 1, 2]"), tmp_path)
+    arena.spread_over(2)
+    runner = TunedRunner(store)
+    first = [arena.next_pack()]
+    while (pack := arena.next_pack()) is not None:
+        first.append(pack)
+    # The comparison's rates are those that the tuning runs tell, all of them.
+    assert {run.sequence_id for pack in first if pack for run in pack.runs} == {100}
+    for pack in first[:-1]:
+        assert pack is not None
+        arena.absorb(runner.run(pack))
+        assert arena.next_pack() is None
+    assert first[-1] is not None
+    arena.absorb(runner.run(first[-1]))
+    side_by_side = [arena.next_pack(), arena.next_pack()]
+    assert all(p and p.runs[0].sequence_id < 100 for p in side_by_side)
