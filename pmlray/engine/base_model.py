@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pmlray.config.models import ARCHITECTURES, ModelSource, geometry_from_config
 from pmlray.config.search_spec import Probe
+from pmlray.engine.frozen_norm import FrozenRMSNorm, freeze_norms
 from pmlray.engine.row_attention import ROW_ATTENTION, RowGroups
 from pmlray.errors import ModelError
 
@@ -164,6 +165,9 @@ def load_base_model(
     check_layer(probe, model.config.num_hidden_layers)
     model.requires_grad_(False)
     model.eval()
+    if device.type == "cpu":
+        freeze_norms(model.model.layers[probe.layer + 1 :])
+        model.model.norm = FrozenRMSNorm(model.model.norm)
     return BaseModel(model.to(device), tokenizer, probe)
 
 

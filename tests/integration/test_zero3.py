@@ -44,7 +44,7 @@ def train(config):
     from pmlray.backends import zero3
     from pmlray.engine import head
     # Less than the logits of a record: they are made in chunks.
-    head.MAX_LOGITS_BYTES = 4 * 4 * 258
+    head.CPU_LOGITS_BYTES = 4 * 4 * 258
     # The tiny model's matrices are to be sharded too.
     zero3.SMALL_WEIGHTS, zero3.STEPS_BETWEEN_CHECKPOINTS = 4096, 2
     store, take = Path(config["plan"].store), zero3.ShardedRun._take_step
