@@ -46,17 +46,20 @@ class Pace:
         running = "" if now.n_running is None else f", {now.n_running} running"
         failed = "" if now.n_failed is None else f", {now.n_failed} failed"
         left = "" if now.left is None else f", {now.left:.0f} left in this phase"
+        if now.left is not None and now.needed < now.left:
+            left += f", whose open runs take {now.needed:.0f}"
         counts = f"{now.phase}: {now.n_done} done{running}{failed}"
         return f"{counts}; {now.spent:.0f} gpu_seconds spent{left}"
 
     def _eta(self, now: Standing) -> str:
-        """At most, since the law may be known well enough before the budget is spent."""
+        """At most, since the law may be known well enough before the budget is spent, or its last
+        point measured."""
         assert self._began is not None
         began, spent_then = self._began
         elapsed, spent = self.clock() - began, now.spent - spent_then
-        if now.left is None or spent <= 0 or elapsed <= 0:
+        if now.most_left is None or spent <= 0 or elapsed <= 0:
             return ""
-        minutes, seconds = divmod(int(now.left * elapsed / spent), 60)
+        minutes, seconds = divmod(int(now.most_left * elapsed / spent), 60)
         hours, minutes = divmod(minutes, 60)
         clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
         return f", ETA at most {clock}"

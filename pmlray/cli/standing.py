@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +19,9 @@ class Standing:
     """One moment of a study. Counts are of runs, amounts gpu_seconds; None where it is not told.
 
     `law` is the fitted law in one line, `known` the largest half-width of the 90 % interval at a
-    target as a share of the prediction, None while nothing can tell it. `packs`: a line for each of
-    the runs that train, and why they do.
+    target as a share of the prediction, None while nothing can tell it. `running`: a line for each
+    of the runs that train, and why they do. `left` is of the phase's budget; `needed` is what its
+    runs without a result would take.
     """
 
     phase: str
@@ -31,12 +33,19 @@ class Standing:
     law: str | None
     known: float | None
     running: tuple[str, ...] = ()
+    needed: float = math.inf
+
+    @property
+    def most_left(self) -> float | None:
+        """What this phase still takes at most: it ends with its budget or its runs."""
+        return None if self.left is None else min(self.left, self.needed)
 
     @property
     def share_spent(self) -> float | None:
-        """Of the budget of this phase, as far as what is left tells it."""
-        whole = self.spent + (self.left or 0.0)
-        return None if self.left is None or whole <= 0 else self.spent / whole
+        """Of what this phase takes at most."""
+        most = self.most_left
+        whole = self.spent + (most or 0.0)
+        return None if most is None or whole <= 0 else self.spent / whole
 
 
 def standing_of(progress: Progress) -> Standing:
@@ -54,6 +63,7 @@ def standing_of(progress: Progress) -> Standing:
         law=describe_law(law) if fits else None,
         known=None if law is None else law.known_interval,
         running=describe_runs(progress.running),
+        needed=progress.gpu_seconds_open,
     )
 
 

@@ -8,6 +8,7 @@ from pmlray.config.search_spec import SearchSpec
 from pmlray.law import LawSummary
 from pmlray.ports import ObservationStore
 from pmlray.study.law_search import Progress
+from pmlray.study.remaining import measured_cost, open_seconds
 from pmlray.study.result import REFIT_GROWTH, fit_observations, refit_is_due
 from pmlray.types import Phase
 
@@ -28,14 +29,18 @@ class FollowedSearch:
         packs = self.store.unfinished()
         running = tuple(r for pack in packs for r in pack.runs if r.run_key not in ended)
         of_law = [o for o in observations if o.phase == "law"]
-        if refit_is_due(len(of_law), self._n_fitted, 1.0 if final else REFIT_GROWTH):
-            self._law, self._n_fitted = fit_observations(self.spec, of_law), len(of_law)
         memft = len(of_law) < len(observations) or any(r.phase == "memft" for r in running)
+        # The search itself fits the law to all before it chooses where MemFT's runs go.
+        growth = 1.0 if final or memft else REFIT_GROWTH
+        if refit_is_due(len(of_law), self._n_fitted, growth):
+            self._law, self._n_fitted = fit_observations(self.spec, of_law), len(of_law)
         phase: Phase = "memft" if memft else "law"
         budget = self.spec.budget
         total = budget.memft_seconds if memft else budget.law_seconds
         spent = sum(o.gpu_seconds for o in observations if o.phase == phase)
         lost = sum(f.gpu_seconds for f in failures)
+        cost = measured_cost(self.spec, observations)
+        law = None if self._law is None else self._law.fit.law
         return Progress(
             phase=phase,
             n_done=len(observations),
@@ -44,5 +49,6 @@ class FollowedSearch:
             gpu_seconds_spent=sum(o.gpu_seconds for o in observations) + lost,
             gpu_seconds_left=max(0.0, total - spent),
             law=self._law,
+            gpu_seconds_open=open_seconds(self.spec, phase, observations, failures, law, cost),
             running=running,
         )

@@ -8,6 +8,7 @@ same store goes on where the old one stopped.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from pmlray.study.packs import (
     runs_to_ask,
     trunk_families,
 )
+from pmlray.study.remaining import learnt, open_seconds
 from pmlray.study.result import REFIT_GROWTH, fit_observations, refit_is_due
 from pmlray.types import Observation, Pack, PackResult, Phase, PlannedRun
 
@@ -36,7 +38,9 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where a search stands; `gpu_seconds_left` and the counts are those of the current phase;
-    `running` are the runs that were handed out, each with why it was chosen."""
+    `running` are the runs that were handed out, each with why it was chosen. `gpu_seconds_open`:
+    what the phase's runs without a result would take at the rate so far, inf before there is one.
+    """
 
     phase: Phase
     n_done: int
@@ -45,6 +49,7 @@ class Progress:
     gpu_seconds_spent: float
     gpu_seconds_left: float
     law: LawSummary | None
+    gpu_seconds_open: float = math.inf
     running: tuple[PlannedRun, ...] = ()
 
 
@@ -73,9 +78,7 @@ class LawSearch:
         self._times = list(store.times())
         self._pending: dict[str, PlannedRun] = {}
         self._observations = {o.run_key: o for o in store.observations()}
-        failures = store.failures()
-        self._failures = len(failures)
-        self._failed_seconds = sum(f.gpu_seconds for f in failures)
+        self._failures = failures = list(store.failures())
         self._failed_keys = {f.run_key for f in failures if not f.infrastructure}
         # What a fault cut off goes on first, each pack as it was.
         self._cut_off = list(store.unfinished())
@@ -134,8 +137,7 @@ class LawSearch:
             if observation.phase == "law":
                 self._points.tell(observation)
         for failure in result.failed:
-            self._failures += 1
-            self._failed_seconds += failure.gpu_seconds
+            self._failures.append(failure)
             self._failed_keys.add(failure.run_key)
             self._points.fail(failure.run_key)
         self._failed_packs = 0 if result.observations else self._failed_packs + 1
@@ -146,19 +148,21 @@ class LawSearch:
 
     def progress(self) -> Progress:
         """Where the search stands now."""
-        budget = self._search.spec.budget
+        spec, budget = self._search.spec, self._search.spec.budget
         phase: Phase = "memft" if self._law_over else "law"
         spent = sum(o.gpu_seconds for o in self._observations.values() if o.phase == phase)
         total = budget.memft_seconds if self._law_over else budget.law_seconds
+        cost, law = self._known_cost(), None if self.law is None else self.law.fit.law
+        known = tuple(self._observations.values())
         return Progress(
             phase=phase,
-            n_done=len(self._observations),
+            n_done=len(known),
             n_pending=len(self._pending),
-            n_failed=self._failures,
-            gpu_seconds_spent=sum(o.gpu_seconds for o in self._observations.values())
-            + self._failed_seconds,
+            n_failed=len(self._failures),
+            gpu_seconds_spent=sum(run.gpu_seconds for run in (*known, *self._failures)),
             gpu_seconds_left=max(0.0, total - spent),
             law=self.law,
+            gpu_seconds_open=open_seconds(spec, phase, known, self._failures, law, cost),
             running=tuple(self._pending.values()),
         )
 
@@ -192,9 +196,7 @@ class LawSearch:
         return [o for o in self._observations.values() if o.phase == "law"]
 
     def _known_cost(self) -> CostModel:
-        return self._cost.learn(
-            (o.point, o.charged_steps, o.gpu_seconds) for o in self._observations.values()
-        )
+        return learnt(self._cost, self._observations.values())
 
     def _n_law_pending(self) -> int:
         return sum(run.phase == "law" for run in self._pending.values())

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pmlray.config.prepared import PreparedSearch
+from pmlray.config.search_spec import SearchSpec
 from pmlray.design import CostModel
 from pmlray.law import Law
 from pmlray.types import DesignPoint, Method, PlannedRun
@@ -38,6 +39,17 @@ def boundary_points(
     return tuple((first_of_length + others)[:n])
 
 
+def compared_points(
+    spec: SearchSpec, law: Law, base_loss: float
+) -> tuple[tuple[DesignPoint, int, int], ...]:
+    """Where methods meet, (point, sequence_id, seed), whatever it costs; none without `memft`."""
+    if spec.memft is None:
+        return ()
+    points = boundary_points(law, base_loss, spec.space.points(), spec.memft.n_points)
+    pairs = spec.replicates()[: spec.memft.n_pairs]
+    return tuple((point, *pair) for point in points for pair in pairs)
+
+
 def memft_runs(
     search: PreparedSearch,
     law: Law,
@@ -55,19 +67,17 @@ def memft_runs(
         return ()
     methods: tuple[Method, ...] = ("sft", *spec.memft.methods)
     groups, spent = [], 0.0
-    points = boundary_points(law, base_loss, spec.space.points(), spec.memft.n_points)
-    for point in points:
-        for sequence_id, seed in spec.replicates()[: spec.memft.n_pairs]:
-            runs = tuple(
-                replace(search.plan_run(point, method, sequence_id, seed, "memft"), why=WHY)
-                for method in methods
-            )
-            missing = tuple(run for run in runs if run.run_key not in done)
-            spent += sum(
-                cost.predict(run.point) for run in runs if run.method != "sft" or run in missing
-            )
-            if spent > spec.budget.memft_seconds:
-                return tuple(groups)
-            if missing:
-                groups.append(missing)
+    for point, sequence_id, seed in compared_points(spec, law, base_loss):
+        runs = tuple(
+            replace(search.plan_run(point, method, sequence_id, seed, "memft"), why=WHY)
+            for method in methods
+        )
+        missing = tuple(run for run in runs if run.run_key not in done)
+        spent += sum(
+            cost.predict(run.point) for run in runs if run.method != "sft" or run in missing
+        )
+        if spent > spec.budget.memft_seconds:
+            break
+        if missing:
+            groups.append(missing)
     return tuple(groups)

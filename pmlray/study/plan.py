@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from pmlray.config.models import Geometry
 from pmlray.config.prepared import PreparedSearch
+from pmlray.config.search_spec import SearchSpec
 from pmlray.design import (
     OPTUNA_RULES,
     ChosenRun,
@@ -27,6 +28,14 @@ CHAT_PROMPT_TOKENS = 40
 PLAIN_PROMPT_TOKENS = 16
 # Bases of so many weights and more are planned for GPUs.
 LARGE_WEIGHTS = 1e9
+
+
+class CostTerms(TypedDict):
+    """All of a CostModel but its rate."""
+
+    prompt_tokens: int
+    batch_records: int | None
+    decay_share: float | None
 
 
 @dataclass(frozen=True)
@@ -132,15 +141,22 @@ def design_settings(search: PreparedSearch) -> DesignSettings:
 def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
     """The cost model before anything was measured."""
     spec, geometry = search.spec, search.source.geometry
-    chat = spec.task.prompt_format == "chat"
     return prior_cost(
         (geometry.n_layers - 1 - spec.probe.layer) * geometry.layer_weights,
         geometry.vocab * geometry.hidden,
         flops=GPU_FLOPS if gpu else CPU_CORE_FLOPS[spec.model.dtype],
-        prompt_tokens=CHAT_PROMPT_TOKENS if chat else PLAIN_PROMPT_TOKENS,
-        batch_records=None if spec.task.kind == "long_context" else spec.recipe.batch_size,
-        decay_share=spec.recipe.decay_share if spec.recipe.shares_trunks else None,
+        **cost_terms(spec),
     )
+
+
+def cost_terms(spec: SearchSpec) -> CostTerms:
+    """How the cost of a search's runs follows from their points."""
+    chat = spec.task.prompt_format == "chat"
+    return {
+        "prompt_tokens": CHAT_PROMPT_TOKENS if chat else PLAIN_PROMPT_TOKENS,
+        "batch_records": None if spec.task.kind == "long_context" else spec.recipe.batch_size,
+        "decay_share": spec.recipe.decay_share if spec.recipe.shares_trunks else None,
+    }
 
 
 def first_pack(search: PreparedSearch, cost: CostModel) -> tuple[PlannedRun, ...]:

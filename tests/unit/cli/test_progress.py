@@ -46,6 +46,21 @@ def test_the_eta_follows_the_pace_since_it_was_looked_at() -> None:
     assert pace.lines(replace(AT, spent=101.0, left=300.0))[0].endswith("ETA at most 4:10:00")
 
 
+def test_the_eta_is_that_of_the_runs_where_they_end_before_the_budget() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    few = replace(AT, spent=200.0, left=3000.0, needed=40.0)
+    pace.lines(AT)
+    clock.now = 50.0
+    assert pace.lines(few)[0].endswith(
+        "200 gpu_seconds spent, 3000 left in this phase, whose open runs take 40, ETA at most 0:20"
+    )
+    assert few.share_spent == pytest.approx(200 / 240)
+    # What the budget ends first is its matter alone.
+    many = pace.lines(replace(few, left=200.0, needed=3000.0))[0]
+    assert many.endswith("200 left in this phase, ETA at most 1:40")
+
+
 def test_the_interval_s_tightening_is_shown_and_an_unknown_one_is_said_to_be() -> None:
     pace = Pace(Clock())
     said = [pace.lines(replace(AT, known=known))[1] for known in (None, 0.5, 0.5, 0.125)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from pmlray.backends.file_store import FileStore
@@ -42,6 +43,7 @@ def test_it_shows_what_the_search_shows(
             now, seen = standing_of(said[-1]), standing_of(followed.look())
             assert (seen.n_done, seen.running, seen.spent) == (now.n_done, now.running, now.spent)
             assert seen.n_failed == 0 and (seen.phase, seen.left) == (now.phase, now.left)
+            assert seen.needed == pytest.approx(now.needed)
             if n_packs == 1:
                 done = runner.invoke(app, ["watch", str(folder), "--once"])
                 assert done.exit_code == 0 and "the search is running" in done.stderr
