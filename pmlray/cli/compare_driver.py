@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pydantic import ValidationError
@@ -43,16 +44,12 @@ def planned_runs(
 ) -> dict[str, Any]:
     """How many runs a comparison takes, and about how many gpu_seconds."""
     cost = first_cost(search, profile.gpus_per_pack > 0)
-    n_methods = len(spec.all_methods())
-    texts = len(spec.sequences) * len(spec.seeds)
-    rates = len(spec.tuning.learning_rates)
-    tried = rates * len(spec.tuning.sequences) * len(spec.tuning.seeds) if rates > 1 else 0
-    per_point = n_methods * (texts + tried)
+    mean = fmean(cost.predict(p) for p in spec.design_points())
     return {
         "compare_id": spec.compare_id,
-        "tuning_runs": len(spec.points) * n_methods * tried,
-        "compared_runs": len(spec.points) * n_methods * texts,
-        "gpu_seconds_about": per_point * sum(cost.predict(p) for p in spec.design_points()),
+        "tuning_runs": spec.n_tuning_runs,
+        "compared_runs": spec.n_compared_runs,
+        "gpu_seconds_about": spec.n_runs * mean,
     }
 
 
@@ -100,15 +97,21 @@ def claim_store(folder: Path, spec: CompareSpec) -> None:
     the same comparison."""
     path = folder / SPEC_FILE
     if path.is_file():
-        try:
-            owner = CompareSpec.model_validate_json(path.read_text())
-        except ValidationError as error:
-            raise StoreError(
-                f"{path} is not as this version of pmlray writes it; choose another --store"
-            ) from error
+        owner = kept_spec(folder)
         if differing := [name for name in SAME if getattr(owner, name) != getattr(spec, name)]:
             raise StoreError(
                 f"{folder} holds the comparison {owner.compare_id}, whose {', '.join(differing)}"
                 " differ; choose another --store"
             )
     path.write_text(spec.model_dump_json(indent=2))
+
+
+def kept_spec(folder: Path) -> CompareSpec:
+    """The comparison that a store is of; StoreError where it is not as it is written today."""
+    path = folder / SPEC_FILE
+    try:
+        return CompareSpec.model_validate_json(path.read_text())
+    except ValidationError as error:
+        raise StoreError(
+            f"{path} is not as this version of pmlray writes it; choose another --store"
+        ) from error

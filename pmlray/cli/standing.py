@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pmlray.law import LawSummary
@@ -21,7 +21,8 @@ class Standing:
     `law` is the fitted law in one line, `known` the largest half-width of the 90 % interval at a
     target as a share of the prediction, None while nothing can tell it. `running`: a line for each
     of the runs that train, and why they do. `left` is of the phase's budget; `needed` is what its
-    runs without a result would take.
+    runs without a result would take. `n_all` and `table`, its rows as far as they are measured, are
+    a comparison's.
     """
 
     phase: str
@@ -34,6 +35,8 @@ class Standing:
     known: float | None
     running: tuple[str, ...] = ()
     needed: float = math.inf
+    n_all: int | None = None
+    table: tuple[Mapping[str, str], ...] = ()
 
     @property
     def most_left(self) -> float | None:
@@ -54,7 +57,7 @@ def standing_of(progress: Progress) -> Standing:
     # A comparison fits no law.
     fits = law is not None or progress.phase == "law"
     return Standing(
-        phase=progress.phase,
+        phase=progress.phase if progress.n_all is None else "comparison",
         n_done=progress.n_done,
         n_running=progress.n_pending,
         n_failed=progress.n_failed,
@@ -64,6 +67,7 @@ def standing_of(progress: Progress) -> Standing:
         known=None if law is None else law.known_interval,
         running=describe_runs(progress.running),
         needed=progress.gpu_seconds_open,
+        n_all=progress.n_all,
     )
 
 

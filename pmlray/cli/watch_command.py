@@ -1,10 +1,11 @@
-"""`pmlray watch`: follow a search that runs elsewhere, from its store or from MLflow."""
+"""`pmlray watch`: follow a study that runs elsewhere, from its store or a search from MLflow."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -17,13 +18,15 @@ from pmlray.cli.standing import NO_LAW, Standing, standing_of
 # Reading a folder costs less than asking a server.
 STORE_SECONDS, MLFLOW_SECONDS = 2.0, 10.0
 
-# Where a search stands, and how it ended, None while it runs.
+# Where a study stands, and how it ended, None while it runs.
 Look = Callable[[], tuple[Standing, str | None]]
 
 
 def watch(
     search: str = typer.Argument(
-        ..., help="A search's store or its file; with --from, the search's id or its file."
+        ...,
+        help="The store of a search or a comparison, or a search's file; with --from, the search's"
+        " id or its file.",
     ),
     source: str = typer.Option(
         None,
@@ -32,12 +35,19 @@ def watch(
     ),
     once: bool = typer.Option(False, "--once", help="Show where it stands now, and return."),
 ) -> None:
-    """Follow a search until it ends, in the display of `pmlray search`; looking changes nothing."""
+    """Follow a search or a comparison until it ends, in its own display; nothing is changed."""
+    kind = "search"
     if source is not None and "://" in source:
         tracking_scheme(source)
         look, pause = _at_mlflow(source, search_id_of(search)), MLFLOW_SECONDS
     else:
-        look, pause = _at_store(_store_of(search, source)), STORE_SECONDS
+        folder, pause = _store_of(search, source), STORE_SECONDS
+        from pmlray.cli.compare_driver import SPEC_FILE
+
+        if (folder / SPEC_FILE).is_file():
+            look, kind = _at_comparison(folder), "comparison"
+        else:
+            look = _at_search(folder)
     last: Standing | None = None
     try:
         with shown_live("pmlray watch", "looking ...") as show:
@@ -50,9 +60,9 @@ def watch(
                     break
                 time.sleep(pause)
     except KeyboardInterrupt:
-        typer.echo("no longer watching; the search goes on", err=True)
+        typer.echo("no longer watching; what is watched goes on", err=True)
         raise typer.Exit(130) from None
-    typer.echo(ended or "the search is running", err=True)
+    typer.echo(ended or f"the {kind} is running", err=True)
 
 
 def _store_of(search: str, source: str | None) -> Path:
@@ -63,7 +73,7 @@ def _store_of(search: str, source: str | None) -> Path:
     return Path(search).absolute()
 
 
-def _at_store(folder: Path) -> Look:
+def _at_search(folder: Path) -> Look:
     from pmlray.backends.file_store import DRIVER
     from pmlray.cli.driver import open_store
     from pmlray.study.followed import FollowedSearch
@@ -77,6 +87,28 @@ def _at_store(folder: Path) -> Look:
         standing = standing_of(followed.look(final=over))
         again = "nobody is at work on it; the same pmlray search continues it"
         ended = again if standing.n_running else "the search has ended; pmlray report shows it"
+        return standing, ended if over else None
+
+    return look
+
+
+def _at_comparison(folder: Path) -> Look:
+    from pmlray.backends.file_store import DRIVER, FileStore
+    from pmlray.cli.compare_driver import kept_spec
+    from pmlray.study.compare_progress import FollowedComparison
+    from pmlray.study.comparison_report import shown_row
+
+    store = FileStore(folder)
+    followed = FollowedComparison(kept_spec(folder), store)
+
+    def look() -> tuple[Standing, str | None]:
+        over = store.leases.is_free(DRIVER)
+        progress, results = followed.look()
+        standing = replace(standing_of(progress), table=tuple(map(shown_row, results)))
+        missing = followed.spec.n_runs - progress.n_done - progress.n_failed
+        page = folder / "report" / "comparison.html"
+        again = "nobody is at work on it; the same pmlray compare continues it"
+        ended = again if missing > 0 else f"the comparison has ended; {page} shows it"
         return standing, ended if over else None
 
     return look

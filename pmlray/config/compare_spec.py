@@ -90,6 +90,26 @@ class CompareSpec(Part):
         canonical = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
+    @property
+    def n_tuning_runs(self) -> int:
+        """Runs that choose the rates; none where there is a single rate."""
+        tuning = self.tuning
+        if len(tuning.learning_rates) == 1:
+            return 0
+        tries = len(tuning.learning_rates) * len(tuning.sequences) * len(tuning.seeds)
+        return len(self.points) * len(self.all_methods()) * tries
+
+    @property
+    def n_compared_runs(self) -> int:
+        """Runs that methods are compared by."""
+        texts = len(self.sequences) * len(self.seeds)
+        return len(self.points) * len(self.all_methods()) * texts
+
+    @property
+    def n_runs(self) -> int:
+        """All runs of the comparison."""
+        return self.n_tuning_runs + self.n_compared_runs
+
     def all_methods(self) -> tuple[Method, ...]:
         """`sft`, which all others are compared with, and the others."""
         return ("sft", *self.methods)

@@ -12,6 +12,7 @@ from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import RunError
 from pmlray.ports import ObservationStore, Tracker
+from pmlray.study.compare_progress import comparison_progress
 from pmlray.study.law_search import Progress
 from pmlray.study.packs import Draft, known_device, packs_of
 from pmlray.study.plan import first_cost
@@ -42,12 +43,11 @@ class Arena:
         self._tracker, self._announce = tracker, announce
         self._max_pack_failures, self._failed_packs = max_pack_failures, 0
         self._observations = {o.run_key: o for o in store.observations()}
-        failures = store.failures()
+        self._failures = failures = list(store.failures())
         self._failed_keys = {f.run_key for f in failures if not f.infrastructure}
-        self._failed_seconds = sum(f.gpu_seconds for f in failures)
         # What a fault cut off goes on first, each pack as it was.
         self._cut_off = list(store.unfinished())
-        self._pending = {run.run_key for pack in self._cut_off for run in pack.runs}
+        self._pending = {run.run_key: run for pack in self._cut_off for run in pack.runs}
         rounds = [o.round for o in self._observations.values()] + [f.round for f in failures]
         rounds += [pack.round for pack in self._cut_off]
         self._round = 1 + max(rounds, default=-1)
@@ -85,43 +85,32 @@ class Arena:
         pack = Pack(self._round, chosen, room)
         self._store.put_plan(pack)
         self._round += 1
-        self._pending |= {run.run_key for run in pack.runs}
+        self._pending |= {run.run_key: run for run in pack.runs}
         return pack
 
     def absorb(self, result: PackResult) -> None:
         """Take in what came of a pack."""
         self._out.pop(result.pack.pack_id, None)
-        self._pending -= {run.run_key for run in result.pack.runs}
+        for run in result.pack.runs:
+            self._pending.pop(run.run_key, None)
         self._store.put_times(result.times)
         self._times.append(result.times)
         self._observations |= {o.run_key: o for o in result.observations}
         self._failed_keys |= {f.run_key for f in result.failed}
-        self._failed_seconds += sum(f.gpu_seconds for f in result.failed)
+        self._failures += result.failed
         self._failed_packs = 0 if result.observations else self._failed_packs + 1
         self._tracker.observe(result.observations)
         self._announce(self.progress())
 
     def progress(self) -> Progress:
-        """Where the comparison stands; what is left is told by the mean cost of a run so far."""
-        spent = sum(o.gpu_seconds for o in self._observations.values())
-        done = len(self._observations) + len(self._failed_keys)
-        left = max(0, self.n_runs - done)
-        return Progress(
-            phase="memft",
-            n_done=len(self._observations),
-            n_pending=len(self._pending),
-            n_failed=len(self._failed_keys),
-            gpu_seconds_spent=spent + self._failed_seconds,
-            gpu_seconds_left=left * spent / max(1, len(self._observations)),
-            law=None,
+        """Where the comparison stands."""
+        return comparison_progress(
+            self._spec,
+            tuple(self._observations.values()),
+            self._failures,
+            len(self._failed_keys),
+            tuple(self._pending.values()),
         )
-
-    @property
-    def n_runs(self) -> int:
-        """All runs of the comparison, those that tune the rates among them."""
-        spec = self._spec
-        cells = len(spec.points) * len(spec.all_methods())
-        return len(self.tuning_runs()) + cells * len(spec.sequences) * len(spec.seeds)
 
     def tuning_runs(self) -> tuple[PlannedRun, ...]:
         """Every method at every rate, alike, on texts of their own; none where there is no choice.
@@ -176,6 +165,6 @@ class Arena:
 
     def _missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
         """Those of the first budget of which any are missing."""
-        done = self._observations.keys() | self._failed_keys | self._pending
+        done = self._observations.keys() | self._failed_keys | self._pending.keys()
         left = [run for run in runs if run.run_key not in done]
         return [run for run in left if run.point.train_steps == left[0].point.train_steps]

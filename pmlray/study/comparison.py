@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from pmlray.config.compare_spec import CompareSpec
-from pmlray.study.equal_recall import EqualRecall, equal_recall
+from pmlray.study.equal_recall import Cells, EqualRecall, equal_recall
 from pmlray.study.tuning import tuned_rates
 from pmlray.types import DesignPoint, Method, Observation
 
@@ -91,25 +91,38 @@ class Comparison:
 
 def compare_methods(spec: CompareSpec, observations: Sequence[Observation]) -> Comparison:
     """Compare what is measured so far; a point without both methods of a pair has no difference."""
+    costs = equal_recall(compared_cells(spec, observations))
+    return Comparison(spec.compare_id, method_results(spec, observations), costs)
+
+
+def compared_cells(spec: CompareSpec, observations: Sequence[Observation]) -> Cells:
+    """The runs that methods are compared by, at each method's own rate, of every point."""
     rates = tuned_rates(spec, observations)
     by_cell: dict[tuple[DesignPoint, Method], list[Observation]] = {}
     for o in observations:
         of_spec = o.sequence_id in spec.sequences and o.seed in spec.seeds
         if of_spec and o.learning_rate == rates.get((o.point, o.method)):
             by_cell.setdefault((o.point, o.method), []).append(o)
+    return by_cell
+
+
+def method_results(
+    spec: CompareSpec, observations: Sequence[Observation]
+) -> tuple[MethodResult, ...]:
+    """Every method that has runs, at every point, in the order of the spec."""
+    rates, cells = tuned_rates(spec, observations), compared_cells(spec, observations)
     results = []
     for point in spec.design_points():
-        plain = by_cell.get((point, "sft"), [])
+        plain = cells.get((point, "sft"), ())
         for method in spec.all_methods():
-            runs = by_cell.get((point, method), [])
-            if runs:
+            if runs := cells.get((point, method), ()):
                 differences = {} if method == "sft" else _differences(plain, runs)
                 results.append(
                     MethodResult(
                         point, method, rates[point, method], len(runs), _means(runs), differences
                     )
                 )
-    return Comparison(spec.compare_id, tuple(results), equal_recall(by_cell))
+    return tuple(results)
 
 
 def paired_difference(

@@ -61,7 +61,7 @@ def comparison_sections(comparison: Comparison, facts: Mapping[str, Any]) -> tup
         "comparison", [(r.point, r.method, r.differences) for r in comparison.results]
     )
     columns = ("point", "method", "rate", "runs", *RECALLS, "prose_delta_loss", "gpu_seconds")
-    shown = [_shown_row(result) for result in comparison.results]
+    shown = [shown_row(result) for result in comparison.results]
     cells = tuple(tuple(row[column] for column in columns) for row in shown)
     sections = [
         Section(
@@ -96,7 +96,7 @@ def comparison_sections(comparison: Comparison, facts: Mapping[str, Any]) -> tup
 def describe_comparison(comparison: Comparison) -> str:
     """The comparison in plain text, a line a method and point."""
     lines = [f"{comparison.compare_id}: mean, and difference from SFT [95 % interval over texts]"]
-    for row in map(_shown_row, comparison.results):
+    for row in map(shown_row, comparison.results):
         lines.append("  " + "  ".join(f"{key} {value}" for key, value in row.items() if value))
     if reached := [found for found in comparison.equal_recall if found.ratio is not None]:
         lines.append("cost to recall as much as SFT at a point, and its ratio to SFT's cost:")
@@ -104,7 +104,8 @@ def describe_comparison(comparison: Comparison) -> str:
     return "\n".join(lines)
 
 
-def _shown_row(result: MethodResult) -> dict[str, str]:
+def shown_row(result: MethodResult) -> dict[str, str]:
+    """A method at a point: its means, and its differences from SFT with their intervals."""
     means = result.means
     row = {
         "point": point_label(result.point),

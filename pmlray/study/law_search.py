@@ -40,6 +40,7 @@ class Progress:
     """Where a search stands; `gpu_seconds_left` and the counts are those of the current phase;
     `running` are the runs that were handed out, each with why it was chosen. `gpu_seconds_open`:
     what the phase's runs without a result would take at the rate so far, inf before there is one.
+    `n_all`: runs of a comparison, which are known from its start.
     """
 
     phase: Phase
@@ -51,6 +52,7 @@ class Progress:
     law: LawSummary | None
     gpu_seconds_open: float = math.inf
     running: tuple[PlannedRun, ...] = ()
+    n_all: int | None = None
 
 
 class LawSearch:

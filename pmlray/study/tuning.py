@@ -18,12 +18,7 @@ def tuned_rates(spec: CompareSpec, observations: Sequence[Observation]) -> Mappi
     Token recall, then the loss, decide among equals; rates that have not been tried, or failed,
     are no choice, and without any the first rate of the file is taken.
     """
-    tuning = spec.tuning
-    tried: dict[tuple[Cell, float], list[Observation]] = {}
-    for o in observations:
-        of_tuning = o.sequence_id in tuning.sequences and o.seed in tuning.seeds
-        if of_tuning and o.learning_rate is not None:
-            tried.setdefault(((o.point, o.method), o.learning_rate), []).append(o)
+    tuning, tried = spec.tuning, tuning_runs(spec, observations)
     rates: dict[Cell, float] = {}
     for point in spec.design_points():
         for method in spec.all_methods():
@@ -35,6 +30,20 @@ def tuned_rates(spec: CompareSpec, observations: Sequence[Observation]) -> Mappi
                 default=tuning.learning_rates[0],
             )
     return rates
+
+
+def tuning_runs(
+    spec: CompareSpec, observations: Sequence[Observation]
+) -> Mapping[tuple[Cell, float], Sequence[Observation]]:
+    """The runs on tuning texts, by point, method and rate."""
+    tuning, points, methods = spec.tuning, spec.design_points(), spec.all_methods()
+    tried: dict[tuple[Cell, float], list[Observation]] = {}
+    for o in observations:
+        of_tuning = o.sequence_id in tuning.sequences and o.seed in tuning.seeds
+        of_spec = o.point in points and o.method in methods
+        if of_tuning and of_spec and o.learning_rate in tuning.learning_rates:
+            tried.setdefault(((o.point, o.method), o.learning_rate), []).append(o)
+    return tried
 
 
 def _quality(runs: Sequence[Observation]) -> tuple[float, float, float]:

@@ -77,9 +77,9 @@ def test_every_method_has_the_same_tries_and_its_own_best_rate(
     compared = [run for run in runs if run.sequence_id != 100]
     assert len(compared) == 2 * 3 * 2 and {run.sequence_id for run in compared} == {0, 1}
     assert all(run.learning_rate == BEST[run.method] for run in compared)
-    assert len(runs) == arena.n_runs == len(set(runner.ran))
+    assert len(runs) == made[0].n_runs == len(set(runner.ran))
     assert sorted(tracker.observed) == sorted(runner.ran)
-    assert arena.progress().n_done == arena.n_runs and arena.progress().gpu_seconds_left == 0
+    assert arena.progress().n_done == made[0].n_runs and arena.progress().gpu_seconds_left == 0
 
 
 def test_it_goes_on_after_a_kill_and_repeats_nothing(
@@ -96,7 +96,7 @@ def test_it_goes_on_after_a_kill_and_repeats_nothing(
         runner = SyntheticRunner(store)
         runner.run(pack)
         ran += runner.ran
-    assert len(ran) == len(set(ran)) == arena.n_runs
+    assert len(ran) == len(set(ran)) == made[0].n_runs
     found = compare_methods(made[0], store.observations())
     assert [r.n_runs for r in found.results] == [2] * 6
 
@@ -137,9 +137,8 @@ def test_a_rate_is_never_chosen_on_a_text_that_is_compared_on(
 def test_without_a_pack_size_whole_texts_are_dealt_out_over_devices(
     prepared: Callable[..., Prepared], tmp_path: Path
 ) -> None:
-    arena, store = start(
-        prepared("sequences=[0, 1, 2, 3, 4]", "tuning.sequences=[100, 101]"), tmp_path
-    )
+    made = prepared("sequences=[0, 1, 2, 3, 4]", "tuning.sequences=[100, 101]")
+    arena, store = start(made, tmp_path)
     arena.spread_over(2)
     runner, out, seen = TunedRunner(store), [], []
     while True:
@@ -151,7 +150,7 @@ def test_without_a_pack_size_whole_texts_are_dealt_out_over_devices(
         if not out:
             break
         arena.absorb(runner.run(out.pop(0)))
-    assert len(runner.ran) == len(set(runner.ran)) == arena.n_runs
+    assert len(runner.ran) == len(set(runner.ran)) == made[0].n_runs
     compared = [{run.sequence_id for run in pack.runs} for pack in seen]
     compared = [texts for texts in compared if max(texts) < 100]
     # One pack a device: half of the texts, rounded up, and the others.
