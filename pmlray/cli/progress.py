@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from pmlray.cli.standing import NO_LAW, Standing, describe_known, standing_of
@@ -46,9 +48,10 @@ class Pace:
         running = "" if now.n_running is None else f", {now.n_running} running"
         failed = "" if now.n_failed is None else f", {now.n_failed} failed"
         left = "" if now.left is None else f", {now.left:.0f} left in this phase"
+        whole = "" if now.n_all is None else f" of {now.n_all} runs"
         if now.left is not None and now.needed < now.left:
             left += f", whose open runs take {now.needed:.0f}"
-        counts = f"{now.phase}: {now.n_done} done{running}{failed}"
+        counts = f"{now.phase}: {now.n_done}{whole} done{running}{failed}"
         return f"{counts}; {now.spent:.0f} gpu_seconds spent{left}"
 
     def _eta(self, now: Standing) -> str:
@@ -81,7 +84,8 @@ def shown_live(title: str, waiting: str, console: Console | None = None) -> Iter
 
         def print_lines(now: Standing) -> None:
             # What has not changed is not said again, but for where it stands.
-            lines = pace.lines(now)
+            rows = ("  ".join(f"{k} {v}" for k, v in row.items() if v) for row in now.table)
+            lines = [*pace.lines(now), *(f"  {row}" for row in rows)]
             new = [lines[0], *(line for line in lines[1:] if line not in shown)]
             shown[:] = lines
             console.print("\n".join(new), highlight=False, markup=False, soft_wrap=True)
@@ -103,5 +107,13 @@ def _picture(now: Standing, pace: Pace) -> RenderableType:
     first, *rest = pace.lines(now)
     parts: list[RenderableType] = [Text(first)]
     if now.share_spent is not None:
-        parts.append(ProgressBar(total=1.0, completed=now.share_spent, width=BAR_WIDTH))
-    return Group(*parts, *map(Text, rest))
+        bar = ProgressBar(total=1.0, completed=now.share_spent, width=BAR_WIDTH)
+        # A bar alone does not end its line.
+        parts.append(Padding(bar, 0))
+    parts += map(Text, rest)
+    if now.table:
+        table = Table(*now.table[0], box=None, pad_edge=False)
+        for row in now.table:
+            table.add_row(*map(Text, row.values()))
+        parts.append(table)
+    return Group(*parts)

@@ -94,6 +94,8 @@ def test_a_terminal_and_a_log_show_the_same(terminal: bool) -> None:
     text = written.getvalue()
     assert "8 done" in text and "power law: C 3" in text and "rank 1 x 16 tokens: random" in text
     assert ("\x1b" in text) == terminal
+    # The law stands on a line of its own.
+    assert any(line.strip(" │").startswith("power law") for line in text.splitlines())
     if not terminal:
         # A log is not told again what has not changed.
         assert [line.strip().split(":")[0] for line in text.splitlines()] == [
