@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +10,14 @@ import typer
 
 from pmlray.cli.findings import describe_result
 from pmlray.cli.output import JSON_OPTION, emit
-from pmlray.config import load_search
-from pmlray.config.secrets import no_password
-from pmlray.errors import SpecError
-
-TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
+from pmlray.cli.search_source import SOURCE_OPTION, in_mlflow, search_id_of
 
 
 def report(
     search: str = typer.Argument(
         ..., help="A search's store; with --from, the search's id or its search file."
     ),
-    source: str = typer.Option(
-        None,
-        "--from",
-        callback=no_password,
-        help="The storage folder of a cluster's searches as this machine sees it, or MLflow's URI.",
-    ),
+    source: str = SOURCE_OPTION,
     out: Path = typer.Option(
         None, help="Folder for a report fetched from MLflow; default: runs/SEARCH_ID/report."
     ),
@@ -38,34 +27,11 @@ def report(
     or fetch it from MLflow."""
     if source is None:
         found = _from_store(Path(search))
-    elif "://" in source:
+    elif in_mlflow(source):
         found = _from_mlflow(search_id_of(search), source, out)
     else:
         found = _from_store(Path(source) / search_id_of(search))
     emit(found, describe_result(found), as_json)
-
-
-def search_id_of(search: str) -> str:
-    """The id that is given, or that of the search file that is given."""
-    if search.endswith((".yaml", ".yml")):
-        return load_search(Path(search)).search_id
-    if re.fullmatch(r"[a-z0-9][a-z0-9_-]*", search) is None:
-        raise SpecError(
-            f"{search!r} is no search's id; with --from give the id that pmlray validate or pmlray"
-            " list shows, or the search file"
-        )
-    return search
-
-
-def tracking_scheme(uri: str) -> str:
-    """The scheme of an MLflow URI; SpecError where MLflow reads none such."""
-    scheme = uri.partition("://")[0].partition("+")[0]
-    if scheme not in TRACKING_SCHEMES:
-        raise SpecError(
-            f"--from reads folders and MLflow ({', '.join(TRACKING_SCHEMES)}), not {scheme}://;"
-            " mount that storage and give the folder"
-        )
-    return scheme
 
 
 def _from_store(folder: Path) -> dict[str, Any]:
@@ -79,10 +45,6 @@ def _from_store(folder: Path) -> dict[str, Any]:
 
 
 def _from_mlflow(search_id: str, uri: str, out: Path | None) -> dict[str, Any]:
-    tracking_scheme(uri)
-    # A server that is away is said to be so within seconds, not after MLflow's minutes of retries.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from pmlray.backends.mlflow_reports import fetch_report
     from pmlray.study.report_tables import without_credentials
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,7 +11,7 @@ import typer
 
 from pmlray.cli.progress import shown_live
 from pmlray.cli.python_api import Search
-from pmlray.cli.report_commands import search_id_of, tracking_scheme
+from pmlray.cli.search_source import SOURCE_OPTION, in_mlflow, is_file, search_id_of
 from pmlray.cli.standing import NO_LAW, Standing, standing_of
 
 # Reading a folder costs less than asking a server.
@@ -28,17 +27,12 @@ def watch(
         help="The store of a search or a comparison, or a search's file; with --from, the search's"
         " id or its file.",
     ),
-    source: str = typer.Option(
-        None,
-        "--from",
-        help="The storage folder of a cluster's searches as this machine sees it, or MLflow's URI.",
-    ),
+    source: str = SOURCE_OPTION,
     once: bool = typer.Option(False, "--once", help="Show where it stands now, and return."),
 ) -> None:
     """Follow a search or a comparison until it ends, in its own display; nothing is changed."""
     kind = "search"
-    if source is not None and "://" in source:
-        tracking_scheme(source)
+    if source is not None and in_mlflow(source):
         look, pause = _at_mlflow(source, search_id_of(search)), MLFLOW_SECONDS
     else:
         folder, pause = _store_of(search, source), STORE_SECONDS
@@ -68,7 +62,7 @@ def watch(
 def _store_of(search: str, source: str | None) -> Path:
     if source is not None:
         return Path(source).absolute() / search_id_of(search)
-    if search.endswith((".yaml", ".yml")):
+    if is_file(search):
         return Search.load(search).store
     return Path(search).absolute()
 
@@ -115,9 +109,6 @@ def _at_comparison(folder: Path) -> Look:
 
 
 def _at_mlflow(uri: str, search_id: str) -> Look:
-    # A server that is away is said to be so within seconds, not after MLflow's minutes of retries.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from pmlray.backends.mlflow_watch import Mirrored, MlflowWatch
 
     mirror = MlflowWatch(uri, search_id)

@@ -30,6 +30,7 @@ WITHOUT = (
         ["sync", "x"],
         ["compare", "x"],
         ["report", "x", "--from"],
+        ["watch", "x", "--from"],
     ],
 )
 def test_an_argument_with_a_password_is_refused_without_saying_it(
