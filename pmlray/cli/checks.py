@@ -111,7 +111,7 @@ def device() -> Check:
 
 def memory() -> Check:
     """Main memory that is free, within the limit of a container."""
-    found = _available_bytes()
+    found = available_bytes()
     if found is None:
         return Check("memory", "ok", "this system does not tell")
     free = found / 2**30
@@ -196,8 +196,11 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _available_bytes() -> int | None:
-    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+def available_bytes(
+    meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """Main memory that is free, bytes, within the limit of the control group that this is; None
+    where the system does not tell."""
     if not meminfo.is_file():
         return None
     rows = dict(row.split(":", 1) for row in meminfo.read_text().splitlines())

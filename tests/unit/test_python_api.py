@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -13,11 +15,12 @@ import pmlray
 from pmlray import Search, fit_law, law_data, size
 from pmlray.backends.file_store import FileStore
 from pmlray.cli import app
-from pmlray.cli.driver import SPEC_FILE
+from pmlray.cli.driver import SPEC_FILE, SearchRun
 from pmlray.config import load_search
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import ModelError, SpecError, StoreError
 from pmlray.law import LawFit
+from pmlray.study.law_search import Progress
 from pmlray.types import Pack
 from tests.fakes import TRUE_LAW, SyntheticRunner
 
@@ -48,6 +51,25 @@ def test_a_spec_made_in_python_is_the_file_s_search(search_file: Path, tmp_path:
     assert from_spec == from_file and from_spec.search_id.startswith("other-")
     with pytest.raises(SpecError, match="layers 0 to 3"):
         Search.load(load_search(search_file, ["probe.layer=7"]))
+
+
+def test_a_run_leaves_a_program_its_own_signals(
+    search_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str, Any]:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        return {"store": run.store, "replay": run.replay, "announce": announce}
+
+    monkeypatch.setattr("pmlray.cli.driver.run_search", run_search)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    said: list[Progress] = []
+    search = Search.load(search_file, store=tmp_path / "store")
+    found = search.run(replay="table.csv", announce=said.append)
+    assert found == {
+        "store": tmp_path / "store", "replay": Path("table.csv"), "announce": said.append,
+    }  # fmt: skip
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_law_and_observations_come_from_the_store(search_file: Path, tmp_path: Path) -> None:

@@ -76,6 +76,31 @@ def test_other_versions_than_the_tested_ones_are_named(
     assert "pip install -r" in found.remedy and "requirements.lock" in found.remedy
 
 
+def test_packages_are_held_to_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = ["typer>=0.16", "numpy<1", "not-here>=1", "not-there>=1; extra == 'train'",
+                "nor-there>=1; extra == 'dev'"]  # fmt: skip
+    monkeypatch.setattr(checks, "requires", lambda _name: declared)
+    found = {check.name: check for check in checks.packages()}
+    assert {name: check.state for name, check in found.items()} == {
+        "typer": "ok", "numpy": "fail", "not-here": "fail", "not-there": "warn",
+    }  # fmt: skip
+    assert "<1 is needed" in found["numpy"].detail
+    assert found["not-here"].remedy == "run: pip install pmlray"
+    assert "pmlray[train]" in found["not-there"].remedy
+
+
+def test_a_container_has_no_more_memory_than_its_limit_leaves(tmp_path: Path) -> None:
+    meminfo, group = tmp_path / "meminfo", tmp_path / "group"
+    assert checks.available_bytes(meminfo, group) is None
+    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
+    group.mkdir()
+    assert checks.available_bytes(meminfo, group) == 8000 * 1024
+    (group / "memory.current").write_text("3000000\n")
+    for limit, free in (("max", 8000 * 1024), ("99999999", 8000 * 1024), ("5000000", 2000000)):
+        (group / "memory.max").write_text(f"{limit}\n")
+        assert checks.available_bytes(meminfo, group) == free
+
+
 def test_little_room_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "MIN_FREE_GIB", 1e9)
     monkeypatch.setattr(checks, "MIN_MEMORY_GIB", 1e9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from pmlray.cli import app, main
+from pmlray.errors import RunError
 
 COSTLY = ("search", "compare", "size", "submit")
 runner = CliRunner()
@@ -29,14 +31,18 @@ def test_an_error_is_a_message_and_with_debug_a_traceback(
     assert run_main(monkeypatch, "validate", "nowhere.yaml") == 2
     assert capsys.readouterr().err.startswith("error: there is no file nowhere.yaml")
     monkeypatch.setattr(sys, "argv", ["pmlray", "--debug", "validate", "nowhere.yaml"])
+    logger = logging.getLogger("pmlray")
+    monkeypatch.setattr(logger, "level", logger.level)
     with pytest.raises(Exception, match=r"there is no file nowhere\.yaml"):
         main()
+    assert logger.level == logging.DEBUG
 
 
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
         (TypeError("what"), 4, "TypeError: what; this is a fault of pmlray: `pmlray --debug"),
+        (RunError("2 packs failed"), 3, "error: 2 packs failed"),
         (PermissionError(13, "Permission denied", "x"), 3, "check that path, its permissions"),
     ],
 )

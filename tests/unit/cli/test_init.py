@@ -56,6 +56,12 @@ def test_every_task_and_model_gives_a_valid_search(here: Path, task: str, model:
     assert len(first_pack(search, first_cost(search, gpu="/" in model))) == spec.design.n_initial
 
 
+def test_nothing_else_is_left_behind(here: Path) -> None:
+    before = {*here.iterdir()}
+    written("mine.yaml", "--task", "phonebook", "--model", "smollm2-135m")
+    assert {path.name for path in {*here.iterdir()} - before} == {"mine.yaml", "search.schema.json"}
+
+
 def test_what_is_commented_out_is_valid_too(here: Path) -> None:
     written("mine.yaml", "--task", "phonebook", "--model", "tiny-random-llama")
     text = (here / "mine.yaml").read_text()
@@ -122,6 +128,10 @@ def test_it_overwrites_only_by_force(here: Path) -> None:
         ([], "--task and --model"),
         (["--task", "records", "--model", "smollm2-135m"], "--records FILE"),
         (["--task", "phonebook", "--model", "smollm2-135m", "--text", "t"], "--text goes with"),
+        (
+            ["--task", "phonebook", "--model", "smollm2-135m", "--records", "facts.jsonl"],
+            "--records goes with",
+        ),
         (["--task", "phonebook", "--model", "smollm2-135m", "--layer", "99"], "layers 0 to 29"),
         (["--task", "phonebook", "--model", "nowhere"], "nowhere"),
         (

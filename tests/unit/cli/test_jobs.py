@@ -71,6 +71,36 @@ def test_a_submitted_search_takes_its_code_and_files_along(
     assert sent["task"]["records"] == "data/facts.jsonl"
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_files_make_way_for_what_pmlray_sends_itself(
+    cluster: FakeCluster, search_file: Path, kind: str
+) -> None:
+    """And keep the suffix by which they are read."""
+    folder = search_file.parent / "pmlray"
+    folder.mkdir()
+    rows = [f"{n},{'b' * 20}" for n in range(8)]
+    content = FACTS if kind == "jsonl" else "\n".join(["query,target", *rows])
+    (folder / f"facts.{kind}").write_text(content)
+    submit(cluster, search_file, "--set", f"task={{kind: records, records: pmlray/facts.{kind}}}")
+    with zipfile.ZipFile(io.BytesIO(cluster.packages[0])) as uploaded:
+        place = yaml.safe_load(uploaded.read("search.yaml"))["task"]["records"]
+        assert place == ("files/records.csv" if kind == "csv" else "files/records")
+        assert uploaded.read(place).decode() == content
+
+
+def test_no_longer_following_leaves_the_job_alone(
+    cluster: FakeCluster, search_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(*_arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pmlray.backends.ray_jobs.RayJobs.follow", leave)
+    done = runner.invoke(app, ["submit", str(search_file), "--address", cluster.address])
+    assert done.exit_code == 130
+    (job,) = cluster.jobs
+    assert f"pmlray stop {job}" in done.stderr and cluster.jobs[job]["status"] != "STOPPED"
+
+
 def test_the_next_submission_of_a_search_gets_the_next_number(
     cluster: FakeCluster, search_file: Path
 ) -> None:

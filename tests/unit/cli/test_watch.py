@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 from pmlray.backends.file_store import FileStore
 from pmlray.cli import app
 from pmlray.cli.driver import SPEC_FILE, study_of
-from pmlray.cli.standing import standing_of
+from pmlray.cli.standing import Standing, standing_of
+from pmlray.config import load_search
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import SpecError, StoreError
 from pmlray.study.followed import FollowedSearch
@@ -55,6 +57,42 @@ def test_it_shows_what_the_search_shows(
     assert done.exit_code == 0 and "the search has ended" in done.stderr
     assert standing_of(running.progress()).law in done.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_what_stays_is_said_once_and_leaving_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Standing("law", 1, 2, 0, 10.0, 90.0, None, None)
+    looks = iter([first, first, first, replace(first, n_done=2)])
+
+    def look() -> tuple[Standing, str | None]:
+        for standing in looks:
+            return standing, None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pmlray.cli.watch_command._at_search", lambda folder: look)
+    monkeypatch.setattr("pmlray.cli.watch_command.STORE_SECONDS", 0.0)
+    done = runner.invoke(app, ["watch", str(tmp_path)])
+    assert done.exit_code == 130
+    said = [line.partition(" done")[0] for line in done.stderr.splitlines()]
+    assert said == ["law: 1", "law: 2", "no longer watching; what is watched goes on"]
+
+
+def test_a_search_is_found_by_its_file_or_its_id(
+    search_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = load_search(search_file)
+    monkeypatch.setenv("PMLRAY_STORE", str(tmp_path / "stores"))
+    FileStore(tmp_path / "stores" / search.search_id)
+    spec = tmp_path / "stores" / search.search_id / SPEC_FILE
+    spec.write_text(search.model_dump_json())
+    for named in (
+        [str(search_file)],
+        [str(search_file), "--from", str(tmp_path / "stores")],
+        [search.search_id, "--from", str(tmp_path / "stores")],
+    ):
+        done = runner.invoke(app, ["watch", *named, "--once"])
+        assert done.exit_code == 0 and "law: 0 done" in done.stderr, done.exception
 
 
 def test_what_cannot_be_watched_is_said(tmp_path: Path) -> None:
