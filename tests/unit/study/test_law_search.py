@@ -83,8 +83,8 @@ def test_memft_points_stay_where_the_law_put_them(
     search = make_search(
         f"sequences={list(range(12))}",
         "memft={n_points: 1, n_pairs: 12}",
-        "budget.gpu_seconds=40",
-        "budget.memft_gpu_seconds=100000",
+        *CHEAP,
+        "budget={gpu_seconds: 40, memft_gpu_seconds: 100000}",
     )
     law_search, store = start(search, tmp_path)
     runner = SyntheticRunner(store)
@@ -103,7 +103,7 @@ def test_memft_points_stay_where_the_law_put_them(
 def test_a_kill_at_any_pack_loses_and_repeats_nothing(
     make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
-    search = make_search()
+    search = make_search(*CHEAP)
     law_search, store = start(search, tmp_path / "whole")
     runner = SyntheticRunner(store)
     run_to_end(law_search, runner)

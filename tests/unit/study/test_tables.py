@@ -10,13 +10,14 @@ from typing import get_args
 import pytest
 
 from pmlray.backends.file_store import FileStore
-from pmlray.config.prepared import PreparedSearch
+from pmlray.config.prepared import PreparedSearch, prepare_search
 from pmlray.design import Acquisition
 from pmlray.errors import DataError
 from pmlray.study.plan import first_cost, first_pack
 from pmlray.study.tables import TableRunner, read_table, write_table
-from pmlray.types import Pack
+from pmlray.types import Observation, Pack
 from tests.fakes import SyntheticRunner, observe
+from tests.unit.conftest import SEARCH
 from tests.unit.study.test_law_search import run_to_end, start
 
 # What these tests need of a law is that its fits decide what comes next.
@@ -34,14 +35,22 @@ def exhaustive(search: PreparedSearch, folder: Path) -> FileStore:
     return store
 
 
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[Observation, ...]:
+    """Every run of the unit tests' search, measured."""
+    folder = tmp_path_factory.mktemp("grid")
+    (folder / "unit.yaml").write_text(SEARCH)
+    return exhaustive(prepare_search(folder / "unit.yaml"), folder / "store").observations()
+
+
 def test_a_replayed_search_chooses_and_measures_what_the_live_one_does(
-    make_search: Callable[..., PreparedSearch], tmp_path: Path
+    make_search: Callable[..., PreparedSearch], grid: tuple[Observation, ...], tmp_path: Path
 ) -> None:
-    search = make_search(*CHEAP, "budget={gpu_seconds: 60}")
+    search = make_search(*CHEAP, "budget={gpu_seconds: 50}")
     table_file = tmp_path / "table.csv"
-    n = write_table(table_file, exhaustive(search, tmp_path / "grid").observations(), ["made up"])
+    n = write_table(table_file, grid, ["made up"])
     table = read_table(table_file)
-    assert len(table.rows) == n and table.provenance == ("made up",)
+    assert len(table.rows) == n == len(grid) and table.provenance == ("made up",)
     live, live_store = start(search, tmp_path / "live")
     run_to_end(live, SyntheticRunner(live_store))
     offline, store = start(search, tmp_path / "offline")
@@ -56,10 +65,9 @@ def test_a_replayed_search_chooses_and_measures_what_the_live_one_does(
 
 
 def test_tables_without_a_control_are_read(
-    make_search: Callable[..., PreparedSearch], tmp_path: Path
+    make_search: Callable[..., PreparedSearch], grid: tuple[Observation, ...], tmp_path: Path
 ) -> None:
-    search = make_search()
-    some = exhaustive(search, tmp_path / "grid").observations()[:2]
+    search, some = make_search(), grid[:2]
     unmeasured, older = tmp_path / "unmeasured.csv", tmp_path / "older.csv"
     write_table(unmeasured, (replace(o, control_delta_loss=None) for o in some), [])
     older.write_text(
@@ -75,13 +83,16 @@ def test_tables_without_a_control_are_read(
 
 @pytest.mark.parametrize("rule", get_args(Acquisition))
 def test_every_rule_searches_a_table_by_one_line(
-    rule: str, make_search: Callable[..., PreparedSearch], tmp_path: Path
+    rule: str,
+    make_search: Callable[..., PreparedSearch],
+    grid: tuple[Observation, ...],
+    tmp_path: Path,
 ) -> None:
     search = make_search(*CHEAP, "budget.gpu_seconds=40", f"design.acquisition={rule}")
     assert search.spec.design.acquisition == rule
     assert len(first_pack(search, first_cost(search, gpu=False))) == search.spec.design.n_initial
     table_file = tmp_path / "table.csv"
-    write_table(table_file, exhaustive(search, tmp_path / "grid").observations(), [])
+    write_table(table_file, grid, [])
     replayed, store = start(search, tmp_path / "store")
     run_to_end(replayed, TableRunner(read_table(table_file), store, "long_context", None))
     found = store.observations()
@@ -93,12 +104,11 @@ def test_every_rule_searches_a_table_by_one_line(
 
 
 def test_a_run_that_the_table_lacks_fails(
-    make_search: Callable[..., PreparedSearch], tmp_path: Path
+    make_search: Callable[..., PreparedSearch], grid: tuple[Observation, ...], tmp_path: Path
 ) -> None:
     search = make_search()
     table_file = tmp_path / "table.csv"
-    some = exhaustive(search, tmp_path / "grid").observations()[:3]
-    write_table(table_file, some, [])
+    write_table(table_file, grid[:3], [])
     store = FileStore(tmp_path / "store")
     runs = tuple(search.plan_run(p, "sft", 0, 0, "law") for p in search.spec.space.points())
     runner = TableRunner(read_table(table_file), store, "long_context", None)
@@ -121,11 +131,9 @@ def test_a_broken_table_is_named(text: str, message: str, tmp_path: Path) -> Non
         read_table(file)
 
 
-def test_a_broken_row_names_its_line(
-    make_search: Callable[..., PreparedSearch], tmp_path: Path
-) -> None:
+def test_a_broken_row_names_its_line(grid: tuple[Observation, ...], tmp_path: Path) -> None:
     file = tmp_path / "table.csv"
-    write_table(file, exhaustive(make_search(), tmp_path / "grid").observations()[:2], ["x"])
+    write_table(file, grid[:2], ["x"])
     file.write_text(file.read_text() + "1,2,three\n")
     with pytest.raises(DataError, match="line 5"):
         read_table(file)
