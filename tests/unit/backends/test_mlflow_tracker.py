@@ -11,8 +11,12 @@ import pytest
 from mlflow import MlflowClient
 
 from pmlray.backends.mlflow_tracker import MlflowTracker, local_tracking_uri
-from pmlray.config.prepared import PreparedSearch
+from pmlray.backends.mlflow_watch import MlflowWatch
+from pmlray.config.prepared import PreparedSearch, prepare_comparison
+from pmlray.errors import StoreError
 from tests.fakes import observe
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +102,11 @@ def test_mirrors_each_observation_once(
     assert parent.data.metrics["law/rank_exponent"] == 0.7
     assert client.get_metric_history(again._parent, "law/rank_exponent")[0].step == 12
     assert {a.path for a in client.list_artifacts(again._parent)} == {"report.json", "search.json"}
+
+
+def test_a_comparison_is_not_taken_for_a_search(database: Path) -> None:
+    spec, _ = prepare_comparison(ROOT / "searches" / "comparisons" / "smoke.yaml")
+    uri, folder = local_tracking_uri(database), database / "artifacts"
+    MlflowTracker(uri, spec.compare_id, spec.model_dump(mode="json"), folder)
+    with pytest.raises(StoreError, match="a comparison is watched by its store"):
+        MlflowWatch(uri, spec.compare_id)
