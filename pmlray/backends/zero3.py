@@ -5,7 +5,6 @@ Only where no single device holds the base: everything else trains packed, at st
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,10 +26,11 @@ from pmlray.engine.evaluate import TokenScores
 from pmlray.engine.measure import pick_device
 from pmlray.engine.members import batch_at
 from pmlray.engine.peft_io import save_adapter
+from pmlray.engine.provenance import pack_provenance, run_provenance
 from pmlray.engine.sharded import SupervisedLosses, adapted_model, load_base, share_of
 from pmlray.engine.trained import curve_steps
 from pmlray.errors import RunError
-from pmlray.memory import Record, build_memory, prefix
+from pmlray.memory import MemorySet, Record, build_memory, prefix
 from pmlray.types import Observation, Pack, PlannedRun
 
 TAG = "pmlray"
@@ -220,7 +220,7 @@ def measure_sharded(
         trained.curve.append((steps, scores.mean_nll))
         if dist.get_rank() == 0:
             save_adapter(adapters / run.run_key, spec.probe, weights, spec.model.id)
-            measured = _observation(search, pack, place, trained, scores, backend)
+            measured = _observation(search, pack, place, trained, scores, memory, backend)
             write_card(adapters / run.run_key, spec, measured)
             put(measured)
         seconds += trained.seconds
@@ -240,6 +240,7 @@ def _observation(
     place: int,
     trained: ShardedRun,
     scores: TokenScores,
+    memory: MemorySet,
     backend: dict[str, str],
 ) -> Observation:
     run, device = trained.run, pick_device()
@@ -268,18 +269,11 @@ def _observation(
         charged_steps=float(run.point.train_steps),
         tokens_per_second=tokens * run.point.train_steps / max(trained.seconds, 1e-9),
         peak_memory_bytes=0 if on_cpu else torch.cuda.max_memory_allocated(device),
-        provenance={
-            "search_id": search.spec.search_id,
-            "pack_id": pack.pack_id,
-            "n_in_pack": len(pack.runs),
-            "model": search.source.identity,
-            "device": device.type,
-            "device_name": platform.machine() if on_cpu else torch.cuda.get_device_name(device),
-            "devices": devices,
-            "gpu_seconds_unit": "CPU core" if on_cpu else "GPU",
-            "zero_stage": 3,
-            "versions": backend | pmlray_deepspeed.BACKEND,
-        },
+        provenance=pack_provenance(
+            search, pack, device, devices, backend | pmlray_deepspeed.BACKEND
+        )
+        | run_provenance(memory)
+        | {"zero_stage": 3},
         learning_rate=run.learning_rate or search.spec.recipe.learning_rate,
     )
 

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from pmlray import __version__
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.adapter_card import write_card
@@ -34,6 +29,7 @@ from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.peft_io import save_adapter
 from pmlray.engine.prefix_cache import CachedRecord, build_prefix_cache
 from pmlray.engine.prefix_store import PrefixCount, PrefixStore
+from pmlray.engine.provenance import pack_provenance, run_provenance
 from pmlray.engine.stepper import Stepper
 from pmlray.engine.trained import TrainedMember
 from pmlray.memory import MemorySet, PromptRenderer, Record, build_memory, prefix
@@ -43,7 +39,6 @@ from pmlray.types import FailedRun, Observation, Pack
 MakeStepper = Callable[[AdaptedModel, PackedAdamW], Stepper]
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-VERSIONED = ("torch", "transformers", "peft")
 
 
 def pick_device() -> torch.device:
@@ -104,7 +99,9 @@ def measure_pack(
         weight_decay=spec.recipe.weight_decay,
     )
     devices = torch.get_num_threads() if device.type == "cpu" else 1
-    provenance = _provenance(search, pack, device, devices, backend) | {
+    provenance = pack_provenance(search, pack, device, devices, backend) | {
+        "room": None if pack.room is None else asdict(pack.room),
+        "device_memory_bytes": _device_memory(device, torch.get_num_threads()),
         "load_seconds": loaded - started,
         "prefix_cache_seconds": cached - loaded,
         "control_cache_seconds": control_seconds,
@@ -156,10 +153,8 @@ def measure_pack(
             tokens_per_second=trained_tokens / trained.device_seconds,
             peak_memory_bytes=_peak_memory(device),
             provenance=provenance
+            | run_provenance(memory)
             | {
-                "content_hash": memory.content_hash,
-                "n_records": len(memory.records),
-                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
                 "control_gpu_seconds": control_gpu_seconds,
                 "pack_steps": trained.pack_steps,
             },
@@ -267,32 +262,3 @@ def _device_memory(device: torch.device, threads: int) -> int:
     if CGROUP_LIMIT.is_file() and (limit := CGROUP_LIMIT.read_text().strip()).isdigit():
         total = min(total, int(limit))
     return total * min(threads, os.cpu_count() or threads) // (os.cpu_count() or threads)
-
-
-def _provenance(
-    search: PreparedSearch,
-    pack: Pack,
-    device: torch.device,
-    devices: int,
-    backend: Mapping[str, str],
-) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return {
-        "search_id": search.spec.search_id,
-        "pack_id": pack.pack_id,
-        "n_in_pack": len(pack.runs),
-        "room": None if pack.room is None else asdict(pack.room),
-        "model": search.source.identity,
-        "adapter_params_per_rank": search.source.geometry.params_per_rank(
-            search.spec.probe.placement
-        ),
-        "device": device.type,
-        "device_name": name or platform.machine(),
-        "devices": devices,
-        "device_memory_bytes": _device_memory(device, torch.get_num_threads()),
-        "gpu_seconds_unit": "GPU" if device.type == "cuda" else "CPU core",
-        # On a cluster pmlray is uploaded source, not an installed package with metadata.
-        "versions": {"pmlray": __version__}
-        | {package: version(package) for package in VERSIONED}
-        | dict(backend),
-    }

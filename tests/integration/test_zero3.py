@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from ray.train.torch import TorchTrainer
 from pmlray.backends.file_store import FileStore
+from pmlray.backends.mlflow_runs import run_times
 from pmlray.backends.ray_sharded import WorkerPlan, train_sharded
 from pmlray.config.prepared import prepare_search
 from pmlray.engine.measure import measure_pack
@@ -90,6 +92,10 @@ found["lost"] = fit("lost", True)
 found["steps"] = (folder / "lost" / "steps.txt").read_text().splitlines()
 found["loads"] = {n: len((folder / n / "loads.txt").read_text().split()) for n in ("two", "lost")}
 ray.shutdown()
+sharded = FileStore(folder / "two").observations()
+found["times"] = [run_times(o, 0) for o in sharded]
+found["said"] = {name: [o.provenance for o in FileStore(folder / name).observations()]
+                 for name in ("packed", "two")}
 print("RESULT" + json.dumps(found))
 """
 
@@ -110,6 +116,7 @@ seeds: [0]
 
 def test_two_workers_equal_one_and_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "search.yaml").write_text(SEARCH)
+    began = time.time()
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, env={**os.environ},
         capture_output=True, text=True, timeout=560,
@@ -130,3 +137,11 @@ def test_two_workers_equal_one_and_go_on_from_a_checkpoint(tmp_path: Path) -> No
     assert steps == [0, 1, 2, 3, 4, 5, 4, 5, 0, 1, 2]
     # Each worker loads the base once for both runs, and again only where it was started again.
     assert found["loads"] == {"two": 2, "lost": 4}
+    # MLflow shows when they trained; times of day are kept to the second.
+    for start, end in found["times"]:
+        assert 1000 * (began - 1) < start < end < 1000 * time.time()
+    for oracle, sharded in zip(found["said"]["packed"], found["said"]["two"], strict=True):
+        assert sharded["zero_stage"] == 3 and sharded["devices"] == 2
+        for name in ("content_hash", "n_records", "model", "adapter_params_per_rank"):
+            assert sharded[name] == oracle[name]
+        assert oracle["versions"].items() <= sharded["versions"].items()

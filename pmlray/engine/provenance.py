@@ -1,0 +1,58 @@
+"""What every observation says of where it comes from, however its run was trained."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from pmlray import __version__
+from pmlray.config.prepared import PreparedSearch
+from pmlray.memory import MemorySet
+from pmlray.types import Pack
+
+VERSIONED = ("torch", "transformers", "peft")
+
+
+def pack_provenance(
+    search: PreparedSearch,
+    pack: Pack,
+    device: torch.device,
+    devices: int,
+    backend: Mapping[str, str],
+) -> dict[str, Any]:
+    """What the runs of a pack have in common.
+
+    devices: GPUs or CPU cores that they trained on. backend: names and versions of what drove them.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return {
+        "search_id": search.spec.search_id,
+        "pack_id": pack.pack_id,
+        "n_in_pack": len(pack.runs),
+        "model": search.source.identity,
+        "adapter_params_per_rank": search.source.geometry.params_per_rank(
+            search.spec.probe.placement
+        ),
+        "device": device.type,
+        "device_name": name or platform.machine(),
+        "devices": devices,
+        "gpu_seconds_unit": "GPU" if device.type == "cuda" else "CPU core",
+        # On a cluster pmlray is uploaded source, not an installed package with metadata.
+        "versions": {"pmlray": __version__}
+        | {package: version(package) for package in VERSIONED}
+        | dict(backend),
+    }
+
+
+def run_provenance(memory: MemorySet) -> dict[str, Any]:
+    """What a run learnt, and when it had ended: now."""
+    return {
+        "content_hash": memory.content_hash,
+        "n_records": len(memory.records),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
