@@ -74,12 +74,13 @@ class LawSearch:
     ) -> None:
         self._search, self._store, self._points = search, store, points
         self._tracker, self._announce = tracker, announce
-        self._cost, self._max_pack_failures = cost, max_pack_failures
+        self._max_pack_failures = max_pack_failures
         self._failed_packs, self._n_devices = 0, 1
         self._ready: deque[Pack] = deque()
         self._times = list(store.times())
         self._pending: dict[str, PlannedRun] = {}
         self._observations = {o.run_key: o for o in store.observations()}
+        self._cost = learnt(cost, self._observations.values())
         self._failures = failures = list(store.failures())
         self._failed_keys = {f.run_key for f in failures if not f.infrastructure}
         # What a fault cut off goes on first, each pack as it was.
@@ -138,6 +139,7 @@ class LawSearch:
             self._observations[observation.run_key] = observation
             if observation.phase == "law":
                 self._points.tell(observation)
+        self._cost = learnt(self._cost, self._observations.values())
         for failure in result.failed:
             self._failures.append(failure)
             self._failed_keys.add(failure.run_key)
@@ -154,7 +156,7 @@ class LawSearch:
         phase: Phase = "memft" if self._law_over else "law"
         spent = sum(o.gpu_seconds for o in self._observations.values() if o.phase == phase)
         total = budget.memft_seconds if self._law_over else budget.law_seconds
-        cost, law = self._known_cost(), None if self.law is None else self.law.fit.law
+        law = None if self.law is None else self.law.fit.law
         known = tuple(self._observations.values())
         return Progress(
             phase=phase,
@@ -164,7 +166,7 @@ class LawSearch:
             gpu_seconds_spent=sum(run.gpu_seconds for run in (*known, *self._failures)),
             gpu_seconds_left=max(0.0, total - spent),
             law=self.law,
-            gpu_seconds_open=open_seconds(spec, phase, known, self._failures, law, cost),
+            gpu_seconds_open=open_seconds(spec, phase, known, self._failures, law, self._cost),
             running=tuple(self._pending.values()),
         )
 
@@ -182,7 +184,7 @@ class LawSearch:
         if n_pending and missing <= 0 and n_law < design.n_initial:
             # There is no law to choose by before the initial design is measured.
             return ()
-        cost = self._known_cost()
+        cost = self._cost
         device = known_device(self._observations.values(), self._times, cost)
         if missing > 0:
             runs = self._points.ask(missing)
@@ -196,9 +198,6 @@ class LawSearch:
 
     def _plain(self) -> list[Observation]:
         return [o for o in self._observations.values() if o.phase == "law"]
-
-    def _known_cost(self) -> CostModel:
-        return learnt(self._cost, self._observations.values())
 
     def _n_law_pending(self) -> int:
         return sum(run.phase == "law" for run in self._pending.values())
@@ -219,7 +218,7 @@ class LawSearch:
         if self.law is None:
             return ()
         # The law's own runs alone, or the points would move with what MemFT's runs measure.
-        plain, cost = self._plain(), self._known_cost()
+        plain, cost = self._plain(), self._cost
         # What ran its course for the law is what the comparison would measure again.
         reused = {
             self._search.plan_run(o.point, o.method, o.sequence_id, o.seed, "memft").run_key

@@ -21,8 +21,8 @@ RECORDS = [random_record(5, i) for i in range(3)]
 
 def train_both(base: BaseModel, recipe: Recipe = RECIPE, rules: MemftRules = RULES) -> Trained:
     # Two budgets of one run, which share a trunk, a curriculum, and one too small to hold it.
-    runs = [make_run(16, 15, 200, "memft_ot"), make_run(16, 15, 300, "memft_ot"),
-            make_run(16, 15, 250, "memft_sw"), make_run(1, 60, 250, "memft_ot")]  # fmt: skip
+    runs = [make_run(16, 15, 100, "memft_ot"), make_run(16, 15, 140, "memft_ot"),
+            make_run(16, 15, 140, "memft_sw"), make_run(1, 60, 120, "memft_ot")]  # fmt: skip
     runs = [replace(run, phase="memft") for run in runs]
     large = [random_record(20, 7 + i) for i in range(3)]
     return train(base, runs, [RECORDS, RECORDS, RECORDS, large], recipe, rules)
@@ -35,7 +35,7 @@ def test_a_run_that_recalls_everything_ends_with_the_same_adapter(
     ended = train_both(base)
     monkeypatch.setattr(settle, "STEPS_BETWEEN_CHECKS", 10**6)
     whole = train_both(base)
-    budgets = [200, 300, 250, 250]
+    budgets = [100, 140, 140, 120]
     assert [len(whole.members[i].step_losses) for i in range(4)] == budgets
     for i in range(3):
         short, full = ended.members[i], whole.members[i]
@@ -46,7 +46,7 @@ def test_a_run_that_recalls_everything_ends_with_the_same_adapter(
             ended.model.lora.weights(i), whole.model.lora.weights(i), strict=True
         ):
             assert torch.equal(own, other)
-    assert len(ended.members[3].step_losses) == 250
+    assert len(ended.members[3].step_losses) == 120
     assert min(ended.members[3].scores.token_p) < 0.5
 
 
@@ -58,12 +58,12 @@ def test_a_run_that_would_still_move_goes_on(
 ) -> None:
     recipe = RECIPE.model_copy(update={"dropout": dropout})
     rules = replace(RULES, compat=compat)
-    run = replace(make_run(16, 15, 200, "memft_ot"), phase="memft")
+    run = replace(make_run(16, 15, 100, "memft_ot"), phase="memft")
     (member,) = train(tiny(), [run], [RECORDS], recipe, rules).members.values()
-    assert len(member.step_losses) == 200 and min(member.scores.token_p) > 0.5
+    assert len(member.step_losses) == 100 and min(member.scores.token_p) > 0.5
 
 
 def test_plain_fine_tuning_has_no_threshold_to_end_at(tiny: Callable[..., BaseModel]) -> None:
-    run = replace(make_run(16, 15, 200), phase="memft")
+    run = replace(make_run(16, 15, 100), phase="memft")
     (member,) = train(tiny(), [run], [RECORDS], RECIPE, RULES).members.values()
-    assert len(member.step_losses) == 200 and min(member.scores.token_p) > 0.5
+    assert len(member.step_losses) == 100 and min(member.scores.token_p) > 0.5

@@ -90,7 +90,7 @@ def test_a_saturated_run_ends_early_within_the_promised_bias(
 def test_a_flat_run_decays_early_with_others_or_alone(tiny: Callable[..., BaseModel]) -> None:
     base, gain = tiny(), 0.3
     recipe = RECIPE.model_copy(update={"stop_gain": gain, "learning_rate": 2e-2})
-    budgets = (64, 128, 192)
+    budgets = (48, 96, 144)
     runs = [make_run(1, 40, t) for t in budgets]
     record = random_record(40)
     full = train(base, runs, [[record]] * 3, recipe.model_copy(update={"stop_gain": 0.0})).members
