@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, also when a process dies or a disk is full."""
+"""Files that are whole or absent, also when a process dies or a disk is full, and their opener."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def write_over(path: Path, content: bytes) -> None:
     except OSError:
         os.unlink(temporary)
         raise
+
+
+def open_here(path: str, flags: int) -> int:
+    """An `opener` that follows no link, which might lead anywhere, and waits for no pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _write_once(path: Path, content: bytes) -> bool:

@@ -17,12 +17,19 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from pmlray.backends.attempts import Attempt, AttemptLog
+from pmlray.backends.file_leases import LeaseFolder
 from pmlray.backends.file_store import FileStore
+from pmlray.backends.lease_rules import Holder
 from pmlray.backends.mirror_journal import MirrorJournal, entry_name
+from pmlray.backends.spooled_tracker import Replay
 from pmlray.config.cluster_profile import ClusterProfile
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.kept import Card, Summary, read_kept
 from pmlray.config.load import load_search, load_spec
 from pmlray.config.models import resolve_model
 from pmlray.config.prepared import prepare_comparison, prepare_search
+from pmlray.config.search_spec import SearchSpec
 from pmlray.engine.checkpoint_files import file_name
 from pmlray.engine.checkpoints import Checkpoints
 from pmlray.engine.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE
@@ -43,6 +50,11 @@ PEFT_CONFIG = {
     "base_model_name_or_path": "tiny-random-llama", "r": 2, "lora_alpha": 2,
     "layers_to_transform": [1], "target_modules": ["down_proj"],
 }  # fmt: skip
+HOLDER = Holder("node-1", "boot pid:1", 10, "100")
+FACTS = {"facts": {"machine": "one", "versions": {"ray": "2"}, "wall_seconds": 1.5,
+                   "training_share": None}}  # fmt: skip
+CARD = {"base_model": {"id": "a", "revision": None, "identity": "b", "dtype": "float32"},
+        "prompt_format": "chat"}  # fmt: skip
 AT = "base_model.model.model.layers.1.mlp.down_proj"
 Target = Callable[[bytes, Path], None]
 
@@ -96,10 +108,51 @@ def _store(content: bytes, folder: Path) -> None:
         path.unlink()
 
 
+class _Mirror:
+    """A mirror that takes whatever it is told."""
+
+    identity = "any"
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: None
+
+
 def _journal(content: bytes, folder: Path) -> None:
-    journal = MirrorJournal(folder)
+    store, journal = FileStore(folder), MirrorJournal(folder)
     _file(folder / "mirror", entry_name(1), content)
-    journal.run_keys()
+    (folder / "mirror" / "sent.json").unlink(missing_ok=True)
+    with suppress(PmlrayError):
+        journal.run_keys()
+    Replay(store, journal, "memory:", _Mirror).send()  # type: ignore[arg-type]
+
+
+def _sent(content: bytes, folder: Path) -> None:
+    journal = MirrorJournal(folder)
+    _file(folder / "mirror", "sent.json", content)
+    journal.waiting("memory:")
+    journal.mark_sent("memory:", "any", 1)
+
+
+def _kept(content: bytes, folder: Path) -> None:
+    path = _file(folder, "kept.json", content)
+    for kind in (SearchSpec, CompareSpec, Summary, Card):
+        with suppress(PmlrayError):
+            read_kept(kind, path)
+
+
+def _lease(content: bytes, folder: Path) -> None:
+    (folder / "run").mkdir(exist_ok=True)
+    for old in (folder / "run").iterdir():
+        old.unlink()
+    _file(folder / "run", "1", content)
+    leases = LeaseFolder(folder)
+    leases.is_free("run")
+    leases.take("run")
+
+
+def _attempt(content: bytes, folder: Path) -> None:
+    _file(folder, "attempt-0000.json", content)
+    AttemptLog(folder).all()
 
 
 def _adapter(content: bytes, folder: Path) -> None:
@@ -159,6 +212,13 @@ def _json(*values: object) -> list[bytes]:
     return [json.dumps(value).encode() for value in values]
 
 
+def _specs() -> list[bytes]:
+    """A search and a comparison as their stores keep them."""
+    search = load_spec(SearchSpec, ROOT / "searches" / "smoke.yaml")
+    comparison = load_spec(CompareSpec, ROOT / "searches" / "comparisons" / "smoke.yaml")
+    return [search.model_dump_json().encode(), comparison.model_dump_json().encode()]
+
+
 TARGETS: Mapping[str, Target] = {
     "search": _search,
     "comparison": _comparison,
@@ -170,6 +230,10 @@ TARGETS: Mapping[str, Target] = {
     "table": _table,
     "store": _store,
     "journal": _journal,
+    "sent": _sent,
+    "kept": _kept,
+    "lease": _lease,
+    "attempt": _attempt,
     "adapter": _adapter,
     "adapter_config": _adapter_config,
     "checkpoint": _checkpoint,
@@ -213,7 +277,18 @@ def seeds(name: str) -> list[bytes]:
         "law_jsonl": [*_json(stored), *NASTY_JSON],
         "table": [b"\n".join(table.split(b"\n")[:12])],
         "store": [*_json(stored, failure, asdict(pack), times), *NASTY_JSON],
-        "journal": [*_json({"kind": "observe", "run_keys": ["a"]}), *NASTY_JSON],
+        "journal": [*_json(
+            {"kind": "start"}, {"kind": "observe", "run_keys": ["a"]},
+            {"kind": "law", "metrics": {"a": 1.0}, "gpu_seconds": 1.0, "time_ms": 1},
+            {"kind": "finish", "artifacts": ["report/report.html"], "status": "FINISHED"},
+            {"kind": "observe", "run_keys": 1}, {"kind": "finish", "artifacts": [1]},
+            {"kind": "law"}, {"kind": ["start"]}), *NASTY_JSON],
+        "sent": [*_json({"0" * 16: ["any", 1]}, {"0" * 16: 1}, {"0" * 16: ["any", "1"]}),
+                 *NASTY_JSON],
+        "kept": [*_json(FACTS, CARD), *_specs(), *NASTY_JSON],
+        "lease": [*_json(asdict(HOLDER), {**asdict(HOLDER), "pid": "../../1"}, {"host": 1}),
+                  *NASTY_JSON],
+        "attempt": [*_json(asdict(Attempt(1)), {"step": "1"}, {"steps": 1}), *NASTY_JSON],
         "adapter": adapters,
         "adapter_config": [*_json(MLP_CONFIG, PEFT_CONFIG), *NASTY_JSON],
         "checkpoint": adapters,

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pmlray.atomic_files import write_once, write_over
+from pmlray.errors import StoreError
+from pmlray.types import MALFORMED, rebuild
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +52,8 @@ class AttemptLog:
         self._own: tuple[Path, Attempt] | None = None
 
     def all(self) -> tuple[Attempt, ...]:
-        """Every attempt so far, in order."""
-        paths = sorted(self._folder.glob("attempt-*.json"))
-        return tuple(Attempt(**json.loads(path.read_bytes())) for path in paths)
+        """Every attempt so far, in order; StoreError when the note of one is damaged."""
+        return tuple(map(_read, sorted(self._folder.glob("attempt-*.json"))))
 
     def begin(self, step: int) -> None:
         """Note a start after so many steps. OSError when it cannot be written."""
@@ -72,3 +73,10 @@ class AttemptLog:
             write_over(path, json.dumps(asdict(attempt)).encode())
         except OSError as error:
             log.warning("could not note what would be lost: %s", error)
+
+
+def _read(path: Path) -> Attempt:
+    try:
+        return rebuild(Attempt, json.loads(path.read_bytes()))
+    except (*MALFORMED, RecursionError) as error:
+        raise StoreError(f"{path} is damaged ({error!r}); move it away to go on") from error

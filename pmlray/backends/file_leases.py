@@ -13,12 +13,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from pmlray.atomic_files import write_once
+from pmlray.atomic_files import open_here, write_once
 from pmlray.backends.lease_rules import (
     BEAT_SECONDS,
     FREE,
     STALE_SECONDS,
     STOP,
+    UNKNOWN,
     Holder,
     Seen,
     generations,
@@ -26,6 +27,7 @@ from pmlray.backends.lease_rules import (
     may_take,
 )
 from pmlray.errors import StoreError
+from pmlray.types import MALFORMED, rebuild
 
 log = logging.getLogger(__name__)
 
@@ -48,18 +50,20 @@ class LeaseFolder:
         here, end = _this_process(), time.monotonic() + wait
         (self._folder / name).mkdir(parents=True, exist_ok=True)
         while True:
+            seen = None
             with suppress(FileExistsError, FileNotFoundError):
                 # Either says that it has just changed hands: look again.
                 seen = self._seen(name)
                 if may_take(seen, here, _start_of, self._stale):
                     return self._make(name, 1 if seen is None else seen.generation + 1, here)
-                if time.monotonic() >= end:
-                    assert seen is not None and seen.holder is not None
-                    raise StoreError(
-                        f"process {seen.holder.pid} of {seen.holder.host} holds {name}, last seen"
-                        f" {seen.age:.0f} s ago; wait for it or stop it first (one that died"
-                        f" without a word holds it for {self._stale:.0f} s)"
-                    )
+            if seen is not None and seen.holder is not None and time.monotonic() >= end:
+                raise StoreError(
+                    f"process {seen.holder.pid} of {seen.holder.host} holds {name}, last seen"
+                    f" {seen.age:.0f} s ago; wait for it or stop it first (one that died"
+                    f" without a word holds it for {self._stale:.0f} s)"
+                )
+            if time.monotonic() >= end + self._stale:
+                raise StoreError(f"{self._folder / name} keeps changing; is its storage in order?")
             time.sleep(WAIT_SECONDS)
 
     def still_in_force(self, name: str, generation: int) -> bool:
@@ -94,13 +98,19 @@ class LeaseFolder:
         if not there:
             return None
         last = max(there)
-        if FREE in there[last]:
+        # One that is only wanted to stop was given back just now.
+        if FREE in there[last] or "" not in there[last]:
             return Seen(last, None, 0.0)
-        # Opening a file makes a network file system ask its server how old it is.
-        with (self._folder / name / str(last)).open("rb") as file:
-            holder = Holder(**json.load(file))
-            beaten = os.fstat(file.fileno()).st_mtime
-        return Seen(last, holder, self._now() - beaten)
+        path = self._folder / name / str(last)
+        try:
+            # Opening a file makes a network file system ask its server how old it is.
+            with open(path, "rb", opener=open_here) as file:
+                content, beaten = file.read(), os.fstat(file.fileno()).st_mtime
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(f"the lease {path} cannot be read: {error}; move it away") from error
+        return Seen(last, _holder_from(content), self._now() - beaten)
 
     def _now(self) -> float:
         """The time by the clock that stamps the beats."""
@@ -183,6 +193,17 @@ def beating(
         thread.join(timeout=10 * LOOK_SECONDS)
         for lease in leases:
             lease.give_back()
+
+
+def _holder_from(content: bytes) -> Holder:
+    """Whom a lease names; UNKNOWN where it is damaged."""
+    try:
+        holder = rebuild(Holder, json.loads(content))
+        # Half of a surrogate pair could not be shown.
+        f"{holder.host}{holder.place}{holder.started}".encode()
+    except (*MALFORMED, RecursionError):
+        return UNKNOWN
+    return holder
 
 
 def _this_process() -> Holder:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import _thread
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pmlray.atomic_files import write_once
+from pmlray.atomic_files import open_here, write_once
 from pmlray.backends.file_leases import Lease, LeaseFolder, beating
 from pmlray.errors import StoreError
 from pmlray.types import (
@@ -168,7 +167,7 @@ def _read_all(paths: Iterable[Path], build: Callable[[dict[str, Any]], T]) -> It
     """What is in files that anybody may have written who can write to the store."""
     for path in sorted(paths):
         try:
-            with open(path, encoding="utf-8", opener=_open_here) as file:
+            with open(path, encoding="utf-8", opener=open_here) as file:
                 text = file.read()
             stored = json.loads(text)
             if "\\ud" in text:
@@ -190,11 +189,6 @@ def _read_all(paths: Iterable[Path], build: Callable[[dict[str, Any]], T]) -> It
         if named not in (path.stem, path.stem.rpartition("-")[0]):
             raise StoreError(f"{path} is of {named}, which is not what its name tells")
         yield found
-
-
-def _open_here(path: str, flags: int) -> int:
-    """Opens no link, which might lead anywhere, and waits for no pipe."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _failure_from(row: dict[str, Any]) -> FailedRun:

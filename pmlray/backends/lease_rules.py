@@ -7,6 +7,7 @@ a later one has lost its lease, whatever kept it from noticing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ BEAT_SECONDS = 5.0
 # Six beats: a network file system may show a beat some seconds late.
 STALE_SECONDS = 30.0
 FREE, STOP = "free", "stop"
+# As they are written; what else `int` reads would be looked for under another name.
+GENERATION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,10 @@ class Holder:
     place: str
     pid: int
     started: str
+
+
+# Of a lease that cannot be read: only its beats tell whether it is held.
+UNKNOWN = Holder("an unknown host", "", 0, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +59,12 @@ def may_take(
 
 def generations(files: Iterable[str]) -> dict[int, frozenset[str]]:
     """What is there of a lease: its generations, and what each file's name ends on after them
-    ('' for the lease itself, FREE once given back, STOP where its holder wants to leave)."""
+    ('' for the lease itself, FREE once given back, STOP where its holder wants to leave). Other
+    files are none of a lease's."""
     found: dict[int, set[str]] = {}
     for file in files:
-        number, _, kind = file.partition(".")
-        if number.isdigit():
+        number, dot, kind = file.partition(".")
+        if GENERATION.fullmatch(number) and (kind in (FREE, STOP) or not dot):
             found.setdefault(int(number), set()).add(kind)
     return {generation: frozenset(kinds) for generation, kinds in found.items()}
 

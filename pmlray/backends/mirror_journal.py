@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any
 
 from pmlray.atomic_files import write_once, write_over
 from pmlray.errors import StoreError
+from pmlray.types import MALFORMED, NAME
+
+log = logging.getLogger(__name__)
 
 FULL_DISK_SECONDS = 600.0
 
@@ -64,7 +68,7 @@ class MirrorJournal:
                 entry = json.loads(path.read_bytes())
             except (ValueError, RecursionError) as error:
                 raise StoreError(f"{path} is damaged ({error})") from error
-            if not isinstance(entry, dict) or "kind" not in entry:
+            if not _is_entry(entry):
                 raise StoreError(f"{path} is no entry of a journal")
             yield number, entry
 
@@ -88,12 +92,46 @@ class MirrorJournal:
 
     def _all_sent(self) -> dict[str, tuple[str, int]]:
         try:
-            return json.loads(self._sent_file.read_bytes())
+            stored = json.loads(self._sent_file.read_bytes())
+            return {str(key): (str(of), int(number)) for key, (of, number) in stored.items()}
         except FileNotFoundError:
+            return {}
+        except (*MALFORMED, RecursionError) as error:
+            # Mirrors leave alone what they have.
+            log.warning("%s is damaged (%r): all is sent again", self._sent_file, error)
             return {}
 
     def _names(self) -> list[str]:
         return [path.name for path in self._folder.iterdir()]
+
+
+def _is_entry(found: Any) -> bool:
+    """Whether it has what a mirror is told of its kind."""
+    if not isinstance(found, dict):
+        return False
+
+    def texts(name: str) -> bool:
+        value = found.get(name)
+        return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+    def number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    match found.get("kind"):
+        case "start":
+            return True
+        case "observe":
+            return texts("run_keys") and all(map(NAME.fullmatch, found["run_keys"]))
+        case "law":
+            metrics = found.get("metrics")
+            numbers = [found.get("gpu_seconds"), found.get("time_ms")]
+            if not isinstance(metrics, dict):
+                return False
+            return all(map(number, [*numbers, *metrics.values()]))
+        case "finish":
+            return texts("artifacts") and isinstance(found.get("status"), str)
+        case _:
+            return False
 
 
 def _key(uri: str) -> str:

@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from pmlray.backends.mlflow_tracker import EXPERIMENT, PAGE
+from pmlray.config.kept import read_kept
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import StoreError, TrackerAway
 from pmlray.study.report_tables import without_credentials
@@ -55,12 +55,13 @@ class MlflowWatch:
             self._experiment, self._run_id = experiment.experiment_id, runs[0].info.run_id
             with TemporaryDirectory() as folder:
                 file = self._client.download_artifacts(self._run_id, SPEC_ARTIFACT, folder)
-                self.spec = SearchSpec.model_validate_json(Path(file).read_text(encoding="utf-8"))
-        except ValidationError as error:
-            raise StoreError(
-                f"what MLflow holds of {search_id} is no search that this version of pmlray can"
-                " read; a comparison is watched by its store"
-            ) from error
+                try:
+                    self.spec = read_kept(SearchSpec, Path(file))
+                except StoreError as error:
+                    raise StoreError(
+                        f"what MLflow holds of {search_id} is no search that this version of pmlray"
+                        " can read; a comparison is watched by its store"
+                    ) from error
         except ASKING_ERRORS as error:
             raise _away(self._uri, error) from error
 

@@ -94,7 +94,10 @@ class Replay:
 
     def _is_ours(self, file: Path) -> bool:
         """Whether a file lies in the store: a mirror is shown no other file of this machine."""
-        return file.is_file() and file.resolve().is_relative_to(self._store.folder.resolve())
+        try:
+            return file.is_file() and file.resolve().is_relative_to(self._store.folder.resolve())
+        except OSError:  # Too long for a name.
+            return False
 
 
 class SpooledTracker:

@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pydantic import ValidationError
-
+from pmlray.atomic_files import write_over
 from pmlray.backends.file_store import FileStore
 from pmlray.cli.driver import machine_facts, ray_session, ready_to_train, spooled_tracker
 from pmlray.config import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.kept import read_kept
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import StoreError
 from pmlray.study.arena import Arena
@@ -97,21 +97,10 @@ def claim_store(folder: Path, spec: CompareSpec) -> None:
     the same comparison."""
     path = folder / SPEC_FILE
     if path.is_file():
-        owner = kept_spec(folder)
+        owner = read_kept(CompareSpec, path)
         if differing := [name for name in SAME if getattr(owner, name) != getattr(spec, name)]:
             raise StoreError(
                 f"{folder} holds the comparison {owner.compare_id}, whose {', '.join(differing)}"
                 " differ; choose another --store"
             )
-    path.write_text(spec.model_dump_json(indent=2))
-
-
-def kept_spec(folder: Path) -> CompareSpec:
-    """The comparison that a store is of; StoreError where it is not as it is written today."""
-    path = folder / SPEC_FILE
-    try:
-        return CompareSpec.model_validate_json(path.read_text())
-    except ValidationError as error:
-        raise StoreError(
-            f"{path} is not as this version of pmlray writes it; choose another --store"
-        ) from error
+    write_over(path, spec.model_dump_json(indent=2).encode())

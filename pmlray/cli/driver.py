@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pmlray import __version__
+from pmlray.atomic_files import write_over
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.mirror_journal import MirrorJournal
 from pmlray.backends.mlflow_tracker import MlflowTracker, local_tracking_uri
@@ -26,6 +27,7 @@ from pmlray.backends.optuna_study import OptunaPoints
 from pmlray.backends.spooled_tracker import SpooledTracker
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.kept import Summary, read_kept
 from pmlray.config.models import TINY, require_present, resolve_model
 from pmlray.config.prepared import PreparedSearch
 from pmlray.design import CostModel
@@ -160,21 +162,26 @@ def report_store(folder: Path, facts: dict[str, Any] | None = None) -> dict[str,
 
     result = read_result(folder)
     summary_file = folder / SUMMARY_FILE
-    kept = json.loads(summary_file.read_text())["facts"] if summary_file.is_file() else {}
-    shown = kept if facts is None else facts
+    shown = _kept_facts(summary_file) if facts is None else facts
     page = write_report(result, folder / "report", shown)
     shown = without_credentials(shown)
     summary = {**result.to_json(), **shown, "report": str(page)}
-    summary_file.write_text(json.dumps({**summary, "facts": shown}, indent=2))
+    write_over(summary_file, json.dumps({**summary, "facts": shown}, indent=2).encode())
     return summary
 
 
+def _kept_facts(summary: Path) -> dict[str, Any]:
+    if not summary.is_file():
+        return {}
+    return read_kept(Summary, summary).facts.model_dump(exclude_unset=True)
+
+
 def open_store(folder: Path) -> tuple[SearchSpec, FileStore]:
-    """A search and its store; StoreError when the folder is none."""
+    """A search and its store; StoreError when the folder is none, or damaged."""
     spec_file = folder / SPEC_FILE
     if not spec_file.is_file():
         raise StoreError(f"{folder} is no store of a search (it has no {SPEC_FILE})")
-    return SearchSpec.model_validate_json(spec_file.read_text()), FileStore(folder)
+    return read_kept(SearchSpec, spec_file), FileStore(folder)
 
 
 def read_result(folder: Path) -> SearchResult:
@@ -278,13 +285,13 @@ def _claim(folder: Path, spec: SearchSpec) -> None:
     """Keep the spec in its store; a store serves one search."""
     path = folder / SPEC_FILE
     if path.is_file():
-        owner = SearchSpec.model_validate_json(path.read_text()).search_id
+        owner = read_kept(SearchSpec, path).search_id
         if owner != spec.search_id:
             raise StoreError(
                 f"{folder} holds the search {owner}, not {spec.search_id}; choose another --store"
             )
         return
-    path.write_text(spec.model_dump_json(indent=2))
+    write_over(path, spec.model_dump_json(indent=2).encode())
 
 
 def machine_facts() -> dict[str, Any]:

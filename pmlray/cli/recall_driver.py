@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pmlray.cli.driver import SPEC_FILE
+from pmlray.config.kept import Card, read_kept
 from pmlray.config.models import require_present, resolve_model
 from pmlray.config.prepared import PreparedSearch
 from pmlray.config.search_spec import Budget, Design, Model, SearchSpec, Space, Task
@@ -35,7 +35,7 @@ class RecallRequest:
 
 
 def prepare_recall(request: RecallRequest) -> PreparedSearch:
-    """The check as a search's task; ModelError or DataError before any model is loaded.
+    """The check as a search's task; ModelError, DataError or StoreError before any model is loaded.
 
     Without a card or a store's search beside the adapter the defaults are bfloat16 and plain
     prompts, and the base is the one that the adapter names.
@@ -105,10 +105,9 @@ def check_recall(search: PreparedSearch, folder: Path, say: Callable[[str], None
 def _trained_with(folder: Path) -> dict[str, Any]:
     """id, revision, dtype, identity and prompt_format, as far as the folder tells."""
     if (folder / CARD_FILE).is_file():
-        card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-        return {**card["base_model"], "prompt_format": card["prompt_format"]}
+        return read_kept(Card, folder / CARD_FILE).trained_with()
     search_file = folder.absolute().parent.parent / SPEC_FILE
     if search_file.is_file():
-        spec = SearchSpec.model_validate_json(search_file.read_text(encoding="utf-8"))
+        spec = read_kept(SearchSpec, search_file)
         return {**spec.model.model_dump(), "prompt_format": spec.task.prompt_format}
     return {}

@@ -11,6 +11,8 @@ import typer
 from pmlray.cli.findings import describe_result
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.search_source import SOURCE_OPTION, in_mlflow, search_id_of
+from pmlray.errors import StoreError
+from pmlray.types import MALFORMED
 
 
 def report(
@@ -50,5 +52,11 @@ def _from_mlflow(search_id: str, uri: str, out: Path | None) -> dict[str, Any]:
 
     folder = Path("runs") / search_id / "report" if out is None else out
     page, numbers = fetch_report(uri, search_id, folder.absolute())
-    found = json.loads(numbers.read_text(encoding="utf-8"))
-    return {**found, "report": str(page), "tracking_uri": without_credentials(uri)}
+    try:
+        found = json.loads(numbers.read_bytes())
+        return {**found, "report": str(page), "tracking_uri": without_credentials(uri)}
+    except (*MALFORMED, RecursionError) as error:
+        raise StoreError(
+            f"the report of {search_id} at {without_credentials(uri)} is damaged ({error});"
+            " pmlray report STORE writes it anew"
+        ) from error

@@ -54,6 +54,7 @@ def sync_store(
     from pmlray.cli import compare_driver, driver
     from pmlray.config import ClusterProfile, SearchSpec
     from pmlray.config.compare_spec import CompareSpec
+    from pmlray.config.kept import read_kept
     from pmlray.config.prepared import prepare_search
     from pmlray.study.plan import first_cost
 
@@ -64,13 +65,13 @@ def sync_store(
     uri = driver.tracking_uri_for(folder, ClusterProfile(), tracking_uri)
     with store.driver_lock():
         if search_file.is_file():
-            spec = SearchSpec.model_validate_json(search_file.read_text())
+            spec = read_kept(SearchSpec, search_file)
             connect = driver.mirror_of(store, uri, spec.search_id, spec)
             search = prepare_search(search_file)
             cost = first_cost(search, gpu=False)
             trials = driver.study_of(search, store, cost, optuna_storage).n_trials
         else:
-            comparison = CompareSpec.model_validate_json(comparison_file.read_text())
+            comparison = read_kept(CompareSpec, comparison_file)
             connect = driver.mirror_of(store, uri, comparison.compare_id, comparison)
         journal, observations = MirrorJournal(folder), store.observations()
         known = journal.run_keys()

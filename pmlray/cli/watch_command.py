@@ -88,12 +88,14 @@ def _at_search(folder: Path) -> Look:
 
 def _at_comparison(folder: Path) -> Look:
     from pmlray.backends.file_store import DRIVER, FileStore
-    from pmlray.cli.compare_driver import kept_spec
+    from pmlray.cli.compare_driver import SPEC_FILE
+    from pmlray.config.compare_spec import CompareSpec
+    from pmlray.config.kept import read_kept
     from pmlray.study.compare_progress import FollowedComparison
     from pmlray.study.comparison_report import shown_row
 
     store = FileStore(folder)
-    followed = FollowedComparison(kept_spec(folder), store)
+    followed = FollowedComparison(read_kept(CompareSpec, folder / SPEC_FILE), store)
 
     def look() -> tuple[Standing, str | None]:
         over = store.leases.is_free(DRIVER)

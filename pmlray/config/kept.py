@@ -1,0 +1,65 @@
+"""What a study keeps as JSON beside its results, read back: whoever can write there may have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+
+from pmlray.errors import StoreError
+
+Kept = TypeVar("Kept", bound=BaseModel)
+
+
+class Facts(BaseModel, strict=True, allow_inf_nan=False):
+    """What a report shows of the run that it ended, as far as it was kept."""
+
+    store: str | None = None
+    tracking_uri: str | None = None
+    wall_seconds: float | None = None
+    training_share: float | None = None
+    machine: str | None = None
+    versions: dict[str, str] | None = None
+
+
+class Summary(BaseModel):
+    """Of a search's summary what cannot be computed again."""
+
+    facts: Facts
+
+
+class CardBase(BaseModel, strict=True):
+    """The base model of a kept adapter; `identity` is that of its weights."""
+
+    id: str = Field(min_length=1)
+    revision: str | None
+    identity: str
+    dtype: Literal["float32", "bfloat16"]
+
+
+class Card(BaseModel, strict=True):
+    """Of an adapter's card what running the adapter takes."""
+
+    base_model: CardBase
+    prompt_format: Literal["plain", "chat"]
+
+    def trained_with(self) -> dict[str, Any]:
+        """The same, flat."""
+        return {**self.base_model.model_dump(), "prompt_format": self.prompt_format}
+
+
+def read_kept(kind: type[Kept], path: Path) -> Kept:
+    """A kept file as `kind`; StoreError when it cannot be read or holds anything else."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
+    except ValidationError as error:
+        # Without what it holds, which may be of a file that a link leads to.
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "its start"
+        raise StoreError(
+            f"{path} is damaged, or of another version of pmlray ({where}: {first['msg']}); move it"
+            " away: what wrote it writes it anew"
+        ) from error
