@@ -62,7 +62,7 @@ def test_a_submitted_search_takes_its_code_and_files_along(
     shipped = yaml.safe_load((CLUSTER / "runtime_env.yaml").read_text())
     assert job["runtime_env"]["env_vars"] == shipped["env_vars"]
     [package] = cluster.packages
-    assert len(package) < 1_500_000
+    assert len(package) < 1_000_000
     with zipfile.ZipFile(io.BytesIO(package)) as uploaded:
         names = set(uploaded.namelist())
         sent = yaml.safe_load(uploaded.read("search.yaml"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 import subprocess
 import zipfile
@@ -105,19 +106,32 @@ def test_versions_are_those_of_the_project() -> None:
     assert not [image for image in used if ":" not in image or image.endswith(":latest")]
 
 
-def test_what_ray_job_submit_uploads_of_this_folder_is_small(tmp_path: Path) -> None:
+def test_ray_job_submit_of_this_folder_uploads_little_but_pmlrays_source(tmp_path: Path) -> None:
     from ray._private.runtime_env.packaging import create_package
 
     package = tmp_path / "upload.zip"
     create_package(str(ROOT), package, include_gitignore=True, excludes=[".git", ".venv"])
     with zipfile.ZipFile(package) as uploaded:
-        names = set(uploaded.namelist())
-    # Ray does not compress it; `pmlray submit` does, and sends less than 1 MB.
-    assert package.stat().st_size < 1_500_000
+        sizes = {info.filename: info.compress_size for info in uploaded.infolist()}
     wanted = {"pmlray/__main__.py", "searches/smoke.yaml", "cluster/profiles/kuberay.yaml"}
-    assert wanted <= names
-    unwanted = ("tests/", "scripts/", "runs/", "searches/tables/", "cluster/mlflow/", ".venv/")
-    assert not [name for name in names if name.startswith(unwanted)]
+    assert wanted <= set(sizes)
+    beside = {name: size for name, size in sizes.items() if not name.startswith("pmlray/")}
+    assert sum(beside.values()) < 20_000, sorted(beside, key=beside.__getitem__)[-5:]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no clone")
+def test_the_archive_that_the_readme_submits_is_below_a_megabyte(tmp_path: Path) -> None:
+    (line,) = re.findall(r"^git archive .*$", (CLUSTER / "README.md").read_text(), re.MULTILINE)
+    archive = tmp_path / "job.zip"
+    subprocess.run(
+        shlex.split(line.replace("job.zip", str(archive))), cwd=ROOT, check=True, timeout=60
+    )
+    assert archive.stat().st_size < 1_000_000
+    with zipfile.ZipFile(archive) as sent:
+        names = {name for name in sent.namelist() if not name.endswith("/")}
+    assert {"pmlray/__main__.py", "searches/smoke.yaml", "cluster/profiles/kuberay.yaml"} <= names
+    assert all(name.startswith(("pmlray/", "searches/", "cluster/profiles/")) for name in names)
+    assert not [name for name in names if name.startswith("searches/tables/")]
 
 
 def stub(folder: Path, name: str, body: str) -> None:
