@@ -1,7 +1,8 @@
 """The search of a chaos run as a job of the cluster, through the REST interface of Ray's Jobs API.
 
-Not through `pmlray submit`: of nodes that share a machine, each unpacks an upload anew over the one
-that runs.
+Not through `pmlray submit`: Ray unpacks an upload into the session folder, which the nodes of a
+machine share, and each node whose first worker needs it removes what another has unpacked there
+(`WorkingDirPlugin.create` overwrites), so that the job that runs from it misses modules.
 """
 
 from __future__ import annotations
