@@ -77,8 +77,9 @@ class Tracker(Protocol):
 class PointSource(Protocol):
     """Chooses design points for the law and learns from their results (an Optuna study, say)."""
 
-    def ask(self, k: int) -> tuple[PlannedRun, ...]:
-        """Up to k new runs, jointly chosen; fewer when nothing more is worth or within budget."""
+    def ask(self, k: int, share: float = 1.0) -> tuple[PlannedRun, ...]:
+        """Up to k new runs, jointly chosen; fewer when nothing more is worth or within budget, or
+        once they are predicted to take this share of what is left of it."""
         ...
 
     def tell(self, observation: Observation) -> None:

@@ -2,60 +2,38 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from statistics import median
 from typing import Any
 
-import numpy as np
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from pmlray.backends.optuna_trials import (
     PARAMS,
     POINT,
     await_earlier_choices,
-    design_trials,
     law_data_of,
-    point_of,
-    replicate_of,
 )
+from pmlray.backends.trial_book import TrialBook
 from pmlray.design import (
     LAW_RULES,
     Belief,
-    ChosenRun,
     CostModel,
     DesignSettings,
     DesignSpace,
-    Knowledge,
+    PendingSpend,
     Replicate,
     choose_run,
     nearest_cell,
     offers,
-    pending_seconds,
     why_chosen,
 )
 from pmlray.errors import FitError
 from pmlray.law import FitOptions, Form, average_laws
 from pmlray.types import DesignPoint
-
-# Laws of a tenth more runs choose the same; fitted after every pack, they would take more time than
-# a search of hundreds of points has for them.
-FIT_ALL, FIT_GROWTH = 40, 1.1
-
-
-def fitted_size(n: int) -> int:
-    """To how many of n complete trials, the first ones, the laws are fitted that choose the next:
-    a function of n alone, so that a search that starts again chooses as if it had not stopped."""
-    if n <= FIT_ALL:
-        return n
-    size = FIT_ALL
-    while (larger := math.ceil(size * FIT_GROWTH)) <= n:
-        size = larger
-    return size
 
 
 class LawSampler(BaseSampler):
@@ -68,9 +46,8 @@ class LawSampler(BaseSampler):
     are drawn at random. Running trials count as measured, failed ones as measured without a result.
     `budget` is in gpu_seconds, `options` say how points count in a fit. The laws are refitted when
     trials have been completed, not for every choice, and beyond 40 of them once there are a tenth
-    more. `settings.acquisition` may name a rival of the
-    rule; `tpe` and `gp` ask Optuna's own sampler for a large delta_loss and take the nearest open
-    cell. One objective only.
+    more. `settings.acquisition` may name a rival of the rule; `tpe` and `gp` ask Optuna's own
+    sampler for a large delta_loss and take the nearest open cell. One objective only.
 
     Workers may share a study on any of Optuna's storages, and no two of them choose the same run:
     each waits for those that asked before it to have all design parameters in the storage. An
@@ -90,12 +67,10 @@ class LawSampler(BaseSampler):
         options: FitOptions | None = None,
     ) -> None:
         self._space, self._settings = space, settings
-        self._forms, self._cost, self._budget = tuple(forms), cost, budget
-        self._options = options
+        self._forms, self._options = tuple(forms), options
+        self._book = TrialBook(cost, budget, self._believe)
         self._independent = RandomSampler(seed=settings.seed)
         self._pack_from: int | None = None
-        self._beliefs: tuple[Belief, ...] = ()
-        self._fitted_trials: tuple[int, ...] = ()
         self._given_up: set[int] = set()
         self._why: dict[int, str] = {}  # Of the last choice.
         rivals = {"tpe": TPESampler, "gp": GPSampler}
@@ -122,10 +97,17 @@ class LawSampler(BaseSampler):
         """Why the point of the trial that was chosen last was chosen."""
         return self._why.get(number, "")
 
+    def pack_and_budget(self, study: Study) -> tuple[float, float]:
+        """What the pack so far is predicted to take, and what the budget has left; gpu_seconds."""
+        with self._book.lock:
+            known = self._book.knowledge(study, self._pack_from)
+        return PendingSpend(known.cost, known.pack).gpu_seconds, known.budget_left
+
     def within_budget(self, study: Study) -> bool:
         """Whether another run is both open and affordable."""
-        known = self._knowledge(design_trials(study))
-        return next(offers(self._space, known), None) is not None
+        with self._book.lock:
+            known = self._book.knowledge(study, self._pack_from)
+            return next(offers(self._space, known), None) is not None
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -151,7 +133,8 @@ class LawSampler(BaseSampler):
         if len(design) < len(PARAMS):
             return values
         await_earlier_choices(study, trial.number, self._given_up)
-        choice = self._choose(study, trial)
+        with self._book.lock:
+            choice = self._choose(study, trial)
         if choice is not None:
             point, (sequence_id, seed) = choice
             values |= {name: getattr(point, name) for name in POINT}
@@ -174,11 +157,11 @@ class LawSampler(BaseSampler):
         self._independent.reseed_rng()
 
     def _choose(self, study: Study, trial: FrozenTrial) -> tuple[DesignPoint, Replicate] | None:
-        known = self._knowledge(design_trials(study, trial.number))
+        known = self._book.knowledge(study, self._pack_from, trial.number)
         if self._rival is None:
             choice = choose_run(self._space, self._settings, known)
             if choice is not None:
-                self._why = {trial.number: why_chosen(self._settings, known, *choice)}
+                self._why = {trial.number: why_chosen(self._space, self._settings, known, *choice)}
             return choice
         open_offers = {offer.point: offer for offer in offers(self._space, known)}
         if not open_offers:
@@ -194,60 +177,14 @@ class LawSampler(BaseSampler):
         cell = nearest_cell(list(open_offers), point, self._space.cells)
         return cell, open_offers[cell].replicate
 
-    def _knowledge(self, trials: Sequence[FrozenTrial]) -> Knowledge:
-        complete = [
-            t for t in trials if t.state == TrialState.COMPLETE and np.isfinite(t.values[0])
-        ]
-        if self._settings.acquisition in LAW_RULES:
-            self._refit(complete[: fitted_size(len(complete))])
-        cost = self._cost.learn(
-            (
-                point_of(t),
-                t.user_attrs.get("charged_steps", t.params["train_steps"]),
-                t.user_attrs["gpu_seconds"],
-            )
-            for t in complete
-            if "gpu_seconds" in t.user_attrs
-        )
-        done = {t.number for t in complete}
-        # What was measured since the last fit counts as what is being measured does.
-        fitted = done - {t.number for t in complete[fitted_size(len(complete)) :]}
-        chosen = {
-            t.number: ChosenRun(point_of(t), replicate_of(t), t.number in fitted) for t in trials
-        }
-        running = [t for t in trials if not t.state.is_finished()]
-        pending = pending_seconds(cost, [chosen[t.number] for t in running])
-        spent = sum(
-            t.user_attrs.get("gpu_seconds", cost.predict(point_of(t)) if t.number in done else 0.0)
-            for t in trials
-            if t.state.is_finished()
-        )
-        return Knowledge(
-            chosen=tuple(chosen.values()),
-            beliefs=self._beliefs,
-            base_loss=median(
-                [t.user_attrs["base_loss"] for t in complete if "base_loss" in t.user_attrs]
-                or [np.inf]
-            ),
-            cost=cost,
-            budget_left=self._budget - spent - pending,
-            pack=tuple(
-                chosen[t.number]
-                for t in running
-                if self._pack_from is not None and t.number >= self._pack_from
-            ),
-        )
-
-    def _refit(self, complete: Sequence[FrozenTrial]) -> None:
-        numbers = tuple(t.number for t in complete)
-        if numbers == self._fitted_trials:
-            return
-        self._fitted_trials = numbers
+    def _believe(self, complete: Sequence[FrozenTrial]) -> tuple[Belief, ...]:
+        """The laws of complete trials; none where no rule needs them, or too few carry any."""
+        if self._settings.acquisition not in LAW_RULES:
+            return ()
         try:
             average = average_laws(law_data_of(complete), self._forms, self._options)
         except FitError:
-            self._beliefs = ()  # Too few points for any form yet.
-            return
-        self._beliefs = tuple(
+            return ()
+        return tuple(
             Belief(fit, weight) for fit, weight in zip(average.fits, average.weights, strict=True)
         )

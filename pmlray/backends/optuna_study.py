@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,13 +31,27 @@ JOURNAL = "optuna.journal"
 
 
 class _QuickJournal(JournalFileBackend):
-    """A journal that does not wait for the disk: after a crash it is written anew anyway."""
+    """A journal that does not wait for the disk, for after a crash it is written anew anyway, and
+    that is not read back: whoever else has it open only looks."""
+
+    def __init__(self, path: Path) -> None:
+        # The default lock is a symbolic link, which a killed driver would leave behind.
+        super().__init__(str(path), JournalFileOpenLock(str(path)))
+        self._n_read = 0
+        self._kept: list[dict[str, Any]] = []
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Add lines, for whoever reads along; a search is the only one that writes."""
-        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        """Add lines, for whoever reads along."""
+        lines = [json.dumps(log, separators=(",", ":")) for log in logs]
         with open(self._file_path, "ab") as file:
-            file.write(lines.encode())
+            file.write("".join(f"{line}\n" for line in lines).encode())
+        self._kept += map(json.loads, lines)
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        """The lines from this number on; those before it are not asked for again."""
+        del self._kept[: log_number_from - self._n_read]
+        self._n_read = log_number_from
+        return iter(tuple(self._kept))
 
 
 class OptunaPoints:
@@ -101,12 +115,15 @@ class OptunaPoints:
         """Trials of the study."""
         return len(self._study.get_trials(deepcopy=False))
 
-    def ask(self, k: int) -> tuple[PlannedRun, ...]:
-        """Up to k runs; fewer when the budget or the space is exhausted."""
+    def ask(self, k: int, share: float = 1.0) -> tuple[PlannedRun, ...]:
+        """Up to k runs; fewer when the budget or the space is exhausted, or once they take this
+        share of what was left of the budget."""
         runs = []
         self._sampler.begin_pack(self._study)
+        _, left = self._sampler.pack_and_budget(self._study)
         for _ in range(k):
-            if not self._sampler.within_budget(self._study):
+            taken, _ = self._sampler.pack_and_budget(self._study)
+            if taken >= share * left or not self._sampler.within_budget(self._study):
                 break
             trial = self._study.ask(fixed_distributions=self._sampler.distributions)
             params = trial.params
@@ -125,8 +142,11 @@ class OptunaPoints:
         if trial is None:
             return
         # A study lends out no other handle on a trial that it was given running.
-        number = trial if isinstance(trial, int) else trial.number
-        trial_id = self._study.get_trials(deepcopy=False)[number]._trial_id
+        trial_id = (
+            self._study.get_trials(deepcopy=False)[trial]._trial_id
+            if isinstance(trial, int)
+            else trial._trial_id
+        )
         storage = self._study._storage
         for name, value in _attributes(observation).items():
             storage.set_trial_user_attr(trial_id, name, value)
@@ -192,9 +212,7 @@ def _empty_storage(folder: Path, url: str | None, name: str) -> BaseStorage:
         return storage
     journal = folder / JOURNAL
     journal.unlink(missing_ok=True)
-    # The default lock is a symbolic link, which a killed driver would leave behind.
-    backend = _QuickJournal(str(journal), lock_obj=JournalFileOpenLock(str(journal)))
-    return JournalStorage(backend)
+    return JournalStorage(_QuickJournal(journal))
 
 
 def _params(point: DesignPoint, sequence_id: int, seed: int) -> dict[str, int]:

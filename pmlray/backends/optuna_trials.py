@@ -23,13 +23,6 @@ PATIENCE_SECONDS = 10.0
 POLL_SECONDS = 0.02
 
 
-def design_trials(study: Study, except_number: int | None = None) -> list[FrozenTrial]:
-    """The study's trials whose design point is known, in the order of their numbers."""
-    return [
-        t for t in study.get_trials(deepcopy=False) if t.number != except_number and _is_chosen(t)
-    ]
-
-
 def point_of(trial: FrozenTrial) -> DesignPoint:
     """Where the trial measures the law."""
     return DesignPoint(*(trial.params[name] for name in POINT))
@@ -74,7 +67,7 @@ def await_earlier_choices(study: Study, number: int, given_up: set[int]) -> None
         waiting_for = {
             t.number
             for t in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-            if t.number < number and not _is_chosen(t)
+            if t.number < number and not is_chosen(t)
         } - given_up
         if not waiting_for:
             return
@@ -85,5 +78,6 @@ def await_earlier_choices(study: Study, number: int, given_up: set[int]) -> None
         time.sleep(POLL_SECONDS)
 
 
-def _is_chosen(trial: FrozenTrial) -> bool:
+def is_chosen(trial: FrozenTrial) -> bool:
+    """Whether the trial has its design point."""
     return all(name in trial.params for name in PARAMS)

@@ -3,7 +3,8 @@
 from pmlray.design.acquisition import LAW_RULES, OPTUNA_RULES, RULES, Acquisition, Knowledge
 from pmlray.design.cost import CostModel, charged_steps, prior_cost
 from pmlray.design.field import Belief, LawField, law_field
-from pmlray.design.planner import DesignSettings, choose_run, offers, pending_seconds
+from pmlray.design.history import History
+from pmlray.design.planner import DesignSettings, PendingSpend, choose_run, offers
 from pmlray.design.reasons import why_chosen
 from pmlray.design.space import ChosenRun, DesignSpace, Replicate, nearest_cell
 
@@ -17,15 +18,16 @@ __all__ = [
     "CostModel",
     "DesignSettings",
     "DesignSpace",
+    "History",
     "Knowledge",
     "LawField",
+    "PendingSpend",
     "Replicate",
     "charged_steps",
     "choose_run",
     "law_field",
     "nearest_cell",
     "offers",
-    "pending_seconds",
     "prior_cost",
     "why_chosen",
 ]

@@ -5,17 +5,19 @@ A rule sees an offer for every open cell within the budget and everything known,
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from scipy.stats import qmc
 
 from pmlray.design.cost import CostModel
-from pmlray.design.field import Belief, FloatArray, law_field
-from pmlray.design.space import ChosenRun, Offer, level_coordinates, log_coordinates, most_distant
+from pmlray.design.field import Belief, FloatArray
+from pmlray.design.grid_field import GridField
+from pmlray.design.history import History
+from pmlray.design.space import ChosenRun, Offer, level_coordinates, log_coordinates
 from pmlray.types import DesignPoint
 
 Acquisition = Literal[
@@ -38,7 +40,7 @@ class Knowledge:
 
     `base_loss`: typical loss of the adapter-free base, nats. `budget_left`: gpu_seconds, already
     without what pending runs are predicted to cost. `pack`: those of the chosen runs that are in
-    the pack being filled.
+    the pack being filled. `kept`: the chosen runs' History, from whoever keeps one.
     """
 
     chosen: tuple[ChosenRun, ...]
@@ -47,11 +49,27 @@ class Knowledge:
     cost: CostModel
     budget_left: float
     pack: tuple[ChosenRun, ...] = ()
+    kept: History | None = None
 
-    @property
-    def points(self) -> list[DesignPoint]:
-        """The point of every chosen run, in the order in which they were chosen."""
-        return [run.point for run in self.chosen]
+    @cached_property
+    def history(self) -> History:
+        """What the rules ask of all chosen runs."""
+        return History(self.chosen) if self.kept is None else self.kept
+
+    @cached_property
+    def pending(self) -> list[DesignPoint]:
+        """The points of the runs that are not measured yet, in the order of their choice."""
+        return [run.point for run in self.chosen if not run.done]
+
+    def field(
+        self,
+        acquisition: Acquisition,
+        grid: tuple[DesignPoint, ...],
+        targets: tuple[DesignPoint, ...],
+    ) -> GridField:
+        """The field by which a rule judges: that of all forms, or of the best one alone."""
+        beliefs = self.beliefs if acquisition == "v_optimal" else self.beliefs[:1]
+        return self.history.field(beliefs, self.base_loss, grid, targets)
 
 
 @dataclass(frozen=True)
@@ -74,20 +92,20 @@ Rule = Callable[[Choice, Knowledge], Offer]
 
 def _v_optimal(choice: Choice, known: Knowledge) -> Offer:
     """The most variance removed at the targets per gpu_second, over the mixture of forms."""
-    field = law_field(known.beliefs, known.base_loss).after(_pending(known))
-    return _best(choice.offers, field.gains(choice.cells, choice.targets))
+    field = known.field("v_optimal", choice.grid, choice.targets)
+    return _best(choice.offers, field, field.gains(known.pending))
 
 
 def _v_optimal_single(choice: Choice, known: Knowledge) -> Offer:
     """V-optimal under the one form that fits best, as if it were true."""
-    field = law_field(known.beliefs[:1], known.base_loss).after(_pending(known))
-    return _best(choice.offers, field.gains(choice.cells, choice.targets))
+    field = known.field("v_optimal_single", choice.grid, choice.targets)
+    return _best(choice.offers, field, field.gains(known.pending))
 
 
 def _d_optimal(choice: Choice, known: Knowledge) -> Offer:
     """The most information about the best form's parameters per gpu_second."""
-    field = law_field(known.beliefs[:1], known.base_loss).after(_pending(known))
-    return _best(choice.offers, field.information(choice.cells))
+    field = known.field("d_optimal", choice.grid, choice.targets)
+    return _best(choice.offers, field, field.information(known.pending))
 
 
 def _random(choice: Choice, known: Knowledge) -> Offer:
@@ -119,20 +137,22 @@ def _lhs(choice: Choice, known: Knowledge) -> Offer:
 
 def _cheapest_first(choice: Choice, known: Knowledge) -> Offer:
     """The cheapest cell, unmeasured ones before repeats."""
-    seen = Counter(known.points)
+    seen = known.history.seen
     return min(choice.offers, key=lambda o: (seen[o.point], o.gpu_seconds, o.point))
 
 
 def _full_grid(choice: Choice, known: Knowledge) -> Offer:
     """Every cell in the order of the grid, then the next replicate of every cell."""
-    seen = Counter(known.points)
+    seen = known.history.seen
     return min(choice.offers, key=lambda o: (seen[o.point], o.point))
 
 
 def fill_space(choice: Choice, known: Knowledge) -> Offer:
-    """The cell farthest from every measured one."""
-    cells = choice.cells
-    return choice.offers[cells.index(most_distant(cells, known.points, choice.grid))]
+    """The cell farthest from everything chosen, in log space (Johnson, Moore and Ylvisaker 1990,
+    DOI 10.1016/0378-3758(90)90122-B); the first when nothing is chosen yet."""
+    farthest = known.history.distances(choice.grid)
+    place = {cell: i for i, cell in enumerate(choice.grid)}
+    return choice.offers[int(np.argmax(farthest[[place[o.point] for o in choice.offers]]))]
 
 
 RULES: dict[str, Rule] = {
@@ -151,13 +171,10 @@ OPTUNA_RULES: frozenset[Acquisition] = frozenset({"tpe", "gp"})
 LAW_RULES = frozenset({"v_optimal", "v_optimal_single", "d_optimal"})
 
 
-def _pending(known: Knowledge) -> list[DesignPoint]:
-    return [run.point for run in known.chosen if not run.done]
-
-
 def _nearest(choice: Choice, at: FloatArray, wanted: FloatArray) -> Offer:
     return choice.offers[int(np.argmin(np.linalg.norm(at - wanted, axis=1)))]
 
 
-def _best(offers: Sequence[Offer], gain: FloatArray) -> Offer:
+def _best(offers: Sequence[Offer], field: GridField, gain_M: FloatArray) -> Offer:
+    gain = gain_M[[field.place(offer.point) for offer in offers]]
     return offers[int(np.argmax(gain / np.array([offer.gpu_seconds for offer in offers])))]

@@ -72,9 +72,13 @@ class CostModel:
         for point, steps, gpu_seconds in runs:
             seconds += gpu_seconds
             tokens += steps * self.tokens_per_step(point)
+        return self.at_rate(seconds, tokens)
+
+    def at_rate(self, gpu_seconds: float, tokens: float) -> CostModel:
+        """The model with the rate of so many tokens in so much time; itself without any."""
         if tokens == 0:
             return self
-        return replace(self, seconds_per_token=seconds / tokens, measured=True)
+        return replace(self, seconds_per_token=gpu_seconds / tokens, measured=True)
 
 
 def charged_steps(budgets: Sequence[int], decay_share: float | None) -> tuple[float, ...]:

@@ -75,13 +75,19 @@ class LawField:
         return np.concatenate([*open_, apart.T], axis=1)
 
     def after(self, points: Sequence[DesignPoint]) -> LawField:
-        """The field once these points are measured too: S - S phi' phi S / (noise + phi S phi')."""
-        cov = self.cov_GG
+        """The field once these points are measured too."""
+        field = self
         for phi, noise in zip(
             self.features(points, measured=True), self.noise(points), strict=True
         ):
-            along = cov @ phi
-            cov = cov - np.outer(along, along) / (noise + phi @ along)
+            field = field.measured(phi, noise)
+        return field
+
+    def measured(self, phi_G: FloatArray, noise: float) -> LawField:
+        """The field once a point of these features and noise (nats^2) is measured too:
+        S - S phi' phi S / (noise + phi S phi')."""
+        along = self.cov_GG @ phi_G
+        cov = self.cov_GG - np.outer(along, along) / (noise + phi_G @ along)
         return replace(self, cov_GG=cov)
 
     def variance(self, points: Sequence[DesignPoint]) -> FloatArray:
@@ -97,18 +103,27 @@ class LawField:
         The V-criterion (Atkinson, Donev and Tobias 2007, section 10.6) of the mixture: with K the
         covariance, mean_t K(c, t)^2 / (noise + K(c, c)), nats^2.
         """
-        phi_MG = self.features(candidates, measured=True)
-        phi_TG = self.features(targets, measured=False)
+        return self.gains_of(
+            self.features(candidates, measured=True),
+            self.noise(candidates),
+            self.features(targets, measured=False),
+        )
+
+    def gains_of(self, phi_MG: FloatArray, noise_M: FloatArray, phi_TG: FloatArray) -> FloatArray:
+        """The same for candidates of these features and noise, and targets of these features."""
         along_MG = phi_MG @ self.cov_GG
         own_M = np.einsum("mg,mg->m", along_MG, phi_MG)
-        return ((along_MG @ phi_TG.T) ** 2).mean(axis=1) / (self.noise(candidates) + own_M)
+        return ((along_MG @ phi_TG.T) ** 2).mean(axis=1) / (noise_M + own_M)
 
     def information(self, candidates: Sequence[DesignPoint]) -> FloatArray:
         """What each candidate tells about all parameters, log(1 + K(c, c) / noise), (M,): the
         D-criterion's gain (Atkinson, Donev and Tobias 2007, section 10.1)."""
-        phi_MG = self.features(candidates, measured=True)
+        return self.information_of(self.features(candidates, measured=True), self.noise(candidates))
+
+    def information_of(self, phi_MG: FloatArray, noise_M: FloatArray) -> FloatArray:
+        """The same for candidates of these features and noise."""
         own_M = np.einsum("mg,gh,mh->m", phi_MG, self.cov_GG, phi_MG)
-        return np.log1p(own_M / self.noise(candidates))
+        return np.log1p(own_M / noise_M)
 
 
 def law_field(beliefs: Sequence[Belief], base_loss: float) -> LawField:

@@ -136,14 +136,16 @@ def learn_device(packs: Sequence[PackUse]) -> Device | None:
     )
 
 
-def worthwhile_runs(device: Device | None, run: Load, train_steps: int, known_runs: int) -> int:
+def worthwhile_runs(
+    device: Device | None, run: Load, train_steps: int, known_runs: int, n_devices: int = 1
+) -> int:
     """How many runs like `run` the next pack of an adaptive search should have.
 
     As few as keep the overhead of a step and the start of the pack within their shares, since every
-    run is chosen knowing only what earlier packs measured; for the same reason no more than are
-    known already. What a device holds bounds both. After packs of one kind the next is of another,
-    so that the one after can be chosen by what a step costs: the least there is, unless those were
-    as small, and then twice that.
+    run is chosen knowing only what earlier packs measured; for the same reason the packs of all
+    devices together have no more than are known already. What a device holds bounds both. After
+    packs of one kind the next is of another, so that the one after can be chosen by what a step
+    costs: the least there is, unless those were as small, and then twice that.
     """
     if device is None:
         return LEAST_RUNS
@@ -157,7 +159,7 @@ def worthwhile_runs(device: Device | None, run: Load, train_steps: int, known_ru
         long_enough = device.start_seconds * (1 / START_SHARE - 1) / max(1, train_steps)
         amortised = (long_enough - device.step_seconds) / per_run
         wanted = max(wanted, math.ceil(filled - 1e-9), math.ceil(amortised - 1e-9))
-    wanted = min(wanted, max(LEAST_RUNS, known_runs))
+    wanted = min(wanted, max(LEAST_RUNS, known_runs // n_devices))
     while wanted > 1 and not device.holds(wanted * run.rows, wanted * run.positions):
         wanted -= 1
     return wanted

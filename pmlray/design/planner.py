@@ -5,7 +5,7 @@ A pack is chosen run by run, each counting those before it as measured: the gree
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from pmlray.design.acquisition import LAW_RULES, RULES, Acquisition, Choice, Knowledge, fill_space
@@ -40,14 +40,14 @@ def offers(space: DesignSpace, known: Knowledge) -> Iterator[Offer]:
     for run in known.pack:
         trunks = in_pack.setdefault((run.point.lora_rank, run.point.seq_len), {})
         trunks.setdefault(run.replicate, []).append(run.point.train_steps)
-    taken = {(run.point, run.replicate) for run in known.chosen}
     shares = known.cost.decay_share is not None
-    for cell, balanced in space.next_replicates(known.chosen):
+    history = known.history
+    for cell, balanced in history.next_replicates(space.cells, space.replicates):
         trunks = in_pack.get((cell.lora_rank, cell.seq_len), {})
         best = Offer(cell, balanced, known.cost.added(cell, trunks.get(balanced, ())))
         for replicate, budgets in trunks.items() if shares else ():
             seconds = known.cost.added(cell, budgets)
-            if seconds < best.gpu_seconds and (cell, replicate) not in taken:
+            if seconds < best.gpu_seconds and not history.took(cell, replicate):
                 best = Offer(cell, replicate, seconds)
         if best.gpu_seconds <= known.budget_left:
             yield best
@@ -65,23 +65,30 @@ def choose_run(
         chosen = RULES[settings.acquisition](choice, known)
     elif len(known.chosen) < settings.n_initial or not known.beliefs:
         chosen = _initial(choice, settings, known)
-    elif validates(known.points, settings, known.cost):
+    elif validates(settings, known):
         chosen = fill_space(choice, known)
     else:
         chosen = RULES[settings.acquisition](choice, known)
     return chosen.point, chosen.replicate
 
 
-def pending_seconds(cost: CostModel, runs: Sequence[ChosenRun]) -> float:
-    """What runs that were asked for together are predicted to cost, trunks shared; gpu_seconds."""
-    spent = 0.0
-    trunks: dict[tuple[int, int, Replicate], list[int]] = {}
-    for run in runs:
+class PendingSpend:
+    """What runs that were asked for together are predicted to cost, trunks shared: `gpu_seconds`,
+    kept up run by run."""
+
+    def __init__(self, cost: CostModel, runs: Iterable[ChosenRun] = ()) -> None:
+        self.gpu_seconds = 0.0
+        self._cost = cost
+        self._trunks: dict[tuple[int, int, Replicate], list[int]] = {}
+        for run in runs:
+            self.add(run)
+
+    def add(self, run: ChosenRun) -> None:
+        """Another run was asked for."""
         point = run.point
-        budgets = trunks.setdefault((point.lora_rank, point.seq_len, run.replicate), [])
-        spent += cost.added(point, budgets)
+        budgets = self._trunks.setdefault((point.lora_rank, point.seq_len, run.replicate), [])
+        self.gpu_seconds += self._cost.added(point, budgets)
         budgets.append(point.train_steps)
-    return spent
 
 
 def _initial(choice: Choice, settings: DesignSettings, known: Knowledge) -> Offer:
@@ -91,16 +98,6 @@ def _initial(choice: Choice, settings: DesignSettings, known: Knowledge) -> Offe
     return fill_space(replace(choice, offers=within), known)
 
 
-def validates(points: Sequence[DesignPoint], settings: DesignSettings, cost: CostModel) -> bool:
-    """Whether the next run fills space: the share of the spend that did has fallen short.
-
-    Which of the earlier runs did follows from the same rule, so that a search that starts again
-    needs no record of it.
-    """
-    filling = spent = sum(cost.predict(p) for p in points[: settings.n_initial])
-    for point in points[settings.n_initial :]:
-        seconds = cost.predict(point)
-        if filling < settings.validation_share * spent:
-            filling += seconds
-        spent += seconds
-    return filling < settings.validation_share * spent
+def validates(settings: DesignSettings, known: Knowledge) -> bool:
+    """Whether the next run fills space: the share of the spend that did has fallen short."""
+    return known.history.fills_too_little(settings.n_initial, settings.validation_share, known.cost)

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pmlray.design.acquisition import LAW_RULES, Knowledge
-from pmlray.design.field import law_field
 from pmlray.design.planner import DesignSettings, validates
-from pmlray.design.space import Replicate
+from pmlray.design.space import DesignSpace, Replicate
 from pmlray.types import DesignPoint
 
 # Targets that a run sharpens are named, the most sharpened first.
@@ -20,7 +19,11 @@ LEAST_SHARE = 0.005
 
 
 def why_chosen(
-    settings: DesignSettings, known: Knowledge, point: DesignPoint, replicate: Replicate
+    space: DesignSpace,
+    settings: DesignSettings,
+    known: Knowledge,
+    point: DesignPoint,
+    replicate: Replicate,
 ) -> str:
     """The reason for a run, the choice under `known`, as one clause; known: as the rule saw it."""
     rule = settings.acquisition
@@ -28,7 +31,7 @@ def why_chosen(
         return f"rule {rule}"
     if len(known.chosen) < settings.n_initial or not known.beliefs:
         return "initial design"
-    if validates(known.points, settings, known.cost):
+    if validates(settings, known):
         return "checks the law far from what was measured"
     same = (point.lora_rank, point.seq_len, replicate)
     trunk = [
@@ -37,14 +40,13 @@ def why_chosen(
         if (run.point.lora_rank, run.point.seq_len, run.replicate) == same
     ]
     gpu_seconds = known.cost.added(point, trunk)
-    mixture = known.beliefs if rule == "v_optimal" else known.beliefs[:1]
-    pending = [run.point for run in known.chosen if not run.done]
-    field = law_field(mixture, known.base_loss).after(pending)
+    grid = known.field(rule, space.cells, settings.targets)
     if rule == "d_optimal":
-        (nats,) = field.information([point]).tolist()
+        nats = float(grid.information(known.pending)[grid.place(point)])
         return f"d_optimal: {nats / gpu_seconds:.2g} nats of information per gpu_second"
-    (gain,) = field.gains([point], settings.targets).tolist()
+    gain = float(grid.gains(known.pending)[grid.place(point)])
     value = f"{rule}: {gain / gpu_seconds:.2g} nats^2 of variance per gpu_second"
+    field = grid.after(known.pending)
     before = field.variance(settings.targets)
     after = field.after([point]).variance(settings.targets)
     sharpened = _sharpened(settings.targets, before.tolist(), after.tolist())

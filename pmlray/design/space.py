@@ -5,7 +5,7 @@ Shapes: M cells of the grid, 3 coordinates (rank, length, steps).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,26 +44,12 @@ class DesignSpace:
 
     def open_cells(self, chosen: Sequence[ChosenRun]) -> tuple[DesignPoint, ...]:
         """Cells with a replicate that was not chosen yet."""
-        return tuple(cell for cell, _ in self.next_replicates(chosen))
-
-    def next_replicates(
-        self, chosen: Sequence[ChosenRun]
-    ) -> Iterator[tuple[DesignPoint, Replicate]]:
-        """Every open cell with its unused replicate that the search has used least: independent
-        texts and seeds stay balanced over the whole design."""
-        counts = dict.fromkeys(self.replicates, 0)
-        used: dict[DesignPoint, set[Replicate]] = {}
-        for run in chosen:
-            counts[run.replicate] = counts.get(run.replicate, 0) + 1
-            used.setdefault(run.point, set()).add(run.replicate)
-        # Stable: among equals the order of the spec.
-        balanced = sorted(self.replicates, key=counts.__getitem__)
-        for cell in self.cells:
-            taken = used.get(cell, ())
-            for replicate in balanced:
-                if replicate not in taken:
-                    yield cell, replicate
-                    break
+        taken = {(run.point, run.replicate) for run in chosen}
+        return tuple(
+            cell
+            for cell in self.cells
+            if any((cell, replicate) not in taken for replicate in self.replicates)
+        )
 
 
 def log_coordinates(points: Sequence[DesignPoint], cells: Sequence[DesignPoint]) -> FloatArray:
@@ -87,21 +73,6 @@ def level_coordinates(
         for taken, axis in zip(values, raw.T, strict=True)
     ]
     return np.stack(shares, axis=1), max(taken.size for taken in values)
-
-
-def most_distant(
-    candidates: Sequence[DesignPoint],
-    chosen: Sequence[DesignPoint],
-    cells: Sequence[DesignPoint],
-) -> DesignPoint:
-    """The candidate farthest from everything chosen, in log space (Johnson, Moore and Ylvisaker
-    1990, DOI 10.1016/0378-3758(90)90122-B); the first when nothing is chosen yet."""
-    if not chosen:
-        return candidates[0]
-    at = log_coordinates(candidates, cells)
-    taken = log_coordinates(chosen, cells)
-    nearest = np.linalg.norm(at[:, None] - taken[None], axis=2).min(axis=1)
-    return candidates[int(np.argmax(nearest))]
 
 
 def nearest_cell(

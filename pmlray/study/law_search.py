@@ -19,18 +19,18 @@ from pmlray.design import CostModel
 from pmlray.errors import RunError
 from pmlray.law import LawSummary
 from pmlray.ports import ObservationStore, PointSource, Tracker
+from pmlray.study.measured import Measured
 from pmlray.study.memft_schedule import memft_runs
 from pmlray.study.packs import (
     Draft,
-    known_device,
     packs_of,
     room_for,
     runs_to_ask,
     trunk_families,
 )
-from pmlray.study.remaining import learnt, open_seconds
+from pmlray.study.remaining import open_seconds
 from pmlray.study.result import REFIT_GROWTH, fit_observations, refit_is_due
-from pmlray.types import Observation, Pack, PackResult, Phase, PlannedRun
+from pmlray.types import Pack, PackResult, Phase, PlannedRun
 
 log = logging.getLogger(__name__)
 
@@ -77,23 +77,22 @@ class LawSearch:
         self._max_pack_failures = max_pack_failures
         self._failed_packs, self._n_devices = 0, 1
         self._ready: deque[Pack] = deque()
-        self._times = list(store.times())
         self._pending: dict[str, PlannedRun] = {}
-        self._observations = {o.run_key: o for o in store.observations()}
-        self._cost = learnt(cost, self._observations.values())
+        observations = store.observations()
+        self._measured = Measured(cost, observations, store.times())
         self._failures = failures = list(store.failures())
         self._failed_keys = {f.run_key for f in failures if not f.infrastructure}
         # What a fault cut off goes on first, each pack as it was.
         self._cut_off = list(store.unfinished())
         self._pending |= {run.run_key: run for pack in self._cut_off for run in pack.runs}
-        rounds = [o.round for o in self._observations.values()] + [f.round for f in failures]
+        rounds = [o.round for o in observations] + [f.round for f in failures]
         rounds += [pack.round for pack in self._cut_off]
         self._round = 1 + max(rounds, default=-1)
-        self._law_over = any(o.phase == "memft" for o in self._observations.values())
+        self._law_over = any(o.phase == "memft" for o in observations)
         self._n_fitted = 0
         self.law: LawSummary | None = None
         self._refit(tell=False)
-        tracker.observe(self._observations.values())
+        tracker.observe(observations)
 
     def spread_over(self, n_devices: int) -> None:
         """Deal the start and MemFT's pairs out over so many packs that train at once."""
@@ -134,12 +133,10 @@ class LawSearch:
         for run in result.pack.runs:
             self._pending.pop(run.run_key, None)
         self._store.put_times(result.times)
-        self._times.append(result.times)
+        self._measured.add(result.observations, result.times)
         for observation in result.observations:
-            self._observations[observation.run_key] = observation
             if observation.phase == "law":
                 self._points.tell(observation)
-        self._cost = learnt(self._cost, self._observations.values())
         for failure in result.failed:
             self._failures.append(failure)
             self._failed_keys.add(failure.run_key)
@@ -154,19 +151,20 @@ class LawSearch:
         """Where the search stands now."""
         spec, budget = self._search.spec, self._search.spec.budget
         phase: Phase = "memft" if self._law_over else "law"
-        spent = sum(o.gpu_seconds for o in self._observations.values() if o.phase == phase)
+        spent = self._measured.spent[phase]
         total = budget.memft_seconds if self._law_over else budget.law_seconds
         law = None if self.law is None else self.law.fit.law
-        known = tuple(self._observations.values())
+        known, cost = tuple(self._measured.observations.values()), self._measured.cost()
         return Progress(
             phase=phase,
             n_done=len(known),
             n_pending=len(self._pending),
             n_failed=len(self._failures),
-            gpu_seconds_spent=sum(run.gpu_seconds for run in (*known, *self._failures)),
+            gpu_seconds_spent=self._measured.gpu_seconds
+            + sum(f.gpu_seconds for f in self._failures),
             gpu_seconds_left=max(0.0, total - spent),
             law=self.law,
-            gpu_seconds_open=open_seconds(spec, phase, known, self._failures, law, self._cost),
+            gpu_seconds_open=open_seconds(spec, phase, known, self._failures, law, cost),
             running=tuple(self._pending.values()),
         )
 
@@ -177,27 +175,33 @@ class LawSearch:
             log.info("the law is known well enough at every target")
             self._law_over = True
             return ()
-        design, plain = self._search.spec.design, self._plain()
-        n_law = len(plain)
+        design, measured = self._search.spec.design, self._measured
+        n_law = len(measured.plain)
         n_pending = self._n_law_pending()
         missing = design.n_initial - n_law - n_pending
-        if n_pending and missing <= 0 and n_law < design.n_initial:
-            # There is no law to choose by before the initial design is measured.
+        if n_pending and missing <= 0 and n_law < design.n_initial and not self._may_choose(n_law):
             return ()
-        cost = self._cost
-        device = known_device(self._observations.values(), self._times, cost)
+        cost, device = measured.cost(), measured.device()
         if missing > 0:
             runs = self._points.ask(missing)
             packs = packs_of(trunk_families(runs), self._n_devices, device, cost)
         else:
-            runs = self._points.ask(design.pack_size or runs_to_ask(device, plain, cost))
+            n = self._n_devices
+            runs = (
+                self._points.ask(runs_to_ask(device, measured.plain, cost, n), 1 / n)
+                if design.pack_size is None
+                else self._points.ask(design.pack_size)
+            )
             packs = ((runs, room_for(runs, device, cost)),) if runs else ()
         # Packs that are out hold back what they may cost, and may cost less.
         self._law_over = not runs and not n_pending
         return packs
 
-    def _plain(self) -> list[Observation]:
-        return [o for o in self._observations.values() if o.phase == "law"]
+    def _may_choose(self, n_law: int) -> bool:
+        """Whether the law of half the initial design is one to choose by: of several devices those
+        that are done do not wait for its longest run."""
+        several = self._n_devices > 1 and 2 * n_law >= self._search.spec.design.n_initial
+        return several and self.law is not None and self.law.fit.noise_known
 
     def _n_law_pending(self) -> int:
         return sum(run.phase == "law" for run in self._pending.values())
@@ -207,8 +211,7 @@ class LawSearch:
         if wanted is None or self.law is None:
             return False
         reached = self.law.known_interval
-        n_law = sum(o.phase == "law" for o in self._observations.values())
-        enough = n_law >= self._search.spec.design.n_initial
+        enough = len(self._measured.plain) >= self._search.spec.design.n_initial
         return enough and reached is not None and reached <= wanted
 
     def _memft_packs(self) -> Sequence[Draft]:
@@ -218,34 +221,39 @@ class LawSearch:
         if self.law is None:
             return ()
         # The law's own runs alone, or the points would move with what MemFT's runs measure.
-        plain, cost = self._plain(), self._cost
+        plain, cost = self._measured.plain, self._measured.cost()
         # What ran its course for the law is what the comparison would measure again.
-        reused = {
+        reused = frozenset(
             self._search.plan_run(o.point, o.method, o.sequence_id, o.seed, "memft").run_key
             for o in plain
             if not o.stopped_early
-        }
+        )
         groups = memft_runs(
             self._search,
             self.law.fit.law,
             median(o.base_loss for o in plain),
             cost,
-            frozenset(self._observations) | reused | self._failed_keys | frozenset(self._pending),
+            frozenset(self._measured.observations)
+            | reused
+            | self._failed_keys
+            | frozenset(self._pending),
         )
         design = self._search.spec.design
-        device = known_device(self._observations.values(), self._times, cost)
-        limit = max(design.n_initial, design.pack_size or runs_to_ask(device, plain, cost))
+        device = self._measured.device()
+        limit = max(design.n_initial, design.pack_size or runs_to_ask(device, plain, cost, 1))
         packs = packs_of(groups, self._n_devices, device, cost, limit)
         return packs[: self._n_devices]
 
     def _refit_is_due(self) -> bool:
         """Whether the law that is shown is too old, or decides whether the search goes on."""
         decides = self._search.spec.stop.relative_interval is not None
-        return refit_is_due(len(self._plain()), self._n_fitted, 1.0 if decides else REFIT_GROWTH)
+        return refit_is_due(
+            len(self._measured.plain), self._n_fitted, 1.0 if decides else REFIT_GROWTH
+        )
 
     def _refit(self, tell: bool = True) -> None:
         """Fit the law to everything there is, unless it is; `tell` the tracker."""
-        known = sorted(self._plain(), key=lambda o: (o.round, o.place, o.run_key))
+        known = sorted(self._measured.plain, key=lambda o: (o.round, o.place, o.run_key))
         if len(known) == self._n_fitted:
             return
         self._n_fitted = len(known)

@@ -37,11 +37,13 @@ def known_device(
     for o in observations:
         of_round.setdefault(o.round, []).append(o)
     return learn_device(
-        [_use(of_round[t.round], t, cost) for t in times if t.round in of_round],
+        [pack_use(of_round[t.round], t, cost) for t in times if t.round in of_round],
     )
 
 
-def runs_to_ask(device: Device | None, known: Sequence[Observation], cost: CostModel) -> int:
+def runs_to_ask(
+    device: Device | None, known: Sequence[Observation], cost: CostModel, n_devices: int
+) -> int:
     """How many runs the next pack of an adaptive search should have; `known`: the law's so far."""
     if not known:
         return LEAST_RUNS
@@ -52,7 +54,7 @@ def runs_to_ask(device: Device | None, known: Sequence[Observation], cost: CostM
         0.0,
     )
     steps = round(median(o.point.train_steps for o in known))
-    return worthwhile_runs(device, typical, steps, len(known))
+    return worthwhile_runs(device, typical, steps, len(known), n_devices)
 
 
 def packs_of(
@@ -103,7 +105,8 @@ def load_of(group: Sequence[PlannedRun], cost: CostModel) -> Load:
     )
 
 
-def _use(pack: Sequence[Observation], times: PackTimes, cost: CostModel) -> PackUse:
+def pack_use(pack: Sequence[Observation], times: PackTimes, cost: CostModel) -> PackUse:
+    """What a pack took, by its observations and times."""
     # Of runs that share a trunk one trains at a time, at least: what is seen is not overstated.
     at_once = {_family(o): o.point for o in pack}.values()
     room = next((Room(**o.provenance["room"]) for o in pack if o.provenance.get("room")), None)

@@ -16,8 +16,8 @@ from pmlray.design import (
     DesignSettings,
     DesignSpace,
     Knowledge,
+    PendingSpend,
     choose_run,
-    pending_seconds,
     prior_cost,
 )
 from pmlray.design.cost import CPU_CORE_FLOPS, GPU_FLOPS
@@ -170,7 +170,7 @@ def first_pack(search: PreparedSearch, cost: CostModel) -> tuple[PlannedRun, ...
     budget = spec.budget.law_seconds
     chosen: list[ChosenRun] = []
     for _ in range(settings.n_initial):
-        pending = pending_seconds(cost, chosen)
+        pending = PendingSpend(cost, chosen).gpu_seconds
         known = Knowledge(tuple(chosen), (), math.inf, cost, budget - pending, pack=tuple(chosen))
         choice = choose_run(space, settings, known)
         if choice is None:

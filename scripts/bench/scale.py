@@ -4,8 +4,11 @@
 
 Devices live in simulated time: a run takes its tokens and steps times a rate that is drawn from the
 runs of its length in a measured table. The search's own process lives in real time: while it plans
-or takes in a result, that many seconds pass, and devices that wait for it idle. MLflow's client
-counts requests and answers nothing; files of the store are counted as they are written and read.
+or takes in a result, that many seconds pass, and devices that wait for it idle. The search begins
+with a run a device, 36 at least, and ends when its budget is spent, which is about so many points.
+MLflow's client counts requests and answers nothing; files of the store are counted as they are
+written and read. Devices idle before their first pack (`idle_first`), between packs, and after
+their last one, while others still train: shares of all devices' time.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -32,16 +36,20 @@ from pmlray.backends import file_store, mlflow_tracker
 from pmlray.backends.file_store import FileStore
 from pmlray.cli.driver import machine_facts, spooled_tracker, study_of
 from pmlray.config.prepared import PreparedSearch, prepare_search
+from pmlray.design import charged_steps
 from pmlray.study.law_search import LawSearch
+from pmlray.study.packs import trunk_families
 from pmlray.study.plan import first_cost
 from pmlray.study.tables import Table, read_table
-from pmlray.types import Observation, Pack, PackResult, PackTimes
+from pmlray.types import Observation, Pack, PackResult, PackTimes, PlannedRun
 from tests.fakes import observe
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "searches" / "tables" / "smollm2_phonebook"
 # Of a warm worker that begins its next pack.
 PACK_START_SECONDS = 1.0
+# Of a run of the grid, on average over its cells.
+SECONDS_PER_POINT = 16.0
 
 
 class CountingClient:
@@ -68,43 +76,94 @@ def _empty_page() -> Any:
     return page()
 
 
+@dataclass
+class Device:
+    """When a device was busy, simulated seconds: from its first pack to the end of its last one,
+    and in between."""
+
+    first: float | None = None
+    last: float = 0.0
+    busy: float = 0.0
+
+
 class Cluster:
     """Devices in simulated time; a pack occupies one for the time that its runs take."""
 
-    def __init__(self, table: Table, n_devices: int, seed: int) -> None:
+    def __init__(self, table: Table, n_devices: int, decay_share: float | None, seed: int) -> None:
+        self._decay_share = decay_share
         self._rates: dict[int, list[float]] = {}
         for row in table.rows.values():
             work = row["supervised_tokens"] * row["charged_steps"]
             self._rates.setdefault(int(row["length"]), []).append(row["gpu_seconds"] / work)
         self._rng = np.random.default_rng(seed)
-        self.idle = n_devices
-        self.running: list[tuple[float, int, PackResult]] = []
-        self.busy_seconds = 0.0
+        self.devices = [Device() for _ in range(n_devices)]
+        self.idle = list(self.devices)
+        self.running: list[tuple[float, int, PackResult, Device]] = []
 
     def begin(self, pack: Pack, now: float) -> None:
         """Put a pack on an idle device."""
-        done = tuple(self._measure(run, pack.round, place) for place, run in enumerate(pack.runs))
+        charged = self._charged(pack.runs)
+        done = tuple(
+            self._measure(run, pack.round, place, charged[run.run_key])
+            for place, run in enumerate(pack.runs)
+        )
         seconds = sum(o.gpu_seconds for o in done)
         times = PackTimes(pack.pack_id, pack.round, seconds, seconds + PACK_START_SECONDS)
+        device = self.idle.pop()
+        device.first = now if device.first is None else device.first
+        device.last = now + times.wall_seconds
+        device.busy += seconds
         result = PackResult(pack, done, (), times)
-        heapq.heappush(self.running, (now + times.wall_seconds, pack.round, result))
-        self.busy_seconds += seconds
-        self.idle -= 1
+        heapq.heappush(self.running, (device.last, pack.round, result, device))
 
-    def _measure(self, run: Any, round_: int, place: int) -> Observation:
+    def end(self) -> tuple[float, PackResult]:
+        """The next pack that ends, and when."""
+        ended, _, result, device = heapq.heappop(self.running)
+        self.idle.append(device)
+        return ended, result
+
+    def shares(self, makespan: float) -> dict[str, float]:
+        """Of all devices' time, what they trained, and what they idled where."""
+        of = makespan * len(self.devices)
+        first = sum(makespan if d.first is None else d.first for d in self.devices)
+        after = sum(makespan - d.last for d in self.devices if d.first is not None)
+        busy = sum(d.busy for d in self.devices)
+        return {
+            "utilisation": round(busy / of, 3),
+            "idle_first": round(first / of, 3),
+            "idle_between": round(1 - (busy + first + after) / of, 3),
+            "idle_last": round(after / of, 3),
+        }
+
+    def _charged(self, runs: Sequence[PlannedRun]) -> dict[str, float]:
+        """The steps that each run of a pack pays, where budgets share a trunk."""
+        return {
+            run.run_key: steps
+            for family in trunk_families(runs)
+            for run, steps in zip(
+                family,
+                charged_steps([run.point.train_steps for run in family], self._decay_share),
+                strict=True,
+            )
+        }
+
+    def _measure(self, run: PlannedRun, round_: int, place: int, steps: float) -> Observation:
         made = observe(run, round_, place, 0.02, 1.0)
         rate = float(self._rng.choice(self._rates[run.point.seq_len]))
-        seconds = rate * run.point.seq_len * run.point.train_steps
-        return replace(made, gpu_seconds=seconds, token_p=())
+        seconds = rate * run.point.seq_len * steps
+        return replace(made, gpu_seconds=seconds, charged_steps=steps, token_p=())
 
 
 def simulate(n_points: int, n_devices: int, acquisition: str, folder: Path) -> dict[str, Any]:
     """A search of so many points on so many devices, to its end."""
     table = read_table(TABLE.with_suffix(".csv"))
-    search = _search(n_points, acquisition)
+    search = _search(n_points, n_devices, acquisition)
     calls: Counter[str] = Counter()
     store, cost = FileStore(folder / "store"), first_cost(search, gpu=False)
-    cluster = Cluster(table, n_devices, seed=0)
+    recipe = search.spec.recipe
+    cluster = Cluster(
+        table, n_devices, recipe.decay_share if recipe.shares_trunks else None, seed=0
+    )
     planning = fed_until = 0.0
     n_done = n_packs = 0
     curve: list[tuple[int, float]] = []
@@ -112,7 +171,7 @@ def simulate(n_points: int, n_devices: int, acquisition: str, folder: Path) -> d
     with (
         mock.patch.object(mlflow_tracker, "MlflowClient", CountingClient),
         mock.patch.object(file_store, "_write_once", _counted(file_store._write_once, calls, "w")),
-        mock.patch.object(file_store, "_open_here", _counted(file_store._open_here, calls, "r")),
+        mock.patch.object(file_store, "open_here", _counted(file_store.open_here, calls, "r")),
     ):
         spec = search.spec
         tracker = spooled_tracker(store, "http://127.0.0.1:9", spec.search_id, spec)
@@ -121,9 +180,8 @@ def simulate(n_points: int, n_devices: int, acquisition: str, folder: Path) -> d
         )
         law_search.spread_over(n_devices)
         now = 0.0
-        more = True
-        while more or cluster.running:
-            while more and cluster.idle:
+        while True:
+            while cluster.idle:
                 began = time.perf_counter()
                 pack = law_search.next_pack()
                 took = time.perf_counter() - began
@@ -134,8 +192,7 @@ def simulate(n_points: int, n_devices: int, acquisition: str, folder: Path) -> d
                 n_packs, fed_until = n_packs + 1, now
             if not cluster.running:
                 break
-            ended, _, result = heapq.heappop(cluster.running)
-            cluster.idle += 1
+            ended, result = cluster.end()
             for observation in result.observations:
                 store.put(observation)
             began = time.perf_counter()
@@ -144,7 +201,6 @@ def simulate(n_points: int, n_devices: int, acquisition: str, folder: Path) -> d
             planning, now = planning + took, max(now, ended) + took
             n_done += len(result.observations)
             curve.append((n_done, planning))
-            more = n_done < n_points
         makespan = max(now, 1e-9)
         tracker.finish([], "FINISHED")
     return {
@@ -152,7 +208,7 @@ def simulate(n_points: int, n_devices: int, acquisition: str, folder: Path) -> d
         "points": n_done,
         "packs": n_packs,
         "acquisition": acquisition,
-        "utilisation": round(cluster.busy_seconds / (n_devices * makespan), 3),
+        **cluster.shares(makespan),
         "makespan_seconds": round(makespan, 1),
         "handed_out_until": round(fed_until, 1),
         "planner_seconds_per_point": planning / max(1, n_done),
@@ -180,9 +236,10 @@ def _counted(function: Any, calls: Counter[str], kind: str) -> Any:
     return counted
 
 
-def _search(n_points: int, acquisition: str) -> PreparedSearch:
+def _search(n_points: int, n_devices: int, acquisition: str) -> PreparedSearch:
     cells = 6 * 5 * 3
-    sequences = -(-n_points // cells)
+    # Of every cell twice as many replicates as are wanted: which runs there are is no limit.
+    sequences = -(-2 * n_points // cells)
     return prepare_search(
         TABLE.with_suffix(".yaml"),
         [
@@ -190,8 +247,8 @@ def _search(n_points: int, acquisition: str) -> PreparedSearch:
             "probe.layer=1",
             "task={kind: long_context, prompt_format: plain}",
             "space.seq_len=[40, 80, 160, 320, 640]",
-            f"design={{acquisition: {acquisition}, n_initial: 36}}",
-            "budget.gpu_seconds=1e12",
+            f"design={{acquisition: {acquisition}, n_initial: {max(36, n_devices)}}}",
+            f"budget.gpu_seconds={SECONDS_PER_POINT * n_points}",
             "law={forms: [ceiling], n_bootstrap: 20}",
             f"sequences={list(range(sequences))}",
         ],

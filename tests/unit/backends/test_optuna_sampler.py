@@ -17,7 +17,8 @@ from optuna.testing.pytest_samplers import (
     SingleOnlySamplerTestCase,
 )
 
-from pmlray.backends.optuna_sampler import FIT_ALL, LawSampler, fitted_size
+from pmlray.backends.optuna_sampler import LawSampler
+from pmlray.backends.trial_book import FIT_ALL, fitted_size
 from pmlray.design import Acquisition, CostModel, DesignSettings, DesignSpace
 from pmlray.types import DesignPoint
 from tests.fakes import TRUE_LAW

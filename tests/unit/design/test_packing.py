@@ -203,6 +203,14 @@ def test_a_pack_is_the_smallest_that_keeps_overheads_within_their_shares(
     assert abs(found - oracle) <= 1 and LEAST_RUNS <= found <= most
 
 
+@pytest.mark.parametrize(("n_devices", "wanted"), [(1, 60), (2, 30), (8, 7), (64, LEAST_RUNS)])
+def test_the_packs_of_all_devices_have_no_more_runs_than_are_known(
+    n_devices: int, wanted: int
+) -> None:
+    slow_start = Device(0.01, 1e-5, 600, 0, 0, 0, 0, 10**9, 10**9)
+    assert worthwhile_runs(slow_start, Load(1, 1, 100, 1.0), 100, 60, n_devices) == wanted
+
+
 def test_a_pack_is_no_larger_than_its_device() -> None:
     device = Device(1.0, 1e-5, 60, 0, 0, 10**6, 10**9, 1000, 10**6)
     assert worthwhile_runs(device, Load(1, 1, 100, 1.0), 100, 500) == 8

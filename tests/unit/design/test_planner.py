@@ -284,13 +284,13 @@ def test_the_reason_for_a_run_is_what_the_rule_looked_at() -> None:
     field = law_field(beliefs, 12.0)
     before, after = (math.sqrt(f.variance(TARGET)[0]) for f in (field, field.after([point])))
     value = (before**2 - after**2) / COST.predict(point)
-    assert why_chosen(settings, knowledge, point, replicate) == (
+    assert why_chosen(SPACE, settings, knowledge, point, replicate) == (
         f"v_optimal: {value:.2g} nats^2 of variance per gpu_second, sharpens rank 8 x 256 tokens"
         f" +-{before:.2g} -> {after:.2g}"
     )
     start = Knowledge(chosen[:3], (), 12.0, COST, 1e9)
-    assert why_chosen(settings, start, point, replicate) == "initial design"
+    assert why_chosen(SPACE, settings, start, point, replicate) == "initial design"
     filling = replace(settings, n_initial=3, validation_share=1.0)
-    assert why_chosen(filling, knowledge, point, replicate).startswith("checks the law")
+    assert why_chosen(SPACE, filling, knowledge, point, replicate).startswith("checks the law")
     other = replace(settings, acquisition="sobol")
-    assert why_chosen(other, knowledge, point, replicate) == "rule sobol"
+    assert why_chosen(SPACE, other, knowledge, point, replicate) == "rule sobol"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.study.law_search import LawSearch
 from pmlray.types import Pack
 from tests.fakes import SyntheticRunner
-from tests.unit.study.test_law_search import start
+from tests.unit.study.test_law_search import COST, start
 
 QUICK = ("law.n_bootstrap=20", "law.forms=[ceiling]")
 
@@ -76,6 +77,73 @@ def test_the_start_is_dealt_out_over_the_devices(
     assert len(keys) == len(set(keys)) == len(runner.ran)
     pairs = [new for *_, new in history if new.runs[0].phase == "memft"]
     assert len(pairs) > 1
+
+
+def train_on(
+    law_search: LawSearch, runner: SyntheticRunner, width: int
+) -> list[tuple[Pack, float]]:
+    """So many devices, each of which trains a pack for as long as its runs cost; every pack, and
+    when it went out."""
+    out: list[tuple[float, int, Pack]] = []
+    history: list[tuple[Pack, float]] = []
+    now = 0.0
+    while True:
+        while len(out) < width and (pack := law_search.next_pack()) is not None:
+            seconds = sum(COST.predict(run.point) for run in pack.runs)
+            heapq.heappush(out, (now + seconds, pack.round, pack))
+            history.append((pack, now))
+        if not out:
+            return history
+        now, _, pack = heapq.heappop(out)
+        law_search.absorb(runner.run(pack))
+
+
+MANY = (
+    "law={forms: [ceiling], n_bootstrap: 20}", "memft=null", "design={n_initial: 12}",
+    "sequences=[0, 1, 2, 3, 4, 5, 6, 7]", "budget.gpu_seconds=600",
+)  # fmt: skip
+
+
+def test_many_devices_are_busy_from_the_start_to_the_end(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    width, budget = 12, 600.0
+    law_search, store = start(make_search(*MANY), tmp_path)
+    law_search.spread_over(width)
+    history = train_on(law_search, SyntheticRunner(store), width)
+    seconds = [sum(COST.predict(run.point) for run in pack.runs) for pack, _ in history]
+    end = max(at + took for (_, at), took in zip(history, seconds, strict=True))
+    assert sum(seconds) > 0.97 * budget
+    # The rest is what no plan avoids: the last runs, up to 12.8 s long, do not end together.
+    assert sum(seconds) / (width * end) > 0.85
+    # A pack takes a device's share of what is left, but for its last run.
+    left = budget
+    for (pack, _), took in zip(history, seconds, strict=True):
+        if pack.round >= width:
+            assert took - COST.predict(pack.runs[-1].point) < left / width + 1e-9
+        left -= took
+
+
+def test_no_device_waits_for_the_longest_run_of_the_start(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    search = make_search(*MANY)
+    law_search, store = start(search, tmp_path)
+    law_search.spread_over(12)
+    first = [law_search.next_pack() for _ in range(12)]
+    assert law_search.next_pack() is None
+    runner, n_back = SyntheticRunner(store), 0
+    following = None
+    while following is None:
+        pack = first.pop(0)
+        assert pack is not None
+        law_search.absorb(runner.run(pack))
+        n_back += len(pack.runs)
+        following = law_search.next_pack()
+    # There was a law of half the start, and of no less, that could choose.
+    assert following is not None and 6 <= n_back < 12
+    assert law_search.law is not None and law_search.law.fit.noise_known
+    assert all(run.why != "initial design" for run in following.runs)
 
 
 def test_without_a_pack_size_packs_grow_with_what_starting_one_costs(

@@ -1,0 +1,127 @@
+"""What the rules ask of all runs that were ever chosen, kept up run by run.
+
+A run is never taken back, so that a choice costs what was added since the last one, however many
+runs there are. Shapes: M cells of the grid.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from pmlray.design.cost import CostModel
+from pmlray.design.field import Belief, FloatArray
+from pmlray.design.grid_field import GridField
+from pmlray.design.space import ChosenRun, Replicate, log_coordinates
+from pmlray.types import DesignPoint
+
+
+class History:
+    """The chosen runs: their `points` in order, and how often each cell was `seen`."""
+
+    def __init__(self, runs: Iterable[ChosenRun] = ()) -> None:
+        self.points: list[DesignPoint] = []
+        self.seen: Counter[DesignPoint] = Counter()
+        self._uses: Counter[Replicate] = Counter()
+        self._taken: dict[DesignPoint, set[Replicate]] = {}
+        self._coverage: _Coverage | None = None
+        self._spend: _Spend | None = None
+        self._field: GridField | None = None
+        for run in runs:
+            self.add(run)
+
+    def add(self, run: ChosenRun) -> None:
+        """A run was chosen."""
+        self.points.append(run.point)
+        self.seen[run.point] += 1
+        self._uses[run.replicate] += 1
+        self._taken.setdefault(run.point, set()).add(run.replicate)
+
+    def took(self, point: DesignPoint, replicate: Replicate) -> bool:
+        """Whether this run was chosen already."""
+        return replicate in self._taken.get(point, ())
+
+    def next_replicates(
+        self, cells: Sequence[DesignPoint], replicates: Sequence[Replicate]
+    ) -> Iterator[tuple[DesignPoint, Replicate]]:
+        """Every open cell with its unused replicate that was used least: independent texts and
+        seeds stay balanced over the whole design."""
+        # Stable: among equals the order of the spec.
+        balanced = sorted(replicates, key=self._uses.__getitem__)
+        for cell in cells:
+            taken = self._taken.get(cell, ())
+            for replicate in balanced:
+                if replicate not in taken:
+                    yield cell, replicate
+                    break
+
+    def distances(self, grid: tuple[DesignPoint, ...]) -> FloatArray:
+        """From each cell of the grid to the nearest chosen point, in log space, (M,); inf where
+        nothing was chosen."""
+        if self._coverage is None or self._coverage.grid is not grid:
+            self._coverage = _Coverage(grid)
+        return self._coverage.after(self.points)
+
+    def fills_too_little(self, n_initial: int, share: float, cost: CostModel) -> bool:
+        """Whether runs that fill space have taken less than this share of the predicted spend:
+        the first `n_initial`, and those that were chosen while this was so.
+
+        Which those were follows from this rule alone, so that a search that starts again needs no
+        record of it.
+        """
+        rule = (n_initial, share, cost)
+        if self._spend is None or self._spend.rule != rule:
+            self._spend = _Spend(*rule)
+        return self._spend.falls_short_after(self.points)
+
+    def field(
+        self,
+        beliefs: Sequence[Belief],
+        base_loss: float,
+        grid: tuple[DesignPoint, ...],
+        targets: tuple[DesignPoint, ...],
+    ) -> GridField:
+        """What these beliefs say of the grid, worked out once."""
+        if self._field is None or not self._field.is_of(beliefs, base_loss, grid, targets):
+            self._field = GridField(beliefs, base_loss, grid, targets)
+        return self._field
+
+
+class _Coverage:
+    """Distances of a grid's cells to the nearest of a list of points that grows."""
+
+    def __init__(self, grid: tuple[DesignPoint, ...]) -> None:
+        self.grid = grid
+        self._at_M3 = log_coordinates(grid, grid)
+        self._nearest_M = np.full(len(grid), np.inf)
+        self._known: set[DesignPoint] = set()
+        self._n = 0
+
+    def after(self, points: Sequence[DesignPoint]) -> FloatArray:
+        for point in points[self._n :]:
+            if point not in self._known:
+                apart = self._at_M3 - log_coordinates([point], self.grid)
+                self._nearest_M = np.minimum(self._nearest_M, np.linalg.norm(apart, axis=1))
+                self._known.add(point)
+        self._n = len(points)
+        return self._nearest_M
+
+
+class _Spend:
+    """What a list of runs that grows is predicted to cost, and what of it filled space."""
+
+    def __init__(self, n_initial: int, share: float, cost: CostModel) -> None:
+        self.rule = (n_initial, share, cost)
+        self._n, self._filling, self._spent = 0, 0.0, 0.0
+
+    def falls_short_after(self, points: Sequence[DesignPoint]) -> bool:
+        n_initial, share, cost = self.rule
+        for n in range(self._n, len(points)):
+            seconds = cost.predict(points[n])
+            if n < n_initial or self._filling < share * self._spent:
+                self._filling += seconds
+            self._spent += seconds
+        self._n = len(points)
+        return self._filling < share * self._spent

@@ -1,0 +1,74 @@
+"""What a search's runs have measured so far, kept up as packs come back.
+
+Whatever is asked of all of them is not worked out from thousands of runs for every pack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pmlray.design import CostModel
+from pmlray.design.packing import Device, PackUse, learn_device
+from pmlray.study.packs import pack_use
+from pmlray.types import Observation, PackTimes, Phase
+
+
+class Measured:
+    """Observations by run_key, those of the law in `plain`, and what both cost.
+
+    first_cost: the cost model before anything was measured.
+    """
+
+    def __init__(
+        self,
+        first_cost: CostModel,
+        observations: Iterable[Observation],
+        times: Iterable[PackTimes],
+    ) -> None:
+        self.observations: dict[str, Observation] = {}
+        self.plain: list[Observation] = []
+        self.spent: dict[Phase, float] = {"law": 0.0, "memft": 0.0}
+        self._first_cost = first_cost
+        self._seconds = self._tokens = 0.0
+        self._of_round: dict[int, list[Observation]] = {}
+        self._uses: list[PackUse] = []
+        self._device: tuple[int, Device | None] = (0, None)
+        self._keep(observations)
+        for of_pack in times:
+            self._weigh(of_pack)
+
+    def add(self, observations: Sequence[Observation], times: PackTimes) -> None:
+        """A pack has come back."""
+        self._keep(observations)
+        self._weigh(times)
+
+    @property
+    def gpu_seconds(self) -> float:
+        """What all runs cost."""
+        return sum(self.spent.values())
+
+    def cost(self) -> CostModel:
+        """The cost model by the rate that was measured."""
+        return self._first_cost.at_rate(self._seconds, self._tokens)
+
+    def device(self) -> Device | None:
+        """What the packs so far have shown of the device; None before one has ended."""
+        if self._device[0] != len(self._uses):
+            self._device = (len(self._uses), learn_device(self._uses))
+        return self._device[1]
+
+    def _keep(self, observations: Iterable[Observation]) -> None:
+        for o in observations:
+            if o.run_key in self.observations:
+                continue
+            self.observations[o.run_key] = o
+            self.spent[o.phase] += o.gpu_seconds
+            self._seconds += o.gpu_seconds
+            self._tokens += o.charged_steps * self._first_cost.tokens_per_step(o.point)
+            self._of_round.setdefault(o.round, []).append(o)
+            if o.phase == "law":
+                self.plain.append(o)
+
+    def _weigh(self, times: PackTimes) -> None:
+        if of_pack := self._of_round.get(times.round):
+            self._uses.append(pack_use(of_pack, times, self._first_cost))
