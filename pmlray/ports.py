@@ -77,9 +77,9 @@ class Tracker(Protocol):
 class PointSource(Protocol):
     """Chooses design points for the law and learns from their results (an Optuna study, say)."""
 
-    def ask(self, k: int, share: float = 1.0) -> tuple[PlannedRun, ...]:
-        """Up to k new runs, jointly chosen; fewer when nothing more is worth or within budget, or
-        once they are predicted to take this share of what is left of it."""
+    def ask(self, k: int, devices: int = 1) -> tuple[PlannedRun, ...]:
+        """Up to k new runs, jointly chosen, for the next of so many devices to train; fewer when
+        nothing more is worth or within budget, or the device has then its share of what is left."""
         ...
 
     def tell(self, observation: Observation) -> None:

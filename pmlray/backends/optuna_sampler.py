@@ -24,9 +24,12 @@ from pmlray.design import (
     CostModel,
     DesignSettings,
     DesignSpace,
+    DeviceShare,
+    Knowledge,
     PendingSpend,
     Replicate,
     choose_run,
+    device_share,
     nearest_cell,
     offers,
     why_chosen,
@@ -71,6 +74,7 @@ class LawSampler(BaseSampler):
         self._book = TrialBook(cost, budget, self._believe)
         self._independent = RandomSampler(seed=settings.seed)
         self._pack_from: int | None = None
+        self._share = DeviceShare()
         self._given_up: set[int] = set()
         self._why: dict[int, str] = {}  # Of the last choice.
         rivals = {"tpe": TPESampler, "gp": GPSampler}
@@ -89,19 +93,22 @@ class LawSampler(BaseSampler):
             for name, found in values.items()
         }
 
-    def begin_pack(self, study: Study) -> None:
-        """The trials asked for from now on train together, until the next call."""
+    def begin_pack(self, study: Study, devices: int = 1) -> None:
+        """The trials asked for from now on train together, until the next call, on one of so many
+        devices; what the others leave of the budget bounds them."""
         self._pack_from = len(study.get_trials(deepcopy=False))
+        with self._book.lock:
+            self._share = device_share(self._book.knowledge(study, self._pack_from), devices)
+
+    def has_its_share(self, study: Study) -> bool:
+        """Whether the pack is predicted to take a device's share of what was left."""
+        with self._book.lock:
+            known = self._book.knowledge(study, self._pack_from)
+        return PendingSpend(known.cost, known.pack).gpu_seconds >= self._share.pack
 
     def why(self, number: int) -> str:
         """Why the point of the trial that was chosen last was chosen."""
         return self._why.get(number, "")
-
-    def pack_and_budget(self, study: Study) -> tuple[float, float]:
-        """What the pack so far is predicted to take, and what the budget has left; gpu_seconds."""
-        with self._book.lock:
-            known = self._book.knowledge(study, self._pack_from)
-        return PendingSpend(known.cost, known.pack).gpu_seconds, known.budget_left
 
     def within_budget(self, study: Study) -> bool:
         """Whether another run is both open and affordable."""
@@ -132,9 +139,7 @@ class LawSampler(BaseSampler):
         }
         if len(design) < len(PARAMS):
             return values
-        await_earlier_choices(study, trial.number, self._given_up)
-        with self._book.lock:
-            choice = self._choose(study, trial)
+        choice = self._choose_in_turn(study, trial)
         if choice is not None:
             point, (sequence_id, seed) = choice
             values |= {name: getattr(point, name) for name in POINT}
@@ -156,10 +161,23 @@ class LawSampler(BaseSampler):
         """Parallel workers draw other independent values."""
         self._independent.reseed_rng()
 
-    def _choose(self, study: Study, trial: FrozenTrial) -> tuple[DesignPoint, Replicate] | None:
-        known = self._book.knowledge(study, self._pack_from, trial.number)
+    def _choose_in_turn(
+        self, study: Study, trial: FrozenTrial
+    ) -> tuple[DesignPoint, Replicate] | None:
+        with self._book.lock:
+            known = self._book.knowledge(study, self._pack_from, trial.number)
+            if not self._book.has_undecided(trial.number):
+                return self._choose(study, trial, known)
+        await_earlier_choices(study, trial.number, self._given_up)
+        with self._book.lock:
+            known = self._book.knowledge(study, self._pack_from, trial.number)
+            return self._choose(study, trial, known)
+
+    def _choose(
+        self, study: Study, trial: FrozenTrial, known: Knowledge
+    ) -> tuple[DesignPoint, Replicate] | None:
         if self._rival is None:
-            choice = choose_run(self._space, self._settings, known)
+            choice = choose_run(self._space, self._settings, known, self._share.run)
             if choice is not None:
                 self._why = {trial.number: why_chosen(self._space, self._settings, known, *choice)}
             return choice

@@ -115,15 +115,15 @@ class OptunaPoints:
         """Trials of the study."""
         return len(self._study.get_trials(deepcopy=False))
 
-    def ask(self, k: int, share: float = 1.0) -> tuple[PlannedRun, ...]:
-        """Up to k runs; fewer when the budget or the space is exhausted, or once they take this
-        share of what was left of the budget."""
+    def ask(self, k: int, devices: int = 1) -> tuple[PlannedRun, ...]:
+        """Up to k runs; fewer when the budget or the space is exhausted, or the device has then its
+        share of what is left of the budget."""
         runs = []
-        self._sampler.begin_pack(self._study)
-        _, left = self._sampler.pack_and_budget(self._study)
+        self._sampler.begin_pack(self._study, devices)
         for _ in range(k):
-            taken, _ = self._sampler.pack_and_budget(self._study)
-            if taken >= share * left or not self._sampler.within_budget(self._study):
+            if runs and self._sampler.has_its_share(self._study):
+                break
+            if not self._sampler.within_budget(self._study):
                 break
             trial = self._study.ask(fixed_distributions=self._sampler.distributions)
             params = trial.params

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from bisect import insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -15,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pmlray.backends.optuna_trials import is_chosen, point_of, replicate_of
 from pmlray.design import Belief, ChosenRun, CostModel, History, Knowledge, PendingSpend
+from pmlray.types import DesignPoint
 
 # Laws of a tenth more runs choose the same; fitted after every pack, they would take more time than
 # a search of hundreds of points has for them.
@@ -43,13 +45,6 @@ class _Entry:
     def is_complete(self) -> bool:
         trial = self.trial
         return trial.state == TrialState.COMPLETE and math.isfinite(trial.values[0])
-
-    def spent(self, cost: CostModel) -> float:
-        """gpu_seconds of a trial that has ended, by `cost` where they were not measured."""
-        measured = self.trial.user_attrs.get("gpu_seconds")
-        if measured is not None:
-            return measured
-        return cost.predict(self.run.point) if self.is_complete else 0.0
 
 
 class TrialBook:
@@ -93,7 +88,7 @@ class TrialBook:
             entered = self._enter(trials, except_number)
         ended = self._close(trials)
         if ended or self._known is None:
-            self._sum_up()
+            self._sum_up(ended)
         else:
             for number in entered:
                 self._pending.add(self._entries[number].run)
@@ -101,6 +96,10 @@ class TrialBook:
             self._pack_from = pack_from
             self._known = self._knowledge()
         return self._known
+
+    def has_undecided(self, before: int) -> bool:
+        """Whether a trial of a lower number may still get its design point."""
+        return any(number < before for number in self._undecided)
 
     def _open(self, study: tuple[BaseStorage, int] | None) -> None:
         self._study = study
@@ -114,6 +113,11 @@ class TrialBook:
         self._n_seen = 0
         self._chosen: list[ChosenRun] = []
         self._history = History()
+        self._n_complete = 0
+        self._base_losses: list[float] = []
+        # gpu_seconds of all that has ended, and of what tells the rate, with its tokens.
+        self._spent = self._seconds = self._tokens = 0.0
+        self._unmeasured: list[DesignPoint] = []
         self._beliefs: tuple[Belief, ...] = ()
         self._n_fitted = 0
 
@@ -137,55 +141,68 @@ class TrialBook:
                 self._undecided.append(number)
         return entered
 
-    def _close(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Note which entries have ended; whether any has."""
-        still = []
+    def _close(self, trials: Sequence[FrozenTrial]) -> list[_Entry]:
+        """The entries that have ended since the last time."""
+        ended: list[_Entry] = []
+        still: list[int] = []
         for number in self._running:
             if trials[number].state.is_finished():
-                self._entries[number].trial = trials[number]
+                entry = self._entries[number]
+                entry.trial = trials[number]
+                ended.append(entry)
             else:
                 still.append(number)
-        ended = len(still) < len(self._running)
         self._running = still
         return ended
 
-    def _sum_up(self) -> None:
-        """Work out anew what only changes when a trial ends."""
-        entries = self._entries
-        complete = [entry for entry in entries.values() if entry.is_complete]
-        size = fitted_size(len(complete))
-        if size != self._n_fitted:
-            self._n_fitted = size
-            self._beliefs = self._believe([entry.trial for entry in complete[:size]])
-            for entry in complete[:size]:
-                entry.run = replace(entry.run, done=True)
-            self._chosen = [entry.run for entry in entries.values()]
-        self._cost = self._first_cost.learn(
-            (
-                entry.run.point,
-                entry.trial.user_attrs.get("charged_steps", entry.run.point.train_steps),
-                entry.trial.user_attrs["gpu_seconds"],
-            )
-            for entry in complete
-            if "gpu_seconds" in entry.trial.user_attrs
-        )
-        running = set(self._running)
-        self._pending = PendingSpend(self._cost, [entries[n].run for n in self._running])
-        self._spent = sum(e.spent(self._cost) for n, e in entries.items() if n not in running)
-        losses = [entry.trial.user_attrs.get("base_loss") for entry in complete]
-        self._base_loss = median([loss for loss in losses if loss is not None] or [math.inf])
+    def _sum_up(self, ended: Sequence[_Entry]) -> None:
+        """Count in what has ended, which alone moves laws, cost and spend."""
+        for entry in ended:
+            found = entry.trial.user_attrs
+            seconds, loss = found.get("gpu_seconds"), found.get("base_loss")
+            self._spent += seconds or 0.0
+            if not entry.is_complete:
+                continue
+            self._n_complete += 1
+            if loss is not None:
+                insort(self._base_losses, loss)
+            if seconds is None:
+                self._unmeasured.append(entry.run.point)
+                continue
+            point = entry.run.point
+            steps = found.get("charged_steps", point.train_steps)
+            self._seconds += seconds
+            self._tokens += steps * self._first_cost.tokens_per_step(point)
+        self._believe_anew()
+        self._cost = self._first_cost.at_rate(self._seconds, self._tokens)
+        self._pending = PendingSpend(self._cost, [self._entries[n].run for n in self._running])
+
+    def _believe_anew(self) -> None:
+        """Fit the laws again, if it is time to."""
+        size = fitted_size(self._n_complete)
+        if size == self._n_fitted:
+            return
+        self._n_fitted = size
+        complete = [entry for entry in self._entries.values() if entry.is_complete][:size]
+        self._beliefs = self._believe([entry.trial for entry in complete])
+        for entry in complete:
+            entry.run = replace(entry.run, done=True)
+        self._chosen = [entry.run for entry in self._entries.values()]
 
     def _knowledge(self) -> Knowledge:
+        # What was not measured is taken to have cost what it was predicted to.
+        spent = self._spent + sum(map(self._cost.predict, self._unmeasured))
         return Knowledge(
             chosen=tuple(self._chosen),
             beliefs=self._beliefs,
-            base_loss=self._base_loss,
+            base_loss=median(self._base_losses or [math.inf]),
             cost=self._cost,
-            budget_left=self._budget - self._spent - self._pending.gpu_seconds,
+            budget_left=self._budget - spent - self._pending.gpu_seconds,
             pack=tuple(
                 self._entries[number].run
                 for number in self._running
                 if self._pack_from is not None and number >= self._pack_from
             ),
+            training=self._pending.gpu_seconds,
             kept=self._history,
         )

@@ -4,7 +4,14 @@ from pmlray.design.acquisition import LAW_RULES, OPTUNA_RULES, RULES, Acquisitio
 from pmlray.design.cost import CostModel, charged_steps, prior_cost
 from pmlray.design.field import Belief, LawField, law_field
 from pmlray.design.history import History
-from pmlray.design.planner import DesignSettings, PendingSpend, choose_run, offers
+from pmlray.design.planner import (
+    DesignSettings,
+    DeviceShare,
+    PendingSpend,
+    choose_run,
+    device_share,
+    offers,
+)
 from pmlray.design.reasons import why_chosen
 from pmlray.design.space import ChosenRun, DesignSpace, Replicate, nearest_cell
 
@@ -18,6 +25,7 @@ __all__ = [
     "CostModel",
     "DesignSettings",
     "DesignSpace",
+    "DeviceShare",
     "History",
     "Knowledge",
     "LawField",
@@ -25,6 +33,7 @@ __all__ = [
     "Replicate",
     "charged_steps",
     "choose_run",
+    "device_share",
     "law_field",
     "nearest_cell",
     "offers",

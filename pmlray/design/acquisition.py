@@ -5,6 +5,7 @@ A rule sees an offer for every open cell within the budget and everything known,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,8 +40,9 @@ class Knowledge:
     """What the search knows: its runs, its fitted forms (best first), cost and remaining budget.
 
     `base_loss`: typical loss of the adapter-free base, nats. `budget_left`: gpu_seconds, already
-    without what pending runs are predicted to cost. `pack`: those of the chosen runs that are in
-    the pack being filled. `kept`: the chosen runs' History, from whoever keeps one.
+    without what pending runs are predicted to cost, which is `training`. `pack`: those of the
+    chosen runs that are in the pack being filled. `kept`: the chosen runs' History, from whoever
+    keeps one.
     """
 
     chosen: tuple[ChosenRun, ...]
@@ -49,6 +51,7 @@ class Knowledge:
     cost: CostModel
     budget_left: float
     pack: tuple[ChosenRun, ...] = ()
+    training: float = 0.0
     kept: History | None = None
 
     @cached_property
@@ -57,9 +60,9 @@ class Knowledge:
         return History(self.chosen) if self.kept is None else self.kept
 
     @cached_property
-    def pending(self) -> list[DesignPoint]:
-        """The points of the runs that are not measured yet, in the order of their choice."""
-        return [run.point for run in self.chosen if not run.done]
+    def pending(self) -> Counter[DesignPoint]:
+        """How often each point is chosen and not measured yet."""
+        return Counter(run.point for run in self.chosen if not run.done)
 
     def field(
         self,

@@ -75,20 +75,23 @@ class LawField:
         return np.concatenate([*open_, apart.T], axis=1)
 
     def after(self, points: Sequence[DesignPoint]) -> LawField:
-        """The field once these points are measured too."""
-        field = self
+        """The field once these points are measured too: S - S phi' phi S / (noise + phi S phi')."""
+        cov = self.cov_GG
         for phi, noise in zip(
             self.features(points, measured=True), self.noise(points), strict=True
         ):
-            field = field.measured(phi, noise)
-        return field
-
-    def measured(self, phi_G: FloatArray, noise: float) -> LawField:
-        """The field once a point of these features and noise (nats^2) is measured too:
-        S - S phi' phi S / (noise + phi S phi')."""
-        along = self.cov_GG @ phi_G
-        cov = self.cov_GG - np.outer(along, along) / (noise + phi_G @ along)
+            along = cov @ phi
+            cov = cov - np.outer(along, along) / (noise + phi @ along)
         return replace(self, cov_GG=cov)
+
+    def often_measured(
+        self, phi_NG: FloatArray, noise_N: FloatArray, times_N: FloatArray
+    ) -> LawField:
+        """The field once points of these features and noise are measured so many times too: the
+        inverse of S^-1 + sum_n times phi' phi / noise."""
+        information = np.linalg.inv(self.cov_GG) + (phi_NG.T * (times_N / noise_N)) @ phi_NG
+        cov = np.linalg.inv(information)
+        return replace(self, cov_GG=(cov + cov.T) / 2)
 
     def variance(self, points: Sequence[DesignPoint]) -> FloatArray:
         """Variance of delta_loss at each point, noise not included, nats^2, (N,)."""

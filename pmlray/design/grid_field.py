@@ -1,22 +1,25 @@
-"""A law's field over the cells that a search chooses from: features once, pending runs one by one.
+"""A law's field over the cells that a search chooses from: their features are worked out once.
 
 Shapes: M cells of the grid, T targets, G features.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from operator import is_
+
+import numpy as np
 
 from pmlray.design.field import Belief, FloatArray, LawField, law_field
 from pmlray.types import DesignPoint
 
 
 class GridField:
-    """The field of beliefs as it is once pending runs, of which there are ever more, are measured.
+    """The field of beliefs, and what pending runs leave of it.
 
-    Cells are looked up among features that were computed for the whole grid, so that it does not
-    depend on how many runs were pending when it was asked before, to the last bit.
+    How often each cell of the grid is pending decides, whatever was asked before: a search that
+    starts again chooses the same.
     """
 
     def __init__(
@@ -28,12 +31,11 @@ class GridField:
     ) -> None:
         self._beliefs, self._base_loss = tuple(beliefs), base_loss
         self._grid, self._targets = grid, targets
-        self._open = self._field = law_field(beliefs, base_loss)
-        self._phi_MG = self._field.features(grid, measured=True)
-        self._phi_TG = self._field.features(targets, measured=False)
-        self._noise_M = self._field.noise(grid)
+        self._open = law_field(beliefs, base_loss)
+        self._phi_MG = self._open.features(grid, measured=True)
+        self._phi_TG = self._open.features(targets, measured=False)
+        self._noise_M = self._open.noise(grid)
         self._at = {cell: i for i, cell in enumerate(grid)}
-        self._pending: list[DesignPoint] = []
 
     def is_of(
         self,
@@ -51,28 +53,24 @@ class GridField:
             and targets == self._targets
         )
 
-    def after(self, pending: Sequence[DesignPoint]) -> LawField:
-        """The field once these are measured too."""
-        n = len(self._pending)
-        if n > len(pending) or not all(map(is_, self._pending, pending)):
-            self._field, self._pending, n = self._open, [], 0
-        for point in pending[n:]:
+    def after(self, pending: Counter[DesignPoint]) -> LawField:
+        """The field once these are measured too, each so often."""
+        times_M, beside = np.zeros(len(self._grid)), []
+        for point, times in pending.items():
             at = self._at.get(point)
-            # One that was added by hand may lie off the grid.
-            self._field = (
-                self._field.after([point])
-                if at is None
-                else self._field.measured(self._phi_MG[at], self._noise_M[at])
-            )
-        self._pending = list(pending)
-        return self._field
+            if at is None:
+                # It was added by hand, off the grid.
+                beside += [point] * times
+            else:
+                times_M[at] = times
+        field = self._open.often_measured(self._phi_MG, self._noise_M, times_M)
+        return field.after(beside) if beside else field
 
-    def gains(self, pending: Sequence[DesignPoint]) -> FloatArray:
+    def gains(self, pending: Counter[DesignPoint]) -> FloatArray:
         """LawField.gains of every cell for the targets once these are measured too, (M,)."""
-        field = self.after(pending)
-        return field.gains_of(self._phi_MG, self._noise_M, self._phi_TG)
+        return self.after(pending).gains_of(self._phi_MG, self._noise_M, self._phi_TG)
 
-    def information(self, pending: Sequence[DesignPoint]) -> FloatArray:
+    def information(self, pending: Counter[DesignPoint]) -> FloatArray:
         """LawField.information of every cell once these are measured too, (M,)."""
         return self.after(pending).information_of(self._phi_MG, self._noise_M)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -71,7 +72,8 @@ class History:
         Which those were follows from this rule alone, so that a search that starts again needs no
         record of it.
         """
-        rule = (n_initial, share, cost)
+        # At any rate they are the same.
+        rule = (n_initial, share, replace(cost, seconds_per_token=1.0))
         if self._spend is None or self._spend.rule != rule:
             self._spend = _Spend(*rule)
         return self._spend.falls_short_after(self.points)

@@ -5,6 +5,7 @@ A pack is chosen run by run, each counting those before it as measured: the gree
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -54,22 +55,49 @@ def offers(space: DesignSpace, known: Knowledge) -> Iterator[Offer]:
 
 
 def choose_run(
-    space: DesignSpace, settings: DesignSettings, known: Knowledge
+    space: DesignSpace, settings: DesignSettings, known: Knowledge, longest: float = math.inf
 ) -> tuple[DesignPoint, Replicate] | None:
-    """The next run, or None when no open cell is within the remaining budget."""
+    """The next run, or None when no open cell is within the remaining budget.
+
+    longest: gpu_seconds; a rule that weighs costs takes no longer run unless all are.
+    """
     open_offers = tuple(offers(space, known))
     if not open_offers:
         return None
     choice = Choice(open_offers, space.cells, settings.targets, settings.seed)
+    rule = RULES[settings.acquisition]
     if settings.acquisition not in LAW_RULES:
-        chosen = RULES[settings.acquisition](choice, known)
-    elif len(known.chosen) < settings.n_initial or not known.beliefs:
+        chosen = rule(choice, known)
+        return chosen.point, chosen.replicate
+    choice = _no_longer(choice, longest)
+    if len(known.chosen) < settings.n_initial or not known.beliefs:
         chosen = _initial(choice, settings, known)
     elif validates(settings, known):
         chosen = fill_space(choice, known)
     else:
-        chosen = RULES[settings.acquisition](choice, known)
+        chosen = rule(choice, known)
     return chosen.point, chosen.replicate
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceShare:
+    """What one of several devices may be given next, gpu_seconds: as a `pack`, and as one `run`."""
+
+    pack: float = math.inf
+    run: float = math.inf
+
+
+def device_share(known: Knowledge, devices: int) -> DeviceShare:
+    """What leaves the other devices enough to end at the same time.
+
+    A pack takes a device's share of the budget that no run has taken yet (guided self-scheduling,
+    Polychronopoulos and Kuck 1987, DOI 10.1109/TC.1987.5009495). No run of it outlasts what all
+    devices have before them on average, those runs counted that train already, which are half done.
+    """
+    if devices == 1:
+        return DeviceShare()
+    left = known.budget_left
+    return DeviceShare(left / devices, (left + known.training / 2) / devices)
 
 
 class PendingSpend:
@@ -93,9 +121,14 @@ class PendingSpend:
 
 def _initial(choice: Choice, settings: DesignSettings, known: Knowledge) -> Offer:
     limit = known.budget_left * START_SHARE / max(1, settings.n_initial - len(known.chosen))
-    cheap = tuple(offer for offer in choice.offers if offer.gpu_seconds <= limit)
-    within = cheap or (min(choice.offers, key=lambda offer: offer.gpu_seconds),)
-    return fill_space(replace(choice, offers=within), known)
+    return fill_space(_no_longer(choice, limit), known)
+
+
+def _no_longer(choice: Choice, gpu_seconds: float) -> Choice:
+    """Without the offers that take more, the cheapest excepted."""
+    within = tuple(offer for offer in choice.offers if offer.gpu_seconds <= gpu_seconds)
+    cheapest = within or (min(choice.offers, key=lambda offer: offer.gpu_seconds),)
+    return replace(choice, offers=cheapest)
 
 
 def validates(settings: DesignSettings, known: Knowledge) -> bool:

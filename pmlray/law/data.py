@@ -38,7 +38,7 @@ class LawData:
     def __post_init__(self) -> None:
         if {getattr(self, f.name).shape for f in fields(self)} != {self.lora_rank.shape}:
             raise DataError("the arrays of LawData must all have the same shape (N,)")
-        for i in range(self.lora_rank.size):
+        for i in map(int, np.flatnonzero(~self._usable())):
             check_point(
                 f"point {i}",
                 float(self.lora_rank[i]),
@@ -47,6 +47,13 @@ class LawData:
                 float(self.delta_loss[i]),
                 float(self.base_loss[i]),
             )
+
+    def _usable(self) -> BoolArray:
+        """Of which points nothing is wrong: what `check_point` says, at once."""
+        known = np.stack([self.lora_rank, self.seq_len, self.train_steps, self.delta_loss])
+        sizes = (self.lora_rank >= 1) & (self.seq_len >= 1) & (self.train_steps >= 0)
+        base = ~(self.base_loss <= 0) & ~np.isinf(self.base_loss)
+        return np.isfinite(known).all(axis=0) & sizes & base
 
     def __len__(self) -> int:
         return self.lora_rank.size

@@ -25,7 +25,6 @@ from pmlray.study.packs import (
     Draft,
     packs_of,
     room_for,
-    runs_to_ask,
     trunk_families,
 )
 from pmlray.study.remaining import open_seconds
@@ -188,7 +187,7 @@ class LawSearch:
         else:
             n = self._n_devices
             runs = (
-                self._points.ask(runs_to_ask(device, measured.plain, cost, n), 1 / n)
+                self._points.ask(measured.runs_to_ask(n), n)
                 if design.pack_size is None
                 else self._points.ask(design.pack_size)
             )
@@ -240,7 +239,7 @@ class LawSearch:
         )
         design = self._search.spec.design
         device = self._measured.device()
-        limit = max(design.n_initial, design.pack_size or runs_to_ask(device, plain, cost, 1))
+        limit = max(design.n_initial, design.pack_size or self._measured.runs_to_ask(1))
         packs = packs_of(groups, self._n_devices, device, cost, limit)
         return packs[: self._n_devices]
 

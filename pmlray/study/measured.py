@@ -5,10 +5,19 @@ Whatever is asked of all of them is not worked out from thousands of runs for ev
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from pmlray.design import CostModel
-from pmlray.design.packing import Device, PackUse, learn_device
+from pmlray.design.packing import (
+    LEAST_RUNS,
+    Device,
+    Load,
+    PackUse,
+    learn_device,
+    worthwhile_runs,
+)
 from pmlray.study.packs import pack_use
 from pmlray.types import Observation, PackTimes, Phase
 
@@ -32,6 +41,8 @@ class Measured:
         self._seconds = self._tokens = 0.0
         self._of_round: dict[int, list[Observation]] = {}
         self._uses: list[PackUse] = []
+        # Rows and positions of a step, and steps, of the law's runs, ascending.
+        self._sizes: tuple[list[float], ...] = ([], [], [])
         self._device: tuple[int, Device | None] = (0, None)
         self._keep(observations)
         for of_pack in times:
@@ -57,6 +68,14 @@ class Measured:
             self._device = (len(self._uses), learn_device(self._uses))
         return self._device[1]
 
+    def runs_to_ask(self, n_devices: int) -> int:
+        """How many runs the next pack of an adaptive search should have."""
+        if not self.plain:
+            return LEAST_RUNS
+        rows, positions, steps = (round(median(sizes)) for sizes in self._sizes)
+        typical = Load(1, rows, positions, 0.0)
+        return worthwhile_runs(self.device(), typical, steps, len(self.plain), n_devices)
+
     def _keep(self, observations: Iterable[Observation]) -> None:
         for o in observations:
             if o.run_key in self.observations:
@@ -68,6 +87,10 @@ class Measured:
             self._of_round.setdefault(o.round, []).append(o)
             if o.phase == "law":
                 self.plain.append(o)
+                cost, point = self._first_cost, o.point
+                of_step = (cost.rows_per_step(point), cost.tokens_per_step(point))
+                for sizes, size in zip(self._sizes, (*of_step, point.train_steps), strict=True):
+                    insort(sizes, size)
 
     def _weigh(self, times: PackTimes) -> None:
         if of_pack := self._of_round.get(times.round):

@@ -6,17 +6,14 @@ The planner itself is `pmlray.design.packing`; here observations and pack times 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import median
 
 from pmlray.design import CostModel
 from pmlray.design.packing import (
-    LEAST_RUNS,
     Device,
     Load,
     PackUse,
     deal_out,
     learn_device,
-    worthwhile_runs,
 )
 from pmlray.types import Observation, PackTimes, PlannedRun, Room
 
@@ -39,22 +36,6 @@ def known_device(
     return learn_device(
         [pack_use(of_round[t.round], t, cost) for t in times if t.round in of_round],
     )
-
-
-def runs_to_ask(
-    device: Device | None, known: Sequence[Observation], cost: CostModel, n_devices: int
-) -> int:
-    """How many runs the next pack of an adaptive search should have; `known`: the law's so far."""
-    if not known:
-        return LEAST_RUNS
-    typical = Load(
-        1,
-        round(median(cost.rows_per_step(o.point) for o in known)),
-        round(median(cost.tokens_per_step(o.point) for o in known)),
-        0.0,
-    )
-    steps = round(median(o.point.train_steps for o in known))
-    return worthwhile_runs(device, typical, steps, len(known), n_devices)
 
 
 def packs_of(

@@ -1,6 +1,7 @@
 """How a search scales: simulated clusters, with the real planner, store and tracker.
 
-    python scripts/bench/scale.py [--devices 1 8 64 512] [--points 1000 10000] [--quick] [--json]
+    python scripts/bench/scale.py [--devices 1 8 64 512] [--points 1000 10000]
+        [--seeds 0] [--quick] [--json]
 
 Devices live in simulated time: a run takes its tokens and steps times a rate that is drawn from the
 runs of its length in a measured table. The search's own process lives in real time: while it plans
@@ -23,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -45,11 +47,11 @@ from pmlray.types import Observation, Pack, PackResult, PackTimes, PlannedRun
 from tests.fakes import observe
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE = ROOT / "searches" / "tables" / "smollm2_phonebook"
+TABLE = ROOT / "searches" / "tables" / "smollm2_long_context"
 # Of a warm worker that begins its next pack.
 PACK_START_SECONDS = 1.0
 # Of a run of the grid, on average over its cells.
-SECONDS_PER_POINT = 16.0
+SECONDS_PER_POINT = 21.0
 
 
 class CountingClient:
@@ -154,16 +156,16 @@ class Cluster:
         return replace(made, gpu_seconds=seconds, charged_steps=steps, token_p=())
 
 
-def simulate(n_points: int, n_devices: int, acquisition: str, folder: Path) -> dict[str, Any]:
+def simulate(
+    n_points: int, n_devices: int, acquisition: str, seed: int, folder: Path
+) -> dict[str, Any]:
     """A search of so many points on so many devices, to its end."""
     table = read_table(TABLE.with_suffix(".csv"))
     search = _search(n_points, n_devices, acquisition)
     calls: Counter[str] = Counter()
     store, cost = FileStore(folder / "store"), first_cost(search, gpu=False)
     recipe = search.spec.recipe
-    cluster = Cluster(
-        table, n_devices, recipe.decay_share if recipe.shares_trunks else None, seed=0
-    )
+    cluster = Cluster(table, n_devices, recipe.decay_share if recipe.shares_trunks else None, seed)
     planning = fed_until = 0.0
     n_done = n_packs = 0
     curve: list[tuple[int, float]] = []
@@ -208,6 +210,7 @@ def simulate(n_points: int, n_devices: int, acquisition: str, folder: Path) -> d
         "points": n_done,
         "packs": n_packs,
         "acquisition": acquisition,
+        "seed": seed,
         **cluster.shares(makespan),
         "makespan_seconds": round(makespan, 1),
         "handed_out_until": round(fed_until, 1),
@@ -237,7 +240,7 @@ def _counted(function: Any, calls: Counter[str], kind: str) -> Any:
 
 
 def _search(n_points: int, n_devices: int, acquisition: str) -> PreparedSearch:
-    cells = 6 * 5 * 3
+    cells = 6 * 6 * 3
     # Of every cell twice as many replicates as are wanted: which runs there are is no limit.
     sequences = -(-2 * n_points // cells)
     return prepare_search(
@@ -245,8 +248,6 @@ def _search(n_points: int, n_devices: int, acquisition: str) -> PreparedSearch:
         [
             "model={id: tiny-random-llama, dtype: float32}",
             "probe.layer=1",
-            "task={kind: long_context, prompt_format: plain}",
-            "space.seq_len=[40, 80, 160, 320, 640]",
             f"design={{acquisition: {acquisition}, n_initial: {max(36, n_devices)}}}",
             f"budget.gpu_seconds={SECONDS_PER_POINT * n_points}",
             "law={forms: [ceiling], n_bootstrap: 20}",
@@ -263,6 +264,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 8, 64, 512])
     parser.add_argument("--points", type=int, nargs="+", default=[1000, 10000])
     parser.add_argument("--acquisition", default="v_optimal")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the runs' rates")
     parser.add_argument("--quick", action="store_true", help="100 and 200 points, 1 and 64 devices")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -270,12 +272,11 @@ def main() -> None:
         options.devices, options.points = [1, 64], [100, 200]
     logging.disable(logging.WARNING)
     rows = []
-    for n_points in options.points:
-        for n_devices in options.devices:
-            with tempfile.TemporaryDirectory(prefix="pmlray-scale-") as folder:
-                rows.append(simulate(n_points, n_devices, options.acquisition, Path(folder)))
-            if not options.json:
-                print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    for n_points, n_devices, seed in product(options.points, options.devices, options.seeds):
+        with tempfile.TemporaryDirectory(prefix="pmlray-scale-") as folder:
+            rows.append(simulate(n_points, n_devices, options.acquisition, seed, Path(folder)))
+        if not options.json:
+            print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     if options.json:
         print(json.dumps({"rows": rows, **machine_facts()}, indent=2))
 

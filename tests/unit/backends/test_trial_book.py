@@ -23,8 +23,9 @@ def nothing(_complete: Sequence[FrozenTrial]) -> tuple[()]:
     return ()
 
 
-def told(known: Knowledge) -> tuple[object, ...]:
-    return known.chosen, known.cost, known.budget_left, known.base_loss, known.pack
+def numbers(known: Knowledge) -> tuple[float, ...]:
+    cost = known.cost.seconds_per_token
+    return cost, known.budget_left, known.training, known.base_loss
 
 
 def plain_budget(study: optuna.Study, cost: CostModel) -> float:
@@ -64,7 +65,9 @@ def test_a_book_kept_up_says_what_a_new_one_says(seed: int) -> None:
                 study.tell(ended, float(rng.normal()))
         known = book.knowledge(study, pack_from=5)
         anew = TrialBook(COST, BUDGET, nothing).knowledge(study, pack_from=5)
-        assert told(known) == told(anew)
+        assert (known.chosen, known.pack) == (anew.chosen, anew.pack)
+        # What ends in another order is added up in another order: the last bits may differ.
+        assert numbers(known) == pytest.approx(numbers(anew), rel=1e-12)
         assert known.history.points == [run.point for run in known.chosen]
         assert known.budget_left == pytest.approx(plain_budget(study, known.cost))
         assert book.knowledge(study, pack_from=5) is known

@@ -18,9 +18,11 @@ from pmlray.design import (
     CostModel,
     DesignSettings,
     DesignSpace,
+    DeviceShare,
     Knowledge,
     charged_steps,
     choose_run,
+    device_share,
     law_field,
     offers,
     prior_cost,
@@ -218,6 +220,27 @@ def test_a_pack_prefers_budgets_that_share_a_trunk() -> None:
     assert found[DesignPoint(4, 64, 100)].replicate == (0, 0)
     alone = Knowledge((running,), (), 12.0, cost, 1e9)
     assert {o.point: o for o in offers(space, alone)}[DesignPoint(4, 256, 100)].replicate == (0, 0)
+
+
+def test_no_run_outlasts_what_all_devices_have_before_them() -> None:
+    known = [CELLS[i] for i in (0, 3, 5, 10, 12, 15)]
+    beliefs = (Belief(fitted(known), 1.0),)
+    chosen = tuple(ChosenRun(p, (0, 0), True) for p in known)
+    settings = DesignSettings(n_initial=6, validation_share=0.0, targets=TARGET)
+    knowledge = Knowledge(chosen, beliefs, 12.0, COST, 60.0, training=40.0)
+    assert device_share(knowledge, 1) == DeviceShare(math.inf, math.inf)
+    assert device_share(knowledge, 8) == DeviceShare(60 / 8, (60 + 40 / 2) / 8)
+    seconds = {COST.predict(cell) for cell in CELLS}
+    field = law_field(beliefs, 12.0)
+    for longest in (math.inf, *seconds, 0.9 * min(seconds)):
+        choice = choose_run(SPACE, settings, knowledge, longest)
+        # Of those that end in time the best; where none does, of the shortest.
+        allowed = [c for c in CELLS if COST.predict(c) <= max(longest, min(seconds))]
+        gains = field.gains(allowed, TARGET) / [COST.predict(c) for c in allowed]
+        assert choice is not None and choice[0] == allowed[int(np.argmax(gains))]
+    # A rule that weighs no cost goes its own way.
+    grid = replace(settings, acquisition="full_grid")
+    assert choose_run(SPACE, grid, knowledge, 0.0) == choose_run(SPACE, grid, knowledge)
 
 
 def test_a_family_of_budgets_pays_what_the_engine_charges() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 
 from pmlray.errors import DataError
-from pmlray.law import law_data, read_law_data
+from pmlray.law import LawData, law_data, read_law_data
+from pmlray.law.data import check_point
 from pmlray.types import DesignPoint, Observation, Recall
 
 
@@ -199,3 +201,21 @@ def test_sources_that_are_none_are_refused(tmp_path):
 def test_a_base_loss_that_is_none_is_refused(paper_csv):
     with pytest.raises(DataError, match="base_loss is -1"):
         read_law_data(paper_csv, base_loss=-1.0)
+
+
+@pytest.mark.parametrize("name", ["lora_rank", "seq_len", "train_steps", "delta_loss", "base_loss"])
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0, -1.0, -1e-30, math.nan, math.inf, -math.inf])
+def test_arrays_are_refused_where_one_point_would_be(name: str, value: float) -> None:
+    good = {"lora_rank": 2.0, "seq_len": 16.0, "train_steps": 10.0, "delta_loss": 1.0,
+            "base_loss": 5.0}  # fmt: skip
+    columns = {n: np.array([g, value if n == name else g, g]) for n, g in good.items()}
+    rest = {"final_loss": np.full(3, math.nan), "cluster": np.zeros(3, dtype=np.int64)}
+    point = good | {name: value}
+    try:
+        check_point("point 1", *point.values())
+    except DataError as error:
+        with pytest.raises(DataError) as caught:
+            LawData(**columns, **rest)
+        assert str(caught.value) == str(error)
+    else:
+        assert len(LawData(**columns, **rest)) == 3
