@@ -32,7 +32,7 @@ from tests.fakes import observe
 
 runner = CliRunner()
 N_RECORDS, STEPS = 6, 150
-# It promises that rank 5 holds the records.
+# It promises that rank 5 holds the records; one run may need 6.
 LAW = CeilingLaw(18.2, 0.5, 0.4, 0.0, 5.0, 7.5)
 
 
@@ -214,11 +214,11 @@ def test_the_rank_rises_until_the_check_passes_and_is_found_again(
     law, out = stored_law(tmp_path / "law", records), tmp_path / "out"
     options = ["--records", records, "--law", law, "--out", out, "--recall", "0.9"]
     planned = size_json(*options, "--dry-run")
-    assert planned["answer"]["lora_rank"] == 5 and trained == []
+    assert planned["answer"]["lora_rank"] == 6 and trained == []
     found = size_json(*options)
     assert found["sized"] == planned["answer"]
-    assert trained == [5, 8] == [attempt["lora_rank"] for attempt in found["attempts"]]
-    assert found["sized"]["lora_rank"] == 5 and found["adapter"]["lora_rank"] == 8
+    assert trained == [6, 8] == [attempt["lora_rank"] for attempt in found["attempts"]]
+    assert found["sized"]["lora_rank"] == 6 and found["adapter"]["lora_rank"] == 8
     assert found["recall"]["reached"] and found["recall"]["n_recalled"] == N_RECORDS
     assert found["cost"]["search_gpu_seconds"] == 0.0 < found["cost"]["training_gpu_seconds"]
     folder = out / "adapter"
@@ -233,7 +233,7 @@ def test_the_rank_rises_until_the_check_passes_and_is_found_again(
     assert read_adapter(folder).lora_rank == 8
 
     assert size_json(*options)["attempts"] == found["attempts"]
-    assert trained == [5, 8]
+    assert trained == [6, 8]
 
 
 def test_the_best_adapter_is_kept_where_no_rank_recalls_enough(
@@ -242,7 +242,7 @@ def test_the_best_adapter_is_kept_where_no_rank_recalls_enough(
     law, out = stored_law(tmp_path / "law", records), tmp_path / "out"
     options = ["--records", records, "--law", law, "--out", out, "--max-rank", "7"]
     found = size_json(*options, "--recall", "0.9", code=1)
-    assert trained == [5, 7] and not found["recall"]["reached"]
+    assert trained == [6, 7] and not found["recall"]["reached"]
     missed = [json.loads(x) for x in (out / "adapter/not_recalled.jsonl").read_text().splitlines()]
     assert [row["query"] for row in missed] == ["key 0:"]
     text = invoke("size", "--model", TINY, *options, "--recall", "0.9")
