@@ -31,11 +31,11 @@ seeds: [0]
 """
 
 
-def wait_until(done: Callable[[], bool], what: str, seconds: float = 150) -> None:
+def wait_until(done: Callable[[], bool], what: str, log: Path, seconds: float = 150) -> None:
     end = time.monotonic() + seconds
     while not done():
         if time.monotonic() > end:
-            pytest.fail(f"not within {seconds} s: {what}")
+            pytest.fail(f"no {what} within {seconds} s; the job's log ends so: {tail(log)}")
         time.sleep(0.5)
 
 
@@ -53,11 +53,11 @@ def test_a_job_told_to_end_is_queued_again_and_its_search_continues(tmp_path: Pa
 
     with slurm_cluster() as slurm:
         job = submitted(slurm, search, store, log, profile)
-        wait_until(lambda: len(observations()) >= 2, f"a pack's end; {tail(log)}")
+        wait_until(lambda: len(observations()) >= 2, "end of a pack", log)
         first = {path: path.read_bytes() for path in observations()}
         slurm.call("scancel", "--batch", "--signal=TERM", job)
-        wait_until(lambda: slurm.job(job)["Restarts"] == "1", f"a second start; {tail(log)}")
-        wait_until(lambda: slurm.job(job)["JobState"] == "COMPLETED", f"the end; {tail(log)}")
+        wait_until(lambda: slurm.job(job)["Restarts"] == "1", "second start", log)
+        wait_until(lambda: slurm.job(job)["JobState"] == "COMPLETED", "end of the job", log)
     assert len(observations()) == 4, tail(log)
     assert all(path.read_bytes() == found for path, found in first.items())
     keys = [json.loads(path.read_text())["run"]["run_key"] for path in observations()]
