@@ -39,3 +39,7 @@ def test_compares_and_continues(tmp_path: Path) -> None:
     code, out, err = pmlray(*command)
     assert code == 0, err
     assert json.loads(out)["results"] == found["results"]
+    code, out, err = pmlray("watch", str(store))
+    assert code == 0 and "the comparison has ended" in err, err
+    assert "comparison: 24 of 24 runs done, 0 running, 0 failed" in err
+    assert len([line for line in err.splitlines() if "  method " in line]) == 6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import get_args
 
 import optuna
@@ -130,23 +129,6 @@ def test_a_result_that_is_no_number_is_left_out() -> None:
     study.tell(trial, float("inf"))
     study.optimize(objective, n_trials=3)
     assert len({tuple(t.params.values())[:4] for t in study.trials}) == 9
-
-
-def test_a_study_on_sqlite_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'study.db'}"
-    for n in (6, 12):
-        study = optuna.create_study(
-            study_name="law", storage=url, sampler=sampler(1e9), direction="maximize",
-            load_if_exists=True,
-        )  # fmt: skip
-        study.optimize(objective, n_trials=6)
-        assert len(study.trials) == n
-    alone = optuna.create_study(sampler=sampler(1e9), direction="maximize")
-    alone.optimize(objective, n_trials=12)
-    law_params = ("lora_rank", "seq_len", "sequence_id")
-    assert [[t.params[p] for p in law_params] for t in study.trials] == [
-        [t.params[p] for p in law_params] for t in alone.trials
-    ]
 
 
 @given(st.integers(0, 2000))

@@ -6,13 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from pmlray.errors import FitError
 from pmlray.law import (
     CeilingLaw,
-    LawData,
     PowerLaw,
     extrapolation_mape,
     fit_law,
@@ -201,26 +197,3 @@ def test_early_data_can_be_summarised(points_of, n):
     summary = summarise(data, rng=np.random.default_rng(0), targets=[DesignPoint(16, 8000, 0)])
     json.dumps(summary.to_json(), allow_nan=False)
     assert summary.relative_interval is not None
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    n=st.integers(1, 14),
-    seed=st.integers(0, 10**6),
-    noise=st.sampled_from([0.0, 0.01, 1.0]),
-    varies_steps=st.booleans(),
-)
-def test_any_points_give_a_finite_summary_or_a_fit_error(n, seed, noise, varies_steps):
-    rng = np.random.default_rng(seed)
-    r, length = 2.0 ** rng.integers(0, 8, n), rng.choice([50.0, 1000.0, 8000.0], n)
-    t = rng.choice([500.0, 1000.0], n) if varies_steps else np.zeros(n)
-    delta = rng.choice([0.0, 1.0]) * CEILING.predict(r, length, t) + noise * rng.normal(size=n)
-    base = np.full(n, 12.4)
-    data = LawData(r, length, t, delta, base, base - delta, rng.integers(0, 4, n))
-    fit = fit_law(data, "ceiling")  # The ceiling form fits anything, even nothing learned.
-    assert np.all(np.isfinite(fit.cov))
-    try:
-        summary = summarise(data, n_bootstrap=20, rng=rng, targets=[DesignPoint(64, 8000, 1000)])
-    except FitError:
-        return
-    json.dumps(summary.to_json(), allow_nan=False)
