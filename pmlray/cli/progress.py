@@ -50,7 +50,7 @@ class Pace:
         left = "" if now.left is None else f", {now.left:.0f} left in this phase"
         whole = "" if now.n_all is None else f" of {now.n_all} runs"
         if now.left is not None and now.needed < now.left:
-            left += f", whose open runs take {now.needed:.0f}"
+            left += f", whose open runs take about {now.needed:.0f}"
         counts = f"{now.phase}: {now.n_done}{whole} done{running}{failed}"
         return f"{counts}; {now.spent:.0f} gpu_seconds spent{left}"
 

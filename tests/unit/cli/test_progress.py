@@ -53,7 +53,8 @@ def test_the_eta_is_that_of_the_runs_where_they_end_before_the_budget() -> None:
     pace.lines(AT)
     clock.now = 50.0
     assert pace.lines(few)[0].endswith(
-        "200 gpu_seconds spent, 3000 left in this phase, whose open runs take 40, ETA at most 0:20"
+        "200 gpu_seconds spent, 3000 left in this phase, whose open runs take about 40,"
+        " ETA at most 0:20"
     )
     assert few.share_spent == pytest.approx(200 / 240)
     # What the budget ends first is its matter alone.
