@@ -53,11 +53,10 @@ class FollowedComparison:
     def look(self) -> tuple[Progress, tuple[MethodResult, ...]]:
         """Where it stands now, and what its methods have recalled so far."""
         observations, failures = self.store.observations(), self.store.failures()
-        done = {o.run_key for o in observations}
         # What machines failed is tried again.
-        failed = {f.run_key for f in failures if not f.infrastructure} - done
+        failed = {f.run_key for f in failures if not f.infrastructure}
         packs = self.store.unfinished()
-        ended = done | failed
+        ended = failed | {o.run_key for o in observations}
         running = [r for pack in packs for r in pack.runs if r.run_key not in ended]
         progress = comparison_progress(self.spec, observations, failures, len(failed), running)
         return progress, method_results(self.spec, observations)

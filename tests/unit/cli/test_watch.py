@@ -19,6 +19,7 @@ from pmlray.errors import SpecError, StoreError
 from pmlray.study.followed import FollowedSearch
 from pmlray.study.law_search import LawSearch, Progress
 from pmlray.study.plan import first_cost
+from pmlray.types import Pack
 from tests.fakes import MemoryTracker, SyntheticRunner
 
 runner = CliRunner()
@@ -57,6 +58,25 @@ def test_it_shows_what_the_search_shows(
     assert done.exit_code == 0 and "the search has ended" in done.stderr
     assert standing_of(running.progress()).law in done.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_memft_is_followed_by_the_law_that_chose_its_points(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pmlray.study.followed.REFIT_GROWTH", 100.0)
+    search, store = make_search("law={forms: [power], n_bootstrap: 20}"), FileStore(tmp_path)
+    points, runs = search.spec.space.points(), SyntheticRunner(store)
+    followed = FollowedSearch(search.spec, store)
+    known = []
+    for phase, some in (("law", points[:10]), ("law", points[10:]), ("memft", points[:1])):
+        method = "memft_ot" if phase == "memft" else "sft"
+        planned = [search.plan_run(point, method, 0, 0, phase) for point in some]
+        runs.run(Pack(len(known), tuple(planned)))
+        law = followed.look().law
+        assert law is not None
+        known.append(law.fit.n_obs)
+    # Not fitted again for ten more runs, but to all once MemFT's have begun.
+    assert known[0] == known[1] < known[2]
 
 
 def test_what_stays_is_said_once_and_leaving_ends_nothing(

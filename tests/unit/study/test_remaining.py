@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from pmlray.cli.driver import study_of
 from pmlray.config.prepared import PreparedSearch
 from pmlray.design import CostModel
 from pmlray.study.law_search import LawSearch
-from pmlray.study.remaining import measured_cost
-from pmlray.types import DesignPoint, Pack, PlannedRun
-from tests.fakes import MemoryTracker, SyntheticRunner
+from pmlray.study.memft_schedule import compared_points
+from pmlray.study.remaining import measured_cost, open_seconds
+from pmlray.types import DesignPoint, FailedRun, Pack, Phase, PlannedRun
+from tests.fakes import TRUE_LAW, MemoryTracker, SyntheticRunner, observe
 
 # What the runs of SyntheticRunner really cost: 0.1 gpu_seconds a token in 100 steps.
 COST = CostModel(1e-3, prompt_tokens=0, batch_records=None)
@@ -56,6 +58,29 @@ def test_open_runs_are_those_that_are_still_made_however_much_budget_is_left(
     # MemFT's methods alone: the law's runs are their partners.
     assert packs and left[-1] == 0.0
     assert left[0] == pytest.approx(seconds(run for pack in packs for run in pack.runs))
+
+
+def test_what_machines_failed_is_open_and_what_stopped_early_is_nobody_s_partner(
+    make_search: Callable[..., PreparedSearch],
+) -> None:
+    search = make_search("memft={n_points: 1, n_pairs: 2}")
+    cost = replace(COST, measured=True)
+    ((point, _, _), _) = compared_points(search.spec, TRUE_LAW, 12.0)
+    whole, short = (
+        observe(search.plan_run(point, "sft", sequence, 0, "law"), 0, sequence, 0.0, 1e-3)
+        for sequence in (0, 1)
+    )
+    short = replace(short, curve=short.curve[:1])
+    elsewhere = next(p for p in search.spec.space.points() if p != point)
+    lost = [FailedRun("x", elsewhere, 0, 0, "a node went away", 1.0, infrastructure=True)]
+    each = 0.1 * point.seq_len
+
+    def left(phase: Phase) -> float:
+        return open_seconds(search.spec, phase, (whole, short), lost, TRUE_LAW, cost)
+
+    assert left("law") == pytest.approx(WHOLE_GRID - 2 * each)
+    # Two texts, three methods: one run of the law serves.
+    assert left("memft") == pytest.approx((2 * 3 - 1) * each)
 
 
 def test_a_store_tells_the_rate_without_the_base_s_sizes(
