@@ -1,4 +1,4 @@
-"""How often the law's intervals hold what they promise, and what any points do to it: many fits."""
+"""What the law promises of its intervals and residuals, and any points at all: many fits each."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from pmlray.law import (
     prediction_interval,
     summarise,
 )
+from pmlray.law.correlation import param_correlations
+from pmlray.law.residuals import residual_structure
 from pmlray.types import DesignPoint
 from tests.unit.law.conftest import points_of
 from tests.unit.law.test_law_averaging import LENGTHS, RANKS
@@ -89,6 +91,26 @@ def test_a_run_falls_into_its_interval_nine_times_in_ten() -> None:
     # The noise level is estimated from 25 points: 60 repeats leave a standard error of 0.012.
     assert 0.86 <= np.mean(inside) <= 0.94
     assert all(narrower)
+
+
+def test_correlations_are_those_of_many_refits(points_of):
+    rng = np.random.default_rng(8)
+    fits = [
+        fit_law(points_of(POWER, noise=0.1 * rng.standard_normal(20)), "power") for _ in range(400)
+    ]
+    expected = np.corrcoef(np.array([f.law.params for f in fits]).T)
+    found = np.mean([param_correlations(f) for f in fits], axis=0)
+    # 400 refits know a correlation of 0 to 0.05 and one near 1 far better.
+    np.testing.assert_allclose(found, expected, atol=0.1)
+
+
+def test_right_laws_rarely_seem_to_miss_a_structure(points_of):
+    rng, alarms = np.random.default_rng(0), 0
+    for _ in range(400):
+        right = points_of(POWER, noise=0.1 * rng.standard_normal(20))
+        alarms += bool(residual_structure(right, fit_law(right, "power")).left)
+    # At most 5 % by Bonferroni; 400 repeats have a standard error of 1.1 %.
+    assert alarms <= 0.083 * 400
 
 
 @settings(max_examples=40, deadline=None)

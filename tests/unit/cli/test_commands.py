@@ -81,15 +81,13 @@ def test_a_missing_model_says_how_to_pull_it(
     assert "pmlray models pull smollm2-135m" in err
 
 
-def test_a_broken_record_names_file_and_line(search_file: Path) -> None:
-    """In a process of its own, as from a shell: one message and no traceback."""
+def test_a_broken_record_names_file_and_line(pmlray: Pmlray, search_file: Path) -> None:
     records = search_file.parent / "facts.jsonl"
     records.write_text('{"query": "a", "target": "b"}\n{"query": "c"}\n')
     task = "task={kind: records, records: facts.jsonl}"
-    command = [sys.executable, "-m", "pmlray", "validate", str(search_file), "--set", task]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2 and not done.stdout
-    assert "facts.jsonl, line 2" in done.stderr and "Traceback" not in done.stderr
+    code, out, err = pmlray("validate", str(search_file), "--set", task)
+    assert code == 2 and not out
+    assert "facts.jsonl, line 2" in err and "Traceback" not in err
 
 
 def test_a_length_beyond_the_data_is_refused(pmlray: Pmlray, search_file: Path) -> None:
