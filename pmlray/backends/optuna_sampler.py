@@ -100,21 +100,18 @@ class LawSampler(BaseSampler):
         with self._book.lock:
             self._share = device_share(self._book.knowledge(study, self._pack_from), devices)
 
-    def has_its_share(self, study: Study) -> bool:
-        """Whether the pack is predicted to take a device's share of what was left."""
-        with self._book.lock:
-            known = self._book.knowledge(study, self._pack_from)
-        return PendingSpend(known.cost, known.pack).gpu_seconds >= self._share.pack
-
     def why(self, number: int) -> str:
         """Why the point of the trial that was chosen last was chosen."""
         return self._why.get(number, "")
 
     def within_budget(self, study: Study) -> bool:
-        """Whether another run is both open and affordable."""
+        """Whether another run is both open and affordable, and the pack has not its device's share
+        of what was left."""
         with self._book.lock:
             known = self._book.knowledge(study, self._pack_from)
-            return next(offers(self._space, known), None) is not None
+            taken = PendingSpend(known.cost, known.pack).gpu_seconds
+            full = bool(known.pack) and taken >= self._share.pack
+            return not full and next(offers(self._space, known), None) is not None
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial

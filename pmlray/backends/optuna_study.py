@@ -121,8 +121,6 @@ class OptunaPoints:
         runs = []
         self._sampler.begin_pack(self._study, devices)
         for _ in range(k):
-            if runs and self._sampler.has_its_share(self._study):
-                break
             if not self._sampler.within_budget(self._study):
                 break
             trial = self._study.ask(fixed_distributions=self._sampler.distributions)

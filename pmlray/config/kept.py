@@ -61,5 +61,5 @@ def read_kept(kind: type[Kept], path: Path) -> Kept:
         where = ".".join(map(str, first["loc"])) or "its start"
         raise StoreError(
             f"{path} is damaged, or of another version of pmlray ({where}: {first['msg']}); move it"
-            " away: what wrote it writes it anew"
+            " away, for what wrote it to write it anew, or choose another --store"
         ) from error
