@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -26,7 +27,6 @@ from pmlray.design import (
     DesignSpace,
     DeviceShare,
     Knowledge,
-    PendingSpend,
     Replicate,
     choose_run,
     device_share,
@@ -105,13 +105,12 @@ class LawSampler(BaseSampler):
         return self._why.get(number, "")
 
     def within_budget(self, study: Study) -> bool:
-        """Whether another run is both open and affordable, and the pack has not its device's share
-        of what was left."""
+        """Whether another run is both open and affordable, and has room in the pack if one is being
+        filled."""
         with self._book.lock:
             known = self._book.knowledge(study, self._pack_from)
-            taken = PendingSpend(known.cost, known.pack).gpu_seconds
-            full = bool(known.pack) and taken >= self._share.pack
-            return not full and next(offers(self._space, known), None) is not None
+            room = self._share.room(known) if known.pack else math.inf
+            return any(offer.gpu_seconds <= room for offer in offers(self._space, known))
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -174,7 +173,7 @@ class LawSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, known: Knowledge
     ) -> tuple[DesignPoint, Replicate] | None:
         if self._rival is None:
-            choice = choose_run(self._space, self._settings, known, self._share.run)
+            choice = choose_run(self._space, self._settings, known, self._share.room(known))
             if choice is not None:
                 self._why = {trial.number: why_chosen(self._space, self._settings, known, *choice)}
             return choice

@@ -55,7 +55,8 @@ class GridField:
 
     def after(self, pending: Counter[DesignPoint]) -> LawField:
         """The field once these are measured too, each so often."""
-        times_M, beside = np.zeros(len(self._grid)), []
+        times_M = np.zeros(len(self._grid))
+        beside: list[DesignPoint] = []
         for point, times in pending.items():
             at = self._at.get(point)
             if at is None:

@@ -188,12 +188,13 @@ def deal_out(
         return sum(groups[j].seconds for j in pack)
 
     for i in order:
+        if len(packs) + len(busy) < max(n_devices, len(busy) + 1):
+            packs.append([i])
+            continue
         fitting = [p for p in packs if holds(*_together([groups[j] for j in (*p, i)]))]
         least = min(fitting, key=taken, default=None)
         soonest = min(ends, default=math.inf)
-        if len(packs) + len(busy) < max(n_devices, len(busy) + 1):
-            packs.append([i])
-        elif soonest < (math.inf if least is None else taken(least)):
+        if soonest < (math.inf if least is None else taken(least)):
             ends[ends.index(soonest)] += groups[i].seconds
         elif least is None:
             packs.append([i])

@@ -86,18 +86,26 @@ class DeviceShare:
     pack: float = math.inf
     run: float = math.inf
 
+    def room(self, known: Knowledge) -> float:
+        """How long the next run of the pack that is being filled may take; that of an empty pack
+        is no longer than a run may be, whatever a pack may."""
+        if not known.pack:
+            return self.run
+        return self.pack - PendingSpend(known.cost, known.pack).gpu_seconds
+
 
 def device_share(known: Knowledge, devices: int) -> DeviceShare:
-    """What leaves the other devices enough to end at the same time.
+    """What leaves the other devices enough to end at the same time; without bounds for one device.
 
-    A pack takes a device's share of the budget that no run has taken yet (guided self-scheduling,
-    Polychronopoulos and Kuck 1987, DOI 10.1109/TC.1987.5009495). No run of it outlasts what all
-    devices have before them on average, those runs counted that train already, which are half done.
+    A pack takes half of a device's share of the budget that no run has taken yet, for runs may take
+    twice as long as predicted (factoring: Hummel, Schonberg and Flynn 1992, DOI
+    10.1145/135226.135232). No run outlasts what all devices have before them on average, those runs
+    counted that train already, which are half done.
     """
     if devices == 1:
         return DeviceShare()
     left = known.budget_left
-    return DeviceShare(left / devices, (left + known.training / 2) / devices)
+    return DeviceShare(left / (2 * devices), (left + known.training / 2) / devices)
 
 
 class PendingSpend:

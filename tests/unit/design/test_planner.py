@@ -229,7 +229,10 @@ def test_no_run_outlasts_what_all_devices_have_before_them() -> None:
     settings = DesignSettings(n_initial=6, validation_share=0.0, targets=TARGET)
     knowledge = Knowledge(chosen, beliefs, 12.0, COST, 60.0, training=40.0)
     assert device_share(knowledge, 1) == DeviceShare(math.inf, math.inf)
-    assert device_share(knowledge, 8) == DeviceShare(60 / 8, (60 + 40 / 2) / 8)
+    share = device_share(knowledge, 8)
+    assert share == DeviceShare(60 / 16, (60 + 40 / 2) / 8) and share.room(knowledge) == share.run
+    in_pack = replace(knowledge, pack=(ChosenRun(CELLS[0], (1, 0), False),))
+    assert share.room(in_pack) == share.pack - COST.predict(CELLS[0])
     seconds = {COST.predict(cell) for cell in CELLS}
     field = law_field(beliefs, 12.0)
     for longest in (math.inf, *seconds, 0.9 * min(seconds)):
