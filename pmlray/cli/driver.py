@@ -27,7 +27,7 @@ from pmlray.backends.optuna_study import OptunaPoints
 from pmlray.backends.spooled_tracker import SpooledTracker
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.compare_spec import CompareSpec
-from pmlray.config.kept import Summary, read_kept
+from pmlray.config.kept import kept_facts, read_kept
 from pmlray.config.models import TINY, require_present, resolve_model
 from pmlray.config.prepared import PreparedSearch
 from pmlray.design import CostModel
@@ -162,18 +162,12 @@ def report_store(folder: Path, facts: dict[str, Any] | None = None) -> dict[str,
 
     result = read_result(folder)
     summary_file = folder / SUMMARY_FILE
-    shown = _kept_facts(summary_file) if facts is None else facts
+    shown = kept_facts(summary_file) if facts is None else facts
     page = write_report(result, folder / "report", shown)
     shown = without_credentials(shown)
     summary = {**result.to_json(), **shown, "report": str(page)}
     write_over(summary_file, json.dumps({**summary, "facts": shown}, indent=2).encode())
     return summary
-
-
-def _kept_facts(summary: Path) -> dict[str, Any]:
-    if not summary.is_file():
-        return {}
-    return read_kept(Summary, summary).facts.model_dump(exclude_unset=True)
 
 
 def open_store(folder: Path) -> tuple[SearchSpec, FileStore]:
@@ -270,7 +264,6 @@ def ready_to_train(search: PreparedSearch) -> PreparedSearch:
     The tiny random model is made on the spot; any other must be there or on the hub.
     """
     _require_train_extra()
-
     model = search.spec.model
     if model.id == TINY and search.source.folder is None:
         from pmlray.engine.pull import pull_model

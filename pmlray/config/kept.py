@@ -63,3 +63,10 @@ def read_kept(kind: type[Kept], path: Path) -> Kept:
             f"{path} is damaged, or of another version of pmlray ({where}: {first['msg']}); move it"
             " away, for what wrote it to write it anew, or choose another --store"
         ) from error
+
+
+def kept_facts(summary: Path) -> dict[str, Any]:
+    """The facts that a search's summary keeps; none before there is one. StoreError as above."""
+    if not summary.is_file():
+        return {}
+    return read_kept(Summary, summary).facts.model_dump(exclude_unset=True)
