@@ -17,6 +17,8 @@ from pmlray.engine.prefix_cache import CachedRecord
 from pmlray.engine.row_attention import RowGroups
 
 MAX_MICRO_BATCH_TOKENS = 16384
+# On a CPU larger ones only take memory: their tensors have left the caches anyway.
+CPU_MICRO_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +75,12 @@ def micro_batches(rows: Sequence[Row]) -> tuple[MicroBatch, ...]:
 
     Rows of one adapter keep their order, whatever else is in the pack.
     """
+    on_cpu = all(row.record.hidden_TD.is_cpu for row in rows)
+    most = CPU_MICRO_BATCH_TOKENS if on_cpu else MAX_MICRO_BATCH_TOKENS
     parts: list[list[Row]] = []
     used = 0
     for row in sorted(rows, key=lambda row: -row.length):
-        if parts and used + row.length <= MAX_MICRO_BATCH_TOKENS:
+        if parts and used + row.length <= most:
             parts[-1].append(row)
             used += row.length
         else:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pmlray.config import Recipe
+from pmlray.engine import batches
 from pmlray.engine.base_model import BaseModel
 from pmlray.engine.evaluate import Decoding, decode_exactly
 from pmlray.memory import Record
@@ -50,6 +51,22 @@ def test_packed_equals_separate_for_many_records(tiny: Callable[..., BaseModel])
     for i, run in enumerate(runs):
         alone = train(base, [run], [own[i]], recipe, MemftRules(temporal=True)).members[0]
         assert together.members[i].step_losses == pytest.approx(alone.step_losses, rel=1e-5), run
+
+
+def test_a_step_in_parts_is_the_same_step(
+    tiny: Callable[..., BaseModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tiny()
+    recipe = RECIPE.model_copy(update={"batch_size": 4})
+    records = [random_record(5 + i, i, prompt=3) for i in range(6)]
+    runs = [make_run(2, 45, 15, "sft", 0), make_run(3, 45, 15, "memft_ot", 1)]
+    whole = train(base, runs, [records, records], recipe)
+    # About a record at a time, so that every adapter's rows lie in several parts.
+    monkeypatch.setattr(batches, "CPU_MICRO_BATCH_TOKENS", 16)
+    parts = train(base, runs, [records, records], recipe)
+    for i in range(len(runs)):
+        losses = whole.members[i].step_losses
+        assert parts.members[i].step_losses == pytest.approx(losses, rel=1e-5)
 
 
 @pytest.mark.parametrize("placement", ["mlp", "down_proj"])
