@@ -25,7 +25,6 @@ from pmlray.design import (
     device_share,
     law_field,
     offers,
-    prior_cost,
     why_chosen,
 )
 from pmlray.law import LawData, fit_law
@@ -175,37 +174,6 @@ def test_latin_hypercubes_meet_every_value_equally_often(seed: int) -> None:
     assert hypercubes[0] != hypercubes[1] != hypercubes[2]
 
 
-def test_cost_learns_the_measured_rate() -> None:
-    prior = prior_cost(32_000_000, 28_000_000, flops=3e11, prompt_tokens=16, batch_records=None)
-    point = DesignPoint(4, 64, 200)
-    learnt = prior.learn([(point, 200, 50.0), (DesignPoint(2, 144, 200), 100, 100.0)])
-    assert not prior.measured and learnt.measured
-    assert learnt.predict(point) == pytest.approx(150 * 200 * 80 / (200 * 80 + 100 * 160))
-    assert prior.learn([]) is prior
-
-
-def test_the_first_guess_counts_the_head_where_tokens_are_scored() -> None:
-    point = DesignPoint(2, 280, 400)
-    book = prior_cost(31_860_000, 28_310_000, flops=3e11, prompt_tokens=16, batch_records=4)
-    # Four records of 16 + 10 tokens a step, of which 40 are scored.
-    flops = 4 * (4 * 26 * 31_860_000 + 40 * 28_310_000)
-    assert book.predict(point) == pytest.approx(400 * flops / 3e11)
-    text = prior_cost(31_860_000, 28_310_000, flops=3e11, prompt_tokens=16, batch_records=None)
-    assert text.predict(point) == pytest.approx(400 * 4 * 296 * (31_860_000 + 28_310_000) / 3e11)
-
-
-def test_shorter_budgets_of_a_packs_run_cost_their_decay() -> None:
-    cost = CostModel(1e-3, prompt_tokens=10, batch_records=None, decay_share=0.2)
-    short, middle, long = (DesignPoint(4, 90, t) for t in (25, 50, 100))
-    assert cost.added(long, []) == pytest.approx(10.0)
-    assert cost.added(short, [100]) == pytest.approx(0.2 * 2.5)
-    # The trunk is made longer: what it was before is now a branch with its own decay.
-    assert cost.added(long, [25, 50]) == pytest.approx(10.0 + 0.2 * 5.0 - 5.0)
-    assert cost.added(middle, [25, 100]) == pytest.approx(0.2 * 5.0)
-    apart = CostModel(1e-3, prompt_tokens=10, batch_records=None)
-    assert apart.added(short, [100]) == pytest.approx(2.5)
-
-
 def test_a_pack_prefers_budgets_that_share_a_trunk() -> None:
     """Two runs that tell equally much: the one whose trunk is there already is chosen."""
     cells = tuple(DesignPoint(r, n, t) for r in (1, 4) for n in (64, 256) for t in (100, 200))
@@ -290,12 +258,6 @@ def test_offers_are_the_cheapest_of_the_replicates_that_are_allowed(
         found = list(offers(space, Knowledge(chosen, (), 12.0, cost, 30.0, pack=pack)))
         assert [(o.point, o.gpu_seconds) for o in found] == expected
         assert all(ChosenRun(o.point, o.replicate, False) not in chosen for o in found)
-
-
-def test_a_step_over_many_records_holds_a_batch_of_prompts_and_targets() -> None:
-    cost = CostModel(1e-3, prompt_tokens=4, batch_records=4)
-    assert cost.tokens_per_step(DesignPoint(2, 280, 400)) == 4 * 14
-    assert cost.tokens_per_step(DesignPoint(2, 20, 400)) == 2 * 14
 
 
 def test_the_reason_for_a_run_is_what_the_rule_looked_at() -> None:
