@@ -25,7 +25,7 @@ space: {lora_rank: [1, 2], seq_len: [16, 32], train_steps: [400]}
 recipe: {learning_rate: 1e-2, stop_loss: 0.0, stop_gain: 0.0}
 design: {n_initial: 2, pack_size: 2, targets: {lora_rank: [2], seq_len: [32]}}
 budget: {gpu_seconds: 600}
-memft: {n_points: 0}
+memft: null
 sequences: [0]
 seeds: [0]
 """
@@ -60,7 +60,7 @@ def test_a_job_told_to_end_is_queued_again_and_its_search_continues(tmp_path: Pa
         wait_until(lambda: slurm.job(job)["JobState"] == "COMPLETED", "end of the job", log)
     assert len(observations()) == 4, tail(log)
     assert all(path.read_bytes() == found for path, found in first.items())
-    keys = [json.loads(path.read_text())["run"]["run_key"] for path in observations()]
+    keys = [json.loads(path.read_text())["run_key"] for path in observations()]
     assert len(set(keys)) == 4
 
 

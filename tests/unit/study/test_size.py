@@ -225,11 +225,11 @@ def test_one_run_at_the_upper_end_reaches_the_needed_loss_as_surely_as_was_asked
         return float(noisy(told, rng.standard_normal()))
 
     reached = []
-    for _ in range(200):
+    for _ in range(120):
         anchor = seen(DesignPoint(12, total, 100), run(12), 0.0, "anchor")
         reached.append(run(needed_rank(law, (anchor,), surely(needed), point, 0.8).high) <= needed)
     # One-sided 0.9, give or take three standard errors.
-    assert np.mean(reached) == pytest.approx(0.9, abs=0.064)
+    assert np.mean(reached) == pytest.approx(0.9, abs=0.082)
 
 
 def test_records_that_the_largest_rank_cannot_hold_are_refused() -> None:
