@@ -12,6 +12,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+# Nothing tells when a full disk has space again.
 RETRY_SECONDS = 1.0
 
 

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 # How often a holder looks whether it still is one; between beats this reads a folder, no more.
 LOOK_SECONDS = 1.0
+# Leases are files on shared storage, which tells nobody of a change: who waits looks this often.
 WAIT_SECONDS = 0.2
 
 

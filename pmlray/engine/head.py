@@ -45,7 +45,7 @@ class _FrozenHeadNll(torch.autograd.Function):
         needs_grad = ctx.needs_input_grad[0]
         grad_ND = torch.empty_like(hidden_ND) if needs_grad else None
         on_cpu = hidden_ND.is_cpu
-        pass_rows = _rows_within(CPU_PASS_BYTES, 4, weight_VD) if on_cpu else chunk
+        pass_rows = _rows_within(CPU_PASS_BYTES, 4, len(weight_VD)) if on_cpu else chunk
         for start in range(0, n, chunk):
             part = slice(start, start + chunk)
             logits_CV = _logits(hidden_ND[part], weight_VD)
@@ -92,17 +92,17 @@ def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
 
 
 def _as_fp32(logits_PV: Tensor) -> Tensor:
-    """A part of the logits as fp32, to be overwritten by the next part and never the logits."""
+    """A part of the logits as fp32; on a CPU a copy, which the next part overwrites."""
     if not logits_PV.is_cpu:
-        return logits_PV.to(torch.float32, copy=True)
+        return logits_PV.float()
     space_PV = _workspace(CPU_PASS_BYTES, logits_PV.shape[1], torch.float32)
     return space_PV[: logits_PV.shape[0]].copy_(logits_PV)
 
 
 @lru_cache(maxsize=2)
 def _workspace(n_bytes: int, vocab: int, dtype: torch.dtype) -> Tensor:
-    rows = max(1, n_bytes // (dtype.itemsize * vocab))
-    return torch.empty(rows, vocab, dtype=dtype)
+    # One for the process, whose steps come one after another.
+    return torch.empty(_rows_within(n_bytes, dtype.itemsize, vocab), vocab, dtype=dtype)
 
 
 def _misses(logits_CV: Tensor, target_C: Tensor, at_peak_C: Tensor, total_C: Tensor) -> Tensor:
@@ -126,12 +126,12 @@ def token_losses(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Toke
     token ids. The gradient reaches hidden_ND only.
     """
     if hidden_ND.is_cpu:
-        chunk = _rows_within(CPU_LOGITS_BYTES, weight_VD.dtype.itemsize, weight_VD)
+        chunk = _rows_within(CPU_LOGITS_BYTES, weight_VD.dtype.itemsize, len(weight_VD))
     else:
-        chunk = _rows_within(MAX_LOGITS_BYTES, 4, weight_VD)
+        chunk = _rows_within(MAX_LOGITS_BYTES, 4, len(weight_VD))
     return TokenLosses(*_FrozenHeadNll.apply(hidden_ND, weight_VD, target_N, chunk))
 
 
-def _rows_within(n_bytes: int, itemsize: int, weight_VD: Tensor) -> int:
+def _rows_within(n_bytes: int, itemsize: int, vocab: int) -> int:
     """How many tokens' logits of so many bytes each take n_bytes."""
-    return max(1, n_bytes // (itemsize * weight_VD.shape[0]))
+    return max(1, n_bytes // (itemsize * vocab))

@@ -36,6 +36,7 @@ MOST_BYTES = 64 * 2**30
 LARGEST_SHARE_OF_DISK = 0.25
 # Whoever holds the lock is building; one that takes longer has stopped without dying.
 PATIENCE_SECONDS = 600.0
+# A file lock that is waited for in the kernel has no time limit.
 POLL_SECONDS = 0.05
 SUFFIX = ".safetensors"
 
