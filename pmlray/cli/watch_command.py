@@ -52,6 +52,7 @@ def watch(
                 last = standing
                 if once or ended is not None:
                     break
+                # Neither a store nor MLflow tells of a change; Ctrl-C ends the wait.
                 time.sleep(pause)
     except KeyboardInterrupt:
         typer.echo("no longer watching; what is watched goes on", err=True)

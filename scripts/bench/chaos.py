@@ -141,6 +141,7 @@ def _until(met: Callable[[], object], what: str) -> None:
     while not met():
         if time.monotonic() > limit:
             raise RuntimeError(f"{what} within {RECOVERY_LIMIT:.0f} s")
+        # What comes back are processes of others, seen by their files and ports alone.
         time.sleep(0.1)
 
 
