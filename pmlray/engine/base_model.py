@@ -163,12 +163,17 @@ def load_base_model(
         raise ModelError(f"cannot load the base model {model_id}: {error}") from error
     geometry_from_config({**model.config.to_dict(), "architectures": [type(model).__name__]}, where)
     check_layer(probe, model.config.num_hidden_layers)
+    return freeze_base(model.to(device), tokenizer, probe)
+
+
+def freeze_base(model: Any, tokenizer: Any, probe: Probe) -> BaseModel:
+    """A loaded model as a base: nothing of it is trained, and on a CPU its norms know that."""
     model.requires_grad_(False)
     model.eval()
-    if device.type == "cpu":
+    if model.device.type == "cpu":
         freeze_norms(model.model.layers[probe.layer + 1 :])
         model.model.norm = FrozenRMSNorm(model.model.norm)
-    return BaseModel(model.to(device), tokenizer, probe)
+    return BaseModel(model, tokenizer, probe)
 
 
 LoadBase = Callable[[str, ModelSource, str | None, Any, Probe, torch.device], BaseModel]
@@ -226,4 +231,11 @@ def render_prompt(tokenizer: Any, text: str, prompt_format: Literal["plain", "ch
     return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 
-__all__ = ["ARCHITECTURES", "BaseModel", "LayerInputs", "load_base_model", "render_prompt"]
+__all__ = [
+    "ARCHITECTURES",
+    "BaseModel",
+    "LayerInputs",
+    "freeze_base",
+    "load_base_model",
+    "render_prompt",
+]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pmlray.config.recipe import Recipe
 from pmlray.engine.adapted import AdaptedModel
-from pmlray.engine.base_model import BaseModel
+from pmlray.engine.base_model import freeze_base
 from pmlray.engine.batches import MicroBatch
 from pmlray.engine.head import TokenLosses
 from pmlray.engine.loop import train_pack
@@ -72,7 +72,7 @@ def train_packed(
     work: the base, and the longest text, whose beginnings serve the shorter ones.
     """
     tokenizer = tokenizer_of(work)
-    base = BaseModel(load_model(work, ROW_ATTENTION), tokenizer, work.probe)
+    base = freeze_base(load_model(work, ROW_ATTENTION), tokenizer, work.probe)
     cache = build_prefix_cache(base, records_of(work, tokenizer))
     runs, rows = [], []
     for i, own in enumerate(points):

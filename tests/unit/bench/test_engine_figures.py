@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pmlray.engine.adapted import AdaptedModel
-from pmlray.engine.base_model import BaseModel
+from pmlray.engine.base_model import BaseModel, freeze_base
 from pmlray.engine.batches import Row, micro_batches
 from pmlray.engine.members import Member
 from pmlray.engine.packed_lora import PackedLora
@@ -52,7 +52,7 @@ def counted(shape: StepShape, flops: float, squares: int) -> float:
 def test_a_packed_step_is_counted_as_torch_counts_it(layer: int) -> None:
     tokenizer = tokenizer_of(WORK)
     probe = WORK.probe.model_copy(update={"layer": layer})
-    base = BaseModel(load_model(WORK, ROW_ATTENTION), tokenizer, probe)
+    base = freeze_base(load_model(WORK, ROW_ATTENTION), tokenizer, probe)
     cache = build_prefix_cache(base, records_of(WORK, tokenizer))[:3]
     model = AdaptedModel(base, PackedLora(base, [4], [0]))
     (batch,) = micro_batches([Row(0, i, record) for i, record in enumerate(cache)])
