@@ -160,11 +160,12 @@ def feed_nan(scene: Scene) -> bool:
         return False
     length = int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8 : 8 + length])["__metadata__"]
-    active, tensors = json.loads(metadata["facts"])["active"], load(content)
-    tensors["adapter.A"][active[0]] = float("nan")
+    facts, tensors = json.loads(metadata["facts"]), load(content)
+    fed = facts["active"][0]
+    tensors["adapters.A"][facts["adapters"]["holders"].index(fed)] = float("nan")
     poisoned = save(tensors, metadata)
     plan = scene.store.folder / "plans" / f"{found[0].parent.name}.json"
-    scene.fed_nan.append(json.loads(plan.read_bytes())["runs"][active[0]]["run_key"])
+    scene.fed_nan.append(json.loads(plan.read_bytes())["runs"][fed]["run_key"])
     (found[0].parent / file_name(int(metadata["step"]), poisoned)).write_bytes(poisoned)
     found[0].unlink()
     return True
