@@ -29,6 +29,8 @@ from scripts.bench.chaos_servers import (
 
 # How long a server, or a disk's space, stays away.
 AWAY_SECONDS = 8.0
+# Within which a killed worker's pack is taken over.
+SUCCESSOR_SECONDS = 200.0
 
 
 class Driver(Protocol):
@@ -172,13 +174,24 @@ def feed_nan(scene: Scene) -> bool:
 
 
 def run_out_of_memory(scene: Scene) -> bool:
-    """The worker may have no more memory than it has."""
-    for pid in scene.workers():
+    """Who takes a killed worker's pack over may have no more memory than it has when it begins.
+
+    A worker that trains already takes its steps in memory that it has.
+    """
+    before = scene.workers()
+    if not _kill(before):
+        return False
+    end = time.monotonic() + SUCCESSOR_SECONDS
+    while not (successors := set(scene.workers()) - set(before)):
+        if time.monotonic() > end:
+            return False
+        # Seen by its lease alone, and it loads its base for about a second.
+        time.sleep(0.02)
+    for pid in successors:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
         limit = pages * resource.getpagesize()
         resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
-        return True
-    return False
+    return True
 
 
 def _kill(pids: list[int]) -> bool:
