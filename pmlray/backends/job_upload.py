@@ -29,8 +29,9 @@ def pack_working_dir(archive: Path, files: Mapping[str, Path]) -> int:
     if size > MAX_UPLOAD_BYTES:
         raise SpecError(
             f"the search's files are {size / 2**20:.0f} MiB; copy them with the search file to the"
-            " cluster's storage and start it there: ray job submit --working-dir . --runtime-env"
-            " cluster/runtime_env.yaml -- python -m pmlray search /STORAGE/search.yaml"
+            " cluster's storage and start it there (cluster/README.md makes job.zip): ray job"
+            " submit --working-dir job.zip --runtime-env cluster/runtime_env.yaml -- python -m"
+            " pmlray search /STORAGE/search.yaml"
         )
     return size
 

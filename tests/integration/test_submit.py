@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -58,17 +59,27 @@ def test_a_stopped_search_goes_on_when_submitted_again(
     assert json.loads(out)["submission_id"] == f"{search_id}-2"
 
 
-def test_ray_job_submit_of_this_folder(token_cluster: Cluster, tmp_path: Path) -> None:
-    ray = Path(sys.executable).parent / "ray"
-    done = subprocess.run(
-        [str(ray), "job", "submit", "--address", token_cluster.dashboard, "--working-dir", ".",
-         "--", "python", "-m", "pmlray", "search", "searches/smoke.yaml", *SMALL,
-         "--store", str(tmp_path / "store")],
-        cwd=ROOT, capture_output=True, text=True, timeout=280,
-        env={**os.environ, **token_cluster.environment},
-    )  # fmt: skip
-    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    assert len(list((tmp_path / "store" / "observations").glob("*.json"))) >= 4
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no clone")
+def test_ray_job_submit_as_the_guide_writes_it_out(token_cluster: Cluster, tmp_path: Path) -> None:
+    """But for the search, the profile and where things lie."""
+    guide = (ROOT / "cluster" / "README.md").read_text().replace("\\\n", " ")
+    for shown, here in (("job.zip", str(tmp_path / "job.zip")), ("X.yaml", "smoke.yaml"),
+                        ("P.yaml", "cpu.yaml")):  # fmt: skip
+        guide = guide.replace(shown, here)
+    (pack,) = re.findall("^git archive .*$", guide, re.MULTILINE)
+    (send,) = re.findall("^ray job submit .*$", guide, re.MULTILINE)
+    environment = {**token_cluster.environment, "RAY_API_SERVER_ADDRESS": token_cluster.dashboard}
+    search = [*shlex.split(send), *SMALL, "--store", str(tmp_path / "s")]
+    for command in (shlex.split(pack), search):
+        done = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
+            timeout=280,
+        )  # fmt: skip
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert (tmp_path / "job.zip").stat().st_size < 1_000_000
+    assert len(list((tmp_path / "s" / "observations").glob("*.json"))) >= 4
+    code, out, err = pmlray("status", "X", "--json", **environment)
+    assert code == 0 and json.loads(out)["submission_id"] == "X-1", err[-2000:]
 
 
 def test_without_the_token_nothing_runs(token_cluster: Cluster, tmp_path: Path) -> None:

@@ -106,7 +106,14 @@ def test_versions_are_those_of_the_project() -> None:
     assert not [image for image in used if ":" not in image or image.endswith(":latest")]
 
 
-def test_ray_job_submit_of_this_folder_uploads_little_but_pmlrays_source(tmp_path: Path) -> None:
+def test_every_ray_job_submit_that_is_written_out_sends_the_archive() -> None:
+    """Ray does not compress a folder, and pmlray's source alone is then above a megabyte."""
+    texts = [path.read_text() for path in (*FILES, *(ROOT / "pmlray").rglob("*.py"))]
+    sent = [name for text in texts for name in re.findall(r"--working-dir (\S+)", text)]
+    assert len(sent) >= 3 and set(sent) == {"job.zip"}
+
+
+def test_a_submitted_folder_leaves_all_here_but_what_a_job_needs(tmp_path: Path) -> None:
     from ray._private.runtime_env.packaging import create_package
 
     package = tmp_path / "upload.zip"
