@@ -1,13 +1,9 @@
-"""A search on a real MLflow server: what its pages show, and what a client gets back from it."""
+"""A search on a real MLflow server with logins and a bucket: what its pages show, and what a client
+gets back from it."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +12,7 @@ import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -32,37 +29,25 @@ from pmlray.engine.pull import pull_model
 from pmlray.types import DesignPoint, Observation
 from tests.browser import chromium, require_chromium
 from tests.fakes import observe
-from tests.integration.conftest import SMOKE, end_group, free_port
+from tests.integration.composed_mlflow import Mlflow, composed_server
+from tests.integration.conftest import SMOKE, free_port
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    log = (folder / "log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
-         "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}",
-         "--artifacts-destination", str(folder / "artifacts")],
-        stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True,
-        env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-    )  # fmt: skip
-    address = f"http://127.0.0.1:{port}"
-    try:
-        end = time.monotonic() + 90
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5).close()
-                break
-            except (urllib.error.URLError, TimeoutError):
-                said = (folder / "log").read_text()[-2000:]
-                assert process.poll() is None and time.monotonic() < end, said
-                time.sleep(0.2)
-        yield address
-    finally:
-        end_group(process)
-        log.close()
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mlflow]:
+    with composed_server(tmp_path_factory.mktemp("server"), free_port()) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def server(served: Mlflow) -> Iterator[str]:
+    """Its address, for clients that have a login."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in served.login.items():
+            patch.setenv(name, value)
+        yield served.uri
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +86,9 @@ def runs_of(server: str, kind: str) -> list[mlflow.entities.Run]:
     )
 
 
-def test_peft_loads_what_mlflow_gives_back(server: str, mirrored: tuple[str, Path]) -> None:
+def test_peft_loads_what_mlflow_gives_back(
+    served: Mlflow, server: str, mirrored: tuple[str, Path]
+) -> None:
     runs = runs_of(server, "observation")
     assert [run.data.params["lora_rank"] for run in runs] == ["1", "2", "8"]
     run = runs[-1]
@@ -121,6 +108,21 @@ def test_peft_loads_what_mlflow_gives_back(server: str, mirrored: tuple[str, Pat
     kept = mirrored[1] / run.data.tags["pmlray.run_key"]
     assert {p.name for p in Path(got).iterdir()} == {p.name for p in kept.iterdir()}
     assert {p.name for p in kept.iterdir()} > {"README.md", "adapter_config.json"}
+    within = f"artifacts/{run.info.experiment_id}/{run.info.run_id}/artifacts/adapter/"
+    assert {within + p.name for p in kept.iterdir()} <= set(served.objects())
+
+
+def test_without_a_login_it_gives_nothing(
+    server: str, mirrored: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = runs_of(server, "observation")[0].info.run_id
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "another")
+    with pytest.raises(MlflowException, match="401"):
+        MlflowClient(server).get_run(run_id)
+    with pytest.raises(MlflowException, match="401"):
+        mlflow.artifacts.download_artifacts(
+            run_id=run_id, artifact_path="adapter", tracking_uri=server
+        )
 
 
 def test_the_machines_load_is_recorded(
@@ -142,12 +144,18 @@ def test_the_machines_load_is_recorded(
     client.set_terminated(parent.info.run_id)
 
 
-def test_its_pages_show_the_search_and_its_runs(server: str, mirrored: tuple[str, Path]) -> None:
+def test_its_pages_show_the_search_and_its_runs(
+    served: Mlflow, server: str, mirrored: tuple[str, Path]
+) -> None:
     search_id, _ = mirrored
     (parent,) = runs_of(server, "search")
     last = runs_of(server, "observation")[-1]
     with chromium(require_chromium()) as browser:
-        page = browser.new_page(viewport={"width": 1440, "height": 1000})
+        user, password = served.login.values()
+        page = browser.new_page(
+            viewport={"width": 1440, "height": 1000},
+            http_credentials={"username": user, "password": password},
+        )
         runs = f"{server}/#/experiments/{parent.info.experiment_id}/runs"
         page.goto(runs)
         page.get_by_text(search_id).first.wait_for()
