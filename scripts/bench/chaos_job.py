@@ -1,8 +1,7 @@
-"""The search of a chaos run as a job of the cluster, through the REST interface of Ray's Jobs API.
+"""The search of a chaos run as a job of the cluster, by `pmlray submit`.
 
-Not through `pmlray submit`: Ray unpacks an upload into the session folder, which the nodes of a
-machine share, and each node whose first worker needs it removes what another has unpacked there
-(`WorkingDirPlugin.create` overwrites), so that the job that runs from it misses modules.
+What follows goes through the REST interface of Ray's Jobs API, since a process of its own for each
+look would cost what the search needs.
 """
 
 from __future__ import annotations
@@ -10,31 +9,31 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import signal
+import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from typing import Any
 
-from pmlray.backends.ray_jobs import AGENT_SECONDS, JOB_ENVIRONMENT, NO_AGENT, STOP_SECONDS
+from pmlray.backends.ray_jobs import STOP_SECONDS
 from scripts.bench.chaos_servers import RayNodes
 
 # Every look is a request to the cluster.
 LOOK_SECONDS = 1.0
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
+SUBMIT_SECONDS = 200
 
 
 class SearchJob:
     """A search that whoever submitted it submits again when it ended unfinished.
 
-    arguments: of `pmlray search`.
+    arguments: of `pmlray submit`.
     """
 
     def __init__(self, nodes: RayNodes, arguments: list[str]) -> None:
         self._nodes = nodes
-        self._command = [sys.executable, "-m", "pmlray", "search", *arguments]
+        self._command = [sys.executable, "-m", "pmlray", "submit", *arguments, "--no-wait"]
         self._looked_at, self._finished = 0.0, False
         self.starts = 0
         self.start()
@@ -43,18 +42,13 @@ class SearchJob:
         """Submit the search, or its continuation, to the cluster that there is."""
         self.starts += 1
         self._job = f"chaos-{self.starts}"
-        job = {"entrypoint": shlex.join(self._command), "submission_id": self._job,
-               "runtime_env": {"env_vars": JOB_ENVIRONMENT}}  # fmt: skip
-        until = time.monotonic() + AGENT_SECONDS
-        while True:
-            try:
-                self._ask("/api/jobs/", job)
-                return
-            except urllib.error.HTTPError as error:
-                # A cluster that has just started answers before it can start jobs.
-                if NO_AGENT not in error.read().decode() or time.monotonic() > until:
-                    raise
-                time.sleep(LOOK_SECONDS)
+        where = ["--address", self._nodes.dashboard, "--submission-id", self._job]
+        done = subprocess.run(
+            [*self._command, *where], env={**os.environ, **self._nodes.environment},
+            capture_output=True, text=True, timeout=SUBMIT_SECONDS,
+        )  # fmt: skip
+        if done.returncode != 0:
+            raise RuntimeError(f"the search was not submitted: {done.stderr[-2000:]}")
 
     def kill(self) -> None:
         """Its driver alone, not what it has on Ray."""

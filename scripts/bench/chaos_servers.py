@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -66,6 +67,8 @@ class RayNodes:
             "RAY_worker_niceness": "0",
             "RAY_TMPDIR": "/tmp",
             "OMP_NUM_THREADS": "1",
+            # As in an activated environment: a job's `python` is found on the head's path.
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             # A node is told dead after 10 s without an answer instead of after 30.
             "RAY_health_check_failure_threshold": "3",
         }
@@ -83,8 +86,13 @@ class RayNodes:
         self.workers = [self.start_worker() for _ in range(self._n_workers)]
 
     def start_worker(self) -> subprocess.Popen[bytes]:
-        """Another node of one CPU."""
-        return self._ray(f"--address={self.address}", "--num-cpus=1")
+        """Another node of one CPU.
+
+        In a folder of its own: nodes of one machine that share Ray's would each remove a job's
+        upload and unpack it anew, under the job that runs from it.
+        """
+        folder = tempfile.mkdtemp(prefix="node-", dir=self._folder)
+        return self._ray(f"--address={self.address}", "--num-cpus=1", f"--temp-dir={folder}")
 
     def kill(self) -> None:
         """End all nodes, and whatever runs on them."""
