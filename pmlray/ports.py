@@ -69,6 +69,10 @@ class Tracker(Protocol):
         """Record the law's parameters and interval widths at this spend."""
         ...
 
+    def progress(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
+        """Record where the search stands at this spend."""
+        ...
+
     def finish(self, artifacts: Sequence[Path], status: str) -> None:
         """Attach files to the search and close it as FINISHED or FAILED."""
         ...

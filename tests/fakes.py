@@ -109,6 +109,7 @@ class MemoryTracker:
     def __init__(self) -> None:
         self.observed: list[str] = []
         self.laws: list[tuple[dict[str, float], float]] = []
+        self.stood: dict[str, float] = {}
         self.status: str | None = None
 
     def observe(self, observations: Iterable[Observation]) -> None:
@@ -116,6 +117,9 @@ class MemoryTracker:
 
     def law(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
         self.laws.append((dict(metrics), gpu_seconds))
+
+    def progress(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
+        self.stood = dict(metrics)
 
     def finish(self, artifacts: Sequence[Path], status: str) -> None:
         self.status = status

@@ -280,6 +280,7 @@ def seeds(name: str) -> list[bytes]:
         "journal": [*_json(
             {"kind": "start"}, {"kind": "observe", "run_keys": ["a"]},
             {"kind": "law", "metrics": {"a": 1.0}, "gpu_seconds": 1.0, "time_ms": 1},
+            {"kind": "progress", "metrics": {"a": 1.0}, "gpu_seconds": 1.0, "time_ms": 1},
             {"kind": "finish", "artifacts": ["report/report.html"], "status": "FINISHED"},
             {"kind": "observe", "run_keys": 1}, {"kind": "finish", "artifacts": [1]},
             {"kind": "law"}, {"kind": ["start"]}), *NASTY_JSON],

@@ -124,7 +124,7 @@ def _is_entry(found: Any) -> bool:
             return True
         case "observe":
             return texts("run_keys") and all(map(NAME.fullmatch, found["run_keys"]))
-        case "law":
+        case "law" | "progress":
             metrics = found.get("metrics")
             numbers = [found.get("gpu_seconds"), found.get("time_ms")]
             if not isinstance(metrics, dict):

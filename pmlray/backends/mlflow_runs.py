@@ -81,6 +81,7 @@ def run_metrics(o: Observation, time_ms: int) -> list[Metric]:
         "exact_recall": o.recall.exact,
         "stubborn_tokens": float(o.recall.n_stubborn),
         "gpu_seconds": o.gpu_seconds,
+        "charged_steps": o.charged_steps,
         "tokens_per_second": o.tokens_per_second,
         "peak_memory_bytes": float(o.peak_memory_bytes),
         # MLflow sorts params as text, 16 before 2: its tables and charts get the point as numbers.

@@ -102,6 +102,17 @@ class MlflowTracker:
 
         time_ms: when they were found, now by default. A metric of the same time and step is one.
         """
+        self._log_metrics(metrics, gpu_seconds, time_ms)
+
+    def progress(
+        self, metrics: Mapping[str, float], gpu_seconds: float, time_ms: int | None = None
+    ) -> None:
+        """Where the search stands; see `law`."""
+        self._log_metrics(metrics, gpu_seconds, time_ms)
+
+    def _log_metrics(
+        self, metrics: Mapping[str, float], gpu_seconds: float, time_ms: int | None
+    ) -> None:
         now = int(time.time() * 1000) if time_ms is None else time_ms
         step = round(gpu_seconds)
         rows = [Metric(name, value, now, step) for name, value in metrics.items()]

@@ -8,11 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pmlray.backends.mlflow_tracker import EXPERIMENT, PAGE
+from pmlray.backends.mlflow_tracker import EXPERIMENT
 from pmlray.config.kept import read_kept
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import StoreError, TrackerAway
@@ -24,12 +23,10 @@ SPEC_ARTIFACT = "search.json"
 
 @dataclass(frozen=True, slots=True)
 class Mirrored:
-    """What MLflow tells: the parent run's status and metrics, and gpu_seconds by phase."""
+    """What MLflow tells of a search: the status and the newest metrics of its parent run."""
 
     status: str
     metrics: Mapping[str, float]
-    n_done: int
-    spent: Mapping[str, float]
 
 
 class MlflowWatch:
@@ -43,16 +40,16 @@ class MlflowWatch:
         try:
             self._client = MlflowClient(tracking_uri=uri)
             experiment = self._client.get_experiment_by_name(EXPERIMENT)
-            runs = [] if experiment is None else self._search(
-                experiment.experiment_id,
+            runs = [] if experiment is None else self._client.search_runs(
+                [experiment.experiment_id],
                 f"tags.`pmlray.search_id` = '{search_id}' and tags.`pmlray.kind` = 'search'",
             )  # fmt: skip
-            if experiment is None or not runs:
+            if not runs:
                 raise StoreError(
                     f"MLflow at {without_credentials(uri)} knows no search {search_id}; pmlray"
                     " validate SEARCH.yaml tells the id of a search, pmlray list those of a cluster"
                 )
-            self._experiment, self._run_id = experiment.experiment_id, runs[0].info.run_id
+            self._run_id = runs[0].info.run_id
             with TemporaryDirectory() as folder:
                 file = self._client.download_artifacts(self._run_id, SPEC_ARTIFACT, folder)
                 try:
@@ -69,29 +66,9 @@ class MlflowWatch:
         """What is there now."""
         try:
             parent = self._client.get_run(self._run_id)
-            children = self._search(
-                self._experiment, f"tags.`mlflow.parentRunId` = '{self._run_id}'"
-            )
         except ASKING_ERRORS as error:
             raise _away(self._uri, error) from error
-        spent: dict[str, float] = {}
-        done = [run for run in children if run.info.status == "FINISHED"]
-        for run in done:
-            phase = run.data.tags["pmlray.phase"]
-            spent[phase] = spent.get(phase, 0.0) + run.data.metrics["gpu_seconds"]
-        return Mirrored(parent.info.status, parent.data.metrics, len(done), spent)
-
-    def _search(self, experiment: str, condition: str) -> list[Run]:
-        found: list[Run] = []
-        token: str | None = None
-        while True:
-            page = self._client.search_runs(
-                [experiment], condition, max_results=PAGE, page_token=token
-            )
-            found.extend(page)
-            token = page.token
-            if not token:
-                return found
+        return Mirrored(parent.info.status, parent.data.metrics)
 
 
 def experiments(uri: str) -> int:

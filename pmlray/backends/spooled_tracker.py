@@ -47,6 +47,10 @@ class Mirror(Protocol):
         """Record the law at this spend."""
         ...
 
+    def progress(self, metrics: Mapping[str, float], gpu_seconds: float, time_ms: int) -> None:
+        """Record where the search stands at this spend."""
+        ...
+
     def finish(self, artifacts: Sequence[Path], status: str) -> None:
         """Attach files and close the search."""
         ...
@@ -88,6 +92,8 @@ class Replay:
                 mirror.observe(o for o in found if o is not None)
             case "law":
                 mirror.law(entry["metrics"], entry["gpu_seconds"], entry["time_ms"])
+            case "progress":
+                mirror.progress(entry["metrics"], entry["gpu_seconds"], entry["time_ms"])
             case "finish":
                 files = (self._store.folder / name for name in entry["artifacts"])
                 mirror.finish([file for file in files if self._is_ours(file)], entry["status"])
@@ -129,6 +135,10 @@ class SpooledTracker:
     def law(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
         """See Tracker."""
         self._add("law", metrics=dict(metrics), gpu_seconds=gpu_seconds)
+
+    def progress(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
+        """See Tracker."""
+        self._add("progress", metrics=dict(metrics), gpu_seconds=gpu_seconds)
 
     def finish(self, artifacts: Sequence[Path], status: str) -> None:
         """See Tracker; waits for the mirror, but for FLUSH_SECONDS at most."""

@@ -45,13 +45,12 @@ class Pace:
         return [*lines, *(f"  {line}" for line in now.running)]
 
     def _counts(self, now: Standing) -> str:
-        running = "" if now.n_running is None else f", {now.n_running} running"
-        failed = "" if now.n_failed is None else f", {now.n_failed} failed"
-        left = "" if now.left is None else f", {now.left:.0f} left in this phase"
+        left = f", {now.left:.0f} left in this phase"
         whole = "" if now.n_all is None else f" of {now.n_all} runs"
-        if now.left is not None and now.needed < now.left:
+        if now.needed < now.left:
             left += f", whose open runs take about {now.needed:.0f}"
-        counts = f"{now.phase}: {now.n_done}{whole} done{running}{failed}"
+        counts = f"{now.phase}: {now.n_done}{whole} done, {now.n_running} running"
+        counts += f", {now.n_failed} failed"
         return f"{counts}; {now.spent:.0f} gpu_seconds spent{left}"
 
     def _eta(self, now: Standing) -> str:
@@ -60,7 +59,7 @@ class Pace:
         assert self._began is not None
         began, spent_then = self._began
         elapsed, spent = self.clock() - began, now.spent - spent_then
-        if now.most_left is None or spent <= 0 or elapsed <= 0:
+        if spent <= 0 or elapsed <= 0:
             return ""
         minutes, seconds = divmod(int(now.most_left * elapsed / spent), 60)
         hours, minutes = divmod(minutes, 60)

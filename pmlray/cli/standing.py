@@ -16,7 +16,7 @@ NO_LAW, NOT_KNOWN = "no law yet", "targets not known yet"
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One moment of a study. Counts are of runs, amounts gpu_seconds; None where it is not told.
+    """One moment of a study. Counts are of runs, amounts gpu_seconds.
 
     `law` is the fitted law in one line, `known` the largest half-width of the 90 % interval at a
     target as a share of the prediction, None while nothing can tell it. `running`: a line for each
@@ -27,10 +27,10 @@ class Standing:
 
     phase: str
     n_done: int
-    n_running: int | None
-    n_failed: int | None
+    n_running: int
+    n_failed: int
     spent: float
-    left: float | None
+    left: float
     law: str | None
     known: float | None
     running: tuple[str, ...] = ()
@@ -39,16 +39,15 @@ class Standing:
     table: tuple[Mapping[str, str], ...] = ()
 
     @property
-    def most_left(self) -> float | None:
+    def most_left(self) -> float:
         """What this phase still takes at most: it ends with its budget or its runs."""
-        return None if self.left is None else min(self.left, self.needed)
+        return min(self.left, self.needed)
 
     @property
     def share_spent(self) -> float | None:
-        """Of what this phase takes at most."""
-        most = self.most_left
-        whole = self.spent + (most or 0.0)
-        return None if most is None or whole <= 0 else self.spent / whole
+        """Of what this phase takes at most; None where that is nothing."""
+        whole = self.spent + self.most_left
+        return None if whole <= 0 else self.spent / whole
 
 
 def standing_of(progress: Progress) -> Standing:

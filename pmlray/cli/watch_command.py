@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pmlray.cli.progress import shown_live
 from pmlray.cli.python_api import Search
 from pmlray.cli.search_source import SOURCE_OPTION, in_mlflow, is_file, search_id_of
 from pmlray.cli.standing import NO_LAW, Standing, standing_of
+from pmlray.config import SearchSpec
 
 # Reading a folder costs less than asking a server.
 STORE_SECONDS, MLFLOW_SECONDS = 2.0, 10.0
@@ -112,31 +114,36 @@ def _at_comparison(folder: Path) -> Look:
 
 
 def _at_mlflow(uri: str, search_id: str) -> Look:
-    from pmlray.backends.mlflow_watch import Mirrored, MlflowWatch
+    from pmlray.backends.mlflow_watch import MlflowWatch
 
     mirror = MlflowWatch(uri, search_id)
-    budget = mirror.spec.budget
-
-    def standing_in(found: Mirrored) -> Standing:
-        phase = "memft" if "memft" in found.spent else "law"
-        whole = budget.memft_seconds if phase == "memft" else budget.law_seconds
-        return Standing(
-            phase=phase,
-            n_done=found.n_done,
-            n_running=None,
-            n_failed=None,
-            spent=sum(found.spent.values()),
-            left=max(0.0, whole - found.spent.get(phase, 0.0)),
-            law=_law_line(found.metrics),
-            known=found.metrics.get("law/target_relative_interval"),
-        )
 
     def look() -> tuple[Standing, str | None]:
         found = mirror.look()
         ended = None if found.status == "RUNNING" else f"the search has ended: {found.status}"
-        return standing_in(found), ended
+        return mirrored_standing(mirror.spec, found.metrics), ended
 
     return look
+
+
+def mirrored_standing(spec: SearchSpec, metrics: Mapping[str, float]) -> Standing:
+    """Where a search stands by the metrics of its run in MLflow, as its driver told them."""
+
+    def told(name: str, before: float = 0.0) -> float:
+        return metrics.get(f"progress/{name}", before)
+
+    phase = "memft" if "progress/memft_gpu_seconds_left" in metrics else "law"
+    return Standing(
+        phase=phase,
+        n_done=int(told("n_done")),
+        n_running=int(told("n_running")),
+        n_failed=int(told("n_failed")),
+        spent=told("gpu_seconds_spent"),
+        left=told(f"{phase}_gpu_seconds_left", spec.budget.law_seconds),
+        law=_law_line(metrics),
+        known=metrics.get("law/target_relative_interval"),
+        needed=told(f"{phase}_gpu_seconds_open", math.inf),
+    )
 
 
 def _law_line(metrics: Mapping[str, float]) -> str:

@@ -21,6 +21,7 @@ class FollowedSearch:
     store: ObservationStore
     _law: LawSummary | None = None
     _n_fitted: int = 0
+    _memft: bool = False
 
     def look(self, final: bool = False) -> Progress:
         """Where the search stands now; `final`: it has ended, so that the law is fitted to all."""
@@ -29,7 +30,9 @@ class FollowedSearch:
         packs = self.store.unfinished()
         running = tuple(r for pack in packs for r in pack.runs if r.run_key not in ended)
         of_law = [o for o in observations if o.phase == "law"]
-        memft = len(of_law) < len(observations) or any(r.phase == "memft" for r in running)
+        # A first pack of MemFT's that failed as a whole is neither measured nor running.
+        self._memft |= len(of_law) < len(observations) or any(r.phase == "memft" for r in running)
+        memft = self._memft
         # The search itself fits the law to all before it chooses where MemFT's runs go.
         growth = 1.0 if final or memft else REFIT_GROWTH
         if refit_is_due(len(of_law), self._n_fitted, growth):

@@ -124,7 +124,7 @@ class LawSearch:
         if not self._ready:
             return None
         pack = self._ready.popleft()
-        self._announce(self.progress())
+        self._tell()
         return pack
 
     def absorb(self, result: PackResult) -> None:
@@ -144,7 +144,12 @@ class LawSearch:
         self._tracker.observe(result.observations)
         if self._refit_is_due():
             self._refit()
-        self._announce(self.progress())
+        self._tell()
+
+    def _tell(self) -> None:
+        now = self.progress()
+        self._announce(now)
+        self._tracker.progress(progress_metrics(now), now.gpu_seconds_spent)
 
     def progress(self) -> Progress:
         """Where the search stands now."""
@@ -274,4 +279,19 @@ def law_metrics(law: LawSummary) -> dict[str, float]:
     return metrics
 
 
-__all__ = ["LawSearch", "Progress", "law_metrics"]
+def progress_metrics(now: Progress) -> dict[str, float]:
+    """Where a search stands as flat metrics; what is left and what is open under its phase's name,
+    the latter once a rate is measured."""
+    metrics = {
+        "progress/n_done": float(now.n_done),
+        "progress/n_running": float(now.n_pending),
+        "progress/n_failed": float(now.n_failed),
+        "progress/gpu_seconds_spent": now.gpu_seconds_spent,
+        f"progress/{now.phase}_gpu_seconds_left": now.gpu_seconds_left,
+    }
+    if math.isfinite(now.gpu_seconds_open):
+        metrics[f"progress/{now.phase}_gpu_seconds_open"] = now.gpu_seconds_open
+    return metrics
+
+
+__all__ = ["LawSearch", "Progress", "law_metrics", "progress_metrics"]

@@ -128,6 +128,7 @@ def test_a_damaged_attempt_is_named(content: str, tmp_path: Path) -> None:
         '{"kind": "observe"}',
         '{"kind": "observe", "run_keys": ["../../x"]}',
         '{"kind": "law", "metrics": {"a": "1"}, "gpu_seconds": 1, "time_ms": 1}',
+        '{"kind": "progress", "metrics": {"a": "1"}, "gpu_seconds": 1, "time_ms": 1}',
         '{"kind": "finish", "artifacts": [1], "status": "FINISHED"}',
         '{"kind": ["start"]}',
     ],

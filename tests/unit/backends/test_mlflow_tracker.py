@@ -80,6 +80,7 @@ def test_mirrors_each_observation_once(
     assert half.info.run_id not in {r.info.run_id for r in runs}
     first = next(r for r in runs if r.data.tags["pmlray.run_key"] == observations[0].run_key)
     assert first.data.metrics["delta_loss"] == pytest.approx(observations[0].delta_loss)
+    assert first.data.metrics["charged_steps"] == observations[0].charged_steps
     assert first.data.metrics["control_delta_loss"] == observations[0].control_delta_loss
     last = next(r for r in runs if r.data.tags["pmlray.run_key"] == observations[2].run_key)
     assert "control_delta_loss" not in last.data.metrics

@@ -49,6 +49,9 @@ class FakeMirror:
     def law(self, metrics: Mapping[str, float], gpu_seconds: float, time_ms: int) -> None:
         self.take((metrics["r2"], gpu_seconds, time_ms))
 
+    def progress(self, metrics: Mapping[str, float], gpu_seconds: float, time_ms: int) -> None:
+        self.take(("progress", dict(metrics), gpu_seconds))
+
     def finish(self, artifacts: Sequence[Path], status: str) -> None:
         self.take(([path.name for path in artifacts], status))
 
@@ -86,9 +89,10 @@ def test_nobody_waits_for_a_mirror_that_is_away_and_it_gets_all_in_order_once(
     tracker = SpooledTracker(store, MirrorJournal(store.folder), URI, connecting(mirror))
     tracker.observe(measured[:2])
     tracker.law({"r2": 0.5}, 3.0)
+    tracker.progress({"n_done": 2.0}, 3.0)
     tracker.observe(measured)
     # Had anyone waited, this would not have been reached.
-    assert mirror.got == [] and MirrorJournal(store.folder).waiting(URI) == 4
+    assert mirror.got == [] and MirrorJournal(store.folder).waiting(URI) == 5
     mirror.dies_after, mirror.away = measured[1].run_key, False
     (store.folder / "report.html").write_text("page")
     deadline = time.monotonic() + 20
@@ -97,7 +101,9 @@ def test_nobody_waits_for_a_mirror_that_is_away_and_it_gets_all_in_order_once(
     tracker.finish([store.folder / "report.html"], "FINISHED")
     keys = [o.run_key for o in measured]
     law = next(what for what in mirror.got if isinstance(what, tuple) and what[1] == 3.0)
-    assert mirror.got == ["start", *keys[:2], law, *keys[2:], (["report.html"], "FINISHED")]
+    stood = ("progress", {"n_done": 2.0}, 3.0)
+    end = (["report.html"], "FINISHED")
+    assert mirror.got == ["start", *keys[:2], law, stood, *keys[2:], end]
     assert MirrorJournal(store.folder).waiting(URI) == 0
     assert "secret" not in (store.folder / "mirror" / "sent.json").read_text()
 

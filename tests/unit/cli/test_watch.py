@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from pmlray.backends.file_store import FileStore
 from pmlray.cli import app
 from pmlray.cli.driver import SPEC_FILE, study_of
+from pmlray.cli.progress import Pace
 from pmlray.cli.standing import Standing, standing_of
+from pmlray.cli.watch_command import mirrored_standing
 from pmlray.config import load_search
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import SpecError, StoreError
@@ -30,28 +32,42 @@ def test_it_shows_what_the_search_shows(
 ) -> None:
     search = make_search("budget={gpu_seconds: 60, memft_gpu_seconds: 30}", "law.n_bootstrap=20")
     folder = tmp_path / "store"
-    store, said = FileStore(folder), list[Progress]()
+    store, said, tracker = FileStore(folder), list[Progress](), MemoryTracker()
+    clock, phases = 0.0, set()
+    here, there = Pace(lambda: clock), Pace(lambda: clock)
+
+    def told_in_both() -> Standing:
+        """What MLflow is told is what the store shows, and so is the ETA."""
+        of_store = standing_of(followed.look())
+        of_mlflow = mirrored_standing(search.spec, tracker.stood)
+        assert of_mlflow.needed == pytest.approx(of_store.needed)
+        line = here.lines(of_store)[0]
+        assert there.lines(of_mlflow)[0] == line
+        phases.add((of_store.phase, of_store.n_failed > 0, "ETA at most" in line))
+        return of_store
+
     (folder / SPEC_FILE).write_text(search.spec.model_dump_json())
     cost = first_cost(search, gpu=False)
-    running = LawSearch(
-        search, store, study_of(search, store, cost), MemoryTracker(), cost, 2, said.append
-    )
-    runs = SyntheticRunner(store, noise=0.05)
+    running = LawSearch(search, store, study_of(search, store, cost), tracker, cost, 2, said.append)
+    runs = SyntheticRunner(store, noise=0.05, fails=lambda run: run.run_key < "3")
     followed = FollowedSearch(search.spec, store)
     with store.driver_lock():
         for n_packs in range(100):
             pack = running.next_pack()
             if pack is None:
                 break
-            now, seen = standing_of(said[-1]), standing_of(followed.look())
+            now, seen = standing_of(said[-1]), told_in_both()
             assert (seen.n_done, seen.running, seen.spent) == (now.n_done, now.running, now.spent)
-            assert seen.n_failed == 0 and (seen.phase, seen.left) == (now.phase, now.left)
+            assert (seen.n_failed, seen.phase, seen.left) == (now.n_failed, now.phase, now.left)
             assert seen.needed == pytest.approx(now.needed)
             if n_packs == 1:
                 done = runner.invoke(app, ["watch", str(folder), "--once"])
                 assert done.exit_code == 0 and "the search is running" in done.stderr
                 assert f"{now.n_done} done, {now.n_running} running" in done.stderr
+            clock += 10.0
             running.absorb(runs.run(pack))
+            told_in_both()
+    assert phases >= {("law", False, False), ("law", True, True), ("memft", True, True)}
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     # Nobody is at work any more: it returns by itself.
     done = runner.invoke(app, ["watch", str(folder)])
