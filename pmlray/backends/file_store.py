@@ -2,7 +2,7 @@
 
 Layout: `observations/<run_key>.json`, `failures/<run_key>-<n>.json`, `plans/<pack_id>.json` as a
 pack is handed out and `packs/<pack_id>.json` once it is back, `adapters/<run_key>/`, `leases/`,
-`checkpoints/<pack_id>/`, and whatever is derived from them beside.
+`checkpoints/<pack_id>/`, `load/` (see node_load.py), and whatever is derived from them beside.
 """
 
 from __future__ import annotations

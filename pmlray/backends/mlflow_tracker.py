@@ -26,12 +26,15 @@ from pmlray.backends.mlflow_runs import (
     run_times,
 )
 from pmlray.backends.mlflow_system import SystemMetrics, watch
+from pmlray.backends.node_load import NodeLoad
 from pmlray.errors import TrackerAway
 from pmlray.study.report_tables import without_credentials
 from pmlray.types import Observation
 
 EXPERIMENT = "pmlray"
 PAGE = 1000
+# Of one request.
+MOST_METRICS = 1000
 # The artifact folder of a run that PEFT loads its adapter from.
 ADAPTER = "adapter"
 NOTE = (
@@ -95,6 +98,23 @@ class MlflowTracker:
                     self._log_child(observation)
                     self._mirrored.add(observation.run_key)
 
+    def load(self, loads: Iterable[NodeLoad]) -> None:
+        """How busy nodes were while packs trained there, as system metrics of the parent run; the
+        step counts seconds from its start."""
+        found = tuple(loads)
+        if not found:
+            return
+        with self._reached():
+            start = self._client.get_run(self._parent).info.start_time
+            rows = [
+                Metric(f"system/{load.node}/{name}", value, time_ms, (time_ms - start) // 1000)
+                for load in found
+                for time_ms, values in load.samples
+                for name, value in values.items()
+            ]
+            for i in range(0, len(rows), MOST_METRICS):
+                self._client.log_batch(self._parent, metrics=rows[i : i + MOST_METRICS])
+
     def law(
         self, metrics: Mapping[str, float], gpu_seconds: float, time_ms: int | None = None
     ) -> None:
@@ -145,10 +165,7 @@ class MlflowTracker:
         # Without a server, MLflow would put them into whatever folder this runs in.
         served = self._uri.startswith("http")
         return self._client.create_experiment(
-            EXPERIMENT,
-            artifact_location=None if served else artifacts.as_uri(),
-            # Else the server's pages take runs with datasets for evaluations of chat models.
-            tags={"mlflow.experimentKind": "custom_model_development"},
+            EXPERIMENT, artifact_location=None if served else artifacts.as_uri()
         )
 
     def _find_parent(self, spec: Mapping[str, Any]) -> str:

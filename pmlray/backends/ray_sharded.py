@@ -88,6 +88,7 @@ def train_sharded(config: dict[str, Any]) -> float:
     import torch
     from transformers import AutoTokenizer
 
+    from pmlray.backends.mlflow_system import node_sampler, sampled
     from pmlray.backends.zero3 import measure_sharded
     from pmlray.engine.base_model import PLAIN_TOKENIZER
 
@@ -101,6 +102,9 @@ def train_sharded(config: dict[str, Any]) -> float:
         str(folder or spec.model.id), **PLAIN_TOKENIZER, **pinned
     )
     store = FileStore(Path(plan.store))
+    # One of a node's workers tells for all.
+    first_here = ray.train.get_context().get_local_rank() == 0
+    sampler = node_sampler() if first_here else None
 
     def keep(save: Callable[[str], None]) -> None:
         with tempfile.TemporaryDirectory() as own:
@@ -110,7 +114,10 @@ def train_sharded(config: dict[str, Any]) -> float:
             )
 
     last = ray.train.get_checkpoint()
-    with nullcontext(None) if last is None else last.as_directory() as resume_from:
+    with (
+        sampled(sampler, store.folder, pack.round),
+        nullcontext(None) if last is None else last.as_directory() as resume_from,
+    ):
         return measure_sharded(
             plan.search,
             pack,

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.mirror_journal import MirrorJournal
+from pmlray.backends.node_load import NodeLoad, loads_of
 from pmlray.errors import StoreError, TrackerAway
 from pmlray.types import Observation
 
@@ -41,6 +42,10 @@ class Mirror(Protocol):
 
     def observe(self, observations: Iterable[Observation]) -> None:
         """Mirror observations; one that is already there is left alone."""
+        ...
+
+    def load(self, loads: Iterable[NodeLoad]) -> None:
+        """Record how busy nodes were; what is already there is left alone."""
         ...
 
     def law(self, metrics: Mapping[str, float], gpu_seconds: float, time_ms: int) -> None:
@@ -88,8 +93,10 @@ class Replay:
             case "start":
                 mirror.start()
             case "observe":
-                found = (self._store.observation(key) for key in entry["run_keys"])
-                mirror.observe(o for o in found if o is not None)
+                found = [self._store.observation(key) for key in entry["run_keys"]]
+                there = [o for o in found if o is not None]
+                mirror.observe(there)
+                mirror.load(loads_of(self._store.folder, (o.round for o in there)))
             case "law":
                 mirror.law(entry["metrics"], entry["gpu_seconds"], entry["time_ms"])
             case "progress":

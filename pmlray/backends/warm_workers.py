@@ -14,6 +14,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
@@ -152,6 +153,7 @@ def train_packs(config: dict[str, Any]) -> None:
     import torch
 
     from pmlray.backends.deepspeed import BACKEND, deepspeed_stepper
+    from pmlray.backends.mlflow_system import node_sampler, sampled
     from pmlray.backends.pack_worker import run_pack
     from pmlray.engine.base_model import KeptBase
     from pmlray.engine.measure import measure_pack
@@ -159,6 +161,7 @@ def train_packs(config: dict[str, Any]) -> None:
 
     plan: WorkerPlan = config["plan"]
     workers, number = config["workers"], config["number"]
+    sampler, folder = node_sampler(), Path(plan.store)
     if not torch.cuda.is_available():
         torch.set_num_threads(plan.cpus)
     load_base = KeptBase()
@@ -180,7 +183,8 @@ def train_packs(config: dict[str, Any]) -> None:
     while (pack := cast("Pack | str", ray.get(workers.next_pack.remote(number)))) != "end":
         if isinstance(pack, str):
             continue
-        seconds = run_pack(plan.work(pack), partial(measure, pack))
+        with sampled(sampler, folder, pack.round):
+            seconds = run_pack(plan.work(pack), partial(measure, pack))
         # What a pack leaves behind would count in the next one's peak.
         gc.collect()
         if torch.cuda.is_available():

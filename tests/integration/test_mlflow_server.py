@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from pmlray.backends.mlflow_system import watch
 from pmlray.backends.mlflow_tracker import MlflowTracker
+from pmlray.backends.node_load import NodeLoad
 from pmlray.config.load import load_spec
 from pmlray.config.models import TINY, resolve_model
 from pmlray.config.prepared import prepare_search
@@ -33,6 +34,8 @@ from tests.integration.composed_mlflow import Mlflow, composed_server
 from tests.integration.conftest import SMOKE, free_port
 
 pytestmark = pytest.mark.slow
+
+NODE = "gpu-7.cluster"
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,9 @@ def mirrored(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str
     tracker = MlflowTracker(server, spec.search_id, settings, folder / "unused", folder)
     tracker.start()
     tracker.observe(observations)
+    now = int(time.time() * 1000)
+    samples = tuple((now + 1000 * i, {"cpu_utilization_percentage": 5.0 * i}) for i in range(3))
+    tracker.load([NodeLoad(0, NODE, samples)])
     tracker.law({"law/rank_exponent": 0.7}, 12.0)
     tracker.finish([], "FINISHED")
     return spec.search_id, folder
@@ -163,5 +169,7 @@ def test_its_pages_show_the_search_and_its_runs(
         for shown in (last.info.run_name, "point/lora_rank", "long_context sequence 0"):
             assert shown is not None
             page.get_by_text(shown).first.wait_for()
+        page.goto(f"{runs}/{parent.info.run_id}/system-metrics")
+        page.get_by_text(f"{NODE}/cpu_utilization_percentage").first.wait_for()
         page.goto(f"{runs}/{last.info.run_id}/artifacts")
         page.get_by_text("adapter", exact=True).first.wait_for()

@@ -17,6 +17,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from pmlray.backends.file_store import FileStore
+from pmlray.backends.mlflow_system import node_name
+from pmlray.cli.driver import open_store
+from pmlray.cli.standing import standing_of
+from pmlray.cli.watch_command import mirrored_standing
+from pmlray.study.followed import FollowedSearch
 from tests.integration.conftest import ROOT, SMALL, SMOKE, Finished, end_group, pmlray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -74,6 +79,16 @@ def test_mlflow_and_optuna_mirror_the_store(smoke: Finished) -> None:
         assert run.data.metrics["delta_loss"] == pytest.approx(observations[key].delta_loss)
     assert parent.info.status == "FINISHED"
     assert "law/rank_exponent" in parent.data.metrics
+    # Of the node where the worker trained.
+    assert 0 < parent.data.metrics[f"system/{node_name()}/cpu_utilization_percentage"] <= 100
+    assert 0 < parent.data.metrics[f"system/{node_name()}/system_memory_usage_percentage"] < 100
+    # Watched from either, it ended with the same counts, seconds and ETA.
+    spec, store = open_store(smoke.store)
+    of_mlflow = mirrored_standing(spec, parent.data.metrics)
+    of_store = standing_of(FollowedSearch(spec, store).look(final=True))
+    for name in ("phase", "n_done", "n_running", "n_failed", "spent", "left"):
+        assert getattr(of_mlflow, name) == getattr(of_store, name), name
+    assert of_mlflow.needed == pytest.approx(of_store.needed)
     artifacts = {a.path for a in client.list_artifacts(parent.info.run_id)}
     assert artifacts == {"search.json", "report.html", "report.json"}
     storage = JournalStorage(JournalFileBackend(str(smoke.store / "optuna.journal")))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pmlray.backends.mlflow_system import node_name
 from tests.integration.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -24,6 +25,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig
 from ray.train.torch import TorchTrainer
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.mlflow_runs import run_times
+from pmlray.backends.node_load import loads_of
 from pmlray.backends.ray_sharded import WorkerPlan, train_sharded
 from pmlray.config.prepared import prepare_search
 from pmlray.engine.measure import measure_pack
@@ -96,6 +98,7 @@ sharded = FileStore(folder / "two").observations()
 found["times"] = [run_times(o, 0) for o in sharded]
 found["said"] = {name: [o.provenance for o in FileStore(folder / name).observations()]
                  for name in ("packed", "two")}
+found["nodes"] = [[load.round, load.node] for load in loads_of(folder / "two", [0])]
 print("RESULT" + json.dumps(found))
 """
 
@@ -137,6 +140,8 @@ def test_two_workers_equal_one_and_go_on_from_a_checkpoint(tmp_path: Path) -> No
     assert steps == [0, 1, 2, 3, 4, 5, 4, 5, 0, 1, 2]
     # Each worker loads the base once for both runs, and again only where it was started again.
     assert found["loads"] == {"two": 2, "lost": 4}
+    # One of the node's two workers sampled it.
+    assert found["nodes"] == [[0, node_name()]]
     # MLflow shows when they trained; times of day are kept to the second.
     for start, end in found["times"]:
         assert 1000 * (began - 1) < start < end < 1000 * time.time()

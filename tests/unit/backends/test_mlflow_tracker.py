@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 
 from pmlray.backends.mlflow_tracker import MlflowTracker, local_tracking_uri
 from pmlray.backends.mlflow_watch import MlflowWatch
+from pmlray.backends.node_load import NodeLoad
 from pmlray.config.prepared import PreparedSearch, prepare_comparison
 from pmlray.errors import StoreError
 from tests.fakes import observe
@@ -103,6 +104,23 @@ def test_mirrors_each_observation_once(
     assert parent.data.metrics["law/rank_exponent"] == 0.7
     assert client.get_metric_history(again._parent, "law/rank_exponent")[0].step == 12
     assert {a.path for a in client.list_artifacts(again._parent)} == {"report.json", "search.json"}
+
+
+def test_the_load_of_a_node_is_kept_once_beside_that_of_others(database: Path) -> None:
+    uri = local_tracking_uri(database)
+    tracker = MlflowTracker(uri, "loaded", {}, database / "artifacts")
+    client = MlflowClient(uri)
+    start = client.get_run(tracker.identity).info.start_time
+    # More than one request takes.
+    samples = tuple((start + 1000 * i, {"cpu": float(i), "memory": 1.0}) for i in range(501))
+    loads = NodeLoad(0, "gpu-7", samples), NodeLoad(0, "gpu-8", samples[:1])
+    for _ in range(2):
+        tracker.load(loads)
+    for node, n in (("gpu-7", 501), ("gpu-8", 1)):
+        found = client.get_metric_history(tracker.identity, f"system/{node}/cpu")
+        assert [(m.timestamp, m.step, m.value) for m in found] == [
+            (start + 1000 * i, i, float(i)) for i in range(n)
+        ]
 
 
 def test_a_comparison_is_not_taken_for_a_search(database: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.mirror_journal import MirrorJournal, due, entry_name
+from pmlray.backends.node_load import NodeLoad, put_load
 from pmlray.backends.spooled_tracker import Replay, SpooledTracker
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import TrackerAway
@@ -45,6 +46,10 @@ class FakeMirror:
     def observe(self, observations: Iterable[Observation]) -> None:
         for o in observations:
             self.take(o.run_key)
+
+    def load(self, loads: Iterable[NodeLoad]) -> None:
+        for load in loads:
+            self.take(load.node)
 
     def law(self, metrics: Mapping[str, float], gpu_seconds: float, time_ms: int) -> None:
         self.take((metrics["r2"], gpu_seconds, time_ms))
@@ -88,6 +93,8 @@ def test_nobody_waits_for_a_mirror_that_is_away_and_it_gets_all_in_order_once(
     mirror.away = True
     tracker = SpooledTracker(store, MirrorJournal(store.folder), URI, connecting(mirror))
     tracker.observe(measured[:2])
+    # Of the pack that measured them; a worker keeps it before the pack comes home.
+    put_load(store.folder, NodeLoad(0, "gpu-7", ((1000, {"cpu": 5.0}),)))
     tracker.law({"r2": 0.5}, 3.0)
     tracker.progress({"n_done": 2.0}, 3.0)
     tracker.observe(measured)
@@ -103,7 +110,7 @@ def test_nobody_waits_for_a_mirror_that_is_away_and_it_gets_all_in_order_once(
     law = next(what for what in mirror.got if isinstance(what, tuple) and what[1] == 3.0)
     stood = ("progress", {"n_done": 2.0}, 3.0)
     end = (["report.html"], "FINISHED")
-    assert mirror.got == ["start", *keys[:2], law, stood, *keys[2:], end]
+    assert mirror.got == ["start", *keys[:2], "gpu-7", law, stood, *keys[2:], end]
     assert MirrorJournal(store.folder).waiting(URI) == 0
     assert "secret" not in (store.folder / "mirror" / "sent.json").read_text()
 

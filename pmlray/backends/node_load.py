@@ -1,0 +1,76 @@
+"""How busy nodes were while packs trained there, as files of the store: `load/<round>-<n>.json`.
+
+They are found by their names, since a shared folder's list may be a minute old on another node.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Any
+
+from pmlray.atomic_files import open_here, write_once
+from pmlray.types import MALFORMED, NAME
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLoad:
+    """What a node did while the pack of a round trained there. `samples`: when, ms since 1970, and
+    percent, megabytes or watts by name."""
+
+    round: int
+    node: str
+    samples: tuple[tuple[int, Mapping[str, float]], ...]
+
+
+def put_load(store: Path, load: NodeLoad) -> None:
+    """Keep it. Where it cannot be written it is left out: nothing is measured again for it."""
+    content = json.dumps(asdict(load)).encode()
+    try:
+        (store / "load").mkdir(exist_ok=True)
+        # Another attempt, or another of its nodes, may have written before.
+        next(path for path in _places(store, load.round) if write_once(path, content))
+    except OSError as error:
+        log.warning("the load of %s is not kept: %s", load.node, error)
+
+
+def loads_of(store: Path, rounds: Iterable[int]) -> Iterator[NodeLoad]:
+    """What is kept of these rounds' packs; what cannot be read is left out."""
+    for round_ in sorted(set(rounds)):
+        for path in takewhile(Path.exists, _places(store, round_)):
+            try:
+                with open(path, encoding="utf-8", opener=open_here) as file:
+                    yield _load_from(json.load(file))
+            except (OSError, RecursionError, *MALFORMED) as error:
+                log.warning("%s is left out: %r", path, error)
+
+
+def _places(store: Path, round_: int) -> Iterator[Path]:
+    return (store / "load" / f"{round_:03d}-{n}.json" for n in count())
+
+
+def _load_from(row: Mapping[str, Any]) -> NodeLoad:
+    samples = tuple(
+        (int(time_ms), {_name(name): _finite(value) for name, value in values.items()})
+        for time_ms, values in row["samples"]
+    )
+    return NodeLoad(int(row["round"]), _name(row["node"]), samples)
+
+
+def _name(text: str) -> str:
+    if NAME.fullmatch(text) is None:
+        raise ValueError(f"{text!r} is no name")
+    return text
+
+
+def _finite(value: Any) -> float:
+    if not math.isfinite(number := float(value)):
+        raise ValueError(f"{value!r} is no number")
+    return number
