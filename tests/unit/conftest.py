@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 
 from pmlray.config.prepared import PreparedSearch, prepare_search
 
@@ -25,6 +26,13 @@ sequences: [0, 1]
 seeds: [0]
 law: {n_bootstrap: 50}
 """
+
+
+@pytest.fixture
+def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without the drawing code, which takes over a second to bundle: test_report.py and the
+    tests in a browser look at whole ones."""
+    monkeypatch.setattr("pmlray.study.report_page._bundle", lambda: Markup("window.vegaEmbed=0;"))
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ def test_a_damaged_summary_is_named(content: str, store: Path) -> None:
         report_store(store)
 
 
+@pytest.mark.usefixtures("short_pages")
 def test_a_report_keeps_the_facts_of_the_run_before_it(store: Path) -> None:
     facts = {"machine": "two cores", "versions": {"ray": "2"}, "training_share": None}
     for told in (facts, None):

@@ -149,24 +149,6 @@ def test_where_nothing_may_leave_it_is_the_threshold_rule(tiny: Callable[..., Ba
     assert of[1].step_losses == pytest.approx(of[0].step_losses, rel=1e-6)
 
 
-def test_freed_steps_go_to_the_others_at_equal_work(tiny: Callable[..., BaseModel]) -> None:
-    """Packed and alone alike; the run goes on for more steps than its budget names, and ends at
-    once when nothing is left."""
-    base = tiny()
-    rules = MemftRules(margin=0.5)
-    runs = [make_run(16, 24, 90, "memft_rd"), make_run(1, 24, 60, "sft"),
-            make_run(16, 8, 400, "memft_rd")]  # fmt: skip
-    records = [[random_record(run.point.seq_len)] for run in runs]
-    together = train(base, runs, records, RECIPE, rules).members
-    for i, run in enumerate(runs):
-        alone = train(base, [run], [records[i]], RECIPE, rules).members[0]
-        # Later on, a token that rounds to the other side of a threshold may tell them apart.
-        assert together[i].step_losses[:60] == pytest.approx(alone.step_losses[:60], rel=1e-4), run
-    assert len(together[0].step_losses) > 90 and len(together[1].step_losses) == 60
-    assert len(together[2].step_losses) < 200 and together[2].scores.recall.exact == 1.0
-    assert min(together[2].scores.token_p) > 0.5
-
-
 def test_scored_tokens_alone_have_losses(tiny: Callable[..., BaseModel]) -> None:
     """The losses and gradients of a row's scored tokens are those of the whole row's."""
     base = tiny()

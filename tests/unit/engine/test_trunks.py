@@ -9,7 +9,6 @@ import pytest
 
 from pmlray.config import Recipe
 from pmlray.engine.base_model import BaseModel
-from pmlray.engine.early_stop import largest_change
 from pmlray.types import MemftRules
 from tests.unit.engine.conftest import make_run, random_record, train
 
@@ -63,66 +62,6 @@ def test_the_papers_schedule_shares_nothing(tiny: Callable[..., BaseModel]) -> N
     runs = [make_run(2, 10, t) for t in (8, 16)]
     together = train(tiny(), runs, [[random_record(10)]] * 2, recipe).members
     assert [together[i].charged_steps for i in range(2)] == [8, 16]
-
-
-def test_a_saturated_run_ends_early_within_the_promised_bias(
-    tiny: Callable[..., BaseModel],
-) -> None:
-    base, record = tiny(), random_record(12)
-    # The second is the trunk of the first, which would branch off after both have saturated.
-    runs = [make_run(16, 12, t) for t in (140, 160)] + [make_run(1, 40, 160)]
-    runs.append(replace(make_run(16, 12, 160), phase="memft"))
-    records = [[record], [record], [random_record(40, 1)], [record]]
-    # The tiny model's last norm keeps its losses above 0.117 nats.
-    recipe = RECIPE.model_copy(update={"learning_rate": 3e-2})
-    full = train(base, runs, records, recipe).members
-    stopped = train(base, runs, records, recipe.model_copy(update={"stop_loss": 0.15})).members
-    for i in (0, 1):
-        assert len(stopped[i].step_losses) == len(stopped[0].step_losses) < 105
-        assert 0 < stopped[i].scores.mean_nll - full[i].scores.mean_nll <= 0.15
-        assert stopped[i].charged_steps == len(stopped[0].step_losses) / 2
-        assert stopped[i].curve[-1] == (len(stopped[i].step_losses), stopped[i].scores.mean_nll)
-    # One that has something left to learn goes on, and so do those whose recall is compared.
-    assert len(stopped[2].step_losses) == 160
-    assert len(stopped[3].step_losses) == 160
-
-
-def test_a_flat_run_decays_early_with_others_or_alone(tiny: Callable[..., BaseModel]) -> None:
-    base, gain = tiny(), 0.3
-    recipe = RECIPE.model_copy(update={"stop_gain": gain, "learning_rate": 2e-2})
-    budgets = (48, 96, 144)
-    runs = [make_run(1, 40, t) for t in budgets]
-    record = random_record(40)
-    full = train(base, runs, [[record]] * 3, recipe.model_copy(update={"stop_gain": 0.0})).members
-    together = train(base, runs, [[record]] * 3, recipe).members
-    for i, run in enumerate(runs):
-        alone = train(base, [run], [[record]], recipe).members[0]
-        decay = run.point.train_steps // 4
-        start = len(alone.step_losses) - decay
-        # Told by the steps that the full run took too, then its own decay, of unchanged length.
-        assert start % 16 == 0 and decay * 3 / 2 <= start <= decay * 3
-        reference = full[i].step_losses[:start]
-        assert alone.step_losses[: start + 1] == pytest.approx(
-            [*reference, full[2].step_losses[start]], rel=1e-5
-        )
-        first = next(
-            (s for s in range(16, decay * 3, 16)
-             if s * 2 >= decay * 3
-             and largest_change(reference[:s][s // 2 :], s, decay * 3, 1) <= gain),
-            decay * 3,
-        )  # fmt: skip
-        assert start == first
-        assert together[i].step_losses == pytest.approx(alone.step_losses, rel=1e-5)
-        assert alone.curve[-1] == (start + decay, alone.scores.mean_nll)
-        assert dict(together[i].curve) == pytest.approx(dict(alone.curve), rel=1e-5)
-        assert alone.charged_steps == len(alone.step_losses)
-        assert abs(alone.scores.mean_nll - full[i].scores.mean_nll) <= gain
-    lengths = [len(together[i].step_losses) for i in range(3)]
-    assert any(n < t for n, t in zip(lengths, budgets, strict=True))
-    # Every step of the trunk once, and every decay.
-    decays = sum(t // 4 for t in budgets)
-    trunk = max(n - t // 4 for n, t in zip(lengths, budgets, strict=True))
-    assert sum(together[i].charged_steps for i in range(3)) == pytest.approx(trunk + decays)
 
 
 def test_runs_whose_recall_is_compared_never_decay_early(tiny: Callable[..., BaseModel]) -> None:

@@ -179,3 +179,9 @@ def make_result() -> MakeResult:
         return assemble(spec, observations, failures, packs)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def result(make_result: MakeResult) -> SearchResult:
+    """The whole of it, fitted once."""
+    return make_result()

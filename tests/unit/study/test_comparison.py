@@ -191,6 +191,7 @@ def test_a_text_counts_the_same_where_a_seed_is_missing() -> None:
     assert found.needed == pytest.approx(2 ** ((0.5 - low) / (high - low)))
 
 
+@pytest.mark.usefixtures("short_pages")
 def test_files_hold_the_comparison(
     spec: CompareSpec, observations: list[Observation], tmp_path: Path
 ) -> None:

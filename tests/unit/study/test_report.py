@@ -57,11 +57,6 @@ def rows_of(spec: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
 
 
 @pytest.fixture(scope="module")
-def result(make_result: MakeResult) -> SearchResult:
-    return make_result()
-
-
-@pytest.fixture(scope="module")
 def folder(result: SearchResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     assert write_report(result, folder, FACTS) == folder / "report.html"

@@ -30,11 +30,6 @@ from tests.unit.study.conftest import MakeResult, make_spec
 from tests.unit.study.test_report import law_of, rows_of
 
 
-@pytest.fixture(scope="module")
-def result(make_result: MakeResult) -> SearchResult:
-    return make_result()
-
-
 def test_residuals_are_drawn_with_their_sign(result: SearchResult) -> None:
     law = law_of(result).fit.law
     expected = sorted(

@@ -12,6 +12,8 @@ from pmlray.study.result import SearchResult
 from tests.unit.study.conftest import MakeResult, Page
 from tests.unit.study.test_report import ALL_FIGURES, FACTS, LAW_FIGURES
 
+pytestmark = pytest.mark.usefixtures("short_pages")
+
 
 def test_text_cannot_become_markup(make_result: MakeResult, tmp_path: Path) -> None:
     result = make_result(n_rounds=0, memft=False)

@@ -19,13 +19,7 @@ from pmlray.study.report_stubborn import (
 )
 from pmlray.study.report_surface import boundary_rows, surface_panels, surface_rows
 from pmlray.study.result import SearchResult
-from tests.unit.study.conftest import MakeResult
 from tests.unit.study.test_report import law_of, rows_of
-
-
-@pytest.fixture(scope="module")
-def result(make_result: MakeResult) -> SearchResult:
-    return make_result()
 
 
 def test_the_surface_is_the_law_and_fills_the_axes(result: SearchResult) -> None:
