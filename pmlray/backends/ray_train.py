@@ -15,7 +15,7 @@ import ray
 from pmlray.backends.attempts import AttemptLog, lost_seconds
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.pack_work import fail_missing
-from pmlray.backends.ray_sharded import WorkerPlan
+from pmlray.backends.ray_workers import WorkerPlan
 from pmlray.backends.warm_workers import PackOutcome, WarmWorkers
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.prepared import PreparedSearch

@@ -3,11 +3,11 @@
 A Ray Train job lasts as long as its train function. Here the function asks for the next pack when
 it is done with one, so that the job's start, the imports and the base's load are paid once a device
 and not once a pack. A worker that is lost is started again, and goes on with the pack that it had.
+Where a base is sharded, a job has several workers, and their rank 0 speaks for all of them.
 """
 
 from __future__ import annotations
 
-import gc
 import queue
 import threading
 import time
@@ -15,14 +15,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from pmlray.backends.file_store import FileStore
-from pmlray.backends.ray_sharded import WorkerPlan, fit_sharded
+from pmlray.backends.ray_sharded import train_sharded_packs
+from pmlray.backends.ray_workers import WorkerPlan, let_go_of_pack, packs_of
 from pmlray.types import Pack
 
 if TYPE_CHECKING:
@@ -68,13 +69,7 @@ class WarmWorkers:
         self._threads = ThreadPoolExecutor(thread_name_prefix="ray-train")
 
     def run(self, pack: Pack) -> PackOutcome:
-        """Train a pack on a worker that is idle, else on a new one; over several workers, whose
-        base is sharded, as a job of its own."""
-        if self._plan.workers > 1:
-            try:
-                return PackOutcome(fit_sharded(self._plan, pack))
-            except TrainingFailedError as error:
-                return PackOutcome(0.0, _cause(error))
+        """Train a pack on a worker that is idle, else on a new one."""
         with self._lock:
             job = self._idle.pop() if self._idle else self._start(pack.pack_id)
             job.current = Future()
@@ -125,7 +120,7 @@ class WarmWorkers:
     def _train(self, job: _Job, name: str, me: Any) -> None:
         plan = self._plan
         trainer = TorchTrainer(
-            train_packs,
+            train_packs if plan.workers == 1 else train_sharded_packs,
             train_loop_config={"plan": plan, "workers": me, "number": job.number},
             scaling_config=plan.scaling(),
             run_config=RunConfig(
@@ -180,15 +175,12 @@ def train_packs(config: dict[str, Any]) -> None:
             load_base,
         )
 
-    while (pack := cast("Pack | str", ray.get(workers.next_pack.remote(number)))) != "end":
-        if isinstance(pack, str):
+    for pack in packs_of(workers, number):
+        if pack is None:
             continue
         with sampled(sampler, folder, pack.round):
             seconds = run_pack(plan.work(pack), partial(measure, pack))
-        # What a pack leaves behind would count in the next one's peak.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        let_go_of_pack()
         ray.get(workers.finished.remote(number, seconds))
 
 

@@ -27,7 +27,15 @@ log = logging.getLogger(__name__)
 CHECKPOINT_VERSION = 2
 
 
-class Resumable(Protocol):
+class Restorable(Protocol):
+    """A fresh pack."""
+
+    def put_back(self, state: State) -> None:
+        """Bring it to a state of the same members."""
+        ...
+
+
+class Kept(Protocol):
     """A pack between two steps. One that is put back goes on bit for bit as the one that was taken
     out would have, on the same kind of device."""
 
@@ -36,10 +44,6 @@ class Resumable(Protocol):
 
     def take_out(self) -> State:
         """All that its later steps depend on, on the host; waits for the device."""
-        ...
-
-    def put_back(self, state: State) -> None:
-        """Bring a fresh pack of the same members to a state."""
         ...
 
 
@@ -75,7 +79,7 @@ class Checkpoints:
         names = newest_first(path.name for path in self._folder.iterdir())
         return step_of(names[0]) if names else 0
 
-    def resume(self, pack: Resumable) -> int:
+    def resume(self, pack: Restorable) -> int:
         """Bring a fresh pack to where the last whole checkpoint was taken; the steps it has had."""
         step, state = self._newest()
         if state is not None:
@@ -84,7 +88,7 @@ class Checkpoints:
         self._kept_at = time.monotonic()
         return step
 
-    def after(self, pack: Resumable, step: int, anyone_finished: bool) -> None:
+    def after(self, pack: Kept, step: int, anyone_finished: bool) -> None:
         """Keep the pack after a step, if it is time: what has finished must never train again."""
         leave = self._leave()
         if not pack.active or not (leave or anyone_finished or self.unsaved_seconds >= self._every):

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pmlray.config.prepared import PreparedSearch
-from pmlray.engine.base_model import PLAIN_WEIGHTS, check_layer
+from pmlray.engine.base_model import PLAIN_TOKENIZER, PLAIN_WEIGHTS, check_layer
 from pmlray.engine.head import token_losses
 from pmlray.engine.packed_lora import initial_A
 from pmlray.memory import Record
@@ -46,9 +46,9 @@ class SupervisedLosses(nn.Module):
         nll, wrong = causal.lm_head(torch.cat(scored), targets)
         return nll, wrong
 
-    def without_adapter(self) -> Any:
-        """The base as it was before it was adapted."""
-        return self.adapted.unload()
+    def remove_adapter(self) -> None:
+        """Leave the base as it was before it was adapted."""
+        self.adapted.unload()
 
 
 class ScoringHead(nn.Module):
@@ -67,18 +67,27 @@ class ScoringHead(nn.Module):
 
 def load_base(search: PreparedSearch) -> Any:
     """The base with a head that scores, on the CPU or where a framework puts its parts."""
-    spec, source = search.spec, search.source
-    pinned = {} if source.folder is not None else {"revision": spec.model.revision}
+    spec = search.spec
+    where, pinned = _where(search)
     base = AutoModelForCausalLM.from_pretrained(
-        str(source.folder) if source.folder is not None else spec.model.id,
-        dtype=getattr(torch, spec.model.dtype),
-        **PLAIN_WEIGHTS,
-        **pinned,
+        where, dtype=getattr(torch, spec.model.dtype), **PLAIN_WEIGHTS, **pinned
     )
     check_layer(spec.probe, base.config.num_hidden_layers)
     base.requires_grad_(False)
     base.lm_head = ScoringHead(base.lm_head.weight)
     return base
+
+
+def load_tokenizer(search: PreparedSearch) -> Any:
+    """The base's tokenizer."""
+    where, pinned = _where(search)
+    return AutoTokenizer.from_pretrained(where, **PLAIN_TOKENIZER, **pinned)
+
+
+def _where(search: PreparedSearch) -> tuple[str, dict[str, Any]]:
+    if (folder := search.source.folder) is not None:
+        return str(folder), {}
+    return search.spec.model.id, {"revision": search.spec.model.revision}
 
 
 def adapted_model(base: Any, search: PreparedSearch, run: PlannedRun) -> SupervisedLosses:

@@ -1,4 +1,4 @@
-"""A base sharded over two workers by ZeRO-3 trains as the packed engine does, and resumes."""
+"""Bases sharded over two workers by ZeRO-3 train as the packed engine does, pack after pack."""
 
 from __future__ import annotations
 
@@ -11,22 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from pmlray.backends.mlflow_system import node_name
 from tests.integration.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
 SCRIPT = """
-import json, os, sys
+import gc, json, os, sys
 from pathlib import Path
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig
-from ray.train.torch import TorchTrainer
+from pmlray.backends import warm_workers
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.mlflow_runs import run_times
-from pmlray.backends.node_load import loads_of
-from pmlray.backends.ray_sharded import WorkerPlan, train_sharded
+from pmlray.backends.ray_workers import WorkerPlan
 from pmlray.config.prepared import prepare_search
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.pull import pull_model
@@ -36,69 +33,100 @@ from pmlray.types import DesignPoint, Pack
 folder = Path(sys.argv[1])
 pull_model("tiny-random-llama")
 search = prepare_search(folder / "search.yaml")
-points = [DesignPoint(4, 50, 6), DesignPoint(2, 50, 3)]
-pack = Pack(0, tuple(search.plan_run(point, "sft", 0, 0, "law") for point in points))
 
 
-def losses(store):
-    return [[o.base_loss, o.final_loss, list(o.token_p)] for o in store.observations()]
+def pack(number, seed, *points):
+    runs = (search.plan_run(DesignPoint(*point), "sft", 0, seed, "law") for point in points)
+    return Pack(number, tuple(runs))
+
+
+first = pack(0, 1, (3, 50, 4))
+probed = pack(1, 0, (4, 50, 6), (2, 50, 3))
+last = pack(2, 2, (1, 50, 2), (4, 30, 4))
+
+
+def learnt(store):
+    found = [store.observation(run.run_key) for run in probed.runs]
+    weights = [(store.adapters / o.run_key / "adapter_model.safetensors").read_bytes().hex()
+               for o in found]
+    return [[o.base_loss, o.final_loss, list(o.token_p), list(o.curve), w]
+            for o, w in zip(found, weights)]
 
 
 def train(config):
-    from pmlray.backends import zero3
+    import torch
+    from pmlray.backends import ray_sharded, zero3, zero3_packs
     from pmlray.engine import head
     # Less than the logits of a record: they are made in chunks.
     head.CPU_LOGITS_BYTES = 4 * 4 * 258
     # The tiny model's matrices are to be sharded too.
-    zero3.SMALL_WEIGHTS, zero3.STEPS_BETWEEN_CHECKPOINTS = 4096, 2
+    zero3.SMALL_WEIGHTS = 4096
     store, take = Path(config["plan"].store), zero3.ShardedRun._take_step
-    lost = store / "lost"
+    dies, rank = store / "dies", torch.distributed.get_rank()
+    def note(name, word):
+        with (store / f"{name}{rank}.txt").open("a") as file:
+            file.write(f"{word}\\n")
     def take_step(self):
-        with (store / "steps.txt").open("a") as file:
-            file.write(f"{self.step} {self._rank}\\n")
-        if config["loses"] and self.step == 5 and not lost.exists():
-            if self._rank == 1:
-                lost.touch()
-            raise RuntimeError("a worker is lost")
+        note("steps", self.step)
+        if rank == 1 and self.step == 5 and dies.exists():
+            dies.unlink()
+            os._exit(1)
         take(self)
     zero3.ShardedRun._take_step = take_step
-    load = zero3.load_base
+    bases, load = [], zero3_packs.load_base
     def load_base(search):
-        with (store / "loads.txt").open("a") as file:
-            file.write("load\\n")
-        return load(search)
-    zero3.load_base = load_base
-    return train_sharded(config)
+        note("loads", "load")
+        bases.append(load(search))
+        return bases[-1]
+    zero3_packs.load_base = load_base
+    let_go = ray_sharded.let_go_of_pack
+    def let_go_of_pack():
+        let_go()
+        alive = [o for o in gc.get_objects() if isinstance(o, (torch.Tensor, torch.nn.Module))]
+        tensors = [o for o in alive if isinstance(o, torch.Tensor)]
+        hooks = sum(len(d) for m in bases[-1].modules() for n, d in vars(m).items()
+                    if n.endswith("_hooks"))
+        note("alive", [len(tensors), sum(t.numel() for t in tensors), len(alive), hooks])
+    ray_sharded.let_go_of_pack = let_go_of_pack
+    ray_sharded.train_sharded_packs(config)
 
 
-def fit(name, loses):
-    plan = WorkerPlan(search, str(folder / name), 0, 1, 1, 60.0, 2)
+class Workers(warm_workers.WarmWorkers):
+    def _train(self, job, name, me):
+        warm_workers.train_sharded_packs = train
+        super()._train(job, name, me)
+
+
+def fit(name, *packs):
     store = FileStore(folder / name)
-    TorchTrainer(
-        train,
-        train_loop_config={"plan": plan, "pack": pack, "loses": loses},
-        scaling_config=plan.scaling(),
-        run_config=RunConfig(name=pack.pack_id, storage_path=plan.storage,
-                             failure_config=FailureConfig(max_failures=1),
-                             checkpoint_config=CheckpointConfig(num_to_keep=1)),
-    ).fit()
-    return losses(store)
+    with store.driver_lock() as driver:
+        plan = WorkerPlan(search, str(folder / name), 0, 1, driver.generation, 0.0, 2)
+        workers = ray.remote(Workers).options(num_cpus=0, max_concurrency=8).remote(plan)
+        for each in packs:
+            outcome = ray.get(workers.run.remote(each))
+            assert outcome.training_seconds > 0, outcome
+        ray.get(workers.close.remote())
+        ray.kill(workers)
+    read = lambda kind, rank: (folder / name / f"{kind}{rank}.txt").read_text().splitlines()
+    return {"learnt": learnt(store), "steps": read("steps", 0),
+            "loads": [len(read("loads", rank)) for rank in (0, 1)],
+            "alive": [list(map(json.loads, read("alive", rank))) for rank in (0, 1)]}
 
 
 packed = FileStore(folder / "packed")
-measure_pack(search, pack, packed, packed.adapters, TorchStepper, {})
-found = {"packed": losses(packed)}
+measure_pack(search, probed, packed, packed.adapters, TorchStepper, {})
+found = {"packed": learnt(packed)}
 ray.init("local", num_cpus=2, log_to_driver=False)
-found["two"] = fit("two", False)
-found["lost"] = fit("lost", True)
-found["steps"] = (folder / "lost" / "steps.txt").read_text().splitlines()
-found["loads"] = {n: len((folder / n / "loads.txt").read_text().split()) for n in ("two", "lost")}
+found["warm"] = fit("warm", first, probed, last)
+(folder / "lost").mkdir()
+(folder / "lost" / "dies").touch()
+found["lost"] = fit("lost", probed)
 ray.shutdown()
-sharded = FileStore(folder / "two").observations()
+sharded = FileStore(folder / "warm").observations()
 found["times"] = [run_times(o, 0) for o in sharded]
-found["said"] = {name: [o.provenance for o in FileStore(folder / name).observations()]
-                 for name in ("packed", "two")}
-found["nodes"] = [[load.round, load.node] for load in loads_of(folder / "two", [0])]
+found["said"] = {name: [FileStore(folder / name).observation(run.run_key).provenance
+                        for run in probed.runs]
+                 for name in ("packed", "warm")}
 print("RESULT" + json.dumps(found))
 """
 
@@ -117,7 +145,7 @@ seeds: [0]
 """
 
 
-def test_two_workers_equal_one_and_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+def test_workers_that_stay_equal_one_and_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "search.yaml").write_text(SEARCH)
     began = time.time()
     done = subprocess.run(
@@ -127,25 +155,26 @@ def test_two_workers_equal_one_and_go_on_from_a_checkpoint(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr[-3000:]
     line = next(x for x in done.stdout.splitlines() if x.startswith("RESULT"))
     found = json.loads(line.removeprefix("RESULT"))
-    packed, two, lost = found["packed"], found["two"], found["lost"]
+    packed, warm, lost = found["packed"], found["warm"], found["lost"]
     # Three records a step over two workers: the packed engine, on one device, is the oracle.
-    assert len(packed) == len(two) == len(lost) == 2
-    for oracle, sharded, resumed in zip(packed, two, lost, strict=True):
+    assert len(packed) == len(warm["learnt"]) == 2
+    for oracle, sharded in zip(packed, warm["learnt"], strict=True):
         assert oracle[1] < oracle[0] - 0.01
         assert sharded[:2] == pytest.approx(oracle[:2], rel=1e-5)
         assert sharded[2] == pytest.approx(oracle[2], rel=1e-3)
-        assert resumed[:2] == pytest.approx(sharded[:2], rel=1e-6)
-    steps = [int(line.split()[0]) for line in found["steps"] if line.endswith(" 0")]
-    # What came after the checkpoint at step 4 is done again, and nothing before it.
-    assert steps == [0, 1, 2, 3, 4, 5, 4, 5, 0, 1, 2]
-    # Each worker loads the base once for both runs, and again only where it was started again.
-    assert found["loads"] == {"two": 2, "lost": 4}
-    # One of the node's two workers sampled it.
-    assert found["nodes"] == [[0, node_name()]]
+    # Bit for bit the same, adapters too: second on a base, and first on one and cut off.
+    assert lost["learnt"] == warm["learnt"]
+    # What came before the last checkpoint is not done again.
+    assert lost["steps"] == [*"0123455", *"012"]
+    # Each worker loads the base once for all packs, and again only where it was started again.
+    assert warm["loads"] == [1, 1] and lost["loads"] == [2, 2]
+    # A pack leaves nothing behind.
+    for alive in warm["alive"]:
+        assert len(alive) == 3 and alive[2] == alive[0]
     # MLflow shows when they trained; times of day are kept to the second.
     for start, end in found["times"]:
         assert 1000 * (began - 1) < start < end < 1000 * time.time()
-    for oracle, sharded in zip(found["said"]["packed"], found["said"]["two"], strict=True):
+    for oracle, sharded in zip(found["said"]["packed"], found["said"]["warm"], strict=True):
         assert sharded["zero_stage"] == 3 and sharded["devices"] == 2
         for name in ("content_hash", "n_records", "model", "adapter_params_per_rank"):
             assert sharded[name] == oracle[name]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pmlray.backends import warm_workers
-from pmlray.backends.ray_sharded import WorkerPlan
+from pmlray.backends.ray_workers import WorkerPlan
 from pmlray.backends.warm_workers import PackOutcome, WarmWorkers
 from pmlray.types import DesignPoint, Pack, PlannedRun
 

@@ -1,0 +1,74 @@
+"""What the workers of a Ray Train job are told: how to measure packs, and which, one by one."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import ray
+from ray.train import ScalingConfig
+
+from pmlray.backends.pack_work import PackWork
+from pmlray.config.prepared import PreparedSearch
+from pmlray.types import Pack
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """What a worker needs to measure packs; `store` is a folder that every node sees.
+
+    Each of a pack's `workers` has `gpus` GPUs; 0: it trains on `cpus` cores. `driver`: generation
+    of the lease of the driver that wants the packs; `checkpoint_seconds`: between two checkpoints.
+    """
+
+    search: PreparedSearch
+    store: str
+    gpus: int
+    cpus: int
+    driver: int
+    checkpoint_seconds: float
+    workers: int = 1
+
+    def work(self, pack: Pack) -> PackWork:
+        """A pack for the worker, or the workers, that train it."""
+        return PackWork(
+            self.search,
+            pack,
+            self.store,
+            self.cpus,
+            self.driver,
+            self.checkpoint_seconds,
+            devices=(self.gpus or self.cpus) * self.workers,
+        )
+
+    def scaling(self) -> ScalingConfig:
+        """The devices of one pack."""
+        return ScalingConfig(
+            num_workers=self.workers,
+            use_gpu=self.gpus > 0,
+            resources_per_worker={"GPU": self.gpus} if self.gpus else {"CPU": self.cpus},
+        )
+
+    @property
+    def storage(self) -> str:
+        """Ray's own folder, one a Ray version: another version's snapshot cannot be read."""
+        return str(Path(self.store) / "ray" / ray.__version__)
+
+
+def packs_of(workers: Any, number: int) -> Iterator[Pack | None]:
+    """The packs of job `number`, as the actor `workers` hands them out; None again and again while
+    there is none."""
+    while (pack := cast("Pack | str", ray.get(workers.next_pack.remote(number)))) != "end":
+        yield None if isinstance(pack, str) else pack
+
+
+def let_go_of_pack() -> None:
+    """Free what a pack leaves behind: it would count in the next one's peak."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
