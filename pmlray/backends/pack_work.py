@@ -15,7 +15,8 @@ class PackWork:
 
     `store`: a folder that every node sees. `driver`: generation of the lease of the driver that
     wants it; work for another one ends. `checkpoint_seconds`: between two checkpoints. `devices`:
-    by how many a second of the loop is paid for (on a CPU, the cores).
+    by how many a second of the loop is paid for (on a CPU, the cores). `sharded`: whether several
+    workers share its base.
     """
 
     search: PreparedSearch
@@ -25,6 +26,7 @@ class PackWork:
     driver: int
     checkpoint_seconds: float
     devices: int
+    sharded: bool = False
 
 
 def missing_runs(store: FileStore, pack: Pack) -> list[tuple[int, PlannedRun]]:

@@ -42,7 +42,9 @@ def run_pack(work: PackWork, measure: Callable[[FileStore, Checkpoints], float])
     store, pack = FileStore(Path(work.store)), work.pack
     folder = store.checkpoints(pack.pack_id)
     attempts, leave = AttemptLog(folder), Event()
-    checkpoints = Checkpoints(folder, pack.runs, work.checkpoint_seconds, leave.is_set)
+    checkpoints = Checkpoints(
+        folder, pack.runs, work.checkpoint_seconds, leave.is_set, sharded=work.sharded
+    )
     if not missing_runs(store, pack):
         return 0.0
     with ExitStack() as held:

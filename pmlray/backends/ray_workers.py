@@ -42,6 +42,7 @@ class WorkerPlan:
             self.driver,
             self.checkpoint_seconds,
             devices=(self.gpus or self.cpus) * self.workers,
+            sharded=self.workers > 1,
         )
 
     def scaling(self) -> ScalingConfig:

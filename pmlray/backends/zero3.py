@@ -185,7 +185,8 @@ class ShardedRun:
         return flat[size * self._rank : size * (self._rank + 1)]
 
     def close(self) -> None:
-        """Leave the base as it was, still sharded."""
+        """Leave the base as it was, still sharded; what its modules refer to of this engine, the
+        next one replaces."""
         self._engine.destroy()
         self.model.remove_adapter()
 

@@ -55,15 +55,23 @@ class Checkpoints:
     """Where a pack's state is kept.
 
     every: seconds between two. leave: whether the process was asked to leave; training then ends
-    with a checkpoint and AskedToLeave.
+    with a checkpoint and AskedToLeave. sharded: its runs train one by one, on a sharded base; such
+    a state is of no use to the packed loop, nor the other way round.
     """
 
     def __init__(
-        self, folder: Path, runs: Sequence[PlannedRun], every: float, leave: Callable[[], bool]
+        self,
+        folder: Path,
+        runs: Sequence[PlannedRun],
+        every: float,
+        leave: Callable[[], bool],
+        *,
+        sharded: bool = False,
     ) -> None:
         self._folder, self._every, self._leave = folder, every, leave
+        kind = [CHECKPOINT_VERSION, "sharded"] if sharded else [CHECKPOINT_VERSION]
         self._identity = hashlib.sha256(
-            json.dumps([CHECKPOINT_VERSION, *(run.run_key for run in runs)]).encode()
+            json.dumps([*kind, *(run.run_key for run in runs)]).encode()
         ).hexdigest()
         self._kept_at: float | None = None
         folder.mkdir(parents=True, exist_ok=True)

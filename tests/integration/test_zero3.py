@@ -42,7 +42,7 @@ def pack(number, seed, *points):
 
 first = pack(0, 1, (3, 50, 4))
 probed = pack(1, 0, (4, 50, 6), (2, 50, 3))
-last = pack(2, 2, (1, 50, 2), (4, 30, 4))
+last = pack(2, 2, (1, 50, 2), (3, 30, 4))
 
 
 def learnt(store):
@@ -93,8 +93,13 @@ def train(config):
 
 class Workers(warm_workers.WarmWorkers):
     def _train(self, job, name, me):
-        warm_workers.train_sharded_packs = train
+        warm_workers.train_sharded_packs, warm_workers.POLL_SECONDS = train, 0.2
         super()._train(job, name, me)
+
+    def close(self):
+        super().close()
+        for job in self._jobs.values():
+            job.ended.result(timeout=60)
 
 
 def fit(name, *packs):

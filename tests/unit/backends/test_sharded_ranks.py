@@ -43,12 +43,19 @@ class Part:
         self.taken += 1
         return State({"a": torch.tensor([0.1, 0.2])}, {"step": 7})
 
+    def put_back(self, state: State) -> None:
+        raise AssertionError("another one's state")
+
 
 def sides(
     folder: Path, every: float = 0.0, leave: Callable[[], bool] = lambda: False
 ) -> tuple[Told, Leading, Following]:
     told = Told()
-    return told, Leading(told, Checkpoints(folder, [RUN], every, leave)), Following(told)
+    return (
+        told,
+        Leading(told, Checkpoints(folder, [RUN], every, leave, sharded=True)),
+        Following(told),
+    )
 
 
 def test_all_ranks_give_their_part_when_rank_0_keeps_a_run(tmp_path: Path) -> None:
@@ -92,6 +99,13 @@ def test_no_rank_leaves_a_run_that_is_done(tmp_path: Path) -> None:
     leading.after(first, 10)
     following.after(second, 10)
     assert first.taken == second.taken == 0 and not told.words
+
+
+def test_neither_way_of_training_goes_on_from_the_other_ones_state(tmp_path: Path) -> None:
+    _told, leading, _ = sides(tmp_path)
+    leading.after(Part(), 7)
+    packed = Checkpoints(tmp_path, [RUN], 0.0, lambda: False)
+    assert packed.resume(Part()) == 0
 
 
 def test_a_fresh_pack_has_no_state_on_any_rank(tmp_path: Path) -> None:
