@@ -18,6 +18,7 @@ import deepspeed  # isort: skip
 import deepspeed.ops
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -185,9 +186,17 @@ class ShardedRun:
         return flat[size * self._rank : size * (self._rank + 1)]
 
     def close(self) -> None:
-        """Leave the base as it was, still sharded; what its modules refer to of this engine, the
-        next one replaces."""
+        """Leave the base as it was, still sharded."""
         self._engine.destroy()
+        # What DeepSpeed 0.19.8's destroy leaves (runtime/zero/parameter_offload.py, stage3.py):
+        # a list of all root modules, each weight's optimiser, and functions that would go on with
+        # this engine in the next one's backward passes.
+        FWD_MODULE_STACK.remove(self.model)
+        for module in self.model.modules():
+            vars(module).pop("pre_bwd_fn", None)
+            vars(module).pop("post_bwd_fn", None)
+        for values in self.model.parameters():
+            vars(values).pop("_z3_optimizer", None)
         self.model.remove_adapter()
 
 
