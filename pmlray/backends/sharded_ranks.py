@@ -113,7 +113,8 @@ class _OfAllRanks:
     """A run as rank 0's checkpoints see it: what they take out, all ranks must."""
 
     def __init__(self, ranks: Ranks, run: SharedRun) -> None:
-        self.active, self.clock = ([] if run.is_done else [0]), run.clock
+        self.active: list[int] = [] if run.is_done else [0]
+        self.clock = run.clock
         self._ranks, self._run = ranks, run
 
     def take_out(self) -> State:

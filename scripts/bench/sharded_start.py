@@ -52,7 +52,7 @@ class Workers(warm_workers.WarmWorkers):
         """Train a pack."""
         trainer = warm_workers.TorchTrainer
         if not isinstance(trainer, partial):
-            warm_workers.TorchTrainer = partial(_trainer, trainer)  # type: ignore[misc]
+            warm_workers.TorchTrainer = partial(_trainer, trainer)
         return super().run(pack)
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ def _stamped(loop: Any, config: dict[str, Any]) -> None:
                 file.write(f"{time.time()}\n")
         take(run)
 
-    zero3.ShardedRun._take_step = take_step  # type: ignore[method-assign]
+    zero3.ShardedRun._take_step = take_step
     loop(config)
 
 
