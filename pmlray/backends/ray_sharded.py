@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+import ray.train
 
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.pack_work import missing_runs
@@ -20,6 +21,7 @@ from pmlray.backends.ray_workers import WorkerPlan, let_go_of_pack, packs_of
 from pmlray.types import Pack
 
 if TYPE_CHECKING:
+    from pmlray.backends.mlflow_system import NodeSampler
     from pmlray.backends.sharded_ranks import Ranks
     from pmlray.backends.zero3_packs import ShardedPacks
     from pmlray.engine.checkpoints import Checkpoints
@@ -32,6 +34,7 @@ def train_sharded_packs(config: dict[str, Any]) -> None:
     """The train loop of every rank: measures packs until there are none."""
     import torch
 
+    from pmlray.backends.mlflow_system import node_sampler
     from pmlray.backends.sharded_ranks import Ranks
     from pmlray.backends.zero3_packs import ShardedPacks
 
@@ -40,13 +43,23 @@ def train_sharded_packs(config: dict[str, Any]) -> None:
         torch.set_num_threads(plan.cpus)
     store, ranks = FileStore(Path(plan.store)), Ranks()
     packs = ShardedPacks(plan.search, store, store.adapters, {"ray": ray.__version__}, ranks)
+    # One of a node's ranks tells of it for all.
+    sampler = node_sampler() if ray.train.get_context().get_local_rank() == 0 else None
     if ranks.rank == 0:
-        _lead(plan, packs, ranks, config["workers"], config["number"])
+        _lead(plan, packs, ranks, sampler, config["workers"], config["number"])
     else:
-        _follow(packs, ranks)
+        _follow(packs, ranks, sampler, store.folder)
 
 
-def _lead(plan: WorkerPlan, packs: ShardedPacks, ranks: Ranks, workers: Any, number: int) -> None:
+def _lead(
+    plan: WorkerPlan,
+    packs: ShardedPacks,
+    ranks: Ranks,
+    sampler: NodeSampler | None,
+    workers: Any,
+    number: int,
+) -> None:
+    from pmlray.backends.mlflow_system import sampled
     from pmlray.backends.pack_worker import run_pack
     from pmlray.backends.sharded_ranks import Leading
     from pmlray.backends.zero3_packs import prepare_pack
@@ -65,13 +78,15 @@ def _lead(plan: WorkerPlan, packs: ShardedPacks, ranks: Ranks, workers: Any, num
             # Those who hear nothing for long take rank 0 for dead.
             ranks.say(None)
             continue
-        seconds = run_pack(plan.work(pack), partial(measure, pack))
+        with sampled(sampler, Path(plan.store), pack.round):
+            seconds = run_pack(plan.work(pack), partial(measure, pack))
         let_go_of_pack()
         ray.get(workers.finished.remote(number, seconds))
     ranks.say(END)
 
 
-def _follow(packs: ShardedPacks, ranks: Ranks) -> None:
+def _follow(packs: ShardedPacks, ranks: Ranks, sampler: NodeSampler | None, store: Path) -> None:
+    from pmlray.backends.mlflow_system import sampled
     from pmlray.backends.sharded_ranks import Following
     from pmlray.engine.checkpoints import AskedToLeave
 
@@ -79,6 +94,6 @@ def _follow(packs: ShardedPacks, ranks: Ranks) -> None:
         if told is None:
             continue
         # Rank 0 says so to whoever wants the pack.
-        with suppress(AskedToLeave):
+        with suppress(AskedToLeave), sampled(sampler, store, told.pack.round):
             packs.measure(told, Following(ranks))
         let_go_of_pack()

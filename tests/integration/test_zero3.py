@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pmlray.backends.mlflow_system import node_name
 from tests.integration.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -23,6 +24,7 @@ import ray
 from pmlray.backends import warm_workers
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.mlflow_runs import run_times
+from pmlray.backends.node_load import loads_of
 from pmlray.backends.ray_workers import WorkerPlan
 from pmlray.config.prepared import prepare_search
 from pmlray.engine.measure import measure_pack
@@ -132,6 +134,7 @@ found["times"] = [run_times(o, 0) for o in sharded]
 found["said"] = {name: [FileStore(folder / name).observation(run.run_key).provenance
                         for run in probed.runs]
                  for name in ("packed", "warm")}
+found["nodes"] = [[load.round, load.node] for load in loads_of(folder / "warm", range(3))]
 print("RESULT" + json.dumps(found))
 """
 
@@ -176,6 +179,8 @@ def test_workers_that_stay_equal_one_and_go_on_from_a_checkpoint(tmp_path: Path)
     # A pack leaves nothing behind.
     for alive in warm["alive"]:
         assert len(alive) == 3 and alive[2] == alive[0]
+    # Of every pack, by one of the node's two workers.
+    assert found["nodes"] == [[pack, node_name()] for pack in range(3)]
     # MLflow shows when they trained; times of day are kept to the second.
     for start, end in found["times"]:
         assert 1000 * (began - 1) < start < end < 1000 * time.time()

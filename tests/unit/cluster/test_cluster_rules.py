@@ -108,9 +108,10 @@ def test_versions_are_those_of_the_project() -> None:
 
 def test_every_ray_job_submit_that_is_written_out_sends_the_archive() -> None:
     """Ray does not compress a folder, and pmlray's source alone is then above a megabyte."""
-    texts = [path.read_text() for path in (*FILES, *(ROOT / "pmlray").rglob("*.py"))]
+    places = [ROOT / "README.md", *FILES, *(ROOT / "pmlray").rglob("*.py")]
+    texts = [path.read_text() for path in places]
     sent = [name for text in texts for name in re.findall(r"--working-dir (\S+)", text)]
-    assert len(sent) >= 3 and set(sent) == {"job.zip"}
+    assert len(sent) >= 4 and set(sent) == {"job.zip"}
 
 
 def test_a_submitted_folder_leaves_all_here_but_what_a_job_needs(tmp_path: Path) -> None:
