@@ -70,8 +70,6 @@ class ShardedRun:
         self.curve: list[tuple[int, float]] = []
         self._recipe, self._records = search.spec.recipe, tuple(records)
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        # On Linux CPUs DeepSpeed would compile a shared-memory op with the system's C++ compiler.
-        setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
         config = zero3_config(self._recipe, search.spec.model.dtype)
         self.model: SupervisedLosses = adapted_model(base, search, run)
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -211,6 +209,8 @@ def sharded_loading(config: dict[str, Any]) -> Iterator[None]:
     """Weights that transformers loads meanwhile are sharded as they come; later models are not."""
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
+    # On Linux CPUs DeepSpeed would compile a shared-memory op with the system's C++ compiler.
+    setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
     kept = HfDeepSpeedConfig(config)
     try:
         yield
