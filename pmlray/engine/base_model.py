@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pmlray.config.models import ARCHITECTURES, ModelSource, geometry_from_config
 from pmlray.config.search_spec import Probe
-from pmlray.engine.frozen_norm import FrozenRMSNorm, freeze_norms
+from pmlray.engine.frozen_norm import FrozenRMSNorm, FusedRMSNorm, freeze_norms
 from pmlray.engine.row_attention import ROW_ATTENTION, RowGroups
 from pmlray.errors import ModelError
 
@@ -167,12 +167,12 @@ def load_base_model(
 
 
 def freeze_base(model: Any, tokenizer: Any, probe: Probe) -> BaseModel:
-    """A loaded model as a base: nothing of it is trained, and on a CPU its norms know that."""
+    """A loaded model as a base: nothing of it is trained, and its norms know that."""
     model.requires_grad_(False)
     model.eval()
-    if model.device.type == "cpu":
-        freeze_norms(model.model.layers[probe.layer + 1 :])
-        model.model.norm = FrozenRMSNorm(model.model.norm)
+    frozen = FrozenRMSNorm if model.device.type == "cpu" else FusedRMSNorm
+    freeze_norms(model.model.layers[probe.layer + 1 :], frozen)
+    model.model.norm = frozen(model.model.norm)
     return BaseModel(model, tokenizer, probe)
 
 

@@ -1,4 +1,4 @@
-"""The norm that takes a few rows at a time against transformers' own, forth and back."""
+"""Frozen norms, of a CPU and of a GPU, against transformers' own, forth and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from pmlray.engine import frozen_norm
-from pmlray.engine.frozen_norm import FrozenRMSNorm, freeze_norms
+from pmlray.engine.frozen_norm import FrozenRMSNorm, FusedRMSNorm, freeze_norms
 
 
 @pytest.fixture
@@ -47,9 +47,23 @@ def test_in_bfloat16_it_rounds_where_transformers_does(norm: LlamaRMSNorm) -> No
         torch.testing.assert_close(mine, other, rtol=2**-6, atol=1e-4)
 
 
-def test_every_norm_below_a_module_is_replaced(norm: LlamaRMSNorm) -> None:
+@pytest.mark.parametrize("shape", [(1, 11, 24), (2, 5, 3, 24)], ids=["hidden", "heads"])
+def test_the_norm_of_a_gpu_is_transformers_but_for_a_rounding(
+    shape: tuple[int, ...], norm: LlamaRMSNorm
+) -> None:
+    x = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(both_ways(FusedRMSNorm(norm), x), both_ways(norm, x))
+    norm, x = norm.bfloat16(), x.bfloat16()
+    expected = both_ways(norm, x)
+    torch.testing.assert_close(both_ways(FusedRMSNorm(norm), x), expected, rtol=2**-6, atol=2**-6)
+
+
+@pytest.mark.parametrize("frozen", [FrozenRMSNorm, FusedRMSNorm])
+def test_every_norm_below_a_module_is_replaced(
+    norm: LlamaRMSNorm, frozen: type[FrozenRMSNorm] | type[FusedRMSNorm]
+) -> None:
     inner = torch.nn.ModuleDict({"norm": norm, "linear": torch.nn.Linear(2, 2)})
     outer = torch.nn.ModuleList([inner])
-    freeze_norms(outer)
-    assert isinstance(inner["norm"], FrozenRMSNorm) and inner["norm"].weight is norm.weight
+    freeze_norms(outer, frozen)
+    assert isinstance(inner["norm"], frozen) and inner["norm"].weight is norm.weight
     assert isinstance(inner["linear"], torch.nn.Linear)
