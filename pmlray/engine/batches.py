@@ -13,6 +13,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from pmlray.engine.host_copies import on_device
 from pmlray.engine.prefix_cache import CachedRecord
 from pmlray.engine.row_attention import RowGroups
 
@@ -65,9 +66,12 @@ class MicroBatch:
     mask_RL: Tensor
 
     def lay_out(self, values_N: Tensor) -> Tensor:
-        """Per-token values as (R, L), zero (False) where there is no token; keeps gradients."""
-        flat = values_N.new_zeros(self.mask_RL.numel())
-        return flat.index_put((self.slot_N,), values_N).view_as(self.mask_RL)
+        """Per-token values as (R, L), zero (False) where there is no token; keeps gradients.
+
+        A value whose slot is R L, one past the last, is left out.
+        """
+        flat = values_N.new_zeros(self.mask_RL.numel() + 1)
+        return flat.index_put((self.slot_N,), values_N)[:-1].view_as(self.mask_RL)
 
 
 def micro_batches(rows: Sequence[Row]) -> tuple[MicroBatch, ...]:
@@ -100,7 +104,7 @@ def _assemble(rows: Sequence[Row]) -> MicroBatch:
         if row.scored is None:
             at = torch.arange(record.targets_L.shape[0], device=device)
         else:
-            at = torch.tensor(row.scored, device=device)
+            at = on_device(row.scored, torch.int64, device)
         predict.append(at + (start + record.first))
         slot.append(at + r * slots)
         targets.append(record.targets_L[at])
@@ -112,8 +116,8 @@ def _assemble(rows: Sequence[Row]) -> MicroBatch:
         hidden_TD=torch.cat([record.hidden_TD for record in records]),
         adapter_in_TX=torch.cat([record.adapter_in_TX for record in records]),
         positions_T=torch.cat([torch.arange(row.length, device=device) for row in rows]),
-        adapter_of_row_R=torch.tensor([row.adapter for row in rows], device=device),
-        sample_of_row_R=torch.tensor([row.sample for row in rows], device=device),
+        adapter_of_row_R=on_device([row.adapter for row in rows], torch.int64, device),
+        sample_of_row_R=on_device([row.sample for row in rows], torch.int64, device),
         predict_N=torch.cat(predict),
         targets_N=torch.cat(targets),
         slot_N=torch.cat(slot),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pmlray.engine.evaluate import TokenScores
+from pmlray.engine.host_copies import on_device
 from pmlray.engine.members import Member
 from pmlray.engine.pack_state import State
 from pmlray.engine.token_curves import TokenCurves
@@ -41,7 +42,7 @@ class Tracks:
         """Note what a step found of M members, by how many each had had before; nothing waits for
         the device."""
         self._used = max(self._used, *(step + 1 for step in steps.values()))
-        at, who = torch.tensor([[*steps.values()], [*steps]], device=loss_M.device)
+        at, who = on_device([[*steps.values()], [*steps]], torch.int64, loss_M.device)
         self.step_losses[at, who] = loss_M
         self._grad_norms[at, who] = grad_norm_M
 
