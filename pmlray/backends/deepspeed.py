@@ -37,6 +37,8 @@ def deepspeed_config() -> dict[str, object]:
         "zero_optimization": {"stage": 0},
         "gradient_clipping": 0.0,
         "steps_per_print": 10**9,
+        # It waits for the device in every step, which no captured step may.
+        "timers": {"throughput": {"enabled": False}},
     }
 
 
@@ -45,6 +47,7 @@ class DeepSpeedStepper:
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
         self._engine = engine
+        self._steps = 0
 
     def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
         """Per-token losses with a graph."""
@@ -57,6 +60,11 @@ class DeepSpeedStepper:
     def step(self) -> None:
         """Update the adapters and clear their gradients."""
         self._engine.step()
+
+    def stepped(self, replayed: bool) -> None:
+        """Keep the engine's count right: it sees no replays, and steps taken twice twice."""
+        self._steps += 1
+        self._engine.global_steps = self._steps
 
 
 def deepspeed_stepper(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pmlray.engine.batches import MicroBatch
+from pmlray.engine.batches import MicroBatch, Row
 from pmlray.engine.members import Member
 from pmlray.engine.pack_state import State
 
@@ -19,17 +19,23 @@ class Dropout:
         self._share = share
         self._generators = [torch.Generator(device).manual_seed(m.run.seed) for m in members]
 
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is ever dropped."""
+        return not self._share
+
     def mask(self, batch: MicroBatch) -> Tensor | None:
         """What the adapter output of a step is multiplied with, (T, D); None without dropout."""
-        if not self._share:
-            return None
-        kept = [
-            torch.empty(row.record.hidden_TD.shape, device=batch.hidden_TD.device).bernoulli_(
-                1 - self._share, generator=self._generators[row.adapter]
-            )
-            for row in batch.rows
+        return None if self.is_off else torch.cat(self.of_rows(batch.rows))
+
+    def of_rows(self, rows: Sequence[Row]) -> list[Tensor]:
+        """The next mask of each row, (T of the row, D)."""
+        return [
+            torch.empty(row.record.hidden_TD.shape, device=row.record.hidden_TD.device)
+            .bernoulli_(1 - self._share, generator=self._generators[row.adapter])
+            .div_(1 - self._share)
+            for row in rows
         ]
-        return torch.cat(kept) / (1 - self._share)
 
     def copy(self, source: int, target: int) -> None:
         """Let an adapter go on drawing as another would."""

@@ -44,7 +44,7 @@ class _FrozenHeadNll(torch.autograd.Function):
         wrong_N = torch.empty(n, dtype=torch.bool, device=hidden_ND.device)
         needs_grad = ctx.needs_input_grad[0]
         grad_ND = torch.empty_like(hidden_ND) if needs_grad else None
-        on_cpu = hidden_ND.is_cpu
+        on_cpu = _in_caches(hidden_ND)
         pass_rows = _rows_within(CPU_PASS_BYTES, 4, len(weight_VD)) if on_cpu else chunk
         for start in range(0, n, chunk):
             part = slice(start, start + chunk)
@@ -56,7 +56,7 @@ class _FrozenHeadNll(torch.autograd.Function):
                 target = target_C[rows]
                 z = _as_fp32(logits_CV[rows])
                 # On a CPU argmax costs several times what the largest value alone does.
-                peak, argmax = (z.amax(dim=-1), None) if z.is_cpu else z.max(dim=-1)
+                peak, argmax = (z.amax(dim=-1), None) if on_cpu else z.max(dim=-1)
                 at_target = z.gather(1, target[:, None]).squeeze(1)
                 exp = z.sub_(peak[:, None]).exp_()
                 total = exp.sum(dim=-1)
@@ -83,8 +83,13 @@ class _FrozenHeadNll(torch.autograd.Function):
         return grad_ND * upstream[0][:, None].to(grad_ND.dtype), None, None, None
 
 
+def _in_caches(values: Tensor) -> bool:
+    """Whether to spare a CPU's caches and to ask values for the way: a GPU is never waited for."""
+    return values.is_cpu
+
+
 def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
-    if not hidden_CD.is_cpu:
+    if not _in_caches(hidden_CD):
         return hidden_CD @ weight_VD.T
     # The system's allocator would hand out, and clear, new pages for every chunk.
     space_CV = _workspace(CPU_LOGITS_BYTES, weight_VD.shape[0], weight_VD.dtype)
@@ -93,7 +98,7 @@ def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
 
 def _as_fp32(logits_PV: Tensor) -> Tensor:
     """A part of the logits as fp32; on a CPU a copy, which the next part overwrites."""
-    if not logits_PV.is_cpu:
+    if not _in_caches(logits_PV):
         return logits_PV.float()
     space_PV = _workspace(CPU_PASS_BYTES, logits_PV.shape[1], torch.float32)
     return space_PV[: logits_PV.shape[0]].copy_(logits_PV)
@@ -125,7 +130,7 @@ def token_losses(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Toke
     hidden_ND: final hidden states at the positions that predict; weight_VD: the head; target_N:
     token ids. The gradient reaches hidden_ND only.
     """
-    if hidden_ND.is_cpu:
+    if _in_caches(hidden_ND):
         chunk = _rows_within(CPU_LOGITS_BYTES, weight_VD.dtype.itemsize, len(weight_VD))
     else:
         chunk = _rows_within(MAX_LOGITS_BYTES, 4, len(weight_VD))

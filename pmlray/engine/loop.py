@@ -14,22 +14,24 @@ import torch
 from pmlray.config.recipe import Recipe
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.admission import Admission
-from pmlray.engine.batches import MicroBatch, Row, micro_batches
+from pmlray.engine.batches import Row
 from pmlray.engine.budgets import Budgets
+from pmlray.engine.captured import step_taker
 from pmlray.engine.checkpoints import Checkpoints
 from pmlray.engine.dropout import Dropout
 from pmlray.engine.early_stop import broken_runs
 from pmlray.engine.evaluate import TokenScores, mean_losses, score_tokens
+from pmlray.engine.host_copies import on_device
 from pmlray.engine.members import DeviceClock, Member
 from pmlray.engine.optimizer import PackedAdamW
 from pmlray.engine.pack_state import Part, State
+from pmlray.engine.step import PackStep
 from pmlray.engine.stepper import Stepper
 from pmlray.engine.token_weights import TokenWeights
 from pmlray.engine.tracks import Tracks
 from pmlray.engine.trained import TrainedMember, is_curve_step
 from pmlray.engine.trunks import Branch, Trunks
 from pmlray.engine.watched import WatchedRuns
-from pmlray.memft import weighted_nll_per_row
 from pmlray.types import MemftRules, Room
 
 
@@ -111,8 +113,8 @@ class _PackLoop:
             "budgets": self._budgets,
             "tracks": self._tracks,
         }
-        self._rows: tuple[Row, ...] = ()
-        self._batches: tuple[MicroBatch, ...] = ()
+        step = PackStep(model, stepper, optimizer, self._weights, self._watched)
+        self._take_step = step_taker(step, self._dropout, members, recipe.batch_size)
 
     def admit(self, step: int) -> None:
         """Let members enter for which there is room after so many steps of the pack."""
@@ -137,32 +139,20 @@ class _PackLoop:
         lora, own = self._model.lora, self._own_steps(step)
         rows_of = {i: self._rows_of(i, steps) for i, steps in own.items()}
         rows = tuple(row for chosen in rows_of.values() for row in chosen)
-        if rows != self._rows:
-            self._rows, self._batches = rows, micro_batches(rows)
-        weight_sum_S = torch.zeros(lora.A.shape[0], device=lora.A.device)
-        loss_sum_S, count_S = torch.zeros_like(weight_sum_S), torch.zeros_like(weight_sum_S)
-        at_curve = {steps for steps in own.values() if is_curve_step(steps)}
-        for batch in self._batches:
-            losses = self._stepper.losses(batch, self._dropout.mask(batch))
-            nll_RL, wrong_RL = batch.lay_out(losses.nll_N), batch.lay_out(losses.wrong_N)
-            w_RL = self._weights(batch, nll_RL, wrong_RL)
-            sum_R, weight_sum_R = weighted_nll_per_row(nll_RL, w_RL)
-            self._stepper.backward(sum_R.sum())
-            self._watched.keep_losses(batch, nll_RL.detach())
-            for steps in at_curve:
-                who = {i for i in self._read_off if own.get(i) == steps}
-                self._tracks.tokens.keep(steps, batch, nll_RL, who)
-            at = lora.slots_of(batch.adapter_of_row_R)
-            weight_sum_S.index_add_(0, at, weight_sum_R)
-            loss_sum_S.index_add_(0, at, nll_RL.detach().sum(dim=1))
-            count_S.index_add_(0, at, batch.mask_RL.sum(dim=1).float())
-        slots, rates = [lora.slot_of(i) for i in own], [0.0] * len(weight_sum_S)
+        rates = [0.0] * lora.A.shape[0]
+        slots = [lora.slot_of(i) for i in own]
         for slot, (i, steps) in zip(slots, own.items(), strict=True):
             rates[slot] = self._budgets.rate(i, steps)
-        self._optimizer.prepare(torch.tensor(rates, device=lora.A.device), weight_sum_S)
-        self._stepper.step()
-        losses_S = loss_sum_S / count_S
-        self._tracks.keep_step(own, losses_S[slots], self._optimizer.norm_N[slots])
+        device = lora.A.device
+        taken = self._take_step(rows, on_device(rates, torch.float32, device))
+        for steps in {steps for steps in own.values() if is_curve_step(steps)}:
+            who = {i for i in self._read_off if own.get(i) == steps}
+            for batch, nll_RL in zip(taken.batches, taken.found.nll_RL, strict=True):
+                # A graph writes the next step's to the same place.
+                self._tracks.tokens.keep(steps, batch, nll_RL.clone(), who)
+        at = on_device(slots, torch.int64, device)
+        self._tracks.keep_step(own, taken.found.loss_S[at], taken.found.norm_S[at])
+        self._stepper.stepped(taken.replayed)
         self._watched.stepped(rows_of)
         self.clock.add(rows)
         for i in self.active:

@@ -1,4 +1,8 @@
-"""Who drives forward, backward and update of a pack: a framework, or nobody."""
+"""Who drives forward, backward and update of a pack: a framework, or nobody.
+
+A captured step calls `losses`, `backward` and `step` while it is captured, and a few times more
+where it is checked, but not while it is replayed.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,11 @@ class Stepper(Protocol):
         """Update the adapters and clear their gradients."""
         ...
 
+    def stepped(self, replayed: bool) -> None:
+        """Told after every step of the pack; `replayed` where a captured graph took it and none of
+        the other methods was called."""
+        ...
+
 
 class TorchStepper:
     """The bare loop, without any training framework."""
@@ -46,3 +55,6 @@ class TorchStepper:
         """See Stepper."""
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+    def stepped(self, replayed: bool) -> None:
+        """See Stepper; the bare loop counts nothing."""

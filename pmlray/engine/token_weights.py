@@ -48,8 +48,7 @@ class TokenWeights:
 
     def copy_samples(self, source: Tensor, target: Tensor) -> None:
         """Give samples the state of others; both int64 (n,)."""
-        state = self._window_state
-        self._window_state = state.scatter(target, state.gather(source))
+        self._write(target, self._window_state.gather(source))
 
     def take_out(self) -> State:
         """What `put_back` needs."""
@@ -57,7 +56,8 @@ class TokenWeights:
 
     def put_back(self, state: State) -> None:
         """Go on from what `take_out` gave."""
-        self._window_state = WindowState(*(state.tensors[name] for name in WINDOW))
+        for name in WINDOW:
+            getattr(self._window_state, name).copy_(state.tensors[name])
 
     def __call__(self, batch: MicroBatch, nll_RL: Tensor, wrong_RL: Tensor) -> Tensor:
         """Weights (R, L), zero where there is no token, without a gradient."""
@@ -83,5 +83,11 @@ class TokenWeights:
             fixed_B=self._fixed_N[batch.adapter_of_row_R],
             compat=self._rules.compat,
         )
-        self._window_state = self._window_state.scatter(batch.sample_of_row_R, state)
+        self._write(batch.sample_of_row_R, state)
         return window_RL
+
+    def _write(self, samples: Tensor, state: WindowState) -> None:
+        """Replace the state of samples, int64 (n,), where it lies: a captured step goes there."""
+        replaced = self._window_state.scatter(samples, state)
+        for name in WINDOW:
+            getattr(self._window_state, name).copy_(getattr(replaced, name))

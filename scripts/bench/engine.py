@@ -9,7 +9,8 @@ the same order, a bf16 base. What differs is each way's own: the authors' loop k
 optimiser state in bf16, DeepSpeed in bf16 with fp32 masters, the others in fp32; rivals pad rows to
 a rectangle and score all positions. A rival trains one adapter in a process, so its rate stands
 beside every size of pmlray's packs. On a GPU the bases are Qwen3-8B's and Llama-3.1-8B's
-configurations with random weights, started anew each round.
+configurations with random weights, started anew each round. `captured` is the share of a cell's
+measured steps that a CUDA graph replayed (captured.py in the engine; 0 on a CPU).
 
 All of it takes hours. With --keep every part (the ways on one work, or the law by one way) is kept
 in a file once it is measured, and the same command goes on from there; --parts ends a sitting.
@@ -139,7 +140,7 @@ def table(found: dict[str, Any]) -> str:
         f"{found['machine']}, {found['device']}, {found['threads']} threads",
         f"{'way':15s}{'model':13s}{'task':13s}{'l':>6s}{'r':>5s}{'pack':>5s}"
         f"{'adapter-steps/s [least, most]':>32s}{'tokens/s':>10s}{'GFLOP/s':>9s}{'of peak':>8s}"
-        f"{'GB':>7s}{'in step':>8s}{'start s':>8s}",
+        f"{'GB':>7s}{'in step':>8s}{'start s':>8s}{'graph':>7s}",
     ]
     for cell in found["cells"]:
         if cell["status"] != "measured":
@@ -155,6 +156,8 @@ def table(found: dict[str, Any]) -> str:
             f"{cell['share_of_matmul_peak']['median']:8.1%}"
             f"{cell['peak_memory_bytes'] / 1e9:7.2f}"
             f"{cell['step_memory_bytes'] / 1e9:8.2f}{cell['start_seconds']['median']:8.1f}"
+            # A part that was kept before there were graphs had none.
+            f"{cell.get('captured', 0):7.0%}"
         )
     lines.append(
         "\npmlray over            (adapter-steps/s [least, most]; peak memory; that of steps)"

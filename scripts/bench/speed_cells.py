@@ -169,6 +169,7 @@ def _cell(turn: _Turns, shapes: Sequence[StepShape], peaks: Sequence[float]) -> 
         "peak_memory_bytes": turn.peak_memory,
         "step_memory_bytes": turn.step_memory,
         "joules_per_adapter_step": spread(per_step) if per_step else None,
+        "captured": sum(b["replayed"] for b in turn.blocks) / sum(b["steps"] for b in turn.blocks),
         "rounds": rates,
     }
 

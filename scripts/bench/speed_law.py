@@ -29,7 +29,7 @@ MEASURED_WAYS = ("pmlray", "authors", "peft_trainer")
 
 
 class _Unpaced:
-    def stepped(self) -> None:
+    def stepped(self, replayed: bool = False) -> None:
         """Go on."""
 
 

@@ -32,8 +32,8 @@ class Enough(Exception):
 class Pace(Protocol):
     """Who counts a way's steps."""
 
-    def stepped(self) -> None:
-        """After every optimiser step."""
+    def stepped(self, replayed: bool = False) -> None:
+        """After every optimiser step; `replayed` where a captured graph took it."""
         ...
 
 
@@ -47,6 +47,7 @@ class Pacer:
         self._orders, self.reports = orders, reports
         self._left = 1
         self._steps = 1
+        self._replayed = 0
         self._mark = time.perf_counter()
         self._joules = energy_joules()
         self.spawned = spawned
@@ -61,15 +62,17 @@ class Pacer:
             steps = peak_memory()
             self._say({"peak_memory_bytes": max(self._peak, steps), "step_memory_bytes": steps})
 
-    def stepped(self) -> None:
+    def stepped(self, replayed: bool = False) -> None:
         """Note a step; Enough when the parent has asked for the end."""
         self._left -= 1
+        self._replayed += replayed
         if self._left:
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         report: dict[str, Any] = {"steps": self._steps, "at": time.time() - self.spawned}
         report["seconds"] = time.perf_counter() - self._mark
+        report["replayed"] = self._replayed
         if not self._peak:
             # From here on peaks are those of steps alone, without loading the model.
             self._peak = peak_memory()
@@ -81,6 +84,7 @@ class Pacer:
         if not order["steps"]:
             raise Enough
         self._left = self._steps = order["steps"]
+        self._replayed = 0
         self._joules = energy_joules()
         self._mark = time.perf_counter()
 

@@ -42,7 +42,11 @@ class _PacedStepper:
     def step(self) -> None:
         """See Stepper."""
         self._inner.step()
-        self._pace.stepped()
+
+    def stepped(self, replayed: bool) -> None:
+        """See Stepper."""
+        self._inner.stepped(replayed)
+        self._pace.stepped(replayed)
 
 
 def pmlray_bare(work: Work, pace: Pace) -> Weights:

@@ -28,7 +28,7 @@ class Counted:
     def __init__(self) -> None:
         self.steps = 0
 
-    def stepped(self) -> None:
+    def stepped(self, replayed: bool = False) -> None:
         self.steps += 1
 
 
@@ -69,6 +69,7 @@ def test_a_group_of_cells_in_processes_of_their_own(capfd: pytest.CaptureFixture
         assert cell["adapter_steps_per_second"]["n"] == 2
         assert cell["adapter_steps_per_second"]["low"] > 0
         assert 0 < cell["share_of_matmul_peak"]["median"] < 1
+        assert cell["captured"] == 0 or torch.cuda.is_available()
         assert cell["peak_memory_bytes"] >= cell["step_memory_bytes"] > 10**8
         assert cell["start_seconds"]["median"] > 0
     assert {r["over"] for r in ratios(cells)} >= {"pmlray_bare", "authors"}

@@ -1,4 +1,5 @@
-"""The DeepSpeed engine changes nothing: the same losses as the bare loop, step by step."""
+"""The DeepSpeed engine changes nothing: the same losses as the bare loop, step by step; nor does a
+step that is recorded through it and replayed."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from pmlray.backends.deepspeed import deepspeed_stepper
 from pmlray.config import Recipe
 from pmlray.config.models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
+from pmlray.engine import captured, head
 from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import load_base_model
 from pmlray.engine.loop import train_pack
@@ -28,6 +30,7 @@ from pmlray.engine.optimizer import PackedAdamW
 from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.prefix_cache import build_prefix_cache
 from pmlray.types import MemftRules
+from tests.integration.recording import Recorded
 from tests.unit.engine.conftest import make_run, random_record
 
 torch.distributed.init_process_group("gloo")
@@ -36,8 +39,15 @@ base = load_base_model(TINY, source, None, "float32", Probe(layer=1), torch.devi
 runs = [make_run(2, 12, 25), make_run(8, 30, 25, "memft_ot", 1), make_run(4, 30, 16, "memft_sw", 2)]
 records = [[random_record(r.point.seq_len, r.seed)] for r in runs]
 recipe = Recipe(learning_rate=1e-2)
-losses = {}
-for name, make in (("bare", TorchStepper), ("deepspeed", deepspeed_stepper())):
+losses, recorder, engines = {}, Recorded(), []
+for name, make in (
+    ("bare", TorchStepper),
+    ("deepspeed", deepspeed_stepper()),
+    ("replayed", deepspeed_stepper(engines.append)),
+):
+    if name == "replayed":
+        captured.recorder_for = lambda device: recorder
+        head._in_caches = lambda values: False
     members = make_members(runs, [build_prefix_cache(base, own) for own in records])
     lora = PackedLora(base, [r.point.lora_rank for r in runs], [r.seed for r in runs])
     model = AdaptedModel(base, lora)
@@ -46,7 +56,7 @@ for name, make in (("bare", TorchStepper), ("deepspeed", deepspeed_stepper())):
     train_pack(model, make(model, optimizer), optimizer, members, recipe, rules=MemftRules(),
                on_finished=lambda ended: done.update({m.index: m.step_losses for m in ended}))
     losses[name] = [done[i] for i in range(len(runs))]
-print("RESULT" + json.dumps(losses))
+print("RESULT" + json.dumps([losses, recorder.replays, engines[0].global_steps]))
 """
 
 
@@ -61,7 +71,10 @@ def test_deepspeed_equals_the_bare_loop() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     line = next(x for x in done.stdout.splitlines() if x.startswith("RESULT"))
-    losses = json.loads(line.removeprefix("RESULT"))
-    for bare, deepspeed in zip(losses["bare"], losses["deepspeed"], strict=True):
+    losses, replays, counted = json.loads(line.removeprefix("RESULT"))
+    for i, bare in enumerate(losses["bare"]):
         assert len(bare) in (16, 25)
-        assert deepspeed == pytest.approx(bare, rel=1e-6)
+        for name in ("deepspeed", "replayed"):
+            assert losses[name][i] == pytest.approx(bare, rel=1e-6)
+    # Both layouts, of 16 and of 9 steps, but for the first three of each.
+    assert (replays, counted) == (19, 25)
