@@ -90,8 +90,8 @@ def test_a_checkpoint_holds_all_state_of_the_loop() -> None:
     """Whoever adds state to the loop decides here whether a checkpoint must hold it."""
     parts = "_weights _dropout _trunks clock _watched _tracks _budgets"
     own_state = "active _began"
-    same_anew = "_model _stepper _optimizer _members _recipe _rules _read_off _rows"
-    same_anew += " _batches _parts _admission"
+    same_anew = "_model _stepper _optimizer _members _recipe _rules _read_off _take_step"
+    same_anew += " _parts _admission"
     assigned = {name for name in _PackLoop.__init__.__code__.co_names if name.startswith("_")} | {
         "active",
         "clock",
