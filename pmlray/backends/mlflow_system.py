@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from pmlray.backends.node_load import NodeLoad, put_load
 
@@ -99,13 +99,18 @@ class NodeSampler:
                 if is_due(now - self._last, now - self._began):
                     for monitor in monitors:
                         monitor.collect_metrics()
-                    values = {k: v for m in monitors for k, v in m.aggregate_metrics().items()}
+                    values = {k: v for m in monitors for k, v in _means(m).items()}
                     for monitor in monitors:
                         monitor.clear_metrics()
                     self._samples.append((int(time.time() * 1000), values))
                     self._last = now
             if asked:
                 self._answered.set()
+
+
+def _means(monitor: BaseMetricsMonitor) -> Mapping[str, float]:
+    # MLflow's base class promises nothing; every monitor of it gives its metrics' means by name.
+    return cast("Mapping[str, float]", monitor.aggregate_metrics())
 
 
 def is_due(since_last: float, since_begin: float) -> bool:
