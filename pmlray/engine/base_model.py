@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pmlray.config.models import ARCHITECTURES, ModelSource, geometry_from_config
 from pmlray.config.search_spec import Probe
 from pmlray.engine.frozen_norm import FrozenRMSNorm, FusedRMSNorm, freeze_norms
-from pmlray.engine.row_attention import ROW_ATTENTION, RowGroups
+from pmlray.engine.row_attention import RowAttention, RowGroups
 from pmlray.errors import ModelError
 
 SYSTEM_PROMPT = "You are a helpful assistant."
@@ -155,7 +155,7 @@ def load_base_model(
         model: Any = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=getattr(torch, dtype),
-            attn_implementation=ROW_ATTENTION,
+            attn_implementation="sdpa",
             **PLAIN_WEIGHTS,
             **pinned,
         )
@@ -167,11 +167,15 @@ def load_base_model(
 
 
 def freeze_base(model: Any, tokenizer: Any, probe: Probe) -> BaseModel:
-    """A loaded model as a base: nothing of it is trained, and its norms know that."""
+    """A loaded model as a base: its layers above the adapter attend over rows, nothing of it is
+    trained, and its norms know that."""
     model.requires_grad_(False)
     model.eval()
+    suffix = model.model.layers[probe.layer + 1 :]
+    for layer in suffix:
+        layer.self_attn = RowAttention(layer.self_attn)
     frozen = FrozenRMSNorm if model.device.type == "cpu" else FusedRMSNorm
-    freeze_norms(model.model.layers[probe.layer + 1 :], frozen)
+    freeze_norms(suffix, frozen)
     model.model.norm = frozen(model.model.norm)
     return BaseModel(model, tokenizer, probe)
 

@@ -2,7 +2,8 @@
 
 A micro-batch is one long sequence of rows; everything but attention works on single positions and
 never sees where a row ends. Rows of equal length lie together (a group) and are attended to at
-once. Shapes: B 1, H heads, G key/value heads, T all positions, E head size.
+once. Shapes: T all positions, R rows of a group, L their length, H heads, G key/value heads, E head
+size, D hidden size.
 """
 
 from __future__ import annotations
@@ -10,60 +11,114 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-ROW_ATTENTION = "pmlray_rows"
 RowGroups = tuple[tuple[int, int], ...]
+Rotary = tuple[Tensor, Tensor]
 # On a CPU torch's backward pass in bfloat16 is up to 7 times slower than in fp32 below this length.
 CPU_FP32_LENGTH = 256
 
 
-def row_attention(
-    module: torch.nn.Module,
-    query_BHTE: Tensor,
-    key_BGTE: Tensor,
-    value_BGTE: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    row_groups: RowGroups | None = None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention within each row; the ordinary one when no rows are given (prefix, generation).
+class _Rotated(torch.autograd.Function):
+    """Rotary position embedding, and with it the layout and precision that attention wants.
 
-    row_groups: (rows, length) of each group, in order. Returns (1, T, H, E).
+    Of x = (x1, x2), the halves of a head: y1 = c x1 - s x2, y2 = c x2 + s x1.
     """
-    if row_groups is None:
-        return sdpa_attention_forward(
-            module, query_BHTE, key_BGTE, value_BGTE, attention_mask, scaling=scaling, **kwargs
+
+    @staticmethod
+    def forward(ctx: Any, x_RLHE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+        ctx.save_for_backward(cos_LE, sin_LE)
+        ctx.dtype = x_RLHE.dtype
+        x_RHLE = x_RLHE.transpose(1, 2).to(
+            cos_LE.dtype, copy=True, memory_format=torch.contiguous_format
         )
-    heads, size = query_BHTE.shape[1], query_BHTE.shape[3]
+        return _turn(x_RHLE, cos_LE, sin_LE, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        cos_LE, sin_LE = ctx.saved_tensors
+        back_RHLE = _turn(upstream[0], cos_LE, sin_LE, -1)
+        back_RLHE = back_RHLE.transpose(1, 2).to(ctx.dtype, memory_format=torch.contiguous_format)
+        return back_RLHE, None, None
+
+
+def _turn(x_RHLE: Tensor, cos_LE: Tensor, sin_LE: Tensor, sign: int) -> Tensor:
+    half = x_RHLE.shape[-1] // 2
+    y_RHLE = x_RHLE * cos_LE
+    y_RHLE[..., :half].addcmul_(x_RHLE[..., half:], sin_LE[:, :half], value=-sign)
+    y_RHLE[..., half:].addcmul_(x_RHLE[..., :half], sin_LE[:, half:], value=sign)
+    return y_RHLE
+
+
+class RowAttention(nn.Module):
+    """In place of a Llama's or a Qwen3's attention: over rows where they are given, else as it was
+    (in generation). Its weights are frozen."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: Rotary,
+        row_groups: RowGroups | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As transformers calls it; with rows, of hidden states (1, T, D).
+
+        row_groups: (rows, length) of each group, in order.
+        """
+        own = self.attention
+        if row_groups is None:
+            return own(
+                hidden_states=hidden_states, position_embeddings=position_embeddings, **kwargs
+            )
+        hidden_TD, size = hidden_states[0], own.head_dim
+        query_THE, key_TGE, value_TGE = (
+            projection(hidden_TD).unflatten(-1, (-1, size))
+            for projection in (own.q_proj, own.k_proj, own.v_proj)
+        )
+        if hasattr(own, "q_norm"):
+            query_THE, key_TGE = own.q_norm(query_THE), own.k_norm(key_TGE)
+        rotary = (position_embeddings[0][0], position_embeddings[1][0])
+        attended_THE = attend_rows(
+            query_THE, key_TGE, value_TGE, rotary, row_groups, scale=own.scaling
+        )
+        return own.o_proj(attended_THE.flatten(1))[None], None
+
+
+def attend_rows(
+    query_THE: Tensor,
+    key_TGE: Tensor,
+    value_TGE: Tensor,
+    rotary: Rotary,
+    row_groups: RowGroups,
+    *,
+    scale: float,
+) -> Tensor:
+    """Causal attention within each row, (T, H, E) in the query's precision.
+
+    rotary: cosine and sine at every position, (T, E) each; rows of a group have the same.
+    """
     outputs, start = [], 0
     for rows, length in row_groups:
         part = slice(start, start + rows * length)
+        cos_LE, sin_LE = (x[start : start + length] for x in rotary)
         start += rows * length
         query, key, value = (
-            x[0, :, part].unflatten(1, (rows, length)).transpose(0, 1)
-            for x in (query_BHTE, key_BGTE, value_BGTE)
+            x[part].unflatten(0, (rows, length)) for x in (query_THE, key_TGE, value_TGE)
         )
         if query.is_cpu and length <= CPU_FP32_LENGTH:
-            query, key, value = query.float(), key.float(), value.float()
-        attended = scaled_dot_product_attention(
-            query,
-            key,
-            value,
+            cos_LE, sin_LE = cos_LE.float(), sin_LE.float()
+        attended_RHLE = scaled_dot_product_attention(
+            _Rotated.apply(query, cos_LE, sin_LE),
+            _Rotated.apply(key, cos_LE, sin_LE),
+            value.transpose(1, 2).to(cos_LE.dtype, memory_format=torch.contiguous_format),
             is_causal=True,
-            scale=scaling,
-            enable_gqa=key.shape[1] != heads,
+            scale=scale,
+            enable_gqa=key.shape[2] != query.shape[2],
         )
-        attended = attended.transpose(1, 2).reshape(rows * length, heads, size)
-        outputs.append(attended.to(query_BHTE.dtype))
-    return torch.cat(outputs)[None], None
-
-
-AttentionInterface.register(ROW_ATTENTION, row_attention)
-AttentionMaskInterface.register(ROW_ATTENTION, sdpa_mask)
+        outputs.append(attended_RHLE.transpose(1, 2).flatten(0, 1).to(query_THE.dtype))
+    return torch.cat(outputs)

@@ -16,7 +16,6 @@ from pmlray.engine.members import make_members
 from pmlray.engine.optimizer import PackedAdamW
 from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.prefix_cache import build_prefix_cache
-from pmlray.engine.row_attention import ROW_ATTENTION
 from pmlray.engine.stepper import Stepper, TorchStepper
 from pmlray.types import DesignPoint, MemftRules, PlannedRun
 from scripts.bench.speed_pace import Pace, one_process
@@ -76,7 +75,7 @@ def train_packed(
     work: the base, and the longest text, whose beginnings serve the shorter ones.
     """
     tokenizer = tokenizer_of(work)
-    base = freeze_base(load_model(work, ROW_ATTENTION), tokenizer, work.probe)
+    base = freeze_base(load_model(work), tokenizer, work.probe)
     cache = build_prefix_cache(base, records_of(work, tokenizer))
     runs, rows = [], []
     for i, own in enumerate(points):

@@ -50,7 +50,7 @@ def authors(work: Work, pace: Pace) -> Weights:
     Their adapter reads the MLP's input; here it reads down_proj's, as everyone's does.
     """
     tokenizer = tokenizer_of(work)
-    model = load_model(work, "sdpa")
+    model = load_model(work)
     base = BaseModel(model, tokenizer, work.probe)
     adapter = _ProductAdapter(work, model.dtype, model.device)
     optimizer = torch.optim.AdamW(
@@ -89,7 +89,7 @@ def peft_deepspeed(work: Work, pace: Pace) -> Weights:
     # On Linux CPUs DeepSpeed would compile a shared-memory op with the system's C++ compiler.
     setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
     tokenizer = tokenizer_of(work)
-    model = peft_model(work, load_model(work, "sdpa"))
+    model = peft_model(work, load_model(work))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=work.recipe.learning_rate, weight_decay=0)
     config: dict[str, object] = {

@@ -74,7 +74,7 @@ def _arguments(work: Work, folder: str, n_records: int) -> dict[str, Any]:
 def peft_trainer(work: Work, pace: Pace) -> Weights:
     """PEFT's LoRA under transformers' Trainer, one adapter."""
     records = records_of(work, tokenizer_of(work))
-    model = peft_model(work, load_model(work, "sdpa"))
+    model = peft_model(work, load_model(work))
     with tempfile.TemporaryDirectory() as folder:
         Trainer(
             model=model,
@@ -95,7 +95,7 @@ def trl_sft(work: Work, pace: Pace) -> Weights:
     records = records_of(work, tokenizer)
     in_order = _InOrder(work, records)
     table = Table.from_dict({"at": list(range(len(in_order))), "input_ids": [[0]] * len(in_order)})
-    model = peft_model(work, load_model(work, "sdpa"))
+    model = peft_model(work, load_model(work))
     with tempfile.TemporaryDirectory() as folder:
         SFTTrainer(
             model=model,

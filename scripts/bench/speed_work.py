@@ -99,7 +99,7 @@ def tokenizer_of(work: Work) -> Any:
     return AutoTokenizer.from_pretrained(str(resolve_model(name, None).folder))
 
 
-def load_model(work: Work, attention: str) -> Any:
+def load_model(work: Work) -> Any:
     """The base in `work.dtype` on the best device there is, frozen, without dropout."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, work.dtype)
@@ -118,12 +118,12 @@ def load_model(work: Work, attention: str) -> Any:
         )
         with device:
             model = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=attention
+                config, dtype=dtype, attn_implementation="sdpa"
             )
     else:
         folder = str(resolve_model(work.model, None).folder)
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention
+            folder, dtype=dtype, attn_implementation="sdpa"
         )
     model.requires_grad_(False)
     model.config.use_cache = False

@@ -10,13 +10,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pmlray.engine.adapted import AdaptedModel
-from pmlray.engine.base_model import BaseModel, freeze_base
+from pmlray.engine.base_model import freeze_base
 from pmlray.engine.batches import Row, micro_batches
 from pmlray.engine.members import Member
 from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.prefix_cache import build_prefix_cache
 from pmlray.engine.pull import pull_model
-from pmlray.engine.row_attention import ROW_ATTENTION
 from pmlray.types import DesignPoint, MemftRules, PlannedRun
 from scripts.bench.speed_cells import growth, ratios
 from scripts.bench.speed_figures import growth_exponent, paired_ratio
@@ -52,7 +51,7 @@ def counted(shape: StepShape, flops: float, squares: int) -> float:
 def test_a_packed_step_is_counted_as_torch_counts_it(layer: int) -> None:
     tokenizer = tokenizer_of(WORK)
     probe = WORK.probe.model_copy(update={"layer": layer})
-    base = freeze_base(load_model(WORK, ROW_ATTENTION), tokenizer, probe)
+    base = freeze_base(load_model(WORK), tokenizer, probe)
     cache = build_prefix_cache(base, records_of(WORK, tokenizer))[:3]
     model = AdaptedModel(base, PackedLora(base, [4], [0]))
     (batch,) = micro_batches([Row(0, i, record) for i, record in enumerate(cache)])
@@ -69,7 +68,7 @@ def test_a_rivals_step_is_counted_as_torch_counts_it() -> None:
     batch = collate(records_of(WORK, tokenizer)[:3])
     rows, longest = batch["input_ids"].shape
     shape = StepShape((longest,) * rows, (longest,) * rows)
-    model = peft_model(WORK, load_model(WORK, "sdpa"))
+    model = peft_model(WORK, load_model(WORK))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(**batch).loss.backward()
     found = full_step(WORK.geometry, WORK.layer, 4, shape)
@@ -80,7 +79,7 @@ def test_a_rivals_step_is_counted_as_torch_counts_it() -> None:
 
 
 def test_rivals_see_the_records_in_the_engines_order() -> None:
-    base = BaseModel(load_model(WORK, ROW_ATTENTION), tokenizer_of(WORK), WORK.probe)
+    base = freeze_base(load_model(WORK), tokenizer_of(WORK), WORK.probe)
     cache = build_prefix_cache(base, records_of(WORK, base.tokenizer))
     point = DesignPoint(WORK.lora_rank, WORK.seq_len, WORK.train_steps)
     run = PlannedRun(point, "sft", 0, WORK.seed, "law", "0")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import LlamaConfig, Qwen3Config
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RotaryEmbedding
 
-from pmlray.engine.row_attention import RowGroups, row_attention
+from pmlray.engine.row_attention import RowAttention, RowGroups, attend_rows
 
 HEADS, KV_HEADS, SIZE = 4, 2, 16
 # A number rounded to bfloat16 is off by this share of itself at most.
@@ -54,13 +59,21 @@ def with_gradients(
     return [x.detach().double() for x in (output, *grads)]
 
 
+def unturned(query: Tensor, key: Tensor, value: Tensor, groups: RowGroups) -> Tensor:
+    """`attend_rows` on (1, heads, T, E) without a turn for the position, (1, T, H, E)."""
+    total = query.shape[2]
+    rotary = (query.new_ones(total, SIZE), query.new_zeros(total, SIZE))
+    parts = (x[0].transpose(0, 1) for x in (query, key, value))
+    return attend_rows(*parts, rotary, groups, scale=SIZE**-0.5)[None]
+
+
 def test_rows_of_up_to_256_tokens_attend_in_fp32_on_a_cpu() -> None:
     """Of inputs in bfloat16, results and gradients are the exact ones, rounded once."""
     groups = ((1, 256), (2, 100), (3, 5), (1, 1))
     inputs = random_inputs(groups)
 
     def rows(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        attended, _ = row_attention(nn.Module(), query, key, value, None, row_groups=groups)
+        attended = unturned(query, key, value, groups)
         assert attended.dtype == torch.bfloat16
         return attended
 
@@ -88,7 +101,78 @@ def test_longer_rows_keep_to_themselves() -> None:
     """Beyond that length torch's own precision, and still no row sees another."""
     groups = ((2, 257),)
     inputs = random_inputs(groups)[:3]
-    found, _ = row_attention(nn.Module(), *inputs, None, row_groups=groups)
+    found = unturned(*inputs, groups)
     exact = written_out(*(x.double() for x in inputs), groups)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.double(), exact, rtol=0.0, atol=0.02)
+
+
+def test_positions_turn_queries_and_keys_by_their_angle() -> None:
+    """What two tokens are to each other then depends on how far they are apart, (q R_a) . (k R_b)
+    = q R_(b - a) k: complex numbers, written out."""
+    n, half = 9, SIZE // 2
+    generator = torch.Generator().manual_seed(3)
+    query, key, value = (
+        torch.randn(n, 1, SIZE, generator=generator, dtype=torch.float64).requires_grad_()
+        for _ in range(3)
+    )
+    angles = torch.arange(n)[:, None] * torch.linspace(0.1, 1.0, half, dtype=torch.float64)
+    rotary = (angles.cos().repeat(1, 2), angles.sin().repeat(1, 2))
+    turned = [
+        torch.complex(x[:, 0, :half], x[:, 0, half:]) * torch.polar(torch.ones_like(angles), angles)
+        for x in (query, key)
+    ]
+    logits = (turned[0] @ turned[1].conj().T).real / 4
+    later = torch.ones(n, n, dtype=torch.bool).triu(1)
+    expected = logits.masked_fill(later, -math.inf).softmax(-1) @ value[:, 0]
+    # Precision is kept where it is more than fp32 only beyond the length that goes by fp32.
+    found = attend_rows(query, key, value, rotary, ((1, n),), scale=0.25)[:, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    upstream = torch.randn(n, SIZE, generator=generator, dtype=torch.float64)
+    for mine, true in zip(
+        torch.autograd.grad(found, (query, key, value), upstream),
+        torch.autograd.grad(expected, (query, key, value), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-5)
+
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 8,
+    "num_hidden_layers": 1, "attn_implementation": "sdpa",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("attention", "rotary", "config"),
+    [
+        (LlamaAttention, LlamaRotaryEmbedding, LlamaConfig(**SHAPE, attention_bias=True)),
+        (Qwen3Attention, Qwen3RotaryEmbedding, Qwen3Config(**SHAPE)),
+    ],
+    ids=["llama", "qwen3"],
+)
+def test_every_row_is_what_the_models_own_attention_makes_of_it(
+    attention: Any, rotary: Any, config: Any
+) -> None:
+    torch.manual_seed(0)
+    theirs = attention(config, layer_idx=0).requires_grad_(False).eval()
+    for values in theirs.parameters():
+        values.uniform_(-0.5, 0.5)
+    groups = ((2, 7), (1, 300), (1, 1))
+    lengths = [length for rows, length in groups for _ in range(rows)]
+    hidden = torch.randn(1, sum(lengths), 24).requires_grad_()
+    upstream = torch.randn_like(hidden)
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    turns = rotary(config)
+    ours = RowAttention(theirs)
+    found, _ = ours(hidden, turns(hidden, positions), row_groups=groups)
+    expected = []
+    for row in hidden.split(lengths, dim=1):
+        position_embeddings = turns(row, torch.arange(row.shape[1])[None])
+        expected.append(theirs(row, position_embeddings, None)[0])
+        again, _ = ours(row, position_embeddings, attention_mask=None)
+        assert torch.equal(again, expected[-1])
+    torch.testing.assert_close(found, torch.cat(expected, dim=1))
+    (mine,) = torch.autograd.grad(found, hidden, upstream)
+    (other,) = torch.autograd.grad(torch.cat(expected, dim=1), hidden, upstream)
+    torch.testing.assert_close(mine, other)
