@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import getclosurevars
 from typing import Any
 
 import pmlray.backends.deepspeed  # noqa: F401  # picks the accelerator before it loads
@@ -19,6 +20,7 @@ import deepspeed.ops
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
@@ -41,6 +43,10 @@ from pmlray.types import PlannedRun
 
 # Weights of fewer values stay whole on every rank: gathering them costs more than it saves.
 SMALL_WEIGHTS = 100_000
+# A cache of DeepSpeed's on all engines' weights, inside a wrapper that does not show it.
+RELEASED = vars(PartitionedParameterCoordinator)[
+    "_PartitionedParameterCoordinator__params_to_release"
+]
 MATRICES, MOMENTS = ("lora_A", "lora_B"), ("exp_avg", "exp_avg_sq")
 
 
@@ -186,10 +192,12 @@ class ShardedRun:
     def close(self) -> None:
         """Leave the base as it was, still sharded."""
         self._engine.destroy()
-        # What DeepSpeed 0.19.8's destroy leaves (runtime/zero/parameter_offload.py, stage3.py):
-        # a list of all root modules, each weight's optimiser, and functions that would go on with
-        # this engine in the next one's backward passes.
+        # What DeepSpeed 0.19.8's destroy leaves (runtime/zero/parameter_offload.py, stage3.py,
+        # partitioned_param_coordinator.py): a list of all root modules, a cache that holds every
+        # engine, each weight's optimiser, and functions that would go on with this engine in the
+        # next one's backward passes.
         FWD_MODULE_STACK.remove(self.model)
+        getclosurevars(RELEASED).nonlocals["func"].cache_clear()
         for module in self.model.modules():
             vars(module).pop("pre_bwd_fn", None)
             vars(module).pop("post_bwd_fn", None)
