@@ -160,17 +160,24 @@ def feed_nan(scene: Scene) -> bool:
         content = found[0].read_bytes()
     except FileNotFoundError:
         return False
-    length = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
-    facts, tensors = json.loads(metadata["facts"]), load(content)
+    fed, name, poisoned = with_nan(content)
+    plan = scene.store.folder / "plans" / f"{found[0].parent.name}.json"
+    scene.fed_nan.append(json.loads(plan.read_bytes())["runs"][fed]["run_key"])
+    (found[0].parent / name).write_bytes(poisoned)
+    found[0].unlink()
+    return True
+
+
+def with_nan(checkpoint: bytes) -> tuple[int, str, bytes]:
+    """A pack's checkpoint with NaN in an adapter that trains: the place of its run in the pack, and
+    the file's name and content."""
+    length = int.from_bytes(checkpoint[:8], "little")
+    metadata = json.loads(checkpoint[8 : 8 + length])["__metadata__"]
+    facts, tensors = json.loads(metadata["facts"]), load(checkpoint)
     fed = facts["active"][0]
     tensors["adapters.A"][facts["adapters"]["holders"].index(fed)] = float("nan")
     poisoned = save(tensors, metadata)
-    plan = scene.store.folder / "plans" / f"{found[0].parent.name}.json"
-    scene.fed_nan.append(json.loads(plan.read_bytes())["runs"][fed]["run_key"])
-    (found[0].parent / file_name(int(metadata["step"]), poisoned)).write_bytes(poisoned)
-    found[0].unlink()
-    return True
+    return fed, file_name(int(metadata["step"]), poisoned), poisoned
 
 
 def run_out_of_memory(scene: Scene) -> bool:

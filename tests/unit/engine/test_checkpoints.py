@@ -20,6 +20,7 @@ from pmlray.engine.loop import _PackLoop
 from pmlray.engine.trained import TrainedMember
 from pmlray.memory import Record
 from pmlray.types import METHODS, MemftRules, PlannedRun
+from scripts.bench.chaos_faults import with_nan
 from tests.unit.engine.conftest import make_run, random_record, train
 
 RULES = MemftRules(margin=0.6, recheck_epochs=2)
@@ -121,6 +122,27 @@ def test_a_checkpoint_cut_short_is_told_and_the_one_before_it_used(
     found: dict[int, TrainedMember] = {}
     train(base, runs, records, recipe, None, Checkpoints(tmp_path, runs, 1e9, Cut(0)), found.update)
     assert outcome(found) == undisturbed
+
+
+def test_an_adapter_that_is_nan_in_a_checkpoint_fails_alone(
+    tiny: Callable[..., BaseModel], tmp_path: Path
+) -> None:
+    """As `scripts/bench/chaos.py` feeds it."""
+    runs = [make_run(2, 16, 40), make_run(4, 16, 40)]
+    records, recipe = [[random_record(16)]] * 2, Recipe(learning_rate=1e-2)
+    base = tiny()
+    undisturbed = outcome(train(base, runs, records, recipe).members)
+    with pytest.raises(AskedToLeave):
+        train(base, runs, records, recipe, None, Checkpoints(tmp_path, runs, 1e9, Cut(9)))
+    (kept,) = tmp_path.iterdir()
+    fed, name, poisoned = with_nan(kept.read_bytes())
+    kept.unlink()
+    (tmp_path / name).write_bytes(poisoned)
+    found: dict[int, TrainedMember] = {}
+    train(base, runs, records, recipe, None, Checkpoints(tmp_path, runs, 1e9, Cut(0)), found.update)
+    assert fed == 0 and undisturbed[0].divergence is None
+    assert "stopped being a number" in str(found[0].divergence)
+    assert outcome(found)[1] == undisturbed[1]
 
 
 def test_a_pickle_or_another_packs_state_is_refused_and_training_starts_anew(
