@@ -40,6 +40,7 @@ task: {{kind: phonebook, prompt_format: plain}}
 model: {{id: {model}, dtype: float32}}
 probe: {{placement: down_proj, layer: {layer}}}
 space: {{lora_rank: [4], seq_len: [50], train_steps: [2]}}
+design: {{n_initial: 2}}
 evaluate: {{generate_max_tokens: 0, control_tokens: 0}}
 budget: {{gpu_seconds: 1000}}
 """
