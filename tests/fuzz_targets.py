@@ -1,8 +1,7 @@
 """Every reader of a file that somebody else may have written, as a target for fuzzers.
 
 A target takes bytes and a folder of its own. It returns, whatever the bytes are, or raises the
-documented error: anything else is a defect. `scripts/fuzz.py` guides bytes by coverage, the unit
-tests draw some.
+documented error: all else is a defect. `scripts/fuzz.py` guides bytes by coverage, tests draw some.
 """
 
 from __future__ import annotations
