@@ -13,6 +13,7 @@ from ray.train import ScalingConfig
 
 from pmlray.backends.pack_work import PackWork
 from pmlray.config.prepared import PreparedSearch
+from pmlray.engine.host_memory import CPU_ALLOCATOR, give_back_freed
 from pmlray.types import Pack
 
 
@@ -54,6 +55,11 @@ class WorkerPlan:
         )
 
     @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables of a worker."""
+        return {} if self.gpus else CPU_ALLOCATOR
+
+    @property
     def storage(self) -> str:
         """Ray's own folder, one a Ray version: another version's snapshot cannot be read."""
         return str(Path(self.store) / "ray" / ray.__version__)
@@ -71,5 +77,6 @@ def let_go_of_pack() -> None:
     import torch
 
     gc.collect()
+    give_back_freed()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

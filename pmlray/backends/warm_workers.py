@@ -129,6 +129,7 @@ class WarmWorkers:
                 # not.
                 storage_path=plan.storage,
                 failure_config=FailureConfig(max_failures=MOST_LOST_WORKERS),
+                worker_runtime_env={"env_vars": plan.environment},
             ),
         )
         try:

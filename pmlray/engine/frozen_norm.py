@@ -17,7 +17,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 NORMS = (LlamaRMSNorm, Qwen3RMSNorm)
 # Two fp32 copies of so many bytes stay in a core's cache beside what they are made of.
-PART_BYTES = 288 * 2**10
+PART_BYTES = 576 * 2**10
 
 
 class _FrozenRMSNorm(torch.autograd.Function):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from pmlray.config.recipe import Recipe
-from scripts.bench.speed_pace import ROOT, one_process
+from scripts.bench.speed_pace import ROOT, environment_of, one_process
 from scripts.bench.speed_ways import way_named
 from scripts.bench.speed_work import LEARNING_RATE, Work
 
@@ -50,7 +50,7 @@ def measured_law(way: str, points: Sequence[Work]) -> dict[str, Any]:
     for job in jobs:
         text = json.dumps([asdict(point) for point in job])
         command = [sys.executable, "-m", "scripts.bench.speed_law", way, text]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(command, cwd=ROOT, env=environment_of(way), check=True, capture_output=True)
     seconds = time.perf_counter() - started
     return {"way": way, "status": "measured", "gpu_seconds": seconds * devices()}
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TextIO
 
 import torch
 
+from pmlray.engine.host_memory import CPU_ALLOCATOR
 from scripts.bench.speed_work import Work
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,6 +110,7 @@ class Child:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "scripts.bench.speed_ways", *arguments],
             cwd=ROOT,
+            env=environment_of(way),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -154,6 +156,12 @@ class Child:
             said = self._said.read()
             raise RuntimeError(f"{self.way} ended before its time on {self.work}\n{said[-3000:]}")
         return json.loads(line)
+
+
+def environment_of(way: str) -> dict[str, str]:
+    """A child's environment; pmlray's own has what a search gives its workers."""
+    own = way.startswith("pmlray") and not torch.cuda.is_available()
+    return {**os.environ, **(CPU_ALLOCATOR if own else {})}
 
 
 def one_process() -> None:

@@ -13,6 +13,7 @@ def test_losses_and_weighted_gradients_equal_torch(
     limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "CPU_LOGITS_BYTES", limit)
+    monkeypatch.setattr(head, "CPU_PRODUCT_ROWS", 4)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(11, 16, generator=generator, requires_grad=True)
     weight = torch.randn(97, 16, generator=generator)

@@ -69,7 +69,7 @@ def unturned(query: Tensor, key: Tensor, value: Tensor, groups: RowGroups) -> Te
 
 def test_rows_of_up_to_256_tokens_attend_in_fp32_on_a_cpu() -> None:
     """Of inputs in bfloat16, results and gradients are the exact ones, rounded once."""
-    groups = ((1, 256), (2, 100), (3, 5), (1, 1))
+    groups = ((1, 256), (2, 97), (2, 96), (3, 5), (1, 1))
     inputs = random_inputs(groups)
 
     def rows(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
