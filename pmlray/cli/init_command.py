@@ -19,7 +19,7 @@ from pmlray.cli.schema_command import file_schema
 from pmlray.config import SearchSpec
 from pmlray.config.models import KNOWN, KNOWN_REVISIONS, PULLABLE, ModelSource, resolve_model
 from pmlray.config.prepared import prepare_search
-from pmlray.errors import SpecError
+from pmlray.errors import PmlrayError, SpecError
 from pmlray.memory import TaskKind, encode_texts, read_records
 
 KINDS = get_args(TaskKind)
@@ -45,10 +45,15 @@ def init(
     """Write a commented search file; asks in a terminal for what no option says."""
     asks = _at_a_terminal()
     if asks:
-        task = task or _ask("What is memorised", KINDS, KINDS[0])
-        model = model or _ask("Base model, a hub id or a folder", (*KNOWN,), PULLABLE[0], True)
+        task = task or _ask("What is memorised", KINDS[0], _check_kind, KINDS)
+        model = model or _ask(
+            "Base model, a hub id or a folder",
+            PULLABLE[0],
+            lambda answer: resolve_model(answer, revision or KNOWN_REVISIONS.get(answer)),
+            tuple(KNOWN),
+        )
         if task == "records" and records is None:
-            records = Path(_ask("File of the records", (), None, True))
+            records = Path(_ask("File of the records", None, lambda x: read_records(Path(x))))
     if task is None or model is None:
         raise SpecError(
             "pmlray init needs --task and --model where it cannot ask, such as --task phonebook"
@@ -56,7 +61,9 @@ def init(
         )
     if file is None:
         name = Path(f"{task}_{_name_of(model)}.yaml")
-        file = Path(_ask("Write to", (), str(name), True)) if asks else name
+        file = name
+        if asks:
+            file = Path(_ask("Write to", str(name), lambda x: _check_place(Path(x), force)))
     search = write_search(file, task, model, revision, records, text, layer, gpu_hours, force)
     found = {"file": str(file), "search_id": search.search_id}
     emit(found, f"{file} is written; next: pmlray plan {file}", as_json)
@@ -80,10 +87,7 @@ def write_search(
     # Drawing on templates takes a moment that other commands need not wait for.
     from pmlray.study.new_search import NewSearch, guessed_tokens, search_yaml
 
-    if file.suffix not in (".yaml", ".yml"):
-        raise SpecError(f"{file}: a search file ends in .yaml")
-    if file.exists() and not force:
-        raise SpecError(f"{file} is there already; choose another name, or --force to overwrite it")
+    _check_place(file, force)
     _check_fit(task, records, text)
     names = {
         key: None if path is None else _relative(path, file)
@@ -128,6 +132,18 @@ def write_search(
     elif not write_once(file, content.encode()):
         raise SpecError(f"{file} was written by somebody else meanwhile; choose another name")
     return spec
+
+
+def _check_place(file: Path, force: bool) -> None:
+    if file.suffix not in (".yaml", ".yml"):
+        raise SpecError(f"{file}: a search file ends in .yaml")
+    if file.exists() and not force:
+        raise SpecError(f"{file} is there already; choose another name, or --force to overwrite it")
+
+
+def _check_kind(answer: str) -> None:
+    if answer not in KINDS:
+        raise SpecError(f"{answer!r} is none of {', '.join(KINDS)}")
 
 
 def _check_fit(task: TaskKind, records: Path | None, text: Path | None) -> None:
@@ -181,16 +197,17 @@ def _at_a_terminal() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _ask(what: str, options: Sequence[str], default: str | None, free: bool = False) -> str:
-    """What a user answers; with options and not `free`, one of them."""
-    shown = f"{what} ({', '.join(options)})" if options else what
-    return typer.prompt(shown, default=default, value_proc=_one_of(options, free), err=True)
+def _ask(
+    what: str, default: str | None, check: Callable[[str], object], options: Sequence[str] = ()
+) -> str:
+    """What a user answers, asked again while `check` refuses it."""
 
-
-def _one_of(options: Sequence[str], free: bool) -> Callable[[str], str]:
-    def check(answer: str) -> str:
-        if not free and answer not in options:
-            raise typer.BadParameter(f"{answer!r} is none of {', '.join(options)}")
+    def checked(answer: str) -> str:
+        try:
+            check(answer)
+        except PmlrayError as error:
+            raise typer.BadParameter(str(error)) from error
         return answer
 
-    return check
+    shown = f"{what} ({', '.join(options)})" if options else what
+    return typer.prompt(shown, default=default, value_proc=checked, err=True)

@@ -151,10 +151,23 @@ def test_what_cannot_be_written_leaves_nothing_behind(
 
 def test_it_asks_in_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pmlray.cli.init_command._at_a_terminal", lambda: True)
-    answers = "sonnet\nrecords\nsmollm2-135m\nfacts.jsonl\n\n"
-    done = runner.invoke(app, ["init"], input=answers)
+    (here / "taken.yaml").write_text("mine")
+    refused = {
+        "sonnet": "'sonnet' is none of",
+        "records": "",
+        "nowhere": "nowhere",
+        "smollm2-135m": "",
+        "no-facts.jsonl": "no-facts.jsonl",
+        "facts.jsonl": "",
+        "mine.json": "mine.json: a search file ends in .yaml",
+        "taken.yaml": "taken.yaml is there already",
+    }
+    done = runner.invoke(app, ["init"], input="\n".join(refused) + "\n\n")
     assert done.exit_code == 0, done.exception
-    assert "'sonnet' is none of" in done.output
+    assert done.output.count("Error: ") == 5
+    for complaint in refused.values():
+        assert complaint in done.output
+    assert (here / "taken.yaml").read_text() == "mine"
     spec = load_search(here / "records_smollm2_135m.yaml")
     assert spec.task.kind == "records" and spec.model.id == "smollm2-135m"
 
