@@ -24,7 +24,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from scripts.bench.speed_law import (
 )
 from scripts.bench.speed_work import RANDOM_WEIGHTS, Work
 
-VERSIONED = ("torch", "transformers", "peft", "deepspeed", "accelerate")
+VERSIONED = ("torch", "transformers", "peft", "deepspeed", "accelerate", "trl")
 # mLoRA trains many adapters on one base, but not beside the versions that pmlray pins.
 MULTI_ADAPTER = {
     "way": "mlora",
@@ -106,7 +106,7 @@ def run(quick: bool, law: str, file: Path | None, parts: int | None) -> dict[str
     """Measure everything that the file does not hold; SittingOver after so many parts."""
     on_gpu = torch.cuda.is_available()
     about = machine()
-    about["versions"] |= {package: version(package) for package in VERSIONED}
+    about["versions"] |= {package: _version(package) for package in VERSIONED}
     about["device"] = torch.cuda.get_device_name() if on_gpu else "CPU"
     about["threads"] = torch.get_num_threads()
     plan = Plan(repeats=5, block_seconds=0.25 if quick else 1.0, resident=not on_gpu)
@@ -132,6 +132,13 @@ def run(quick: bool, law: str, file: Path | None, parts: int | None) -> dict[str
         "growth": growth(cells),
         "law": jobs,
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def table(found: dict[str, Any]) -> str:
