@@ -35,7 +35,7 @@ class AdaptedModel(nn.Module):
 
         keep_TD: dropout's mask of the adapter output, already scaled; None outside training.
         """
-        delta_TD = self.lora.delta(batch.adapter_in_TX, batch.adapter_of_row_R, batch.groups)
+        delta_TD = self.lora.delta(batch)
         if keep_TD is not None:
             delta_TD = delta_TD * keep_TD
         adapted_TD = batch.hidden_TD + delta_TD.to(batch.hidden_TD.dtype)

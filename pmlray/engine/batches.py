@@ -6,8 +6,9 @@ supervised tokens in all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import torch
@@ -45,16 +46,39 @@ class Row:
         return self.record.targets_L.shape[0] if self.scored is None else len(self.scored)
 
 
+@dataclass(frozen=True)
+class Block:
+    """Rows end to end, all of one length: so many of each of these adapters, one after another."""
+
+    adapters: tuple[int, ...]
+    rows_of_each: int
+    length: int
+
+    @property
+    def rows(self) -> int:
+        """Rows in all."""
+        return len(self.adapters) * self.rows_of_each
+
+
+def blocks_of(rows: Iterable[tuple[int, int]]) -> tuple[Block, ...]:
+    """Rows, each (adapter, length), as the fewest blocks that keep their order."""
+    runs = [(*row, len(list(same))) for row, same in groupby(rows)]
+    return tuple(
+        Block(tuple(adapter for adapter, _, _ in alike), count, length)
+        for (length, count), alike in groupby(runs, key=lambda run: run[1:])
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Rows as tensors, longest first; `groups` are (rows, length) of rows of equal length.
+    """Rows as tensors, longest first.
 
     `predict_N` indexes the T positions that predict a supervised token, `slot_N` the flattened
     (R, L) slots in which per-token values are laid out.
     """
 
     rows: tuple[Row, ...]
-    groups: RowGroups
+    blocks: tuple[Block, ...]
     hidden_TD: Tensor
     adapter_in_TX: Tensor
     positions_T: Tensor
@@ -64,6 +88,12 @@ class MicroBatch:
     targets_N: Tensor
     slot_N: Tensor
     mask_RL: Tensor
+
+    @cached_property
+    def groups(self) -> RowGroups:
+        """(rows, length) of rows of equal length."""
+        by_length = groupby(self.blocks, key=lambda block: block.length)
+        return tuple((sum(block.rows for block in same), length) for length, same in by_length)
 
     def lay_out(self, values_N: Tensor) -> Tensor:
         """Per-token values as (R, L), zero (False) where there is no token; keeps gradients.
@@ -112,7 +142,7 @@ def _assemble(rows: Sequence[Row]) -> MicroBatch:
         start += row.length
     return MicroBatch(
         rows=tuple(rows),
-        groups=tuple((len(list(same)), length) for length, same in groupby(r.length for r in rows)),
+        blocks=blocks_of((row.adapter, row.length) for row in rows),
         hidden_TD=torch.cat([record.hidden_TD for record in records]),
         adapter_in_TX=torch.cat([record.adapter_in_TX for record in records]),
         positions_T=torch.cat([torch.arange(row.length, device=device) for row in rows]),

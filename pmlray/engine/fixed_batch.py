@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pmlray.engine.batches import MicroBatch, Row
+from pmlray.engine.batches import MicroBatch, Row, blocks_of
 from pmlray.engine.dropout import Dropout
 from pmlray.engine.host_copies import on_device
 from pmlray.engine.members import Member
@@ -96,7 +95,7 @@ class FixedBatch:
         lengths = [place.length for place in layout]
         self.batch = MicroBatch(
             rows=(),
-            groups=tuple((len(list(same)), length) for length, same in groupby(lengths)),
+            blocks=blocks_of((place.adapter, place.length) for place in layout),
             hidden_TD=record.hidden_TD.new_zeros(positions, record.hidden_TD.shape[1]),
             adapter_in_TX=record.adapter_in_TX.new_zeros(positions, record.adapter_in_TX.shape[1]),
             positions_T=torch.cat([torch.arange(length, device=device) for length in lengths]),

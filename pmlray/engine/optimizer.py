@@ -6,7 +6,7 @@ Shapes: N adapters; parameters are (N, ., .).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch import Tensor
 from pmlray.engine.pack_state import State
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+# An update goes over its tensors eleven times: on a CPU over so much at once as its caches hold.
+CPU_PART_BYTES = 2**20
 
 
 class PackedAdamW(torch.optim.Optimizer):
@@ -85,32 +87,53 @@ class PackedAdamW(torch.optim.Optimizer):
         assert closure is None, "PackedAdamW takes no closure"
         params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
         moves_N = self._weight_sum_N > 0
-        scale_N = torch.where(moves_N, 1.0 / self._weight_sum_N.clamp_min(1e-30), 0.0)
-        for p in params:
-            p.grad.mul_(scale_N[:, None, None])
-        norm_N = torch.stack([p.grad.flatten(1).norm(dim=1) for p in params]).norm(dim=0)
-        self.norm_N = norm_N
+        mean_N = torch.where(moves_N, 1.0 / self._weight_sum_N.clamp_min(1e-30), 0.0)
+        sum_norm_N = torch.stack([p.grad.flatten(1).norm(dim=1) for p in params]).norm(dim=0)
+        self.norm_N = sum_norm_N * mean_N
         # The same guard as torch.nn.utils.clip_grad_norm_.
-        clip_N = (self.clip_norm / (norm_N + 1e-6)).clamp(max=1.0)
+        clip_N = (self.clip_norm / (self.norm_N + 1e-6)).clamp(max=1.0)
         self._count_N += moves_N
         count_N = self._count_N.clamp_min(1)
-        step_size_N = (self._rate_N / (1 - BETA1**count_N)).to(norm_N.dtype)
-        root_N = (1 - BETA2**count_N).sqrt().to(norm_N.dtype)
+        rate_N = torch.where(moves_N, self._rate_N, 0.0)
+        how = _Update(
+            moves_N,
+            scale_N=mean_N * clip_N,
+            step_size_N=(rate_N / (1 - BETA1**count_N)).to(rate_N.dtype),
+            root_N=(1 - BETA2**count_N).sqrt().to(rate_N.dtype),
+        )
         decay = self.param_groups[0]["weight_decay"]
-        moves = moves_N[:, None, None]
         for p in params:
             state = self.state[p]
             if not state:
                 state["exp_avg"] = torch.zeros_like(p)
                 state["exp_avg_sq"] = torch.zeros_like(p)
-            grad = p.grad.mul_(clip_N[:, None, None])
-            mean, square = state["exp_avg"], state["exp_avg_sq"]
-            mean.copy_(torch.where(moves, torch.lerp(mean, grad, 1 - BETA1), mean))
-            square.copy_(
-                torch.where(moves, square.mul(BETA2).addcmul_(grad, grad, value=1 - BETA2), square)
-            )
-            update = mean / ((square.sqrt() / root_N[:, None, None]).add_(EPS))
-            update.mul_(step_size_N[:, None, None])
-            if decay:
-                update.add_(p * (decay * self._rate_N)[:, None, None])
-            p.sub_(update.mul_(moves))
+            for part in _parts(p):
+                if decay:
+                    p[part].mul_((1 - decay * rate_N)[part, None, None])
+                how(part, p[part], p.grad[part], state["exp_avg"][part], state["exp_avg_sq"][part])
+
+
+class _Update(NamedTuple):
+    """One step of AdamW on some of the adapters, in place."""
+
+    moves_N: Tensor
+    scale_N: Tensor
+    step_size_N: Tensor
+    root_N: Tensor
+
+    def __call__(self, part: slice, p: Tensor, grad: Tensor, mean: Tensor, square: Tensor) -> None:
+        moves, scale, step_size, root = (x_N[part, None, None] for x_N in self)
+        # What does not move may have no finite gradient.
+        grad.mul_(scale).masked_fill_(~moves, 0.0)
+        mean.lerp_(grad, (1 - BETA1) * moves)
+        square.mul_(torch.where(moves, BETA2, 1.0)).addcmul_(grad, grad, value=1 - BETA2)
+        move = square.sqrt().div_(root).add_(EPS)
+        torch.div(mean, move, out=move)
+        p.sub_(move.mul_(step_size))
+
+
+def _parts(p: Tensor) -> list[slice]:
+    """Adapters that are updated at once."""
+    n = len(p)
+    at_once = max(1, CPU_PART_BYTES // p[0].nbytes) if p.is_cpu else n
+    return [slice(first, first + at_once) for first in range(0, n, at_once)]

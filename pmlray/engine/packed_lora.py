@@ -1,7 +1,7 @@
 """Many LoRA adapters of mixed rank in one pair of tensors.
 
-Shapes: N adapters in S slots, R rows of a batch, T positions of all rows, X adapter input width, D
-hidden size, K the largest rank of the pack.
+Shapes: N adapters in S slots, R rows of a batch, T positions of all rows, P those of an adapter's
+rows in a block, X adapter input width, D hidden size, K the largest rank of the pack.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pmlray.engine.base_model import BaseModel
+from pmlray.engine.batches import MicroBatch
 from pmlray.engine.pack_state import State
-from pmlray.engine.row_attention import RowGroups
 
 
 def initial_A(placement: str, width: int, lora_rank: int, seed: int) -> Tensor:
@@ -95,21 +95,25 @@ class PackedLora(nn.Module):
             if n is not None:
                 self._slot_N[n] = slot
 
-    def delta(self, adapter_in_TX: Tensor, adapter_of_row_R: Tensor, groups: RowGroups) -> Tensor:
-        """What each row's adapter adds to its block output, (T, D), in fp32.
-
-        The T positions are rows end to end, `groups` their (rows, length).
-        """
-        slot_R = self.slots_of(adapter_of_row_R)
-        a_RXK, b_RKD = self.A[slot_R], self.B[slot_R]
-        x_TX = adapter_in_TX.to(a_RXK.dtype)
+    def delta(self, batch: MicroBatch) -> Tensor:
+        """What each row's adapter adds to its block output, (T, D), in fp32."""
+        x_TX = batch.adapter_in_TX.to(self.A.dtype)
         parts, row, start = [], 0, 0
-        for rows, length in groups:
-            x = x_TX[start : start + rows * length].unflatten(0, (rows, length))
-            a, b = a_RXK[row : row + rows], b_RKD[row : row + rows]
-            parts.append(torch.bmm(torch.bmm(x, a), b).flatten(0, 1))
-            row, start = row + rows, start + rows * length
+        for block in batch.blocks:
+            adapter_N = batch.adapter_of_row_R[row : row + block.rows : block.rows_of_each]
+            a_NXK, b_NKD = self._of(block.adapters, adapter_N)
+            x = x_TX[start : start + block.rows * block.length]
+            x_NPX = x.unflatten(0, (len(block.adapters), -1))
+            parts.append(torch.bmm(torch.bmm(x_NPX, a_NXK), b_NKD).flatten(0, 1))
+            row, start = row + block.rows, start + block.rows * block.length
         return torch.cat(parts)
+
+    def _of(self, adapters: tuple[int, ...], adapter_N: Tensor) -> tuple[Tensor, Tensor]:
+        # All of them in their order are there already: copies would cost more than the products.
+        if list(adapters) == self._holders:
+            return self.A, self.B
+        slot_N = self.slots_of(adapter_N)
+        return self.A[slot_N], self.B[slot_N]
 
     def weights(self, n: int) -> tuple[Tensor, Tensor]:
         """A (X, r) and B (r, D) of adapter n, detached, without the padding to K."""
