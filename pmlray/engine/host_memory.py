@@ -1,8 +1,8 @@
 """The C library's allocator in a process that trains on a CPU.
 
 Every step takes and frees the same tensors. Left to itself glibc hands what lies free at the end
-of its memory back to the system after each, and the next step has it cleared page by page: 15,000
-page faults a step of 32 adapters, and twice the loss of time in a thread that is not the main one.
+of its memory back to the system after each, and the next step has it cleared page by page: over
+10,000 page faults a step of 32 adapters, 2 % of its time, and 4 % in a thread of Ray Train's.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ RowGroups = tuple[tuple[int, int], ...]
 Rotary = tuple[Tensor, Tensor]
 # On a CPU torch's backward pass in bfloat16 is up to 7 times slower than in fp32 below this length.
 CPU_FP32_LENGTH = 256
-# Forward and backward of 9 heads over 128 rows of 22: 8.9 ms by torch's flash kernel, 4.2 by
-# products of matrices; over 32 of 63 9.2 and 5.7, over 21 of 96 9.7 and 7.8, over 16 of 128 11.9
+# Forward and backward of 9 heads over 128 rows of 22: 9.1 ms by torch's flash kernel, 4.2 by
+# products of matrices; over 32 of 63 9.3 and 5.7, over 21 of 96 9.7 and 7.8, over 16 of 128 11.9
 # and 10.8, where the shares that they keep are a fifth of all that a step keeps.
 CPU_SHORT_LENGTH = 96
 

@@ -45,7 +45,7 @@ thread.join()
 def faults_and_given_back(environment: dict[str, str]) -> tuple[float, float]:
     done = subprocess.run(
         [sys.executable, "-c", STEPS],
-        env={**os.environ, **environment},
+        env={k: v for k, v in os.environ.items() if k not in CPU_ALLOCATOR} | environment,
         check=True,
         capture_output=True,
         text=True,
@@ -59,6 +59,5 @@ def faults_and_given_back(environment: dict[str, str]) -> tuple[float, float]:
 def test_a_step_takes_the_memory_that_the_last_one_freed() -> None:
     plain, _ = faults_and_given_back({})
     faults, given_back = faults_and_given_back(CPU_ALLOCATOR)
-    assert plain > 10_000
-    assert faults < 100
+    assert faults < plain / 20
     assert given_back > 90_000_000

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from pmlray.engine import optimizer
 from pmlray.engine.optimizer import PackedAdamW
 
 
-def test_each_adapter_moves_as_under_its_own_adamw() -> None:
+@pytest.mark.parametrize("part_bytes", [2**20, 2 * 4 * 2 * 4, 1], ids=["all", "two", "each"])
+def test_each_adapter_moves_as_under_its_own_adamw(
+    part_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, two at a time (the last alone), and one by one."""
+    monkeypatch.setattr(optimizer, "CPU_PART_BYTES", part_bytes)
     generator = torch.Generator().manual_seed(1)
     n, rates, sums = 3, [1e-2, 3e-3, 1e-1], [1.0, 4.0, 0.5]
     start = torch.randn(n, 4, 2, generator=generator)
@@ -22,6 +29,8 @@ def test_each_adapter_moves_as_under_its_own_adamw() -> None:
         # Adapter 1 has no active token in step 3: it must not move at all, nor count the step.
         weight_sum = torch.tensor([0.0 if (i, step) == (1, 3) else sums[i] for i in range(n)])
         packed.grad = gradient.clone()
+        # What does not move is not even touched by what is no number.
+        packed.grad[weight_sum == 0] = float("nan")
         ours.prepare(torch.tensor(rates), weight_sum)
         ours.step()
         for i in range(n):
