@@ -14,15 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from pmlray.engine.long_attention import long_attention
 from pmlray.engine.short_attention import short_attention
 
 RowGroups = tuple[tuple[int, int], ...]
 Rotary = tuple[Tensor, Tensor]
-# On a CPU torch's backward pass in bfloat16 is up to 7 times slower than in fp32 below this length.
-CPU_FP32_LENGTH = 256
-# Forward and backward of 9 heads over 128 rows of 22: 9.1 ms by torch's flash kernel, 4.2 by
-# products of matrices; over 32 of 63 9.3 and 5.7, over 21 of 96 9.7 and 7.8, over 16 of 128 11.9
-# and 10.8, where the shares that they keep are a fifth of all that a step keeps.
+# On a CPU rows up to here attend in fp32. Forward and backward of 9 heads over 128 rows of 22 took
+# 5.3 ms so and 8.5 as longer rows do; over 32 of 63 6.1 and 7.0, 21 of 96 8.0 and 5.9, 16 of 128
+# 11.1 and 7.6.
 CPU_SHORT_LENGTH = 96
 
 
@@ -116,13 +115,16 @@ def attend_rows(
         query, key, value = (
             x[part].unflatten(0, (rows, length)) for x in (query_THE, key_TGE, value_TGE)
         )
-        if query.is_cpu and length <= CPU_FP32_LENGTH:
+        short = query.is_cpu and length <= CPU_SHORT_LENGTH
+        if short:
             cos_LE, sin_LE = cos_LE.float(), sin_LE.float()
         turned = _Rotated.apply(query, cos_LE, sin_LE)
         key = _Rotated.apply(key, cos_LE, sin_LE)
         value = value.transpose(1, 2).to(cos_LE.dtype, memory_format=torch.contiguous_format)
-        if query.is_cpu and length <= CPU_SHORT_LENGTH:
+        if short:
             attended_RHLE = short_attention(turned, key, value, scale=scale)
+        elif query.is_cpu and query.dtype == torch.bfloat16:
+            attended_RHLE = long_attention(turned, key, value, scale=scale)
         else:
             attended_RHLE = scaled_dot_product_attention(
                 turned,

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pmlray.backends.mlflow_system import node_name
+from pmlray.engine.host_memory import CPU_ALLOCATOR
 from tests.integration.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -27,6 +28,7 @@ from pmlray.backends.mlflow_runs import run_times
 from pmlray.backends.node_load import loads_of
 from pmlray.backends.ray_workers import WorkerPlan
 from pmlray.config.prepared import prepare_search
+from pmlray.engine.host_memory import CPU_ALLOCATOR
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.pull import pull_model
 from pmlray.engine.stepper import TorchStepper
@@ -75,6 +77,9 @@ def train(config):
             os._exit(1)
         take(self)
     zero3.ShardedRun._take_step = take_step
+    # As the process was started, which is when the C library reads it.
+    started = Path("/proc/self/environ").read_text().split(chr(0))
+    note("allocator", [f"{k}={v}" in started for k, v in CPU_ALLOCATOR.items()])
     bases, load = [], zero3_packs.load_base
     def load_base(search):
         note("loads", "load")
@@ -117,7 +122,8 @@ def fit(name, *packs):
     read = lambda kind, rank: (folder / name / f"{kind}{rank}.txt").read_text().splitlines()
     return {"learnt": learnt(store), "steps": read("steps", 0),
             "loads": [len(read("loads", rank)) for rank in (0, 1)],
-            "alive": [list(map(json.loads, read("alive", rank))) for rank in (0, 1)]}
+            "alive": [list(map(json.loads, read("alive", rank))) for rank in (0, 1)],
+            "allocator": [read("allocator", rank) for rank in (0, 1)]}
 
 
 packed = FileStore(folder / "packed")
@@ -157,7 +163,8 @@ def test_workers_that_stay_equal_one_and_go_on_from_a_checkpoint(tmp_path: Path)
     (tmp_path / "search.yaml").write_text(SEARCH)
     began = time.time()
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT, env={**os.environ},
+        [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT,
+        env={k: v for k, v in os.environ.items() if k not in CPU_ALLOCATOR},
         capture_output=True, text=True, timeout=560,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -176,6 +183,9 @@ def test_workers_that_stay_equal_one_and_go_on_from_a_checkpoint(tmp_path: Path)
     assert lost["steps"] == [*"0123455", *"012"]
     # Each worker loads the base once for all packs, and again only where it was started again.
     assert warm["loads"] == [1, 1] and lost["loads"] == [2, 2]
+    # Ray starts them with the allocator's environment, in place of a worker that was lost too.
+    handed = str([True] * len(CPU_ALLOCATOR))
+    assert warm["allocator"] == [[handed]] * 2 and lost["allocator"] == [[handed] * 2] * 2
     # A pack leaves nothing behind.
     for alive in warm["alive"]:
         assert len(alive) == 3 and alive[2] == alive[0]

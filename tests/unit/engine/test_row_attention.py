@@ -14,6 +14,7 @@ from transformers import LlamaConfig, Qwen3Config
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3RotaryEmbedding
 
+from pmlray.engine import long_attention
 from pmlray.engine.row_attention import RowAttention, RowGroups, attend_rows
 
 HEADS, KV_HEADS, SIZE = 4, 2, 16
@@ -67,9 +68,21 @@ def unturned(query: Tensor, key: Tensor, value: Tensor, groups: RowGroups) -> Te
     return attend_rows(*parts, rotary, groups, scale=SIZE**-0.5)[None]
 
 
-def test_rows_of_up_to_256_tokens_attend_in_fp32_on_a_cpu() -> None:
+def by_torch(query: Tensor, key: Tensor, value: Tensor, groups: RowGroups) -> Tensor:
+    """Row by row in the inputs' precision, (1, T, H, E)."""
+    parts, start = [], 0
+    for n, length in groups:
+        for _ in range(n):
+            part = [x[:, :, start : start + length] for x in (query, key, value)]
+            start += length
+            attended = scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True)
+            parts.append(attended.transpose(1, 2))
+    return torch.cat(parts, dim=1)
+
+
+def test_rows_of_up_to_96_tokens_attend_in_fp32_on_a_cpu() -> None:
     """Of inputs in bfloat16, results and gradients are the exact ones, rounded once."""
-    groups = ((1, 256), (2, 97), (2, 96), (3, 5), (1, 1))
+    groups = ((2, 96), (3, 5), (1, 1))
     inputs = random_inputs(groups)
 
     def rows(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -77,19 +90,9 @@ def test_rows_of_up_to_256_tokens_attend_in_fp32_on_a_cpu() -> None:
         assert attended.dtype == torch.bfloat16
         return attended
 
-    def in_bfloat16(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        parts, start = [], 0
-        for n, length in groups:
-            for _ in range(n):
-                part = [x[:, :, start : start + length] for x in (query, key, value)]
-                start += length
-                attended = scaled_dot_product_attention(*part, is_causal=True, enable_gqa=True)
-                parts.append(attended.transpose(1, 2))
-        return torch.cat(parts, dim=1)
-
     exact = with_gradients(inputs, lambda *qkv: written_out(*qkv, groups), torch.float64)
     found = with_gradients(inputs, rows, torch.bfloat16)
-    plain = with_gradients(inputs, in_bfloat16, torch.bfloat16)
+    plain = with_gradients(inputs, lambda *qkv: by_torch(*qkv, groups), torch.bfloat16)
     for name, true, own, other in zip(("output", *"qkv"), exact, found, plain, strict=True):
         limit = ROUNDING * true.abs() + 1e-5
         assert (own - true).abs().le(limit).all(), name
@@ -97,14 +100,48 @@ def test_rows_of_up_to_256_tokens_attend_in_fp32_on_a_cpu() -> None:
         assert (own - true).norm() < 0.9 * (other - true).norm(), name
 
 
-def test_longer_rows_keep_to_themselves() -> None:
-    """Beyond that length torch's own precision, and still no row sees another."""
-    groups = ((2, 257),)
-    inputs = random_inputs(groups)[:3]
-    found = unturned(*inputs, groups)
-    exact = written_out(*(x.double() for x in inputs), groups)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.double(), exact, rtol=0.0, atol=0.02)
+@pytest.mark.parametrize("room", [10 * 2**20, 300_000], ids=["together", "in parts"])
+def test_longer_rows_in_bfloat16_are_as_exact_as_torchs(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of less than a block, of whole blocks and of a piece more."""
+    monkeypatch.setattr(long_attention, "BLOCK_BYTES", room)
+    products = torch.backends.mkldnn.matmul
+    for groups in (((1, 97),), ((2, 256),), ((3, 300),)):
+        inputs = random_inputs(groups)
+        exact = with_gradients(inputs, lambda *qkv, at=groups: written_out(*qkv, at), torch.float64)
+        before = products.fp32_precision
+        found = with_gradients(inputs, lambda *qkv, at=groups: unturned(*qkv, at), torch.bfloat16)
+        assert products.fp32_precision == before
+        plain = with_gradients(inputs, lambda *qkv, at=groups: by_torch(*qkv, at), torch.bfloat16)
+        for name, true, own, other in zip(("output", *"qkv"), exact, found, plain, strict=True):
+            off = (own - true).norm()
+            assert off < ROUNDING * true.norm(), (groups, name)
+            assert off < 1.05 * (other - true).norm(), (groups, name)
+
+
+def test_longer_rows_in_fp32_stay_in_fp32() -> None:
+    groups = ((2, 300),)
+    inputs = random_inputs(groups)
+    exact = with_gradients(inputs, lambda *qkv: written_out(*qkv, groups), torch.float64)
+    found = with_gradients(inputs, lambda *qkv: unturned(*qkv, groups), torch.float32)
+    for true, own in zip(exact, found, strict=True):
+        assert (own - true).norm() < 1e-5 * true.norm()
+
+
+def test_what_was_said_of_products_holds_again_after_one_that_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: Tensor, scale: float) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(long_attention, "_gradients", fails)
+    products = torch.backends.mkldnn.matmul
+    before = products.fp32_precision
+    groups = ((1, 97),)
+    with pytest.raises(MemoryError, match="no room"):
+        with_gradients(random_inputs(groups), lambda *qkv: unturned(*qkv, groups), torch.bfloat16)
+    assert products.fp32_precision == before
 
 
 def test_positions_turn_queries_and_keys_by_their_angle() -> None:
