@@ -1,7 +1,7 @@
 """Causal attention over longer rows in bfloat16 on a CPU: torch's flash kernel, and a backward pass
 of its own.
 
-torch's backward pass goes head by head through small products, at an eighth of what the machine can
+torch's backward pass goes head by head through small products, at a tenth of what the machine can
 multiply. Here blocks of queries are multiplied, of several rows and all heads at once; scores and
 shares are made anew and are fp32, factors of a product bfloat16.
 
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-# Of 9 heads, two threads: 4 rows of 1,013 took 64 ms in blocks of 64, 45 of 128, 46 of 192; 8 of
-# 513 32, 29 and 26; torch's own backward pass 55 and 48.
+# Of 9 heads, two threads: 4 rows of 1,013, two at once, took 54 ms in blocks of 64, 45 of 128, 46
+# of 192; 8 of 513, four at once, 32, 29 and 26; torch's own backward pass 55 and 48.
 BLOCK_POSITIONS = 128
-# Scores of a block: twice as much did not stay in the caches (46 -> 63 ms).
+# Scores of a block: twice as much did not stay in the caches (45 -> 63 ms).
 BLOCK_BYTES = 10 * 2**20
 
 
