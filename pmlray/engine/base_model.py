@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pmlray.config.models import ARCHITECTURES, ModelSource, geometry_from_config
 from pmlray.config.search_spec import Probe
+from pmlray.engine.compiled_mlp import compile_mlps
 from pmlray.engine.frozen_norm import FrozenRMSNorm, FusedRMSNorm, freeze_norms
+from pmlray.engine.hosted_weights import HostedWeights, nothing_hosted
 from pmlray.engine.row_attention import RowAttention, RowGroups
 from pmlray.errors import ModelError
 
@@ -40,17 +42,21 @@ class LayerInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A frozen causal language model with its tokenizer and the place of the adapter."""
+    """A frozen causal language model with its tokenizer and the place of the adapter.
+
+    hosted: the weights of the embeddings and of blocks 0..k where they are not on the device.
+    """
 
     # Typed loosely: a transformers model is built at run time, out of the type checker's sight.
     model: Any
     tokenizer: Any
     probe: Probe
+    hosted: HostedWeights = field(default_factory=nothing_hosted)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.model.device
+        """Where it computes."""
+        return self.head_weight.device
 
     @cached_property
     def prefix_hash(self) -> str:
@@ -133,7 +139,8 @@ class BaseModel:
             self.adapted_layer.register_forward_hook(add),
         ]
         try:
-            yield
+            with self.hosted.held():
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
@@ -163,21 +170,34 @@ def load_base_model(
         raise ModelError(f"cannot load the base model {model_id}: {error}") from error
     geometry_from_config({**model.config.to_dict(), "architectures": [type(model).__name__]}, where)
     check_layer(probe, model.config.num_hidden_layers)
-    return freeze_base(model.to(device), tokenizer, probe)
+    return freeze_base(model, tokenizer, probe, device)
 
 
-def freeze_base(model: Any, tokenizer: Any, probe: Probe) -> BaseModel:
+def freeze_base(model: Any, tokenizer: Any, probe: Probe, device: torch.device) -> BaseModel:
     """A loaded model as a base: its layers above the adapter attend over rows, nothing of it is
-    trained, and its norms know that."""
+    trained, and its norms know that; on a GPU their MLPs are compiled. Of a model that lies in host
+    memory only what steps need goes to another device."""
     model.requires_grad_(False)
     model.eval()
-    suffix = model.model.layers[probe.layer + 1 :]
+    body, above = model.model, probe.layer + 1
+    suffix = body.layers[above:]
     for layer in suffix:
         layer.self_attn = RowAttention(layer.self_attn)
-    frozen = FrozenRMSNorm if model.device.type == "cpu" else FusedRMSNorm
+    frozen = FrozenRMSNorm if device.type == "cpu" else FusedRMSNorm
     freeze_norms(suffix, frozen)
-    model.model.norm = frozen(model.model.norm)
-    return BaseModel(model, tokenizer, probe)
+    body.norm = frozen(body.norm)
+    for module in (body.rotary_emb, suffix, body.norm, model.lm_head):
+        module.to(device)
+    # Without embeddings that are the head's weights too.
+    there = model.lm_head.weight.device
+    prefix = {
+        module: [weight for weight in module.parameters() if weight.device != there]
+        for module in (body.embed_tokens, *body.layers[:above])
+    }
+    hosted = HostedWeights(prefix, lambda weight: weight.to(device))
+    if device.type == "cuda" and len(suffix):
+        compile_mlps(suffix, model.config.hidden_size)
+    return BaseModel(model, tokenizer, probe, hosted)
 
 
 LoadBase = Callable[[str, ModelSource, str | None, Any, Probe, torch.device], BaseModel]

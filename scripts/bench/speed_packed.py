@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from pmlray.config.recipe import Recipe
@@ -75,7 +76,13 @@ def train_packed(
     work: the base, and the longest text, whose beginnings serve the shorter ones.
     """
     tokenizer = tokenizer_of(work)
-    base = freeze_base(load_model(work), tokenizer, work.probe)
+    model = load_model(work)
+    device = model.device
+    # As they lie where they are read; random ones are made on the device.
+    base = freeze_base(model.to("cpu"), tokenizer, work.probe, device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     cache = build_prefix_cache(base, records_of(work, tokenizer))
     runs, rows = [], []
     for i, own in enumerate(points):

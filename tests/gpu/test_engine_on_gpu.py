@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pmlray.config import Recipe
 from pmlray.config.models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
 from pmlray.engine import captured
-from pmlray.engine.base_model import load_base_model
+from pmlray.engine.base_model import BaseModel, freeze_base, load_base_model
+from pmlray.engine.batches import MAX_MICRO_BATCH_TOKENS
+from pmlray.engine.compiled_mlp import CompiledMLP
 from pmlray.engine.pull import pull_model
 from tests.unit.engine.conftest import make_run, random_record, train
 
@@ -107,3 +110,61 @@ def test_a_graph_is_let_go_of_where_steps_wait_for_the_device(
     trained = train(base, [make_run(4, 20, 12)], [[random_record(20)]], Recipe(learning_rate=1e-2))
     assert trained.members[0].step_losses[-1] < trained.members[0].step_losses[0]
     assert [r.getMessage() for r in caplog.records if "not captured" in r.getMessage()]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_mlps_above_the_adapter_are_compiled(
+    dtype: Literal["float32", "bfloat16"], caplog: pytest.LogCaptureFixture
+) -> None:
+    pull_model(TINY)
+    probe, source = Probe(placement="mlp", layer=1), resolve_model(TINY, None)
+    base = load_base_model(TINY, source, None, dtype, probe, torch.device("cuda"))
+    compiled = [isinstance(layer.mlp, CompiledMLP) for layer in base.model.model.layers]
+    assert compiled == [False, False, True, True]
+    assert not caplog.records
+
+
+def peak_bytes(base: BaseModel, n_records: int) -> int:
+    """The most that one adapter's steps over so many records held beside what lasts."""
+    records = [random_record(900, i) for i in range(n_records)]
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    train(base, [make_run(4, 900, 3)], [records], Recipe(batch_size=n_records))
+    lasting = sum(len(r.prompt_ids) + len(r.target_ids) for r in records) * 4
+    lasting *= base.model.config.hidden_size + base.adapter_width
+    return torch.cuda.max_memory_allocated() - before - lasting
+
+
+def test_memory_is_that_of_a_micro_batch() -> None:
+    pull_model(TINY)
+    probe, source = Probe(placement="mlp", layer=1), resolve_model(TINY, None)
+    base = load_base_model(TINY, source, None, "float32", probe, torch.device("cuda"))
+    # Of one micro-batch, and of four.
+    assert 16 * 904 <= MAX_MICRO_BATCH_TOKENS < 20 * 904
+    assert peak_bytes(base, 64) < 1.3 * peak_bytes(base, 16)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_steps_do_not_need_is_in_host_memory(tied: bool) -> None:
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=4,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=tied,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.tensor([[3, 5, 7, 11]])
+    with torch.no_grad():
+        expected = model(ids).logits
+    base = freeze_base(model, None, Probe(layer=1), torch.device("cuda"))
+    body = model.model
+    hosted = [*body.layers[:2].parameters()]
+    assert {p.device.type for p in hosted} == {"cpu"}
+    assert body.embed_tokens.weight.device.type == ("cuda" if tied else "cpu")
+    prefix = base.run_prefix(ids.cuda())
+    assert prefix.hidden_BTD.is_cuda
+    assert {p.device.type for p in hosted} == {"cpu"}
+    with base.with_adapter(torch.zeros_like), torch.no_grad():
+        assert {p.device.type for p in model.parameters()} == {"cuda"}
+        found = model(ids.cuda()).logits
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-4)
+    assert {p.device.type for p in hosted} == {"cpu"}

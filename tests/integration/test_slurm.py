@@ -14,7 +14,7 @@ from pmlray.engine.pull import pull_model
 from tests.integration.conftest import ROOT
 from tests.slurm import Slurm, require_slurm, slurm_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 # Short steps on a tiny model, but enough of them that the first notice meets a pack at work.
 SEARCH = """name: on_slurm
