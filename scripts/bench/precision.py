@@ -39,7 +39,7 @@ from pmlray.memory import Record
 from pmlray.types import DesignPoint, MemftRules, PlannedRun
 from scripts.bench.shares import machine
 
-PROMPT, RANKS, SEEDS = 8, (2, 16), (0, 1)
+PROMPT, LENGTHS, RANKS, SEEDS = 8, (20, 80, 120), (2, 16), (0, 1)
 RECIPE = Recipe(stop_loss=0.0)
 
 
@@ -79,8 +79,7 @@ def delta_losses(
 
 def run(quick: bool, steps: int) -> dict[str, Any]:
     """All that the script prints."""
-    lengths = (20, 80, 120) if quick else (20, 80, 120, 400)
-    points = list(product(lengths, RANKS, SEEDS))
+    points = list(product(LENGTHS, RANKS, SEEDS))
     exact, rounded = (delta_losses(d, quick, points, steps) for d in ("float32", "bfloat16"))
     shares = [abs(b - a) / a for a, b in zip(exact, rounded, strict=True)]
     seeds = [abs(a - b) / a for a, b in zip(exact[::2], exact[1::2], strict=True)]
