@@ -25,22 +25,14 @@ import torch
 from pmlray.config.models import SMOLLM2, TINY, resolve_model
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import Probe
-from pmlray.engine.adapted import AdaptedModel
-from pmlray.engine.admission import Admission
 from pmlray.engine.base_model import load_base_model
-from pmlray.engine.loop import train_pack
-from pmlray.engine.members import make_members
-from pmlray.engine.optimizer import PackedAdamW
-from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.prefix_cache import build_prefix_cache
-from pmlray.engine.stepper import TorchStepper
-from pmlray.engine.trained import TrainedMember
 from pmlray.memory import Record
-from pmlray.types import DesignPoint, MemftRules, PlannedRun
+from pmlray.types import DesignPoint, PlannedRun
+from scripts.bench.bare_pack import train_bare
 from scripts.bench.shares import machine
 
 PROMPT, LENGTHS, RANKS, SEEDS = 8, (20, 80, 120), (2, 16), (0, 1)
-RECIPE = Recipe(stop_loss=0.0)
 
 
 def delta_losses(
@@ -63,18 +55,9 @@ def delta_losses(
         PlannedRun(DesignPoint(rank, length, steps), "sft", 0, seed, "law", f"{i:016x}")
         for i, (length, rank, seed) in enumerate(points)
     ]
-    members = make_members(runs, [[records[run.point.seq_len]] for run in runs])
-    slots = Admission(members, RECIPE, None).most_at_once
-    lora = PackedLora(base, [r.point.lora_rank for r in runs], [r.seed for r in runs], slots)
-    model = AdaptedModel(base, lora)
-    optimizer = PackedAdamW(model.parameters(), clip_norm=RECIPE.clip_norm, weight_decay=0.0)
-    ended: list[TrainedMember] = []
-    train_pack(
-        model, TorchStepper(model, optimizer), optimizer, members, RECIPE,
-        rules=MemftRules(), on_finished=ended.extend,
-    )  # fmt: skip
-    ended.sort(key=lambda member: member.index)
-    return [member.curve[0][1] - member.scores.mean_nll for member in ended]
+    rows = [[records[run.point.seq_len]] for run in runs]
+    trained = train_bare(base, runs, rows, Recipe(stop_loss=0.0))
+    return [member.curve[0][1] - member.scores.mean_nll for member in trained]
 
 
 def run(quick: bool, steps: int) -> dict[str, Any]:
@@ -99,7 +82,7 @@ def main() -> None:
     """Measure, and print a table or JSON."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--quick", action="store_true", help="the tiny model")
-    options.add_argument("--steps", type=int, default=100)
+    options.add_argument("--steps", type=int, default=60)
     options.add_argument("--json", action="store_true", help="one JSON object on stdout")
     chosen = options.parse_args()
     found = run(chosen.quick, chosen.steps)

@@ -26,18 +26,11 @@ from pmlray.config.models import SMOLLM2, TINY, resolve_model
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import Probe
 from pmlray.design.packing import Load, deal_out
-from pmlray.engine.adapted import AdaptedModel
-from pmlray.engine.admission import Admission
 from pmlray.engine.base_model import BaseModel, load_base_model
-from pmlray.engine.loop import train_pack
-from pmlray.engine.members import make_members
-from pmlray.engine.optimizer import PackedAdamW
-from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.prefix_cache import CachedRecord, build_prefix_cache
-from pmlray.engine.stepper import TorchStepper
-from pmlray.engine.trained import TrainedMember
 from pmlray.memory import Record
-from pmlray.types import DesignPoint, MemftRules, PlannedRun, Room
+from pmlray.types import DesignPoint, PlannedRun, Room
+from scripts.bench.bare_pack import train_bare
 from scripts.bench.shares import machine
 from scripts.bench.speed_figures import paired_ratio, spread
 
@@ -50,16 +43,7 @@ def train(
     base: BaseModel, record: CachedRecord, runs: Sequence[PlannedRun], room: Room | None
 ) -> tuple[float, int]:
     """One pack: its seconds, and the steps until its last run ended."""
-    members = make_members(runs, [[record]] * len(runs))
-    slots = Admission(members, RECIPE, room).most_at_once
-    lora = PackedLora(base, [RANK] * len(runs), [run.seed for run in runs], slots)
-    model = AdaptedModel(base, lora)
-    optimizer = PackedAdamW(model.parameters(), clip_norm=1.0, weight_decay=0.0)
-    ended: list[TrainedMember] = []
-    train_pack(
-        model, TorchStepper(model, optimizer), optimizer, members, RECIPE,
-        rules=MemftRules(), on_finished=ended.extend, room=room,
-    )  # fmt: skip
+    ended = train_bare(base, runs, [[record]] * len(runs), RECIPE, room)
     return sum(m.device_seconds for m in ended), max(m.pack_steps for m in ended)
 
 
