@@ -38,10 +38,11 @@ from scripts.bench.shares import machine
 from scripts.bench.speed_cells import RIVALS, Plan, growth, measure_group, ratios
 from scripts.bench.speed_law import (
     LAW_RANKS,
-    MEASURED_WAYS,
     estimated_law,
+    job_seconds,
+    law_jobs,
     law_points,
-    measured_law,
+    measured_laws,
 )
 from scripts.bench.speed_work import RANDOM_WEIGHTS, Work
 
@@ -70,20 +71,22 @@ def works(quick: bool, on_gpu: bool) -> list[Work]:
 def law_figures(
     cells: Sequence[dict[str, Any]], points: Sequence[Work], measured: bool, kept: KeptParts
 ) -> list[dict[str, Any]]:
-    """The whole job by each way, what is measured apart from what is estimated."""
-    found = []
-    for way in ("pmlray", *RIVALS):
-        if measured and way in MEASURED_WAYS:
-            key = f"law of {len(points)} points on {points[0].model} by {way}"
-            found.append(kept.measured(key, partial(measured_law, way, points)))
-        else:
-            own = [
-                cell for cell in cells if cell["way"] == way and cell["status"] == "measured"
-                and cell["task"] == "long_context" and cell["model"] == points[0].model
-            ]  # fmt: skip
-            if own:
-                starts = [cell["start_seconds"]["median"] for cell in own]
-                found.append(estimated_law(way, points, min(starts), _cost_from(own)))
+    """The whole job by each way that is installed, measured or estimated from its cells."""
+    own: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        alike = cell["task"] == "long_context" and cell["model"] == points[0].model
+        if alike and cell["status"] == "measured" and cell["way"] in ("pmlray", *RIVALS):
+            own.setdefault(cell["way"], []).append(cell)
+    if measured:
+        jobs = law_jobs(points, [way for way in own if way != "pmlray"])
+        law = f"law of {len(points)} points on {points[0].model}"
+        seconds = [kept.measured(f"{law}: {job.name}", partial(job_seconds, job)) for job in jobs]
+        found = measured_laws(jobs, seconds)
+    else:
+        found = []
+        for way, known in own.items():
+            starts = min(cell["start_seconds"]["median"] for cell in known)
+            found.append(estimated_law(way, points, starts, _cost_from(known)))
     for job in found:
         job["over_pmlray"] = job["gpu_seconds"] / found[0]["gpu_seconds"]
         job["model"], job["points"] = points[0].model, len(points)
@@ -183,8 +186,10 @@ def table(found: dict[str, Any]) -> str:
             )
             lines.append(f"a step's cost ~ {g['along']}^{g['exponent']:.2f} ({place})")
     for job in found["law"]:
+        several = job["way"] == "pmlray" and job["status"] == "measured"
+        each = f" [{min(job['jobs']):.0f}, {max(job['jobs']):.0f}]" if several else ""
         lines.append(
-            f"{job['points']} points by {job['way']}: {job['gpu_seconds']:.0f} device-seconds"
+            f"{job['points']} points by {job['way']}: {job['gpu_seconds']:.0f}{each} device-seconds"
             f" ({job['status']}), {job['over_pmlray']:.2f} times pmlray's"
         )
     return "\n".join(lines)

@@ -4,7 +4,8 @@
 
 pmlray trains all points in one process and one pack, where budgets share their trunk (recipe
 `warmup_constant_decay`); every rival trains a process a point with its own linear decay. Nobody
-ends a run early, and only pmlray's time has the points' final losses in it.
+ends a run early, and only pmlray's time has the points' final losses in it. A machine's speed drifts
+by the hour, so the ways take turns: rivals point by point, pmlray's job before, after and in between.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,7 +27,16 @@ from scripts.bench.speed_ways import way_named
 from scripts.bench.speed_work import LEARNING_RATE, Work
 
 LAW_RANKS, LAW_STEPS = (1, 4, 16), (50, 100, 200, 400)
-MEASURED_WAYS = ("pmlray", "authors", "peft_trainer")
+PACKED_JOBS = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process trains, by which way, and its name among a law's jobs."""
+
+    way: str
+    name: str
+    points: tuple[Work, ...]
 
 
 class _Unpaced:
@@ -43,16 +54,36 @@ def law_points(model: str, lengths: Sequence[int], ranks: Sequence[int]) -> list
     ]
 
 
-def measured_law(way: str, points: Sequence[Work]) -> dict[str, Any]:
-    """Wall time of the whole job, times the cores or the one GPU that it has."""
-    jobs = [list(points)] if way == "pmlray" else [[point] for point in points]
+def law_jobs(points: Sequence[Work], rivals: Sequence[str]) -> list[Job]:
+    """The processes of one law in their order: every rival's own, and pmlray's several times."""
+    packed = sorted({round(i * len(points) / (PACKED_JOBS - 1)) for i in range(PACKED_JOBS)})
+    jobs = []
+    for i in range(len(points) + 1):
+        if i in packed:
+            jobs.append(Job("pmlray", f"job {packed.index(i)} of pmlray", tuple(points)))
+        for rival in rivals if i < len(points) else ():
+            jobs.append(Job(rival, f"point {i} by {rival}", (points[i],)))
+    return jobs
+
+
+def job_seconds(job: Job) -> float:
+    """Wall time of a process from its start to its end, times the cores or the one GPU it has."""
+    text = json.dumps([asdict(point) for point in job.points])
+    command = [sys.executable, "-m", "scripts.bench.speed_law", job.way, text]
+    env = environment_of(job.way)
     started = time.perf_counter()
-    for job in jobs:
-        text = json.dumps([asdict(point) for point in job])
-        command = [sys.executable, "-m", "scripts.bench.speed_law", way, text]
-        subprocess.run(command, cwd=ROOT, env=environment_of(way), check=True, capture_output=True)
-    seconds = time.perf_counter() - started
-    return {"way": way, "status": "measured", "gpu_seconds": seconds * devices()}
+    subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True)
+    return (time.perf_counter() - started) * devices()
+
+
+def measured_laws(jobs: Sequence[Job], seconds: Sequence[float]) -> list[dict[str, Any]]:
+    """The whole law by each way: a rival's processes together, the median of pmlray's jobs."""
+    found = []
+    for way in dict.fromkeys(job.way for job in jobs):
+        own = [spent for job, spent in zip(jobs, seconds, strict=True) if job.way == way]
+        whole = median(own) if way == "pmlray" else sum(own)
+        found.append({"way": way, "status": "measured", "gpu_seconds": whole, "jobs": own})
+    return found
 
 
 def estimated_law(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pmlray.engine.pull import pull_model
 from scripts.bench.speed_cells import RIVALS, Plan, measure_group, ratios
-from scripts.bench.speed_law import law_points, measured_law
+from scripts.bench.speed_law import Job, job_seconds, law_points
 from scripts.bench.speed_ways import way_named
 from scripts.bench.speed_work import Work
 
@@ -76,7 +79,11 @@ def test_a_group_of_cells_in_processes_of_their_own(capfd: pytest.CaptureFixture
     assert capfd.readouterr().out == ""
 
 
-def test_a_whole_law_is_measured_with_its_start_up() -> None:
+@pytest.mark.parametrize("way", ["pmlray", "authors"])
+def test_a_job_is_measured_with_its_start_up(way: str) -> None:
     points = law_points(TINY, (8, 16), (2,))
-    job = measured_law("pmlray", points)
-    assert job["status"] == "measured" and job["gpu_seconds"] > 0
+    begun = time.perf_counter()
+    seconds = job_seconds(Job(way, "whole", tuple(points)))
+    assert 0 < seconds <= (time.perf_counter() - begun) * torch.get_num_threads()
+    with pytest.raises(subprocess.CalledProcessError):
+        job_seconds(Job(way, "none", (replace(points[0], model="no such model"),)))

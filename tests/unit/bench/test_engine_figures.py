@@ -20,7 +20,7 @@ from pmlray.types import DesignPoint, MemftRules, PlannedRun
 from scripts.bench.speed_cells import growth, ratios
 from scripts.bench.speed_figures import growth_exponent, paired_ratio
 from scripts.bench.speed_flops import StepShape, authors_step, full_step, packed_step
-from scripts.bench.speed_law import estimated_law, law_points
+from scripts.bench.speed_law import estimated_law, law_jobs, law_points, measured_laws
 from scripts.bench.speed_work import (
     Work,
     batch_at,
@@ -142,6 +142,25 @@ def test_an_estimated_law_says_so_and_pays_start_up_once_a_process() -> None:
         job = estimated_law(way, points, 10.0, lambda _point: 0.5)
         assert job["status"] == "estimated"
         assert job["gpu_seconds"] == pytest.approx(cores * (10 * starts + 0.5 * steps))
+
+
+def test_ways_take_turns_at_a_law_and_the_packed_job_is_repeated_between() -> None:
+    points = law_points("tiny-random-llama", (50, 500), (1, 4, 16))
+    jobs = law_jobs(points, ("authors", "trl_sft"))
+    assert len({job.name for job in jobs}) == len(jobs)
+    for rival in ("authors", "trl_sft"):
+        assert [job.points for job in jobs if job.way == rival] == [(point,) for point in points]
+    # Two rivals on eight points between one packed job and the next.
+    assert [i for i, job in enumerate(jobs) if job.way == "pmlray"] == [0, 17, 34, 51]
+    assert all(job.points == tuple(points) for job in jobs if job.way == "pmlray")
+    assert [job.way for job in jobs[1:5]] == ["authors", "trl_sft", "authors", "trl_sft"]
+    seconds = [10.0 * (i + 1) if job.way == "pmlray" else 2.0 for i, job in enumerate(jobs)]
+    found = {law["way"]: law for law in measured_laws(jobs, seconds)}
+    assert list(found) == ["pmlray", "authors", "trl_sft"]
+    assert found["pmlray"]["gpu_seconds"] == (180 + 350) / 2
+    assert found["pmlray"]["jobs"] == [10, 180, 350, 520]
+    assert found["authors"]["gpu_seconds"] == found["trl_sft"]["gpu_seconds"] == 48
+    assert {law["status"] for law in found.values()} == {"measured"}
 
 
 def test_work_survives_its_way_to_another_process() -> None:
