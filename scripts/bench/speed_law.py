@@ -4,8 +4,9 @@
 
 pmlray trains all points in one process and one pack, where budgets share their trunk (recipe
 `warmup_constant_decay`); every rival trains a process a point with its own linear decay. Nobody
-ends a run early, and only pmlray's time has the points' final losses in it. A machine's speed drifts
-by the hour, so the ways take turns: rivals point by point, pmlray's job before, after and in between.
+ends a run early, and only pmlray's time has the points' final losses in it. A machine's speed
+drifts by the hour, so the ways take turns: rivals point by point, pmlray's job before, after and in
+between.
 """
 
 from __future__ import annotations
