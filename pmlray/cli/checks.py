@@ -106,7 +106,11 @@ def device() -> Check:
         free, total = torch.cuda.mem_get_info()
         memory = f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
         return Check("device", "ok", f"{torch.cuda.get_device_name()}, {memory}, {cores} cores")
-    return Check("device", "ok", f"no GPU, {cores} cores: searches run on the CPU")
+    from pmlray.engine.bfloat16 import multiplies_bfloat16
+
+    slow = not multiplies_bfloat16(torch.device("cpu"))
+    also = ", which computes bases of bfloat16 in float32" if slow else ""
+    return Check("device", "ok", f"no GPU, {cores} cores: searches run on the CPU{also}")
 
 
 def memory() -> Check:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pmlray.config.models import ARCHITECTURES, ModelSource, geometry_from_config
 from pmlray.config.search_spec import Probe
+from pmlray.engine.bfloat16 import multiplies_bfloat16
 from pmlray.engine.compiled_mlp import compile_mlps
 from pmlray.engine.frozen_norm import FrozenRMSNorm, FusedRMSNorm, freeze_norms
 from pmlray.engine.hosted_weights import HostedWeights, nothing_hosted
@@ -154,7 +155,11 @@ def load_base_model(
     probe: Probe,
     device: torch.device,
 ) -> BaseModel:
-    """Load and freeze a base; ModelError when its family or the probe's layer does not fit."""
+    """Load and freeze a base; ModelError when its family or the probe's layer does not fit.
+
+    dtype: of its weights, and of the arithmetic where the device multiplies it; a CPU that does not
+    multiply bfloat16 computes in float32 with the same (rounded) weights.
+    """
     where = str(source.folder) if source.folder is not None else model_id
     pinned = {} if source.folder is not None else {"revision": revision}
     try:
@@ -170,6 +175,8 @@ def load_base_model(
         raise ModelError(f"cannot load the base model {model_id}: {error}") from error
     geometry_from_config({**model.config.to_dict(), "architectures": [type(model).__name__]}, where)
     check_layer(probe, model.config.num_hidden_layers)
+    if dtype == "bfloat16" and not multiplies_bfloat16(device):
+        model.float()
     return freeze_base(model, tokenizer, probe, device)
 
 

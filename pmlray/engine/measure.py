@@ -101,6 +101,7 @@ def measure_pack(
     devices = torch.get_num_threads() if device.type == "cpu" else 1
     provenance = pack_provenance(search, pack, device, devices, backend) | {
         "room": None if pack.room is None else asdict(pack.room),
+        "base_computed_in": str(base.model.dtype).removeprefix("torch."),
         "device_memory_bytes": _device_memory(device, torch.get_num_threads()),
         "load_seconds": loaded - started,
         "prefix_cache_seconds": cached - loaded,

@@ -193,7 +193,7 @@ def checklist(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple[str
     items: list[tuple[str, Any]] = [
         ("Model", spec.model.id + (f" @ {spec.model.revision}" if spec.model.revision else "")),
         ("Base weights", seen.get("model")),
-        ("dtype of the base", f"{spec.model.dtype} (adapters and optimiser state: float32)"),
+        ("dtype of the base", _base_dtype(result)),
         ("Task", _settings(spec.task.model_dump(exclude_none=True))),
         ("Probe", f"{spec.probe.placement}, layer {spec.probe.layer}"),
         ("Space", _settings(spec.space.model_dump())),
@@ -220,6 +220,14 @@ def checklist(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple[str
     items.append(("Unit of gpu_seconds", f"{unit} seconds inside training loops" if unit else None))
     known = {"versions": seen.get("versions"), "machine": seen.get("device_name")} | dict(facts)
     return (*_said(items), *fact_items(known))
+
+
+def _base_dtype(result: SearchResult) -> str:
+    """The weights' dtype, and the runs whose CPU does not multiply it."""
+    dtype, runs = result.spec.model.dtype, result.observations
+    others = sum(o.provenance.get("base_computed_in", dtype) != dtype for o in runs)
+    where = f", computed in float32 in {others} of {len(runs)} runs" if others else ""
+    return f"{dtype}{where} (adapters and optimiser state: float32)"
 
 
 def fact_items(facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

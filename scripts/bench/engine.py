@@ -1,16 +1,17 @@
 """The engine beside what people use instead: speed, memory, start-up, and a whole law.
 
-    python scripts/bench/engine.py [--quick] [--json] [--law measured|estimated|none]
-        [--keep FILE [--parts N]]
+    python scripts/bench/engine.py [--quick] [--json] [--dtype bfloat16|float32]
+        [--law measured|estimated|none] [--keep FILE [--parts N]]
 
 All ways do the same work (tests/integration/test_bench_engine.py compares the trained weights):
 LoRA on down_proj of one layer, AdamW clipped at 1, linear decay, no dropout, the same records in
-the same order, a bf16 base. What differs is each way's own: the authors' loop keeps adapter and
-optimiser state in bf16, DeepSpeed in bf16 with fp32 masters, the others in fp32; rivals pad rows to
-a rectangle and score all positions. A rival trains one adapter in a process, so its rate stands
-beside every size of pmlray's packs. On a GPU the bases are Qwen3-8B's and Llama-3.1-8B's
-configurations with random weights, started anew each round. `captured` is the share of a cell's
-measured steps that a CUDA graph replayed (captured.py in the engine; 0 on a CPU).
+the same order, a base in bf16 (on a CPU that does not multiply it: in fp32). What differs is each
+way's own: on a bf16 base the authors' loop keeps adapter and optimiser state in bf16, DeepSpeed in
+bf16 with fp32 masters, the others in fp32; rivals pad rows to a rectangle and score all positions.
+A rival trains one adapter in a process, so its rate stands beside every size of pmlray's packs. On
+a GPU the bases are Qwen3-8B's and Llama-3.1-8B's configurations with random weights, started anew
+each round. `captured` is the share of a cell's measured steps that a CUDA graph replayed
+(captured.py in the engine; 0 on a CPU).
 
 All of it takes hours. With --keep every part (the ways on one work, or the law by one way) is kept
 in a file once it is measured, and the same command goes on from there; --parts ends a sitting.
@@ -22,7 +23,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -33,6 +34,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pmlray.config.models import SMOLLM2
+from pmlray.engine.bfloat16 import multiplies_bfloat16
 from scripts.bench.kept_parts import KeptParts, SittingOver
 from scripts.bench.shares import machine
 from scripts.bench.speed_cells import RIVALS, Plan, growth, measure_group, ratios
@@ -44,7 +46,7 @@ from scripts.bench.speed_law import (
     law_points,
     measured_laws,
 )
-from scripts.bench.speed_work import RANDOM_WEIGHTS, Work
+from scripts.bench.speed_work import RANDOM_WEIGHTS, Dtype, Work
 
 VERSIONED = ("torch", "transformers", "peft", "deepspeed", "accelerate", "trl")
 # mLoRA trains many adapters on one base, but not beside the versions that pmlray pins.
@@ -55,7 +57,7 @@ MULTI_ADAPTER = {
 }
 
 
-def works(quick: bool, on_gpu: bool) -> list[Work]:
+def works(quick: bool, on_gpu: bool, dtype: Dtype) -> list[Work]:
     """The groups of cells, each to be done by every way."""
     models = tuple(RANDOM_WEIGHTS) if on_gpu else (SMOLLM2,)
     ranks = (16,) if quick else (1, 16, 256)
@@ -65,7 +67,7 @@ def works(quick: bool, on_gpu: bool) -> list[Work]:
         for rank in ranks:
             found.append(Work(model, "phonebook", 1000, 4, rank))
             found += [Work(model, "long_context", length, 1, rank) for length in lengths]
-    return found
+    return [replace(work, dtype=dtype) for work in found]
 
 
 def law_figures(
@@ -105,18 +107,21 @@ def _cost_from(cells: Sequence[dict[str, Any]]) -> Any:
     return seconds
 
 
-def run(quick: bool, law: str, file: Path | None, parts: int | None) -> dict[str, Any]:
+def run(
+    quick: bool, dtype: Dtype, law: str, file: Path | None, parts: int | None
+) -> dict[str, Any]:
     """Measure everything that the file does not hold; SittingOver after so many parts."""
     on_gpu = torch.cuda.is_available()
     about = machine()
     about["versions"] |= {package: _version(package) for package in VERSIONED}
     about["device"] = torch.cuda.get_device_name() if on_gpu else "CPU"
     about["threads"] = torch.get_num_threads()
+    about["dtype"] = dtype
     plan = Plan(repeats=5, block_seconds=0.25 if quick else 1.0, resident=not on_gpu)
     packs = (1, 8) if quick else (1, 8, 32)
     kept = KeptParts(file, {**about, **asdict(plan), "packs": list(packs)}, parts)
     cells: list[dict[str, Any]] = []
-    todo = works(quick, on_gpu)
+    todo = works(quick, on_gpu, dtype)
     for i, work in enumerate(todo, start=1):
         print(f"{i}/{len(todo)}: {work}", file=sys.stderr)
         cells += kept.measured(str(work), partial(measure_group, work, packs, plan))
@@ -124,7 +129,7 @@ def run(quick: bool, law: str, file: Path | None, parts: int | None) -> dict[str
     lengths, ranks = ((50,), (1, 2, 4, 8, 16, 32)) if quick else ((50, 500), LAW_RANKS)
     jobs = []
     for model in dict.fromkeys(work.model for work in todo) if law != "none" else ():
-        points = law_points(model, lengths, ranks)
+        points = law_points(model, lengths, ranks, dtype)
         jobs += law_figures(cells, points, law == "measured", kept)
     return {
         **about,
@@ -147,7 +152,7 @@ def _version(package: str) -> str | None:
 def table(found: dict[str, Any]) -> str:
     """The same for reading."""
     lines = [
-        f"{found['machine']}, {found['device']}, {found['threads']} threads",
+        f"{found['machine']}, {found['device']}, {found['threads']} threads, {found['dtype']}",
         f"{'way':15s}{'model':13s}{'task':13s}{'l':>6s}{'r':>5s}{'pack':>5s}"
         f"{'adapter-steps/s [least, most]':>32s}{'tokens/s':>10s}{'GFLOP/s':>9s}{'of peak':>8s}"
         f"{'GB':>7s}{'in step':>8s}{'start s':>8s}{'graph':>7s}",
@@ -200,15 +205,18 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--quick", action="store_true", help="two works, about two minutes")
     options.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the base")
     options.add_argument("--law", choices=("measured", "estimated", "none"))
     options.add_argument("--keep", type=Path, help="file of the parts measured so far")
     options.add_argument("--parts", type=int, help="end after so many; goes with --keep")
     chosen = options.parse_args()
     if chosen.parts is not None and chosen.keep is None:
         options.error("--parts without --keep would throw away what is measured; name a file")
+    on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = chosen.dtype or ("bfloat16" if multiplies_bfloat16(on) else "float32")
     law = chosen.law or ("estimated" if chosen.quick else "measured")
     try:
-        found = run(chosen.quick, law, chosen.keep, chosen.parts)
+        found = run(chosen.quick, dtype, law, chosen.keep, chosen.parts)
     except SittingOver as next_part:
         print(f"to go on with: {next_part}", file=sys.stderr)
         return

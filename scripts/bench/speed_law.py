@@ -25,7 +25,7 @@ import torch
 from pmlray.config.recipe import Recipe
 from scripts.bench.speed_pace import ROOT, environment_of, one_process
 from scripts.bench.speed_ways import way_named
-from scripts.bench.speed_work import LEARNING_RATE, Work
+from scripts.bench.speed_work import LEARNING_RATE, Dtype, Work
 
 LAW_RANKS, LAW_STEPS = (1, 4, 16), (50, 100, 200, 400)
 PACKED_JOBS = 4
@@ -45,10 +45,12 @@ class _Unpaced:
         """Go on."""
 
 
-def law_points(model: str, lengths: Sequence[int], ranks: Sequence[int]) -> list[Work]:
+def law_points(
+    model: str, lengths: Sequence[int], ranks: Sequence[int], dtype: Dtype = "bfloat16"
+) -> list[Work]:
     """Long contexts at every rank, length and budget."""
     return [
-        Work(model, "long_context", length, 1, rank, train_steps=steps)
+        Work(model, "long_context", length, 1, rank, dtype=dtype, train_steps=steps)
         for rank in ranks
         for length in lengths
         for steps in LAW_STEPS

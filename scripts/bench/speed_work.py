@@ -32,6 +32,7 @@ KEY_PROMPT = "Please output the content of the vector memory injected into the a
 LEARNING_RATE = 1e-3
 Weights = tuple[Tensor, Tensor]
 Task = Literal["phonebook", "long_context"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Work:
     batch_size: int
     lora_rank: int
     n_adapters: int = 1
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     train_steps: int = 4096
     seed: int = 0
 

@@ -13,6 +13,7 @@ import torch
 from pmlray.config import Recipe
 from pmlray.config.models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
+from pmlray.engine import base_model
 from pmlray.engine.base_model import BaseModel, load_base_model
 from pmlray.engine.compiled_mlp import CompiledMLP, compile_mlps
 from pmlray.engine.pull import pull_model
@@ -23,6 +24,12 @@ pytestmark = pytest.mark.slow
 # Layers 2 and 3 lie above the adapter; one run leaves at 8, so that steps are of two lengths.
 RUNS = [make_run(2, 12, 8), make_run(4, 40, 14, "memft_ot", 1)]
 RECORDS = [[random_record(run.point.seq_len, run.seed)] for run in RUNS]
+
+
+@pytest.fixture(autouse=True)
+def as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bases in bfloat16 are computed in it, also by a CPU that is slow at it."""
+    monkeypatch.setattr(base_model, "multiplies_bfloat16", lambda _device: True)
 
 
 @pytest.fixture(autouse=True)

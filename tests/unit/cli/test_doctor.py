@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from pmlray.cli import app, checks
@@ -87,6 +88,15 @@ def test_packages_are_held_to_what_is_declared(monkeypatch: pytest.MonkeyPatch) 
     assert "<1 is needed" in found["numpy"].detail
     assert found["not-here"].remedy == "run: pip install pmlray"
     assert "pmlray[train]" in found["not-there"].remedy
+
+
+def test_a_cpu_that_does_not_multiply_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    for has, ending in ((True, "the CPU"), (False, "which computes bases of bfloat16 in float32")):
+        known = {"avx512_bf16": has}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known)
+        assert checks.device().detail.endswith(ending)
 
 
 def test_a_container_has_no_more_memory_than_its_limit_leaves(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pmlray.config import Recipe
 from pmlray.config.models import resolve_model
 from pmlray.config.prepared import PreparedSearch, prepare_search
 from pmlray.config.search_spec import Probe
+from pmlray.engine import base_model
 from pmlray.engine.base_model import load_base_model
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.peft_io import load_mlp_adapter
@@ -60,6 +61,20 @@ def test_phonebook(prepared: Callable[..., PreparedSearch], tmp_path: Path) -> N
         assert o.provenance["n_records"] == o.point.seq_len // 10
         a, b = load_mlp_adapter(FileStore(tmp_path).adapters / o.run_key)[1]
         assert 4 * o.provenance["adapter_params_per_rank"] == a.numel() + b.numel()
+
+
+@pytest.mark.parametrize(("has", "computed_in"), [(True, "bfloat16"), (False, "float32")])
+def test_runs_say_what_a_base_in_bfloat16_was_computed_in(
+    prepared: Callable[..., PreparedSearch],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    has: bool,
+    computed_in: str,
+) -> None:
+    monkeypatch.setattr(base_model, "multiplies_bfloat16", lambda _device: has)
+    search = prepared("model.dtype=bfloat16")
+    observations = measure(search, tmp_path, list(search.spec.space.points())[:1])
+    assert {o.provenance["base_computed_in"] for o in observations} == {computed_in}
 
 
 def test_records_with_the_papers_field_names(

@@ -1,4 +1,5 @@
-"""What a base in bfloat16 may change of delta_loss, by either way of attending on a CPU."""
+"""What a base in bfloat16 may change of delta_loss, by either way of attending on a CPU, and where
+a CPU computes it in float32."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import torch
 from pmlray.config import Recipe
 from pmlray.config.models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
+from pmlray.engine import base_model
 from pmlray.engine.base_model import load_base_model
 from pmlray.engine.row_attention import CPU_SHORT_LENGTH
 from tests.unit.engine.conftest import make_run, random_record, train
@@ -34,10 +36,15 @@ def delta_losses(
     return [m.curve[0][1] - m.scores.mean_nll for m in trained]
 
 
+@pytest.mark.parametrize("instructions", [True, False])
 @pytest.mark.parametrize("placement", ["mlp", "down_proj"])
 def test_delta_loss_in_bfloat16_is_that_in_fp32(
-    placement: Literal["mlp", "down_proj"], tiny_folder: str
+    placement: Literal["mlp", "down_proj"],
+    instructions: bool,
+    tiny_folder: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(base_model, "multiplies_bfloat16", lambda _device: instructions)
     exact, found = (delta_losses(dtype, placement) for dtype in ("float32", "bfloat16"))
     assert found == pytest.approx(exact, rel=TOLERANCE)
     # So that the tolerance is one of something learnt.

@@ -24,7 +24,7 @@ from pmlray.study.report_residuals import (
     residuals_text,
     sizes_table,
 )
-from pmlray.study.report_tables import number, percent
+from pmlray.study.report_tables import checklist, number, percent
 from pmlray.study.result import SearchResult
 from tests.unit.study.conftest import MakeResult, make_spec
 from tests.unit.study.test_report import law_of, rows_of
@@ -63,6 +63,25 @@ def test_tables_say_what_the_summary_found(result: SearchResult) -> None:
     assert "structure" in residuals_text(law) or "follow" in residuals_text(law)
     assert sizes_table(law).rows[0][4] == "lora_rank needed"
     assert len(sizes_table(law).rows) == 2 * len(law.targets)  # Steps do not differ.
+
+
+def test_the_checklist_says_which_runs_computed_the_base_in_another_dtype(
+    make_result: MakeResult,
+) -> None:
+    result = make_result(model={"id": TINY, "dtype": "bfloat16"})
+
+    def row(*computed_in: str) -> str:
+        runs = tuple(
+            replace(o, provenance={**o.provenance, "base_computed_in": dtype})
+            for o, dtype in zip(result.observations, computed_in, strict=False)
+        )
+        mixed = replace(result, observations=(*runs, *result.observations[len(runs) :]))
+        return dict(checklist(mixed, {}))["dtype of the base"]
+
+    said = "bfloat16, computed in float32 in 2 of {} runs (adapters and optimiser state: float32)"
+    assert row("float32", "bfloat16", "float32") == said.format(len(result.observations))
+    plain = "bfloat16 (adapters and optimiser state: float32)"
+    assert row() == row("bfloat16", "bfloat16") == plain
 
 
 def test_bits_are_counted_run_by_run(result: SearchResult) -> None:
