@@ -10,15 +10,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pmlray.engine.bfloat16 import multiplies_bfloat16
 from pmlray.engine.pull import pull_model
 from scripts.bench.speed_cells import RIVALS, Plan, measure_group, ratios
 from scripts.bench.speed_law import Job, job_seconds, law_points
 from scripts.bench.speed_ways import way_named
-from scripts.bench.speed_work import Work
+from scripts.bench.speed_work import Dtype, Work
 
 pytestmark = pytest.mark.slow
 
 TINY = "tiny-random-llama"
+# As the benchmark picks it.
+DTYPE: Dtype = "bfloat16" if multiplies_bfloat16(torch.device("cpu")) else "float32"
 HAS_TRL = importlib.util.find_spec("trl") is not None
 
 
@@ -59,7 +62,7 @@ def test_all_ways_train_the_same_adapter(
 
 
 def test_a_group_of_cells_in_processes_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
-    work = Work(TINY, "phonebook", 40, 2, 4)
+    work = Work(TINY, "phonebook", 40, 2, 4, dtype=DTYPE)
     plan = Plan(repeats=2, block_seconds=0.01, resident=True)
     cells = measure_group(work, (2,), plan, ("authors", "trl_sft"))
     by_way = {cell["way"]: cell for cell in cells}
@@ -81,7 +84,7 @@ def test_a_group_of_cells_in_processes_of_their_own(capfd: pytest.CaptureFixture
 
 @pytest.mark.parametrize("way", ["pmlray", "authors"])
 def test_a_job_is_measured_with_its_start_up(way: str) -> None:
-    points = law_points(TINY, (8, 16), (2,))
+    points = law_points(TINY, (8, 16), (2,), DTYPE)
     begun = time.perf_counter()
     seconds = job_seconds(Job(way, "whole", tuple(points)))
     assert 0 < seconds <= (time.perf_counter() - begun) * torch.get_num_threads()
