@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.train
 
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.pack_work import missing_runs
@@ -33,6 +32,7 @@ END = "end"
 def train_sharded_packs(config: dict[str, Any]) -> None:
     """The train loop of every rank: measures packs until there are none."""
     import torch
+    from ray.train import get_context
 
     from pmlray.backends.mlflow_system import node_sampler
     from pmlray.backends.sharded_ranks import Ranks
@@ -44,7 +44,7 @@ def train_sharded_packs(config: dict[str, Any]) -> None:
     store, ranks = FileStore(Path(plan.store)), Ranks()
     packs = ShardedPacks(plan.search, store, store.adapters, {"ray": ray.__version__}, ranks)
     # One of a node's ranks tells of it for all.
-    sampler = node_sampler() if ray.train.get_context().get_local_rank() == 0 else None
+    sampler = node_sampler() if get_context().get_local_rank() == 0 else None
     if ranks.rank == 0:
         _lead(plan, packs, ranks, sampler, config["workers"], config["number"])
     else:

@@ -35,11 +35,16 @@ MOST_LOST_TRIALS = 100
 
 
 class PackSearcher(Searcher):
-    """Tune's searcher: suggests the next pack and hands results back to the study."""
+    """Tune's searcher: suggests the next pack and hands results back to the study.
 
-    def __init__(self, source: PackSource, store: FileStore) -> None:
+    prepare: told how many packs are out, and the latest, before Tune starts a process for it.
+    """
+
+    def __init__(
+        self, source: PackSource, store: FileStore, prepare: Callable[[int, Pack], None]
+    ) -> None:
         super().__init__(metric=METRIC, mode="max")
-        self._source, self._store = source, store
+        self._source, self._store, self._prepare = source, store, prepare
         self._packs: dict[str, Pack] = {}
         self.error: PmlrayError | None = None
 
@@ -54,6 +59,7 @@ class PackSearcher(Searcher):
             # What is still running may leave something to do: Tune asks again.
             return None if self._packs else self.FINISHED
         self._packs[trial_id] = pack
+        self._prepare(len(self._packs), pack)
         return {"pack": pack}
 
     def on_trial_complete(
@@ -100,7 +106,7 @@ def run_packs_on_ray(
     n_at_once = packs_at_once(profile)
     runner = RayTrainRunner(search, store, profile, driver.generation, n_at_once)
     source.spread_over(n_at_once)
-    searcher = PackSearcher(source, FileStore(store))
+    searcher = PackSearcher(source, FileStore(store), runner.prepare)
     # Zero CPUs, or trials and their own workers would wait for each other; and not on a worker
     # node that may vanish.
     trainable = tune.with_resources(_trial(runner), {"node:__internal_head__": 0.001})

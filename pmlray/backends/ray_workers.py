@@ -6,15 +6,17 @@ import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
-from ray.train import ScalingConfig
 
 from pmlray.backends.pack_work import PackWork
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.host_memory import CPU_ALLOCATOR, give_back_freed
 from pmlray.types import Pack
+
+if TYPE_CHECKING:
+    from ray.train import ScalingConfig
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class WorkerPlan:
 
     def scaling(self) -> ScalingConfig:
         """The devices of one pack."""
+        from ray.train import ScalingConfig
+
         return ScalingConfig(
             num_workers=self.workers,
             use_gpu=self.gpus > 0,

@@ -8,24 +8,26 @@ Where a base is sharded, a job has several workers, and their rank 0 speaks for 
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, TrainingFailedError
-from ray.train.torch import TorchTrainer
 
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.ray_sharded import train_sharded_packs
 from pmlray.backends.ray_workers import WorkerPlan, let_go_of_pack, packs_of
 from pmlray.types import Pack
 
+# Neither torch nor Ray Train is imported here: seconds of start-up to the driver and to the trials,
+# which do not need them.
 if TYPE_CHECKING:
     from pmlray.engine.checkpoints import Checkpoints
 
@@ -54,19 +56,30 @@ class _Job:
     out: Pack | None = None
     current: Future[float | None] = field(default_factory=Future)
     ended: Future[None] = field(default_factory=Future)
-    idle_since: float = field(default_factory=time.monotonic)
+    # Until its worker asks for a pack it is starting, however long that takes.
+    idle_since: float = math.inf
 
 
 class WarmWorkers:
     """Runs packs on Ray Train jobs, at most one job for each pack that is out. A Ray actor:
-    `run` is called by whoever has a pack, `next_pack` and `finished` by the workers."""
+    `prepare` is called by who has chosen a pack, `run` by whoever has one, `next_pack` and
+    `finished` by the workers."""
 
     def __init__(self, plan: WorkerPlan) -> None:
         self._plan, self._lock = plan, threading.Lock()
         self._jobs: dict[int, _Job] = {}
         self._idle: list[_Job] = []
+        self._n_at_work = 0
         self._closing = False
         self._threads = ThreadPoolExecutor(thread_name_prefix="ray-train")
+        # Takes seconds, in which the driver starts Tune and the first pack is chosen.
+        self._threads.submit(import_module, "ray.train.torch")
+
+    def prepare(self, n_out: int, name: str) -> None:
+        """Have a worker for each of n_out packs, starting some ahead of their `run`."""
+        with self._lock:
+            for _ in range(n_out - len(self._idle) - self._n_at_work):
+                self._idle.append(self._start(name))
 
     def run(self, pack: Pack) -> PackOutcome:
         """Train a pack on a worker that is idle, else on a new one."""
@@ -74,12 +87,15 @@ class WarmWorkers:
             job = self._idle.pop() if self._idle else self._start(pack.pack_id)
             job.current = Future()
             job.packs.put(pack)
+            self._n_at_work += 1
         either: list[Future[Any]] = [job.current, job.ended]
         wait(either, return_when=FIRST_COMPLETED)
-        if job.current.done():
-            with self._lock:
+        with self._lock:
+            self._n_at_work -= 1
+            if job.current.done():
                 job.idle_since = time.monotonic()
                 self._idle.append(job)
+        if job.current.done():
             return PackOutcome(job.current.result())
         error = job.ended.exception()
         reason = "its Ray Train worker ended" if error is None else _cause(error)
@@ -91,6 +107,7 @@ class WarmWorkers:
         job = self._jobs[number]
         if job.out is not None:
             return job.out
+        job.idle_since = min(job.idle_since, time.monotonic())
         try:
             job.out = job.packs.get(timeout=POLL_SECONDS)
             return job.out
@@ -118,6 +135,9 @@ class WarmWorkers:
         return job
 
     def _train(self, job: _Job, name: str, me: Any) -> None:
+        from ray.train import FailureConfig, RunConfig
+        from ray.train.torch import TorchTrainer
+
         plan = self._plan
         trainer = TorchTrainer(
             train_packs if plan.workers == 1 else train_sharded_packs,
@@ -186,6 +206,8 @@ def train_packs(config: dict[str, Any]) -> None:
 
 
 def _cause(error: BaseException) -> str:
+    from ray.train import TrainingFailedError
+
     workers = getattr(error, "worker_failures", None)
     found = workers if isinstance(error, TrainingFailedError) and workers else None
     first = next(iter(found.values()), error) if found else error

@@ -11,7 +11,8 @@ from typing import Any
 
 from pmlray.atomic_files import write_over
 from pmlray.backends.file_store import FileStore
-from pmlray.cli.driver import machine_facts, ray_session, ready_to_train, spooled_tracker
+from pmlray.backends.ray_session import ray_session
+from pmlray.cli.driver import machine_facts, ready_to_train, spooled_tracker
 from pmlray.config import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.kept import read_kept

@@ -7,10 +7,8 @@ import json
 import logging
 import os
 import platform
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -24,6 +22,7 @@ from pmlray.backends.mirror_journal import MirrorJournal
 from pmlray.backends.mlflow_tracker import MlflowTracker, local_tracking_uri
 from pmlray.backends.optuna_sampler import LawSampler
 from pmlray.backends.optuna_study import OptunaPoints
+from pmlray.backends.ray_session import ray_session
 from pmlray.backends.spooled_tracker import SpooledTracker
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.compare_spec import CompareSpec
@@ -182,39 +181,6 @@ def read_result(folder: Path) -> SearchResult:
     """A search's result from its store; StoreError when the folder is none."""
     spec, store = open_store(folder)
     return assemble(spec, store.observations(), store.failures(), store.times())
-
-
-@contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
-    """Connect to the cluster at `address` (or RAY_ADDRESS), else start Ray on this machine.
-
-    SIGTERM and SIGINT end the search as an interrupt. Leaving shuts down what was started here.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Tune would swallow Ctrl-C and end as if all had gone well.
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    # Its other output prints its configuration whatever its verbosity.
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # Ray would start its workers at a lower priority than its own dashboard, and a training thread
-    # that waits for a core holds up all the others of its step.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    # Ray Train notices a finished worker only when it polls; its 2 s would be lost at every pack.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-    import ray
-
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-
-    def interrupt(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    # Ray replaces the handlers in its init.
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def tracking_uri_for(store: Path, profile: ClusterProfile, option: str | None) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 
 from pmlray.backends.file_leases import Lease
 from pmlray.backends.file_store import FileStore
-from pmlray.cli.driver import SearchRun, open_store, ray_session, run_search, tracking_uri_for
+from pmlray.backends.ray_session import ray_session
+from pmlray.cli.driver import SearchRun, open_store, run_search, tracking_uri_for
 from pmlray.cli.recall_driver import check_recall
 from pmlray.cli.size_plan import LawAtHand, SizePlan
 from pmlray.config.prepared import PreparedSearch

@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import ray
+import ray.train.torch
 
 from pmlray.backends import warm_workers
 from pmlray.backends.file_store import FileStore
@@ -51,9 +52,9 @@ class Workers(warm_workers.WarmWorkers):
 
     def run(self, pack: Pack) -> warm_workers.PackOutcome:
         """Train a pack."""
-        trainer = warm_workers.TorchTrainer
+        trainer: Any = ray.train.torch.TorchTrainer
         if not isinstance(trainer, partial):
-            warm_workers.TorchTrainer = partial(_trainer, trainer)
+            setattr(ray.train.torch, "TorchTrainer", partial(_trainer, trainer))  # noqa: B010
         return super().run(pack)
 
     def close(self) -> None:

@@ -35,9 +35,14 @@ class Source:
         self.lost.append(result.times.lost_gpu_seconds)
 
 
+def unprepared(_n_out: int, _pack: Pack) -> None:
+    """As where no worker is started ahead."""
+
+
 def test_it_waits_for_packs_that_are_out_and_then_ends(tmp_path: Path) -> None:
     source = Source()
-    searcher = PackSearcher(source, FileStore(tmp_path))
+    prepared: list[tuple[int, Pack]] = []
+    searcher = PackSearcher(source, FileStore(tmp_path), lambda *out: prepared.append(out))
     assert searcher.suggest("a") == {"pack": source.given[0]}
     assert searcher.suggest("b") is None
     searcher.on_trial_complete("a", error=True)
@@ -46,19 +51,21 @@ def test_it_waits_for_packs_that_are_out_and_then_ends(tmp_path: Path) -> None:
     searcher.on_trial_complete("b", {"training_seconds": 1.0, "wall_seconds": 2.0})
     assert searcher.suggest("c") == PackSearcher.FINISHED
     assert source.back == [0, 1] and searcher.error is None
+    # A worker for each pack that is out, asked for before Tune starts the pack's trial.
+    assert prepared == [(1, source.given[0]), (1, source.given[1])]
 
 
 def test_an_error_of_the_search_ends_it_and_is_kept(tmp_path: Path) -> None:
     source = Source()
     source.broken = True
-    searcher = PackSearcher(source, FileStore(tmp_path))
+    searcher = PackSearcher(source, FileStore(tmp_path), unprepared)
     assert searcher.suggest("a") == PackSearcher.FINISHED
     assert isinstance(searcher.error, RunError)
 
 
 def test_what_faults_took_is_counted_once_wherever_the_pack_was_collected(tmp_path: Path) -> None:
     source, store = Source(), FileStore(tmp_path)
-    searcher = PackSearcher(source, store)
+    searcher = PackSearcher(source, store, unprepared)
     # The trial collected the pack and told what was lost.
     searcher.suggest("a")
     report = {"training_seconds": 1.0, "wall_seconds": 2.0, "lost_gpu_seconds": 3.0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -69,6 +70,45 @@ def test_packs_at_once_have_a_job_each_and_no_more() -> None:
     jobs.close()
     for job in jobs._jobs.values():
         job.ended.result(timeout=10)
+
+
+def test_as_many_workers_as_packs_are_out_start_ahead() -> None:
+    jobs = Jobs()
+    jobs.prepare(1, "pack")
+    jobs.prepare(1, "pack")
+    assert len(jobs._jobs) == 1
+    assert jobs.run(pack(0)) == PackOutcome(1.5) and jobs.trained == [(0, 0)]
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(jobs.run, pack(100))
+        while (0, 100) not in jobs.trained:
+            time.sleep(0.01)
+        # One is at work: there is one for two packs already.
+        jobs.prepare(1, "pack")
+        assert len(jobs._jobs) == 1
+        jobs.prepare(2, "pack")
+        assert len(jobs._jobs) == 2
+        assert threads.submit(jobs.run, pack(101)).result(timeout=10) == PackOutcome(1.5)
+        assert first.result(timeout=10) == PackOutcome(1.5)
+    assert len(jobs._jobs) == 2
+    jobs.close()
+    for job in jobs._jobs.values():
+        job.ended.result(timeout=10)
+
+
+def test_a_worker_that_starts_is_kept_however_long_that_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(warm_workers, "KEEP_SECONDS", 0.05)
+    monkeypatch.setattr(Jobs, "_train", lambda *_: None)
+    jobs = Jobs()
+    jobs.prepare(1, "pack")
+    time.sleep(0.1)
+    # Its first question for a pack, from when on it is kept for so long.
+    assert jobs.next_pack(0) == "wait"
+    asked = time.monotonic()
+    while jobs.next_pack(0) == "wait":
+        assert time.monotonic() < asked + 10
+    assert time.monotonic() > asked + 0.02 and jobs._idle == []
 
 
 def test_a_job_that_dies_fails_its_pack_alone() -> None:
