@@ -45,11 +45,6 @@ NOTE = (
 )
 
 
-def local_tracking_uri(store: Path) -> str:
-    """The default: an SQLite file in the search's own folder."""
-    return f"sqlite:///{store / 'mlflow.db'}"
-
-
 class MlflowTracker:
     """A Tracker that writes to any MLflow tracking URI.
 

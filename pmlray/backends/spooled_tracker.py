@@ -25,6 +25,11 @@ RETRY_SECONDS = 2.0
 FLUSH_SECONDS = 10.0
 
 
+def local_tracking_uri(store: Path) -> str:
+    """Where a mirror is by default: an SQLite file in the search's own folder."""
+    return f"sqlite:///{store / 'mlflow.db'}"
+
+
 class Mirror(Protocol):
     """Where entries go; every method raises TrackerAway when it cannot be reached.
 

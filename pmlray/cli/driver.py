@@ -19,11 +19,10 @@ from pmlray import __version__
 from pmlray.atomic_files import write_over
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.mirror_journal import MirrorJournal
-from pmlray.backends.mlflow_tracker import MlflowTracker, local_tracking_uri
 from pmlray.backends.optuna_sampler import LawSampler
 from pmlray.backends.optuna_study import OptunaPoints
 from pmlray.backends.ray_session import ray_session
-from pmlray.backends.spooled_tracker import SpooledTracker
+from pmlray.backends.spooled_tracker import Mirror, SpooledTracker, local_tracking_uri
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.kept import kept_facts, read_kept
@@ -200,7 +199,7 @@ def spooled_tracker(
 
 def mirror_of(
     store: FileStore, uri: str, name: str, spec: SearchSpec | CompareSpec
-) -> Callable[[], MlflowTracker]:
+) -> Callable[[], Mirror]:
     """What reaches the study's run in MLflow, when it is called."""
     # An entry that is not taken is sent again: MLflow's own minutes of retries would only hide that
     # the server is back.
@@ -212,7 +211,14 @@ def mirror_of(
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     artifacts = store.folder / "mlflow-artifacts"
     settings = spec.model_dump(mode="json")
-    return lambda: MlflowTracker(uri, name, settings, artifacts, store.adapters)
+
+    def connect() -> Mirror:
+        # Takes seconds, in a thread that nobody waits for.
+        from pmlray.backends.mlflow_tracker import MlflowTracker
+
+        return MlflowTracker(uri, name, settings, artifacts, store.adapters)
+
+    return connect
 
 
 def _require_train_extra() -> None:

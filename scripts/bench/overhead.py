@@ -25,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pmlray.backends.file_store import FileStore
-from pmlray.backends.mlflow_tracker import local_tracking_uri
+from pmlray.backends.spooled_tracker import local_tracking_uri
 from pmlray.cli.driver import spooled_tracker, study_of
 from pmlray.config.prepared import prepare_search
 from pmlray.design import CostModel

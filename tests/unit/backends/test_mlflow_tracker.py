@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pmlray.backends.mlflow_tracker import MlflowTracker, local_tracking_uri
+from pmlray.backends.mlflow_tracker import MlflowTracker
 from pmlray.backends.mlflow_watch import MlflowWatch
 from pmlray.backends.node_load import NodeLoad
+from pmlray.backends.spooled_tracker import local_tracking_uri
 from pmlray.config.prepared import PreparedSearch, prepare_comparison
 from pmlray.errors import StoreError
 from tests.fakes import observe

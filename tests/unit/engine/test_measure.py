@@ -72,8 +72,12 @@ def test_runs_say_what_a_base_in_bfloat16_was_computed_in(
     computed_in: str,
 ) -> None:
     monkeypatch.setattr(base_model, "multiplies_bfloat16", lambda _device: has)
-    search = prepared("model.dtype=bfloat16")
-    observations = measure(search, tmp_path, list(search.spec.space.points())[:1])
+    search = prepared(
+        "model.dtype=bfloat16",
+        "space={lora_rank: [1], seq_len: [16], train_steps: [2]}",
+        "design.n_initial=1",
+    )
+    observations = measure(search, tmp_path, list(search.spec.space.points()))
     assert {o.provenance["base_computed_in"] for o in observations} == {computed_in}
 
 
