@@ -43,7 +43,11 @@ class Jobs(WarmWorkers):
                 job.ended.set_exception(RuntimeError("out of memory"))
                 return
             if given.round >= 100:
-                self.together.wait(timeout=10)
+                try:
+                    self.together.wait(timeout=10)
+                except threading.BrokenBarrierError as error:
+                    job.ended.set_exception(error)
+                    return
             self.finished(job.number, self._seconds)
         job.ended.set_result(None)
 
