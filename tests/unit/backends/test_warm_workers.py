@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -151,3 +153,10 @@ def test_an_idle_worker_gives_its_device_back(monkeypatch: pytest.MonkeyPatch) -
     assert jobs.trained == [(0, 0), (1, 1)]
     jobs.close()
     jobs._jobs[1].ended.result(timeout=10)
+
+
+def test_who_waits_for_packs_imports_neither_torch_nor_ray_train() -> None:
+    """A driver and its trials, to whom they would be seconds of start-up."""
+    code = "import sys, pmlray.backends.ray_train; print({'torch', 'ray.train'} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert told.stdout.strip() == "set()"
