@@ -23,8 +23,8 @@ def ray_session(address: str | None) -> Iterator[None]:
     # Ray would start its workers at a lower priority than its own dashboard, and a training thread
     # that waits for a core holds up all the others of its step.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Ray Train notices a finished worker only when it polls; its 2 s would be lost at every pack.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    # Its loggers write files that nobody reads, and load torch into the driver.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     import ray
 
     address = address or os.environ.get("RAY_ADDRESS") or "local"

@@ -9,6 +9,7 @@ Where a base is sharded, a job has several workers, and their rank 0 speaks for 
 from __future__ import annotations
 
 import math
+import os
 import queue
 import threading
 import time
@@ -71,6 +72,11 @@ class WarmWorkers:
         self._idle: list[_Job] = []
         self._n_at_work = 0
         self._closing = False
+        # Ray Train reads both in this process, and passes them on. It notices a worker that has
+        # ended only when it polls, which is every 2 s; and it would keep a process for warnings
+        # that a node is about to go, which nobody asks for here.
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         self._threads = ThreadPoolExecutor(thread_name_prefix="ray-train")
         # Takes seconds, in which the driver starts Tune and the first pack is chosen.
         self._threads.submit(import_module, "ray.train.torch")

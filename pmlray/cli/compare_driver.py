@@ -20,8 +20,8 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import StoreError
 from pmlray.study.arena import Arena
 from pmlray.study.comparison import compare_methods
-from pmlray.study.law_search import Progress
 from pmlray.study.plan import first_cost
+from pmlray.study.progress import Progress
 
 SPEC_FILE = "comparison.json"
 # What runs of one store have in common; the rest of a spec only says which runs there are.
@@ -71,10 +71,11 @@ def run_comparison(
         arena = Arena(run.spec, search, store, tracker, run.profile.max_pack_failures, announce)
         status = "FAILED"
         try:
-            with ray_session(run.address):
-                from pmlray.backends.ray_tune import run_packs_on_ray
+            if not arena.is_over():
+                with ray_session(run.address):
+                    from pmlray.backends.ray_tune import run_packs_on_ray
 
-                run_packs_on_ray(search, arena, run.store, run.profile, driver)
+                    run_packs_on_ray(search, arena, run.store, run.profile, driver)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"

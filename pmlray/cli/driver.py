@@ -30,8 +30,9 @@ from pmlray.config.models import TINY, require_present, resolve_model
 from pmlray.config.prepared import PreparedSearch
 from pmlray.design import CostModel
 from pmlray.errors import SpecError, StoreError
-from pmlray.study.law_search import LawSearch, Progress
+from pmlray.study.law_search import LawSearch
 from pmlray.study.plan import design_settings, design_space, first_cost, first_pack
+from pmlray.study.progress import Progress
 from pmlray.study.report_tables import without_credentials
 from pmlray.study.result import SearchResult, assemble
 from pmlray.study.tables import TableRunner, read_table
@@ -100,7 +101,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
                 runner = TableRunner(table, store, spec.task.kind, shared)
                 while (pack := law_search.next_pack()) is not None:
                     law_search.absorb(runner.run(pack))
-            else:
+            elif not law_search.is_over():
                 with ray_session(run.address):
                     from pmlray.backends.ray_tune import run_packs_on_ray
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pmlray.cli.standing import NO_LAW, Standing, describe_known, standing_of
-from pmlray.study.law_search import Progress
+from pmlray.study.progress import Progress
 
 BAR_WIDTH = 40
 

@@ -22,7 +22,7 @@ from pmlray.types import Observation
 if TYPE_CHECKING:
     from pmlray.cli.size_plan import SizePlan
     from pmlray.law import LawSummary
-    from pmlray.study.law_search import Progress
+    from pmlray.study.progress import Progress
 
 Announce = Callable[["Progress"], None]
 

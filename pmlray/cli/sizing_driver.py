@@ -20,7 +20,7 @@ from pmlray.cli.recall_driver import check_recall
 from pmlray.cli.size_plan import LawAtHand, SizePlan
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import RunError, StoreError
-from pmlray.study.law_search import Progress
+from pmlray.study.progress import Progress
 from pmlray.study.result import fit_observations
 from pmlray.study.size import METHOD, first_points, sized_spec
 from pmlray.study.size_card import (

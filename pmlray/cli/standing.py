@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pmlray.law import LawSummary
-from pmlray.study.law_search import Progress
+from pmlray.study.progress import Progress
 from pmlray.types import PlannedRun
 
 MOST_RUNS = 4

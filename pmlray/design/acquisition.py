@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from scipy.stats import qmc
+import scipy
 
 from pmlray.design.cost import CostModel
 from pmlray.design.field import Belief, FloatArray
@@ -119,7 +119,7 @@ def _random(choice: Choice, known: Knowledge) -> Offer:
 
 def _sobol(choice: Choice, known: Knowledge) -> Offer:
     """The affordable cell nearest to the next point of a scrambled Sobol sequence, in log space."""
-    sequence = qmc.Sobol(3, rng=np.random.default_rng(choice.seed))
+    sequence = scipy.stats.qmc.Sobol(3, rng=np.random.default_rng(choice.seed))
     if known.chosen:
         sequence.fast_forward(len(known.chosen))
     return _nearest(choice, log_coordinates(choice.cells, choice.grid), sequence.random(1))
@@ -135,7 +135,7 @@ def _lhs(choice: Choice, known: Knowledge) -> Offer:
     at, size = level_coordinates(choice.cells, choice.grid)
     hypercube, place = divmod(len(known.chosen), size)
     rng = np.random.default_rng([choice.seed, hypercube])
-    return _nearest(choice, at, qmc.LatinHypercube(3, rng=rng).random(size)[place])
+    return _nearest(choice, at, scipy.stats.qmc.LatinHypercube(3, rng=rng).random(size)[place])
 
 
 def _cheapest_first(choice: Choice, known: Knowledge) -> Offer:

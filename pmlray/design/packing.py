@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import nnls
 
 # Shares of a pack's time that may go to what training does not scale with: the overhead of every
 # step, and the start of the pack.
@@ -230,7 +230,7 @@ def nonnegative_fit(x_NK: ArrayLike, y_N: ArrayLike) -> tuple[float, ...]:
     x, y = np.asarray(x_NK, dtype=float), np.asarray(y_N, dtype=float)
     found, taken = np.zeros(x.shape[1]), _told_apart(x)
     scaled, norms = _unit_columns(x[:, taken])
-    found[taken] = nnls(scaled, y)[0] / norms
+    found[taken] = scipy.optimize.nnls(scaled, y)[0] / norms
     return tuple(map(float, found))
 
 

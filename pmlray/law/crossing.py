@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from scipy.special import logit
-from scipy.stats import rankdata
 
 from pmlray.law.data import BoolArray, FloatArray, IntArray
 from pmlray.law.recall_data import TokenRun
@@ -111,7 +111,7 @@ def _order(step: FloatArray, other: FloatArray, chosen: BoolArray) -> list[tuple
     x, y = step[chosen], other[chosen]
     if x.size < LEAST_TOKENS or np.ptp(x) == 0 or np.ptp(y) == 0:
         return []
-    return [(float(np.corrcoef(rankdata(x), rankdata(y))[0, 1]), x.size)]
+    return [(float(np.corrcoef(scipy.stats.rankdata(x), scipy.stats.rankdata(y))[0, 1]), x.size)]
 
 
 def _mean(found: Sequence[tuple[float, int]]) -> float | None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy.optimize import root_scalar
 
 from pmlray.law.data import FloatArray
 
@@ -62,7 +62,7 @@ def noise_power(mean_N: FloatArray, residual_N: FloatArray, ref: float) -> float
         return low
     if slope(high) <= 0:
         return high
-    return float(root_scalar(slope, bracket=(low, high), xtol=1e-12).root)
+    return float(scipy.optimize.root_scalar(slope, bracket=(low, high), xtol=1e-12).root)
 
 
 def noise_varies(mean_N: FloatArray, residual_N: FloatArray, n_params: int, ref: float) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import minimize, minimize_scalar
+import scipy
 from scipy.special import expit, log_ndtr
 
 from pmlray.errors import FitError
@@ -101,7 +101,7 @@ def _ln_spread_beyond(runs: Sequence[TokenRun], counts: _Counts) -> float:
         return -np.inf
     theta = _largest_posterior(counts.subset(~beyond))
     held_out = counts.subset(beyond)
-    found = minimize_scalar(
+    found = scipy.optimize.minimize_scalar(
         lambda ln_spread: _neg_log_posterior(np.append(theta[:3], ln_spread), held_out),
         bounds=BOUNDS[3],
         method="bounded",
@@ -110,7 +110,7 @@ def _ln_spread_beyond(runs: Sequence[TokenRun], counts: _Counts) -> float:
 
 
 def _largest_posterior(counts: _Counts) -> FloatArray:
-    found = minimize(
+    found = scipy.optimize.minimize(
         _neg_log_posterior, PRIOR_MEAN, args=(counts,), method="L-BFGS-B", bounds=BOUNDS
     )
     return found.x

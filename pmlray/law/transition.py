@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
+import scipy
 
 from pmlray.law.crossing import Crossings, measure_crossings
 from pmlray.law.data import BoolArray, FloatArray
@@ -143,7 +143,7 @@ def _onset(runs: Sequence[RunTransition], rng: np.random.Generator) -> Estimate 
         wrong = np.concatenate([run.first_wrong for run in chosen])
         if wrong.size < 3 or np.ptp(stubborn) == 0 or np.ptp(wrong) == 0:
             return np.nan
-        return float(np.corrcoef(rankdata(stubborn), rankdata(wrong))[0, 1])
+        return float(np.corrcoef(scipy.stats.rankdata(stubborn), scipy.stats.rankdata(wrong))[0, 1])
 
     if not runs or np.isnan(value := correlation(runs)):
         return None

@@ -13,9 +13,9 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import RunError
 from pmlray.ports import ObservationStore, Tracker
 from pmlray.study.compare_progress import comparison_progress
-from pmlray.study.law_search import Progress
 from pmlray.study.packs import Draft, known_device, packs_of
 from pmlray.study.plan import first_cost
+from pmlray.study.progress import Progress
 from pmlray.study.tuning import Cell, tuned_rates
 from pmlray.types import DesignPoint, Pack, PackResult, PlannedRun
 
@@ -59,6 +59,12 @@ class Arena:
     def spread_over(self, n_devices: int) -> None:
         """Deal what is left out over so many packs that train at once."""
         self._n_devices = n_devices
+
+    def is_over(self) -> bool:
+        """Whether every run is measured, or has failed."""
+        every = (self.tuning_runs, self.compared_runs)
+        # Which rates are compared is known once all are tuned.
+        return not self._cut_off and not any(self._missing(runs()) for runs in every)
 
     def next_pack(self) -> Pack | None:
         """The next pack, or None when every run is measured; RunError when packs keep failing."""

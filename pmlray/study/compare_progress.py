@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.ports import ObservationStore
 from pmlray.study.comparison import MethodResult, compared_cells, method_results
-from pmlray.study.law_search import Progress
+from pmlray.study.progress import Progress
 from pmlray.study.tuning import tuning_runs
 from pmlray.types import FailedRun, Observation, PlannedRun
 

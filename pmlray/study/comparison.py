@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
+import scipy
 
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.study.equal_recall import Cells, EqualRecall, equal_recall
@@ -143,7 +143,7 @@ def paired_difference(
     n, mean = per_text.size, float(per_text.mean())
     if n == 1:
         return Difference(mean, None, None, 1)
-    half = float(student.ppf((1 + LEVEL) / 2, n - 1) * per_text.std(ddof=1) / math.sqrt(n))
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1) * per_text.std(ddof=1) / math.sqrt(n))
     return Difference(mean, mean - half, mean + half, n)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pmlray.config.search_spec import SearchSpec
 from pmlray.law import LawSummary
 from pmlray.ports import ObservationStore
-from pmlray.study.law_search import Progress
+from pmlray.study.progress import Progress
 from pmlray.study.remaining import measured_cost, open_seconds
 from pmlray.study.result import REFIT_GROWTH, fit_observations, refit_is_due
 from pmlray.types import Phase

@@ -8,10 +8,8 @@ same store goes on where the old one stopped.
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import median
 
 from pmlray.config.prepared import PreparedSearch
@@ -21,37 +19,13 @@ from pmlray.law import LawSummary
 from pmlray.ports import ObservationStore, PointSource, Tracker
 from pmlray.study.measured import Measured
 from pmlray.study.memft_schedule import memft_runs
-from pmlray.study.packs import (
-    Draft,
-    packs_of,
-    room_for,
-    trunk_families,
-)
+from pmlray.study.packs import Draft, packs_of, room_for, trunk_families
+from pmlray.study.progress import Progress, law_metrics, progress_metrics
 from pmlray.study.remaining import open_seconds
 from pmlray.study.result import REFIT_GROWTH, fit_observations, refit_is_due
 from pmlray.types import Pack, PackResult, Phase, PlannedRun
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a search stands; `gpu_seconds_left` and the counts are those of the current phase;
-    `running` are the runs that were handed out, each with why it was chosen. `gpu_seconds_open`:
-    what the phase's runs without a result would take at the rate so far, inf before there is one.
-    `n_all`: runs of a comparison, which are known from its start.
-    """
-
-    phase: Phase
-    n_done: int
-    n_pending: int
-    n_failed: int
-    gpu_seconds_spent: float
-    gpu_seconds_left: float
-    law: LawSummary | None
-    gpu_seconds_open: float = math.inf
-    running: tuple[PlannedRun, ...] = ()
-    n_all: int | None = None
 
 
 class LawSearch:
@@ -96,6 +70,11 @@ class LawSearch:
     def spread_over(self, n_devices: int) -> None:
         """Deal the start and MemFT's pairs out over so many packs that train at once."""
         self._n_devices = n_devices
+
+    def is_over(self) -> bool:
+        """Whether nothing is left to do, as far as can be told without choosing a point of the
+        law."""
+        return self._law_over and not self._cut_off and not self._memft_packs()
 
     def next_pack(self) -> Pack | None:
         """The next pack; RunError when packs keep failing.
@@ -264,34 +243,3 @@ class LawSearch:
         self.law = fit_observations(self._search.spec, known)
         if self.law is not None and tell:
             self._tracker.law(law_metrics(self.law), self.progress().gpu_seconds_spent)
-
-
-def law_metrics(law: LawSummary) -> dict[str, float]:
-    """The law's parameters and interval widths as flat metrics."""
-    stored = law.to_json()
-    names = ("coef", "rank_exponent", "len_exponent", "offset", "r2", "mape")
-    names += ("heldout_mape", "sequence_mape", "extrapolation_mape")
-    metrics = {f"law/{n}": float(stored[n]) for n in names if stored.get(n) is not None}
-    for name, (low, high) in law.intervals.items():
-        metrics[f"law/{name}_width"] = high - low
-    if law.known_interval is not None:
-        metrics["law/target_relative_interval"] = law.known_interval
-    return metrics
-
-
-def progress_metrics(now: Progress) -> dict[str, float]:
-    """Where a search stands as flat metrics; what is left and what is open under its phase's name,
-    the latter once a rate is measured."""
-    metrics = {
-        "progress/n_done": float(now.n_done),
-        "progress/n_running": float(now.n_pending),
-        "progress/n_failed": float(now.n_failed),
-        "progress/gpu_seconds_spent": now.gpu_seconds_spent,
-        f"progress/{now.phase}_gpu_seconds_left": now.gpu_seconds_left,
-    }
-    if math.isfinite(now.gpu_seconds_open):
-        metrics[f"progress/{now.phase}_gpu_seconds_open"] = now.gpu_seconds_open
-    return metrics
-
-
-__all__ = ["LawSearch", "Progress", "law_metrics", "progress_metrics"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import isotonic_regression
+import scipy
 
 from pmlray.errors import FitError
 from pmlray.law import fit_recall, token_runs
@@ -82,7 +82,9 @@ def loss_for_recall(
     order = np.argsort(losses)
     if not order.size:
         return expected
-    fitted = isotonic_regression(exact[order], weights=n_records[order], increasing=False).x
+    fitted = scipy.optimize.isotonic_regression(
+        exact[order], weights=n_records[order], increasing=False
+    ).x
     enough = losses[order][fitted >= recall]
     shown = float(enough.max()) if enough.size else 0.0
     failed = bool(np.any((losses <= expected) & (exact < recall)))

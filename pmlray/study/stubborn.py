@@ -14,8 +14,8 @@ from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import hypergeom
 
 from pmlray.types import Observation
 
@@ -218,7 +218,7 @@ def id_tallies(
             n_failed += int(failed[mine].sum())
             expected += float(mine.size * failed.mean())
             draws = np.arange(mine.size + 1)
-            mine_pmf = hypergeom.pmf(draws, failed.size, failed.sum(), mine.size)
+            mine_pmf = scipy.stats.hypergeom.pmf(draws, failed.size, failed.sum(), mine.size)
             pmf = np.convolve(pmf, np.asarray(mine_pmf))
         p_value = min(1.0, float(pmf[n_failed:].sum()))
         found.append(

@@ -35,8 +35,8 @@ def test_compares_and_continues(tmp_path: Path) -> None:
     assert {f"comparison.{kind}" for kind in ("html", "csv", "json", "svg", "png")} <= names
     assert {r.data.tags["pmlray.method"] for r in children} == {"sft", "memft_ot", "memft_rd"}
     assert all("exact_recall" in r.data.metrics for r in children)
-    # Everything is measured: the same command only reports again.
-    code, out, err = pmlray(*command)
+    # Everything is measured: the same command only reports again. Nobody answers at this address.
+    code, out, err = pmlray(*command, RAY_ADDRESS="127.0.0.1:1")
     assert code == 0, err
     assert json.loads(out)["results"] == found["results"]
     code, out, err = pmlray("watch", str(store))

@@ -20,7 +20,7 @@ from pmlray.config import load_search
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import ModelError, SpecError, StoreError
 from pmlray.law import LawFit
-from pmlray.study.law_search import Progress
+from pmlray.study.progress import Progress
 from pmlray.types import Pack
 from tests.fakes import TRUE_LAW, SyntheticRunner
 

@@ -15,8 +15,9 @@ from pmlray.cli.driver import study_of
 from pmlray.cli.progress import Pace, shown_live
 from pmlray.cli.standing import NOT_KNOWN, Standing, describe_runs, standing_of
 from pmlray.config.prepared import PreparedSearch
-from pmlray.study.law_search import LawSearch, Progress
+from pmlray.study.law_search import LawSearch
 from pmlray.study.plan import first_cost
+from pmlray.study.progress import Progress
 from pmlray.types import DesignPoint, PlannedRun
 from tests.fakes import MemoryTracker, SyntheticRunner
 

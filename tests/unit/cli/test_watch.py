@@ -19,8 +19,9 @@ from pmlray.config import load_search
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import SpecError, StoreError
 from pmlray.study.followed import FollowedSearch
-from pmlray.study.law_search import LawSearch, Progress
+from pmlray.study.law_search import LawSearch
 from pmlray.study.plan import first_cost
+from pmlray.study.progress import Progress
 from pmlray.types import Pack
 from tests.fakes import MemoryTracker, SyntheticRunner
 

@@ -18,7 +18,7 @@ from pmlray.cli.standing import Standing
 from pmlray.config.prepared import prepare_comparison
 from pmlray.study.arena import Arena
 from pmlray.study.compare_progress import FollowedComparison
-from pmlray.study.law_search import Progress
+from pmlray.study.progress import Progress
 from pmlray.types import PlannedRun
 from tests.fakes import MemoryTracker, SyntheticRunner
 

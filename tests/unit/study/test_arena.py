@@ -89,9 +89,12 @@ def test_it_goes_on_after_a_kill_and_repeats_nothing(
     ran: list[str] = []
     for _ in range(100):
         arena, store = start(made, tmp_path)
+        over = arena.is_over()
         pack = arena.next_pack()
+        assert over == (pack is None)
         if pack is None:
             break
+        assert not start(made, tmp_path)[0].is_over()
         # The driver dies after its pack was stored and before it could absorb it.
         runner = SyntheticRunner(store)
         runner.run(pack)

@@ -114,7 +114,9 @@ def test_a_kill_at_any_pack_loses_and_repeats_nothing(
     for _ in range(100):
         law_search, store = start(search, folder)
         runner = SyntheticRunner(store)
+        over = law_search.is_over()
         pack = law_search.next_pack()
+        assert over == (pack is None)
         if pack is None:
             break
         # The driver dies after its pack was stored and before it could absorb it.
@@ -122,6 +124,29 @@ def test_a_kill_at_any_pack_loses_and_repeats_nothing(
         ran += runner.ran
     assert len(ran) == len(set(ran))
     assert {o.run_key: o.to_json() for o in store.observations()} == undisturbed
+
+
+def test_it_is_over_when_memft_leaves_nothing_to_do(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    budget = "budget={gpu_seconds: 15, memft_gpu_seconds: 100000}"
+    search = make_search(
+        f"sequences={list(range(12))}", "memft={n_points: 1, n_pairs: 8}", *CHEAP, budget
+    )
+    law_search, store = start(search, tmp_path)
+    runner = SyntheticRunner(store)
+    over = [start(search, tmp_path)[0].is_over()]
+    while (pack := law_search.next_pack()) is not None:
+        if pack.runs[0].phase == "law":
+            law_search.absorb(runner.run(pack))
+            continue
+        # Cut off with one of its runs measured.
+        runner.run(replace(pack, runs=pack.runs[:1]))
+        over.append(start(search, tmp_path)[0].is_over())
+        law_search.absorb(runner.run(pack))
+        over.append(start(search, tmp_path)[0].is_over())
+    assert len(over) > 3
+    assert over == [False] * (len(over) - 1) + [True]
 
 
 def test_failed_runs_cost_but_are_not_tried_again(

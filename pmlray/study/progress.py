@@ -1,0 +1,57 @@
+"""Where a study stands, and the same as metrics for a tracker."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pmlray.law import LawSummary
+from pmlray.types import Phase, PlannedRun
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a search stands; `gpu_seconds_left` and the counts are those of the current phase;
+    `running` are the runs that were handed out, each with why it was chosen. `gpu_seconds_open`:
+    what the phase's runs without a result would take at the rate so far, inf before there is one.
+    `n_all`: runs of a comparison, which are known from its start.
+    """
+
+    phase: Phase
+    n_done: int
+    n_pending: int
+    n_failed: int
+    gpu_seconds_spent: float
+    gpu_seconds_left: float
+    law: LawSummary | None
+    gpu_seconds_open: float = math.inf
+    running: tuple[PlannedRun, ...] = ()
+    n_all: int | None = None
+
+
+def law_metrics(law: LawSummary) -> dict[str, float]:
+    """The law's parameters and interval widths as flat metrics."""
+    stored = law.to_json()
+    names = ("coef", "rank_exponent", "len_exponent", "offset", "r2", "mape")
+    names += ("heldout_mape", "sequence_mape", "extrapolation_mape")
+    metrics = {f"law/{n}": float(stored[n]) for n in names if stored.get(n) is not None}
+    for name, (low, high) in law.intervals.items():
+        metrics[f"law/{name}_width"] = high - low
+    if law.known_interval is not None:
+        metrics["law/target_relative_interval"] = law.known_interval
+    return metrics
+
+
+def progress_metrics(now: Progress) -> dict[str, float]:
+    """Where a search stands as flat metrics; what is left and what is open under its phase's name,
+    the latter once a rate is measured."""
+    metrics = {
+        "progress/n_done": float(now.n_done),
+        "progress/n_running": float(now.n_pending),
+        "progress/n_failed": float(now.n_failed),
+        "progress/gpu_seconds_spent": now.gpu_seconds_spent,
+        f"progress/{now.phase}_gpu_seconds_left": now.gpu_seconds_left,
+    }
+    if math.isfinite(now.gpu_seconds_open):
+        metrics[f"progress/{now.phase}_gpu_seconds_open"] = now.gpu_seconds_open
+    return metrics
