@@ -52,23 +52,33 @@ PROFILE = "{cpus_per_pack: 1, checkpoint_seconds: 1, max_pack_failures: 100}"
 # A fault must be overcome within so many seconds, or the run has failed.
 RECOVERY_LIMIT = 400.0
 # Training goes on while these are away: nobody is killed by them.
-HARMLESS = {"MLflow server", "PostgreSQL server", "disk full", "Tune driver"}
+SERVERS = {"MLflow server", "PostgreSQL server"}
+HARMLESS = SERVERS | {"disk full", "Tune driver"}
 
 
 def run_chaos(
-    folder: Path, n_faults: int, seed: int, steps: int, kinds: list[str], say: Callable[[str], None]
+    folder: Path,
+    n_faults: int,
+    seed: int,
+    steps: int,
+    kinds: list[str],
+    say: Callable[[str], None],
+    workers: int = 2,
 ) -> dict[str, Any]:
-    """Run the search through so many faults; the account of it."""
+    """Run the search through so many faults, on so many worker nodes; the account of it.
+
+    MLflow and PostgreSQL are servers only where they are to fail.
+    """
     spec, profile = folder / "chaos.yaml", folder / "profile.yaml"
     spec.write_text(SEARCH.replace("STEPS", str(steps)))
     profile.write_text(PROFILE)
     search = prepare_search(spec)
     disk = SmallDisk(folder / "disk")
     store = FileStore(disk.folder / "store")
-    nodes = RayNodes(folder, workers=2)
+    nodes = RayNodes(folder, workers)
     postgres = mlflow = driver = None
     try:
-        if find_binaries() is not None:
+        if SERVERS & set(kinds) and find_binaries() is not None:
             postgres = Postgres(Path(f"{folder}-pg"))
             mlflow = MlflowServer(folder, postgres.url)
         uri = mlflow.uri if mlflow else f"sqlite:///{folder / 'mlflow.db'}"

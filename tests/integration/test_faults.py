@@ -19,7 +19,7 @@ def test_a_search_through_faults_loses_nothing_and_changes_no_bit(capsys) -> Non
     folder = Path(tempfile.mkdtemp(prefix="pmlray-chaos-", dir="/tmp"))
     kinds = ["checkpoint cut short", "job's driver", "job stop"]
     try:
-        found = run_chaos(folder, len(kinds), 0, 300, kinds, print)
+        found = run_chaos(folder, len(kinds), 0, 300, kinds, print, workers=1)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     assert found["faults"] == len(kinds)

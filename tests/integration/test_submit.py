@@ -16,19 +16,22 @@ from tests.integration.conftest import ROOT, SMALL, SMOKE, Cluster, pmlray
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def test_pmlray_submit_follows_the_job_to_its_exit_code(
+def test_a_search_is_stopped_submitted_again_and_followed_to_its_exit_code(
     token_cluster: Cluster, tmp_path: Path
 ) -> None:
-    store = tmp_path / "store"
-    code, out, err = pmlray(
-        "submit", str(SMOKE), *SMALL, "--address", token_cluster.dashboard, "--store", str(store),
-        "--json", **token_cluster.environment,
-    )  # fmt: skip
+    store, where = tmp_path / "store", ("--address", token_cluster.dashboard)
+    submit = ("submit", str(SMOKE), *SMALL, *where, "--store", str(store), "--json")
+    code, out, err = pmlray(*submit, "--no-wait", **token_cluster.environment)
+    assert code == 0, err[-2000:]
+    search_id = json.loads(out)["search_id"]
+    code, out, err = pmlray("stop", search_id, *where, "--json", **token_cluster.environment)
+    assert code == 0 and json.loads(out)["status"] == "STOPPED", err[-2000:]
+    code, out, err = pmlray(*submit, **token_cluster.environment)
     assert code == 0, err[-3000:]
     assert json.loads(out)["exit_code"] == 0
-    assert len(list((store / "observations").glob("*.json"))) >= 4
-    where = ("--address", token_cluster.dashboard)
     job = json.loads(out)["submission_id"]
+    assert job == f"{search_id}-2"
+    assert len(list((store / "observations").glob("*.json"))) >= 4
     code, out, err = pmlray("status", job, *where, "--json", **token_cluster.environment)
     assert code == 0 and json.loads(out)["status"] == "SUCCEEDED", err[-2000:]
     code, out, _ = pmlray("logs", job, *where, **token_cluster.environment)
@@ -41,22 +44,6 @@ def test_pmlray_submit_follows_the_job_to_its_exit_code(
         "report", json.loads((store / "search.json").read_text())["name"], "--from", str(tmp_path)
     )
     assert code == 3 and "is no store of a search" in err
-
-
-def test_a_stopped_search_goes_on_when_submitted_again(
-    token_cluster: Cluster, tmp_path: Path
-) -> None:
-    where = ("--address", token_cluster.dashboard)
-    again = ("submit", str(SMOKE), *SMALL, "--set", "name=stopped", *where,
-             "--store", str(tmp_path / "store"), "--json")  # fmt: skip
-    code, out, err = pmlray(*again, "--no-wait", **token_cluster.environment)
-    assert code == 0, err[-2000:]
-    search_id = json.loads(out)["search_id"]
-    code, out, err = pmlray("stop", search_id, *where, "--json", **token_cluster.environment)
-    assert code == 0 and json.loads(out)["status"] == "STOPPED", err[-2000:]
-    code, out, err = pmlray(*again, **token_cluster.environment)
-    assert code == 0, err[-3000:]
-    assert json.loads(out)["submission_id"] == f"{search_id}-2"
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="this is no clone")
