@@ -23,7 +23,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     # Ray would start its workers at a lower priority than its own dashboard, and a training thread
     # that waits for a core holds up all the others of its step.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Its loggers write files that nobody reads, and load torch into the driver.
+    # One of its default loggers loads torch into the driver.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     import ray
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.search import Searcher
 
 from pmlray.backends.file_leases import Lease
@@ -123,6 +124,8 @@ def run_packs_on_ray(
             name="tune",
             storage_path=str(store / "ray" / ray.__version__),
             verbose=0,
+            # Without any of its result files Tune warns about every trial at its end.
+            callbacks=[JsonLoggerCallback()],
             failure_config=tune.FailureConfig(max_failures=MOST_LOST_TRIALS),
         ),
     )
