@@ -51,8 +51,8 @@ seeds: [0]
 PROFILE = "{cpus_per_pack: 1, checkpoint_seconds: 1, max_pack_failures: 100}"
 # A fault must be overcome within so many seconds, or the run has failed.
 RECOVERY_LIMIT = 400.0
-# Training goes on while these are away: nobody is killed by them.
 SERVERS = {"MLflow server", "PostgreSQL server"}
+# Training goes on while these are away: nobody is killed by them.
 HARMLESS = SERVERS | {"disk full", "Tune driver"}
 
 
