@@ -14,6 +14,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     """Connect to the cluster at `address` (or RAY_ADDRESS), else start Ray on this machine.
 
     SIGTERM and SIGINT end the search as an interrupt. Leaving shuts down what was started here.
+    Inside another session it is that one.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Tune would swallow Ctrl-C and end as if all had gone well.
@@ -27,6 +28,9 @@ def ray_session(address: str | None) -> Iterator[None]:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     import ray
 
+    if ray.is_initialized():
+        yield
+        return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     ray.init(
         address=address,

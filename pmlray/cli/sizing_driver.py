@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from pmlray.study.size_choice import next_rank
 from pmlray.types import DesignPoint, Observation, Pack, PlannedRun
 
 Say = Callable[[str], None]
+Connect = Callable[[], None]
 # A context that shows a search's progress, as `live_progress`.
 Shown = Callable[[], AbstractContextManager[Callable[[Progress], None]]]
 RESULT_FILE = "size.json"
@@ -50,9 +51,14 @@ def run_size(
     say: one line a stage; shown: shows the search. RunError when training fails.
     """
     kept = FileStore(plan.out / "training")
-    with kept.driver_lock() as driver:
+    # One Ray for all stages that train something, from the first of them on.
+    with kept.driver_lock() as driver, ExitStack() as stages:
+
+        def connect() -> None:
+            stages.enter_context(ray_session(address))
+
         clock = _Clock()
-        law = _law(plan, address, tracking_uri, say, shown)
+        law = _law(plan, address, connect, tracking_uri, say, shown)
         clock.lap("law")
         choice, sized = plan.answer(law)
         say(f"[2/4] {describe_answer(sized)}")
@@ -64,7 +70,7 @@ def run_size(
             # It recalled enough, by whatever method: training it again would only cost.
             found = own if own is not None and own.point.lora_rank == rank else None
             trial = _try(
-                plan, rank, found, kept, driver, address, sized["predicted_gpu_seconds"], say, clock
+                plan, rank, found, kept, driver, connect, sized["predicted_gpu_seconds"], say, clock
             )
             trials.append(trial)
             if trial.recited.exact_recall >= plan.request.wanted.recall:
@@ -82,7 +88,12 @@ def run_size(
 
 
 def _law(
-    plan: SizePlan, address: str | None, tracking_uri: str | None, say: Say, shown: Shown
+    plan: SizePlan,
+    address: str | None,
+    connect: Connect,
+    tracking_uri: str | None,
+    say: Say,
+    shown: Shown,
 ) -> LawAtHand:
     """The stored law, or that of a search on the records, run or continued."""
     if plan.stored is not None:
@@ -107,7 +118,7 @@ def _law(
     )
     store = FileStore(folder)
     with store.driver_lock() as driver:
-        _measure(search, store, driver, begin, plan, address)
+        _measure(search, store, driver, begin, plan, connect)
     run = SearchRun(
         search, profile, folder, tracking_uri_for(folder, profile, tracking_uri), address
     )
@@ -153,14 +164,14 @@ def _try(
     found: Observation | None,
     kept: FileStore,
     driver: Lease,
-    address: str | None,
+    connect: Connect,
     predicted: float,
     say: Say,
     clock: _Clock,
 ) -> _Trial:
     """Train a rank, unless the search has, and check it."""
     if found is None:
-        observation = _train(plan, rank, kept, driver, address, predicted, say)
+        observation = _train(plan, rank, kept, driver, connect, predicted, say)
         folder = kept.adapters / observation.run_key
     else:
         say(f"[3/4] rank {rank} was trained on all records in the search")
@@ -208,7 +219,7 @@ def _train(
     rank: int,
     store: FileStore,
     driver: Lease,
-    address: str | None,
+    connect: Connect,
     predicted: float,
     say: Say,
 ) -> Observation:
@@ -219,7 +230,7 @@ def _train(
         f"[3/4] training rank {rank} on all records with {METHOD}, about {predicted:.0f}"
         " gpu_seconds"
     )
-    _measure(plan.training, store, driver, (run,), plan, address)
+    _measure(plan.training, store, driver, (run,), plan, connect)
     found = [o for o in store.observations() if o.run_key == run.run_key]
     if not found:
         reasons = [f.reason for f in store.failures() if f.run_key == run.run_key]
@@ -236,7 +247,7 @@ def _measure(
     driver: Lease,
     runs: Sequence[PlannedRun],
     plan: SizePlan,
-    address: str | None,
+    connect: Connect,
 ) -> None:
     """Train those runs that the store has not got yet, as one pack."""
     done = {o.run_key for o in store.observations()}
@@ -250,15 +261,15 @@ def _measure(
     # Called in the main thread, Ray Train would take Ctrl-C for itself and end without a word.
     aside = ThreadPoolExecutor(1)
     try:
-        with ray_session(address):
-            runner = RayTrainRunner(search, store.folder, plan.request.profile, driver.generation)
-            try:
-                result = aside.submit(runner.run, pack).result()
-            except KeyboardInterrupt:
-                driver.ask_to_stop()
-                await_workers(store, pack)
-                raise
-            runner.close()
+        connect()
+        runner = RayTrainRunner(search, store.folder, plan.request.profile, driver.generation)
+        try:
+            result = aside.submit(runner.run, pack).result()
+        except KeyboardInterrupt:
+            driver.ask_to_stop()
+            await_workers(store, pack)
+            raise
+        runner.close()
     finally:
         aside.shutdown(wait=False)
     store.put_times(result.times)
