@@ -42,6 +42,16 @@ def deepspeed_config() -> dict[str, object]:
     }
 
 
+def be_one_process() -> None:
+    """Be a torch process group of one, which DeepSpeed asks for, unless there is a group."""
+    if not torch.distributed.is_initialized():
+        # DeepSpeed reads it; a store in memory needs no free port.
+        os.environ.setdefault("LOCAL_RANK", "0")
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
 class DeepSpeedStepper:
     """Drives forward, backward and update through a DeepSpeed engine."""
 
@@ -70,7 +80,7 @@ class DeepSpeedStepper:
 def deepspeed_stepper(
     on_engine: Callable[[deepspeed.DeepSpeedEngine], None] | None = None,
 ) -> Callable[[AdaptedModel, PackedAdamW], DeepSpeedStepper]:
-    """A maker of steppers for `measure_pack`; needs an initialised torch process group."""
+    """A maker of steppers for `measure_pack`; needs a process group, as of `be_one_process`."""
 
     def make(model: AdaptedModel, optimizer: PackedAdamW) -> DeepSpeedStepper:
         # On Linux CPUs DeepSpeed would compile a shared-memory op with the system's C++ compiler.

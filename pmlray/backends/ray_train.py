@@ -80,10 +80,9 @@ class RayTrainRunner:
         )
         self._workers: Any = actor.remote(plan)
 
-    def prepare(self, n_out: int, pack: Pack) -> None:
-        """Have a worker for each of the n_out packs that are out; `pack`, the latest, will be run
-        by a process that starts meanwhile."""
-        self._workers.prepare.remote(n_out, pack.pack_id)
+    def prepare(self, n_out: int) -> None:
+        """Have a worker for each of n_out packs, ahead of their `run`."""
+        self._workers.prepare.remote(n_out)
 
     def run(self, pack: Pack) -> PackResult:
         """Train the pack; runs without an observation come back as failed.

@@ -19,9 +19,7 @@ from ray.tune.search import Searcher
 
 from pmlray.backends.file_leases import Lease
 from pmlray.backends.file_store import FileStore
-from pmlray.backends.ray_train import RayTrainRunner, await_workers, collect, packs_at_once
-from pmlray.config.cluster_profile import ClusterProfile
-from pmlray.config.prepared import PreparedSearch
+from pmlray.backends.ray_train import RayTrainRunner, await_workers, collect
 from pmlray.errors import PmlrayError
 from pmlray.ports import PackRunner, PackSource
 from pmlray.types import Pack, PackTimes
@@ -38,11 +36,11 @@ MOST_LOST_TRIALS = 100
 class PackSearcher(Searcher):
     """Tune's searcher: suggests the next pack and hands results back to the study.
 
-    prepare: told how many packs are out, and the latest, before Tune starts a process for it.
+    prepare: told how many packs are out before Tune starts a process for the latest.
     """
 
     def __init__(
-        self, source: PackSource, store: FileStore, prepare: Callable[[int, Pack], None]
+        self, source: PackSource, store: FileStore, prepare: Callable[[int], None]
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._source, self._store, self._prepare = source, store, prepare
@@ -60,7 +58,7 @@ class PackSearcher(Searcher):
             # What is still running may leave something to do: Tune asks again.
             return None if self._packs else self.FINISHED
         self._packs[trial_id] = pack
-        self._prepare(len(self._packs), pack)
+        self._prepare(len(self._packs))
         return {"pack": pack}
 
     def on_trial_complete(
@@ -96,17 +94,14 @@ class PackSearcher(Searcher):
         """Nothing to restore."""
 
 
-def run_packs_on_ray(
-    search: PreparedSearch, source: PackSource, store: Path, profile: ClusterProfile, driver: Lease
+def tune_packs(
+    runner: RayTrainRunner, source: PackSource, store: Path, n_at_once: int, driver: Lease
 ) -> None:
-    """Run a study to its end on the connected Ray; raises the error that ended it, if one did.
+    """Run a study to its end, n_at_once packs at a time; raises the error that ended it, if any.
 
     driver: the lease on the store. An interrupt asks the workers to keep what they have and waits
     until they have left, for LEAVE_SECONDS at most.
     """
-    n_at_once = packs_at_once(profile)
-    runner = RayTrainRunner(search, store, profile, driver.generation, n_at_once)
-    source.spread_over(n_at_once)
     searcher = PackSearcher(source, FileStore(store), runner.prepare)
     # Zero CPUs, or trials and their own workers would wait for each other; and not on a worker
     # node that may vanish.
@@ -135,7 +130,6 @@ def run_packs_on_ray(
         driver.ask_to_stop()
         searcher.await_workers()
         raise
-    runner.close()
     if searcher.error is not None:
         raise searcher.error
 

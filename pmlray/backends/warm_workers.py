@@ -16,9 +16,9 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import ray
 
@@ -72,25 +72,25 @@ class WarmWorkers:
         self._idle: list[_Job] = []
         self._n_at_work = 0
         self._closing = False
+        # Ray Train looks in the folder of a job's name for what an earlier one left there.
+        self._name = f"workers-{uuid4().hex[:12]}"
         # Ray Train reads both in this process, and passes them on. It notices a worker that has
         # ended only when it polls, which is every 2 s; and it would keep a process for warnings
         # that a node is about to go, which nobody asks for here.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         self._threads = ThreadPoolExecutor(thread_name_prefix="ray-train")
-        # Takes seconds, in which the driver starts Tune and the first pack is chosen.
-        self._threads.submit(import_module, "ray.train.torch")
 
-    def prepare(self, n_out: int, name: str) -> None:
+    def prepare(self, n_out: int) -> None:
         """Have a worker for each of n_out packs, starting some ahead of their `run`."""
         with self._lock:
             for _ in range(n_out - len(self._idle) - self._n_at_work):
-                self._idle.append(self._start(name))
+                self._idle.append(self._start())
 
     def run(self, pack: Pack) -> PackOutcome:
         """Train a pack on a worker that is idle, else on a new one."""
         with self._lock:
-            job = self._idle.pop() if self._idle else self._start(pack.pack_id)
+            job = self._idle.pop() if self._idle else self._start()
             job.current = Future()
             job.packs.put(pack)
             self._n_at_work += 1
@@ -133,37 +133,46 @@ class WarmWorkers:
         job.out = None
         job.current.set_result(training_seconds)
 
-    def _start(self, name: str) -> _Job:
+    def _start(self) -> _Job:
         job = _Job(len(self._jobs))
         self._jobs[job.number] = job
         me = ray.get_runtime_context().current_actor
-        self._threads.submit(self._train, job, name, me)
+        self._threads.submit(self._train, job, me)
         return job
 
-    def _train(self, job: _Job, name: str, me: Any) -> None:
+    def _train(self, job: _Job, me: Any) -> None:
+        try:
+            self._trainer(job, me).fit()
+            job.ended.set_result(None)
+        # A job's boundary: whatever ended it is the reason why its pack failed.
+        except Exception as error:
+            job.ended.set_exception(error)
+
+    def _trainer(self, job: _Job, me: Any) -> Any:
         from ray.train import FailureConfig, RunConfig
-        from ray.train.torch import TorchTrainer
 
         plan = self._plan
-        trainer = TorchTrainer(
-            train_packs if plan.workers == 1 else train_sharded_packs,
-            train_loop_config={"plan": plan, "workers": me, "number": job.number},
-            scaling_config=plan.scaling(),
-            run_config=RunConfig(
-                name=name,
+        options: dict[str, Any] = {
+            "train_loop_config": {"plan": plan, "workers": me, "number": job.number},
+            "scaling_config": plan.scaling(),
+            "run_config": RunConfig(
+                name=f"{self._name}-{job.number}",
                 # Ray's own checkpoints are not used: of them the newest alone can be had, whole or
                 # not.
                 storage_path=plan.storage,
                 failure_config=FailureConfig(max_failures=MOST_LOST_WORKERS),
                 worker_runtime_env={"env_vars": plan.environment},
             ),
-        )
-        try:
-            trainer.fit()
-            job.ended.set_result(None)
-        # A job's boundary: whatever ended it is the reason why its pack failed.
-        except Exception as error:
-            job.ended.set_exception(error)
+        }
+        if plan.workers > 1:
+            from ray.train.torch import TorchTrainer
+
+            return TorchTrainer(train_sharded_packs, **options)
+        # A worker alone makes its group of one itself: TorchTrainer's would load torch, for
+        # seconds, in this process and in Ray Train's controller, one after the other.
+        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+        return DataParallelTrainer(train_packs, **options)
 
     def close(self) -> None:
         """Let the workers end as soon as they are idle."""
@@ -174,7 +183,7 @@ def train_packs(config: dict[str, Any]) -> None:
     """The train loop of a worker: measures packs, stores each observation as it is done."""
     import torch
 
-    from pmlray.backends.deepspeed import BACKEND, deepspeed_stepper
+    from pmlray.backends.deepspeed import BACKEND, be_one_process, deepspeed_stepper
     from pmlray.backends.mlflow_system import node_sampler, sampled
     from pmlray.backends.pack_worker import run_pack
     from pmlray.engine.base_model import KeptBase
@@ -186,6 +195,7 @@ def train_packs(config: dict[str, Any]) -> None:
     sampler, folder = node_sampler(), Path(plan.store)
     if not torch.cuda.is_available():
         torch.set_num_threads(plan.cpus)
+    be_one_process()
     load_base = KeptBase()
     versions = {"ray": ray.__version__, **BACKEND}
 

@@ -73,7 +73,7 @@ def run_comparison(
         try:
             if not arena.is_over():
                 with ray_session(run.address):
-                    from pmlray.backends.ray_tune import run_packs_on_ray
+                    from pmlray.backends.ray_packs import run_packs_on_ray
 
                     run_packs_on_ray(search, arena, run.store, run.profile, driver)
             status = "FINISHED"

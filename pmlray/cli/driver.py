@@ -103,7 +103,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
                     law_search.absorb(runner.run(pack))
             elif not law_search.is_over():
                 with ray_session(run.address):
-                    from pmlray.backends.ray_tune import run_packs_on_ray
+                    from pmlray.backends.ray_packs import run_packs_on_ray
 
                     run_packs_on_ray(search, law_search, run.store, run.profile, driver)
             status = "FINISHED"

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from pmlray.config.recipe import Recipe
-from scripts.bench.speed_pace import ROOT, environment_of, one_process
+from scripts.bench.speed_pace import ROOT, environment_of
 from scripts.bench.speed_ways import way_named
 from scripts.bench.speed_work import LEARNING_RATE, Dtype, Work
 
@@ -113,10 +113,10 @@ def main(way: str, points: Sequence[Work]) -> None:
         for point in points:
             way_named(way)(point, _Unpaced())
         return
-    from pmlray.backends.deepspeed import deepspeed_stepper
+    from pmlray.backends.deepspeed import be_one_process, deepspeed_stepper
     from scripts.bench.speed_packed import train_packed
 
-    one_process()
+    be_one_process()
     longest = replace(points[0], seq_len=max(point.seq_len for point in points))
     recipe = Recipe(learning_rate=LEARNING_RATE, stop_loss=0.0, stop_gain=0.0)
     train_packed(longest, points, recipe, _Unpaced(), deepspeed_stepper())

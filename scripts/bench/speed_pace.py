@@ -164,16 +164,6 @@ def environment_of(way: str) -> dict[str, str]:
     return {**os.environ, **(CPU_ALLOCATOR if own else {})}
 
 
-def one_process() -> None:
-    """Be a process group of one, as DeepSpeed asks."""
-    if not torch.distributed.is_initialized():
-        # DeepSpeed reads it; a store in memory needs no free port.
-        os.environ.setdefault("LOCAL_RANK", "0")
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        store = torch.distributed.HashStore()
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-
-
 def peak_memory() -> int:
     """The most memory, in bytes, since `forget_peak_memory`: of the GPU where there is one, else
     resident."""

@@ -19,7 +19,7 @@ from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.prefix_cache import build_prefix_cache
 from pmlray.engine.stepper import Stepper, TorchStepper
 from pmlray.types import DesignPoint, MemftRules, PlannedRun
-from scripts.bench.speed_pace import Pace, one_process
+from scripts.bench.speed_pace import Pace
 from scripts.bench.speed_work import Weights, Work, load_model, records_of, tokenizer_of
 
 MakeStepper = Callable[[AdaptedModel, PackedAdamW], Stepper]
@@ -56,9 +56,9 @@ def pmlray_bare(work: Work, pace: Pace) -> Weights:
 
 def pmlray(work: Work, pace: Pace) -> Weights:
     """The packed engine through DeepSpeed, as a search runs it."""
-    from pmlray.backends.deepspeed import deepspeed_stepper
+    from pmlray.backends.deepspeed import be_one_process, deepspeed_stepper
 
-    one_process()
+    be_one_process()
     return _pmlray(work, pace, deepspeed_stepper())
 
 

@@ -22,7 +22,7 @@ def pmlray_ray(work: Work, pace: Pace) -> Weights:
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     import ray
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     assert isinstance(pace, Pacer)
     with tempfile.TemporaryDirectory() as folder:
@@ -36,7 +36,7 @@ def pmlray_ray(work: Work, pace: Pace) -> Weights:
             threading.Thread(target=_copy_lines, args=(source, target), daemon=True).start()
         ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
         try:
-            TorchTrainer(
+            DataParallelTrainer(
                 _train,
                 train_loop_config={
                     "work": work.to_json(),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pmlray.engine.base_model import BaseModel
 from pmlray.memory import Record
-from scripts.bench.speed_pace import Pace, one_process
+from scripts.bench.speed_pace import Pace
 from scripts.bench.speed_work import (
     Weights,
     Work,
@@ -80,12 +80,13 @@ def authors(work: Work, pace: Pace) -> Weights:
 
 def peft_deepspeed(work: Work, pace: Pace) -> Weights:
     """PEFT's LoRA under a DeepSpeed engine of stage 0, one job a point."""
-    import pmlray.backends.deepspeed  # noqa: F401 - picks DeepSpeed's accelerator before it loads
+    # Before DeepSpeed loads: it picks the accelerator.
+    from pmlray.backends.deepspeed import be_one_process
 
     import deepspeed  # isort: skip
     import deepspeed.ops
 
-    one_process()
+    be_one_process()
     # On Linux CPUs DeepSpeed would compile a shared-memory op with the system's C++ compiler.
     setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
     tokenizer = tokenizer_of(work)

@@ -35,14 +35,14 @@ class Source:
         self.lost.append(result.times.lost_gpu_seconds)
 
 
-def unprepared(_n_out: int, _pack: Pack) -> None:
+def unprepared(_n_out: int) -> None:
     """As where no worker is started ahead."""
 
 
 def test_it_waits_for_packs_that_are_out_and_then_ends(tmp_path: Path) -> None:
     source = Source()
-    prepared: list[tuple[int, Pack]] = []
-    searcher = PackSearcher(source, FileStore(tmp_path), lambda *out: prepared.append(out))
+    prepared: list[int] = []
+    searcher = PackSearcher(source, FileStore(tmp_path), prepared.append)
     assert searcher.suggest("a") == {"pack": source.given[0]}
     assert searcher.suggest("b") is None
     searcher.on_trial_complete("a", error=True)
@@ -52,7 +52,7 @@ def test_it_waits_for_packs_that_are_out_and_then_ends(tmp_path: Path) -> None:
     assert searcher.suggest("c") == PackSearcher.FINISHED
     assert source.back == [0, 1] and searcher.error is None
     # A worker for each pack that is out, asked for before Tune starts the pack's trial.
-    assert prepared == [(1, source.given[0]), (1, source.given[1])]
+    assert prepared == [1, 1]
 
 
 def test_an_error_of_the_search_ends_it_and_is_kept(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,13 +31,13 @@ class Jobs(WarmWorkers):
         self.trained: list[tuple[int, int]] = []
         self.together, self._fails, self._seconds = threading.Barrier(2), fails, seconds
 
-    def _start(self, name: str) -> Any:
+    def _start(self) -> Any:
         job = warm_workers._Job(len(self._jobs))
         self._jobs[job.number] = job
-        self._threads.submit(self._train, job, name, None)
+        self._threads.submit(self._train, job, None)
         return job
 
-    def _train(self, job: Any, name: str, me: Any) -> None:
+    def _train(self, job: Any, me: Any) -> None:
         while (given := self.next_pack(job.number)) != "end":
             if isinstance(given, str):
                 continue
@@ -80,8 +81,8 @@ def test_packs_at_once_have_a_job_each_and_no_more() -> None:
 
 def test_as_many_workers_as_packs_are_out_start_ahead() -> None:
     jobs = Jobs()
-    jobs.prepare(1, "pack")
-    jobs.prepare(1, "pack")
+    jobs.prepare(1)
+    jobs.prepare(1)
     assert len(jobs._jobs) == 1
     assert jobs.run(pack(0)) == PackOutcome(1.5) and jobs.trained == [(0, 0)]
     with ThreadPoolExecutor(2) as threads:
@@ -89,9 +90,9 @@ def test_as_many_workers_as_packs_are_out_start_ahead() -> None:
         while (0, 100) not in jobs.trained:
             time.sleep(0.01)
         # One is at work: there is one for two packs already.
-        jobs.prepare(1, "pack")
+        jobs.prepare(1)
         assert len(jobs._jobs) == 1
-        jobs.prepare(2, "pack")
+        jobs.prepare(2)
         assert len(jobs._jobs) == 2
         assert threads.submit(jobs.run, pack(101)).result(timeout=10) == PackOutcome(1.5)
         assert first.result(timeout=10) == PackOutcome(1.5)
@@ -107,7 +108,7 @@ def test_a_worker_that_starts_is_kept_however_long_that_takes(
     monkeypatch.setattr(warm_workers, "KEEP_SECONDS", 0.05)
     monkeypatch.setattr(Jobs, "_train", lambda *_: None)
     jobs = Jobs()
-    jobs.prepare(1, "pack")
+    jobs.prepare(1)
     time.sleep(0.1)
     # Its first question for a pack, from when on it is kept for so long.
     assert jobs.next_pack(0) == "wait"
@@ -161,3 +162,17 @@ def test_who_waits_for_packs_imports_nothing_that_it_does_not_need() -> None:
     code = f"import sys, pmlray.backends.ray_train; print({unwanted} & set(sys.modules))"
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert told.stdout.strip() == "set()"
+
+
+def test_ray_train_of_a_worker_alone_loads_no_torch(tmp_path: Path) -> None:
+    """Neither here nor in its controller, which is sent what this process makes."""
+    code = f"""
+import sys
+from pmlray.backends.ray_workers import WorkerPlan
+from pmlray.backends.warm_workers import WarmWorkers, _Job
+alone = WarmWorkers(WorkerPlan(None, {str(tmp_path)!r}, 0, 1, 1, 60.0))
+alone._trainer(_Job(0), None)
+print("torch" in sys.modules)
+"""
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert told.stdout.strip() == "False"
