@@ -45,8 +45,9 @@ def deepspeed_config() -> dict[str, object]:
 def be_one_process() -> None:
     """Be a torch process group of one, which DeepSpeed asks for, unless there is a group."""
     if not torch.distributed.is_initialized():
-        # DeepSpeed reads it; a store in memory needs no free port.
-        os.environ.setdefault("LOCAL_RANK", "0")
+        # The number of DeepSpeed's device, whatever started this process left there; and a store in
+        # memory, which needs no free port.
+        os.environ["LOCAL_RANK"] = "0"
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
