@@ -36,21 +36,23 @@ MOST_LOST_TRIALS = 100
 class PackSearcher(Searcher):
     """Tune's searcher: suggests the next pack and hands results back to the study.
 
-    prepare: told how many packs are out before Tune starts a process for the latest.
+    first: the pack that the study begins with; prepare: told how many packs are out before Tune
+    starts a process for the latest.
     """
 
     def __init__(
-        self, source: PackSource, store: FileStore, prepare: Callable[[int], None]
+        self, source: PackSource, first: Pack, store: FileStore, prepare: Callable[[int], None]
     ) -> None:
         super().__init__(metric=METRIC, mode="max")
         self._source, self._store, self._prepare = source, store, prepare
+        self._first: Pack | None = first
         self._packs: dict[str, Pack] = {}
         self.error: PmlrayError | None = None
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next pack; Tune waits while packs run, and ends when nothing is left."""
         try:
-            pack = self._source.next_pack()
+            pack, self._first = self._first or self._source.next_pack(), None
         except PmlrayError as error:
             self.error = error
             return self.FINISHED
@@ -95,14 +97,20 @@ class PackSearcher(Searcher):
 
 
 def tune_packs(
-    runner: RayTrainRunner, source: PackSource, store: Path, n_at_once: int, driver: Lease
+    runner: RayTrainRunner,
+    source: PackSource,
+    first: Pack,
+    store: Path,
+    n_at_once: int,
+    driver: Lease,
 ) -> None:
-    """Run a study to its end, n_at_once packs at a time; raises the error that ended it, if any.
+    """Run a study from its first pack on to its end, n_at_once packs at a time; raises the error
+    that ended it, if any.
 
     driver: the lease on the store. An interrupt asks the workers to keep what they have and waits
     until they have left, for LEAVE_SECONDS at most.
     """
-    searcher = PackSearcher(source, FileStore(store), runner.prepare)
+    searcher = PackSearcher(source, first, FileStore(store), runner.prepare)
     # Zero CPUs, or trials and their own workers would wait for each other; and not on a worker
     # node that may vanish.
     trainable = tune.with_resources(_trial(runner), {"node:__internal_head__": 0.001})

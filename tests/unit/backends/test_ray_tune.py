@@ -35,6 +35,12 @@ class Source:
         self.lost.append(result.times.lost_gpu_seconds)
 
 
+def first_of(source: Source) -> Pack:
+    pack = source.next_pack()
+    assert pack is not None
+    return pack
+
+
 def unprepared(_n_out: int) -> None:
     """As where no worker is started ahead."""
 
@@ -42,7 +48,7 @@ def unprepared(_n_out: int) -> None:
 def test_it_waits_for_packs_that_are_out_and_then_ends(tmp_path: Path) -> None:
     source = Source()
     prepared: list[int] = []
-    searcher = PackSearcher(source, FileStore(tmp_path), prepared.append)
+    searcher = PackSearcher(source, first_of(source), FileStore(tmp_path), prepared.append)
     assert searcher.suggest("a") == {"pack": source.given[0]}
     assert searcher.suggest("b") is None
     searcher.on_trial_complete("a", error=True)
@@ -57,15 +63,16 @@ def test_it_waits_for_packs_that_are_out_and_then_ends(tmp_path: Path) -> None:
 
 def test_an_error_of_the_search_ends_it_and_is_kept(tmp_path: Path) -> None:
     source = Source()
+    searcher = PackSearcher(source, first_of(source), FileStore(tmp_path), unprepared)
+    assert searcher.suggest("a") == {"pack": source.given[0]}
     source.broken = True
-    searcher = PackSearcher(source, FileStore(tmp_path), unprepared)
-    assert searcher.suggest("a") == PackSearcher.FINISHED
+    assert searcher.suggest("b") == PackSearcher.FINISHED
     assert isinstance(searcher.error, RunError)
 
 
 def test_what_faults_took_is_counted_once_wherever_the_pack_was_collected(tmp_path: Path) -> None:
     source, store = Source(), FileStore(tmp_path)
-    searcher = PackSearcher(source, store, unprepared)
+    searcher = PackSearcher(source, first_of(source), store, unprepared)
     # The trial collected the pack and told what was lost.
     searcher.suggest("a")
     report = {"training_seconds": 1.0, "wall_seconds": 2.0, "lost_gpu_seconds": 3.0}

@@ -1,0 +1,70 @@
+"""A study on Ray: no device is asked for before there is a pack for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pmlray.backends import ray_packs, ray_tune
+from pmlray.backends.ray_packs import run_packs_on_ray
+from pmlray.types import DesignPoint, Pack, PackResult, PlannedRun
+
+ONLY = Pack(0, (PlannedRun(DesignPoint(1, 16, 10), "sft", 0, 0, "law", "0" * 16),))
+
+
+class Source:
+    """A study of at most one pack."""
+
+    def __init__(self, said: list[Any], pack: Pack | None) -> None:
+        self._said, self._pack = said, pack
+
+    def spread_over(self, n_devices: int) -> None:
+        self._said.append(f"over {n_devices}")
+
+    def next_pack(self) -> Pack | None:
+        self._said.append("next")
+        return self._pack
+
+    def absorb(self, result: PackResult) -> None:
+        raise AssertionError("nothing ran")
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What is asked of the study, of Ray and of Tune, in this order."""
+    heard: list[Any] = []
+
+    class Runner:
+        def __init__(self, *_: Any) -> None:
+            heard.append("workers")
+
+        def prepare(self, n_out: int) -> None:
+            heard.append(f"prepare {n_out}")
+
+        def close(self) -> None:
+            heard.append("close")
+
+    monkeypatch.setattr(ray_packs, "RayTrainRunner", Runner)
+    monkeypatch.setattr(ray_packs, "packs_at_once", lambda _: 3)
+    monkeypatch.setattr(ray_tune, "tune_packs", lambda *given: heard.append(given[2]))
+    return heard
+
+
+def run(source: Source) -> None:
+    run_packs_on_ray(None, source, Path("store"), None, _Lease())  # type: ignore[arg-type]
+
+
+class _Lease:
+    generation = 1
+
+
+def test_the_worker_of_the_first_pack_starts_before_tune(said: list[Any]) -> None:
+    run(Source(said, ONLY))
+    assert said == ["workers", "over 3", "next", "prepare 1", ONLY, "close"]
+
+
+def test_a_study_without_a_pack_starts_neither_worker_nor_tune(said: list[Any]) -> None:
+    run(Source(said, None))
+    assert said == ["workers", "over 3", "next", "close"]
