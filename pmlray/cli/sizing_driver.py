@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,25 +253,12 @@ def _measure(
     missing = tuple(run for run in runs if run.run_key not in done)
     if not missing:
         return
-    from pmlray.backends.ray_train import RayTrainRunner, await_workers
+    from pmlray.backends.ray_packs import run_pack_on_ray
 
     rounds = [o.round for o in store.observations()] + [f.round for f in store.failures()]
     pack = Pack(1 + max(rounds, default=-1), missing)
-    # Called in the main thread, Ray Train would take Ctrl-C for itself and end without a word.
-    aside = ThreadPoolExecutor(1)
-    try:
-        connect()
-        runner = RayTrainRunner(search, store.folder, plan.request.profile, driver.generation)
-        try:
-            result = aside.submit(runner.run, pack).result()
-        except KeyboardInterrupt:
-            driver.ask_to_stop()
-            await_workers(store, pack)
-            raise
-        runner.close()
-    finally:
-        aside.shutdown(wait=False)
-    store.put_times(result.times)
+    connect()
+    store.put_times(run_pack_on_ray(search, pack, store, plan.request.profile, driver).times)
 
 
 def _write(plan: SizePlan, best: _Trial, card: dict[str, Any]) -> None:
