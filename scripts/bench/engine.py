@@ -39,7 +39,9 @@ from scripts.bench.kept_parts import KeptParts, SittingOver
 from scripts.bench.shares import machine
 from scripts.bench.speed_cells import RIVALS, Plan, growth, measure_group, ratios
 from scripts.bench.speed_law import (
-    LAW_RANKS,
+    LAW,
+    QUICK_LAW,
+    LawGrid,
     estimated_law,
     job_seconds,
     law_jobs,
@@ -71,18 +73,26 @@ def works(quick: bool, on_gpu: bool, dtype: Dtype) -> list[Work]:
 
 
 def law_figures(
-    cells: Sequence[dict[str, Any]], points: Sequence[Work], measured: bool, kept: KeptParts
+    cells: Sequence[dict[str, Any]],
+    model: str,
+    grid: LawGrid,
+    dtype: Dtype,
+    measured: bool,
+    kept: KeptParts,
 ) -> list[dict[str, Any]]:
     """The whole job by each way that is installed, measured or estimated from its cells."""
+    points = law_points(model, grid, dtype)
     own: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:
-        alike = cell["task"] == "long_context" and cell["model"] == points[0].model
+        alike = cell["task"] == "long_context" and cell["model"] == model
         if alike and cell["status"] == "measured" and cell["way"] in ("pmlray", *RIVALS):
             own.setdefault(cell["way"], []).append(cell)
     if measured:
         jobs = law_jobs(points, [way for way in own if way != "pmlray"])
-        law = f"law of {len(points)} points on {points[0].model}"
-        seconds = [kept.measured(f"{law}: {job.name}", partial(job_seconds, job)) for job in jobs]
+        seconds = [
+            kept.measured(f"{grid} on {model}: {job.name}", partial(job_seconds, job))
+            for job in jobs
+        ]
         found = measured_laws(jobs, seconds)
     else:
         found = []
@@ -91,16 +101,20 @@ def law_figures(
             found.append(estimated_law(way, points, starts, _cost_from(known)))
     for job in found:
         job["over_pmlray"] = job["gpu_seconds"] / found[0]["gpu_seconds"]
-        job["model"], job["points"] = points[0].model, len(points)
+        job |= {"model": model, "points": len(points), **asdict(grid)}
     return found
 
 
 def _cost_from(cells: Sequence[dict[str, Any]]) -> Any:
     def seconds(point: Work) -> float:
-        """Of an adapter-step, in the nearest rank's largest pack."""
+        """Of an adapter-step, in the nearest length's and rank's largest pack."""
         near = min(
-            (cell for cell in cells if cell["seq_len"] == point.seq_len),
-            key=lambda cell: (abs(cell["lora_rank"] - point.lora_rank), -cell["n_adapters"]),
+            cells,
+            key=lambda cell: (
+                abs(cell["seq_len"] - point.seq_len),
+                abs(cell["lora_rank"] - point.lora_rank),
+                -cell["n_adapters"],
+            ),
         )
         return 1 / near["adapter_steps_per_second"]["median"]
 
@@ -125,12 +139,10 @@ def run(
     for i, work in enumerate(todo, start=1):
         print(f"{i}/{len(todo)}: {work}", file=sys.stderr)
         cells += kept.measured(str(work), partial(measure_group, work, packs, plan))
-    # The quick one has a single length and rank, whose cost stands for all ranks.
-    lengths, ranks = ((50,), (1, 2, 4, 8, 16, 32)) if quick else ((50, 500), LAW_RANKS)
+    grid = QUICK_LAW if quick else LAW
     jobs = []
     for model in dict.fromkeys(work.model for work in todo) if law != "none" else ():
-        points = law_points(model, lengths, ranks, dtype)
-        jobs += law_figures(cells, points, law == "measured", kept)
+        jobs += law_figures(cells, model, grid, dtype, law == "measured", kept)
     return {
         **about,
         "seed": todo[0].seed,
@@ -203,7 +215,7 @@ def table(found: dict[str, Any]) -> str:
 def main() -> None:
     """Run the benchmark and print a table, or one JSON object."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--quick", action="store_true", help="two works, about two minutes")
+    options.add_argument("--quick", action="store_true", help="two works, a shorter law")
     options.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the base")
     options.add_argument("--law", choices=("measured", "estimated", "none"))

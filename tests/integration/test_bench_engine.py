@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import time
-from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ import torch
 from pmlray.engine.bfloat16 import multiplies_bfloat16
 from pmlray.engine.pull import pull_model
 from scripts.bench.speed_cells import RIVALS, Plan, measure_group, ratios
-from scripts.bench.speed_law import Job, job_seconds, law_points
+from scripts.bench.speed_law import Job, LawGrid, job_seconds, law_points
 from scripts.bench.speed_ways import way_named
 from scripts.bench.speed_work import Dtype, Work
 
@@ -84,14 +83,13 @@ def test_a_group_of_cells_in_processes_of_their_own(capfd: pytest.CaptureFixture
 
 @pytest.mark.parametrize("way", ["pmlray", "authors"])
 def test_a_job_is_measured_with_its_start_up(way: str) -> None:
-    points = law_points(TINY, (8, 16), (2,), DTYPE)
-    points = [replace(point, train_steps=point.train_steps // 10) for point in points]
+    points = law_points(TINY, LawGrid((8, 16), (2,), (5, 10, 20, 40)), DTYPE)
     begun = time.perf_counter()
     seconds = job_seconds(Job(way, "whole", tuple(points)))
     assert 0 < seconds <= (time.perf_counter() - begun) * torch.get_num_threads()
 
 
 def test_a_job_that_fails_is_no_measurement() -> None:
-    (point, *_) = law_points("no such model", (8,), (2,), DTYPE)
+    (point, *_) = law_points("no such model", LawGrid((8,), (2,), (5,)), DTYPE)
     with pytest.raises(subprocess.CalledProcessError):
         job_seconds(Job("authors", "none", (point,)))

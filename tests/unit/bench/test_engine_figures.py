@@ -17,10 +17,19 @@ from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.prefix_cache import build_prefix_cache
 from pmlray.engine.pull import pull_model
 from pmlray.types import DesignPoint, MemftRules, PlannedRun
+from scripts.bench.engine import law_figures
+from scripts.bench.kept_parts import KeptParts
 from scripts.bench.speed_cells import growth, ratios
 from scripts.bench.speed_figures import growth_exponent, paired_ratio
 from scripts.bench.speed_flops import StepShape, authors_step, full_step, packed_step
-from scripts.bench.speed_law import estimated_law, law_jobs, law_points, measured_laws
+from scripts.bench.speed_law import (
+    LAW,
+    LawGrid,
+    estimated_law,
+    law_jobs,
+    law_points,
+    measured_laws,
+)
 from scripts.bench.speed_work import (
     Work,
     batch_at,
@@ -134,7 +143,7 @@ def test_every_pack_is_held_against_the_rivals_single_adapter_on_the_same_work()
 
 
 def test_an_estimated_law_says_so_and_pays_start_up_once_a_process() -> None:
-    points = law_points("tiny-random-llama", (50, 500), (1, 4, 16))
+    points = law_points("tiny-random-llama", LAW)
     assert len(points) == 24 and len(set(points)) == 24
     steps = sum(point.train_steps for point in points)
     cores = torch.get_num_threads()
@@ -144,8 +153,28 @@ def test_an_estimated_law_says_so_and_pays_start_up_once_a_process() -> None:
         assert job["gpu_seconds"] == pytest.approx(cores * (10 * starts + 0.5 * steps))
 
 
+def test_a_law_is_estimated_by_the_nearest_length_and_rank_in_the_largest_pack() -> None:
+    kept = KeptParts(None, {}, None)
+    cells = [
+        {**c, "start_seconds": {"median": 3.0}}
+        for c in (
+            cell("pmlray", 1, 10.0, 1), cell("pmlray", 8, 40.0, 1),
+            cell("pmlray", 8, 2.0, 1, seq_len=500), cell("pmlray", 8, 8.0, 1, lora_rank=256),
+            cell("authors", 1, 5.0, 1), cell("authors", 1, 1.0, 1, model="another"),
+        )
+    ]  # fmt: skip
+    packed, authors = law_figures(
+        cells, "m", LawGrid((16, 400), (8,), (30, 10)), "float32", False, kept
+    )
+    cores = torch.get_num_threads()
+    assert packed["gpu_seconds"] == pytest.approx(cores * (3 + 40 / 40 + 40 / 2))
+    assert authors["gpu_seconds"] == pytest.approx(cores * (4 * 3 + 80 / 5))
+    assert authors["over_pmlray"] == pytest.approx((12 + 16) / 24)
+    assert packed["points"] == 4 and packed["seq_lens"] == (16, 400)
+
+
 def test_ways_take_turns_at_a_law_and_the_packed_job_is_repeated_between() -> None:
-    points = law_points("tiny-random-llama", (50, 500), (1, 4, 16))
+    points = law_points("tiny-random-llama", LAW)
     jobs = law_jobs(points, ("authors", "trl_sft"))
     assert len({job.name for job in jobs}) == len(jobs)
     for rival in ("authors", "trl_sft"):
