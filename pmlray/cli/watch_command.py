@@ -16,7 +16,7 @@ from pmlray.cli.search_source import SOURCE_OPTION, in_mlflow, is_file, search_i
 from pmlray.cli.standing import NO_LAW, Standing, standing_of
 from pmlray.config import SearchSpec
 
-# Reading a folder costs less than asking a server.
+# Neither tells of a change by itself; reading a folder costs less than asking a server.
 STORE_SECONDS, MLFLOW_SECONDS = 2.0, 10.0
 
 # Where a study stands, and how it ended, None while it runs.

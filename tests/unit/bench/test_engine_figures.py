@@ -158,9 +158,11 @@ def test_a_law_is_estimated_by_the_nearest_length_and_rank_in_the_largest_pack()
     cells = [
         {**c, "start_seconds": {"median": 3.0}}
         for c in (
-            cell("pmlray", 1, 10.0, 1), cell("pmlray", 8, 40.0, 1),
-            cell("pmlray", 8, 2.0, 1, seq_len=500), cell("pmlray", 8, 8.0, 1, lora_rank=256),
-            cell("authors", 1, 5.0, 1), cell("authors", 1, 1.0, 1, model="another"),
+            # What must not be taken comes first.
+            cell("pmlray", 8, 8.0, 1, lora_rank=256), cell("pmlray", 1, 10.0, 1),
+            cell("pmlray", 8, 40.0, 1), cell("pmlray", 8, 2.0, 1, seq_len=500),
+            cell("authors", 1, 1.0, 1, model="another"), cell("pmlray_bare", 8, 90.0, 1),
+            cell("authors", 1, 5.0, 1),
         )
     ]  # fmt: skip
     packed, authors = law_figures(
