@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pmlray.live_packs import Calibration
 from pmlray.types import FailedRun, Observation, Pack, PackResult, PackTimes, PlannedRun
 
 
@@ -48,6 +50,10 @@ class ObservationStore(Protocol):
         """All failed attempts, in the order in which they were chosen."""
         ...
 
+    def calibration(self) -> Calibration | None:
+        """What the first steps cost, where that was told."""
+        ...
+
     def times(self) -> tuple[PackTimes, ...]:
         """The times of every pack, by round."""
         ...
@@ -81,17 +87,25 @@ class Tracker(Protocol):
 class PointSource(Protocol):
     """Chooses design points for the law and learns from their results (an Optuna study, say)."""
 
-    def ask(self, k: int, devices: int = 1) -> tuple[PlannedRun, ...]:
+    def ask(
+        self, k: int, devices: int = 1, gpu_seconds: float = math.inf
+    ) -> tuple[PlannedRun, ...]:
         """Up to k new runs, jointly chosen, for the next of so many devices to train; fewer when
-        nothing more is worth or within budget, or the device has then its share of what is left."""
+        nothing more is worth or within budget, or the device has then its share of what is left, or
+        they are predicted to take so many gpu_seconds."""
         ...
 
     def tell(self, observation: Observation) -> None:
         """Learn a result."""
         ...
 
-    def fail(self, run_key: str) -> None:
-        """Learn that a run that was asked for has no result."""
+    def fail(self, run_key: str, gpu_seconds: float = 0.0) -> None:
+        """Learn that a run that was asked for has no result, and what it cost."""
+        ...
+
+    def calibrate(self, seconds_per_token: float, spent: float) -> None:
+        """Learn the rate of a few steps, which counts until runs are measured, and what they cost,
+        gpu_seconds."""
         ...
 
 
@@ -100,6 +114,15 @@ class PackSource(Protocol):
 
     def spread_over(self, n_devices: int) -> None:
         """So many packs can train at once; one, unless this is called before `next_pack`."""
+        ...
+
+    def to_calibrate(self) -> Pack | None:
+        """A pack of which a few steps are to tell what they cost; None where that is known, or
+        nothing is planned by it."""
+        ...
+
+    def calibrated(self, found: Calibration) -> None:
+        """Learn what they cost."""
         ...
 
     def next_pack(self) -> Pack | None:

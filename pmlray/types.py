@@ -105,17 +105,22 @@ class Pack:
     """Runs that train together on one frozen base, in one Ray Train job.
 
     `round` counts the packs of a search from 0, in the order in which they were chosen. Runs that
-    find no `room` wait until others have ended; None: there is room for all.
+    find no `room` wait until others have ended; None: there is room for all. What would take it
+    beyond its `gpu_seconds` is handed on, unmeasured. One that `calibrates` takes a few steps to
+    tell what they cost, and measures nothing.
     """
 
     round: int
     runs: tuple[PlannedRun, ...]
     room: Room | None = None
+    gpu_seconds: float | None = None
+    calibrates: bool = False
 
     @property
     def pack_id(self) -> str:
         """Readable and unique within a search: the round and the first run's key."""
-        return f"pack-{self.round:03d}-{self.runs[0].run_key[:8]}"
+        kind = "calibration" if self.calibrates else "pack"
+        return f"{kind}-{self.round:03d}-{self.runs[0].run_key[:8]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +227,7 @@ class FailedRun:
     """A run that ended without a result, with what it cost (gpu_seconds) and why.
 
     `infrastructure`: machines failed it, not what it is; it is open again when its study is started
-    next.
+    next. `handed_on`: nothing failed; its pack would have overspent with it.
     """
 
     run_key: str
@@ -232,6 +237,8 @@ class FailedRun:
     reason: str
     gpu_seconds: float
     infrastructure: bool = False
+    handed_on: bool = False
+    phase: Phase = "law"
 
 
 @dataclass(frozen=True, slots=True)

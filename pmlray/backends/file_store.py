@@ -2,7 +2,8 @@
 
 Layout: `observations/<run_key>.json`, `failures/<run_key>-<n>.json`, `plans/<pack_id>.json` as a
 pack is handed out and `packs/<pack_id>.json` once it is back, `adapters/<run_key>/`, `leases/`,
-`checkpoints/<pack_id>/`, `load/` (see node_load.py), and whatever is derived from them beside.
+`checkpoints/<pack_id>/`, `load/` (see node_load.py), `live/` (see live_packs.py),
+`calibration.json`, and whatever is derived from them beside.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 from pmlray.atomic_files import open_here, write_once
 from pmlray.backends.file_leases import Lease, LeaseFolder, beating
 from pmlray.errors import StoreError
+from pmlray.live_packs import Calibration, calibration_of
 from pmlray.types import (
     MALFORMED,
     DesignPoint,
@@ -130,6 +132,10 @@ class FileStore:
         found = _read_all(self._failures.glob("*.json"), _failure_from)
         return tuple(sorted(found, key=lambda f: (f.round, f.place, f.run_key)))
 
+    def calibration(self) -> Calibration | None:
+        """What the first steps cost, where that was told."""
+        return calibration_of(self.folder)
+
     def times(self) -> tuple[PackTimes, ...]:
         """The times of every pack, by round."""
         found = _read_all(self._packs.glob("*.json"), partial(rebuild, PackTimes))
@@ -202,4 +208,6 @@ def _pack_from(row: dict[str, Any]) -> Pack:
     )
     room = row.get("room")
     room = None if room is None else rebuild(Room, room)
-    return rebuild(Pack, {"round": row["round"], "runs": tuple(runs), "room": room})
+    # What was added later is not in every file.
+    later = {name: row[name] for name in ("gpu_seconds", "calibrates") if name in row}
+    return rebuild(Pack, {"round": row["round"], "runs": tuple(runs), "room": room} | later)

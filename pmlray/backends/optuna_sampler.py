@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -93,12 +94,20 @@ class LawSampler(BaseSampler):
             for name, found in values.items()
         }
 
-    def begin_pack(self, study: Study, devices: int = 1) -> None:
+    def begin_pack(self, study: Study, devices: int = 1, gpu_seconds: float = math.inf) -> None:
         """The trials asked for from now on train together, until the next call, on one of so many
-        devices; what the others leave of the budget bounds them."""
+        devices; what the others leave of the budget bounds them, and so do the gpu_seconds that
+        they may take."""
         self._pack_from = len(study.get_trials(deepcopy=False))
         with self._book.lock:
-            self._share = device_share(self._book.knowledge(study, self._pack_from), devices)
+            share = device_share(self._book.knowledge(study, self._pack_from), devices)
+            self._share = replace(share, pack=min(share.pack, gpu_seconds))
+
+    def calibrate(self, seconds_per_token: float, spent: float) -> None:
+        """Plan by this rate, gpu_seconds a token of a step, until trials tell another; so many
+        gpu_seconds of the budget were spent to learn it."""
+        with self._book.lock:
+            self._book.calibrate(seconds_per_token, spent)
 
     def why(self, number: int) -> str:
         """Why the point of the trial that was chosen last was chosen."""

@@ -7,6 +7,7 @@ starts, so that a killed driver leaves no running trial behind and nothing is co
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -115,11 +116,13 @@ class OptunaPoints:
         """Trials of the study."""
         return len(self._study.get_trials(deepcopy=False))
 
-    def ask(self, k: int, devices: int = 1) -> tuple[PlannedRun, ...]:
+    def ask(
+        self, k: int, devices: int = 1, gpu_seconds: float = math.inf
+    ) -> tuple[PlannedRun, ...]:
         """Up to k runs; fewer when the budget or the space is exhausted, or the device has then its
-        share of what is left of the budget."""
+        share of what is left of the budget, or they are predicted to take so many gpu_seconds."""
         runs = []
-        self._sampler.begin_pack(self._study, devices)
+        self._sampler.begin_pack(self._study, devices, gpu_seconds)
         for _ in range(k):
             if not self._sampler.within_budget(self._study):
                 break
@@ -139,23 +142,31 @@ class OptunaPoints:
         trial = self._trials.pop(observation.run_key, None)
         if trial is None:
             return
-        # A study lends out no other handle on a trial that it was given running.
-        trial_id = (
-            self._study.get_trials(deepcopy=False)[trial]._trial_id
-            if isinstance(trial, int)
-            else trial._trial_id
-        )
-        storage = self._study._storage
+        storage, trial_id = self._study._storage, self._trial_id(trial)
         for name, value in _attributes(observation).items():
             storage.set_trial_user_attr(trial_id, name, value)
         for step, value in _learnt(observation).items():
             storage.set_trial_intermediate_value(trial_id, step, value)
         self._study.tell(trial, observation.delta_loss)
 
-    def fail(self, run_key: str) -> None:
-        """Close a trial without a value."""
+    def fail(self, run_key: str, gpu_seconds: float = 0.0) -> None:
+        """Close a trial without a value; what it cost is spent."""
         if (trial := self._trials.pop(run_key, None)) is not None:
+            self._study._storage.set_trial_user_attr(
+                self._trial_id(trial), "gpu_seconds", gpu_seconds
+            )
             self._study.tell(trial, state=TrialState.FAIL)
+
+    def calibrate(self, seconds_per_token: float, spent: float) -> None:
+        """Learn the rate of a few steps, which counts until runs are measured, and what they cost,
+        gpu_seconds."""
+        self._sampler.calibrate(seconds_per_token, spent)
+
+    def _trial_id(self, trial: optuna.Trial | int) -> int:
+        # A study lends out no other handle on a trial that it was given running.
+        if isinstance(trial, int):
+            return self._study.get_trials(deepcopy=False)[trial]._trial_id
+        return trial._trial_id
 
     def _running_trial(self, run: PlannedRun) -> FrozenTrial:
         return create_trial(

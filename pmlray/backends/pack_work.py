@@ -15,8 +15,8 @@ class PackWork:
 
     `store`: a folder that every node sees. `driver`: generation of the lease of the driver that
     wants it; work for another one ends. `checkpoint_seconds`: between two checkpoints. `devices`:
-    by how many a second of the loop is paid for (on a CPU, the cores). `sharded`: whether several
-    workers share its base.
+    how many times what one process is charged the pack costs: its GPUs, on a CPU its processes.
+    `sharded`: whether several workers share its base.
     """
 
     search: PreparedSearch
@@ -47,5 +47,14 @@ def fail_missing(
     for place, run in missing:
         cost = gpu_seconds / len(missing)
         store.put_failure(
-            FailedRun(run.run_key, run.point, pack.round, place, reason, cost, infrastructure)
+            FailedRun(
+                run.run_key,
+                run.point,
+                pack.round,
+                place,
+                reason,
+                cost,
+                infrastructure,
+                phase=run.phase,
+            )
         )

@@ -59,7 +59,7 @@ def run_pack(work: PackWork, measure: Callable[[FileStore, Checkpoints], float])
             if not store.leases.still_in_force(DRIVER, work.driver):
                 leave.set()
             if next(looks) % LOOKS_A_NOTE == 0:
-                attempts.note(checkpoints.unsaved_seconds * work.devices)
+                attempts.note(checkpoints.unsaved_paid_seconds * work.devices)
 
         # What another worker, taken for dead, has finished in the meantime is not begun again.
         if not missing_runs(store, pack):

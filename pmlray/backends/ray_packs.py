@@ -26,6 +26,8 @@ def run_packs_on_ray(
     n_at_once = packs_at_once(profile)
     runner = RayTrainRunner(search, store, profile, driver.generation, n_at_once)
     source.spread_over(n_at_once)
+    if (draft := source.to_calibrate()) is not None:
+        source.calibrated(runner.calibrate(draft))
     first = source.next_pack()
     if first is not None:
         # Its worker takes longer to start than all that follows here.

@@ -20,6 +20,7 @@ from pmlray.backends.warm_workers import PackOutcome, WarmWorkers
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import RunError
+from pmlray.live_packs import Calibration, calibration_of, forget_live
 from pmlray.types import Pack, PackResult, PackTimes
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,24 @@ class RayTrainRunner:
         times = PackTimes(pack.pack_id, pack.round, outcome.training_seconds, wall)
         return collect(FileStore(self._store), pack, times, outcome.reason)
 
+    def calibrate(self, pack: Pack) -> Calibration:
+        """Take a few steps of the pack, unless the store tells already what they cost; a worker
+        that dies is started again. RunError where none of them gets that far."""
+        if (known := calibration_of(self._store)) is not None:
+            return known
+        outcome: PackOutcome = ray.get(self._workers.run.remote(pack))
+        store = FileStore(self._store)
+        shutil.rmtree(store.checkpoints(pack.pack_id), ignore_errors=True)
+        forget_live(self._store, pack.pack_id)
+        if (found := calibration_of(self._store)) is not None:
+            return found
+        reasons = [f.reason for run in pack.runs for f in store.failures_of(run.run_key)]
+        why = outcome.reason or next(reversed(reasons), "the worker was asked to leave")
+        raise RunError(
+            f"no worker could take the first steps, by which a search is planned: {why}; mend that"
+            " and give the same command again"
+        )
+
     def close(self) -> None:
         """Let the workers go, and their devices with them."""
         ray.kill(self._workers)
@@ -125,6 +144,7 @@ def collect(store: FileStore, pack: Pack, times: PackTimes, reason: str) -> Pack
         if failure.round == pack.round and run.run_key not in measured
     )
     shutil.rmtree(folder, ignore_errors=True)
+    forget_live(store.folder, pack.pack_id)
     lost += times.lost_gpu_seconds
     return PackResult(pack, done, failed, replace(times, lost_gpu_seconds=lost))
 

@@ -44,7 +44,7 @@ class WorkerPlan:
             self.cpus,
             self.driver,
             self.checkpoint_seconds,
-            devices=(self.gpus or self.cpus) * self.workers,
+            devices=(self.gpus or 1) * self.workers,
             sharded=self.workers > 1,
         )
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
 
 from pmlray.engine.checkpoints import AskedToLeave, Checkpoints
-from pmlray.engine.members import DeviceClock
+from pmlray.engine.device_clock import DeviceClock
 from pmlray.engine.pack_state import State
 
 KEEP, GO_ON, LEAVE = "keep", "go on", "leave"
@@ -27,6 +28,12 @@ class Ranks:
     def say(self, word: Any) -> None:
         """Tell all other ranks, of which each must `hear`; rank 0 alone may."""
         dist.broadcast_object_list([word], src=0, group=self._words)
+
+    def sum(self, amount: float) -> float:
+        """The sum of what every rank has; every rank must ask."""
+        found = torch.tensor(amount, dtype=torch.float64)
+        dist.all_reduce(found, group=self._words)
+        return float(found)
 
     def hear(self) -> Any:
         """Rank 0's next word."""

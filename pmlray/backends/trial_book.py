@@ -97,6 +97,13 @@ class TrialBook:
             self._known = self._knowledge()
         return self._known
 
+    def calibrate(self, seconds_per_token: float, spent: float) -> None:
+        """Take another rate for the cost before anything is measured, which so many gpu_seconds of
+        the budget were spent to learn."""
+        self._first_cost = replace(self._first_cost, seconds_per_token=seconds_per_token)
+        self._budget -= spent
+        self._open(None)
+
     def has_undecided(self, before: int) -> bool:
         """Whether a trial of a lower number may still get its design point."""
         return any(number < before for number in self._undecided)

@@ -25,6 +25,7 @@ import ray
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.ray_sharded import train_sharded_packs
 from pmlray.backends.ray_workers import WorkerPlan, let_go_of_pack, packs_of
+from pmlray.live_packs import put_live
 from pmlray.types import Pack
 
 # Neither torch nor Ray Train is imported here: seconds of start-up to the driver and to the trials,
@@ -187,6 +188,7 @@ def train_packs(config: dict[str, Any]) -> None:
     from pmlray.backends.mlflow_system import node_sampler, sampled
     from pmlray.backends.pack_worker import run_pack
     from pmlray.engine.base_model import KeptBase
+    from pmlray.engine.calibrate import calibrate_pack
     from pmlray.engine.measure import measure_pack
     from pmlray.engine.prefix_store import node_store
 
@@ -200,6 +202,10 @@ def train_packs(config: dict[str, Any]) -> None:
     versions = {"ray": ray.__version__, **BACKEND}
 
     def measure(pack: Pack, store: FileStore, checkpoints: Checkpoints) -> float:
+        tell = partial(put_live, folder)
+        if pack.calibrates:
+            shared = (deepspeed_stepper(), node_store(), load_base, tell)
+            return calibrate_pack(plan.search, pack, folder, *shared)
         return measure_pack(
             plan.search,
             pack,
@@ -210,6 +216,7 @@ def train_packs(config: dict[str, Any]) -> None:
             checkpoints,
             node_store(),
             load_base,
+            tell,
         )
 
     for pack in packs_of(workers, number):

@@ -32,10 +32,11 @@ from torch.nn.functional import pad
 
 from pmlray.config.prepared import PreparedSearch
 from pmlray.config.recipe import Recipe
+from pmlray.engine.device_clock import DeviceClock
 from pmlray.engine.evaluate import TokenScores
-from pmlray.engine.measure import pick_device
-from pmlray.engine.members import DeviceClock, batch_at
+from pmlray.engine.members import batch_at
 from pmlray.engine.pack_state import State
+from pmlray.engine.ready_pack import pick_device
 from pmlray.engine.sharded import SupervisedLosses, adapted_model, share_of
 from pmlray.engine.trained import curve_steps
 from pmlray.memory import Record
@@ -100,6 +101,7 @@ class ShardedRun:
             self.curve.append((self.step, self.scores().mean_nll))
         self.clock.restart()
         self._take_step()
+        self.clock.note(0, 1.0)
         self.clock.lap(training=True)
         self.step += 1
 

@@ -21,9 +21,9 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapter_card import write_card
 from pmlray.engine.base_model import render_prompt
 from pmlray.engine.evaluate import TokenScores
-from pmlray.engine.measure import pick_device
 from pmlray.engine.peft_io import save_adapter
 from pmlray.engine.provenance import pack_provenance, run_provenance
+from pmlray.engine.ready_pack import pick_device
 from pmlray.engine.sharded import load_base
 from pmlray.errors import RunError
 from pmlray.memory import MemorySet, build_memory, prefix
@@ -116,11 +116,12 @@ class ShardedPacks:
 
     def _keep(self, pack: Pack, place: int, trained: ShardedRun, memory: MemorySet) -> None:
         scores, weights = trained.scores(), trained.weights()
+        gpu_seconds = self._ranks.sum(trained.clock.gpu_seconds[0])
         trained.curve.append((trained.step, scores.mean_nll))
         if self._ranks.rank == 0:
             spec, folder = self._search.spec, self._adapters / trained.run.run_key
             save_adapter(folder, spec.probe, weights, spec.model.id)
-            measured = self._observation(pack, place, trained, scores, memory)
+            measured = self._observation(pack, place, trained, scores, memory, gpu_seconds)
             write_card(folder, spec, measured)
             self._store.put(measured)
 
@@ -131,6 +132,7 @@ class ShardedPacks:
         trained: ShardedRun,
         scores: TokenScores,
         memory: MemorySet,
+        gpu_seconds: float,
     ) -> Observation:
         search, run, device = self._search, trained.run, pick_device()
         seconds, on_cpu = trained.clock.training_seconds, device.type == "cpu"
@@ -154,7 +156,7 @@ class ShardedPacks:
             token_p=scores.token_p,
             wrong_tokens=scores.wrong_tokens,
             generated_match=None,
-            gpu_seconds=seconds * devices,
+            gpu_seconds=gpu_seconds,
             charged_steps=float(run.point.train_steps),
             tokens_per_second=tokens * run.point.train_steps / max(seconds, 1e-9),
             peak_memory_bytes=0 if on_cpu else torch.cuda.max_memory_allocated(device),

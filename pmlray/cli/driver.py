@@ -96,6 +96,8 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
         )
         status = "FAILED"
         try:
+            if (known := store.calibration()) is not None:
+                law_search.calibrated(known)
             if table is not None:
                 shared = spec.recipe.decay_share if spec.recipe.shares_trunks else None
                 runner = TableRunner(table, store, spec.task.kind, shared)
@@ -180,7 +182,9 @@ def open_store(folder: Path) -> tuple[SearchSpec, FileStore]:
 def read_result(folder: Path) -> SearchResult:
     """A search's result from its store; StoreError when the folder is none."""
     spec, store = open_store(folder)
-    return assemble(spec, store.observations(), store.failures(), store.times())
+    return assemble(
+        spec, store.observations(), store.failures(), store.times(), store.calibration()
+    )
 
 
 def tracking_uri_for(store: Path, profile: ClusterProfile, option: str | None) -> str:

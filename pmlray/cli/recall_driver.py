@@ -14,7 +14,7 @@ from pmlray.config.models import require_present, resolve_model
 from pmlray.config.prepared import PreparedSearch
 from pmlray.config.search_spec import Budget, Design, Model, SearchSpec, Space, Task
 from pmlray.engine.base_model import load_base_model, render_prompt
-from pmlray.engine.measure import pick_device
+from pmlray.engine.ready_pack import pick_device
 from pmlray.engine.recite import check_fits, read_adapter, recite
 from pmlray.errors import ModelError
 from pmlray.memory import TaskSource, build_memory, encode_texts, read_records

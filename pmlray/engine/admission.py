@@ -33,6 +33,11 @@ class Admission:
         )
 
     @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The members that enter together, by index."""
+        return tuple(map(tuple, self._groups))
+
+    @property
     def most_at_once(self) -> int:
         """How many members train at once, at the most."""
         if self._room is None:

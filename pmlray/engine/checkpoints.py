@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from pmlray.atomic_files import write_once
 from pmlray.engine.checkpoint_files import file_name, is_whole, newest_first, step_of, superseded
-from pmlray.engine.members import DeviceClock
+from pmlray.engine.device_clock import DeviceClock, paid_seconds
 from pmlray.engine.pack_state import State
 from pmlray.errors import RunError
 from pmlray.types import PlannedRun
@@ -24,7 +25,7 @@ from pmlray.types import PlannedRun
 log = logging.getLogger(__name__)
 
 # Part of every checkpoint's identity: raise it when a change of code changes what it must hold.
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 
 
 class Restorable(Protocol):
@@ -73,13 +74,20 @@ class Checkpoints:
         self._identity = hashlib.sha256(
             json.dumps([*kind, *(run.run_key for run in runs)]).encode()
         ).hexdigest()
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._kept_at: float | None = None
+        self._paid_then = 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def unsaved_seconds(self) -> float:
         """Seconds of training that would be lost now."""
         return 0.0 if self._kept_at is None else time.monotonic() - self._kept_at
+
+    @property
+    def unsaved_paid_seconds(self) -> float:
+        """What that training was charged to this process, by `paid_seconds`."""
+        return 0.0 if self._kept_at is None else paid_seconds(self._device) - self._paid_then
 
     @property
     def step(self) -> int:
@@ -93,7 +101,7 @@ class Checkpoints:
         if state is not None:
             pack.put_back(state)
             log.info("training goes on after step %d", step)
-        self._kept_at = time.monotonic()
+        self._note_kept()
         return step
 
     def after(self, pack: Kept, step: int, anyone_finished: bool) -> None:
@@ -102,10 +110,13 @@ class Checkpoints:
         if not pack.active or not (leave or anyone_finished or self.unsaved_seconds >= self._every):
             return
         self._keep(step, pack.take_out())
-        self._kept_at = time.monotonic()
+        self._note_kept()
         pack.clock.restart()
         if leave:
             raise AskedToLeave(f"asked to leave after step {step}; starting again goes on there")
+
+    def _note_kept(self) -> None:
+        self._kept_at, self._paid_then = time.monotonic(), paid_seconds(self._device)
 
     def _keep(self, step: int, state: State) -> None:
         facts = json.dumps(dict(state.facts))

@@ -7,43 +7,34 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from pmlray.config.prepared import PreparedSearch
-from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.adapter_card import write_card
-from pmlray.engine.admission import Admission
-from pmlray.engine.base_model import BaseModel, LoadBase, load_base_model, render_prompt
+from pmlray.engine.base_model import BaseModel, LoadBase, load_base_model
 from pmlray.engine.checkpoints import Checkpoints
-from pmlray.engine.control import Control, Prefixes
+from pmlray.engine.control import Control
+from pmlray.engine.device_clock import paid_seconds
 from pmlray.engine.evaluate import Decoding, decode_exactly
 from pmlray.engine.loop import train_pack
-from pmlray.engine.members import make_members
-from pmlray.engine.optimizer import PackedAdamW
+from pmlray.engine.pack_watch import PackWatch, Tell, untold
 from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.peft_io import save_adapter
-from pmlray.engine.prefix_cache import CachedRecord, build_prefix_cache
 from pmlray.engine.prefix_store import PrefixCount, PrefixStore
 from pmlray.engine.provenance import pack_provenance, run_provenance
-from pmlray.engine.stepper import Stepper
+from pmlray.engine.ready_pack import MakeStepper, pick_device, ready_pack
 from pmlray.engine.trained import TrainedMember
-from pmlray.memory import MemorySet, PromptRenderer, Record, build_memory, prefix
+from pmlray.memory import MemorySet
 from pmlray.ports import ObservationStore
 from pmlray.types import FailedRun, Observation, Pack
 
-MakeStepper = Callable[[AdaptedModel, PackedAdamW], Stepper]
+HANDED_ON = "handed on: with it its pack would have spent more than it was given"
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
-
-
-def pick_device() -> torch.device:
-    """The GPU this process was given, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def measure_pack(
@@ -56,76 +47,58 @@ def measure_pack(
     checkpoints: Checkpoints | None = None,
     prefix_store: PrefixStore | None = None,
     load_base: LoadBase = load_base_model,
+    tell: Tell = untold,
 ) -> float:
     """Train a pack and store each run's observation as soon as it is done.
 
     adapters: folder that receives one sub-folder a run_key. backend: names and versions of what
     drives the loop, for the provenance. checkpoints: from where the pack goes on, if it was cut
     off. prefix_store: where this node's packs share the frozen part's activations; None: nowhere.
-    load_base: loads the base, or has it already. Returns wall seconds inside optimiser steps. A run
-    that diverges is stored as failed; errors of the whole pack propagate.
+    load_base: loads the base, or has it already. tell: where the pack says every few seconds how
+    it stands. Returns wall seconds inside optimiser steps. A run that diverges is stored as failed,
+    one that would take the pack beyond its gpu_seconds as handed on; errors of the whole pack
+    propagate.
     """
     spec, device = search.spec, pick_device()
-    started = time.perf_counter()
+    watch = PackWatch(pack, tell)
     _forget_peak_memory(device)
-    base = load_base(
-        spec.model.id, search.source, spec.model.revision, spec.model.dtype, spec.probe, device
-    )
-    loaded = time.perf_counter()
-    render = partial(render_prompt, base.tokenizer, prompt_format=spec.task.prompt_format)
-    memories = _memories(search, base, pack, render)
-    prefixes = build_prefix_cache if prefix_store is None else prefix_store.fetch
-    cache = _caches(base, memories, pack, prefixes)
-    cached = time.perf_counter()
-    own_memory = [prefix(memories[r.sequence_id], r.point.seq_len) for r in pack.runs]
-    own_rows = [
-        _shortened(cache[run.sequence_id], memory.records)
-        for run, memory in zip(pack.runs, own_memory, strict=True)
-    ]
-    members = make_members(pack.runs, own_rows)
-    lora = PackedLora(
-        base,
-        [r.point.lora_rank for r in pack.runs],
-        [r.seed for r in pack.runs],
-        Admission(members, spec.recipe, pack.room).most_at_once,
-    )
-    model = AdaptedModel(base, lora)
+    ready = ready_pack(search, pack, prefix_store, load_base, watch.stage)
+    base, lora, model = ready.base, ready.lora, ready.model
+    watch.stage("scoring the bare base on fresh text")
     making_control = time.perf_counter()
-    control = Control(search, base, model, (r.point.seq_len for r in pack.runs), render, prefixes)
+    seq_lens = (run.point.seq_len for run in pack.runs)
+    control = Control(search, base, model, seq_lens, ready.render, ready.prefixes)
     control_seconds = time.perf_counter() - making_control
-    optimizer = PackedAdamW(
-        model.parameters(),
-        clip_norm=spec.recipe.clip_norm,
-        weight_decay=spec.recipe.weight_decay,
-    )
     devices = torch.get_num_threads() if device.type == "cpu" else 1
     provenance = pack_provenance(search, pack, device, devices, backend) | {
         "room": None if pack.room is None else asdict(pack.room),
         "base_computed_in": str(base.model.dtype).removeprefix("torch."),
         "device_memory_bytes": _device_memory(device, torch.get_num_threads()),
-        "load_seconds": loaded - started,
-        "prefix_cache_seconds": cached - loaded,
         "control_cache_seconds": control_seconds,
         "prefix_cache": asdict(PrefixCount() if prefix_store is None else prefix_store.count),
+        **ready.facts,
     }
 
     def keep(finished: Sequence[TrainedMember]) -> None:
-        decoded = _decode(base, spec.evaluate.generate_max_tokens, lora, own_memory, finished)
+        decoded = _decode(base, spec.evaluate.generate_max_tokens, lora, ready.memories, finished)
         for trained in finished:
             keep_one(trained, decoded.get(trained.index))
 
     def keep_one(trained: TrainedMember, decoded: bool | None) -> None:
-        run, memory = pack.runs[trained.index], own_memory[trained.index]
-        gpu_seconds = trained.device_seconds * devices
+        run, memory = pack.runs[trained.index], ready.memories[trained.index]
         if (reason := trained.divergence) is not None:
             store.put_failure(
-                FailedRun(run.run_key, run.point, pack.round, trained.index, reason, gpu_seconds)
+                FailedRun(
+                    *(run.run_key, run.point, pack.round, trained.index, reason),
+                    trained.gpu_seconds,
+                    phase=run.phase,
+                )
             )
             return
         save_adapter(adapters / run.run_key, spec.probe, lora.weights(trained.index), spec.model.id)
-        scoring = time.perf_counter()
+        scoring = paid_seconds(device)
         beside = control.score(trained.index, run.point.seq_len)
-        control_gpu_seconds = (time.perf_counter() - scoring) * devices
+        control_gpu_seconds = paid_seconds(device) - scoring
         tokens = memory.supervised_tokens
         trained_tokens = trained.charged_steps * min(
             tokens, spec.recipe.batch_size * max(len(r.target_ids) for r in memory.records)
@@ -149,9 +122,9 @@ def measure_pack(
             token_p_curve=trained.token_p_curve,
             wrong_tokens=trained.scores.wrong_tokens,
             generated_match=decoded,
-            gpu_seconds=gpu_seconds,
+            gpu_seconds=trained.gpu_seconds,
             charged_steps=trained.charged_steps,
-            tokens_per_second=trained_tokens / trained.device_seconds,
+            tokens_per_second=trained_tokens / trained.wall_seconds,
             peak_memory_bytes=_peak_memory(device),
             provenance=provenance
             | run_provenance(memory)
@@ -168,45 +141,28 @@ def measure_pack(
         write_card(adapters / run.run_key, spec, observation)
         store.put(observation)
 
+    def hand_on(costs: Mapping[int, float]) -> None:
+        for i, gpu_seconds in costs.items():
+            run = pack.runs[i]
+            failure = FailedRun(
+                run.run_key, run.point, pack.round, i, HANDED_ON, gpu_seconds, handed_on=True
+            )
+            store.put_failure(replace(failure, phase=run.phase))
+
+    watch.stage("training")
     return train_pack(
         model,
-        make_stepper(model, optimizer),
-        optimizer,
-        members,
+        make_stepper(model, ready.optimizer),
+        ready.optimizer,
+        ready.members,
         spec.recipe,
         rules=spec.memft_rules(),
         on_finished=keep,
+        on_handed_on=hand_on,
         checkpoints=checkpoints,
         room=pack.room,
+        watch=watch,
     )
-
-
-def _memories(
-    search: PreparedSearch, base: BaseModel, pack: Pack, render: PromptRenderer
-) -> dict[int, MemorySet]:
-    longest = max(search.spec.space.seq_len)
-    return {
-        sequence_id: build_memory(
-            search.task, sequence_id, longest, base.tokenizer.backend_tokenizer, render
-        )
-        for sequence_id in sorted({run.sequence_id for run in pack.runs})
-    }
-
-
-def _caches(
-    base: BaseModel, memories: Mapping[int, MemorySet], pack: Pack, prefixes: Prefixes
-) -> dict[int, tuple[CachedRecord, ...]]:
-    """Each sequence's cache on the device, cut to what this pack needs.
-
-    It is built as long as the search needs it: built shorter, it would be another one for every
-    pack, and rounded otherwise.
-    """
-    caches = {}
-    for sequence_id, memory in memories.items():
-        longest = max(r.point.seq_len for r in pack.runs if r.sequence_id == sequence_id)
-        own = _shortened(prefixes(base, memory.records), prefix(memory, longest).records)
-        caches[sequence_id] = tuple(record.to(base.device) for record in own)
-    return caches
 
 
 def _decode(
@@ -222,15 +178,6 @@ def _decode(
         return {}
     decodings = [Decoding(lora.weights(i), memories[i].records) for i in exact]
     return dict(zip(exact, decode_exactly(base, decodings, max_tokens), strict=True))
-
-
-def _shortened(
-    cache: tuple[CachedRecord, ...], records: tuple[Record, ...]
-) -> tuple[CachedRecord, ...]:
-    return tuple(
-        cached.shortened(len(record.target_ids))
-        for cached, record in zip(cache[: len(records)], records, strict=True)
-    )
 
 
 def _forget_peak_memory(device: torch.device) -> None:

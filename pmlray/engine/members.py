@@ -1,17 +1,14 @@
-"""The adapters of a pack while they train: their rows, their order, their clock."""
+"""The adapters of a pack while they train: their rows and their order."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from pmlray.config.recipe import Recipe
 from pmlray.engine.batches import Row
-from pmlray.engine.pack_state import State
 from pmlray.engine.prefix_cache import CachedRecord
 from pmlray.memft import curriculum_order, paper_curriculum, prefix_ratio_curriculum
 from pmlray.types import MemftRules, PlannedRun
@@ -87,62 +84,3 @@ def make_members(
         sample += len(own)
         members.append(Member(run, rows))
     return tuple(members)
-
-
-class DeviceClock:
-    """Shares device time out over adapters by the work they put through it: positions through the
-    suffix, and `head_work` for each token that is scored.
-
-    `lap` closes a stretch: it waits for the device, so it is called only where the loop must wait
-    anyway. `seconds` is wall time by adapter; `training_seconds` the wall time of optimiser steps.
-    `payers` says whom an adapter's rows serve: each of them pays an equal part.
-    """
-
-    def __init__(
-        self,
-        n_adapters: int,
-        device: torch.device,
-        payers: Callable[[int], Sequence[int]],
-        head_work: float,
-    ) -> None:
-        self.seconds = [0.0] * n_adapters
-        self.training_seconds = 0.0
-        self._payers, self._head_work = payers, head_work
-        self._work = [0.0] * n_adapters
-        self._device = device
-        self._mark = time.perf_counter()
-
-    def add(self, rows: Sequence[Row]) -> None:
-        """Note that these rows went through the device."""
-        for row in rows:
-            payers = self._payers(row.adapter)
-            for adapter in payers:
-                work = row.length + self._head_work * row.n_scored
-                self._work[adapter] += work / len(payers)
-
-    def lap(self, training: bool) -> None:
-        """Share out the time since the last lap over the work noted since."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        elapsed, self._mark = now - self._mark, now
-        if training:
-            self.training_seconds += elapsed
-        total = sum(self._work)
-        for n, work in enumerate(self._work):
-            if total:
-                self.seconds[n] += elapsed * work / total
-        self._work = [0.0] * len(self._work)
-
-    def take_out(self) -> State:
-        """What `put_back` needs; what was worked for and not yet shared out must be before."""
-        return State(facts={"seconds": self.seconds, "training_seconds": self.training_seconds})
-
-    def put_back(self, state: State) -> None:
-        """Go on from what `take_out` gave."""
-        self.seconds = list(state.facts["seconds"])
-        self.training_seconds = state.facts["training_seconds"]
-
-    def restart(self) -> None:
-        """Start a stretch now: what came since the last lap counts for nobody."""
-        self._mark = time.perf_counter()

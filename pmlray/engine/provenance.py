@@ -12,6 +12,7 @@ import torch
 
 from pmlray import __version__
 from pmlray.config.prepared import PreparedSearch
+from pmlray.engine.device_clock import CLOCKS
 from pmlray.memory import MemorySet
 from pmlray.types import Pack
 
@@ -42,6 +43,7 @@ def pack_provenance(
         "device_name": name or platform.machine(),
         "devices": devices,
         "gpu_seconds_unit": "GPU" if device.type == "cuda" else "CPU core",
+        "gpu_seconds_clock": CLOCKS[device.type],
         # On a cluster pmlray is uploaded source, not an installed package with metadata.
         "versions": {"pmlray": __version__}
         | {package: version(package) for package in VERSIONED}

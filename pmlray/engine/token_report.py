@@ -15,9 +15,10 @@ from pmlray.engine.adapted import AdaptedModel
 from pmlray.engine.base_model import BaseModel, load_base_model, render_prompt
 from pmlray.engine.batches import Row
 from pmlray.engine.evaluate import score_tokens
-from pmlray.engine.measure import measure_pack, pick_device
+from pmlray.engine.measure import measure_pack
 from pmlray.engine.packed_lora import PackedLora
 from pmlray.engine.prefix_cache import build_prefix_cache
+from pmlray.engine.ready_pack import pick_device
 from pmlray.engine.stepper import TorchStepper
 from pmlray.errors import DataError, RunError
 from pmlray.memory import MemorySet, build_memory, prefix

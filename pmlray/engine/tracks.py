@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pmlray.engine.device_clock import DeviceClock
 from pmlray.engine.evaluate import TokenScores
 from pmlray.engine.host_copies import on_device
 from pmlray.engine.members import Member
@@ -67,6 +68,17 @@ class Tracks:
         """Mean loss of a member's last steps, of an epoch's many; waits for the device."""
         return self.step_losses[max(0, steps - epoch) : steps, i].mean().item()
 
+    def last_losses(self, steps: Mapping[int, int]) -> dict[int, float]:
+        """The loss of each member's last step, by how many it has had; NaN before the first. Waits
+        for the device once."""
+        at = [max(0, had - 1) for had in steps.values()]
+        return dict(zip(steps, self.step_losses[at, [*steps]].tolist(), strict=True))
+
+    @property
+    def charged_steps(self) -> float:
+        """Adapter-steps that were taken."""
+        return sum(self._charged)
+
     def copy(self, source: int, target: int, steps: int) -> None:
         """Give a member of the same records what another has measured in so many steps."""
         for kept in (self.step_losses, self._grad_norms):
@@ -80,7 +92,7 @@ class Tracks:
         steps: int,
         decay: int,
         scores: TokenScores,
-        device_seconds: float,
+        clock: DeviceClock,
         pack_steps: int,
     ) -> TrainedMember:
         """All that was measured of a member that ends after so many steps, whose decay began, or
@@ -94,7 +106,8 @@ class Tracks:
             curve,
             losses,
             scores,
-            device_seconds,
+            clock.gpu_seconds[i],
+            clock.wall_seconds[i],
             self._charged[i],
             self._grad_norms[end - max(1, end // 10) : end, i].mean().item(),
             self.tokens.of(i, steps),

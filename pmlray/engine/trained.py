@@ -17,9 +17,10 @@ class TrainedMember:
     """What the loop measured of one adapter.
 
     `step_losses`: mean nll of each optimiser step's batch, before its update. `curve`: (step,
-    loss over all records) after that many steps, from step 0. `device_seconds`: wall time of the
-    device shared out by work, optimiser steps and curve evaluations together; `charged_steps`:
-    the optimiser steps in it, those shared with other budgets in part. `grad_norm`: mean norm of
+    loss over all records) after that many steps, from step 0. `gpu_seconds`: what it cost and
+    `wall_seconds`: the time that it took, both shared out by work, optimiser steps and curve
+    evaluations together; `charged_steps`: the optimiser steps in it, those shared with other
+    budgets in part. `grad_norm`: mean norm of
     the gradient before clipping, over the last tenth of the steps before the decay.
     `token_p_curve`: as in `Observation`. `pack_steps`: steps that the pack had had when the member
     ended.
@@ -29,7 +30,8 @@ class TrainedMember:
     curve: tuple[tuple[int, float], ...]
     step_losses: tuple[float, ...]
     scores: TokenScores
-    device_seconds: float
+    gpu_seconds: float
+    wall_seconds: float
     charged_steps: float
     grad_norm: float
     token_p_curve: tuple[tuple[int, tuple[float, ...]], ...]

@@ -52,6 +52,10 @@ class Trunks:
         """Whether the adapter is still part of its trunk."""
         return adapter in self._waiting
 
+    def branch_step(self, adapter: int) -> int:
+        """The step before which an adapter that waits leaves its trunk."""
+        return self._waiting[adapter].step
+
     @property
     def waiting(self) -> tuple[int, ...]:
         """The adapters that are still part of their trunk."""

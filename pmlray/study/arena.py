@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import RunError
+from pmlray.live_packs import Calibration
 from pmlray.ports import ObservationStore, Tracker
 from pmlray.study.compare_progress import comparison_progress
 from pmlray.study.packs import Draft, known_device, packs_of
@@ -59,6 +60,13 @@ class Arena:
     def spread_over(self, n_devices: int) -> None:
         """Deal what is left out over so many packs that train at once."""
         self._n_devices = n_devices
+
+    def to_calibrate(self) -> Pack | None:
+        """Nothing: which runs there are does not depend on what they cost."""
+        return None
+
+    def calibrated(self, found: Calibration) -> None:
+        """Nothing is planned by it."""
 
     def is_over(self) -> bool:
         """Whether every run is measured, or has failed."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pmlray.config.search_spec import SearchSpec
 from pmlray.law import LawSummary
 from pmlray.ports import ObservationStore
+from pmlray.study.allowance import spent_seconds
 from pmlray.study.progress import Progress
 from pmlray.study.remaining import measured_cost, open_seconds
 from pmlray.study.result import REFIT_GROWTH, fit_observations, refit_is_due
@@ -40,17 +41,17 @@ class FollowedSearch:
         phase: Phase = "memft" if memft else "law"
         budget = self.spec.budget
         total = budget.memft_seconds if memft else budget.law_seconds
-        spent = sum(o.gpu_seconds for o in observations if o.phase == phase)
-        lost = sum(f.gpu_seconds for f in failures)
+        spent = spent_seconds(observations, failures, self.store.calibration())
+        lost = sum(f.gpu_seconds for f in failures if f.infrastructure)
         cost = measured_cost(self.spec, observations)
         law = None if self._law is None else self._law.fit.law
         return Progress(
             phase=phase,
             n_done=len(observations),
             n_pending=len(running),
-            n_failed=len(failures),
-            gpu_seconds_spent=sum(o.gpu_seconds for o in observations) + lost,
-            gpu_seconds_left=max(0.0, total - spent),
+            n_failed=sum(not f.handed_on for f in failures),
+            gpu_seconds_spent=sum(spent.values()) + lost,
+            gpu_seconds_left=max(0.0, total - spent[phase]),
             law=self._law,
             gpu_seconds_open=open_seconds(self.spec, phase, observations, failures, law, cost),
             running=running,

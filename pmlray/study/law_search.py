@@ -16,10 +16,13 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.design import CostModel
 from pmlray.errors import RunError
 from pmlray.law import LawSummary
+from pmlray.live_packs import Calibration
 from pmlray.ports import ObservationStore, PointSource, Tracker
+from pmlray.study.accounts import Accounts
 from pmlray.study.measured import Measured
 from pmlray.study.memft_schedule import memft_runs
 from pmlray.study.packs import Draft, packs_of, room_for, trunk_families
+from pmlray.study.plan import first_pack
 from pmlray.study.progress import Progress, law_metrics, progress_metrics
 from pmlray.study.remaining import open_seconds
 from pmlray.study.result import REFIT_GROWTH, fit_observations, refit_is_due
@@ -54,6 +57,7 @@ class LawSearch:
         observations = store.observations()
         self._measured = Measured(cost, observations, store.times())
         self._failures = failures = list(store.failures())
+        self._accounts = Accounts(search, cost, self._measured, failures)
         self._failed_keys = {f.run_key for f in failures if not f.infrastructure}
         # What a fault cut off goes on first, each pack as it was.
         self._cut_off = list(store.unfinished())
@@ -70,6 +74,19 @@ class LawSearch:
     def spread_over(self, n_devices: int) -> None:
         """Deal the start and MemFT's pairs out over so many packs that train at once."""
         self._n_devices = n_devices
+
+    def to_calibrate(self) -> Pack | None:
+        """The initial design as it is guessed to be, before anything is measured or known."""
+        if self._measured.observations or self._accounts.calibration is not None or self._cut_off:
+            return None
+        runs = first_pack(self._search, self._measured.cost())
+        room = room_for(runs, self._measured.device(), self._measured.cost())
+        return Pack(self._round, runs, room, calibrates=True)
+
+    def calibrated(self, found: Calibration) -> None:
+        """Plan by what a few steps cost; DesignError where the budget is smaller than one run."""
+        cost = self._accounts.calibrated(found)
+        self._points.calibrate(cost.seconds_per_token, found.spent_gpu_seconds)
 
     def is_over(self) -> bool:
         """Whether nothing is left to do, as far as can be told without choosing a point of the
@@ -95,7 +112,7 @@ class LawSearch:
             if not packs and not self._n_law_pending():
                 packs = self._memft_packs()
             for runs, room in packs:
-                pack = Pack(self._round, runs, room)
+                pack = Pack(self._round, runs, room, self._limit_of(runs))
                 self._store.put_plan(pack)
                 self._ready.append(pack)
                 self._round += 1
@@ -112,18 +129,23 @@ class LawSearch:
             self._pending.pop(run.run_key, None)
         self._store.put_times(result.times)
         self._measured.add(result.observations, result.times)
+        # What was handed on says nothing of the pack.
+        broken = [f for f in result.failed if not f.handed_on]
         for observation in result.observations:
             if observation.phase == "law":
                 self._points.tell(observation)
         for failure in result.failed:
             self._failures.append(failure)
             self._failed_keys.add(failure.run_key)
-            self._points.fail(failure.run_key)
-        self._failed_packs = 0 if result.observations else self._failed_packs + 1
+            self._points.fail(failure.run_key, self._accounts.charge(failure))
+        self._failed_packs = self._failed_packs + 1 if broken and not result.observations else 0
         self._tracker.observe(result.observations)
         if self._refit_is_due():
             self._refit()
         self._tell()
+
+    def _limit_of(self, runs: Sequence[PlannedRun]) -> float:
+        return self._accounts.limit_of(runs, self._pending.values())
 
     def _tell(self) -> None:
         now = self.progress()
@@ -142,9 +164,9 @@ class LawSearch:
             phase=phase,
             n_done=len(known),
             n_pending=len(self._pending),
-            n_failed=len(self._failures),
+            n_failed=sum(not f.handed_on for f in self._failures),
             gpu_seconds_spent=self._measured.gpu_seconds
-            + sum(f.gpu_seconds for f in self._failures),
+            + sum(f.gpu_seconds for f in self._failures if f.infrastructure),
             gpu_seconds_left=max(0.0, total - spent),
             law=self.law,
             gpu_seconds_open=open_seconds(spec, phase, known, self._failures, law, cost),
@@ -165,17 +187,20 @@ class LawSearch:
         if n_pending and missing <= 0 and n_law < design.n_initial and not self._may_choose(n_law):
             return ()
         cost, device = measured.cost(), measured.device()
-        if missing > 0:
-            runs = self._points.ask(missing)
+        runs: tuple[PlannedRun, ...] = ()
+        if missing > 0 and (left := self._accounts.left_to_start(self._pending.values())) > 0:
+            runs = self._points.ask(missing, 1, left)
             packs = packs_of(trunk_families(runs), self._n_devices, device, cost)
-        else:
+        elif missing <= 0 or not n_pending:
             n = self._n_devices
             runs = (
-                self._points.ask(measured.runs_to_ask(n), n)
+                self._points.ask(measured.runs_to_ask(n), n, self._accounts.of_round)
                 if design.pack_size is None
                 else self._points.ask(design.pack_size)
             )
             packs = ((runs, room_for(runs, device, cost)),) if runs else ()
+        else:
+            packs = ()
         # Packs that are out hold back what they may cost, and may cost less.
         self._law_over = not runs and not n_pending
         return packs

@@ -53,9 +53,17 @@ class Measured:
         self._keep(observations)
         self._weigh(times)
 
+    def charge(self, phase: Phase, gpu_seconds: float) -> None:
+        """Count what was spent on no observation."""
+        self.spent[phase] += gpu_seconds
+
+    def calibrate(self, first_cost: CostModel) -> None:
+        """Take another cost model for as long as nothing is measured."""
+        self._first_cost = first_cost
+
     @property
     def gpu_seconds(self) -> float:
-        """What all runs cost."""
+        """What was spent in all."""
         return sum(self.spent.values())
 
     def cost(self) -> CostModel:

@@ -15,6 +15,8 @@ from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import FitError
 from pmlray.law import LawSummary, RecallLaw, law_data, summarise
 from pmlray.law.certificate import MIN_POINTS, Certificate, certify
+from pmlray.live_packs import Calibration
+from pmlray.study.allowance import spent_seconds
 from pmlray.study.compare import MemftPair, memft_pairs
 from pmlray.study.recall import RecallResult, recall_result
 from pmlray.types import FailedRun, Observation, PackTimes
@@ -44,6 +46,7 @@ class SearchResult:
     snapshots: tuple[LawSnapshot, ...]
     pairs: tuple[MemftPair, ...]
     packs: tuple[PackTimes, ...]
+    calibration: Calibration | None = None
 
     @property
     def law(self) -> LawSummary | None:
@@ -71,14 +74,13 @@ class SearchResult:
         return self.recall_result.law
 
     def gpu_seconds(self) -> dict[str, float]:
-        """Spent on the law, on MemFT, on both with failures, and the budget of both."""
-        law = sum(o.gpu_seconds for o in self.observations if o.phase == "law")
-        memft = sum(o.gpu_seconds for o in self.observations if o.phase == "memft")
-        failed = sum(f.gpu_seconds for f in self.failures)
+        """Spent on the law, on MemFT, on both with what machines lost, and the budget of both."""
+        spent = spent_seconds(self.observations, self.failures, self.calibration)
+        lost = sum(f.gpu_seconds for f in self.failures if f.infrastructure)
         budget = self.spec.budget.law_seconds
         if self.spec.memft is not None:
             budget += self.spec.budget.memft_seconds
-        return {"law": law, "memft": memft, "spent": law + memft + failed, "budget": budget}
+        return {**spent, "spent": sum(spent.values()) + lost, "budget": budget}
 
     def to_json(self) -> dict[str, Any]:
         """The machine-readable result, without the observations themselves."""
@@ -86,7 +88,8 @@ class SearchResult:
         return {
             "search_id": self.spec.search_id,
             "n_observations": len(self.law_observations),
-            "n_failed": len(self.failures),
+            "n_failed": sum(not f.handed_on for f in self.failures),
+            "n_handed_on": sum(f.handed_on for f in self.failures),
             "certificates": dict(Counter(c.status if c else "unknown" for c in self.certificates)),
             "n_left_out": len(self.law_observations)
             - len(fitted_runs(self.spec, self.law_observations)),
@@ -152,6 +155,7 @@ def assemble(
     observations: Sequence[Observation],
     failures: Sequence[FailedRun],
     packs: Sequence[PackTimes],
+    calibration: Calibration | None = None,
 ) -> SearchResult:
     """A result with the law refitted as the search refitted it, and to all runs."""
     law_points = [o for o in observations if o.phase == "law"]
@@ -171,4 +175,5 @@ def assemble(
         tuple(snapshots),
         memft_pairs(observations),
         tuple(packs),
+        calibration,
     )

@@ -12,7 +12,7 @@ import torch
 
 from pmlray.backends.sharded_ranks import Following, Leading, Ranks
 from pmlray.engine.checkpoints import AskedToLeave, Checkpoints
-from pmlray.engine.members import DeviceClock
+from pmlray.engine.device_clock import DeviceClock
 from pmlray.engine.pack_state import State
 from pmlray.types import DesignPoint, PlannedRun
 

@@ -63,7 +63,7 @@ def test_a_queue_cut_off_again_and_again_ends_bit_for_bit_as_undisturbed(
     room = Room(4, 48)
 
     def outcome(members: dict[int, TrainedMember]) -> dict[int, TrainedMember]:
-        return {i: replace(m, device_seconds=0.0) for i, m in members.items()}
+        return {i: replace(m, gpu_seconds=0.0, wall_seconds=0.0) for i, m in members.items()}
 
     undisturbed = train(base, runs, records, SHARING, RULES, room=room).members
     steps = max(m.pack_steps for m in undisturbed.values())

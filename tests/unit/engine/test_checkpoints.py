@@ -16,7 +16,7 @@ from pmlray.config import Recipe
 from pmlray.engine.base_model import BaseModel
 from pmlray.engine.checkpoint_files import file_name, is_whole, newest_first, superseded
 from pmlray.engine.checkpoints import AskedToLeave, Checkpoints
-from pmlray.engine.loop import _PackLoop
+from pmlray.engine.pack_loop import PackLoop
 from pmlray.engine.trained import TrainedMember
 from pmlray.memory import Record
 from pmlray.types import METHODS, MemftRules, PlannedRun
@@ -62,7 +62,7 @@ class Cut:
 
 def outcome(members: dict[int, TrainedMember]) -> dict[int, TrainedMember]:
     """All that is not time."""
-    return {i: replace(m, device_seconds=0.0) for i, m in members.items()}
+    return {i: replace(m, gpu_seconds=0.0, wall_seconds=0.0) for i, m in members.items()}
 
 
 @pytest.mark.parametrize("pack", [MANY, ONE], ids=["many records", "one record"])
@@ -93,11 +93,11 @@ def test_a_checkpoint_holds_all_state_of_the_loop() -> None:
     own_state = "active _began"
     same_anew = "_model _stepper _optimizer _members _recipe _rules _read_off _take_step"
     same_anew += " _parts _admission"
-    assigned = {name for name in _PackLoop.__init__.__code__.co_names if name.startswith("_")} | {
+    assigned = {name for name in PackLoop.__init__.__code__.co_names if name.startswith("_")} | {
         "active",
         "clock",
     }
-    own = {name for name in assigned if not hasattr(_PackLoop, name) and not name.startswith("__")}
+    own = {name for name in assigned if not hasattr(PackLoop, name) and not name.startswith("__")}
     assert own == {*parts.split(), *own_state.split(), *same_anew.split()}
 
 

@@ -1,0 +1,67 @@
+"""A few steps of a pack, to tell what they cost on this device before anything is planned by it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+from pmlray.config.prepared import PreparedSearch
+from pmlray.engine.base_model import LoadBase, load_base_model
+from pmlray.engine.device_clock import paid_seconds
+from pmlray.engine.pack_loop import PackLoop
+from pmlray.engine.pack_watch import PackWatch, Tell, untold
+from pmlray.engine.prefix_store import PrefixStore
+from pmlray.engine.ready_pack import MakeStepper, pick_device, ready_pack
+from pmlray.live_packs import Calibration, put_calibration
+from pmlray.types import Pack
+
+# A process's first steps compile and allocate, and are not timed.
+WARM_UP_STEPS = 2
+LEAST_STEPS, MOST_STEPS, ENOUGH_SECONDS = 3, 20, 2.0
+
+
+def calibrate_pack(
+    search: PreparedSearch,
+    pack: Pack,
+    store: Path,
+    make_stepper: MakeStepper,
+    prefix_store: PrefixStore | None = None,
+    load_base: LoadBase = load_base_model,
+    tell: Tell = untold,
+) -> float:
+    """Take a few optimiser steps of a pack and keep in the store what they cost; nothing else of
+    it is kept. The arguments are those of `measure_pack`; wall seconds inside the timed steps."""
+    watch, device = PackWatch(pack, tell), pick_device()
+    ready = ready_pack(search, pack, prefix_store, load_base, watch.stage)
+    watch.stage("taking a few steps to see what they cost")
+    loop = PackLoop(
+        ready.model,
+        make_stepper(ready.model, ready.optimizer),
+        ready.optimizer,
+        ready.members,
+        search.spec.recipe,
+        search.spec.memft_rules(),
+        pack.room,
+    )
+    began = paid_seconds(device)
+    loop.admit(0)
+    least = min(run.point.train_steps for run in pack.runs)
+    timed, taken = Counter[str](), 0
+    for step in range(min(WARM_UP_STEPS, least - 1)):
+        loop.train_step(step)
+        taken += 1
+    loop.clock.lap(training=False)
+    paid, wall = paid_seconds(device), time.perf_counter()
+    for n in range(1, MOST_STEPS + 1):
+        if taken == least:
+            break
+        timed.update(pack.runs[i].run_key for i in loop.active)
+        loop.train_step(taken)
+        taken += 1
+        loop.clock.lap(training=True)
+        if n >= LEAST_STEPS and time.perf_counter() - wall >= ENOUGH_SECONDS:
+            break
+    now = paid_seconds(device)
+    put_calibration(store, Calibration(dict(timed), now - paid, now - began))
+    return time.perf_counter() - wall

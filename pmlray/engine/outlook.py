@@ -1,0 +1,117 @@
+"""What a pack has done and what is still before it, and who is handed on where that is too much."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from pmlray.engine.budgets import Budgets
+from pmlray.engine.device_clock import DeviceClock
+from pmlray.engine.members import Member
+from pmlray.engine.trunks import Trunks
+
+# Predictions wobble: a pack that is to end this little above its limit is let be.
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """A pack between two steps.
+
+    `groups`: members that have not ended, by index, those together that leave together; `ahead`:
+    the steps that each of them still takes by itself, and `work` what these count in the clock.
+    `steps` are all adapter-steps so far, and `train_steps` with those ahead.
+    """
+
+    groups: tuple[tuple[int, ...], ...]
+    ahead: Mapping[int, int]
+    work: Mapping[int, float]
+    steps: float
+    gpu_seconds: float
+    done_work: float
+
+    @property
+    def work_left(self) -> float:
+        """Of all members."""
+        return sum(self.work.values())
+
+    @property
+    def train_steps(self) -> float:
+        """Adapter-steps of the pack, from its start to its end."""
+        return self.steps + sum(self.ahead.values())
+
+
+def outlook(
+    members: Sequence[Member],
+    groups: Sequence[Sequence[int]],
+    batch_size: int,
+    own_steps: Mapping[int, int],
+    left: Collection[int],
+    budgets: Budgets,
+    trunks: Trunks,
+    clock: DeviceClock,
+    charged_steps: float,
+) -> Outlook:
+    """Where a pack stands.
+
+    groups: of members that enter together. own_steps: steps that those have had that train now;
+    left: all that have not ended. charged_steps: adapter-steps taken so far.
+    """
+    ahead, work = dict[int, int](), dict[int, float]()
+    for i in left:
+        begins = trunks.branch_step(i) if trunks.waits(i) else own_steps.get(i, 0)
+        ahead[i] = max(0, budgets.end(i) - begins)
+        rows = members[i].rows
+        of_step = sum(map(clock.work_of, rows)) * min(1.0, batch_size / len(rows))
+        # Its final scores take each of its rows once more.
+        work[i] = ahead[i] * of_step + sum(map(clock.work_of, rows))
+    kept = (tuple(i for i in group if i in ahead) for group in groups)
+    return Outlook(
+        tuple(group for group in kept if group),
+        ahead,
+        work,
+        charged_steps,
+        sum(clock.gpu_seconds),
+        clock.done_work,
+    )
+
+
+def too_much(found: Outlook, seconds_of_work: float, limit: float | None) -> tuple[int, ...]:
+    """The members that a pack hands on so that it ends within its limit of gpu_seconds: whole
+    groups, those with most before them first; none without a limit.
+
+    seconds_of_work: gpu_seconds that a unit of work takes.
+    """
+    limit = math.inf if limit is None else (1 + TOLERANCE) * limit
+    work, handed_on = found.work_left, list[int]()
+    groups = sorted(found.groups, key=lambda group: -sum(found.work[i] for i in group))
+    for group in groups:
+        if found.gpu_seconds + seconds_of_work * work <= limit:
+            break
+        work -= sum(found.work[i] for i in group)
+        handed_on += group
+    return tuple(handed_on)
+
+
+class Pace:
+    """gpu_seconds and wall seconds that a unit of a pack's work takes, by its latest looks.
+
+    What came before the first look tells nothing: a process's first steps compile and allocate.
+    clock: wall seconds, from any beginning.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._first: tuple[float, float, float] | None = None
+        self._found: tuple[float, float] | None = None
+
+    def look(self, found: Outlook) -> tuple[float, float] | None:
+        """The pace, (gpu_seconds, wall seconds) a unit of work; None while nothing tells it."""
+        now = (found.done_work, found.gpu_seconds, self._clock())
+        if self._first is None:
+            self._first = now
+        elif now[0] > self._first[0]:
+            work, paid, wall = (b - a for a, b in zip(self._first, now, strict=True))
+            self._found = paid / work, wall / work
+        return self._found

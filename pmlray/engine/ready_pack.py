@@ -1,0 +1,136 @@
+"""A pack made ready to train: its base loaded, its texts cached, its adapters laid out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from pmlray.config.prepared import PreparedSearch
+from pmlray.engine.adapted import AdaptedModel
+from pmlray.engine.admission import Admission
+from pmlray.engine.base_model import BaseModel, LoadBase, load_base_model, render_prompt
+from pmlray.engine.control import Prefixes
+from pmlray.engine.members import Member, make_members
+from pmlray.engine.optimizer import PackedAdamW
+from pmlray.engine.packed_lora import PackedLora
+from pmlray.engine.prefix_cache import CachedRecord, build_prefix_cache
+from pmlray.engine.prefix_store import PrefixStore
+from pmlray.engine.stepper import Stepper
+from pmlray.memory import MemorySet, PromptRenderer, Record, build_memory, prefix
+from pmlray.types import Pack
+
+MakeStepper = Callable[[AdaptedModel, PackedAdamW], Stepper]
+Stage = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ReadyPack:
+    """What a pack trains with; `memories` and `members` are by the place of its runs. `prefixes`
+    gives the cache of records. `facts`: where its preparation's time went, seconds."""
+
+    base: BaseModel
+    memories: tuple[MemorySet, ...]
+    members: tuple[Member, ...]
+    lora: PackedLora
+    model: AdaptedModel
+    optimizer: PackedAdamW
+    render: PromptRenderer
+    prefixes: Prefixes
+    facts: Mapping[str, Any]
+
+
+def pick_device() -> torch.device:
+    """The GPU this process was given, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def ready_pack(
+    search: PreparedSearch,
+    pack: Pack,
+    prefix_store: PrefixStore | None,
+    load_base: LoadBase = load_base_model,
+    stage: Stage = lambda words: None,
+) -> ReadyPack:
+    """Load, cache and lay out what a pack trains with.
+
+    prefix_store: where this node's packs share the frozen part's activations; None: nowhere.
+    load_base: loads the base, or has it already. stage: told what is being done, in words.
+    """
+    spec, device = search.spec, pick_device()
+    started = time.perf_counter()
+    stage(f"loading {spec.model.id}")
+    base = load_base(
+        spec.model.id, search.source, spec.model.revision, spec.model.dtype, spec.probe, device
+    )
+    loaded = time.perf_counter()
+    stage("running the frozen layers over the texts")
+    render = partial(render_prompt, base.tokenizer, prompt_format=spec.task.prompt_format)
+    by_sequence = _memories(search, base, pack, render)
+    prefixes = build_prefix_cache if prefix_store is None else prefix_store.fetch
+    cache = _caches(base, by_sequence, pack, prefixes)
+    cached = time.perf_counter()
+    memories = tuple(prefix(by_sequence[r.sequence_id], r.point.seq_len) for r in pack.runs)
+    own_rows = [
+        _shortened(cache[run.sequence_id], memory.records)
+        for run, memory in zip(pack.runs, memories, strict=True)
+    ]
+    members = make_members(pack.runs, own_rows)
+    lora = PackedLora(
+        base,
+        [r.point.lora_rank for r in pack.runs],
+        [r.seed for r in pack.runs],
+        Admission(members, spec.recipe, pack.room).most_at_once,
+    )
+    model = AdaptedModel(base, lora)
+    optimizer = PackedAdamW(
+        model.parameters(),
+        clip_norm=spec.recipe.clip_norm,
+        weight_decay=spec.recipe.weight_decay,
+    )
+    facts = {
+        "load_seconds": loaded - started,
+        "prefix_cache_seconds": cached - loaded,
+    }
+    return ReadyPack(base, memories, members, lora, model, optimizer, render, prefixes, facts)
+
+
+def _memories(
+    search: PreparedSearch, base: BaseModel, pack: Pack, render: PromptRenderer
+) -> dict[int, MemorySet]:
+    longest = max(search.spec.space.seq_len)
+    return {
+        sequence_id: build_memory(
+            search.task, sequence_id, longest, base.tokenizer.backend_tokenizer, render
+        )
+        for sequence_id in sorted({run.sequence_id for run in pack.runs})
+    }
+
+
+def _caches(
+    base: BaseModel, memories: Mapping[int, MemorySet], pack: Pack, prefixes: Prefixes
+) -> dict[int, tuple[CachedRecord, ...]]:
+    """Each sequence's cache on the device, cut to what this pack needs.
+
+    It is built as long as the search needs it: built shorter, it would be another one for every
+    pack, and rounded otherwise.
+    """
+    caches = {}
+    for sequence_id, memory in memories.items():
+        longest = max(r.point.seq_len for r in pack.runs if r.sequence_id == sequence_id)
+        own = _shortened(prefixes(base, memory.records), prefix(memory, longest).records)
+        caches[sequence_id] = tuple(record.to(base.device) for record in own)
+    return caches
+
+
+def _shortened(
+    cache: tuple[CachedRecord, ...], records: tuple[Record, ...]
+) -> tuple[CachedRecord, ...]:
+    return tuple(
+        cached.shortened(len(record.target_ids))
+        for cached, record in zip(cache[: len(records)], records, strict=True)
+    )

@@ -1,0 +1,134 @@
+"""What a pack tells of itself before it is back, as files of its store.
+
+`live/<pack_id>.json`: where it stands. Its worker writes the file anew every few seconds; drivers
+and watchers read it by its name. It is gone once the pack is back. `calibration.json`: what the
+first steps of a search cost.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pmlray.atomic_files import open_here, write_once, write_over
+from pmlray.types import MALFORMED, rebuild
+
+log = logging.getLogger(__name__)
+
+CALIBRATION = "calibration.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRun:
+    """A run that trains: it has had `steps` of its `train_steps` optimiser steps; `loss` is that of
+    its last batch, nats per token (NaN before the first)."""
+
+    run_key: str
+    steps: int
+    train_steps: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class LivePack:
+    """Where a pack stands.
+
+    `stage`: what it does now, in words. `time`: when that was, seconds since 1970. `steps` and
+    `train_steps`: adapter-steps taken, and in all. `n_ended`: of its `n_runs` runs. `gpu_seconds`:
+    spent so far; `gpu_seconds_left`: what the rest will take at the pace so far, and `seconds_left`
+    the same in wall seconds, both None until there is a pace. `runs`: those that train now.
+    """
+
+    pack_id: str
+    stage: str
+    time: float
+    n_runs: int
+    n_ended: int = 0
+    steps: float = 0.0
+    train_steps: float = 0.0
+    gpu_seconds: float = 0.0
+    gpu_seconds_left: float | None = None
+    seconds_left: float | None = None
+    runs: tuple[LiveRun, ...] = ()
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Mean loss of the runs that train, nats per token; None before there is one."""
+        losses = [run.loss for run in self.runs if math.isfinite(run.loss)]
+        return fmean(losses) if losses else None
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a few steps cost before a search chose its first runs.
+
+    `steps`: how many were timed of each run, by its run_key; `gpu_seconds`: what these cost;
+    `spent_gpu_seconds`: with those that came before them.
+    """
+
+    steps: Mapping[str, int]
+    gpu_seconds: float
+    spent_gpu_seconds: float
+
+
+def put_calibration(store: Path, calibration: Calibration) -> None:
+    """Keep what the first steps cost; the first calibration of a store counts. OSError where it
+    cannot be written."""
+    write_once(store / CALIBRATION, json.dumps(asdict(calibration)).encode(), patience=60.0)
+
+
+def calibration_of(store: Path) -> Calibration | None:
+    """The calibration of a store; None where it has none that can be read."""
+    try:
+        with open(store / CALIBRATION, encoding="utf-8", opener=open_here) as file:
+            row = json.load(file)
+        steps = {str(key): int(n) for key, n in row["steps"].items()}
+        return rebuild(Calibration, {**row, "steps": steps})
+    except FileNotFoundError:
+        return None
+    except (OSError, RecursionError, *MALFORMED) as error:
+        log.warning("%s is left out: %r", store / CALIBRATION, error)
+        return None
+
+
+def live_file(store: Path, pack_id: str) -> Path:
+    """Where a pack of a store tells of itself."""
+    return store / "live" / f"{pack_id}.json"
+
+
+def put_live(store: Path, pack: LivePack) -> None:
+    """Tell where a pack stands. Where that cannot be written it is left untold: it is no result."""
+    path = live_file(store, pack.pack_id)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        write_over(path, json.dumps(asdict(pack)).encode())
+    except OSError as error:
+        log.debug("%s is not told: %s", path, error)
+
+
+def live_pack(store: Path, pack_id: str) -> LivePack | None:
+    """Where a pack stands; None while it has told nothing that can be read."""
+    try:
+        with open(live_file(store, pack_id), encoding="utf-8", opener=open_here) as file:
+            return _from_json(json.load(file))
+    except FileNotFoundError:
+        return None
+    except (OSError, RecursionError, *MALFORMED) as error:
+        log.debug("%s tells nothing: %r", live_file(store, pack_id), error)
+        return None
+
+
+def forget_live(store: Path, pack_id: str) -> None:
+    """The pack is back."""
+    live_file(store, pack_id).unlink(missing_ok=True)
+
+
+def _from_json(row: Mapping[str, Any]) -> LivePack:
+    runs = tuple(rebuild(LiveRun, run) for run in row["runs"])
+    return rebuild(LivePack, {**row, "runs": runs})

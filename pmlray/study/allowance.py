@@ -1,0 +1,103 @@
+"""What each part of a search may spend, and which budget is too small to tell anything.
+
+All amounts are gpu_seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from pmlray.config.search_spec import SearchSpec
+from pmlray.design import CostModel
+from pmlray.design.packing import LEAST_RUNS
+from pmlray.live_packs import Calibration
+from pmlray.types import FailedRun, Observation, Phase, PlannedRun
+
+# The start chooses without a law: the larger part of the budget is for what a law chooses.
+INITIAL_SHARE = 0.4
+LEAST_ROUNDS, LEAST_OBSERVATIONS = 4, 12
+# What a pack's watch may find out too late.
+SLACK = 0.05
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """What the packs of a phase may take of its budget."""
+
+    budget: float
+
+    @property
+    def of_round(self) -> float:
+        """The most that one adaptive pack is planned to take, so that there are LEAST_ROUNDS."""
+        return self.budget * (1 - INITIAL_SHARE) / LEAST_ROUNDS
+
+    def left_to_start(self, taken: float) -> float:
+        """For the initial design, of which so much is spent or out."""
+        return INITIAL_SHARE * self.budget - taken
+
+    def of_pack(self, taken: float, initial: bool = False) -> float:
+        """The most that a pack may spend where the phase's other packs have taken so much, or are
+        predicted to."""
+        share = INITIAL_SHARE if initial else 1.0
+        return max(0.0, (share + SLACK) * self.budget - taken)
+
+
+def spent_seconds(
+    observations: Iterable[Observation],
+    failures: Iterable[FailedRun],
+    calibration: Calibration | None,
+) -> dict[Phase, float]:
+    """What each phase has spent; what machines failed is in neither."""
+    spent: dict[Phase, float] = {"law": 0.0, "memft": 0.0}
+    if calibration is not None:
+        spent["law"] += calibration.spent_gpu_seconds
+    for o in observations:
+        spent[o.phase] += o.gpu_seconds
+    for f in failures:
+        if not f.infrastructure:
+            spent[f.phase] += f.gpu_seconds
+    return spent
+
+
+def calibrated_cost(
+    cost: CostModel, runs: Sequence[PlannedRun], calibration: Calibration
+) -> CostModel:
+    """The cost model with the rate of a few steps; itself where they were of other runs."""
+    points = {run.run_key: run.point for run in runs}
+    tokens = sum(
+        n * cost.tokens_per_step(points[key])
+        for key, n in calibration.steps.items()
+        if key in points
+    )
+    return cost.at_rate(calibration.gpu_seconds, tokens)
+
+
+def least_budget(spec: SearchSpec, cost: CostModel) -> float:
+    """The law's budget that gives LEAST_ROUNDS adaptive rounds and LEAST_OBSERVATIONS: a start of
+    the cheapest runs within its share, and rounds of runs as dear as the middle of the grid."""
+    costs = sorted(cost.predict(point) for point in spec.space.points())
+    n_initial = spec.design.n_initial
+    in_rounds = max(
+        LEAST_ROUNDS * (spec.design.pack_size or LEAST_RUNS), LEAST_OBSERVATIONS - n_initial
+    )
+    return max(
+        n_initial * costs[0] / INITIAL_SHARE, in_rounds * median(costs) / (1 - INITIAL_SHARE)
+    )
+
+
+def budget_advice(spec: SearchSpec, cost: CostModel) -> str | None:
+    """What to say of a budget that is too small; None where it is not."""
+    budget, least = spec.budget.law_seconds, least_budget(spec, cost)
+    if budget >= least:
+        return None
+    return (
+        f"budget.gpu_seconds {budget:.0f} is too small here for {LEAST_ROUNDS} adaptive rounds and"
+        f" {LEAST_OBSERVATIONS} observations: {least:.0f} would do, or a smaller space"
+        f" (one step of one adapter takes about {_per_step(spec, cost):.2g} gpu_seconds)"
+    )
+
+
+def _per_step(spec: SearchSpec, cost: CostModel) -> float:
+    return median(cost.predict(p) / p.train_steps for p in spec.space.points())
