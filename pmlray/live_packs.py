@@ -41,7 +41,8 @@ class LivePack:
 
     `stage`: what it does now, in words. `time`: when that was, seconds since 1970. `steps` and
     `train_steps`: adapter-steps taken, and in all. `n_ended`: of its `n_runs` runs. `gpu_seconds`:
-    spent so far; `gpu_seconds_left`: what the rest will take at the pace so far, and `seconds_left`
+    spent so far, and `open_gpu_seconds` of them by runs that have not ended; `gpu_seconds_left`:
+    what the rest will take at the pace so far, and `seconds_left`
     the same in wall seconds, both None until there is a pace. `runs`: those that train now.
     """
 
@@ -53,6 +54,7 @@ class LivePack:
     steps: float = 0.0
     train_steps: float = 0.0
     gpu_seconds: float = 0.0
+    open_gpu_seconds: float = 0.0
     gpu_seconds_left: float | None = None
     seconds_left: float | None = None
     runs: tuple[LiveRun, ...] = ()
@@ -122,6 +124,18 @@ def live_pack(store: Path, pack_id: str) -> LivePack | None:
     except (OSError, RecursionError, *MALFORMED) as error:
         log.debug("%s tells nothing: %r", live_file(store, pack_id), error)
         return None
+
+
+def live_packs(store: Path) -> tuple[LivePack, ...]:
+    """All packs of a store that tell of themselves, by their names."""
+    names = sorted(path.stem for path in (store / "live").glob("*.json"))
+    return tuple(pack for name in names if (pack := live_pack(store, name)) is not None)
+
+
+def forget_all_live(store: Path) -> None:
+    """Whoever begins anew on a store wants nothing of what packs told before."""
+    for path in (store / "live").glob("*.json"):
+        path.unlink(missing_ok=True)
 
 
 def forget_live(store: Path, pack_id: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pmlray.live_packs import Calibration
+from pmlray.live_packs import Calibration, LivePack
 from pmlray.types import FailedRun, Observation, Pack, PackResult, PackTimes, PlannedRun
 
 
@@ -77,6 +77,10 @@ class Tracker(Protocol):
 
     def progress(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
         """Record where the search stands at this spend."""
+        ...
+
+    def live(self, runs: Mapping[str, PlannedRun], packs: Sequence[LivePack]) -> None:
+        """Record how far the runs of packs are that train; `runs` are those known, by run_key."""
         ...
 
     def finish(self, artifacts: Sequence[Path], status: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pmlray.law import CeilingLaw
+from pmlray.live_packs import LivePack
 from pmlray.ports import ObservationStore
 from pmlray.types import (
     FailedRun,
@@ -110,6 +111,7 @@ class MemoryTracker:
         self.observed: list[str] = []
         self.laws: list[tuple[dict[str, float], float]] = []
         self.stood: dict[str, float] = {}
+        self.lived: list[dict[str, int]] = []
         self.status: str | None = None
 
     def observe(self, observations: Iterable[Observation]) -> None:
@@ -120,6 +122,9 @@ class MemoryTracker:
 
     def progress(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
         self.stood = dict(metrics)
+
+    def live(self, runs: Mapping[str, PlannedRun], packs: Sequence[LivePack]) -> None:
+        self.lived.append({live.run_key: live.steps for pack in packs for live in pack.runs})
 
     def finish(self, artifacts: Sequence[Path], status: str) -> None:
         self.status = status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -130,10 +131,30 @@ def _is_entry(found: Any) -> bool:
             if not isinstance(metrics, dict):
                 return False
             return all(map(number, [*numbers, *metrics.values()]))
+        case "live":
+            runs = found.get("runs")
+            return (
+                number(found.get("time_ms")) and isinstance(runs, list) and all(map(_is_live, runs))
+            )
         case "finish":
             return texts("artifacts") and isinstance(found.get("status"), str)
         case _:
             return False
+
+
+def _is_live(row: Any) -> bool:
+    """Whether it tells of a run that trains."""
+    if not isinstance(row, dict):
+        return False
+    tags, steps, loss = row.get("tags"), row.get("steps"), row.get("loss")
+    if not isinstance(tags, dict):
+        return False
+    return (
+        all(isinstance(word, str) for word in (row.get("name"), row.get("run_key"), *tags.values()))
+        and type(steps) is int
+        and isinstance(loss, float)
+        and math.isfinite(loss)
+    )
 
 
 def _key(uri: str) -> str:

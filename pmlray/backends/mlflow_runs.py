@@ -12,15 +12,6 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 from pmlray.types import Observation
 
 
-def run_name(o: Observation) -> str:
-    """Readable, and unique within a search."""
-    point = o.point
-    return (
-        f"{o.phase} {o.method} lora_rank={point.lora_rank} seq_len={point.seq_len}"
-        f" train_steps={point.train_steps} sequence={o.sequence_id} seed={o.seed}"
-    )
-
-
 def run_times(o: Observation, now_ms: int) -> tuple[int, int]:
     """When a run began to train and when it had ended, ms since 1970; `now_ms` for both where it
     did not say, as in a replay."""
@@ -28,22 +19,6 @@ def run_times(o: Observation, now_ms: int) -> tuple[int, int]:
         return now_ms, now_ms
     end = round(datetime.fromisoformat(finished).timestamp() * 1000)
     return end - round(1000 * o.gpu_seconds / o.provenance["devices"]), end
-
-
-def run_tags(o: Observation, search_id: str, parent: str) -> dict[str, str]:
-    """What runs are found, filtered and grouped by."""
-    return {
-        "mlflow.parentRunId": parent,
-        "pmlray.search_id": search_id,
-        "pmlray.kind": "observation",
-        "pmlray.run_key": o.run_key,
-        "pmlray.method": o.method,
-        "pmlray.phase": o.phase,
-        "pmlray.lora_rank": str(o.point.lora_rank),
-        "pmlray.seq_len": str(o.point.seq_len),
-        "pmlray.sequence_id": str(o.sequence_id),
-        "pmlray.seed": str(o.seed),
-    }
 
 
 def run_params(o: Observation) -> list[Param]:

@@ -17,18 +17,12 @@ from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pmlray.backends.mlflow_runs import (
-    run_dataset,
-    run_metrics,
-    run_name,
-    run_params,
-    run_tags,
-    run_times,
-)
+from pmlray.backends.mlflow_runs import run_dataset, run_metrics, run_params, run_times
 from pmlray.backends.mlflow_system import SystemMetrics, watch
 from pmlray.backends.node_load import NodeLoad
 from pmlray.errors import TrackerAway
 from pmlray.study.report_tables import without_credentials
+from pmlray.study.run_names import run_name, run_tags
 from pmlray.types import Observation
 
 EXPERIMENT = "pmlray"
@@ -68,6 +62,8 @@ class MlflowTracker:
             self._experiment = self._find_experiment(artifacts)
             self._parent = self._find_parent(spec)
             self._mirrored = self._mirrored_keys()
+        # The runs in MLflow of those that train, by run_key.
+        self._live: dict[str, str] = {}
 
     @property
     def uri(self) -> str:
@@ -92,6 +88,27 @@ class MlflowTracker:
                 if observation.run_key not in self._mirrored:
                     self._log_child(observation)
                     self._mirrored.add(observation.run_key)
+
+    def live(self, runs: Sequence[Mapping[str, Any]], time_ms: int) -> None:
+        """The loss of runs that train, nats per token by step: their curves grow as they do."""
+        with self._reached():
+            for row in runs:
+                key = row["run_key"]
+                if key in self._mirrored:
+                    continue
+                if key not in self._live:
+                    run = self._client.create_run(
+                        self._experiment,
+                        start_time=time_ms,
+                        run_name=row["name"],
+                        tags=row["tags"] | self._family(),
+                    )
+                    self._live[key] = run.info.run_id
+                metric = Metric("loss", row["loss"], time_ms, row["steps"])
+                self._client.log_batch(self._live[key], metrics=[metric])
+
+    def _family(self) -> dict[str, str]:
+        return {"mlflow.parentRunId": self._parent, "pmlray.search_id": self._search_id}
 
     def load(self, loads: Iterable[NodeLoad]) -> None:
         """How busy nodes were while packs trained there, as system metrics of the parent run; the
@@ -139,6 +156,10 @@ class MlflowTracker:
         with self._reached():
             if self._system is not None:
                 self._system.finish()
+            # What is still live was handed on, or has failed.
+            for run_id in self._live.values():
+                self._client.set_terminated(run_id, "KILLED")
+            self._live.clear()
             for path in artifacts:
                 self._client.log_artifact(self._parent, str(path))
             self._client.set_terminated(self._parent, status)
@@ -207,13 +228,15 @@ class MlflowTracker:
     def _log_child(self, o: Observation) -> None:
         now = int(time.time() * 1000)
         start, end = run_times(o, now)
-        run = self._client.create_run(
-            self._experiment,
-            start_time=start,
-            run_name=run_name(o),
-            tags=run_tags(o, self._search_id, self._parent),
-        )
-        run_id = run.info.run_id
+        run_id = self._live.pop(o.run_key, None)
+        if run_id is None:
+            run = self._client.create_run(
+                self._experiment,
+                start_time=start,
+                run_name=run_name(o),
+                tags=run_tags(o) | self._family(),
+            )
+            run_id = run.info.run_id
         self._client.log_batch(run_id, metrics=run_metrics(o, now), params=run_params(o))
         if (dataset := run_dataset(o, self._task)) is not None:
             self._client.log_inputs(run_id, [dataset])

@@ -7,6 +7,7 @@ was sent is sent again: mirrors leave alone what they have.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from pmlray.backends.file_store import FileStore
 from pmlray.backends.mirror_journal import MirrorJournal
 from pmlray.backends.node_load import NodeLoad, loads_of
 from pmlray.errors import StoreError, TrackerAway
-from pmlray.types import Observation
+from pmlray.live_packs import LivePack
+from pmlray.study.run_names import run_name, run_tags
+from pmlray.types import Observation, PlannedRun
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,10 @@ class Mirror(Protocol):
 
     def progress(self, metrics: Mapping[str, float], gpu_seconds: float, time_ms: int) -> None:
         """Record where the search stands at this spend."""
+        ...
+
+    def live(self, runs: Sequence[Mapping[str, Any]], time_ms: int) -> None:
+        """Record the loss of runs that train."""
         ...
 
     def finish(self, artifacts: Sequence[Path], status: str) -> None:
@@ -104,6 +111,8 @@ class Replay:
                 mirror.load(loads_of(self._store.folder, (o.round for o in there)))
             case "law":
                 mirror.law(entry["metrics"], entry["gpu_seconds"], entry["time_ms"])
+            case "live":
+                mirror.live(entry["runs"], entry["time_ms"])
             case "progress":
                 mirror.progress(entry["metrics"], entry["gpu_seconds"], entry["time_ms"])
             case "finish":
@@ -128,7 +137,7 @@ class SpooledTracker:
         self._replay = Replay(store, journal, uri, connect)
         self._known = journal.run_keys()
         journal.add("start")
-        self._news, self._over = threading.Event(), threading.Event()
+        self._news, self._over, self._lock = threading.Event(), threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._send_all, name="mirror", daemon=True)
         self._thread.start()
 
@@ -166,8 +175,27 @@ class SpooledTracker:
                 self._store.folder,
             )
 
+    def live(self, runs: Mapping[str, PlannedRun], packs: Iterable[LivePack]) -> None:
+        """How far runs are that train; those that are not in `runs`, by run_key, are left out."""
+        rows = [
+            {
+                "name": run_name(run),
+                "tags": run_tags(run),
+                "run_key": live.run_key,
+                "steps": live.steps,
+                "loss": live.loss,
+            }
+            for pack in packs
+            for live in pack.runs
+            if (run := runs.get(live.run_key)) is not None and math.isfinite(live.loss)
+        ]
+        if rows:
+            self._add("live", runs=rows)
+
     def _add(self, kind: str, **content: Any) -> None:
-        self._journal.add(kind, **content)
+        # A study and its follower write, each in its thread.
+        with self._lock:
+            self._journal.add(kind, **content)
         self._news.set()
 
     def _send_all(self) -> None:

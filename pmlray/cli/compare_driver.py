@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +14,7 @@ from pmlray.atomic_files import write_over
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.ray_session import ray_session
 from pmlray.cli.driver import machine_facts, ready_to_train, spooled_tracker
+from pmlray.cli.follower import Follower
 from pmlray.config import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.kept import read_kept
@@ -65,22 +67,27 @@ def run_comparison(
     started = time.perf_counter()
     search = ready_to_train(run.search)
     store = FileStore(run.store)
-    with store.driver_lock() as driver:
+    with store.driver_lock() as driver, ExitStack() as following:
         claim_store(run.store, run.spec)
         tracker = spooled_tracker(store, run.tracking_uri, run.spec.compare_id, run.spec)
-        arena = Arena(run.spec, search, store, tracker, run.profile.max_pack_failures, announce)
+        follower = following.enter_context(Follower(run.store, announce, tracker))
+        arena = Arena(run.spec, search, store, tracker, run.profile.max_pack_failures, follower)
         status = "FAILED"
         try:
             if not arena.is_over():
+                follower.stage("starting Ray")
+                follower(arena.progress())
                 with ray_session(run.address):
                     from pmlray.backends.ray_packs import run_packs_on_ray
 
+                    follower.stage("waiting for a worker")
                     run_packs_on_ray(search, arena, run.store, run.profile, driver)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
+            follower.stage("writing the report")
             comparison = compare_methods(run.spec, store.observations())
             facts = {
                 "store": str(run.store),

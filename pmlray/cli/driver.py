@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ from pmlray.backends.optuna_sampler import LawSampler
 from pmlray.backends.optuna_study import OptunaPoints
 from pmlray.backends.ray_session import ray_session
 from pmlray.backends.spooled_tracker import Mirror, SpooledTracker, local_tracking_uri
+from pmlray.cli.follower import Follower
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.kept import kept_facts, read_kept
@@ -86,13 +88,14 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
     cost = first_cost(search, gpu)
     first_pack(search, cost)
     store = FileStore(run.store)
-    with store.driver_lock() as driver:
+    with store.driver_lock() as driver, ExitStack() as following:
         _claim(run.store, spec)
         points = study_of(search, store, cost)
         tracker = spooled_tracker(store, run.tracking_uri, spec.search_id, spec)
+        follower = following.enter_context(Follower(run.store, announce, tracker))
         known_packs = {times.pack_id for times in store.times()}
         law_search = LawSearch(
-            search, store, points, tracker, cost, run.profile.max_pack_failures, announce
+            search, store, points, tracker, cost, run.profile.max_pack_failures, follower
         )
         status = "FAILED"
         try:
@@ -104,15 +107,19 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
                 while (pack := law_search.next_pack()) is not None:
                     law_search.absorb(runner.run(pack))
             elif not law_search.is_over():
+                follower.stage("starting Ray")
+                follower(law_search.progress())
                 with ray_session(run.address):
                     from pmlray.backends.ray_packs import run_packs_on_ray
 
+                    follower.stage("waiting for a worker")
                     run_packs_on_ray(search, law_search, run.store, run.profile, driver)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
+            follower.stage("writing the report")
             wall = time.perf_counter() - started
             new = [times for times in store.times() if times.pack_id not in known_packs]
             facts = {

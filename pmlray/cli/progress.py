@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,10 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pmlray.cli.standing import NO_LAW, Standing, describe_known, standing_of
+from pmlray.cli.standing import NO_LAW, Standing, clock, describe_known, standing_of
 from pmlray.study.progress import Progress
 
 BAR_WIDTH = 40
+# Where there is no terminal, where a study stands is said this often at least.
+SECONDS_BETWEEN_LINES = 15.0
 
 
 @dataclass
@@ -42,7 +44,7 @@ class Pace:
         if now.law is not None:
             known = "" if now.law == NO_LAW else f"; {describe_known(self._known)}"
             lines.append(f"{now.law}{known}")
-        return [*lines, *(f"  {line}" for line in now.running)]
+        return [*lines, *(f"  {line}" for line in (*now.live, *now.running))]
 
     def _counts(self, now: Standing) -> str:
         left = f", {now.left:.0f} left in this phase"
@@ -61,10 +63,7 @@ class Pace:
         elapsed, spent = self.clock() - began, now.spent - spent_then
         if spent <= 0 or elapsed <= 0:
             return ""
-        minutes, seconds = divmod(int(now.most_left * elapsed / spent), 60)
-        hours, minutes = divmod(minutes, 60)
-        clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-        return f", ETA at most {clock}"
+        return f", ETA at most {clock(now.most_left * elapsed / spent)}"
 
 
 Show = Callable[[Standing], None]
@@ -80,8 +79,17 @@ def shown_live(title: str, waiting: str, console: Console | None = None) -> Iter
     pace = Pace()
     if not console.is_terminal:
         shown: list[str] = []
+        last: list[tuple[object, float]] = []
 
         def print_lines(now: Standing) -> None:
+            # What runs get done is news enough every now and then, all else at once.
+            news = replace(
+                now, spent=0.0, left=0.0, needed=0.0, n_done=0, n_running=0, live=(), table=()
+            )
+            at = time.monotonic()
+            if last and last[-1][0] == news and at - last[-1][1] < SECONDS_BETWEEN_LINES:
+                return
+            last[:] = [(news, at)]
             # What has not changed is not said again, but for where it stands.
             rows = ("  ".join(f"{k} {v}" for k, v in row.items() if v) for row in now.table)
             lines = [*pace.lines(now), *(f"  {row}" for row in rows)]

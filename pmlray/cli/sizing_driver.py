@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -15,10 +14,13 @@ from pmlray.backends.file_leases import Lease
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.ray_session import ray_session
 from pmlray.cli.driver import SearchRun, open_store, run_search, tracking_uri_for
+from pmlray.cli.follower import Follower
 from pmlray.cli.recall_driver import check_recall
 from pmlray.cli.size_plan import LawAtHand, SizePlan
+from pmlray.cli.stage_clock import StageClock
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import RunError, StoreError
+from pmlray.study.plan import first_cost
 from pmlray.study.progress import Progress
 from pmlray.study.result import fit_observations
 from pmlray.study.size import METHOD, first_points, sized_spec
@@ -56,7 +58,7 @@ def run_size(
         def connect() -> None:
             stages.enter_context(ray_session(address))
 
-        clock = _Clock()
+        clock = StageClock()
         law = _law(plan, address, connect, tracking_uri, say, shown)
         clock.lap("law")
         choice, sized = plan.answer(law)
@@ -69,7 +71,8 @@ def run_size(
             # It recalled enough, by whatever method: training it again would only cost.
             found = own if own is not None and own.point.lora_rank == rank else None
             trial = _try(
-                plan, rank, found, kept, driver, connect, sized["predicted_gpu_seconds"], say, clock
+                *(plan, rank, found, kept, driver, connect, shown),
+                *(sized["predicted_gpu_seconds"], say, clock),
             )
             trials.append(trial)
             if trial.recited.exact_recall >= plan.request.wanted.recall:
@@ -117,7 +120,7 @@ def _law(
     )
     store = FileStore(folder)
     with store.driver_lock() as driver:
-        _measure(search, store, driver, begin, plan, connect)
+        _measure(search, store, driver, begin, plan, connect, shown)
     run = SearchRun(
         search, profile, folder, tracking_uri_for(folder, profile, tracking_uri), address
     )
@@ -164,13 +167,14 @@ def _try(
     kept: FileStore,
     driver: Lease,
     connect: Connect,
+    shown: Shown,
     predicted: float,
     say: Say,
-    clock: _Clock,
+    clock: StageClock,
 ) -> _Trial:
     """Train a rank, unless the search has, and check it."""
     if found is None:
-        observation = _train(plan, rank, kept, driver, connect, predicted, say)
+        observation = _train(plan, rank, kept, driver, connect, shown, predicted, say)
         folder = kept.adapters / observation.run_key
     else:
         say(f"[3/4] rank {rank} was trained on all records in the search")
@@ -187,7 +191,7 @@ def _card(
     law: LawAtHand,
     trials: Sequence[_Trial],
     best: _Trial,
-    clock: _Clock,
+    clock: StageClock,
 ) -> dict[str, Any]:
     provenance = best.observation.provenance
     trained = [t.observation.gpu_seconds for t in trials if not t.in_search]
@@ -219,6 +223,7 @@ def _train(
     store: FileStore,
     driver: Lease,
     connect: Connect,
+    shown: Shown,
     predicted: float,
     say: Say,
 ) -> Observation:
@@ -229,7 +234,7 @@ def _train(
         f"[3/4] training rank {rank} on all records with {METHOD}, about {predicted:.0f}"
         " gpu_seconds"
     )
-    _measure(plan.training, store, driver, (run,), plan, connect)
+    _measure(plan.training, store, driver, (run,), plan, connect, shown)
     found = [o for o in store.observations() if o.run_key == run.run_key]
     if not found:
         reasons = [f.reason for f in store.failures() if f.run_key == run.run_key]
@@ -247,6 +252,7 @@ def _measure(
     runs: Sequence[PlannedRun],
     plan: SizePlan,
     connect: Connect,
+    shown: Shown,
 ) -> None:
     """Train those runs that the store has not got yet, as one pack."""
     done = {o.run_key for o in store.observations()}
@@ -257,8 +263,14 @@ def _measure(
 
     rounds = [o.round for o in store.observations()] + [f.round for f in store.failures()]
     pack = Pack(1 + max(rounds, default=-1), missing)
-    connect()
-    store.put_times(run_pack_on_ray(search, pack, store, plan.request.profile, driver).times)
+    cost = first_cost(search, plan.request.profile.gpus_per_pack > 0)
+    left = sum(cost.predict(run.point) for run in missing)
+    with shown() as announce, Follower(store.folder, announce) as follower:
+        follower.stage("starting Ray")
+        follower(Progress("law", 0, len(missing), 0, 0.0, left, None, left, missing, len(missing)))
+        connect()
+        follower.stage("waiting for a worker")
+        store.put_times(run_pack_on_ray(search, pack, store, plan.request.profile, driver).times)
 
 
 def _write(plan: SizePlan, best: _Trial, card: dict[str, Any]) -> None:
@@ -279,17 +291,3 @@ def _spent(folder: Path) -> float:
     store = FileStore(folder)
     done = sum(o.gpu_seconds for o in store.observations())
     return done + sum(f.gpu_seconds for f in store.failures())
-
-
-class _Clock:
-    """Wall seconds by stage, of this call."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._mark = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """What has passed since the last lap belongs to this stage."""
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._mark
-        self._mark = now

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pmlray.law import LawSummary
+from pmlray.live_packs import LivePack
 from pmlray.study.progress import Progress
 from pmlray.types import PlannedRun
 
@@ -21,8 +22,9 @@ class Standing:
     `law` is the fitted law in one line, `known` the largest half-width of the 90 % interval at a
     target as a share of the prediction, None while nothing can tell it. `running`: a line for each
     of the runs that train, and why they do. `left` is of the phase's budget; `needed` is what its
-    runs without a result would take. `n_all` and `table`, its rows as far as they are measured, are
-    a comparison's.
+    runs without a result would take. `live`: how far each pack is that trains, a line each, and
+    `stage` what the study does now, in words without numbers. `n_all` and
+    `table`, its rows as far as they are measured, are a comparison's.
     """
 
     phase: str
@@ -36,6 +38,8 @@ class Standing:
     running: tuple[str, ...] = ()
     needed: float = math.inf
     n_all: int | None = None
+    live: tuple[str, ...] = ()
+    stage: str = ""
     table: tuple[Mapping[str, str], ...] = ()
 
     @property
@@ -67,7 +71,40 @@ def standing_of(progress: Progress) -> Standing:
         running=describe_runs(progress.running),
         needed=progress.gpu_seconds_open,
         n_all=progress.n_all,
+        live=describe_live(progress),
+        stage=", ".join([progress.stage, *(pack.stage for pack in progress.packs)]).strip(", "),
     )
+
+
+def describe_live(progress: Progress) -> tuple[str, ...]:
+    """How far each pack is that is out, a line each; else what is done now, and for how long."""
+    if progress.packs:
+        return tuple(map(_of_pack, progress.packs))
+    return (f"{progress.stage} ({progress.stage_seconds:.0f} s)",) if progress.stage else ()
+
+
+def _of_pack(pack: LivePack) -> str:
+    if not pack.train_steps:
+        return f"{pack.pack_id}: {pack.stage}"
+    share = 100 * pack.steps / pack.train_steps
+    parts = [f"{pack.steps:.0f} of {pack.train_steps:.0f} adapter-steps ({share:.0f} %)"]
+    parts.append(f"{pack.n_ended} of {pack.n_runs} runs ended")
+    if (loss := pack.mean_loss) is not None:
+        parts.append(f"mean loss {loss:.3g}")
+    spent = f"{pack.gpu_seconds:.0f} gpu_seconds spent"
+    if pack.gpu_seconds_left is not None:
+        spent += f", about {pack.gpu_seconds_left:.0f} left"
+    parts.append(spent)
+    if pack.seconds_left is not None:
+        parts.append(f"ETA {clock(pack.seconds_left)}")
+    return f"{pack.pack_id}: {', '.join(parts)}"
+
+
+def clock(seconds: float) -> str:
+    """A duration as people read it."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def describe_law(law: LawSummary | None) -> str:

@@ -21,7 +21,8 @@ class Outlook:
 
     `groups`: members that have not ended, by index, those together that leave together; `ahead`:
     the steps that each of them still takes by itself, and `work` what these count in the clock.
-    `steps` are all adapter-steps so far, and `train_steps` with those ahead.
+    `steps` are all adapter-steps so far, and `train_steps` with those ahead; `open_gpu_seconds` is
+    what of the `gpu_seconds` so far was for members that have not ended.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -29,6 +30,7 @@ class Outlook:
     work: Mapping[int, float]
     steps: float
     gpu_seconds: float
+    open_gpu_seconds: float
     done_work: float
 
     @property
@@ -73,6 +75,7 @@ def outlook(
         work,
         charged_steps,
         sum(clock.gpu_seconds),
+        sum(clock.gpu_seconds[i] for i in ahead),
         clock.done_work,
     )
 

@@ -75,6 +75,7 @@ class PackWatch:
             found.steps,
             found.train_steps,
             found.gpu_seconds,
+            found.open_gpu_seconds,
             None if pace is None else pace[0] * found.work_left,
             None if pace is None else pace[1] * found.work_left,
             of_runs,

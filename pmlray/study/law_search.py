@@ -194,7 +194,7 @@ class LawSearch:
         elif missing <= 0 or not n_pending:
             n = self._n_devices
             runs = (
-                self._points.ask(measured.runs_to_ask(n), n, self._accounts.of_round)
+                self._points.ask(measured.runs_to_ask(n, self._accounts.of_round), n)
                 if design.pack_size is None
                 else self._points.ask(design.pack_size)
             )

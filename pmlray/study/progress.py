@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from pmlray.law import LawSummary
+from pmlray.live_packs import LivePack
 from pmlray.types import Phase, PlannedRun
 
 
@@ -14,7 +15,8 @@ class Progress:
     """Where a search stands; `gpu_seconds_left` and the counts are those of the current phase;
     `running` are the runs that were handed out, each with why it was chosen. `gpu_seconds_open`:
     what the phase's runs without a result would take at the rate so far, inf before there is one.
-    `n_all`: runs of a comparison, which are known from its start.
+    `n_all`: runs of a comparison, which are known from its start. `packs`: what those that are out
+    tell of themselves. `stage`: what is done while none tells anything, for `stage_seconds` now.
     """
 
     phase: Phase
@@ -27,6 +29,9 @@ class Progress:
     gpu_seconds_open: float = math.inf
     running: tuple[PlannedRun, ...] = ()
     n_all: int | None = None
+    packs: tuple[LivePack, ...] = ()
+    stage: str = ""
+    stage_seconds: float = 0.0
 
 
 def law_metrics(law: LawSummary) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -56,6 +57,10 @@ class FakeMirror:
 
     def progress(self, metrics: Mapping[str, float], gpu_seconds: float, time_ms: int) -> None:
         self.take(("progress", dict(metrics), gpu_seconds))
+
+    def live(self, runs: Sequence[Mapping[str, Any]], time_ms: int) -> None:
+        for row in runs:
+            self.take((row["run_key"], row["steps"], row["loss"]))
 
     def finish(self, artifacts: Sequence[Path], status: str) -> None:
         self.take(([path.name for path in artifacts], status))

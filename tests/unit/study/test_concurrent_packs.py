@@ -89,12 +89,12 @@ def test_without_a_pack_size_packs_grow_with_what_starting_one_costs(
     make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
     """A pack that starts in no time has four runs; one that starts in a minute has more, though no
-    more than are known."""
+    more than are known, nor so many that a small budget would leave fewer than four rounds."""
 
-    def sizes(folder: Path, start_seconds: float) -> list[int]:
+    def sizes(folder: Path, start_seconds: float, budget: int = 400) -> list[int]:
         cheap = "design={n_initial: 6, acquisition: cheapest_first}"
         settings = (*QUICK, cheap, "sequences=[0, 1, 2, 3]", "memft=null")
-        law_search, store = start(make_search(*settings, "budget.gpu_seconds=60"), folder)
+        law_search, store = start(make_search(*settings, f"budget.gpu_seconds={budget}"), folder)
         runner, found, done = SyntheticRunner(store), [], 0
         while (pack := law_search.next_pack()) is not None:
             result = runner.run(pack)
@@ -110,3 +110,4 @@ def test_without_a_pack_size_packs_grow_with_what_starting_one_costs(
 
     quick, slow = sizes(tmp_path / "quick", 0.0), sizes(tmp_path / "slow", 60.0)
     assert set(quick[1:-1]) == {4} and max(slow) > 4 and len(slow) < len(quick)
+    assert len(sizes(tmp_path / "small", 60.0, budget=120)) >= 5

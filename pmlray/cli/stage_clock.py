@@ -1,0 +1,19 @@
+"""Wall time by stage."""
+
+from __future__ import annotations
+
+import time
+
+
+class StageClock:
+    """Wall seconds by stage, of this call."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._mark = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """What has passed since the last lap belongs to this stage."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._mark
+        self._mark = now

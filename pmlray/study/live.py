@@ -1,0 +1,44 @@
+"""A study's progress with what its packs tell while they train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pmlray.live_packs import LivePack
+from pmlray.study.progress import Progress
+
+
+def with_live(progress: Progress, packs: Sequence[LivePack], *, by_pack: bool = True) -> Progress:
+    """Where a study stands, with what the packs tell that are out.
+
+    Runs of a pack count as done as they end, and gpu_seconds as spent while they are. by_pack:
+    whether the progress counts runs only once their whole pack is back.
+    """
+    if not packs:
+        return progress
+    ended = sum(pack.n_ended for pack in packs) if by_pack else 0
+    spent = sum(pack.gpu_seconds if by_pack else pack.open_gpu_seconds for pack in packs)
+    return replace(
+        progress,
+        n_done=progress.n_done + ended,
+        n_pending=max(0, progress.n_pending - ended),
+        gpu_seconds_spent=progress.gpu_seconds_spent + spent,
+        gpu_seconds_left=max(0.0, progress.gpu_seconds_left - spent),
+        gpu_seconds_open=max(0.0, progress.gpu_seconds_open - spent),
+        packs=tuple(packs),
+    )
+
+
+def live_metrics(packs: Sequence[LivePack]) -> dict[str, float]:
+    """What packs tell, as flat metrics, of all that are out together."""
+    steps, wanted = sum(p.steps for p in packs), sum(p.train_steps for p in packs)
+    metrics = {"live/steps": steps, "live/train_steps": wanted}
+    metrics["live/gpu_seconds"] = sum(pack.gpu_seconds for pack in packs)
+    losses = [loss for pack in packs if (loss := pack.mean_loss) is not None]
+    if losses:
+        metrics["live/mean_loss"] = sum(losses) / len(losses)
+    left = [pack.seconds_left for pack in packs if pack.seconds_left is not None]
+    if left:
+        metrics["live/seconds_left"] = max(left)
+    return metrics

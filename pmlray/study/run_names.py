@@ -1,0 +1,28 @@
+"""How a run is named, and what it is found by, wherever people look at it."""
+
+from __future__ import annotations
+
+from pmlray.types import Observation, PlannedRun
+
+
+def run_name(run: Observation | PlannedRun) -> str:
+    """Readable, and unique within a search."""
+    point = run.point
+    return (
+        f"{run.phase} {run.method} lora_rank={point.lora_rank} seq_len={point.seq_len}"
+        f" train_steps={point.train_steps} sequence={run.sequence_id} seed={run.seed}"
+    )
+
+
+def run_tags(run: Observation | PlannedRun) -> dict[str, str]:
+    """What runs are found, filtered and grouped by."""
+    return {
+        "pmlray.kind": "observation",
+        "pmlray.run_key": run.run_key,
+        "pmlray.method": run.method,
+        "pmlray.phase": run.phase,
+        "pmlray.lora_rank": str(run.point.lora_rank),
+        "pmlray.seq_len": str(run.point.seq_len),
+        "pmlray.sequence_id": str(run.sequence_id),
+        "pmlray.seed": str(run.seed),
+    }
