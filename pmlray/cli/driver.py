@@ -166,6 +166,7 @@ def report_store(folder: Path, facts: dict[str, Any] | None = None) -> dict[str,
     facts: of the run that just ended; without them, those of the last one are kept.
     """
     # Drawing libraries take a second to import, which a search's start should not wait for.
+    from pmlray.study.answer import plain_answer
     from pmlray.study.report import write_report
 
     result = read_result(folder)
@@ -173,7 +174,8 @@ def report_store(folder: Path, facts: dict[str, Any] | None = None) -> dict[str,
     shown = kept_facts(summary_file) if facts is None else facts
     page = write_report(result, folder / "report", shown)
     shown = without_credentials(shown)
-    summary = {**result.to_json(), **shown, "report": str(page)}
+    answer = list(plain_answer(result))
+    summary = {"answer": answer, **result.to_json(), **shown, "report": str(page)}
     write_over(summary_file, json.dumps({**summary, "facts": shown}, indent=2).encode())
     return summary
 

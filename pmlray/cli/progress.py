@@ -20,7 +20,7 @@ from pmlray.study.progress import Progress
 
 BAR_WIDTH = 40
 # Where there is no terminal, where a study stands is said this often at least.
-SECONDS_BETWEEN_LINES = 15.0
+SECONDS_BETWEEN_LINES = 12.0
 
 
 @dataclass
