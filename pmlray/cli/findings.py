@@ -95,8 +95,8 @@ def describe_result(found: Mapping[str, Any]) -> str:
     lines = [*found.get("answer", ()), ""]
     lines += [
         f"{found['search_id']}: {found['n_observations']} law observations in {found['rounds']}"
-        f" rounds, {found['n_failed']} failed{_handed_on(found)}; {seconds['spent']:.0f} of {seconds['budget']:.0f}"
-        " gpu_seconds"
+        f" rounds, {found['n_failed']} failed{_handed_on(found)};"
+        f" {seconds['spent']:.0f} of {seconds['budget']:.0f} gpu_seconds"
     ]
     law = found["law"] and found["law"] | {"n_left_out": found["n_left_out"]}
     lines.append(describe_law_json(law) if law else "too few points for a law")

@@ -104,11 +104,7 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str) -> tuple[str, ...]:
         f" confidence, at least {100 * best.least_share:.0f} % of many more like them."
     )
     longer = [
-        t
-        for t in tried
-        if t.point.lora_rank == best.point.lora_rank
-        and t.point.seq_len > longest
-        and t.n_right < t.n
+        t for t in tried if t.point.lora_rank == best.point.lora_rank and t.point.seq_len > longest
     ]
     if not longer:
         return (words,)
