@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +14,7 @@ import ray
 from pmlray.backends.pack_work import PackWork
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.host_memory import CPU_ALLOCATOR, give_back_freed
+from pmlray.engine.thread_barriers import BOUNDED_SPIN, chosen
 from pmlray.types import Pack
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ class WorkerPlan:
 
     Each of a pack's `workers` has `gpus` GPUs; 0: it trains on `cpus` cores. `driver`: generation
     of the lease of the driver that wants the packs; `checkpoint_seconds`: between two checkpoints.
+    `barriers`: how threads wait for each other, as environment variables: the driver's.
     """
 
     search: PreparedSearch
@@ -34,6 +37,7 @@ class WorkerPlan:
     driver: int
     checkpoint_seconds: float
     workers: int = 1
+    barriers: Mapping[str, str] = field(default_factory=lambda: chosen(os.environ) or BOUNDED_SPIN)
 
     def work(self, pack: Pack) -> PackWork:
         """A pack for the worker, or the workers, that train it."""
@@ -60,8 +64,13 @@ class WorkerPlan:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment variables of a worker."""
-        return {} if self.gpus else CPU_ALLOCATOR
+        """Environment variables that a worker starts with."""
+        started = {} if self.gpus else {**CPU_ALLOCATOR}
+        if self.workers > 1:
+            # Ray Train loads torch into them before it calls what they train by, where a worker
+            # alone bounds its waits. The choice of the node that reads this stands for all nodes'.
+            started |= chosen(os.environ) or self.barriers
+        return started
 
     @property
     def storage(self) -> str:

@@ -25,6 +25,7 @@ import ray
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.ray_sharded import train_sharded_packs
 from pmlray.backends.ray_workers import WorkerPlan, let_go_of_pack, packs_of
+from pmlray.engine.thread_barriers import bound_waits
 from pmlray.live_packs import put_live
 from pmlray.types import Pack
 
@@ -182,6 +183,8 @@ class WarmWorkers:
 
 def train_packs(config: dict[str, Any]) -> None:
     """The train loop of a worker: measures packs, stores each observation as it is done."""
+    plan: WorkerPlan = config["plan"]
+    bound_waits(os.environ, plan.barriers)
     import torch
 
     from pmlray.backends.deepspeed import BACKEND, be_one_process, deepspeed_stepper
@@ -192,7 +195,6 @@ def train_packs(config: dict[str, Any]) -> None:
     from pmlray.engine.measure import measure_pack
     from pmlray.engine.prefix_store import node_store
 
-    plan: WorkerPlan = config["plan"]
     workers, number = config["workers"], config["number"]
     sampler, folder = node_sampler(), Path(plan.store)
     if not torch.cuda.is_available():

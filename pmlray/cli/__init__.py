@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 recall too low, 2 bad input, 3 run failed, 4 a fault of pm
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ from pmlray.cli.search_commands import plan, search, validate
 from pmlray.cli.size_commands import recall, size
 from pmlray.cli.sync_command import sync
 from pmlray.cli.watch_command import watch
+from pmlray.engine.thread_barriers import bound_waits
 from pmlray.errors import PmlrayError, RunError, StoreError
 
 app = typer.Typer(
@@ -81,6 +83,8 @@ def before_commands(
 def main() -> None:
     """Run the command line; an error is one message that says what to do, without a traceback."""
     set_up_logging()
+    # Some commands compute in this process.
+    bound_waits(os.environ)
     session = Session()
     try:
         app(obj=session)

@@ -5,6 +5,7 @@ Frameworks are loaded by what needs them: validating, planning and reading a sto
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pmlray.config import ClusterProfile, SearchSpec, load_spec
 from pmlray.config.prepared import PreparedSearch, prepare_search, prepare_spec
+from pmlray.engine.thread_barriers import bound_waits
 from pmlray.errors import SpecError
 from pmlray.study.plan import SearchPlan, plan_search
 from pmlray.study.size import Wanted
@@ -197,6 +199,8 @@ def read_profile(path: str | Path | None) -> ClusterProfile:
 @contextmanager
 def train_extra() -> Iterator[None]:
     """Imports that need the train extra say so when it is missing."""
+    # One of them is torch.
+    bound_waits(os.environ)
     try:
         yield
     except ImportError as error:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -50,6 +50,7 @@ class Pacer:
         self._steps = 1
         self._replayed = 0
         self._mark = time.perf_counter()
+        self._used = time.process_time()
         self._joules = energy_joules()
         self.spawned = spawned
         self._peak = 0
@@ -73,6 +74,7 @@ class Pacer:
             torch.cuda.synchronize()
         report: dict[str, Any] = {"steps": self._steps, "at": time.time() - self.spawned}
         report["seconds"] = time.perf_counter() - self._mark
+        report["cpu_seconds"] = time.process_time() - self._used
         report["replayed"] = self._replayed
         if not self._peak:
             # From here on peaks are those of steps alone, without loading the model.
@@ -87,6 +89,7 @@ class Pacer:
         self._left = self._steps = order["steps"]
         self._replayed = 0
         self._joules = energy_joules()
+        self._used = time.process_time()
         self._mark = time.perf_counter()
 
     def absent(self, reason: str) -> None:
@@ -99,9 +102,9 @@ class Pacer:
 
 
 class Child:
-    """The parent's side."""
+    """The parent's side. environment: variables that this child has beside its way's."""
 
-    def __init__(self, way: str, work: Work) -> None:
+    def __init__(self, way: str, work: Work, environment: Mapping[str, str] | None = None) -> None:
         self.way, self.work = way, work
         self.taken = 1
         # Not a pipe: what nobody reads would stop the child once the pipe is full.
@@ -110,7 +113,7 @@ class Child:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "scripts.bench.speed_ways", *arguments],
             cwd=ROOT,
-            env=environment_of(way),
+            env={**environment_of(way), **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,

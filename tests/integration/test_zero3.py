@@ -13,6 +13,7 @@ import pytest
 
 from pmlray.backends.mlflow_system import node_name
 from pmlray.engine.host_memory import CPU_ALLOCATOR
+from pmlray.engine.thread_barriers import BOUNDED_SPIN, CHOICES
 from tests.integration.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -29,11 +30,13 @@ from pmlray.backends.node_load import loads_of
 from pmlray.backends.ray_workers import WorkerPlan
 from pmlray.config.prepared import prepare_search
 from pmlray.engine.host_memory import CPU_ALLOCATOR
+from pmlray.engine.thread_barriers import BOUNDED_SPIN
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.pull import pull_model
 from pmlray.engine.stepper import TorchStepper
 from pmlray.types import DesignPoint, Pack
 
+STARTED_WITH = {**CPU_ALLOCATOR, **BOUNDED_SPIN}
 folder = Path(sys.argv[1])
 pull_model("tiny-random-llama")
 search = prepare_search(folder / "search.yaml")
@@ -79,7 +82,7 @@ def train(config):
     zero3.ShardedRun._take_step = take_step
     # As the process was started, which is when the C library reads it.
     started = Path("/proc/self/environ").read_text().split(chr(0))
-    note("allocator", [f"{k}={v}" in started for k, v in CPU_ALLOCATOR.items()])
+    note("environment", [f"{k}={v}" in started for k, v in STARTED_WITH.items()])
     bases, load = [], zero3_packs.load_base
     def load_base(search):
         note("loads", "load")
@@ -133,7 +136,7 @@ def fit(store):
     return {**found, "lost": learnt(store), "steps": read("steps", 0),
             "loads": [len(read("loads", rank)) for rank in (0, 1)],
             "alive": [list(map(json.loads, read("alive", rank))) for rank in (0, 1)],
-            "allocator": [read("allocator", rank) for rank in (0, 1)]}
+            "environment": [read("environment", rank) for rank in (0, 1)]}
 
 
 packed = FileStore(folder / "packed")
@@ -170,7 +173,7 @@ def test_workers_that_stay_equal_one_and_go_on_from_a_checkpoint(tmp_path: Path)
     began = time.time()
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)], cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k not in CPU_ALLOCATOR},
+        env={k: v for k, v in os.environ.items() if k not in {*CPU_ALLOCATOR, *CHOICES}},
         capture_output=True, text=True, timeout=560,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -189,8 +192,10 @@ def test_workers_that_stay_equal_one_and_go_on_from_a_checkpoint(tmp_path: Path)
     assert sharded["steps"][-10:] == [*"0123455", *"012"]
     # Each worker loads the base once for all packs, and again only where it was started again.
     assert sharded["loads"] == [2, 2]
-    # Ray starts them with the allocator's environment, in place of a worker that was lost too.
-    assert sharded["allocator"] == [[str([True] * len(CPU_ALLOCATOR))] * 2] * 2
+    # Ray starts them with what the C library and OpenMP read once, in place of a worker that was
+    # lost too.
+    n_variables = len(CPU_ALLOCATOR) + len(BOUNDED_SPIN)
+    assert sharded["environment"] == [[str([True] * n_variables)] * 2] * 2
     # A pack leaves nothing behind.
     for alive in sharded["alive"]:
         assert len(alive) == 4 and alive[2] == alive[0]
