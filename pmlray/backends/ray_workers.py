@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from pmlray.backends.pack_work import PackWork
 from pmlray.config.prepared import PreparedSearch
@@ -17,6 +19,9 @@ from pmlray.types import Pack
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
+
+# Between two questions to an actor that does not answer for a moment.
+RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,13 @@ class WorkerPlan:
         return ScalingConfig(
             num_workers=self.workers,
             use_gpu=self.gpus > 0,
-            resources_per_worker={"GPU": self.gpus} if self.gpus else {"CPU": self.cpus},
+            resources_per_worker=self.resources,
         )
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What one worker takes of the cluster."""
+        return {"GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
 
     @property
     def environment(self) -> dict[str, str]:
@@ -71,8 +81,17 @@ class WorkerPlan:
 
 def packs_of(workers: Any, number: int) -> Iterator[Pack | None]:
     """The packs of job `number`, as the actor `workers` hands them out; None again and again while
-    there is none."""
-    while (pack := cast("Pack | str", ray.get(workers.next_pack.remote(number)))) != "end":
+    there is none. An actor that is gone has none to hand out."""
+    while True:
+        try:
+            pack = cast("Pack | str", ray.get(workers.next_pack.remote(number)))
+        except ActorUnavailableError:
+            time.sleep(RETRY_SECONDS)
+            continue
+        except ActorDiedError:
+            return
+        if pack == "end":
+            return
         yield None if isinstance(pack, str) else pack
 
 

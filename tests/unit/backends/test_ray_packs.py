@@ -43,7 +43,10 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         def prepare(self, n_out: int) -> None:
             heard.append(f"prepare {n_out}")
 
-        def close(self) -> None:
+        def waited(self, seconds: float = 0.0) -> float:
+            return 0.0
+
+        def close(self, seconds: float) -> None:
             heard.append("close")
 
     monkeypatch.setattr(ray_packs, "RayTrainRunner", Runner)

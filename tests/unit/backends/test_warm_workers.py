@@ -169,9 +169,9 @@ def test_ray_train_of_a_worker_alone_loads_no_torch(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pmlray.backends.ray_workers import WorkerPlan
-from pmlray.backends.warm_workers import WarmWorkers, _Job
+from pmlray.backends.warm_workers import WarmWorkers
 alone = WarmWorkers(WorkerPlan(None, {str(tmp_path)!r}, 0, 1, 1, 60.0))
-alone._trainer(_Job(0), None)
+alone._trainer(0, None)
 print("torch" in sys.modules)
 """
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
