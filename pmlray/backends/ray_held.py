@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from textwrap import shorten
 
 import ray
 from ray._private.state import state
@@ -21,6 +22,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 LOOK_SECONDS = 0.1
+COMMAND_LETTERS = 80
 # The node types of a cluster that nobody makes grow are called so by Ray, one for each node.
 FIXED_NODE = "node_"
 
@@ -111,7 +113,8 @@ def describe_holders(wanted: Mapping[str, float], workers: int) -> str:
         for node_id, node in total.items()
     ]
     held = _holders(kinds)
-    by = f"Held by: {'; '.join(held)}." if held else "No actor and no placement group holds any."
+    nobody = "Held by no actor and no placement group: by tasks, or there is too little of it."
+    by = f"Held by: {'; '.join(held)}." if held else nobody
     return f"It wants {several}{_amounts(wanted)}{each}. {'; '.join(nodes)}. {by}"
 
 
@@ -150,7 +153,9 @@ def _holders(kinds: set[str]) -> list[str]:
 
 def _job(jobs: Mapping[str, dict[str, object]], job_id: str) -> str:
     job = jobs.get(job_id)
-    what = f" `{job['Entrypoint']}`" if job and job.get("Entrypoint") else ""
+    # Some are whole programs.
+    command = " ".join(str(job["Entrypoint"]).split()) if job else ""
+    what = f" `{shorten(command, COMMAND_LETTERS, placeholder=' ...')}`" if command else ""
     pid = f", process {job['DriverPid']} on {job['DriverIPAddress']}" if job else ""
     return f"Ray job {job_id}{what}{pid}"
 
