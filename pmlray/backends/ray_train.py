@@ -115,6 +115,10 @@ class RayTrainRunner:
         """
         return ray.get(self._workers.waited.remote(), timeout=seconds)
 
+    def niceness(self) -> int:
+        """How far what the cluster starts gives way to others for a core; 0: not at all."""
+        return ray.get(self._workers.niceness.remote(), timeout=ANSWER_SECONDS)
+
     def describe_shortage(self) -> str:
         """What a worker wants of the cluster, and what holds it."""
         return describe_holders(*self._wanted)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from ray.exceptions import GetTimeoutError, RayError
 
 from pmlray.backends.ray_held import can_grow
+from pmlray.backends.ray_niceness import REMEDY, describe_niceness
 from pmlray.backends.ray_train import RayTrainRunner
 from pmlray.errors import RunError
 
@@ -26,6 +27,8 @@ def await_actors(runner: RayTrainRunner) -> None:
     within START_SECONDS."""
     try:
         runner.waited(START_SECONDS)
+        if (niceness := runner.niceness()) > 0:
+            log.warning("%s; %s", describe_niceness(niceness), REMEDY)
     except GetTimeoutError as error:
         raise RunError(
             f"the head of the Ray cluster has started no actor within {START_SECONDS:.0f} s; `ray"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from pmlray.backends.pack_work import PackWork
+from pmlray.backends.ray_niceness import NICENESS
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.host_memory import CPU_ALLOCATOR, give_back_freed
 from pmlray.types import Pack
@@ -70,8 +72,11 @@ class WorkerPlan:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment variables of a worker."""
-        return {} if self.gpus else CPU_ALLOCATOR
+        """Environment variables of a worker; asked for in a process of the cluster."""
+        # Where the cluster does not say otherwise, Ray starts a worker at niceness 15: beside one
+        # busy process of normal priority it got 14 % of a core.
+        niceness = {NICENESS: os.environ.get(NICENESS, "0")}
+        return niceness if self.gpus else {**CPU_ALLOCATOR, **niceness}
 
     @property
     def storage(self) -> str:

@@ -173,6 +173,11 @@ class WarmWorkers:
                 self._last_worker = now
             return max(0.0, now - max(min(since, default=now), self._last_worker))
 
+    def niceness(self) -> int:
+        """How far this process, like all that the cluster starts, gives way to others for a core:
+        15 at Ray's default, 0 not at all."""
+        return os.nice(0)
+
     def give_up(self, reason: str) -> None:
         """Wait for no worker any longer: packs without one come back, and no other is taken."""
         with self._lock:

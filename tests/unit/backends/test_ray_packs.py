@@ -46,6 +46,9 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         def waited(self, seconds: float = 0.0) -> float:
             return 0.0
 
+        def niceness(self) -> int:
+            return 0
+
         def close(self, seconds: float) -> None:
             heard.append("close")
 
