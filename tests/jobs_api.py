@@ -20,12 +20,14 @@ import ray
 class FakeCluster:
     """A cluster's state: what was submitted and uploaded.
 
-    `token` None lets anyone in; `busy` submissions find no agent, as right after a start.
+    `token` None lets anyone in; `busy` submissions find no agent, as right after a start; jobs that
+    ask find its workers at `niceness`, None: they fail.
     """
 
     ray_version: str = ray.__version__
     token: str | None = None
     busy: int = 0
+    niceness: int | None = 0
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     packages: list[bytes] = field(default_factory=list)
     address: str = ""
@@ -54,6 +56,10 @@ def running(cluster: FakeCluster) -> Iterator[FakeCluster]:
         server.server_close()
 
 
+def asks_for_niceness(job: dict[str, Any]) -> bool:
+    return "niceness" in job["entrypoint"]
+
+
 def _handler(cluster: FakeCluster) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -67,9 +73,15 @@ def _handler(cluster: FakeCluster) -> type[BaseHTTPRequestHandler]:
             elif parts[1] not in cluster.jobs:
                 self._answer(404, {})
             elif parts[2:] == ["logs"]:
-                self._answer(200, {"logs": f"log of {parts[1]}\n"})
+                asks = asks_for_niceness(cluster.jobs[parts[1]])
+                answer = "no" if cluster.niceness is None else f"niceness {cluster.niceness}"
+                self._answer(200, {"logs": f"{answer if asks else f'log of {parts[1]}'}\n"})
             else:
                 self._answer(200, cluster.jobs[parts[1]])
+
+        def do_DELETE(self) -> None:
+            del cluster.jobs[self.path.strip("/").split("/")[2]]
+            self._answer(200, {"deleted": True})
 
         def do_PUT(self) -> None:
             cluster.packages.append(self._body())
@@ -87,13 +99,16 @@ def _handler(cluster: FakeCluster) -> type[BaseHTTPRequestHandler]:
                 self._answer(500, "No available agent to submit job, please try again later.")
                 return
             asked = json.loads(body)
-            job = asked["submission_id"]
+            job = asked.get("submission_id") or f"raysubmit_{len(cluster.jobs)}"
             if job in cluster.jobs:
                 # As ray/dashboard/modules/job/job_manager.py words it.
                 self._answer(500, f"ValueError: Job with submission_id {job} already exists.")
                 return
             cluster.add(job, 0.0, runtime_env=asked["runtime_env"])
             cluster.jobs[job] |= {k: asked[k] for k in ("entrypoint", "metadata")}
+            if asks_for_niceness(cluster.jobs[job]):
+                failed = cluster.niceness is None
+                cluster.jobs[job]["status"] = "FAILED" if failed else "SUCCEEDED"
             self._answer(200, {"job_id": job, "submission_id": job})
 
         def _body(self) -> bytes:

@@ -16,6 +16,7 @@ from packaging.version import Version
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from pmlray.backends.ray_niceness import PROBE, told_niceness
 from pmlray.errors import RunError, SpecError
 
 STOP_SECONDS = 60
@@ -29,6 +30,8 @@ JOB_ENVIRONMENT = {
 # A cluster that has just started answers before the agent that starts jobs is there.
 NO_AGENT = "No available agent"
 AGENT_SECONDS, RETRY_SECONDS = 60, 0.5
+# A job that tells how its cluster is, on a busy one too.
+PROBE_SECONDS = 60
 # Ray's REST interface tells of a job's end only when it is asked.
 POLL_SECONDS = 0.5
 SEARCH_KEY = "pmlray.search_id"
@@ -111,6 +114,22 @@ class RayJobs:
                 raise RunError(
                     f"the cluster at {self._address} did not take the job: {error}{hint}"
                 ) from error
+
+    def worker_niceness(self) -> int | None:
+        """How far the cluster's workers give way to others for a core (0: not at all), as a job of
+        some seconds finds out; None where it did not within PROBE_SECONDS."""
+        try:
+            job = self._client.submit_job(entrypoint=f"python -c {shlex.quote(PROBE)}")
+            if not self._wait(job, PROBE_SECONDS).status.is_terminal():
+                self._client.stop_job(job)
+                return None
+            told = told_niceness(self._client.get_job_logs(job))
+            # The log of one that failed may say why.
+            if told is not None:
+                self._client.delete_job(job)
+        except CLUSTER_ERRORS:
+            return None
+        return told
 
     def all_jobs(self) -> list[SearchJob]:
         """All jobs that were submitted to the cluster, newest first."""

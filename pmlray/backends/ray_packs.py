@@ -3,12 +3,21 @@ one alone."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from pmlray.backends.file_leases import Lease
 from pmlray.backends.file_store import FileStore
-from pmlray.backends.ray_train import RayTrainRunner, await_workers, packs_at_once
+from pmlray.backends.ray_train import (
+    CLOSE_SECONDS,
+    HURRIED_SECONDS,
+    RayTrainRunner,
+    await_workers,
+    packs_at_once,
+)
+from pmlray.backends.ray_waits import await_actors, watching
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.prepared import PreparedSearch
 from pmlray.ports import PackSource
@@ -21,21 +30,28 @@ def run_packs_on_ray(
     """Run a study to its end; raises the error that ended it, if one did.
 
     driver: the lease on the store. An interrupt is raised once the workers have left, or were given
-    their time to.
+    their time to. What the workers held is free by the end. RunError when no worker can start.
     """
     n_at_once = packs_at_once(profile)
-    runner = RayTrainRunner(search, store, profile, driver.generation, n_at_once)
-    source.spread_over(n_at_once)
-    if (draft := source.to_calibrate()) is not None:
-        source.calibrated(runner.calibrate(draft))
-    first = source.next_pack()
-    if first is not None:
+    with _closed_after(
+        RayTrainRunner(search, store, profile, driver.generation, n_at_once)
+    ) as runner:
+        source.spread_over(n_at_once)
+        draft = source.to_calibrate()
+        first = source.next_pack() if draft is None else None
+        if draft is None and first is None:
+            return
         # Its worker takes longer to start than all that follows here.
         runner.prepare(1)
         from pmlray.backends.ray_tune import tune_packs
 
-        tune_packs(runner, source, first, store, n_at_once, driver)
-    runner.close()
+        await_actors(runner)
+        with watching(runner):
+            if draft is not None:
+                source.calibrated(runner.calibrate(draft))
+                first = source.next_pack()
+            if first is not None:
+                tune_packs(runner, source, first, store, n_at_once, driver)
 
 
 def run_pack_on_ray(
@@ -44,18 +60,29 @@ def run_pack_on_ray(
     """Train one pack, without Tune.
 
     driver: the lease on the store. An interrupt is raised once the worker has left, or was given
-    its time to.
+    its time to. What it held is free by the end. RunError when no worker can start.
     """
-    runner = RayTrainRunner(search, store.folder, profile, driver.generation)
-    # Called in the main thread, Ray Train would take Ctrl-C for itself and end without a word.
-    aside = ThreadPoolExecutor(1)
+    with _closed_after(RayTrainRunner(search, store.folder, profile, driver.generation)) as runner:
+        # Called in the main thread, Ray Train would take Ctrl-C for itself and end without a word.
+        aside = ThreadPoolExecutor(1)
+        try:
+            await_actors(runner)
+            with watching(runner):
+                return aside.submit(runner.run, pack).result()
+        except KeyboardInterrupt:
+            driver.ask_to_stop()
+            await_workers(store, pack)
+            raise
+        finally:
+            aside.shutdown(wait=False)
+
+
+@contextmanager
+def _closed_after(runner: RayTrainRunner) -> Iterator[RayTrainRunner]:
+    """The runner; its workers end with this, in a hurry where something is wrong."""
+    seconds = HURRIED_SECONDS
     try:
-        result = aside.submit(runner.run, pack).result()
-    except KeyboardInterrupt:
-        driver.ask_to_stop()
-        await_workers(store, pack)
-        raise
+        yield runner
+        seconds = CLOSE_SECONDS
     finally:
-        aside.shutdown(wait=False)
-    runner.close()
-    return result
+        runner.close(seconds)

@@ -5,8 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+# A Unix socket's path has 107 bytes at most, and below Ray's folder of temporary files the longest
+# is pml-12345678/ray/session_2026-11-28_18-59-24_123456_1234567/sockets/plasma_store.1.
+SOCKET_BYTES, OWN_BYTES = 107, 86
 
 
 @contextmanager
@@ -32,21 +39,51 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    ray.init(
-        address=address,
-        # Of a Ray that ends with the search nobody is told the dashboard's port.
-        include_dashboard=False if address == "local" else None,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    alone = address == "local"
+    with ExitStack() as session:
+        folder = session.enter_context(_alone()) if alone else None
+        # Last in, first out: Ray is gone before what its processes were told is.
+        session.callback(ray.shutdown)
+        context: Any = ray.init(
+            address=address,
+            # Of a Ray that ends with the search nobody is told the dashboard's port.
+            include_dashboard=False if alone else None,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+        if folder is not None:
+            from ray._private.utils import write_ray_address
 
-    def interrupt(_signal: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    # Ray replaces the handlers in its init.
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGINT, interrupt)
-    try:
+            write_ray_address(context.address_info["gcs_address"], str(folder / "ray"))
+        # Ray replaces the handlers in its init.
+        signal.signal(signal.SIGTERM, _interrupt)
+        signal.signal(signal.SIGINT, _interrupt)
         yield
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _alone() -> Iterator[Path]:
+    """A new folder for the temporary files of a Ray that starts, all of whose processes inherit the
+    environment that there is meanwhile: whichever of them looks for a cluster, by an address or in
+    the file `ray_current_cluster`, finds this one.
+
+    In Ray's own folder that file names the cluster of the last `ray start`, living or not.
+    """
+    from ray._common.utils import get_default_system_temp_dir
+
+    usual = get_default_system_temp_dir()
+    place = usual if len(os.fsencode(usual)) <= SOCKET_BYTES - OWN_BYTES else "/tmp"
+    os.makedirs(place, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix="pml-", dir=place)
+    names = ("RAY_TMPDIR", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ["RAY_TMPDIR"] = folder
+    try:
+        yield Path(folder)
     finally:
-        ray.shutdown()
+        os.environ.pop("RAY_TMPDIR", None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from pmlray.backends.attempts import AttemptLog, lost_seconds
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.pack_work import fail_missing
+from pmlray.backends.ray_held import describe_holders, free_groups, held_groups
 from pmlray.backends.ray_workers import WorkerPlan
 from pmlray.backends.warm_workers import PackOutcome, WarmWorkers
 from pmlray.config.cluster_profile import ClusterProfile
@@ -27,6 +29,10 @@ log = logging.getLogger(__name__)
 
 # Of the minute within which a search has to leave; its report and its tracker take the rest.
 LEAVE_SECONDS = 40.0
+# Workers hear at once that there is no other pack; then Ray Train ends their processes.
+CLOSE_SECONDS, HURRIED_SECONDS = 30.0, 5.0
+# What an actor that is there takes to answer, at most.
+ANSWER_SECONDS = 10.0
 
 
 def cpus_of(profile: ClusterProfile) -> int:
@@ -80,6 +86,7 @@ class RayTrainRunner:
             max_concurrency=4 * n_at_once + 4,
         )
         self._workers: Any = actor.remote(plan)
+        self._wanted = plan.resources, workers
 
     def prepare(self, n_out: int) -> None:
         """Have a worker for each of n_out packs, ahead of their `run`."""
@@ -89,12 +96,13 @@ class RayTrainRunner:
         """Train the pack; runs without an observation come back as failed.
 
         A worker that dies is started again and goes on from the last checkpoint. RunError when the
-        worker was asked to leave: the pack is neither done nor failed.
+        worker was asked to leave, or none could start: the pack is neither done nor failed.
         """
         started = time.perf_counter()
         outcome: PackOutcome = ray.get(self._workers.run.remote(pack))
         if outcome.training_seconds is None:
-            raise RunError(f"{pack.pack_id} was asked to leave; the same command continues it")
+            asked = f"{pack.pack_id} was asked to leave; the same command continues it"
+            raise RunError(outcome.reason or asked)
         if outcome.reason:
             log.error("%s failed: %s", pack.pack_id, outcome.reason)
         wall = time.perf_counter() - started
@@ -119,9 +127,39 @@ class RayTrainRunner:
             " and give the same command again"
         )
 
-    def close(self) -> None:
-        """Let the workers go, and their devices with them."""
+    def waited(self, seconds: float = ANSWER_SECONDS) -> float:
+        """For how many seconds no worker was there, and one was wanted; else 0.
+
+        GetTimeoutError when the actor that knows has not answered within `seconds`.
+        """
+        return ray.get(self._workers.waited.remote(), timeout=seconds)
+
+    def niceness(self) -> int:
+        """How far what the cluster starts gives way to others for a core; 0: not at all."""
+        return ray.get(self._workers.niceness.remote(), timeout=ANSWER_SECONDS)
+
+    def describe_shortage(self) -> str:
+        """What a worker wants of the cluster, and what holds it."""
+        return describe_holders(*self._wanted)
+
+    def give_up(self, reason: str) -> None:
+        """End with this reason the `run` of every pack that no worker has."""
+        self._workers.give_up.remote(reason)
+
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+        """Let the workers end, for `seconds` at most, and see that what they held is free."""
+        controllers: list[str] = []
+        held: set[str] = set()
+        try:
+            controllers = ray.get(self._workers.controllers.remote(), timeout=ANSWER_SECONDS)
+            held = held_groups(controllers)
+            ray.get(self._workers.close.remote(seconds), timeout=seconds + ANSWER_SECONDS)
+        except RayError as error:
+            log.warning("the workers did not end by themselves, and are killed: %s", error)
+        # Not before: the worker of an actor that is gone fails when it asks for a pack.
         ray.kill(self._workers)
+        if not free_groups(controllers, seconds, held):
+            log.warning("the cluster does not have back what the workers held")
 
 
 def collect(store: FileStore, pack: Pack, times: PackTimes, reason: str) -> PackResult:

@@ -20,13 +20,15 @@ from ray.tune.search import Searcher
 from pmlray.backends.file_leases import Lease
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.ray_train import RayTrainRunner, await_workers, collect
-from pmlray.errors import PmlrayError
+from pmlray.errors import PmlrayError, RunError
 from pmlray.ports import PackRunner, PackSource
 from pmlray.types import Pack, PackTimes
 
 log = logging.getLogger(__name__)
 
 METRIC = "n_observations"
+# Of a trial whose pack is neither done nor failed: why.
+CUT_OFF = "cut_off"
 # Tune asks for more samples until the searcher says that it is finished.
 UNBOUNDED = -1
 # The process that waits for a pack may die with its node; the pack goes on from where it was.
@@ -51,6 +53,8 @@ class PackSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next pack; Tune waits while packs run, and ends when nothing is left."""
+        if self.error is not None:
+            return self.FINISHED
         try:
             pack, self._first = self._first or self._source.next_pack(), None
         except PmlrayError as error:
@@ -67,9 +71,12 @@ class PackSearcher(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Give the search what came of the pack. A trial that died may have left observations: what
-        counts is what is in the store."""
+        counts is what is in the store. The search ends after a pack that was cut off."""
         pack = self._packs.pop(trial_id)
         report = result or {}
+        if reason := report.get(CUT_OFF):
+            self.error = RunError(reason)
+            return
         times = PackTimes(
             pack.pack_id,
             pack.round,
@@ -144,7 +151,12 @@ def tune_packs(
 
 def _trial(runner: PackRunner) -> Callable[[dict[str, Any]], None]:
     def run_pack(config: dict[str, Any]) -> None:
-        result = runner.run(config["pack"])
+        try:
+            result = runner.run(config["pack"])
+        except RunError as error:
+            # Raised, it would be taken for a trial to try again.
+            tune.report({METRIC: 0, CUT_OFF: str(error)})
+            return
         tune.report(
             {
                 METRIC: len(result.observations),

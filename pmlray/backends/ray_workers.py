@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from pmlray.backends.pack_work import PackWork
+from pmlray.backends.ray_niceness import NICENESS
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.host_memory import CPU_ALLOCATOR, give_back_freed
 from pmlray.engine.thread_barriers import BOUNDED_SPIN, chosen
@@ -19,6 +22,9 @@ from pmlray.types import Pack
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
+
+# Between two questions to an actor that does not answer for a moment.
+RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,23 @@ class WorkerPlan:
         return ScalingConfig(
             num_workers=self.workers,
             use_gpu=self.gpus > 0,
-            resources_per_worker={"GPU": self.gpus} if self.gpus else {"CPU": self.cpus},
+            resources_per_worker=self.resources,
         )
 
     @property
+    def resources(self) -> dict[str, float]:
+        """What one worker takes of the cluster."""
+        return {"GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
+
+    @property
     def environment(self) -> dict[str, str]:
-        """Environment variables that a worker starts with."""
-        started = {} if self.gpus else {**CPU_ALLOCATOR}
+        """Environment variables that a worker starts with; asked for in a process of the
+        cluster."""
+        # Where the cluster does not say otherwise, Ray starts a worker at niceness 15: beside one
+        # busy process of normal priority it got 14 % of a core.
+        started = {NICENESS: os.environ.get(NICENESS, "0")}
+        if not self.gpus:
+            started |= CPU_ALLOCATOR
         if self.workers > 1:
             # Ray Train loads torch into them before it calls what they train by, where a worker
             # alone bounds its waits. The choice of the node that reads this stands for all nodes'.
@@ -80,8 +96,17 @@ class WorkerPlan:
 
 def packs_of(workers: Any, number: int) -> Iterator[Pack | None]:
     """The packs of job `number`, as the actor `workers` hands them out; None again and again while
-    there is none."""
-    while (pack := cast("Pack | str", ray.get(workers.next_pack.remote(number)))) != "end":
+    there is none. An actor that is gone has none to hand out."""
+    while True:
+        try:
+            pack = cast("Pack | str", ray.get(workers.next_pack.remote(number)))
+        except ActorUnavailableError:
+            time.sleep(RETRY_SECONDS)
+            continue
+        except ActorDiedError:
+            return
+        if pack == "end":
+            return
         yield None if isinstance(pack, str) else pack
 
 

@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from uuid import uuid4
 import ray
 
 from pmlray.backends.file_store import FileStore
+from pmlray.backends.ray_held import free_groups
 from pmlray.backends.ray_sharded import train_sharded_packs
 from pmlray.backends.ray_workers import WorkerPlan, let_go_of_pack, packs_of
 from pmlray.engine.thread_barriers import bound_waits
@@ -37,14 +39,14 @@ if TYPE_CHECKING:
 # A worker without a pack gives its device back after so long.
 KEEP_SECONDS = 60.0
 POLL_SECONDS = 5.0
-# Nodes may vanish again and again; a pack that gets nowhere is given up by its worker.
-MOST_LOST_WORKERS = 1000
+# What nodes take to have the resources of a placement group again; it is there within one.
+FREE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class PackOutcome:
-    """Wall seconds inside optimiser steps (None: its worker was asked to leave), and the reason why
-    it failed ("" where it did not)."""
+    """Wall seconds inside optimiser steps (None: its worker was asked to leave, or there was none),
+    and the reason why it failed ("" where it did not)."""
 
     training_seconds: float | None
     reason: str = ""
@@ -52,28 +54,36 @@ class PackOutcome:
 
 @dataclass
 class _Job:
-    """One Ray Train job: its packs to do, and the pack that it is at, `out` at its worker."""
+    """One Ray Train job: its packs to do (None: look whether there is an end), and the pack that it
+    is at, `out` at its worker.
+
+    controller: the id of its actor in Ray; without_workers: since when it has had none, by the
+    monotonic clock, None while it has.
+    """
 
     number: int
-    packs: queue.Queue[Pack] = field(default_factory=queue.Queue)
+    packs: queue.Queue[Pack | None] = field(default_factory=queue.Queue)
     out: Pack | None = None
     current: Future[float | None] = field(default_factory=Future)
     ended: Future[None] = field(default_factory=Future)
     # Until its worker asks for a pack it is starting, however long that takes.
     idle_since: float = math.inf
+    controller: str = ""
+    without_workers: float | None = field(default_factory=time.monotonic)
 
 
 class WarmWorkers:
     """Runs packs on Ray Train jobs, at most one job for each pack that is out. A Ray actor:
     `prepare` is called by who has chosen a pack, `run` by whoever has one, `next_pack` and
-    `finished` by the workers."""
+    `finished` by the workers, `made_by` and `has_workers` by the controllers of Ray Train."""
 
     def __init__(self, plan: WorkerPlan) -> None:
         self._plan, self._lock = plan, threading.Lock()
         self._jobs: dict[int, _Job] = {}
         self._idle: list[_Job] = []
         self._n_at_work = 0
-        self._closing = False
+        self._closing, self._given_up = False, ""
+        self._last_worker = 0.0
         # Ray Train looks in the folder of a job's name for what an earlier one left there.
         self._name = f"workers-{uuid4().hex[:12]}"
         # Ray Train reads both in this process, and passes them on. It notices a worker that has
@@ -92,6 +102,8 @@ class WarmWorkers:
     def run(self, pack: Pack) -> PackOutcome:
         """Train a pack on a worker that is idle, else on a new one."""
         with self._lock:
+            if self._given_up:
+                return PackOutcome(None, self._given_up)
             job = self._idle.pop() if self._idle else self._start()
             job.current = Future()
             job.packs.put(pack)
@@ -100,11 +112,12 @@ class WarmWorkers:
         wait(either, return_when=FIRST_COMPLETED)
         with self._lock:
             self._n_at_work -= 1
-            if job.current.done():
+            if job.current.done() and not self._given_up:
                 job.idle_since = time.monotonic()
                 self._idle.append(job)
         if job.current.done():
-            return PackOutcome(job.current.result())
+            seconds = job.current.result()
+            return PackOutcome(seconds, self._given_up if seconds is None else "")
         error = job.ended.exception()
         reason = "its Ray Train worker ended" if error is None else _cause(error)
         return PackOutcome(0.0, reason)
@@ -113,17 +126,20 @@ class WarmWorkers:
         """A worker's next pack; "wait" when there is none yet, "end" when none will come. One that
         comes back without having finished its pack was lost with it."""
         job = self._jobs[number]
+        if self._closing:
+            return "end"
         if job.out is not None:
             return job.out
         job.idle_since = min(job.idle_since, time.monotonic())
-        try:
+        with suppress(queue.Empty):
             job.out = job.packs.get(timeout=POLL_SECONDS)
+        if self._closing:
+            return "end"
+        if job.out is not None:
             return job.out
-        except queue.Empty:
-            pass
         with self._lock:
             kept = time.monotonic() - job.idle_since
-            if job in self._idle and (self._closing or kept > KEEP_SECONDS):
+            if job in self._idle and kept > KEEP_SECONDS:
                 self._idle.remove(job)
                 return "end"
         return "wait"
@@ -133,7 +149,45 @@ class WarmWorkers:
         store."""
         job = self._jobs[number]
         job.out = None
-        job.current.set_result(training_seconds)
+        if not job.current.done():
+            job.current.set_result(training_seconds)
+
+    def made_by(self, number: int, controller: str) -> None:
+        """Job `number` is led by this actor."""
+        self._jobs[number].controller = controller
+
+    def has_workers(self, number: int, there: bool) -> None:
+        """Whether the workers of job `number` are there, or are waited for."""
+        job, now = self._jobs[number], time.monotonic()
+        with self._lock:
+            if there:
+                job.without_workers = None
+            elif job.without_workers is None:
+                job.without_workers = self._last_worker = now
+
+    def waited(self) -> float:
+        """Seconds for which there has been no worker at all, and one was waited for; else 0."""
+        now = time.monotonic()
+        with self._lock:
+            lasting = [job for job in self._jobs.values() if not job.ended.done()]
+            since = [j.without_workers for j in lasting if j.without_workers is not None]
+            if len(since) < len(lasting):
+                self._last_worker = now
+            return max(0.0, now - max(min(since, default=now), self._last_worker))
+
+    def niceness(self) -> int:
+        """How far this process, like all that the cluster starts, gives way to others for a core:
+        15 at Ray's default, 0 not at all."""
+        return os.nice(0)
+
+    def give_up(self, reason: str) -> None:
+        """Wait for no worker any longer: packs without one come back, and no other is taken."""
+        with self._lock:
+            self._closing, self._given_up = True, reason
+            waiting = [job for job in self._jobs.values() if job.without_workers is not None]
+            for job in waiting:
+                if not job.current.done():
+                    job.current.set_result(None)
 
     def _start(self) -> _Job:
         job = _Job(len(self._jobs))
@@ -144,41 +198,36 @@ class WarmWorkers:
 
     def _train(self, job: _Job, me: Any) -> None:
         try:
-            self._trainer(job, me).fit()
-            job.ended.set_result(None)
+            self._trainer(job.number, me).fit()
         # A job's boundary: whatever ended it is the reason why its pack failed.
         except Exception as error:
-            job.ended.set_exception(error)
+            try:
+                # A controller that was killed has given nothing back.
+                free_groups([job.controller], FREE_SECONDS)
+            finally:
+                job.ended.set_exception(error)
+        else:
+            job.ended.set_result(None)
 
-    def _trainer(self, job: _Job, me: Any) -> Any:
-        from ray.train import FailureConfig, RunConfig
+    def _trainer(self, number: int, me: Any) -> Any:
+        from pmlray.backends.ray_controllers import trainer_of
 
-        plan = self._plan
-        options: dict[str, Any] = {
-            "train_loop_config": {"plan": plan, "workers": me, "number": job.number},
-            "scaling_config": plan.scaling(),
-            "run_config": RunConfig(
-                name=f"{self._name}-{job.number}",
-                # Ray's own checkpoints are not used: of them the newest alone can be had, whole or
-                # not.
-                storage_path=plan.storage,
-                failure_config=FailureConfig(max_failures=MOST_LOST_WORKERS),
-                worker_runtime_env={"env_vars": plan.environment},
-            ),
-        }
-        if plan.workers > 1:
-            from ray.train.torch import TorchTrainer
+        train = train_sharded_packs if self._plan.workers > 1 else train_packs
+        name = f"{self._name}-{number}"
+        return trainer_of(self._plan, train, name, number, me)
 
-            return TorchTrainer(train_sharded_packs, **options)
-        # A worker alone makes its group of one itself: TorchTrainer's would load torch, for
-        # seconds, in this process and in Ray Train's controller, one after the other.
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    def controllers(self) -> list[str]:
+        """The actors that lead, or led, the jobs of Ray Train, by their ids."""
+        return [job.controller for job in list(self._jobs.values()) if job.controller]
 
-        return DataParallelTrainer(train_packs, **options)
-
-    def close(self) -> None:
-        """Let the workers end as soon as they are idle."""
+    def close(self, seconds: float = 0.0) -> None:
+        """Let the workers end, and wait for `seconds` at most until their jobs have ended."""
         self._closing = True
+        jobs = list(self._jobs.values())
+        for job in jobs:
+            job.packs.put(None)
+        # One whose worker is still starting would hear of it only then, and has nothing to keep.
+        wait([job.ended for job in jobs if job.idle_since < math.inf], timeout=seconds)
 
 
 def train_packs(config: dict[str, Any]) -> None:

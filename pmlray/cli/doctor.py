@@ -58,12 +58,13 @@ def _checks(
     yield checks.models_cache()
     yield from checks.base_model(model, revision)
     yield checks.ray_token()
-    yield checks.reached(
-        "ray cluster",
-        address or os.environ.get("RAY_API_SERVER_ADDRESS"),
-        "no address set: searches start Ray on this machine",
-        _ask_ray,
+    where = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+    cluster = checks.reached(
+        "ray cluster", where, "no address set: searches start Ray on this machine", _ask_ray
     )
+    yield cluster
+    if where and cluster.state == "ok":
+        yield _workers(where)
     yield checks.reached(
         "mlflow",
         tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"),
@@ -78,6 +79,19 @@ def _ask_ray(address: str) -> str:
 
     n_jobs = len(RayJobs(cluster).all_jobs())
     return f"{cluster} answers, {n_jobs} jobs"
+
+
+def _workers(address: str) -> checks.Check:
+    from pmlray.backends.ray_jobs import RayJobs
+    from pmlray.backends.ray_niceness import REMEDY, describe_niceness
+
+    niceness = RayJobs(jobs_address(address, allow_clear_text=False)).worker_niceness()
+    if niceness is None:
+        told = "a job that asks for their niceness gave no answer"
+        return checks.Check("ray workers", "warn", told, "look at it: pmlray list, pmlray logs")
+    if niceness > 0:
+        return checks.Check("ray workers", "warn", describe_niceness(niceness), REMEDY)
+    return checks.Check("ray workers", "ok", f"niceness {niceness}")
 
 
 def _ask_mlflow(uri: str) -> str:

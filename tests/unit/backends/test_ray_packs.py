@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,27 @@ import pytest
 
 from pmlray.backends import ray_packs, ray_tune
 from pmlray.backends.ray_packs import run_packs_on_ray
+from pmlray.live_packs import Calibration
 from pmlray.types import DesignPoint, Pack, PackResult, PlannedRun
 
+COST = Calibration({"0" * 16: 3}, 1.0, 2.0)
 ONLY = Pack(0, (PlannedRun(DesignPoint(1, 16, 10), "sft", 0, 0, "law", "0" * 16),))
 
 
 class Source:
-    """A study of at most one pack."""
+    """A study of at most one pack, and one of whose steps it wants to know the cost, or none."""
 
-    def __init__(self, said: list[Any], pack: Pack | None) -> None:
-        self._said, self._pack = said, pack
+    def __init__(self, said: list[Any], pack: Pack | None, draft: Pack | None = None) -> None:
+        self._said, self._pack, self._draft = said, pack, draft
 
     def spread_over(self, n_devices: int) -> None:
         self._said.append(f"over {n_devices}")
+
+    def to_calibrate(self) -> Pack | None:
+        return self._draft
+
+    def calibrated(self, found: Calibration) -> None:
+        self._said.append(found)
 
     def next_pack(self) -> Pack | None:
         self._said.append("next")
@@ -43,7 +52,17 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         def prepare(self, n_out: int) -> None:
             heard.append(f"prepare {n_out}")
 
-        def close(self) -> None:
+        def calibrate(self, pack: Pack) -> Calibration:
+            heard.append(pack)
+            return COST
+
+        def waited(self, seconds: float = 0.0) -> float:
+            return 0.0
+
+        def niceness(self) -> int:
+            return 0
+
+        def close(self, seconds: float) -> None:
             heard.append("close")
 
     monkeypatch.setattr(ray_packs, "RayTrainRunner", Runner)
@@ -63,6 +82,15 @@ class _Lease:
 def test_the_worker_of_the_first_pack_starts_before_tune(said: list[Any]) -> None:
     run(Source(said, ONLY))
     assert said == ["workers", "over 3", "next", "prepare 1", ONLY, "close"]
+
+
+def test_what_steps_cost_is_told_before_a_pack_is_chosen(said: list[Any]) -> None:
+    draft = replace(ONLY, calibrates=True)
+    run(Source(said, ONLY, draft))
+    assert said == ["workers", "over 3", "prepare 1", draft, COST, "next", ONLY, "close"]
+    said.clear()
+    run(Source(said, None, draft))
+    assert said[-2:] == ["next", "close"]
 
 
 def test_a_study_without_a_pack_starts_neither_worker_nor_tune(said: list[Any]) -> None:

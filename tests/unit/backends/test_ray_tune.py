@@ -70,6 +70,16 @@ def test_an_error_of_the_search_ends_it_and_is_kept(tmp_path: Path) -> None:
     assert isinstance(searcher.error, RunError)
 
 
+def test_a_pack_that_was_cut_off_ends_the_search_and_has_not_failed(tmp_path: Path) -> None:
+    source, store = Source(), FileStore(tmp_path)
+    searcher = PackSearcher(source, first_of(source), store, unprepared)
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", {"cut_off": "no worker could start"})
+    assert searcher.suggest("b") == PackSearcher.FINISHED
+    assert str(searcher.error) == "no worker could start" and isinstance(searcher.error, RunError)
+    assert source.back == [] and not store.failures()
+
+
 def test_what_faults_took_is_counted_once_wherever_the_pack_was_collected(tmp_path: Path) -> None:
     source, store = Source(), FileStore(tmp_path)
     searcher = PackSearcher(source, first_of(source), store, unprepared)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
-from pmlray.backends.ray_workers import WorkerPlan
+from pmlray.backends import ray_workers
+from pmlray.backends.ray_workers import WorkerPlan, packs_of
 from pmlray.engine.host_memory import CPU_ALLOCATOR
 from pmlray.engine.thread_barriers import BOUNDED_SPIN, CHOICES
 
@@ -15,7 +19,7 @@ from pmlray.engine.thread_barriers import BOUNDED_SPIN, CHOICES
 @pytest.fixture
 def plan_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., WorkerPlan]:
     """Plans made where nobody has chosen how threads wait."""
-    for name in CHOICES:
+    for name in (*CHOICES, "RAY_worker_niceness"):
         monkeypatch.delenv(name, raising=False)
 
     def make(gpus: int, cpus: int, workers: int) -> WorkerPlan:
@@ -40,17 +44,50 @@ def test_a_worker_that_trains_on_a_cpu_gets_the_allocators_environment(
     scaling = plan_of(gpus, cpus, 3).scaling()
     assert (scaling.num_workers, scaling.resources_per_worker) == (3, resources)
     # A worker alone bounds the waits of its threads itself; into others Ray Train loads torch.
-    assert plan_of(gpus, cpus, 1).environment == environment
-    assert plan_of(gpus, cpus, 3).environment == {**environment, **BOUNDED_SPIN}
+    started = {**environment, "RAY_worker_niceness": "0"}
+    assert plan_of(gpus, cpus, 1).environment == started
+    assert plan_of(gpus, cpus, 3).environment == {**started, **BOUNDED_SPIN}
+
+
+def test_workers_give_way_as_the_cluster_was_told(
+    plan_of: Callable[..., WorkerPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_worker_niceness", "5")
+    assert plan_of(1, 4, 1).environment == {"RAY_worker_niceness": "5"}
 
 
 def test_workers_wait_as_the_driver_or_the_node_has_chosen(
     plan_of: Callable[..., WorkerPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    plan = plan_of(1, 4, 3)
+    plan, niceness = plan_of(1, 4, 3), {"RAY_worker_niceness": "0"}
     assert plan.barriers == {"OMP_WAIT_POLICY": "ACTIVE"}
     monkeypatch.delenv("OMP_WAIT_POLICY")
-    assert plan.environment == {"OMP_WAIT_POLICY": "ACTIVE"}
+    assert plan.environment == {"OMP_WAIT_POLICY": "ACTIVE", **niceness}
     monkeypatch.setenv("GOMP_SPINCOUNT", "5")
-    assert plan.environment == {"GOMP_SPINCOUNT": "5"}
+    assert plan.environment == {"GOMP_SPINCOUNT": "5", **niceness}
+
+
+class Actor:
+    """Answers `next_pack` with what it is given, one after the other; an error is raised."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Any) -> None:
+        self._answers = list(answers)
+        self.next_pack: Any = SimpleNamespace(remote=lambda _number: self._answers.pop(0))
+
+        def get(answer: Any) -> Any:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(ray, "get", get)
+        monkeypatch.setattr(ray_workers, "RETRY_SECONDS", 0.0)
+
+
+def test_a_worker_whose_actor_is_gone_ends_instead_of_failing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pack: Any = object()
+    away, gone = ActorUnavailableError("busy", None), ActorDiedError()
+    assert list(packs_of(Actor(monkeypatch, pack, away, "wait", gone), 0)) == [pack, None]
+    assert list(packs_of(Actor(monkeypatch, "wait", pack, "end"), 0)) == [None, pack]

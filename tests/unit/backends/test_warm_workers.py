@@ -156,6 +156,59 @@ def test_an_idle_worker_gives_its_device_back(monkeypatch: pytest.MonkeyPatch) -
     jobs._jobs[1].ended.result(timeout=10)
 
 
+def test_the_end_waits_for_workers_that_are_there_and_for_no_other() -> None:
+    jobs = Jobs()
+    jobs.run(pack(0))
+    # One that is still starting asks for nothing.
+    jobs._jobs[1] = warm_workers._Job(1)
+    began = time.monotonic()
+    jobs.close(10.0)
+    assert jobs._jobs[0].ended.done() and time.monotonic() < began + 5
+    assert jobs.next_pack(1) == "end"
+
+
+def test_what_waits_for_a_worker_is_counted_while_none_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(warm_workers.time, "monotonic", lambda: now)
+    jobs = Jobs()
+    assert jobs.waited() == 0.0
+    jobs._jobs[0] = warm_workers._Job(0, without_workers=now)
+    now += 7.0
+    assert jobs.waited() == 7.0
+    jobs.has_workers(0, True)
+    # A second one waits, but the first is at work.
+    jobs._jobs[1] = warm_workers._Job(1, without_workers=now)
+    now += 20.0
+    assert jobs.waited() == 0.0
+    # The first has lost its worker; Ray Train tries again and again to get another.
+    jobs.has_workers(0, False)
+    for _ in range(3):
+        now += 10.0
+        jobs.has_workers(0, False)
+    assert jobs.waited() == 30.0
+    jobs._jobs[0].ended.set_result(None)
+    jobs.has_workers(1, True)
+    assert jobs.waited() == 0.0
+
+
+def test_where_no_worker_comes_packs_come_back_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Jobs, "_train", lambda *_: None)
+    jobs = Jobs()
+    with ThreadPoolExecutor(1) as threads:
+        waits = threads.submit(jobs.run, pack(0))
+        while not jobs._jobs:
+            time.sleep(0.01)
+        jobs.give_up("nothing is free")
+        assert waits.result(timeout=10) == PackOutcome(None, "nothing is free")
+    assert jobs.run(pack(1)) == PackOutcome(None, "nothing is free")
+    # One that comes after all finds nothing to do.
+    assert jobs.next_pack(0) == "end"
+
+
 def test_who_waits_for_packs_imports_nothing_that_it_does_not_need() -> None:
     """A driver and its trials, to whom each of these would be a second of start-up or more."""
     unwanted = "{'torch', 'ray.train', 'scipy.stats', 'scipy.optimize'}"
@@ -169,9 +222,9 @@ def test_ray_train_of_a_worker_alone_loads_no_torch(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pmlray.backends.ray_workers import WorkerPlan
-from pmlray.backends.warm_workers import WarmWorkers, _Job
+from pmlray.backends.warm_workers import WarmWorkers
 alone = WarmWorkers(WorkerPlan(None, {str(tmp_path)!r}, 0, 1, 1, 60.0))
-alone._trainer(_Job(0), None)
+alone._trainer(0, None)
 print("torch" in sys.modules)
 """
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

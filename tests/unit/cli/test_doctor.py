@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from pmlray.cli import app, checks
 from pmlray.config.models import resolve_model
 from tests.integration.conftest import free_port
+from tests.jobs_api import FakeCluster, running
 
 runner = CliRunner()
 
@@ -65,6 +66,22 @@ def test_what_must_be_mended_fails_with_its_remedy(
     assert "cannot be asked" in said["mlflow"] and "secret" not in said["mlflow"]
     assert "choose another folder" in said["store"]
     assert "forward the port" in said["ray cluster"]
+
+
+@pytest.mark.parametrize(
+    ("niceness", "state", "said"), [(0, "ok", ""), (15, "warn", "RAY_worker_niceness=0"),
+                                    (None, "warn", "pmlray logs")],
+)  # fmt: skip
+def test_a_cluster_whose_workers_give_way_to_others_is_named(
+    niceness: int | None, state: str, said: str
+) -> None:
+    with running(FakeCluster(niceness=niceness)) as cluster:
+        _, found = examined("--address", cluster.address)
+        assert found["ray cluster"]["state"] == "ok"
+        assert found["ray workers"]["state"] == state
+        assert said in found["ray workers"]["remedy"]
+        # The job that asked is no part of what a user has submitted, unless its log is wanted.
+        assert len(cluster.jobs) == (niceness is None)
 
 
 def test_other_versions_than_the_tested_ones_are_named(

@@ -84,6 +84,27 @@ def test_every_cluster_wants_a_token_and_mlflow_a_password() -> None:
         assert text in (CLUSTER / name).read_text(), name
 
 
+def test_no_node_starts_its_workers_at_a_lower_priority() -> None:
+    """Ray's default of 15 leaves them 14 % of a core beside one busy process."""
+    wanted = {
+        "Dockerfile": "RAY_worker_niceness=0",
+        "kuberay/cluster.yaml": '{name: RAY_worker_niceness, value: "0"}',
+        "kuberay/job.yaml": '{name: RAY_worker_niceness, value: "0"}',
+        "ray_up/aws.yaml": "--env RAY_worker_niceness=0",
+        "ray_up/gcp.yaml": "--env RAY_worker_niceness=0",
+        "slurm/search.sbatch": "export RAY_worker_niceness=0",
+        "README.md": "RAY_worker_niceness=0",
+    }
+    for name, text in wanted.items():
+        assert text in (CLUSTER / name).read_text(), name
+    starts = {
+        str(path.relative_to(CLUSTER))
+        for path in FILES
+        if re.search(r"\bray start --|kind: Ray(Cluster|Job)", path.read_text())
+    }
+    assert starts and starts <= wanted.keys()
+
+
 def test_versions_are_those_of_the_project() -> None:
     lock = dict(
         line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines()

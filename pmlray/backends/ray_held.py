@@ -1,0 +1,191 @@
+"""What holds a cluster's resources, asked of the tables of the Ray that this process is part of.
+
+Ray's State API would tell the same, but through a dashboard, which a Ray of one command has not
+got, and at an address that it looks up for itself, which may be another cluster's.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from textwrap import shorten
+
+import ray
+from ray._private.state import state
+from ray.core.generated.gcs_pb2 import (
+    ActorTableData,  # pyright: ignore[reportAttributeAccessIssue]
+    PlacementGroupTableData,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+LOOK_SECONDS = 0.1
+COMMAND_LETTERS = 80
+# The node types of a cluster that nobody makes grow are called so by Ray, one for each node.
+FIXED_NODE = "node_"
+
+
+@dataclass(frozen=True)
+class Group:
+    """A placement group that is not removed; ids in hex. bundles: its node ("" where it waits for
+    one) and resources, for each."""
+
+    group_id: str
+    job_id: str
+    creator_id: str
+    bundles: tuple[tuple[str, dict[str, float]], ...]
+    waits: bool
+
+
+def placement_groups() -> list[Group]:
+    """All placement groups of the cluster."""
+    found = []
+    for row in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(row)
+        if group.state == PlacementGroupTableData.REMOVED:
+            continue
+        bundles = tuple((b.node_id.hex(), dict(b.unit_resources)) for b in group.bundles)
+        waits = group.state != PlacementGroupTableData.CREATED
+        found.append(
+            Group(
+                group.placement_group_id.hex(),
+                group.creator_job_id.hex(),
+                group.creator_actor_id.hex(),
+                bundles,
+                waits,
+            )
+        )
+    return found
+
+
+def held_groups(creators: Collection[str]) -> set[str]:
+    """The placement groups that these actors made."""
+    return {g.group_id for g in placement_groups() if g.creator_id in creators}
+
+
+def free_groups(creators: Collection[str], seconds: float, held: Collection[str] = ()) -> bool:
+    """Remove the placement groups that these actors made, and those that a dead controller of Ray
+    Train left in this job; whether the nodes have the resources of those, and of the groups `held`,
+    again within `seconds`.
+
+    Ray itself keeps what a dead actor had reserved for as long as the actor's job lives.
+    """
+    job, until = ray.get_runtime_context().get_job_id(), time.monotonic() + seconds
+    gone = set(held)
+    while True:
+        for group in placement_groups():
+            left = group.job_id == job and _is_dead_controller(group.creator_id)
+            if left or group.creator_id in creators:
+                _remove(group.group_id)
+                gone.add(group.group_id)
+        if not _held_by(gone):
+            return True
+        if time.monotonic() > until:
+            return False
+        time.sleep(LOOK_SECONDS)
+
+
+def can_grow() -> bool:
+    """Whether an autoscaler adds nodes to the cluster."""
+    told = _internal_kv_get("__autoscaling_status")
+    report = json.loads(told).get("autoscaler_report") if told else None
+    if report and any(not kind.startswith(FIXED_NODE) for kind in report["active_nodes"]):
+        return True
+    # The second version of Ray's autoscaler tells of itself here.
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return any(group.max_count != group.min_count for group in groups)
+
+
+def describe_holders(wanted: Mapping[str, float], workers: int) -> str:
+    """What the nodes have of the wanted resources of one worker, what of it is free, and what holds
+    the rest."""
+    kinds = set(wanted)
+    free = state.available_resources_per_node()
+    total = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    several = f"{workers} workers with " if workers > 1 else ""
+    each = " each" if workers > 1 else ""
+    nodes = [
+        f"{node['NodeManagerAddress']} has {_amounts(_only(kinds, node['Resources'], 0))}, of which"
+        f" {_amounts(_only(kinds, free.get(node_id, {}), 0))} free"
+        for node_id, node in total.items()
+    ]
+    held = _holders(kinds)
+    nobody = "Held by no actor and no placement group: by tasks, or there is too little of it."
+    by = f"Held by: {'; '.join(held)}." if held else nobody
+    return f"It wants {several}{_amounts(wanted)}{each}. {'; '.join(nodes)}. {by}"
+
+
+def _holders(kinds: set[str]) -> list[str]:
+    jobs = {job["JobID"]: job for job in state.job_table()}
+    actors = {
+        actor.actor_id.hex(): actor
+        for actor in map(
+            ActorTableData.FromString,
+            state._connect_and_get_accessor().get_actor_table(None, "ALIVE"),
+        )
+    }
+    found = []
+    for group in placement_groups():
+        amounts = [_only(kinds, resources) for _, resources in group.bundles]
+        if group.waits or not any(amounts):
+            continue
+        sums = {kind: sum(amount.get(kind, 0.0) for amount in amounts) for kind in kinds}
+        maker = actors.get(group.creator_id)
+        of = f" of {maker.class_name}" if maker is not None else ""
+        found.append(
+            f"placement group {group.group_id[:12]}{of} ({_amounts(sums)},"
+            f" {_job(jobs, group.job_id)})"
+        )
+    for actor in actors.values():
+        amount = _only(kinds, actor.required_resources)
+        # What runs in a placement group takes nothing besides it.
+        if not amount or actor.placement_group_id:
+            continue
+        found.append(
+            f"actor {actor.name or actor.class_name} (process {actor.pid} on"
+            f" {actor.address.ip_address}, {_amounts(amount)}, {_job(jobs, actor.job_id.hex())})"
+        )
+    return found
+
+
+def _job(jobs: Mapping[str, dict[str, object]], job_id: str) -> str:
+    job = jobs.get(job_id)
+    # Some are whole programs.
+    command = " ".join(str(job["Entrypoint"]).split()) if job else ""
+    what = f" `{shorten(command, COMMAND_LETTERS, placeholder=' ...')}`" if command else ""
+    pid = f", process {job['DriverPid']} on {job['DriverIPAddress']}" if job else ""
+    return f"Ray job {job_id}{what}{pid}"
+
+
+def _only(
+    kinds: set[str], resources: Mapping[str, float], missing: float | None = None
+) -> dict[str, float]:
+    """The amounts of these kinds; a kind that is not there is left out, or counts `missing`."""
+    there = {kind: resources.get(kind, missing) for kind in sorted(kinds)}
+    return {kind: amount for kind, amount in there.items() if amount is not None}
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {kind}" for kind, amount in sorted(resources.items()))
+
+
+def _is_dead_controller(actor_id: str) -> bool:
+    # A driver's own groups name no actor.
+    known = {} if ray.ActorID.nil().hex() == actor_id else state.actor_table(actor_id)
+    return known.get("State") == "DEAD" and known["ActorClassName"] == "TrainController"
+
+
+def _remove(group_id: str) -> None:
+    remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group_id))))
+
+
+def _held_by(groups: Collection[str]) -> bool:
+    """Whether a node lists a resource of these placement groups: CPU_group_0_ID and the like."""
+    return bool(groups) and any(
+        kind.rpartition("_")[2] in groups
+        for resources in state.total_resources_per_node().values()
+        for kind in resources
+    )

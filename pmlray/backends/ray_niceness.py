@@ -1,0 +1,34 @@
+"""How far a cluster's processes give way to others for a core.
+
+Ray starts its workers at niceness 15, unless RAY_worker_niceness says otherwise where a node
+starts, or in the environment that a worker is asked for with.
+"""
+
+from __future__ import annotations
+
+import re
+
+NICENESS = "RAY_worker_niceness"
+# A Ray job that tells it. The job itself runs at 0, whatever the cluster's workers do.
+PROBE = (
+    "import os, ray; ray.init(log_to_driver=False);"
+    " print('niceness', ray.get(ray.remote(num_cpus=0)(lambda: os.nice(0)).remote()))"
+)
+REMEDY = (
+    "set RAY_worker_niceness=0 where `ray start` runs, on every node (cluster/README.md), and start"
+    " the cluster again"
+)
+
+
+def told_niceness(text: str) -> int | None:
+    """What PROBE has printed, in the log of its job."""
+    found = re.search(r"^niceness (-?\d+)$", text, re.MULTILINE)
+    return None if found is None else int(found[1])
+
+
+def describe_niceness(niceness: int) -> str:
+    """What it means that a cluster's workers give way to others."""
+    return (
+        f"this cluster's workers run at niceness {niceness}: beside other work on their nodes they"
+        " get little of a core (pmlray starts those that train at 0, and no others)"
+    )

@@ -1,0 +1,139 @@
+"""A Ray of one command beside others, living and dead; one study after another on it; and a cluster
+on which no worker can start."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import ROOT, SMALL, SMOKE, end_group, free_port
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+# Fifty take 15 to 25 minutes on two cores: `PMLRAY_ROUNDS=50 pytest -k fifty --timeout 3600`.
+ROUNDS = int(os.environ.get("PMLRAY_ROUNDS", "3"))
+HOLD = """
+import sys, time, ray
+ray.init(sys.argv[1], log_to_driver=False)
+@ray.remote(num_cpus=2)
+class Holder:
+    def ready(self): pass
+holder = Holder.remote()
+ray.get(holder.ready.remote())
+print("held", flush=True)
+sys.stdin.read()
+"""
+IMPATIENT = """
+import sys
+from pmlray.backends import ray_waits
+ray_waits.START_SECONDS = 6.0
+from pmlray.cli import main
+main()
+"""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A `ray start --head` of somebody else, whose folder is the usual one in `environment`."""
+
+    process: subprocess.Popen[str]
+    address: str
+    environment: dict[str, str]
+
+
+@contextmanager
+def foreign_head() -> Iterator[Head]:
+    """On ports and in a folder of its own, which holds the file that names it afterwards too."""
+    # Unix sockets have short paths.
+    with tempfile.TemporaryDirectory(prefix="f-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        port = free_port()
+        environment = {**os.environ, "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            environment.pop(name, None)
+        process = subprocess.Popen(
+            [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block",
+             f"--port={port}", "--num-cpus=2", "--include-dashboard=false",
+             f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+        named = Path(folder, "ray", "ray_current_cluster")
+        try:
+            until = time.monotonic() + 90
+            while not named.is_file():
+                assert process.poll() is None and time.monotonic() < until
+                time.sleep(0.2)
+            yield Head(process, named.read_text().strip(), environment)
+        finally:
+            end_group(process)
+
+
+def run_rounds(n: int, folder: Path, timeout: float, *address: str, **environment: str) -> None:
+    """Every study and every pack has its result, its CPUs are free again, and no process finds
+    another cluster than its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.ray_rounds", str(n), str(folder), *address],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**os.environ, **environment}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        end_group(process)
+    assert process.returncode == 0, err[-3000:]
+    lines: list[dict[str, Any]] = [json.loads(line) for line in out.splitlines()]
+    assert [line["what"] for line in lines] == ["study", "pack"] * n
+    for line in lines:
+        assert line["done"] == 1 and line["free"] == 1.0, line
+        assert line["found"] == [line["cluster"]], line
+
+
+def test_a_study_and_then_a_pack_again_and_again_up_to_fifty_times(tmp_path: Path) -> None:
+    run_rounds(ROUNDS, tmp_path, 60 + 60 * ROUNDS)
+
+
+def test_a_ray_of_ones_own_beside_a_living_one_and_the_address_of_a_dead_one(
+    tmp_path: Path,
+) -> None:
+    with foreign_head() as head:
+        other = {"RAY_ADDRESS": head.address, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
+        usual = {"RAY_TMPDIR": head.environment["RAY_TMPDIR"]}
+        run_rounds(1, tmp_path / "beside", 240, "local", **usual, **other)
+        end_group(head.process)
+        run_rounds(1, tmp_path / "after", 240, **usual)
+
+
+def test_where_nothing_is_free_the_command_ends_and_says_what_holds_it(tmp_path: Path) -> None:
+    with foreign_head() as head:
+        holder = subprocess.Popen(
+            [sys.executable, "-c", HOLD, head.address], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True, env=head.environment, start_new_session=True,
+        )  # fmt: skip
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            command = ["search", str(SMOKE), *SMALL, "--store", str(tmp_path / "store"), "--json"]
+            began = time.monotonic()
+            done = subprocess.run(
+                [sys.executable, "-c", IMPATIENT, *command], cwd=ROOT, capture_output=True,
+                text=True, timeout=200, env={**head.environment, "RAY_ADDRESS": head.address},
+            )  # fmt: skip
+        finally:
+            end_group(holder)
+    # Starting and the report included.
+    assert time.monotonic() - began < 90
+    assert done.returncode == 3, done.stderr[-3000:]
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("error: no worker could start within"), done.stderr[-3000:]
+    for told in ("wants 2 CPU", "has 2 CPU, of which 0 CPU free", "actor Holder", "is kept"):
+        assert told in said, said
