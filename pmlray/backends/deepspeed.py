@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
@@ -57,7 +58,8 @@ class DeepSpeedStepper:
     """Drives forward, backward and update through a DeepSpeed engine."""
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        self._engine = engine
+        # Typed loosely: what its unannotated methods return took the type checker 10 s to infer.
+        self._engine: Any = engine
         self._steps = 0
 
     def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
@@ -86,7 +88,8 @@ def deepspeed_stepper(
     def make(model: AdaptedModel, optimizer: PackedAdamW) -> DeepSpeedStepper:
         # On Linux CPUs DeepSpeed would compile a shared-memory op with the system's C++ compiler.
         setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
-        engine, *_ = deepspeed.initialize(
+        initialize: Any = deepspeed.initialize
+        engine, *_ = initialize(
             model=model, optimizer=optimizer, config=deepspeed_config(), dist_init_required=False
         )
         if on_engine is not None:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.base_model import PLAIN_TOKENIZER, PLAIN_WEIGHTS, check_layer

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from pmlray.law.data import BoolArray, FloatArray, IntArray
 
@@ -51,10 +52,9 @@ def levenberg_marquardt(
     residual is rounding and counts as solved.
     """
     theta = _within(start_BP, lower_P, upper_P)
-    n_problems, n_params = len(theta), int(theta.shape[1])
-    r, jac = residuals(theta, np.arange(n_problems))
+    r, jac = residuals(theta, np.arange(len(theta)))
     rss = _squared(r)
-    identity, width_P = np.eye(n_params), upper_P - lower_P
+    width_P = upper_P - lower_P
     # Those of the problems that go on, in the order of `rows`.
     rows = np.flatnonzero(np.isfinite(rss))
     at, at_r, at_jac, at_rss = theta[rows], r[rows], jac[rows], rss[rows]
@@ -64,13 +64,7 @@ def levenberg_marquardt(
         if rows.size == 0:
             break
         grad, hess, free = _normal_equations(at, at_r, at_jac, lower_P, upper_P)
-        diag = np.einsum("bpp->bp", hess)
-        scale = np.maximum(diag, 1e-12 * diag.max(axis=1, keepdims=True) + TINY)
-        damped = hess + (damping[:, None] * scale)[:, :, None] * identity
-        if not free.all():
-            damped = np.where(free[:, :, None] & free[:, None, :], damped, identity)
-        step = np.linalg.solve(damped, -(grad * free)[:, :, None])[:, :, 0]
-        trial = _within(at + step, lower_P, upper_P)
+        trial = _within(at + _damped_step(grad, hess, free, damping), lower_P, upper_P)
         step = trial - at
         trial_r, trial_jac = residuals(trial, rows)
         trial_rss = _squared(trial_r)
@@ -125,6 +119,19 @@ def _within(x: FloatArray, lower: ArrayLike, upper: ArrayLike) -> FloatArray:
 
 def _squared(r_BM: FloatArray) -> FloatArray:
     return np.einsum("bm,bm->b", r_BM, r_BM)
+
+
+def _damped_step(
+    grad: FloatArray, hess: FloatArray, free: BoolArray, damping: FloatArray
+) -> NDArray[np.floating[Any]]:
+    """Marquardt's step of each problem, 0 for a parameter that is held."""
+    identity = np.eye(grad.shape[1])
+    diag = np.einsum("bpp->bp", hess)
+    scale = np.maximum(diag, 1e-12 * diag.max(axis=1, keepdims=True) + TINY)
+    damped = hess + (damping[:, None] * scale)[:, :, None] * identity
+    if not free.all():
+        damped = np.where(free[:, :, None] & free[:, None, :], damped, identity)
+    return np.linalg.solve(damped, -(grad * free)[:, :, None])[:, :, 0]
 
 
 def _normal_equations(

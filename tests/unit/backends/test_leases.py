@@ -142,10 +142,10 @@ def test_heartbeats_keep_a_lease_young_and_report_its_loss(tmp_path: Path) -> No
     os.utime(path, (0, 0))
     with beating([lease], lost.set, every=0.01):
         deadline = threading.Event()
-        for _ in range(200):
+        for _ in range(6000):
             if path.stat().st_mtime > 0:
                 break
             deadline.wait(0.01)
         assert path.stat().st_mtime > 0
         make_stranger(tmp_path, "run", 2, 0)
-        assert lost.wait(5)
+        assert lost.wait(60)

@@ -23,7 +23,8 @@ def chosen_in(study: optuna.Study, found: list[dict[str, int]]) -> threading.Thr
     return worker
 
 
-def test_who_asked_first_chooses_first() -> None:
+def test_who_asked_first_chooses_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optuna_trials, "PATIENCE_SECONDS", 1e9)
     study = optuna.create_study(sampler=sampler(1e9), direction="maximize")
     first = study.ask()  # Asked, and nothing suggested yet.
     found: list[dict[str, int]] = []
@@ -38,11 +39,14 @@ def test_who_asked_first_chooses_first() -> None:
     assert [design, *found] == expected
 
 
-def test_a_finished_trial_without_a_design_is_not_waited_for() -> None:
+def test_a_finished_trial_without_a_design_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(optuna_trials, "PATIENCE_SECONDS", 1e9)
     study = optuna.create_study(sampler=sampler(1e9), direction="maximize")
     study.tell(study.ask(), state=optuna.trial.TrialState.FAIL)
     found: list[dict[str, int]] = []
-    chosen_in(study, found).join(timeout=optuna_trials.PATIENCE_SECONDS / 2)
+    chosen_in(study, found).join(timeout=30)
     assert len(found) == 1
 
 
