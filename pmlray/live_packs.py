@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from pmlray.atomic_files import open_here, write_once, write_over
-from pmlray.types import MALFORMED, rebuild
+from pmlray.types import MALFORMED, DesignPoint, rebuild
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +70,11 @@ class LivePack:
 class Calibration:
     """What a few steps cost before a search chose its first runs.
 
-    `steps`: how many were timed of each run, by its run_key; `gpu_seconds`: what these cost;
+    `steps`: how many were timed of a run at each of these points; `gpu_seconds`: what these cost;
     `spent_gpu_seconds`: with those that came before them.
     """
 
-    steps: Mapping[str, int]
+    steps: tuple[tuple[DesignPoint, int], ...]
     gpu_seconds: float
     spent_gpu_seconds: float
 
@@ -90,7 +90,7 @@ def calibration_of(store: Path) -> Calibration | None:
     try:
         with open(store / CALIBRATION, encoding="utf-8", opener=open_here) as file:
             row = json.load(file)
-        steps = {str(key): int(n) for key, n in row["steps"].items()}
+        steps = tuple((rebuild(DesignPoint, point), int(n)) for point, n in row["steps"])
         return rebuild(Calibration, {**row, "steps": steps})
     except FileNotFoundError:
         return None

@@ -36,7 +36,8 @@ class Pace:
 
     def lines(self, now: Standing) -> list[str]:
         """Where the study stands."""
-        if self._began is None:
+        # What passes before anything is spent is start-up.
+        if self._began is None or now.spent <= self._began[1]:
             self._began = self.clock(), now.spent
         if not self._known or self._known[-1] != now.known:
             self._known.append(now.known)
@@ -70,10 +71,16 @@ Show = Callable[[Standing], None]
 
 
 @contextmanager
-def shown_live(title: str, waiting: str, console: Console | None = None) -> Iterator[Show]:
+def shown_live(
+    title: str,
+    waiting: str,
+    console: Console | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Show]:
     """A callback that shows each new standing: in place in a terminal, else line by line.
 
-    waiting: what a terminal shows before the first one.
+    waiting: what a terminal shows before the first one. clock: seconds, from any beginning, by
+    which lines are said that tell nothing but how far runs are.
     """
     console = Console(stderr=True) if console is None else console
     pace = Pace()
@@ -86,7 +93,7 @@ def shown_live(title: str, waiting: str, console: Console | None = None) -> Iter
             news = replace(
                 now, spent=0.0, left=0.0, needed=0.0, n_done=0, n_running=0, live=(), table=()
             )
-            at = time.monotonic()
+            at = clock()
             if last and last[-1][0] == news and at - last[-1][1] < SECONDS_BETWEEN_LINES:
                 return
             last[:] = [(news, at)]

@@ -47,7 +47,7 @@ def calibrate_pack(
     began = paid_seconds(device)
     loop.admit(0)
     least = min(run.point.train_steps for run in pack.runs)
-    timed, taken = Counter[str](), 0
+    timed, taken = Counter[int](), 0
     for step in range(min(WARM_UP_STEPS, least - 1)):
         loop.train_step(step)
         taken += 1
@@ -56,12 +56,13 @@ def calibrate_pack(
     for n in range(1, MOST_STEPS + 1):
         if taken == least:
             break
-        timed.update(pack.runs[i].run_key for i in loop.active)
+        timed.update(loop.active)
         loop.train_step(taken)
         taken += 1
         loop.clock.lap(training=True)
         if n >= LEAST_STEPS and time.perf_counter() - wall >= ENOUGH_SECONDS:
             break
     now = paid_seconds(device)
-    put_calibration(store, Calibration(dict(timed), now - paid, now - began))
+    steps = tuple((pack.runs[i].point, n) for i, n in timed.items())
+    put_calibration(store, Calibration(steps, now - paid, now - began))
     return time.perf_counter() - wall

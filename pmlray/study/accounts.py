@@ -11,7 +11,6 @@ from pmlray.errors import DesignError
 from pmlray.live_packs import Calibration
 from pmlray.study.allowance import Allowance, budget_advice, calibrated_cost, least_budget
 from pmlray.study.measured import Measured
-from pmlray.study.plan import first_pack
 from pmlray.types import FailedRun, Phase, PlannedRun
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ class Accounts:
         measured: Measured,
         failures: Iterable[FailedRun],
     ) -> None:
-        self._spec, self._search = search.spec, search
+        self._spec = search.spec
         self._first_cost, self._measured = first_cost, measured
         self.calibration: Calibration | None = None
         self._allowances: dict[Phase, Allowance] = {
@@ -55,7 +54,7 @@ class Accounts:
         """
         spec, budget = self._spec, self._spec.budget.law_seconds
         self.calibration = found
-        cost = calibrated_cost(self._first_cost, first_pack(self._search, self._first_cost), found)
+        cost = calibrated_cost(self._first_cost, found)
         self._measured.charge("law", found.spent_gpu_seconds)
         self._measured.calibrate(cost)
         cheapest = min(map(cost.predict, spec.space.points()))

@@ -5,7 +5,7 @@ All amounts are gpu_seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
@@ -13,7 +13,7 @@ from pmlray.config.search_spec import SearchSpec
 from pmlray.design import CostModel
 from pmlray.design.packing import LEAST_RUNS
 from pmlray.live_packs import Calibration
-from pmlray.types import FailedRun, Observation, Phase, PlannedRun
+from pmlray.types import FailedRun, Observation, Phase
 
 # The start chooses without a law: the larger part of the budget is for what a law chooses.
 INITIAL_SHARE = 0.4
@@ -61,16 +61,9 @@ def spent_seconds(
     return spent
 
 
-def calibrated_cost(
-    cost: CostModel, runs: Sequence[PlannedRun], calibration: Calibration
-) -> CostModel:
-    """The cost model with the rate of a few steps; itself where they were of other runs."""
-    points = {run.run_key: run.point for run in runs}
-    tokens = sum(
-        n * cost.tokens_per_step(points[key])
-        for key, n in calibration.steps.items()
-        if key in points
-    )
+def calibrated_cost(cost: CostModel, calibration: Calibration) -> CostModel:
+    """The cost model with the rate of a few steps."""
+    tokens = sum(n * cost.tokens_per_step(point) for point, n in calibration.steps)
     return cost.at_rate(calibration.gpu_seconds, tokens)
 
 

@@ -13,7 +13,7 @@ from pmlray.backends.ray_packs import run_packs_on_ray
 from pmlray.live_packs import Calibration
 from pmlray.types import DesignPoint, Pack, PackResult, PlannedRun
 
-COST = Calibration({"0" * 16: 3}, 1.0, 2.0)
+COST = Calibration(((DesignPoint(1, 16, 10), 3),), 1.0, 2.0)
 ONLY = Pack(0, (PlannedRun(DesignPoint(1, 16, 10), "sft", 0, 0, "law", "0" * 16),))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from pmlray.cli.driver import study_of
 from pmlray.cli.progress import Pace, shown_live
 from pmlray.cli.standing import NOT_KNOWN, Standing, describe_runs, standing_of
 from pmlray.config.prepared import PreparedSearch
+from pmlray.live_packs import LivePack, LiveRun
 from pmlray.study.law_search import LawSearch
+from pmlray.study.live import with_live
 from pmlray.study.plan import first_cost
 from pmlray.study.progress import Progress
 from pmlray.types import DesignPoint, PlannedRun
@@ -90,8 +93,12 @@ def test_runs_of_one_reason_are_one_line() -> None:
 def test_a_terminal_and_a_log_show_the_same(terminal: bool) -> None:
     written = io.StringIO()
     console = Console(file=written, force_terminal=terminal, width=120)
-    with shown_live("pmlray", "waiting", console) as show:
+    clock = Clock()
+    with shown_live("pmlray", "waiting", console, clock) as show:
         show(AT)
+        # In a log, how far runs are is news every quarter of a minute only.
+        show(replace(AT, n_done=7, spent=120.0))
+        clock.now = 15.0
         show(replace(AT, n_done=8))
     text = written.getvalue()
     assert "8 done" in text and "power law: C 3" in text and "rank 1 x 16 tokens: random" in text
@@ -99,10 +106,32 @@ def test_a_terminal_and_a_log_show_the_same(terminal: bool) -> None:
     # The law stands on a line of its own.
     assert any(line.strip(" │").startswith("power law") for line in text.splitlines())
     if not terminal:
+        assert "7 done" not in text
         # A log is not told again what has not changed.
         assert [line.strip().split(":")[0] for line in text.splitlines()] == [
             "law", "power law", "rank 1 x 16 tokens", "law",
         ]  # fmt: skip
+
+
+def test_how_far_a_pack_is_stands_below_where_the_study_is() -> None:
+    pack = LivePack(
+        "pack-001-ab", "training", 0.0, 4, 1, 30.0, 120.0, 10.0, 6.0, 31.2, 65.0,
+        (LiveRun("a", 10, 40, 2.0), LiveRun("b", 10, 40, 4.0), LiveRun("c", 0, 40, math.nan)),
+    )  # fmt: skip
+    at = Progress("law", 6, 4, 0, 100.0, 300.0, None)
+    shown = standing_of(with_live(at, [pack]))
+    assert shown.live == (
+        "pack-001-ab: 30 of 120 adapter-steps (25 %), 1 of 4 runs ended, mean loss 3,"
+        " 10 gpu_seconds spent, about 31 left, ETA 1:05",
+    )
+    # A driver counts runs by the pack, whoever reads a store as they end.
+    assert (shown.n_done, shown.n_running, shown.spent, shown.left) == (7, 3, 110.0, 290.0)
+    read = with_live(at, [pack], by_pack=False)
+    assert (read.n_done, read.gpu_seconds_spent, read.gpu_seconds_left) == (6, 106.0, 294.0)
+    loading = replace(pack, stage="loading the base", train_steps=0.0)
+    assert standing_of(with_live(at, [loading])).live == ("pack-001-ab: loading the base",)
+    waiting = standing_of(replace(at, stage="starting Ray", stage_seconds=8.0))
+    assert waiting.live == ("starting Ray (8 s)",)
 
 
 def followed_search(search: PreparedSearch, folder: Path, noise: float) -> list[Progress]:
