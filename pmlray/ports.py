@@ -92,11 +92,11 @@ class PointSource(Protocol):
     """Chooses design points for the law and learns from their results (an Optuna study, say)."""
 
     def ask(
-        self, k: int, devices: int = 1, gpu_seconds: float = math.inf
+        self, k: int, devices: int = 1, gpu_seconds: float = math.inf, at_least: int = 0
     ) -> tuple[PlannedRun, ...]:
         """Up to k new runs, jointly chosen, for the next of so many devices to train; fewer when
-        nothing more is worth or within budget, or the device has then its share of what is left, or
-        they are predicted to take so many gpu_seconds."""
+        nothing more is worth or within budget, or the device has then its share of what is left.
+        From the first, and those `at_least`, on they are predicted to take no more gpu_seconds."""
         ...
 
     def tell(self, observation: Observation) -> None:

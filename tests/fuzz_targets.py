@@ -35,6 +35,7 @@ from pmlray.engine.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE
 from pmlray.engine.recite import PEFT_CONFIG_FILE, read_adapter
 from pmlray.errors import PmlrayError
 from pmlray.law.read import read_law_data
+from pmlray.live_packs import Calibration, LivePack, LiveRun, live_packs
 from pmlray.memory import read_records
 from pmlray.study.tables import read_table
 from pmlray.types import DesignPoint, FailedRun, Pack, PackTimes, PlannedRun
@@ -54,6 +55,10 @@ FACTS = {"facts": {"machine": "one", "versions": {"ray": "2"}, "wall_seconds": 1
                    "training_share": None}}  # fmt: skip
 CARD = {"base_model": {"id": "a", "revision": None, "identity": "b", "dtype": "float32"},
         "prompt_format": "chat"}  # fmt: skip
+LIVE = (
+    LivePack("pack-0", "training", 1.0, 1, runs=(LiveRun(RUN.run_key, 1, 2, 3.0),)),
+    Calibration(((RUN.point, 3),), 1.0, 2.0),
+)
 AT = "base_model.model.model.layers.1.mlp.down_proj"
 Target = Callable[[bytes, Path], None]
 
@@ -99,6 +104,8 @@ def _store(content: bytes, folder: Path) -> None:
         ("failures", f"{key}-0", lambda: (store.failures(), store.failures_of(key))),
         ("plans", pack_id, lambda: (store.plans(), store.unfinished())),
         ("packs", pack_id, store.times),
+        ("live", pack_id, lambda: live_packs(folder)),
+        (".", "calibration", store.calibration),
     ):
         path = _file(folder / part, f"{name}.json", content)
         # Each reader is tried, whatever the one before it says.
@@ -275,14 +282,16 @@ def seeds(name: str) -> list[bytes]:
                     *_shipped("tests/golden/*.csv")],
         "law_jsonl": [*_json(stored), *NASTY_JSON],
         "table": [b"\n".join(table.split(b"\n")[:12])],
-        "store": [*_json(stored, failure, asdict(pack), times), *NASTY_JSON],
+        "store": [*_json(stored, failure, asdict(pack), times, *map(asdict, LIVE)), *NASTY_JSON],
         "journal": [*_json(
             {"kind": "start"}, {"kind": "observe", "run_keys": ["a"]},
             {"kind": "law", "metrics": {"a": 1.0}, "gpu_seconds": 1.0, "time_ms": 1},
             {"kind": "progress", "metrics": {"a": 1.0}, "gpu_seconds": 1.0, "time_ms": 1},
             {"kind": "finish", "artifacts": ["report/report.html"], "status": "FINISHED"},
             {"kind": "observe", "run_keys": 1}, {"kind": "finish", "artifacts": [1]},
-            {"kind": "law"}, {"kind": ["start"]}), *NASTY_JSON],
+            {"kind": "law"}, {"kind": ["start"]},
+            {"kind": "live", "time_ms": 1, "runs": [
+                {"name": "a", "tags": {}, "run_key": "a", "steps": 1, "loss": 1.0}]}), *NASTY_JSON],
         "sent": [*_json({"0" * 16: ["any", 1]}, {"0" * 16: 1}, {"0" * 16: ["any", "1"]}),
                  *NASTY_JSON],
         "kept": [*_json(FACTS, CARD), *_specs(), *NASTY_JSON],

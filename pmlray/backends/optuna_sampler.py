@@ -94,14 +94,16 @@ class LawSampler(BaseSampler):
             for name, found in values.items()
         }
 
-    def begin_pack(self, study: Study, devices: int = 1, gpu_seconds: float = math.inf) -> None:
+    def begin_pack(
+        self, study: Study, devices: int = 1, gpu_seconds: float = math.inf, at_least: int = 0
+    ) -> None:
         """The trials asked for from now on train together, until the next call, on one of so many
-        devices; what the others leave of the budget bounds them, and so do the gpu_seconds that
-        they may take."""
+        devices; what the others leave of the budget bounds them, and from the first, and those
+        `at_least`, on the gpu_seconds that they may take."""
         self._pack_from = len(study.get_trials(deepcopy=False))
         with self._book.lock:
             share = device_share(self._book.knowledge(study, self._pack_from), devices)
-            self._share = replace(share, pack=min(share.pack, gpu_seconds))
+            self._share = replace(share, planned=gpu_seconds, at_least=at_least)
 
     def calibrate(self, seconds_per_token: float, spent: float) -> None:
         """Plan by this rate, gpu_seconds a token of a step, until trials tell another; so many

@@ -117,12 +117,13 @@ class OptunaPoints:
         return len(self._study.get_trials(deepcopy=False))
 
     def ask(
-        self, k: int, devices: int = 1, gpu_seconds: float = math.inf
+        self, k: int, devices: int = 1, gpu_seconds: float = math.inf, at_least: int = 0
     ) -> tuple[PlannedRun, ...]:
         """Up to k runs; fewer when the budget or the space is exhausted, or the device has then its
-        share of what is left of the budget, or they are predicted to take so many gpu_seconds."""
+        share of what is left of the budget. From the first, and those `at_least`, on they are
+        predicted to take no more gpu_seconds."""
         runs = []
-        self._sampler.begin_pack(self._study, devices, gpu_seconds)
+        self._sampler.begin_pack(self._study, devices, gpu_seconds, at_least)
         for _ in range(k):
             if not self._sampler.within_budget(self._study):
                 break

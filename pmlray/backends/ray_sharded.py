@@ -17,6 +17,7 @@ import ray
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.pack_work import missing_runs
 from pmlray.backends.ray_workers import WorkerPlan, let_go_of_pack, packs_of
+from pmlray.live_packs import Calibration, put_calibration, put_live
 from pmlray.types import Pack
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def train_sharded_packs(config: dict[str, Any]) -> None:
     if not torch.cuda.is_available():
         torch.set_num_threads(plan.cpus)
     store, ranks = FileStore(Path(plan.store)), Ranks()
-    packs = ShardedPacks(plan.search, store, store.adapters, {"ray": ray.__version__}, ranks)
+    tell = partial(put_live, store.folder)
+    packs = ShardedPacks(plan.search, store, store.adapters, {"ray": ray.__version__}, ranks, tell)
     # One of a node's ranks tells of it for all.
     sampler = node_sampler() if get_context().get_local_rank() == 0 else None
     if ranks.rank == 0:
@@ -68,6 +70,10 @@ def _lead(
     search, tokenizer = plan.search, load_tokenizer(plan.search)
 
     def measure(pack: Pack, store: FileStore, checkpoints: Checkpoints) -> float:
+        if pack.calibrates:
+            # A sharded base's runs come one by one, so that the first of them tells soon enough.
+            put_calibration(store.folder, Calibration((), 0.0, 0.0))
+            return 0.0
         # What is the pack's own fault shows here, before any other rank has heard of it.
         given = prepare_pack(search, pack, missing_runs(store, pack), tokenizer)
         ranks.say(given)

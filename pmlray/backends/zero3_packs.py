@@ -5,9 +5,10 @@ Only where no single device holds the base: everything else trains packed, at st
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,17 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapter_card import write_card
 from pmlray.engine.base_model import render_prompt
 from pmlray.engine.evaluate import TokenScores
+from pmlray.engine.measure import HANDED_ON
+from pmlray.engine.pack_watch import SECONDS_BETWEEN_LOOKS, Tell, untold
 from pmlray.engine.peft_io import save_adapter
 from pmlray.engine.provenance import pack_provenance, run_provenance
 from pmlray.engine.ready_pack import pick_device
 from pmlray.engine.sharded import load_base
 from pmlray.errors import RunError
+from pmlray.live_packs import LivePack, LiveRun
 from pmlray.memory import MemorySet, build_memory, prefix
 from pmlray.ports import ObservationStore
-from pmlray.types import Observation, Pack, PlannedRun
+from pmlray.types import FailedRun, Observation, Pack, PlannedRun
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class ShardedPacks:
     """Trains packs one after another; every rank makes one, and calls `measure` for the same packs.
 
     store, adapters: rank 0 puts there what was measured. backend: names and versions of what drives
-    the loop, for the provenance.
+    the loop, for the provenance. tell: where rank 0 says every few seconds how a pack stands.
     """
 
     def __init__(
@@ -82,7 +86,9 @@ class ShardedPacks:
         adapters: Path,
         backend: Mapping[str, str],
         ranks: Ranks,
+        tell: Tell = untold,
     ) -> None:
+        self._tell, self._next_look = tell, 0.0
         self._search, self._store, self._adapters = search, store, adapters
         self._backend, self._ranks = {**backend, **pmlray_deepspeed.BACKEND}, ranks
         self._base: Any = None
@@ -99,8 +105,12 @@ class ShardedPacks:
             with sharded_loading(zero3_config(spec.recipe, spec.model.dtype)):
                 self._base = load_base(self._search)
         runs, state, seconds = given.pack.runs, checkpoints.resume(), 0.0
+        limit, spent = given.pack.gpu_seconds, 0.0
         for place, memory in given.memories.items():
             run, before = runs[place], sum(r.point.train_steps for r in runs[:place])
+            if limit is not None and spent >= limit:
+                self._hand_on(given.pack, place)
+                continue
             with closing(ShardedRun(self._search, run, memory.records, self._base)) as trained:
                 if state is not None and state.facts["run_key"] == run.run_key:
                     trained.put_back(state)
@@ -109,12 +119,41 @@ class ShardedPacks:
                     checkpoints.after(trained, before, anyone_finished=place > 0)
                 while not trained.is_done:
                     trained.train_step()
+                    self._look(given.pack, place, before, trained, spent)
                     checkpoints.after(trained, before + trained.step)
-                self._keep(given.pack, place, trained, memory)
+                spent += self._keep(given.pack, place, trained, memory)
                 seconds += trained.clock.training_seconds
         return seconds
 
-    def _keep(self, pack: Pack, place: int, trained: ShardedRun, memory: MemorySet) -> None:
+    def _hand_on(self, pack: Pack, place: int) -> None:
+        run = pack.runs[place]
+        if self._ranks.rank == 0:
+            failure = FailedRun(
+                run.run_key, run.point, pack.round, place, HANDED_ON, 0.0, handed_on=True
+            )
+            self._store.put_failure(replace(failure, phase=run.phase))
+
+    def _look(self, pack: Pack, place: int, before: int, trained: ShardedRun, spent: float) -> None:
+        """Tell how far the pack is, if it is time to. before: steps of the runs that have ended."""
+        if self._ranks.rank or time.perf_counter() < self._next_look:
+            return
+        self._next_look = time.perf_counter() + SECONDS_BETWEEN_LOOKS
+        run, steps = trained.run, before + trained.step
+        wanted = sum(r.point.train_steps for r in pack.runs)
+        # Its ranks work alike.
+        own = trained.clock.gpu_seconds[0] * self._ranks.world
+        pace = own / trained.step
+        wall = trained.clock.wall_seconds[0] / trained.step
+        live = LiveRun(run.run_key, trained.step, run.point.train_steps, trained.curve[-1][1])
+        self._tell(
+            LivePack(
+                *(pack.pack_id, "training", time.time(), len(pack.runs), place, steps, wanted),
+                *(spent + own, own, pace * (wanted - steps), wall * (wanted - steps), (live,)),
+            )
+        )
+
+    def _keep(self, pack: Pack, place: int, trained: ShardedRun, memory: MemorySet) -> float:
+        """Store what was measured of a run; what it cost, on every rank."""
         scores, weights = trained.scores(), trained.weights()
         gpu_seconds = self._ranks.sum(trained.clock.gpu_seconds[0])
         trained.curve.append((trained.step, scores.mean_nll))
@@ -124,6 +163,7 @@ class ShardedPacks:
             measured = self._observation(pack, place, trained, scores, memory, gpu_seconds)
             write_card(folder, spec, measured)
             self._store.put(measured)
+        return gpu_seconds
 
     def _observation(
         self,

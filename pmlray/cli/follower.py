@@ -14,7 +14,7 @@ from typing import Protocol
 from pmlray.errors import StoreError
 from pmlray.live_packs import LivePack, forget_all_live, live_packs
 from pmlray.study.live import live_metrics, with_live
-from pmlray.study.progress import Progress
+from pmlray.study.progress import Progress, progress_metrics
 from pmlray.types import PlannedRun
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 TRACKED_SECONDS, TRACKED_GROWTH = 15.0, 1.05
 # A pack that has told nothing for so long has lost its worker; the one after it tells again.
 STALE_SECONDS = 120.0
+BETWEEN_PACKS = "between two packs"
 
 
 class LiveTracker(Protocol):
@@ -90,7 +91,9 @@ class Follower:
             now = time.time()
             packs = tuple(p for p in live_packs(self._store) if now - p.time < STALE_SECONDS)
             shown = with_live(self._last, packs)
-            if not packs and self._stage:
+            if packs:
+                self._stage, self._since = BETWEEN_PACKS, time.monotonic()
+            elif self._stage:
                 waited = time.monotonic() - self._since
                 shown = replace(shown, stage=self._stage, stage_seconds=waited)
             self._announce(shown)
@@ -108,5 +111,6 @@ class Follower:
         if self._tracker is None or not taken or not further or now - at < TRACKED_SECONDS:
             return
         self._tracked = (now, taken)
-        self._tracker.progress(live_metrics(packs), shown.gpu_seconds_spent)
+        metrics = progress_metrics(shown) | live_metrics(packs)
+        self._tracker.progress(metrics, shown.gpu_seconds_spent)
         self._tracker.live({run.run_key: run for run in shown.running}, packs)

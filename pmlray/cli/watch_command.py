@@ -148,7 +148,18 @@ def mirrored_standing(spec: SearchSpec, metrics: Mapping[str, float]) -> Standin
         law=_law_line(metrics),
         known=metrics.get("law/target_relative_interval"),
         needed=told(f"{phase}_gpu_seconds_open", math.inf),
+        live=_live_line(metrics),
     )
+
+
+def _live_line(metrics: Mapping[str, float]) -> tuple[str, ...]:
+    steps, wanted = metrics.get("live/steps", 0.0), metrics.get("live/train_steps", 0.0)
+    # Of packs that are back nothing is told any more, and what was told last stands.
+    if not steps or metrics.get("progress/n_running", 0.0) == 0:
+        return ()
+    said = f"when last told, {steps:.0f} of {wanted:.0f} adapter-steps of the packs that train"
+    loss = metrics.get("live/mean_loss")
+    return (said if loss is None else f"{said}, mean loss {loss:.3g}",)
 
 
 def _law_line(metrics: Mapping[str, float]) -> str:

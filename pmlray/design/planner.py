@@ -81,17 +81,24 @@ def choose_run(
 
 @dataclass(frozen=True, slots=True)
 class DeviceShare:
-    """What one of several devices may be given next, gpu_seconds: as a `pack`, and as one `run`."""
+    """What one of several devices may be given next, gpu_seconds: as a `pack`, and as one `run`.
+
+    `planned`: what a pack is to take however few devices there are, but for its first runs, of
+    which there are `at_least` so many.
+    """
 
     pack: float = math.inf
     run: float = math.inf
+    planned: float = math.inf
+    at_least: int = 0
 
     def room(self, known: Knowledge) -> float:
         """How long the next run of the pack that is being filled may take; that of an empty pack
         is no longer than a run may be, whatever a pack may."""
         if not known.pack:
             return self.run
-        return self.pack - PendingSpend(known.cost, known.pack).gpu_seconds
+        most = self.pack if len(known.pack) < self.at_least else min(self.pack, self.planned)
+        return most - PendingSpend(known.cost, known.pack).gpu_seconds
 
 
 def device_share(known: Knowledge, devices: int) -> DeviceShare:

@@ -14,6 +14,7 @@ from statistics import median
 
 from pmlray.config.prepared import PreparedSearch
 from pmlray.design import CostModel
+from pmlray.design.packing import LEAST_RUNS
 from pmlray.errors import RunError
 from pmlray.law import LawSummary
 from pmlray.live_packs import Calibration
@@ -194,7 +195,9 @@ class LawSearch:
         elif missing <= 0 or not n_pending:
             n = self._n_devices
             runs = (
-                self._points.ask(measured.runs_to_ask(n, self._accounts.of_round), n)
+                self._points.ask(
+                    measured.runs_to_ask(n), n, self._accounts.of_round, at_least=LEAST_RUNS
+                )
                 if design.pack_size is None
                 else self._points.ask(design.pack_size)
             )

@@ -5,10 +5,9 @@ Whatever is asked of all of them is not worked out from thousands of runs for ev
 
 from __future__ import annotations
 
-import math
 from bisect import insort
 from collections.abc import Iterable, Sequence
-from statistics import fmean, median
+from statistics import median
 
 from pmlray.design import CostModel
 from pmlray.design.packing import (
@@ -77,17 +76,13 @@ class Measured:
             self._device = (len(self._uses), learn_device(self._uses))
         return self._device[1]
 
-    def runs_to_ask(self, n_devices: int, gpu_seconds: float = math.inf) -> int:
-        """How many runs the next pack of an adaptive search should have: no more than take so many
-        gpu_seconds, as dear as the law's runs so far, but for LEAST_RUNS."""
+    def runs_to_ask(self, n_devices: int) -> int:
+        """How many runs the next pack of an adaptive search should have."""
         if not self.plain:
             return LEAST_RUNS
         rows, positions, steps = (round(median(sizes)) for sizes in self._sizes)
         typical = Load(1, rows, positions, 0.0)
-        worthwhile = worthwhile_runs(self.device(), typical, steps, len(self.plain), n_devices)
-        mean = fmean(o.gpu_seconds for o in self.plain)
-        within = math.inf if mean == 0 else gpu_seconds / mean
-        return worthwhile if worthwhile <= within else min(worthwhile, max(LEAST_RUNS, int(within)))
+        return worthwhile_runs(self.device(), typical, steps, len(self.plain), n_devices)
 
     def _keep(self, observations: Iterable[Observation]) -> None:
         for o in observations:

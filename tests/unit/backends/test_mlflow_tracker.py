@@ -16,6 +16,7 @@ from pmlray.backends.node_load import NodeLoad
 from pmlray.backends.spooled_tracker import local_tracking_uri
 from pmlray.config.prepared import PreparedSearch, prepare_comparison
 from pmlray.errors import StoreError
+from pmlray.study.run_names import run_name, run_tags
 from tests.fakes import observe
 
 ROOT = Path(__file__).parents[3]
@@ -105,6 +106,47 @@ def test_mirrors_each_observation_once(
     assert parent.data.metrics["law/rank_exponent"] == 0.7
     assert client.get_metric_history(again._parent, "law/rank_exponent")[0].step == 12
     assert {a.path for a in client.list_artifacts(again._parent)} == {"report.json", "search.json"}
+
+
+def test_a_run_s_curve_grows_while_it_trains_and_the_run_is_one(
+    database: Path, make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    search, search_id = make_search(), "grows"
+    planned = [search.plan_run(p, "sft", 0, 0, "law") for p in search.spec.space.points()[:2]]
+    uri, spec = local_tracking_uri(database), search.spec.model_dump(mode="json")
+    tracker = MlflowTracker(uri, search_id, spec, database / "artifacts")
+
+    def tell(steps: int, loss: float) -> None:
+        row = {"steps": steps, "loss": loss}
+        rows = [
+            {"name": run_name(run), "tags": run_tags(run), "run_key": run.run_key, **row}
+            for run in planned
+        ]
+        tracker.live(rows, 1000 * steps)
+
+    client = MlflowClient(uri)
+    tell(20, 9.0)
+    tell(50, 5.0)
+    first, _ = runs = sorted(children(client, search_id), key=lambda r: r.info.run_name)
+    assert [r.info.status for r in runs] == ["RUNNING", "RUNNING"]
+    assert first.info.run_name == run_name(planned[0])
+    history = client.get_metric_history(first.info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(20, 9.0), (50, 5.0)]
+
+    done = observe(planned[0], 0, 0, 0.02, 1e-3)
+    tracker.observe([done])
+    # Late news of it changes nothing; that of the other, which was handed on, ends with the search.
+    tell(60, 4.0)
+    tracker.finish([], "FINISHED")
+    ended = {r.info.run_id: r for r in children(client, search_id)}
+    assert len(ended) == 2 and ended.keys() == {r.info.run_id for r in runs}
+    found = ended[first.info.run_id]
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["delta_loss"] == pytest.approx(done.delta_loss)
+    assert found.data.tags["pmlray.run_key"] == done.run_key
+    steps = {m.step for m in client.get_metric_history(first.info.run_id, "loss")}
+    assert steps == {20, 50, *(step for step, _ in done.curve)}
+    assert sorted(r.info.status for r in ended.values()) == ["FINISHED", "KILLED"]
 
 
 def test_the_load_of_a_node_is_kept_once_beside_that_of_others(database: Path) -> None:

@@ -17,6 +17,7 @@ from pmlray.backends.node_load import NodeLoad, put_load
 from pmlray.backends.spooled_tracker import Replay, SpooledTracker
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import TrackerAway
+from pmlray.live_packs import LivePack, LiveRun
 from pmlray.types import Observation
 from tests.fakes import observe
 
@@ -152,3 +153,22 @@ def test_entries_are_due_in_order_and_without_a_gap(there: set[int], sent: int) 
     found = due(names, sent)
     assert list(found) == list(range(sent + 1, sent + 1 + len(found)))
     assert set(found) <= there and sent + len(found) + 1 not in there
+
+
+def test_how_runs_get_on_reaches_the_mirror(
+    make_search: Callable[..., PreparedSearch], store: FileStore
+) -> None:
+    search = make_search()
+    run = search.plan_run(search.spec.space.points()[0], "sft", 0, 0, "law")
+    of_runs = (
+        LiveRun(run.run_key, 12, 100, 3.5),
+        # One that has had no step, and one that nobody knows.
+        LiveRun(run.run_key, 0, 100, float("nan")),
+        LiveRun("f" * 16, 12, 100, 3.5),
+    )
+    pack = LivePack("pack-000-a", "training", 1.0, 3, runs=of_runs)
+    mirror = FakeMirror()
+    tracker = SpooledTracker(store, MirrorJournal(store.folder), URI, lambda: mirror)
+    tracker.live({run.run_key: run}, [pack])
+    tracker.finish([], "FINISHED")
+    assert mirror.got == ["start", (run.run_key, 12, 3.5), ([], "FINISHED")]

@@ -188,7 +188,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         driver: Lease,
         runs: Sequence[PlannedRun],
         plan: SizePlan,
-        address: str | None,
+        connect: object,
+        shown: object,
     ) -> None:
         done = {o.run_key for o in store.observations()}
         for run in (run for run in runs if run.run_key not in done):

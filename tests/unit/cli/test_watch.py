@@ -100,7 +100,7 @@ def test_what_stays_is_said_once_and_leaving_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Standing("law", 1, 2, 0, 10.0, 90.0, None, None)
-    looks = iter([first, first, first, replace(first, n_done=2)])
+    looks = iter([first, first, first, replace(first, n_done=2, n_failed=1)])
 
     def look() -> tuple[Standing, str | None]:
         for standing in looks:
