@@ -43,6 +43,7 @@ def run_tags(o: Observation, search_id: str, parent: str) -> dict[str, str]:
         "pmlray.seq_len": str(o.point.seq_len),
         "pmlray.sequence_id": str(o.sequence_id),
         "pmlray.seed": str(o.seed),
+        "pmlray.dtype": str(o.provenance.get("dtype", "")),
     }
 
 
@@ -58,6 +59,7 @@ def run_params(o: Observation) -> list[Param]:
         "seed": o.seed,
         "round": o.round,
         "model": o.provenance.get("model", ""),
+        "dtype": o.provenance.get("dtype", ""),
         "learning_rate": o.learning_rate if o.learning_rate is not None else "",
     }
     return [Param(key, str(value)) for key, value in values.items()]

@@ -69,7 +69,7 @@ def measure_pack(
     started = time.perf_counter()
     _forget_peak_memory(device)
     base = load_base(
-        spec.model.id, search.source, spec.model.revision, spec.model.dtype, spec.probe, device
+        spec.model.id, search.source, spec.model.revision, spec.model.base_dtype, spec.probe, device
     )
     loaded = time.perf_counter()
     render = partial(render_prompt, base.tokenizer, prompt_format=spec.task.prompt_format)

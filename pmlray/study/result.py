@@ -85,6 +85,7 @@ class SearchResult:
         law = self.law
         return {
             "search_id": self.spec.search_id,
+            "dtype": self.spec.model.base_dtype,
             "n_observations": len(self.law_observations),
             "n_failed": len(self.failures),
             "certificates": dict(Counter(c.status if c else "unknown" for c in self.certificates)),
