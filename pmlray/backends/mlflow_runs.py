@@ -33,6 +33,7 @@ def run_params(o: Observation) -> list[Param]:
         "seed": o.seed,
         "round": o.round,
         "model": o.provenance.get("model", ""),
+        "dtype": o.provenance.get("dtype", ""),
         "learning_rate": o.learning_rate if o.learning_rate is not None else "",
     }
     return [Param(key, str(value)) for key, value in values.items()]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run
+from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -228,15 +228,17 @@ class MlflowTracker:
     def _log_child(self, o: Observation) -> None:
         now = int(time.time() * 1000)
         start, end = run_times(o, now)
-        run_id = self._live.pop(o.run_key, None)
+        run_id, tags = self._live.pop(o.run_key, None), run_tags(o)
         if run_id is None:
             run = self._client.create_run(
                 self._experiment,
                 start_time=start,
                 run_name=run_name(o),
-                tags=run_tags(o) | self._family(),
+                tags=tags | self._family(),
             )
             run_id = run.info.run_id
+        else:
+            self._client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
         self._client.log_batch(run_id, metrics=run_metrics(o, now), params=run_params(o))
         if (dataset := run_dataset(o, self._task)) is not None:
             self._client.log_inputs(run_id, [dataset])

@@ -77,7 +77,7 @@ class ShardedRun:
         self.curve: list[tuple[int, float]] = []
         self._recipe, self._records = search.spec.recipe, tuple(records)
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        config = zero3_config(self._recipe, search.spec.model.dtype)
+        config = zero3_config(self._recipe, search.spec.model.base_dtype)
         self.model: SupervisedLosses = adapted_model(base, search, run)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self._adam = torch.optim.AdamW(trained, lr=0.0, weight_decay=self._recipe.weight_decay)

@@ -102,7 +102,7 @@ class ShardedPacks:
             torch.cuda.reset_peak_memory_stats()
         if self._base is None:
             spec = self._search.spec
-            with sharded_loading(zero3_config(spec.recipe, spec.model.dtype)):
+            with sharded_loading(zero3_config(spec.recipe, spec.model.base_dtype)):
                 self._base = load_base(self._search)
         runs, state, seconds = given.pack.runs, checkpoints.resume(), 0.0
         limit, spent = given.pack.gpu_seconds, 0.0

@@ -78,7 +78,8 @@ def submit(
         archive = Path(folder) / "upload.zip"
         size = pack_working_dir(archive, files)
         if dry_run:
-            plan = plan_search(search, settings.gpus_per_pack > 0)
+            on_gpu = settings.gpus_per_pack > 0
+            plan = plan_search(search.settled(on_gpu), on_gpu)
             sent = {"address": cluster, "arguments": arguments, "upload_bytes": size}
             text = f"{size / 2**20:.1f} MiB would go to {cluster}: pmlray {shlex.join(arguments)}"
             found = plan.to_json() | sent | {"search_id": search_id}

@@ -46,7 +46,8 @@ def planned_runs(
     spec: CompareSpec, search: PreparedSearch, profile: ClusterProfile
 ) -> dict[str, Any]:
     """How many runs a comparison takes, and about how many gpu_seconds."""
-    cost = first_cost(search, profile.gpus_per_pack > 0)
+    on_gpu = profile.gpus_per_pack > 0
+    cost = first_cost(search.settled(on_gpu), on_gpu)
     mean = fmean(cost.predict(p) for p in spec.design_points())
     return {
         "compare_id": spec.compare_id,
@@ -65,13 +66,15 @@ def run_comparison(
     from pmlray.study.report_tables import without_credentials
 
     started = time.perf_counter()
-    search = ready_to_train(run.search)
+    search = _settled(run)
+    spec = run.spec.model_copy(update={"model": search.spec.model})
+    search = ready_to_train(search)
     store = FileStore(run.store)
     with store.driver_lock() as driver, ExitStack() as following:
-        claim_store(run.store, run.spec)
-        tracker = spooled_tracker(store, run.tracking_uri, run.spec.compare_id, run.spec)
+        claim_store(run.store, spec)
+        tracker = spooled_tracker(store, run.tracking_uri, spec.compare_id, spec)
         follower = following.enter_context(Follower(run.store, announce, tracker))
-        arena = Arena(run.spec, search, store, tracker, run.profile.max_pack_failures, follower)
+        arena = Arena(spec, search, store, tracker, run.profile.max_pack_failures, follower)
         status = "FAILED"
         try:
             if not arena.is_over():
@@ -88,7 +91,7 @@ def run_comparison(
             raise
         finally:
             follower.stage("writing the report")
-            comparison = compare_methods(run.spec, store.observations())
+            comparison = compare_methods(spec, store.observations())
             facts = {
                 "store": str(run.store),
                 "tracking_uri": run.tracking_uri,
@@ -101,13 +104,23 @@ def run_comparison(
     return found, f"{describe_comparison(comparison)}\n{files[0]}"
 
 
+def _settled(run: ComparisonRun) -> PreparedSearch:
+    """The runs in the dtype that the store was begun with, else in the device's."""
+    file = run.store / SPEC_FILE
+    kept = read_kept(CompareSpec, file).model if file.is_file() else None
+    return run.search.settled(run.profile.gpus_per_pack > 0, kept)
+
+
 def claim_store(folder: Path, spec: CompareSpec) -> None:
     """Keep the spec in its store, which may hold more points, texts, rates and methods of one and
     the same comparison."""
     path = folder / SPEC_FILE
     if path.is_file():
         owner = read_kept(CompareSpec, path)
-        if differing := [name for name in SAME if getattr(owner, name) != getattr(spec, name)]:
+        differing = [name for name in SAME if getattr(owner, name) != getattr(spec, name)]
+        if "model" in differing and owner.model.pinned() == spec.model.pinned():
+            differing.remove("model")
+        if differing:
             raise StoreError(
                 f"{folder} holds the comparison {owner.compare_id}, whose {', '.join(differing)}"
                 " differ; choose another --store"

@@ -78,7 +78,8 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
     the store whatever happens after.
     """
     started = time.perf_counter()
-    search, spec = run.search, run.search.spec
+    search = settled_in(run.store, run.search, run.profile)
+    spec = search.spec
     table = None if run.replay is None else read_table(run.replay)
     if spec.design.acquisition == "gp" and find_spec("torch") is None:
         raise SpecError("design.acquisition gp is Optuna's GPSampler: it needs pip install torch")
@@ -260,14 +261,30 @@ def ready_to_train(search: PreparedSearch) -> PreparedSearch:
     return search
 
 
+def settled_in(folder: Path, search: PreparedSearch, profile: ClusterProfile) -> PreparedSearch:
+    """The search in the dtype that its store was begun with, else in that of the device that the
+    profile trains on; without GPUs this machine's CPU stands for all."""
+    file = folder / SPEC_FILE
+    kept = read_kept(SearchSpec, file) if file.is_file() else None
+    of_it = kept is not None and kept.search_id == search.spec.search_id
+    return search.settled(profile.gpus_per_pack > 0, kept.model if kept and of_it else None)
+
+
 def _claim(folder: Path, spec: SearchSpec) -> None:
     """Keep the spec in its store; a store serves one search."""
     path = folder / SPEC_FILE
     if path.is_file():
-        owner = read_kept(SearchSpec, path).search_id
-        if owner != spec.search_id:
+        owner = read_kept(SearchSpec, path)
+        if owner.search_id != spec.search_id:
             raise StoreError(
-                f"{folder} holds the search {owner}, not {spec.search_id}; choose another --store"
+                f"{folder} holds the search {owner.search_id}, not {spec.search_id}; choose another"
+                " --store"
+            )
+        if owner.model.base_dtype != spec.model.base_dtype:
+            raise StoreError(
+                f"{folder} holds the search {owner.search_id} of a base in"
+                f" {owner.model.base_dtype}, not {spec.model.base_dtype}; leave model.dtype out to"
+                " continue it, or choose another --store"
             )
         return
     write_over(path, spec.model_dump_json(indent=2).encode())

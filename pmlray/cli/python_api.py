@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pmlray.config import ClusterProfile, SearchSpec, load_spec
+from pmlray.config.model_spec import DtypeChoice
 from pmlray.config.prepared import PreparedSearch, prepare_search, prepare_spec
 from pmlray.engine.thread_barriers import bound_waits
 from pmlray.errors import SpecError
@@ -67,7 +68,7 @@ class Search:
         names are looked for in the working folder. SpecError, DataError or ModelError say what to
         mend.
         """
-        from pmlray.cli.driver import default_store
+        from pmlray.cli.driver import default_store, settled_in
 
         if isinstance(source, SearchSpec):
             prepared = prepare_spec(source, Path())
@@ -75,7 +76,8 @@ class Search:
             prepared = prepare_search(Path(source), overrides)
         settings = profile if isinstance(profile, ClusterProfile) else read_profile(profile)
         folder = default_store(prepared, settings) if store is None else Path(store).absolute()
-        return cls(prepared, settings, folder, tracking_uri, address)
+        found = settled_in(folder, prepared, settings)
+        return cls(found, settings, folder, tracking_uri, address)
 
     @property
     def spec(self) -> SearchSpec:
@@ -146,7 +148,7 @@ def size(
     layer: int | None = None,
     prompt_format: Literal["plain", "chat"] | None = None,
     revision: str | None = None,
-    dtype: Literal["bfloat16", "float32"] | None = None,
+    dtype: DtypeChoice = "auto",
     profile: ClusterProfile | str | Path | None = None,
     tracking_uri: str | None = None,
     address: str | None = None,

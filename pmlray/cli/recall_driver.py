@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,10 +10,19 @@ from typing import Any, Literal
 
 from pmlray.cli.driver import SPEC_FILE
 from pmlray.config.kept import Card, read_kept
+from pmlray.config.model_spec import Dtype, DtypeChoice
 from pmlray.config.models import require_present, resolve_model
 from pmlray.config.prepared import PreparedSearch
-from pmlray.config.search_spec import Budget, Design, Model, SearchSpec, Space, Task
+from pmlray.config.search_spec import (
+    Budget,
+    Design,
+    Model,
+    SearchSpec,
+    Space,
+    Task,
+)
 from pmlray.engine.base_model import load_base_model, render_prompt
+from pmlray.engine.bfloat16 import multiplies_bfloat16
 from pmlray.engine.ready_pack import pick_device
 from pmlray.engine.recite import check_fits, read_adapter, recite
 from pmlray.errors import ModelError
@@ -30,15 +39,15 @@ class RecallRequest:
     records: Path
     model: str | None
     revision: str | None
-    dtype: Literal["bfloat16", "float32"] | None
+    dtype: DtypeChoice
     prompt_format: Literal["plain", "chat"] | None
 
 
 def prepare_recall(request: RecallRequest) -> PreparedSearch:
     """The check as a search's task; ModelError, DataError or StoreError before any model is loaded.
 
-    Without a card or a store's search beside the adapter the defaults are bfloat16 and plain
-    prompts, and the base is the one that the adapter names.
+    Without a card or a store's search beside the adapter the defaults are the device's dtype and
+    plain prompts, and the base is the one that the adapter names.
     """
     pairs = read_records(request.records)
     adapter = read_adapter(request.adapter)
@@ -46,7 +55,7 @@ def prepare_recall(request: RecallRequest) -> PreparedSearch:
     model = Model(
         id=request.model or known.get("id") or adapter.base_model,
         revision=request.revision or known.get("revision"),
-        dtype=request.dtype or known.get("dtype") or "bfloat16",
+        dtype=_dtype(request.dtype, known),
     )
     source = resolve_model(model.id, model.revision)
     belongs = known.get("identity") or (
@@ -85,7 +94,7 @@ def check_recall(search: PreparedSearch, folder: Path, say: Callable[[str], None
     """Decode every record of a search's task greedily under the adapter in a folder."""
     adapter, model = read_adapter(folder), search.spec.model
     base = load_base_model(
-        model.id, search.source, model.revision, model.dtype, adapter.probe, pick_device()
+        model.id, search.source, model.revision, model.base_dtype, adapter.probe, pick_device()
     )
     check_fits(base, adapter)
     tokenizer = base.tokenizer.backend_tokenizer
@@ -102,6 +111,13 @@ def check_recall(search: PreparedSearch, folder: Path, say: Callable[[str], None
     )
 
 
+def _dtype(asked: DtypeChoice, known: Mapping[str, Any]) -> Dtype:
+    """The one asked for; else the one trained with; else this process's device's."""
+    if asked != "auto":
+        return asked
+    return known.get("dtype") or ("bfloat16" if multiplies_bfloat16(pick_device()) else "float32")
+
+
 def _trained_with(folder: Path) -> dict[str, Any]:
     """id, revision, dtype, identity and prompt_format, as far as the folder tells."""
     if (folder / CARD_FILE).is_file():
@@ -109,5 +125,5 @@ def _trained_with(folder: Path) -> dict[str, Any]:
     search_file = folder.absolute().parent.parent / SPEC_FILE
     if search_file.is_file():
         spec = read_kept(SearchSpec, search_file)
-        return {**spec.model.model_dump(), "prompt_format": spec.task.prompt_format}
+        return {**spec.model.pinned().model_dump(), "prompt_format": spec.task.prompt_format}
     return {}

@@ -12,6 +12,7 @@ import typer
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.python_api import carry_out, read_profile, train_extra
 from pmlray.cli.search_commands import PROFILE_OPTION
+from pmlray.config.model_spec import DtypeChoice
 from pmlray.config.secrets import no_password
 from pmlray.study.size import Wanted
 from pmlray.study.size_card import describe_answer
@@ -20,7 +21,12 @@ RECORDS_OPTION = typer.Option(
     ..., help="Records of query and target: .jsonl, .csv, .parquet, or a folder of `datasets`."
 )
 FORMAT_OPTION = typer.Option(None, help="How queries become prompts; by default plain text.")
-DTYPE_OPTION = typer.Option(None, help="Of the base model; by default bfloat16.")
+DTYPE_OPTION = typer.Option(
+    "auto", help="Of the base model; auto: bfloat16 where the device multiplies it, else float32."
+)
+RECALL_DTYPE_OPTION = typer.Option(
+    "auto", help="Of the base model; auto: as the adapter was trained, else the device's."
+)
 REVISION_OPTION = typer.Option(None, help="Commit hash of a hub model.")
 SHOWN = 10
 
@@ -40,7 +46,7 @@ def size(
     layer: int = typer.Option(None, help="Adapted layer; by default two thirds up."),
     prompt_format: Literal["plain", "chat"] = FORMAT_OPTION,
     revision: str = REVISION_OPTION,
-    dtype: Literal["bfloat16", "float32"] = DTYPE_OPTION,
+    dtype: DtypeChoice = DTYPE_OPTION,
     profile: Path = PROFILE_OPTION,
     tracking_uri: str = typer.Option(
         None, callback=no_password, help="MLflow; default: a database in the results."
@@ -86,7 +92,7 @@ def recall(
     model: str = typer.Option(None, help="Base model; by default the adapter's own."),
     prompt_format: Literal["plain", "chat"] = FORMAT_OPTION,
     revision: str = REVISION_OPTION,
-    dtype: Literal["bfloat16", "float32"] = DTYPE_OPTION,
+    dtype: DtypeChoice = RECALL_DTYPE_OPTION,
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Check which records an adapter recalls word for word, by real greedy decoding."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
 from pmlray.cli.driver import default_store, open_store
+from pmlray.cli.size_search import own_search, predicted_seconds
 from pmlray.config import ClusterProfile, SearchSpec
+from pmlray.config.model_spec import DtypeChoice
 from pmlray.config.models import TINY, ModelSource, require_present, resolve_model
 from pmlray.config.prepared import CHAT_TEMPLATE_TOKENS, PreparedSearch
-from pmlray.config.search_spec import Budget, Model, Probe
+from pmlray.config.search_spec import Probe
 from pmlray.errors import DataError, ModelError, SpecError
 from pmlray.law import LawSummary
 from pmlray.memory import TaskSource, encode_texts, read_records
@@ -27,15 +29,11 @@ from pmlray.study.size import (
     default_layer,
     default_steps,
     largest_rank,
-    search_spec,
     sized_spec,
 )
 from pmlray.study.size_card import answer
 from pmlray.study.size_choice import Choice, choose_rank
 from pmlray.types import DesignPoint, Observation
-
-# A small model's step is bound by its overhead, not by its arithmetic; device-seconds.
-LEAST_STEP_SECONDS_GPU, LEAST_STEP_SECONDS_CPU = 0.02, 0.005
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class SizeRequest:
     records: Path
     model: str
     revision: str | None
-    dtype: Literal["bfloat16", "float32"] | None
+    dtype: DtypeChoice
     wanted: Wanted
     law: Path | None
     out: Path | None
@@ -143,22 +141,16 @@ def prepare_size(request: SizeRequest) -> SizePlan:
     task = TaskSource("records", 0, pairs=pairs)
     if base is None:
         steps = request.train_steps or default_steps(len(pairs))
-        model = Model(
-            id=request.model, revision=request.revision, dtype=request.dtype or "bfloat16"
-        )
-        base = search_spec(records, model, probe, largest, steps, prompt_format)
+        base = own_search(
+            request, records, source, task, probe, largest, steps, prompt_format
+        )  # fmt: skip
     else:
         steps = request.train_steps or base.space.train_steps[-1]
     point = DesignPoint(largest, records.supervised_tokens, steps)
     training = PreparedSearch(adapter_spec(base, records, point), source, task)
-    seconds = _predicted(training, records, request.profile)
+    seconds = predicted_seconds(training, records, request.profile)
     search = PreparedSearch(base, source, task)
-    stored = None
-    if request.law is not None:
-        stored = _stored_law(request.law, search.spec, point)
-    else:
-        budget = Budget(gpu_seconds=round(SEARCH_COST * seconds, 1))
-        search = replace(search, spec=base.model_copy(update={"budget": budget}))
+    stored = None if request.law is None else _stored_law(request.law, search.spec, point)
     out = request.out or default_store(search if stored is None else training, request.profile)
     predicted = (0.0 if stored else SEARCH_COST * seconds, seconds)
     plan = SizePlan(request, records, search, training, stored, point, out.absolute(), predicted)
@@ -244,7 +236,7 @@ def _law_spec(request: SizeRequest, source: ModelSource) -> SearchSpec:
             " leave --law out"
         )
     given = {
-        "--dtype": (request.dtype, spec.model.dtype),
+        "--dtype": (None if request.dtype == "auto" else request.dtype, spec.model.base_dtype),
         "--placement": (request.placement, spec.probe.placement),
         "--layer": (request.layer, spec.probe.layer),
         "--prompt-format": (request.prompt_format, spec.task.prompt_format),
@@ -273,14 +265,3 @@ def _stored_law(store: Path, spec: SearchSpec, point: DesignPoint) -> LawAtHand:
             " search, or leave --law out"
         )
     return LawAtHand(store, summary, observations)
-
-
-def _predicted(search: PreparedSearch, records: RecordSet, profile: ClusterProfile) -> float:
-    """gpu_seconds of training the whole set, before anything was measured."""
-    gpu = profile.gpus_per_pack > 0
-    spec = search.spec
-    (steps,) = spec.space.train_steps
-    in_a_step = min(spec.recipe.batch_size, len(records.pairs))
-    tokens = in_a_step * records.positions_per_record
-    per_step = first_cost(search, gpu).seconds_per_token * tokens
-    return steps * max(per_step, LEAST_STEP_SECONDS_GPU if gpu else LEAST_STEP_SECONDS_CPU)

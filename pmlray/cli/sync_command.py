@@ -67,7 +67,7 @@ def sync_store(
         if search_file.is_file():
             spec = read_kept(SearchSpec, search_file)
             connect = driver.mirror_of(store, uri, spec.search_id, spec)
-            search = prepare_search(search_file)
+            search = prepare_search(search_file).settled(gpu=False)
             cost = first_cost(search, gpu=False)
             trials = driver.study_of(search, store, cost, optuna_storage).n_trials
         else:

@@ -22,6 +22,7 @@ from pmlray.config.search_spec import (
     SequenceId,
     Space,
     Task,
+    without_former_dtype,
 )
 from pmlray.types import DesignPoint, Method
 
@@ -87,7 +88,8 @@ class CompareSpec(Part):
     @property
     def compare_id(self) -> str:
         """Name and a hash of all that differs from the defaults."""
-        canonical = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        chosen = without_former_dtype(self.model_dump(mode="json", exclude_defaults=True))
+        canonical = json.dumps(chosen, sort_keys=True)
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
     @property

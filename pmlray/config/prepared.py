@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.dtype import settle
 from pmlray.config.load import load_search, load_spec, read_text
 from pmlray.config.models import ModelSource, resolve_model
-from pmlray.config.search_spec import SearchSpec
+from pmlray.config.search_spec import Model, SearchSpec
 from pmlray.errors import DataError, SpecError
 from pmlray.memory import TaskSource, build_memory, read_records
 from pmlray.types import DesignPoint, Method, Phase, PlannedRun
@@ -31,6 +32,11 @@ class PreparedSearch:
     spec: SearchSpec
     source: ModelSource
     task: TaskSource
+
+    def settled(self, gpu: bool, kept: Model | None = None) -> PreparedSearch:
+        """The search with its base's dtype resolved; see `settle`."""
+        model = settle(self.spec.model, gpu, kept)
+        return replace(self, spec=self.spec.model_copy(update={"model": model}))
 
     def plan_run(
         self,
@@ -56,7 +62,7 @@ class PreparedSearch:
         determines: dict[str, Any] = {
             "version": RESULT_VERSION,
             "model": self.source.identity,
-            "dtype": spec.model.dtype,
+            "dtype": spec.model.base_dtype,
             "probe": spec.probe.model_dump(),
             "task": asdict(self.task),
             "prompt_format": spec.task.prompt_format,

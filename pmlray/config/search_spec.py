@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pmlray.config.memft_options import Memft, MemftOptions
+from pmlray.config.model_spec import Model, without_former_dtype
 from pmlray.config.part import Count, Part, PositiveInt
 from pmlray.config.recipe import Recipe
 from pmlray.design import Acquisition
@@ -55,14 +56,6 @@ class Task(Part):
                 " text whose tokens are kept (random_ratio 100 needs none)"
             )
         return self
-
-
-class Model(Part):
-    """The frozen base: `smollm2-135m`, `tiny-random-llama`, a hub id, or a local folder."""
-
-    id: str = Field(min_length=1)
-    revision: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
 
 class Probe(Part):
@@ -247,8 +240,9 @@ class SearchSpec(Part):
     @property
     def search_id(self) -> str:
         """Name and a hash of all that differs from the defaults: a new option, left at its default,
-        leaves every earlier search its id."""
-        chosen = self.model_dump(mode="json", exclude_defaults=True)
+        leaves every earlier search its id. So does `dtype: auto`, whatever machine it is asked on:
+        searches begun when bfloat16 was the default are found by it, and keep theirs."""
+        chosen = without_former_dtype(self.model_dump(mode="json", exclude_defaults=True))
         # The default of the searches that were begun before packs followed their device.
         if self.design.pack_size == FORMER_PACK_SIZE:
             del chosen["design"]["pack_size"]

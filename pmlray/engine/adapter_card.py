@@ -24,7 +24,8 @@ def adapter_card(spec: SearchSpec, o: Observation) -> str:
 
 Trained by {o.method} for {p.train_steps} steps on {o.supervised_tokens} target tokens of task
 {o.task} (sequence {o.sequence_id}, seed {o.seed}), at {spec.probe.placement} of layer
-{spec.probe.layer}; prompts in the {spec.task.prompt_format} format, base in {spec.model.dtype}.
+{spec.probe.layer}; prompts in the {spec.task.prompt_format} format, base in
+{spec.model.base_dtype}.
 
 | measured | |
 |---|---|

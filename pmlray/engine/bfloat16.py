@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-# Of x86's AVX-512 and AMX, and of ARM, as torch names them.
-INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+from pmlray.config.dtype import BFLOAT16_INSTRUCTIONS
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -17,4 +16,6 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     if device.type != "cpu":
         return True
     known = torch.cpu.get_capabilities()
-    return torch.backends.mkldnn.is_available() and any(known.get(name) for name in INSTRUCTIONS)
+    return torch.backends.mkldnn.is_available() and any(
+        known.get(name) for name in BFLOAT16_INSTRUCTIONS
+    )

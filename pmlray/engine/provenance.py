@@ -36,6 +36,7 @@ def pack_provenance(
         "pack_id": pack.pack_id,
         "n_in_pack": len(pack.runs),
         "model": search.source.identity,
+        "dtype": search.spec.model.base_dtype,
         "adapter_params_per_rank": search.source.geometry.params_per_rank(
             search.spec.probe.placement
         ),

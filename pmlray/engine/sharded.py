@@ -71,7 +71,7 @@ def load_base(search: PreparedSearch) -> Any:
     spec = search.spec
     where, pinned = _where(search)
     base = AutoModelForCausalLM.from_pretrained(
-        where, dtype=getattr(torch, spec.model.dtype), **PLAIN_WEIGHTS, **pinned
+        where, dtype=getattr(torch, spec.model.base_dtype), **PLAIN_WEIGHTS, **pinned
     )
     check_layer(spec.probe, base.config.num_hidden_layers)
     base.requires_grad_(False)

@@ -58,7 +58,7 @@ def trace_tokens(
         spec.model.id,
         search.source,
         spec.model.revision,
-        spec.model.dtype,
+        spec.model.base_dtype,
         spec.probe,
         pick_device(),
     )

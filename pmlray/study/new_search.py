@@ -130,7 +130,7 @@ def _grid(wanted: NewSearch, large: bool) -> Grid:
 
 
 def _grid_seconds(search: PreparedSearch, gpu: bool) -> float:
-    cost = first_cost(search, gpu)
+    cost = first_cost(search.settled(gpu), gpu)
     spec = search.spec
     return len(spec.replicates()) * sum(cost.predict(point) for point in spec.space.points())
 

@@ -144,7 +144,7 @@ def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
     return prior_cost(
         (geometry.n_layers - 1 - spec.probe.layer) * geometry.layer_weights,
         geometry.vocab * geometry.hidden,
-        flops=GPU_FLOPS if gpu else CPU_CORE_FLOPS[spec.model.dtype],
+        flops=GPU_FLOPS if gpu else CPU_CORE_FLOPS[spec.model.base_dtype],
         **cost_terms(spec),
     )
 

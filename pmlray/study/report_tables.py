@@ -224,7 +224,7 @@ def checklist(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple[str
 
 def _base_dtype(result: SearchResult) -> str:
     """The weights' dtype, and the runs whose CPU does not multiply it."""
-    dtype, runs = result.spec.model.dtype, result.observations
+    dtype, runs = result.spec.model.base_dtype, result.observations
     others = sum(o.provenance.get("base_computed_in", dtype) != dtype for o in runs)
     where = f", computed in float32 in {others} of {len(runs)} runs" if others else ""
     return f"{dtype}{where} (adapters and optimiser state: float32)"

@@ -87,6 +87,7 @@ class SearchResult:
         law = self.law
         return {
             "search_id": self.spec.search_id,
+            "dtype": self.spec.model.base_dtype,
             "n_observations": len(self.law_observations),
             "n_failed": sum(not f.handed_on for f in self.failures),
             "n_handed_on": sum(f.handed_on for f in self.failures),

@@ -16,7 +16,7 @@ def run_name(run: Observation | PlannedRun) -> str:
 
 def run_tags(run: Observation | PlannedRun) -> dict[str, str]:
     """What runs are found, filtered and grouped by."""
-    return {
+    tags = {
         "pmlray.kind": "observation",
         "pmlray.run_key": run.run_key,
         "pmlray.method": run.method,
@@ -26,3 +26,6 @@ def run_tags(run: Observation | PlannedRun) -> dict[str, str]:
         "pmlray.sequence_id": str(run.sequence_id),
         "pmlray.seed": str(run.seed),
     }
+    if isinstance(run, Observation):
+        tags["pmlray.dtype"] = str(run.provenance.get("dtype", ""))
+    return tags

@@ -131,7 +131,7 @@ def make_card(
             "id": spec.model.id,
             "revision": spec.model.revision,
             "identity": identity,
-            "dtype": spec.model.dtype,
+            "dtype": spec.model.base_dtype,
         },
         "prompt_format": spec.task.prompt_format,
         "adapter": {

@@ -1,0 +1,58 @@
+"""The base model as a search names it, and the dtype that it is computed in."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from pmlray.config.part import Part
+from pmlray.errors import SpecError
+
+Dtype = Literal["float32", "bfloat16"]
+DtypeChoice = Literal["auto", "float32", "bfloat16"]
+# The default of the searches that were begun before there was `auto`.
+FORMER_DTYPE = "bfloat16"
+
+
+class Model(Part):
+    """The frozen base: `smollm2-135m`, `tiny-random-llama`, a hub id, or a local folder.
+
+    `dtype` `auto` is bfloat16 where the device that trains multiplies it, else float32; `resolved`
+    is what that was where the search began, which its store keeps.
+    """
+
+    id: str = Field(min_length=1)
+    revision: str | None = None
+    dtype: DtypeChoice = "auto"
+    resolved: SkipJsonSchema[Dtype | None] = None
+
+    @model_validator(mode="after")
+    def _resolves_auto(self) -> Model:
+        if self.resolved is not None and self.dtype != "auto":
+            raise ValueError("model.resolved goes with dtype: auto alone; leave it out")
+        return self
+
+    @property
+    def base_dtype(self) -> Dtype:
+        """Of the base's weights; SpecError where `auto` was not resolved yet."""
+        found = self.resolved if self.dtype == "auto" else self.dtype
+        if found is None:
+            raise SpecError(
+                "model.dtype is auto, and nobody has looked at the device yet; name bfloat16 or"
+                " float32"
+            )
+        return found
+
+    def pinned(self) -> Model:
+        """The same with its dtype named: what determines results."""
+        return Model(id=self.id, revision=self.revision, dtype=self.base_dtype)
+
+
+def without_former_dtype(chosen: dict[str, Any]) -> dict[str, Any]:
+    """What a spec says beside its defaults, of now and of before; and not what `auto` became."""
+    model = {name: value for name, value in chosen["model"].items() if name != "resolved"}
+    if model.get("dtype") == FORMER_DTYPE:
+        del model["dtype"]
+    return {**chosen, "model": model}
