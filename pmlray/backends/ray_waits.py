@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,7 +37,8 @@ def await_actors(runner: RayTrainRunner) -> None:
         ) from error
     # A cluster that is too busy to tell is not worth an error.
     with suppress(RayError):
-        if (niceness := runner.niceness()) > 0:
+        # Whoever runs all of it under `nice` wants that.
+        if (niceness := runner.niceness()) > max(0, os.nice(0)):
             log.warning("%s; %s", describe_niceness(niceness), REMEDY)
 
 

@@ -59,6 +59,30 @@ with ray_session(sys.argv[1]):
 """
 
 
+KILL = """
+import os, signal, sys, time
+from pathlib import Path
+import ray
+from pmlray.backends import ray_held
+from pmlray.backends.ray_session import ray_session
+from pmlray.backends.ray_train import RayTrainRunner
+from pmlray.config import ClusterProfile
+from pmlray.config.prepared import prepare_search
+search = prepare_search(Path("searches/smoke.yaml"), ())
+with ray_session("local"):
+    runner = RayTrainRunner(search, Path(sys.argv[1]), ClusterProfile(cpus_per_pack=2), 1)
+    runner.prepare(1)
+    while not any(not group.waits for group in ray_held.placement_groups()):
+        time.sleep(0.1)
+    (pid,) = (a.pid for a in ray_held._actors().values() if a.class_name == sys.argv[2])
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(2)
+    runner.close()
+    free = ray.available_resources().get("CPU", 0.0) / ray.cluster_resources()["CPU"]
+    sys.stdout.write(f"free {free} groups {len(ray_held.placement_groups())}")
+"""
+
+
 @dataclass(frozen=True)
 class Head:
     """A `ray start --head` of somebody else, whose folder is the usual one in `environment`."""
@@ -154,6 +178,18 @@ def test_where_nothing_is_free_the_command_ends_and_says_what_holds_it(tmp_path:
     assert said.startswith("error: no worker could start within"), done.stderr[-3000:]
     for told in ("wants 2 CPU", "has 2 CPU, of which 0 CPU free", "actor Holder", "is kept"):
         assert told in said, said
+
+
+@pytest.mark.parametrize("killed", ["TrainController", "WarmWorkers"])
+def test_what_a_killed_actor_had_reserved_is_free_for_the_next(killed: str, tmp_path: Path) -> None:
+    """Ray keeps it for as long as the session lasts."""
+    told = subprocess.run(
+        [sys.executable, "-c", KILL, str(tmp_path), killed], cwd=ROOT, capture_output=True,
+        text=True, timeout=240, env={**os.environ, "RAY_ADDRESS": ""},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-3000:]
+    # Ray itself writes of the death on the same line.
+    assert told.stdout.endswith("free 1.0 groups 0"), told.stdout[-3000:]
 
 
 @pytest.mark.parametrize("given", [{}, {"RAY_worker_niceness": "0"}], ids=["as it is", "as told"])
