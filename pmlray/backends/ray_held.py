@@ -23,6 +23,8 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 LOOK_SECONDS = 0.1
 COMMAND_LETTERS = 80
+# The actor that leads a job of Ray Train, and reserves its devices.
+CONTROLLER = "TrainController"
 # The node types of a cluster that nobody makes grow are called so by Ray, one for each node.
 FIXED_NODE = "node_"
 
@@ -101,8 +103,8 @@ def can_grow() -> bool:
 
 def describe_holders(wanted: Mapping[str, float], workers: int) -> str:
     """What the nodes have of the wanted resources of one worker, what of it is free, and what holds
-    the rest."""
-    kinds = set(wanted)
+    the rest; or that this job has them, and what is to run there has not started."""
+    kinds, groups, job = set(wanted), placement_groups(), ray.get_runtime_context().get_job_id()
     free = state.available_resources_per_node()
     total = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     several = f"{workers} workers with " if workers > 1 else ""
@@ -112,23 +114,31 @@ def describe_holders(wanted: Mapping[str, float], workers: int) -> str:
         f" {_amounts(_only(kinds, free.get(node_id, {}), 0))} free"
         for node_id, node in total.items()
     ]
-    held = _holders(kinds)
+    actors = _actors()
+    lead = {actor_id for actor_id, actor in actors.items() if actor.class_name == CONTROLLER}
+    if any(g.job_id == job and not g.waits and g.creator_id in lead for g in groups):
+        return (
+            f"Its {several}{_amounts(wanted)}{each} are reserved, and its processes are still"
+            " starting: the machine is busy, or reads the packages from a slow disk."
+        )
+    held = _holders(kinds, groups, actors)
     nobody = "Held by no actor and no placement group: by tasks, or there is too little of it."
     by = f"Held by: {'; '.join(held)}." if held else nobody
     return f"It wants {several}{_amounts(wanted)}{each}. {'; '.join(nodes)}. {by}"
 
 
-def _holders(kinds: set[str]) -> list[str]:
+def _actors() -> dict[str, ActorTableData]:
+    """All actors that are alive, by their ids in hex."""
+    rows = state._connect_and_get_accessor().get_actor_table(None, "ALIVE")
+    return {actor.actor_id.hex(): actor for actor in map(ActorTableData.FromString, rows)}
+
+
+def _holders(
+    kinds: set[str], groups: list[Group], actors: Mapping[str, ActorTableData]
+) -> list[str]:
     jobs = {job["JobID"]: job for job in state.job_table()}
-    actors = {
-        actor.actor_id.hex(): actor
-        for actor in map(
-            ActorTableData.FromString,
-            state._connect_and_get_accessor().get_actor_table(None, "ALIVE"),
-        )
-    }
     found = []
-    for group in placement_groups():
+    for group in groups:
         amounts = [_only(kinds, resources) for _, resources in group.bundles]
         if group.waits or not any(amounts):
             continue
@@ -175,7 +185,7 @@ def _amounts(resources: Mapping[str, float]) -> str:
 def _is_dead_controller(actor_id: str) -> bool:
     # A driver's own groups name no actor.
     known = {} if ray.ActorID.nil().hex() == actor_id else state.actor_table(actor_id)
-    return known.get("State") == "DEAD" and known["ActorClassName"] == "TrainController"
+    return known.get("State") == "DEAD" and known["ActorClassName"] == CONTROLLER
 
 
 def _remove(group_id: str) -> None:

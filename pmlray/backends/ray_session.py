@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from pmlray.errors import RunError
+
 # A Unix socket's path has 107 bytes at most, and below Ray's folder of temporary files the longest
 # is pml-12345678/ray/session_2026-11-28_18-59-24_123456_1234567/sockets/plasma_store.1.
 SOCKET_BYTES, OWN_BYTES = 107, 86
@@ -21,7 +23,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     """Connect to the cluster at `address` (or RAY_ADDRESS), else start Ray on this machine.
 
     SIGTERM and SIGINT end the search as an interrupt. Leaving shuts down what was started here.
-    Inside another session it is that one.
+    Inside another session it is that one. RunError when no Ray answers, or starts.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Tune would swallow Ctrl-C and end as if all had gone well.
@@ -44,13 +46,14 @@ def ray_session(address: str | None) -> Iterator[None]:
         folder = session.enter_context(_alone()) if alone else None
         # Last in, first out: Ray is gone before what its processes were told is.
         session.callback(ray.shutdown)
-        context: Any = ray.init(
-            address=address,
-            # Of a Ray that ends with the search nobody is told the dashboard's port.
-            include_dashboard=False if alone else None,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+        with _explained(address):
+            context: Any = ray.init(
+                address=address,
+                # Of a Ray that ends with the search nobody is told the dashboard's port.
+                include_dashboard=False if alone else None,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
         if folder is not None:
             from ray._private.utils import write_ray_address
 
@@ -59,6 +62,26 @@ def ray_session(address: str | None) -> Iterator[None]:
         signal.signal(signal.SIGTERM, _interrupt)
         signal.signal(signal.SIGINT, _interrupt)
         yield
+
+
+@contextmanager
+def _explained(address: str) -> Iterator[None]:
+    """What keeps Ray from starting, or from answering, as a RunError that says what to do."""
+    try:
+        yield
+    except ConnectionError as error:
+        raise RunError(
+            f"no Ray cluster answers at {address} ({error}); give the address of one that runs"
+            " (--address, RAY_ADDRESS), or `--address local` to start Ray here"
+        ) from error
+    except Exception as error:
+        # Ray has no class of its own for a node that did not come up in time.
+        if type(error) is not Exception:
+            raise
+        raise RunError(
+            f"Ray did not start on this machine: {error} Most often the machine is too busy, or its"
+            " memory or /dev/shm is full: make room, and give the same command again"
+        ) from error
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

@@ -43,6 +43,46 @@ main()
 """
 
 
+NICENESS = """
+import sys, ray
+from pmlray.backends.ray_session import ray_session
+from pmlray.backends.ray_workers import WorkerPlan
+from pmlray.backends.warm_workers import WarmWorkers
+plan = WorkerPlan(None, "", 0, 1, 1, 60.0)
+with ray_session(sys.argv[1]):
+    actor, environment = ray.remote(WarmWorkers), {"env_vars": plan.environment}
+    workers = [
+        actor.options(num_cpus=0).remote(plan),
+        actor.options(num_cpus=0, runtime_env=environment).remote(plan),
+    ]
+    sys.stdout.write(" ".join(str(ray.get(w.niceness.remote())) for w in workers))
+"""
+
+
+KILL = """
+import os, signal, sys, time
+from pathlib import Path
+import ray
+from pmlray.backends import ray_held
+from pmlray.backends.ray_session import ray_session
+from pmlray.backends.ray_train import RayTrainRunner
+from pmlray.config import ClusterProfile
+from pmlray.config.prepared import prepare_search
+search = prepare_search(Path("searches/smoke.yaml"), ())
+with ray_session("local"):
+    runner = RayTrainRunner(search, Path(sys.argv[1]), ClusterProfile(cpus_per_pack=2), 1)
+    runner.prepare(1)
+    while not any(not group.waits for group in ray_held.placement_groups()):
+        time.sleep(0.1)
+    (pid,) = (a.pid for a in ray_held._actors().values() if a.class_name == sys.argv[2])
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(2)
+    runner.close()
+    free = ray.available_resources().get("CPU", 0.0) / ray.cluster_resources()["CPU"]
+    sys.stdout.write(f"free {free} groups {len(ray_held.placement_groups())}")
+"""
+
+
 @dataclass(frozen=True)
 class Head:
     """A `ray start --head` of somebody else, whose folder is the usual one in `environment`."""
@@ -53,14 +93,15 @@ class Head:
 
 
 @contextmanager
-def foreign_head() -> Iterator[Head]:
+def foreign_head(**more: str) -> Iterator[Head]:
     """On ports and in a folder of its own, which holds the file that names it afterwards too."""
     # Unix sockets have short paths.
     with tempfile.TemporaryDirectory(prefix="f-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         port = free_port()
         environment = {**os.environ, "RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled"}
-        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_worker_niceness"):
             environment.pop(name, None)
+        environment.update(more)
         process = subprocess.Popen(
             [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block",
              f"--port={port}", "--num-cpus=2", "--include-dashboard=false",
@@ -137,3 +178,29 @@ def test_where_nothing_is_free_the_command_ends_and_says_what_holds_it(tmp_path:
     assert said.startswith("error: no worker could start within"), done.stderr[-3000:]
     for told in ("wants 2 CPU", "has 2 CPU, of which 0 CPU free", "actor Holder", "is kept"):
         assert told in said, said
+
+
+@pytest.mark.parametrize("killed", ["TrainController", "WarmWorkers"])
+def test_what_a_killed_actor_had_reserved_is_free_for_the_next(killed: str, tmp_path: Path) -> None:
+    """Ray keeps it for as long as the session lasts."""
+    told = subprocess.run(
+        [sys.executable, "-c", KILL, str(tmp_path), killed], cwd=ROOT, capture_output=True,
+        text=True, timeout=240, env={**os.environ, "RAY_ADDRESS": ""},
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-3000:]
+    # Ray itself writes of the death on the same line.
+    assert told.stdout.endswith("free 1.0 groups 0"), told.stdout[-3000:]
+
+
+@pytest.mark.parametrize("given", [{}, {"RAY_worker_niceness": "0"}], ids=["as it is", "as told"])
+def test_workers_that_train_do_not_give_way_on_any_cluster(given: dict[str, str]) -> None:
+    own = os.nice(0)
+    with foreign_head(**given) as head:
+        told = subprocess.run(
+            [sys.executable, "-c", NICENESS, head.address], cwd=ROOT, capture_output=True,
+            text=True, timeout=120, env={**head.environment},
+        )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-3000:]
+    others, training = map(int, told.stdout.split())
+    assert training <= own
+    assert others <= own if given else others > own

@@ -69,6 +69,17 @@ def test_ray_job_submit_as_the_guide_writes_it_out(token_cluster: Cluster, tmp_p
     assert code == 0 and json.loads(out)["submission_id"] == "X-1", err[-2000:]
 
 
+def test_the_doctor_finds_workers_that_give_way_to_others(token_cluster: Cluster) -> None:
+    """This cluster was started as Ray starts by itself."""
+    where = ("--address", token_cluster.dashboard)
+    _, out, err = pmlray("doctor", *where, "--json", **token_cluster.environment)
+    found = {check["name"]: check for check in json.loads(out)["checks"]}
+    assert found["ray cluster"]["state"] == "ok", err[-2000:]
+    assert found["ray workers"]["state"] == "warn"
+    assert "niceness 15" in found["ray workers"]["detail"]
+    assert "RAY_worker_niceness=0" in found["ray workers"]["remedy"]
+
+
 def test_without_the_token_nothing_runs(token_cluster: Cluster, tmp_path: Path) -> None:
     wrong = tmp_path / "token"
     wrong.write_text("b" * 64)

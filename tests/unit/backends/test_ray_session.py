@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import ray
 from ray._private.services import find_bootstrap_address
 
 from pmlray.backends.ray_session import ray_session
+from pmlray.errors import RunError
 
 
 @pytest.fixture
@@ -80,3 +82,20 @@ def test_where_the_usual_folder_has_a_long_name_its_sockets_go_elsewhere(
         assert len(f"{folder}/ray/{session}/sockets/plasma_store.1") <= 107
     Path(folder, "ray", "ray_current_cluster").unlink()
     assert calls[0] == ("init", "local") and os.environ["RAY_TMPDIR"] == str(long)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ConnectionError("timed out"), "no Ray cluster answers at local (timed out)"),
+     (Exception("The current node timed out during startup."), "did not start on this machine")],
+)  # fmt: skip
+def test_a_ray_that_does_not_come_up_is_an_error_that_says_what_to_do(
+    error: Exception, said: str, calls: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(RunError, match=re.escape(said)), ray_session("local"):
+        pass
+    assert calls == [("shutdown", None)]
