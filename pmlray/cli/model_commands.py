@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from pmlray.cli.output import JSON_OPTION, emit
@@ -19,14 +21,21 @@ def pull(
     """Download a base model once, verify it and keep it."""
     if model_id not in PULLABLE:
         raise ModelError(f"cannot pull {model_id!r}; pmlray pulls {', '.join(PULLABLE)}")
+    folder = pulled_folder(model_id)
+    # To say that it is there needs no torch.
+    if not (folder / PULLED_MARK).is_file():
+        folder = _pulled(model_id)
+    emit({"model": model_id, "folder": str(folder)}, f"{model_id}: {folder}", as_json)
+
+
+def _pulled(model_id: str) -> Path:
     try:
         from pmlray.engine.pull import pull_model
     except ImportError as error:
         raise ModelError(
             f"pulling a model needs the train extra ({error}); run: pip install 'pmlray[train]'"
         ) from error
-    folder = pull_model(model_id)
-    emit({"model": model_id, "folder": str(folder)}, f"{model_id}: {folder}", as_json)
+    return pull_model(model_id)
 
 
 @models.command("list")
