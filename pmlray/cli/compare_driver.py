@@ -13,8 +13,9 @@ from typing import Any
 from pmlray.atomic_files import write_over
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.ray_session import ray_session
-from pmlray.cli.driver import machine_facts, ready_to_train, spooled_tracker
+from pmlray.cli.driver import ready_to_train, spooled_tracker
 from pmlray.cli.follower import Follower
+from pmlray.cli.machine import machine_facts
 from pmlray.config import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.kept import read_kept

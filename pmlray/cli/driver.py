@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import platform
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pmlray import __version__
 from pmlray.atomic_files import write_over
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.mirror_journal import MirrorJournal
@@ -25,6 +21,7 @@ from pmlray.backends.optuna_study import OptunaPoints
 from pmlray.backends.ray_session import ray_session
 from pmlray.backends.spooled_tracker import Mirror, SpooledTracker, local_tracking_uri
 from pmlray.cli.follower import Follower
+from pmlray.cli.machine import TRAIN_PACKAGES, machine_facts
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.kept import kept_facts, read_kept
@@ -41,7 +38,6 @@ from pmlray.study.tables import TableRunner, read_table
 
 log = logging.getLogger(__name__)
 
-TRAIN_PACKAGES = ("torch", "transformers", "deepspeed", "pandas")
 SPEC_FILE = "search.json"
 SUMMARY_FILE = "summary.json"
 
@@ -288,16 +284,3 @@ def _claim(folder: Path, spec: SearchSpec) -> None:
             )
         return
     write_over(path, spec.model_dump_json(indent=2).encode())
-
-
-def machine_facts() -> dict[str, Any]:
-    """What a result was measured on: the machine, and the versions of what counts."""
-    versions = {"pmlray": __version__}
-    for name in ("ray", "optuna", "mlflow-skinny", *TRAIN_PACKAGES, "peft"):
-        # A replay needs no train extra.
-        with contextlib.suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return {
-        "machine": f"{platform.platform()}, {os.cpu_count()} cores",
-        "versions": versions,
-    }

@@ -92,7 +92,7 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str) -> tuple[str, ...]:
             f" {best.n_right} of {best.n} {PLURALS[unit]} and {100 * best.token_recall:.0f} % of"
             " the tokens. Larger ranks, more steps or shorter texts recall more.",
         )
-    # Of the longest, the smallest adapter; one text alone says little where another was tried twice.
+    # Of the longest, the smallest adapter; where others were tried twice, one text says little.
     sure = [t for t in whole if t.n > 1] or whole
     longest = max(t.point.seq_len for t in sure)
     best = min(

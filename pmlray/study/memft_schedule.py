@@ -6,6 +6,7 @@ far above it no weighting helps; the runs go where the law puts SFT's final loss
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,8 @@ from pmlray.config.search_spec import SearchSpec
 from pmlray.design import CostModel
 from pmlray.law import Law
 from pmlray.types import DesignPoint, Method, PlannedRun
+
+log = logging.getLogger(__name__)
 
 WHY = "MemFT beside plain fine-tuning, where the law puts its loss near ln 2"
 LN2 = math.log(2.0)
@@ -77,6 +80,13 @@ def memft_runs(
             cost.predict(run.point) for run in runs if run.method != "sft" or run in missing
         )
         if spent > spec.budget.memft_seconds:
+            if not groups:
+                log.warning(
+                    "budget.memft_gpu_seconds %.0f pays for no more runs of MemFT beside plain"
+                    " fine-tuning: those of the next text take it to about %.0f here",
+                    spec.budget.memft_seconds,
+                    spent,
+                )
             break
         if missing:
             groups.append(missing)

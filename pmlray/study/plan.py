@@ -22,6 +22,7 @@ from pmlray.design import (
 )
 from pmlray.design.cost import CPU_CORE_FLOPS, GPU_FLOPS
 from pmlray.errors import DesignError
+from pmlray.study.allowance import budget_advice
 from pmlray.types import DesignPoint, PlannedRun
 
 CHAT_PROMPT_TOKENS = 40
@@ -45,6 +46,7 @@ class SearchPlan:
 
     `cells` are the design points of the grid with the cost of one run, each of which may be
     measured on `replicates` (sequence, seed) pairs; `first_pack` are the runs it begins with.
+    `advice`: what to do about a budget that is too small, None where it is not.
     """
 
     search_id: str
@@ -53,6 +55,7 @@ class SearchPlan:
     replicates: int
     budget: float
     first_pack: tuple[tuple[PlannedRun, float], ...]
+    advice: str | None = None
 
     @property
     def device(self) -> str:
@@ -73,6 +76,7 @@ class SearchPlan:
             "replicates": self.replicates,
             "full_grid_gpu_seconds": self.full_grid,
             "budget_gpu_seconds": self.budget,
+            "advice": self.advice,
             "first_pack": [
                 {"run_key": run.run_key}
                 | asdict(run.point)
@@ -87,6 +91,7 @@ class SearchPlan:
             f"{self.search_id}: {len(self.cells)} design points x {self.replicates} replicates",
             f"all of them would cost about {self.full_grid:.0f} {self.device}-seconds;"
             f" the budget is {self.budget:.0f} (rates are guesses until measured)",
+            *([self.advice] if self.advice else []),
             "first pack:",
         ]
         for run, seconds in self.first_pack:
@@ -113,6 +118,7 @@ def plan_search(search: PreparedSearch, gpu: bool) -> SearchPlan:
         len(search.spec.replicates()),
         search.spec.budget.law_seconds,
         tuple((run, cost.predict(run.point)) for run in first_pack(search, cost)),
+        budget_advice(search.spec, cost),
     )
 
 

@@ -16,7 +16,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from pmlray.backends.file_store import FileStore
-from pmlray.cli.driver import machine_facts
+from pmlray.cli.machine import machine_facts
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.checkpoint_files import step_of
 from pmlray.engine.measure import measure_pack

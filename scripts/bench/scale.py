@@ -36,7 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pmlray.backends import file_store, mlflow_tracker
 from pmlray.backends.file_store import FileStore
-from pmlray.cli.driver import machine_facts, spooled_tracker, study_of
+from pmlray.cli.driver import spooled_tracker, study_of
+from pmlray.cli.machine import machine_facts
 from pmlray.config.prepared import PreparedSearch, prepare_search
 from pmlray.design import charged_steps
 from pmlray.study.law_search import LawSearch

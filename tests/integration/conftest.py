@@ -9,6 +9,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +27,12 @@ SMALL = ["--set", "design={n_initial: 2, pack_size: 2}", "--set", "space.lora_ra
 
 @dataclass(frozen=True)
 class Finished:
-    """A search that ran to its end: its JSON and its store."""
+    """A search that ran to its end: its JSON, its store, and each line that it said on stderr with
+    the seconds since it was started."""
 
     found: dict[str, Any]
     store: Path
+    said: tuple[tuple[float, str], ...]
 
 
 def pmlray(*arguments: str, timeout: float = 280, **environment: str) -> tuple[int, str, str]:
@@ -59,11 +63,29 @@ def end_group(process: subprocess.Popen[str]) -> None:
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The smoke search, run once for all tests that look at its results."""
-    store = tmp_path_factory.mktemp("smoke") / "store"
-    code, out, err = pmlray("search", str(SMOKE), "--store", str(store), "--json")
+    folder = tmp_path_factory.mktemp("smoke")
+    store, result, said = folder / "store", folder / "result.json", list[tuple[float, str]]()
+    command = [sys.executable, "-m", "pmlray", "search", str(SMOKE), "--store", str(store)]
+    began = time.monotonic()
+    with result.open("w") as out:
+        process = subprocess.Popen(
+            [*command, "--json"],
+            stdout=out, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+        )  # fmt: skip
+        # Ends the search where it hangs, and with it the lines.
+        limit = threading.Timer(280, end_group, [process])
+        limit.start()
+        try:
+            assert process.stderr is not None
+            said += [(time.monotonic() - began, line.rstrip()) for line in process.stderr]
+            code = process.wait(timeout=30)
+        finally:
+            limit.cancel()
+            end_group(process)
+    err = "\n".join(line for _, line in said)
     assert code == 0, err[-3000:]
     assert "Failed to fetch metrics" not in err, err[-3000:]
-    return Finished(json.loads(out), store)
+    return Finished(json.loads(result.read_text()), store, tuple(said))
 
 
 def free_port() -> int:

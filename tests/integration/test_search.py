@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -45,6 +46,21 @@ def test_result_says_everything_a_machine_needs(smoke: Finished) -> None:
     assert Path(found["report"]).is_file()
     # Tune's loggers would load torch into the driver.
     assert not list((smoke.store / "ray").rglob("events.out.tfevents*"))
+
+
+def test_a_log_hears_of_a_search_all_the_time(smoke: Finished) -> None:
+    """Start-up and the report included; the first lines come once Python has loaded."""
+    text = "\n".join(line for _, line in smoke.said)
+    for words in ("starting Ray", "calibration-000-", ": training", "writing the report"):
+        assert words in text, text
+    times = [at for at, line in smoke.said if line.startswith(("law:", "memft:"))]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    assert max(gaps) < 20, text
+    # What packs have told is gone with them.
+    assert not list((smoke.store / "live").iterdir())
+    # Its end is something that a person can act on, before any number of a law.
+    assert "word for word" in smoke.found["answer"][0]
+    assert "pmlray size --records" in smoke.found["answer"][-1]
 
 
 def test_every_observation_holds_together(smoke: Finished) -> None:

@@ -1,0 +1,26 @@
+"""What a result was measured on, and what training needs to be installed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pmlray import __version__
+
+TRAIN_PACKAGES = ("torch", "transformers", "deepspeed", "pandas")
+
+
+def machine_facts() -> dict[str, Any]:
+    """What a result was measured on: the machine, and the versions of what counts."""
+    versions = {"pmlray": __version__}
+    for name in ("ray", "optuna", "mlflow-skinny", *TRAIN_PACKAGES, "peft"):
+        # A replay needs no train extra.
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {
+        "machine": f"{platform.platform()}, {os.cpu_count()} cores",
+        "versions": versions,
+    }
