@@ -76,7 +76,7 @@ def test_the_doctor_finds_workers_that_give_way_to_others(token_cluster: Cluster
     found = {check["name"]: check for check in json.loads(out)["checks"]}
     assert found["ray cluster"]["state"] == "ok", err[-2000:]
     assert found["ray workers"]["state"] == "warn"
-    assert "niceness 15" in found["ray workers"]["detail"]
+    assert "run at niceness" in found["ray workers"]["detail"]
     assert "RAY_worker_niceness=0" in found["ray workers"]["remedy"]
 
 
