@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from pmlray.cli.output import JSON_OPTION, emit
-from pmlray.config.models import PULLABLE, PULLED_MARK, pulled_folder
+from pmlray.config.models import DESCRIPTIONS, PULLABLE, PULLED_MARK, pulled_folder
 from pmlray.errors import ModelError
 
 models = typer.Typer(help="Base models in pmlray's cache.", no_args_is_help=True)
@@ -45,5 +45,7 @@ def list_models(as_json: bool = JSON_OPTION) -> None:
         name: str(pulled_folder(name)) if (pulled_folder(name) / PULLED_MARK).is_file() else None
         for name in PULLABLE
     }
-    lines = [f"{name}: {folder or 'not pulled'}" for name, folder in found.items()]
+    lines = [
+        f"{name} ({DESCRIPTIONS[name]}): {folder or 'not pulled'}" for name, folder in found.items()
+    ]
     emit({"models": found}, "\n".join(lines), as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pmlray.config.models import HUB_IDS
 from pmlray.config.search_spec import SearchSpec
 
 TAGS = ("lora", "memorization", "pmlray")
@@ -17,7 +18,7 @@ def card_head(spec: SearchSpec) -> str:
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
-        base_model=spec.model.id,
+        base_model=HUB_IDS.get(spec.model.id, spec.model.id),
         library_name="peft" if spec.probe.placement == "down_proj" else "pmlray",
         pipeline_tag="text-generation",
         tags=[*TAGS, spec.task.kind],
@@ -32,14 +33,24 @@ def loading(spec: SearchSpec) -> str:
     if spec.probe.placement == "mlp":
         return (
             "It adds `x A B` to the output of a block's MLP, in a layout of its own; `pmlray recall"
-            " FOLDER RECORDS` runs it.\n"
+            " --adapter FOLDER --records FILE` runs it.\n"
         )
+    base = HUB_IDS.get(spec.model.id, spec.model.id)
     revision = f', revision="{spec.model.revision}"' if spec.model.revision else ""
     return f"""```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained("{spec.model.id}"{revision})
+base = AutoModelForCausalLM.from_pretrained("{base}"{revision})
 model = PeftModel.from_pretrained(base, "FOLDER")  # where this file lies, or its repository
 ```
+{_rounded(spec)}"""
+
+
+def _rounded(spec: SearchSpec) -> str:
+    if spec.model.id not in HUB_IDS:
+        return ""
+    return f"""
+It was trained on `{spec.model.id}`: the weights of {HUB_IDS[spec.model.id]} de-quantised from
+Q4_1. On the hub's own weights results differ slightly.
 """

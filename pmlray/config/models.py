@@ -15,6 +15,12 @@ from pmlray.errors import ModelError
 SMOLLM2 = "smollm2-135m"
 TINY = "tiny-random-llama"
 PULLABLE = (SMOLLM2, TINY)
+# What a pulled name stands for: its id on the hub, whose weights these are but for the rounding.
+HUB_IDS = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct"}
+DESCRIPTIONS = {
+    SMOLLM2: f"{HUB_IDS[SMOLLM2]}, de-quantised from Q4_1",
+    TINY: "a Llama of 4 layers with random weights, for tests",
+}
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM")
 PULLED_MARK = "pmlray_pull.json"
 

@@ -47,7 +47,7 @@ def written(*arguments: str) -> dict[str, Any]:
 def test_every_task_and_model_gives_a_valid_search(here: Path, task: str, model: str) -> None:
     options = ["--records", "facts.jsonl"] if task == "records" else []
     found = written("mine.yaml", "--task", task, "--model", model, *options)
-    search = prepare_search(here / "mine.yaml")
+    search = prepare_search(here / "mine.yaml").settled(gpu="/" in model)
     spec = search.spec
     assert (spec.name, spec.task.kind, spec.model.id) == ("mine", task, model)
     assert spec.model.revision == KNOWN_REVISIONS.get(model)
