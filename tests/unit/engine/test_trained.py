@@ -12,7 +12,7 @@ from pmlray.engine.trained import TrainedMember
 
 def trained(*losses: float) -> TrainedMember:
     curve = tuple(enumerate(losses))
-    return TrainedMember(0, curve, losses, TokenScores((), ()), 1.0, 1.0, 1.0, (), len(losses))
+    return TrainedMember(0, curve, losses, TokenScores((), ()), 1.0, 1.0, 1.0, 1.0, (), len(losses))
 
 
 @pytest.mark.parametrize("last", [math.nan, math.inf])
