@@ -146,7 +146,7 @@ class Observation:
     nominal `point.seq_len`). `curve` holds (step, loss) after that many optimiser steps. `token_p`
     is p of each supervised token at the end, `wrong_tokens` the indices whose argmax is wrong.
     `gpu_seconds` are device-seconds inside the loop, shared out over the pack by tokens; on a CPU
-    they are core-seconds. `charged_steps` are the optimiser steps that they paid for: fewer than
+    they are its CPU seconds. `charged_steps` are the optimiser steps that they paid for: fewer than
     were taken where runs of several budgets share a trunk. `generated_match` is None when no real
     decoding was run. `control_delta_loss` is the adapter's loss reduction on fresh text of the same
     distribution, nats per token: what it learnt about the kind of text, not about the text, and

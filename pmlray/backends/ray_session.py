@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Iterator
@@ -107,6 +108,8 @@ def _alone() -> Iterator[Path]:
     os.environ["RAY_TMPDIR"] = folder
     try:
         yield Path(folder)
+        # What it holds is of use where something went wrong, and that is not here.
+        shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.environ.pop("RAY_TMPDIR", None)
         os.environ.update({name: value for name, value in before.items() if value is not None})

@@ -154,7 +154,7 @@ class Design(Part):
 
 
 class Budget(Part):
-    """Device-seconds that may be spent in training loops (on a CPU: core-seconds)."""
+    """Device-seconds that may be spent in training loops (on a CPU: CPU seconds of the process)."""
 
     gpu_hours: Annotated[float, Field(gt=0)] | None = None
     gpu_seconds: Annotated[float, Field(gt=0)] | None = None

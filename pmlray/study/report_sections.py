@@ -109,7 +109,7 @@ def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Sec
             "cost",
             "What it cost",
             "gpu_seconds are device-seconds inside training loops, shared out over a pack by"
-            " tokens; on a CPU they are core-seconds.",
+            " tokens; on a CPU they are the CPU seconds of the training process.",
             cost_panels(result),
         ),
         _memft_section(result),

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pmlray.config.models import DESCRIPTIONS
+from pmlray.config.search_spec import Model
 from pmlray.law import CAPPED, LawSummary
 from pmlray.law.certificate import Certificate
 from pmlray.study.compare import MemftPair
@@ -191,7 +193,7 @@ def checklist(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple[str
     seen: Mapping[str, Any] = result.observations[-1].provenance if result.observations else {}
     unit = seen.get("gpu_seconds_unit")
     items: list[tuple[str, Any]] = [
-        ("Model", spec.model.id + (f" @ {spec.model.revision}" if spec.model.revision else "")),
+        ("Model", _base_name(spec.model)),
         ("Base weights", seen.get("model")),
         ("dtype of the base", _base_dtype(result)),
         ("Task", _settings(spec.task.model_dump(exclude_none=True))),
@@ -220,6 +222,13 @@ def checklist(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple[str
     items.append(("Unit of gpu_seconds", f"{unit} seconds inside training loops" if unit else None))
     known = {"versions": seen.get("versions"), "machine": seen.get("device_name")} | dict(facts)
     return (*_said(items), *fact_items(known))
+
+
+def _base_name(model: Model) -> str:
+    """Its id, and what it is where the id is pmlray's own name for it."""
+    pinned = f" @ {model.revision}" if model.revision else ""
+    known = DESCRIPTIONS.get(model.id)
+    return model.id + pinned + (f" ({known})" if known else "")
 
 
 def _base_dtype(result: SearchResult) -> str:
