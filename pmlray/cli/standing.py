@@ -57,10 +57,10 @@ class Standing:
 def standing_of(progress: Progress) -> Standing:
     """A running study's progress."""
     law = progress.law
-    # A comparison fits no law.
-    fits = law is not None or progress.phase == "law"
+    # A comparison fits no law, nor does what is named otherwise.
+    fits = law is not None or (progress.phase == "law" and not progress.what)
     return Standing(
-        phase=progress.phase if progress.n_all is None else "comparison",
+        phase=progress.what or (progress.phase if progress.n_all is None else "comparison"),
         n_done=progress.n_done,
         n_running=progress.n_pending,
         n_failed=progress.n_failed,

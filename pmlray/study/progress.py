@@ -17,6 +17,7 @@ class Progress:
     what the phase's runs without a result would take at the rate so far, inf before there is one.
     `n_all`: runs of a comparison, which are known from its start. `packs`: what those that are out
     tell of themselves. `stage`: what is done while none tells anything, for `stage_seconds` now.
+    `what`: the name of what is neither a search nor a comparison, and fits no law.
     """
 
     phase: Phase
@@ -32,6 +33,7 @@ class Progress:
     packs: tuple[LivePack, ...] = ()
     stage: str = ""
     stage_seconds: float = 0.0
+    what: str = ""
 
 
 def law_metrics(law: LawSummary) -> dict[str, float]:

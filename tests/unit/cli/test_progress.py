@@ -132,6 +132,9 @@ def test_how_far_a_pack_is_stands_below_where_the_study_is() -> None:
     assert standing_of(with_live(at, [loading])).live == ("pack-001-ab: loading the base",)
     waiting = standing_of(replace(at, stage="starting Ray", stage_seconds=8.0))
     assert waiting.live == ("starting Ray (8 s)",)
+    # Where no law is fitted none is missed.
+    training = standing_of(replace(at, n_all=4, what="training"))
+    assert (training.phase, training.law) == ("training", None)
 
 
 def followed_search(search: PreparedSearch, folder: Path, noise: float) -> list[Progress]:
