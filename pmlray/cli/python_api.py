@@ -100,7 +100,8 @@ class Search:
         """Run the search, or continue it, to its end: the result as `pmlray search --json` has it.
 
         replay: a table of measurements that answers in place of training (no Ray). announce: told
-        every change; by default progress is shown on stderr. RunError where packs keep failing.
+        every change, and every second while packs train, from a thread of its own; by default
+        progress is shown on stderr. RunError where packs keep failing.
         """
         from pmlray.cli.driver import SearchRun, run_search, tracking_uri_for
         from pmlray.cli.progress import live_progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -100,21 +101,23 @@ def too_much(found: Outlook, seconds_of_work: float, limit: float | None) -> tup
 class Pace:
     """gpu_seconds and wall seconds that a unit of a pack's work takes, by its latest looks.
 
-    What came before the first look tells nothing: a process's first steps compile and allocate.
-    clock: wall seconds, from any beginning.
+    The cheaper of the last two stretches between looks counts, and nothing before the first look:
+    a step that compiles, captures a graph or waits for a disk says nothing of the others. clock:
+    wall seconds, from any beginning.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._first: tuple[float, float, float] | None = None
-        self._found: tuple[float, float] | None = None
+        self._last: tuple[float, float, float] | None = None
+        self._stretches: deque[tuple[float, float]] = deque(maxlen=2)
 
     def look(self, found: Outlook) -> tuple[float, float] | None:
         """The pace, (gpu_seconds, wall seconds) a unit of work; None while nothing tells it."""
         now = (found.done_work, found.gpu_seconds, self._clock())
-        if self._first is None:
-            self._first = now
-        elif now[0] > self._first[0]:
-            work, paid, wall = (b - a for a, b in zip(self._first, now, strict=True))
-            self._found = paid / work, wall / work
-        return self._found
+        if self._last is None:
+            self._last = now
+        elif now[0] > self._last[0]:
+            work, paid, wall = (b - a for a, b in zip(self._last, now, strict=True))
+            self._stretches.append((paid / work, wall / work))
+            self._last = now
+        return min(self._stretches) if len(self._stretches) == 2 else None

@@ -49,10 +49,13 @@ def test_what_is_kept_ends_within_the_limit(
         assert spent + price * (kept + least) > (1 + TOLERANCE) * limit - 1e-6
 
 
-def test_the_pace_leaves_a_process_s_first_steps_out() -> None:
-    seconds = iter((100.0, 102.0, 106.0))
+def test_the_pace_is_that_of_ordinary_steps() -> None:
+    seconds = iter((100.0, 102.0, 103.0, 193.0, 195.0))
     pace = Pace(lambda: next(seconds))
-    # The first steps compiled for 90 gpu_seconds.
+    # A process's first steps compile: here for 90 gpu_seconds.
     assert pace.look(pack({0: 9.0}, spent=91.0, done=1.0)) is None
-    assert pace.look(pack({0: 7.0}, spent=95.0, done=3.0)) == (2.0, 1.0)
-    assert pace.look(pack({0: 5.0}, spent=97.0, done=5.0)) == (1.5, 1.5)
+    assert pace.look(pack({0: 7.0}, spent=95.0, done=3.0)) is None
+    assert pace.look(pack({0: 5.0}, spent=97.0, done=5.0)) == (1.0, 0.5)
+    # So does one later; the stretch before it speaks for those to come.
+    assert pace.look(pack({0: 4.0}, spent=187.0, done=6.0)) == (1.0, 0.5)
+    assert pace.look(pack({0: 2.0}, spent=191.0, done=8.0)) == (2.0, 1.0)
