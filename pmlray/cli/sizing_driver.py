@@ -267,8 +267,8 @@ def _measure(
     left = sum(cost.predict(run.point) for run in missing)
     with shown() as announce, Follower(store.folder, announce) as follower:
         follower.stage("starting Ray")
-        runs = Progress("law", 0, len(missing), 0, 0.0, left, None, left, missing, len(missing))
-        follower(replace(runs, what="training"))
+        begun = Progress("law", 0, len(missing), 0, 0.0, left, None, left, missing, len(missing))
+        follower(replace(begun, what="training"))
         connect()
         follower.stage("waiting for a worker")
         store.put_times(run_pack_on_ray(search, pack, store, plan.request.profile, driver).times)

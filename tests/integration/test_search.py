@@ -168,6 +168,30 @@ def test_a_killed_search_continues_without_losing_or_repeating(tmp_path: Path) -
     assert kinds.count("search") == 1 and kinds.count("observation") == len(after)
 
 
+def test_a_worker_that_dies_before_anything_is_planned_costs_time_alone(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    arguments = ["search", str(SMOKE), *SMALL, "--set", "memft=null", "--store", str(store)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pmlray", *arguments, "--json"], cwd=ROOT, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        end = time.monotonic() + 120
+        # The worker that takes the first steps holds the leases of the runs whose steps they are.
+        while not (held := [*(store / "leases").glob("[0-9a-f]*/[0-9]*")]):
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.05)
+        assert not (store / "calibration.json").exists()
+        os.kill(json.loads(held[0].read_bytes())["pid"], signal.SIGKILL)
+        out, err = process.communicate(timeout=150)
+    finally:
+        end_group(process)
+    assert process.returncode == 0, err[-3000:]
+    found = json.loads(out)
+    assert (found["n_observations"], found["n_failed"]) == (4, 0)
+    assert (store / "calibration.json").exists()
+
+
 def test_ctrl_c_leaves_with_130_and_no_ray_behind(tmp_path: Path) -> None:
     store = tmp_path / "store"
     process = subprocess.Popen(

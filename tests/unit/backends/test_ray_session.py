@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,7 +81,14 @@ def test_where_the_usual_folder_has_a_long_name_its_sockets_go_elsewhere(
         folder = os.environ["RAY_TMPDIR"]
         session = "session_2026-11-28_18-59-24_123456_1234567"
         assert len(f"{folder}/ray/{session}/sockets/plasma_store.1") <= 107
-    Path(folder, "ray", "ray_current_cluster").unlink()
+        assert Path(folder, "ray", "ray_current_cluster").is_file()
+    # Its files are of use where something went wrong alone.
+    assert not Path(folder).exists()
+    with pytest.raises(ZeroDivisionError), ray_session("local"):
+        folder = os.environ["RAY_TMPDIR"]
+        raise ZeroDivisionError
+    assert Path(folder).is_dir()
+    shutil.rmtree(folder)
     assert calls[0] == ("init", "local") and os.environ["RAY_TMPDIR"] == str(long)
 
 
