@@ -107,6 +107,7 @@ def _store(content: bytes, folder: Path) -> None:
         ("live", pack_id, lambda: live_packs(folder)),
         (".", "calibration", store.calibration),
     ):
+        (folder / part).mkdir(exist_ok=True)
         path = _file(folder / part, f"{name}.json", content)
         # Each reader is tried, whatever the one before it says.
         with suppress(PmlrayError):
