@@ -116,6 +116,10 @@ class FileStore:
         path = self._observations / f"{run_key}.json"
         return next(_read_all([path], Observation.from_json), None)
 
+    def has_observation(self, run_key: str) -> bool:
+        """Whether a run has been measured."""
+        return (self._observations / f"{run_key}.json").exists()
+
     def failures_of(self, run_key: str) -> tuple[FailedRun, ...]:
         """The failed attempts of one run, in the order in which they were written."""
         paths = (self._failures / f"{run_key}-{attempt}.json" for attempt in count())
@@ -123,7 +127,7 @@ class FileStore:
 
     def has_ended(self, run_key: str, round_: int) -> bool:
         """Whether a run has an observation, or failed in this round."""
-        if (self._observations / f"{run_key}.json").exists():
+        if self.has_observation(run_key):
             return True
         return any(failure.round == round_ for failure in self.failures_of(run_key))
 

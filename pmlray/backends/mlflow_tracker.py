@@ -158,7 +158,7 @@ class MlflowTracker:
                 self._system.finish()
             # What is still live was handed on, or has failed.
             for run_id in self._live.values():
-                self._client.set_terminated(run_id, "KILLED")
+                self._client.delete_run(run_id)
             self._live.clear()
             for path in artifacts:
                 self._client.log_artifact(self._parent, str(path))

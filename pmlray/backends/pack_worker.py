@@ -89,8 +89,8 @@ def _try(
     except StoreError:
         raise
     except PmlrayError as error:
-        # The same would come of another attempt.
-        _fail_missing(store, pack, attempts, str(error), infrastructure=False)
+        # The same would come of another attempt; steps that were to tell a price condemn no run.
+        _fail_missing(store, pack, attempts, str(error), infrastructure=pack.calibrates)
         return 0.0
 
 

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # Of the minute within which a search has to leave; its report and its tracker take the rest.
 LEAVE_SECONDS = 40.0
+# A node of a shared folder may take a file for missing for so long that another has written.
+SHARED_FOLDER_SECONDS = 65.0
 # Workers hear at once that there is no other pack; then Ray Train ends their processes.
 CLOSE_SECONDS, HURRIED_SECONDS = 30.0, 5.0
 # What an actor that is there takes to answer, at most.
@@ -118,7 +120,10 @@ class RayTrainRunner:
         store = FileStore(self._store)
         shutil.rmtree(store.checkpoints(pack.pack_id), ignore_errors=True)
         forget_live(self._store, pack.pack_id)
-        if (found := calibration_of(self._store)) is not None:
+        until = time.monotonic() + (SHARED_FOLDER_SECONDS if outcome.training_seconds else 0.0)
+        while (found := calibration_of(self._store)) is None and time.monotonic() < until:
+            time.sleep(1.0)
+        if found is not None:
             return found
         reasons = [f.reason for run in pack.runs for f in store.failures_of(run.run_key)]
         why = outcome.reason or next(reversed(reasons), "the worker was asked to leave")

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 # A worker's process is there seconds after its devices are free; where an autoscaler has to find a
 # machine first, and that machine to pull its image, after many minutes.
 START_SECONDS, GROWN_SECONDS = 300.0, 3600.0
+# What Ray's own tables may be answered with, whose form it does not promise.
+UNTOLD = (LookupError, ValueError, TypeError, AttributeError, RuntimeError, OSError)
 SAY_SECONDS, LOOK_SECONDS = 30.0, 2.0
 
 
@@ -57,7 +59,7 @@ def watching(runner: RayTrainRunner) -> Iterator[None]:
 
 
 def _watch(runner: RayTrainRunner, over: threading.Event) -> None:
-    said = 0.0
+    said = waited = 0.0
     while not over.wait(LOOK_SECONDS):
         try:
             waited = runner.waited()
@@ -75,6 +77,11 @@ def _watch(runner: RayTrainRunner, over: threading.Event) -> None:
         except RayError:
             # Of an actor that is gone its runs tell.
             continue
+        except UNTOLD as error:
+            log.debug("what holds the devices cannot be told: %r", error)
+            if waited >= GROWN_SECONDS:
+                runner.give_up(_no_worker(waited, "What holds the devices is not known.", False))
+                return
 
 
 def _no_worker(waited: float, shortage: str, grows: bool) -> str:

@@ -19,7 +19,7 @@ from pmlray.backends.node_load import NodeLoad, loads_of
 from pmlray.errors import StoreError, TrackerAway
 from pmlray.live_packs import LivePack
 from pmlray.study.run_names import run_name, run_tags
-from pmlray.types import Observation, PlannedRun
+from pmlray.types import NAME, Observation, PlannedRun
 
 log = logging.getLogger(__name__)
 
@@ -112,12 +112,17 @@ class Replay:
             case "law":
                 mirror.law(entry["metrics"], entry["gpu_seconds"], entry["time_ms"])
             case "live":
-                mirror.live(entry["runs"], entry["time_ms"])
+                # What is measured by now needs no curve that grows.
+                rows = [row for row in entry["runs"] if not self._is_measured(row["run_key"])]
+                mirror.live(rows, entry["time_ms"])
             case "progress":
                 mirror.progress(entry["metrics"], entry["gpu_seconds"], entry["time_ms"])
             case "finish":
                 files = (self._store.folder / name for name in entry["artifacts"])
                 mirror.finish([file for file in files if self._is_ours(file)], entry["status"])
+
+    def _is_measured(self, run_key: str) -> bool:
+        return NAME.fullmatch(run_key) is not None and self._store.has_observation(run_key)
 
     def _is_ours(self, file: Path) -> bool:
         """Whether a file lies in the store: a mirror is shown no other file of this machine."""

@@ -100,6 +100,8 @@ def run_comparison(
                 **machine_facts(),
             }
             files = write_comparison(comparison, run.store / "report", facts)
+            # Nothing is told of a study that is closed.
+            following.close()
             tracker.finish(files, status)
     found = {**comparison.to_json(), **without_credentials(facts), "report": str(files[0])}
     return found, f"{describe_comparison(comparison)}\n{files[0]}"

@@ -128,6 +128,8 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
                 **machine_facts(),
             }
             summary = report_store(run.store, facts)
+            # Nothing is told of a study that is closed.
+            following.close()
             tracker.finish(
                 [run.store / "report" / "report.html", run.store / "report" / "report.json"], status
             )

@@ -58,6 +58,15 @@ class Budgets:
         """After how many steps a member that is not watched has had them all."""
         return self._members[i].train_steps - self._spared[i]
 
+    def ahead(self, i: int, steps: int) -> int:
+        """How many steps a member has before it, of which one that is watched takes more than it
+        is given, at the pace of those so far."""
+        if (watched := self._watched.redistributed.get(i)) is None:
+            return max(0, self.end(i) - steps)
+        left = max(0.0, self._members[i].train_steps - watched.progress)
+        stretched = math.ceil(left * max(1.0, steps / max(watched.progress, 1.0)))
+        return min(max(0, self.most_steps[i] - steps), stretched)
+
     def decay_start(self, i: int) -> int:
         """The step at which a member's decay begins."""
         return self._recipe.decay_start(self._members[i].train_steps) - self._spared[i]

@@ -60,7 +60,8 @@ def measure_pack(
     propagate.
     """
     spec, device = search.spec, pick_device()
-    watch = PackWatch(pack, tell)
+    devices = torch.get_num_threads() if device.type == "cpu" else 1
+    watch = PackWatch(pack, tell, devices)
     _forget_peak_memory(device)
     ready = ready_pack(search, pack, prefix_store, load_base, watch.stage)
     base, lora, model = ready.base, ready.lora, ready.model
@@ -69,7 +70,6 @@ def measure_pack(
     seq_lens = (run.point.seq_len for run in pack.runs)
     control = Control(search, base, model, seq_lens, ready.render, ready.prefixes)
     control_seconds = time.perf_counter() - making_control
-    devices = torch.get_num_threads() if device.type == "cpu" else 1
     provenance = pack_provenance(search, pack, device, devices, backend) | {
         "room": None if pack.room is None else asdict(pack.room),
         "base_computed_in": str(base.model.dtype).removeprefix("torch."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,7 +63,7 @@ def outlook(
     ahead, work = dict[int, int](), dict[int, float]()
     for i in left:
         begins = trunks.branch_step(i) if trunks.waits(i) else own_steps.get(i, 0)
-        ahead[i] = max(0, budgets.end(i) - begins)
+        ahead[i] = budgets.ahead(i, begins)
         rows = members[i].rows
         of_step = sum(map(clock.work_of, rows)) * min(1.0, batch_size / len(rows))
         # Its final scores take each of its rows once more.
@@ -81,17 +80,25 @@ def outlook(
     )
 
 
-def too_much(found: Outlook, seconds_of_work: float, limit: float | None) -> tuple[int, ...]:
+def too_much(found: Outlook, seconds_of_work: float | None, limit: float | None) -> tuple[int, ...]:
     """The members that a pack hands on so that it ends within its limit of gpu_seconds: whole
-    groups, those with most before them first; none without a limit.
+    groups, those with most before them first; none without a limit, or where all that is left is
+    less than is tolerated.
 
-    seconds_of_work: gpu_seconds that a unit of work takes.
+    seconds_of_work: gpu_seconds that a unit of work takes; None: not known yet, so that only a pack
+    that has spent all leaves the rest undone.
     """
-    limit = math.inf if limit is None else (1 + TOLERANCE) * limit
+    if limit is None:
+        return ()
+    most = (1 + TOLERANCE) * limit
+    if seconds_of_work is None:
+        spent = found.gpu_seconds > most
+        return tuple(i for group in found.groups for i in group) if spent else ()
     work, handed_on = found.work_left, list[int]()
     groups = sorted(found.groups, key=lambda group: -sum(found.work[i] for i in group))
     for group in groups:
-        if found.gpu_seconds + seconds_of_work * work <= limit:
+        left = seconds_of_work * work
+        if found.gpu_seconds + left <= most or left <= TOLERANCE * limit:
             break
         work -= sum(found.work[i] for i in group)
         handed_on += group

@@ -3,6 +3,7 @@ is handed on."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -14,6 +15,8 @@ from pmlray.types import Pack
 Tell = Callable[[LivePack], None]
 # Each look waits for the device once and writes one small file.
 SECONDS_BETWEEN_LOOKS = 2.0
+# Of what a pack may spend, between two looks; and of its time, by looks.
+LOOKS_SHARE, LOOKS_SHARE_OF_TIME = 0.02, 0.01
 
 
 class Watched(Protocol):
@@ -35,12 +38,18 @@ def untold(_pack: LivePack) -> None:
 
 
 class PackWatch:
-    """Looks at a pack that trains. tell: where to say how it stands."""
+    """Looks at a pack that trains.
 
-    def __init__(self, pack: Pack, tell: Tell = untold) -> None:
+    tell: where to say how it stands. devices: gpu_seconds that a second takes at most, by which a
+    pack with little to spend is looked at more often.
+    """
+
+    def __init__(self, pack: Pack, tell: Tell = untold, devices: int = 1) -> None:
         self._pack, self._tell = pack, tell
         self._pace = Pace(time.perf_counter)
-        self._next = time.perf_counter() + SECONDS_BETWEEN_LOOKS
+        limit = math.inf if pack.gpu_seconds is None else pack.gpu_seconds
+        self._every = min(SECONDS_BETWEEN_LOOKS, LOOKS_SHARE * limit / devices)
+        self._next = time.perf_counter() + self._every
 
     def stage(self, words: str) -> None:
         """Tell what the pack does before it trains."""
@@ -51,11 +60,14 @@ class PackWatch:
         has to hand on, for good."""
         if not loop.active or time.perf_counter() < self._next:
             return ()
+        began = time.perf_counter()
         found = loop.outlook(step)
         pace = self._pace.look(found)
-        gone = () if pace is None else too_much(found, pace[0], self._pack.gpu_seconds)
+        gone = too_much(found, None if pace is None else pace[0], self._pack.gpu_seconds)
         self._tell(self._standing(loop, step, found, pace))
-        self._next = time.perf_counter() + SECONDS_BETWEEN_LOOKS
+        now = time.perf_counter()
+        # A slow disk is not to slow the pack.
+        self._next = now + max(self._every, (now - began) / LOOKS_SHARE_OF_TIME)
         return gone
 
     def _standing(

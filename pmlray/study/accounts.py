@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 
 from pmlray.config.prepared import PreparedSearch
-from pmlray.design import CostModel
+from pmlray.design import ChosenRun, CostModel, PendingSpend
 from pmlray.errors import DesignError
 from pmlray.live_packs import Calibration
-from pmlray.study.allowance import Allowance, budget_advice, calibrated_cost, least_budget
+from pmlray.study.allowance import (
+    Allowance,
+    budget_advice,
+    calibrated_cost,
+    is_charged,
+    least_budget,
+)
 from pmlray.study.measured import Measured
-from pmlray.types import FailedRun, Phase, PlannedRun
+from pmlray.types import FailedRun, Method, Pack, Phase, PlannedRun
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +44,20 @@ class Accounts:
             "law": Allowance(search.spec.budget.law_seconds),
             "memft": Allowance(search.spec.budget.memft_seconds),
         }
+        # The limits of packs that are out, by their ids, and what runs without a result have cost
+        # by the round of their pack.
+        self._out: dict[str, tuple[Phase, float]] = {}
+        self._lost: Counter[int] = Counter()
         for failure in failures:
             self.charge(failure)
 
     def charge(self, failure: FailedRun) -> float:
-        """Count what a run without a result has cost the budget; 0 for what machines have lost."""
-        if failure.infrastructure:
+        """Count what a run without a result has cost the budget; 0 for what machines have lost, and
+        for what was measured after all."""
+        if not is_charged(failure, self._measured.observations):
             return 0.0
         self._measured.charge(failure.phase, failure.gpu_seconds)
+        self._lost[failure.round] += failure.gpu_seconds
         return failure.gpu_seconds
 
     def calibrated(self, found: Calibration) -> CostModel:
@@ -68,26 +82,50 @@ class Accounts:
             log.warning(advice)
         return cost
 
-    def is_starting(self, phase: Phase) -> bool:
-        """Whether the initial design is not measured yet."""
-        return phase == "law" and len(self._measured.plain) < self._spec.design.n_initial
-
     def left_to_start(self, pending: Iterable[PlannedRun]) -> float:
         """What the initial design may still take, beside what is out."""
-        return self._allowances["law"].left_to_start(self._taken("law", pending))
+        taken = self._measured.spent["law"] + self._predicted(pending, "law")
+        return self._allowances["law"].left_to_start(taken)
 
     @property
     def of_round(self) -> float:
         """What an adaptive pack is planned to take at most."""
         return self._allowances["law"].of_round
 
-    def limit_of(self, runs: Collection[PlannedRun], pending: Iterable[PlannedRun]) -> float:
-        """The most that a pack of these runs may spend."""
-        phase = next(iter(runs)).phase
-        taken = self._taken(phase, pending)
-        return self._allowances[phase].of_pack(taken, self.is_starting(phase))
+    def hand_out(
+        self, pack: Pack, waiting: Iterable[PlannedRun], n_devices: int, *, initial: bool
+    ) -> Pack:
+        """A pack with the most that it may spend, until it is `back`.
 
-    def _taken(self, phase: Phase, pending: Iterable[PlannedRun]) -> float:
-        cost = self._measured.cost()
-        out = (cost.predict(run.point) for run in pending if run.phase == phase)
-        return self._measured.spent[phase] + sum(out)
+        That is what it is predicted to take and a device's share of what nobody claims: all limits
+        together are within the phase's budget, whatever packs take. waiting: runs of packs that are
+        chosen and not handed out; initial: whether it is of the initial design. A pack that goes on
+        may spend what it has spent before besides.
+        """
+        phase = pack.runs[0].phase
+        held = sum(limit for of, limit in self._out.values() if of == phase)
+        taken = self._measured.spent[phase] + held + self._predicted(waiting, phase)
+        planned = self._predicted(pack.runs, phase)
+        left = self._allowances[phase].of_pack(taken, initial)
+        if planned > left:
+            # The first run of a start may be dearer than all that a start is given.
+            left = self._allowances[phase].of_pack(taken)
+        limit = min(left, planned + max(0.0, left - planned) / n_devices)
+        self._out[pack.pack_id] = (phase, limit)
+        before = sum(
+            o.gpu_seconds for o in self._measured.observations.values() if o.round == pack.round
+        )
+        return replace(pack, gpu_seconds=before + self._lost[pack.round] + limit)
+
+    def back(self, pack: Pack) -> None:
+        """A pack that was handed out has come back."""
+        self._out.pop(pack.pack_id, None)
+
+    def _predicted(self, runs: Iterable[PlannedRun], phase: Phase) -> float:
+        """What those of the runs are predicted to take that have no result, trunks shared."""
+        cost, of_method = self._measured.cost(), dict[Method, PendingSpend]()
+        for run in runs:
+            if run.phase == phase and run.run_key not in self._measured.observations:
+                spend = of_method.setdefault(run.method, PendingSpend(cost))
+                spend.add(ChosenRun(run.point, (run.sequence_id, run.seed), done=False))
+        return sum(spend.gpu_seconds for spend in of_method.values())

@@ -5,7 +5,7 @@ All amounts are gpu_seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from statistics import median
 
@@ -53,12 +53,21 @@ def spent_seconds(
     spent: dict[Phase, float] = {"law": 0.0, "memft": 0.0}
     if calibration is not None:
         spent["law"] += calibration.spent_gpu_seconds
+    measured = set[str]()
     for o in observations:
+        measured.add(o.run_key)
         spent[o.phase] += o.gpu_seconds
     for f in failures:
-        if not f.infrastructure:
+        if is_charged(f, measured):
             spent[f.phase] += f.gpu_seconds
     return spent
+
+
+def is_charged(failure: FailedRun, measured: Container[str]) -> bool:
+    """Whether a run without a result was paid for: not where machines lost it, nor where it was
+    handed on by a worker that was lost itself, and measured by the next."""
+    again = failure.handed_on and failure.run_key in measured
+    return not failure.infrastructure and not again
 
 
 def calibrated_cost(cost: CostModel, calibration: Calibration) -> CostModel:

@@ -38,13 +38,14 @@ class Tried:
     token_recall: float
     gpu_seconds: float
 
-    @property
-    def least_share(self) -> float:
-        """What share would be recalled of many more like them, at least, with CONFIDENCE (Clopper
-        and Pearson's limit, one-sided; DOI 10.1093/biomet/26.4.404)."""
+    def least_share(self, n_points: int = 1) -> float:
+        """What share would be recalled of many more like them, at least, with CONFIDENCE, where
+        this is the best of so many points (Clopper and Pearson's limit, one-sided; DOI
+        10.1093/biomet/26.4.404; for the choice Bonferroni's correction)."""
         if self.n_right == 0:
             return 0.0
-        return float(scipy.stats.beta.ppf(1 - CONFIDENCE, self.n_right, self.n - self.n_right + 1))
+        error = (1 - CONFIDENCE) / n_points
+        return float(scipy.stats.beta.ppf(error, self.n_right, self.n - self.n_right + 1))
 
 
 def tried_points(observations: Sequence[Observation]) -> tuple[Tried, ...]:
@@ -101,8 +102,9 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str) -> tuple[str, ...]:
     )
     words = (
         f"{_at(best).capitalize()} recalled {_count(best, unit)} word for word, for about"
-        f" {best.gpu_seconds:.2g} {cost}-seconds a run; so would, with {100 * CONFIDENCE:.0f} %"
-        f" confidence, at least {100 * best.least_share:.0f} % of many more like them."
+        f" {best.gpu_seconds:.2g} {cost}-seconds a run. Chosen among {len(tried)} points, that"
+        f" says with {100 * CONFIDENCE:.0f} % confidence that at least"
+        f" {100 * best.least_share(len(tried)):.0f} % of many more like them would be."
     )
     longer = [
         t for t in tried if t.point.lora_rank == best.point.lora_rank and t.point.seq_len > longest
@@ -142,7 +144,7 @@ def _on_memft(pairs: Sequence[MemftPair]) -> tuple[str, ...]:
         )
     return (
         f"With the same texts and steps, at {_points(pairs)}, recalled: {', '.join(parts)};"
-        " so few pairs show a large difference only.",
+        " pmlray compare tells by more texts which is better.",
     )
 
 

@@ -53,7 +53,9 @@ class LawSearch:
         self._tracker, self._announce = tracker, announce
         self._max_pack_failures = max_pack_failures
         self._failed_packs, self._n_devices = 0, 1
-        self._ready: deque[Pack] = deque()
+        # Packs that are chosen and not handed out, each with whether it is of the initial design.
+        self._ready: deque[tuple[Pack, bool]] = deque()
+        self._starting = False
         self._pending: dict[str, PlannedRun] = {}
         observations = store.observations()
         self._measured = Measured(cost, observations, store.times())
@@ -106,36 +108,47 @@ class LawSearch:
                 " says why. What is finished is kept: mend the cause and start the search again"
             )
         if self._cut_off:
-            return self._cut_off.pop(0)
+            return self._hand_out(self._cut_off.pop(0), initial=False)
         if not self._ready:
+            self._starting = False
             packs = self._law_packs()
             # MemFT's points are the law's to choose, once nothing can change it any more.
             if not packs and not self._n_law_pending():
                 packs = self._memft_packs()
             for runs, room in packs:
-                pack = Pack(self._round, runs, room, self._limit_of(runs))
+                pack = Pack(self._round, runs, room)
                 self._store.put_plan(pack)
-                self._ready.append(pack)
+                self._ready.append((pack, self._starting))
                 self._round += 1
                 self._pending |= {run.run_key: run for run in runs}
         if not self._ready:
             return None
-        pack = self._ready.popleft()
+        pack, initial = self._ready.popleft()
         self._tell()
-        return pack
+        return self._hand_out(pack, initial=initial)
+
+    def _hand_out(self, pack: Pack, *, initial: bool) -> Pack:
+        # What comes later is not to be starved by what goes first.
+        waiting = [run for ready, _ in self._ready for run in ready.runs]
+        waiting += [run for cut_off in self._cut_off for run in cut_off.runs]
+        return self._accounts.hand_out(pack, waiting, self._n_devices, initial=initial)
 
     def absorb(self, result: PackResult) -> None:
         """Take in what came of a pack: keep it, learn from it, refit the law, tell the tracker."""
         for run in result.pack.runs:
             self._pending.pop(run.run_key, None)
+        self._accounts.back(result.pack)
         self._store.put_times(result.times)
         self._measured.add(result.observations, result.times)
+        # Of a pack that was cut off, some are known.
+        known = {(f.run_key, f.round) for f in self._failures}
+        failed = [f for f in result.failed if (f.run_key, f.round) not in known]
         # What was handed on says nothing of the pack.
         broken = [f for f in result.failed if not f.handed_on]
         for observation in result.observations:
             if observation.phase == "law":
                 self._points.tell(observation)
-        for failure in result.failed:
+        for failure in failed:
             self._failures.append(failure)
             self._failed_keys.add(failure.run_key)
             self._points.fail(failure.run_key, self._accounts.charge(failure))
@@ -144,9 +157,6 @@ class LawSearch:
         if self._refit_is_due():
             self._refit()
         self._tell()
-
-    def _limit_of(self, runs: Sequence[PlannedRun]) -> float:
-        return self._accounts.limit_of(runs, self._pending.values())
 
     def _tell(self) -> None:
         now = self.progress()
@@ -190,6 +200,7 @@ class LawSearch:
         cost, device = measured.cost(), measured.device()
         runs: tuple[PlannedRun, ...] = ()
         if missing > 0 and (left := self._accounts.left_to_start(self._pending.values())) > 0:
+            self._starting = True
             runs = self._points.ask(missing, 1, left)
             packs = packs_of(trunk_families(runs), self._n_devices, device, cost)
         elif missing <= 0 or not n_pending:

@@ -42,11 +42,25 @@ def test_what_is_kept_ends_within_the_limit(
     gone = set(too_much(found, price, limit))
     kept = sum(amount for i, amount in enumerate(work) if i not in gone)
     if len(gone) < len(work):
-        assert spent + price * kept <= (1 + TOLERANCE) * limit + 1e-6
+        left = price * kept
+        assert spent + left <= (1 + TOLERANCE) * limit + 1e-6 or left <= TOLERANCE * limit + 1e-6
     # No fewer would have done: with the last that went, it would not have ended in time.
     if gone:
         least = min(work[i] for i in gone)
         assert spent + price * (kept + least) > (1 + TOLERANCE) * limit - 1e-6
+
+
+def test_what_has_nearly_ended_ends() -> None:
+    """Handing it on would save what is tolerated anyway, and lose what it has cost."""
+    found = pack({0: 1.0}, {1: 0.5}, spent=104.0)
+    assert too_much(found, 1.0, 100.0) == ()
+    assert too_much(found, 2.0, 100.0) == (0,)
+
+
+def test_without_a_pace_only_a_pack_that_has_spent_all_stops() -> None:
+    found = pack({0: 1000.0}, {1: 1.0}, spent=99.0)
+    assert too_much(found, None, 100.0) == ()
+    assert too_much(found, None, 90.0) == (0, 1)
 
 
 def test_the_pace_is_that_of_ordinary_steps() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ def search(search_file: Path, tiny_folder: str) -> PreparedSearch:
 @pytest.fixture
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pack_watch, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(pack_watch, "LOOKS_SHARE_OF_TIME", math.inf)
 
 
 def make_pack(search: PreparedSearch, *points: tuple[int, int, int]) -> Pack:

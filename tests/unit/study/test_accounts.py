@@ -19,7 +19,7 @@ from pmlray.study.measured import Measured
 from pmlray.study.result import assemble
 from pmlray.types import FailedRun, Pack, PackResult, PackTimes
 from tests.fakes import SyntheticRunner, observe
-from tests.unit.study.test_law_search import COST, run_to_end, start
+from tests.unit.study.test_law_search import COST, run_to_end, start, unlimited
 
 SECONDS_PER_TOKEN = 1e-3
 
@@ -126,7 +126,7 @@ def test_a_search_that_starts_again_plans_by_what_its_first_steps_told(
     assert kept == slow
     again.calibrated(kept)
     # A pack that was handed out and never came back goes on as it was.
-    assert again.next_pack() == expected
+    assert unlimited(again.next_pack()) == unlimited(expected)
     result = assemble(
         search.spec, store.observations(), store.failures(), store.times(), store.calibration()
     )
@@ -181,3 +181,80 @@ def test_a_budget_smaller_than_one_run_is_an_error_that_says_what_would_do(
     accounts = Accounts(search, COST, Measured(COST, (), ()), ())
     with pytest.raises(DesignError, match="is less than the cheapest run takes here, about 1600"):
         accounts.calibrated(slow)
+
+
+def test_packs_of_several_devices_stay_within_the_budget_together(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    """Whatever each of them takes: all take all that they may."""
+    search = make_search(
+        "law={forms: [ceiling], n_bootstrap: 20}", "design={n_initial: 12}", "memft=null",
+        "sequences=[0, 1, 2, 3]", "budget.gpu_seconds=100",
+    )  # fmt: skip
+    law_search, store = start(search, tmp_path)
+    law_search.spread_over(4)
+    runner = Overspending(store, 3 * SECONDS_PER_TOKEN)
+    out: list[Pack] = []
+    while True:
+        while len(out) < 4 and (pack := law_search.next_pack()) is not None:
+            out.append(pack)
+            held = sum(p.gpu_seconds or 0.0 for p in out)
+            spent = spent_seconds(store.observations(), store.failures(), None)["law"]
+            assert held + spent <= 1.06 * search.spec.budget.law_seconds
+        if not out:
+            break
+        law_search.absorb(runner.run(out.pop(0)))
+    assert spent_seconds(store.observations(), store.failures(), None)["law"] <= 110
+
+
+def test_an_adaptive_pack_is_not_held_to_what_the_start_has_left(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    """Its start was so dear that some of it was handed on, so that fewer runs than were wanted are
+    measured; what comes next has the rest of the budget."""
+    search = make_search("design.pack_size=null", "memft=null")
+    law_search, store = start(search, tmp_path)
+    runner = Overspending(store, 12 * SECONDS_PER_TOKEN)
+    first = law_search.next_pack()
+    assert first is not None
+    law_search.absorb(runner.run(first))
+    n_first = len(store.observations())
+    assert 0 < n_first < search.spec.design.n_initial
+    n_packs = 0
+    while (pack := law_search.next_pack()) is not None:
+        before = len(store.observations())
+        law_search.absorb(runner.run(pack))
+        assert len(store.observations()) > before, "a pack was handed on as a whole"
+        n_packs += 1
+    assert n_packs > 0
+    spent = spent_seconds(store.observations(), store.failures(), None)["law"]
+    assert 0.6 * 120 < spent <= 1.1 * 120
+
+
+def test_what_failed_before_a_restart_is_paid_for_once(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    search = make_search("design.pack_size=null", "memft=null")
+    law_search, store = start(search, tmp_path)
+    pack = law_search.next_pack()
+    assert pack is not None
+    gone = FailedRun(
+        pack.runs[0].run_key, pack.runs[0].point, pack.round, 0, "handed on", 7.0, handed_on=True
+    )
+    store.put_failure(gone)
+    again, store = start(search, tmp_path)
+    resumed = again.next_pack()
+    assert resumed is not None and resumed.runs == pack.runs
+    # What it has spent before it was cut off it may spend besides.
+    assert resumed.gpu_seconds == pytest.approx(1.05 * 120)
+    found = [observe(r, 0, i, 0.02, 1e-3) for i, r in enumerate(pack.runs)][1:]
+    for o in found:
+        store.put(o)
+    times = PackTimes(pack.pack_id, 0, 1.0, 1.0)
+    again.absorb(PackResult(resumed, tuple(found), (gone,), times))
+    now = again.progress()
+    assert now.gpu_seconds_spent == pytest.approx(7.0 + sum(o.gpu_seconds for o in found))
+    # A worker that was lost after it handed a run on may have left it to the next, which measures.
+    store.put(observe(pack.runs[0], 0, 0, 0.02, 1e-3))
+    spent = spent_seconds(store.observations(), store.failures(), None)["law"]
+    assert spent == pytest.approx(sum(o.gpu_seconds for o in store.observations()))
