@@ -20,6 +20,7 @@ from pmlray.backends.ray_packs import run_pack_on_ray, run_packs_on_ray
 from pmlray.backends.ray_session import ray_session
 from pmlray.config import ClusterProfile
 from pmlray.config.prepared import PreparedSearch, prepare_search
+from pmlray.live_packs import Calibration
 from pmlray.types import DesignPoint, Pack, PackResult
 
 SMOKE = Path(__file__).parents[1] / "searches" / "smoke.yaml"
@@ -36,6 +37,12 @@ class OnePack:
 
     def spread_over(self, n_devices: int) -> None:
         """It has no more than one."""
+
+    def to_calibrate(self) -> Pack | None:
+        return None
+
+    def calibrated(self, found: Calibration) -> None:
+        raise AssertionError("nothing was to be calibrated")
 
     def next_pack(self) -> Pack | None:
         return self._packs.pop() if self._packs else None

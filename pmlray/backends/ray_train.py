@@ -125,8 +125,10 @@ class RayTrainRunner:
             time.sleep(1.0)
         if found is not None:
             return found
+        if outcome.reason:
+            raise RunError(outcome.reason)
         reasons = [f.reason for run in pack.runs for f in store.failures_of(run.run_key)]
-        why = outcome.reason or next(reversed(reasons), "the worker was asked to leave")
+        why = next(reversed(reasons), "the worker was asked to leave")
         raise RunError(
             f"no worker could take the first steps, by which a search is planned: {why}; mend that"
             " and give the same command again"
