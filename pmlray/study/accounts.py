@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -47,7 +47,7 @@ class Accounts:
         # The limits of packs that are out, by their ids, and what runs without a result have cost
         # by the round of their pack.
         self._out: dict[str, tuple[Phase, float]] = {}
-        self._lost: Counter[int] = Counter()
+        self._lost: defaultdict[int, float] = defaultdict(float)
         for failure in failures:
             self.charge(failure)
 
