@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,16 @@ from typing import Any
 from pmlray import __version__
 
 TRAIN_PACKAGES = ("torch", "transformers", "deepspeed", "pandas")
+
+
+def have_pandas_whole() -> None:
+    """Wait until pandas is imported, where it is installed.
+
+    The thread that reaches MLflow imports it; altair, which draws meanwhile, would take it for
+    whole as soon as its name is known.
+    """
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pandas")
 
 
 def machine_facts() -> dict[str, Any]:
