@@ -15,7 +15,7 @@ from pmlray.backends.file_store import FileStore
 from pmlray.backends.ray_session import ray_session
 from pmlray.cli.driver import ready_to_train, spooled_tracker
 from pmlray.cli.follower import Follower
-from pmlray.cli.machine import have_pandas_whole, machine_facts
+from pmlray.cli.machine import await_imports, machine_facts
 from pmlray.config import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.kept import read_kept
@@ -99,7 +99,7 @@ def run_comparison(
                 "wall_seconds": time.perf_counter() - started,
                 **machine_facts(),
             }
-            have_pandas_whole()
+            await_imports()
             files = write_comparison(comparison, run.store / "report", facts)
             # Nothing is told of a study that is closed.
             following.close()

@@ -21,7 +21,7 @@ from pmlray.backends.optuna_study import OptunaPoints
 from pmlray.backends.ray_session import ray_session
 from pmlray.backends.spooled_tracker import Mirror, SpooledTracker, local_tracking_uri
 from pmlray.cli.follower import Follower
-from pmlray.cli.machine import TRAIN_PACKAGES, have_pandas_whole, machine_facts
+from pmlray.cli.machine import TRAIN_PACKAGES, await_imports, machine_facts
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.kept import kept_facts, read_kept
@@ -127,7 +127,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> dict[str
                 "training_share": None if table else sum(t.training_seconds for t in new) / wall,
                 **machine_facts(),
             }
-            have_pandas_whole()
+            await_imports()
             summary = report_store(run.store, facts)
             # Nothing is told of a study that is closed.
             following.close()

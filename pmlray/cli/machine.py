@@ -14,14 +14,16 @@ from pmlray import __version__
 TRAIN_PACKAGES = ("torch", "transformers", "deepspeed", "pandas")
 
 
-def have_pandas_whole() -> None:
-    """Wait until pandas is imported, where it is installed.
+def await_imports() -> None:
+    """Wait until all is imported that the thread which reaches MLflow imports.
 
-    The thread that reaches MLflow imports it; altair, which draws meanwhile, would take it for
-    whole as soon as its name is known.
+    Of the data frames of other libraries that are known by name, as pandas' are as soon as its
+    import has begun, altair asks what they do not have yet.
     """
-    with contextlib.suppress(ImportError):
-        importlib.import_module("pandas")
+    for name in ("pandas", "pmlray.backends.mlflow_tracker"):
+        # Without the train extra there is neither.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def machine_facts() -> dict[str, Any]:
