@@ -122,6 +122,7 @@ class RayTrainRunner:
         forget_live(self._store, pack.pack_id)
         until = time.monotonic() + (SHARED_FOLDER_SECONDS if outcome.training_seconds else 0.0)
         while (found := calibration_of(self._store)) is None and time.monotonic() < until:
+            # Nothing tells when a shared folder shows it.
             time.sleep(1.0)
         if found is not None:
             return found

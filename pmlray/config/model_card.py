@@ -52,5 +52,5 @@ def _rounded(spec: SearchSpec) -> str:
         return ""
     return f"""
 It was trained on `{spec.model.id}`: the weights of {HUB_IDS[spec.model.id]} de-quantised from
-Q4_1. On the hub's own weights results differ slightly.
+Q4_1. What it recalls on the hub's own weights was not measured.
 """
