@@ -106,7 +106,7 @@ class Pack:
 
     `round` counts the packs of a search from 0, in the order in which they were chosen. Runs that
     find no `room` wait until others have ended; None: there is room for all. What would take it
-    beyond its `gpu_seconds` is handed on, unmeasured. One that `calibrates` takes a few steps to
+    beyond its `gpu_seconds` is left out, unmeasured. One that `calibrates` takes a few steps to
     tell what they cost, and measures nothing.
     """
 
@@ -227,7 +227,7 @@ class FailedRun:
     """A run that ended without a result, with what it cost (gpu_seconds) and why.
 
     `infrastructure`: machines failed it, not what it is; it is open again when its study is started
-    next. `handed_on`: nothing failed; its pack would have overspent with it.
+    next. `left_out`: nothing failed; its pack would have overspent with it.
     """
 
     run_key: str
@@ -237,7 +237,7 @@ class FailedRun:
     reason: str
     gpu_seconds: float
     infrastructure: bool = False
-    handed_on: bool = False
+    left_out: bool = False
     phase: Phase = "law"
 
 

@@ -202,6 +202,8 @@ def _read_all(paths: Iterable[Path], build: Callable[[dict[str, Any]], T]) -> It
 
 
 def _failure_from(row: dict[str, Any]) -> FailedRun:
+    # Until November 2026 `left_out` was stored as `handed_on`, and such stores go on.
+    row = {("left_out" if name == "handed_on" else name): value for name, value in row.items()}
     return rebuild(FailedRun, {**row, "point": rebuild(DesignPoint, row["point"])})
 
 

@@ -156,7 +156,7 @@ class MlflowTracker:
         with self._reached():
             if self._system is not None:
                 self._system.finish()
-            # What is still live was handed on, or has failed.
+            # What is still live was left out, or has failed.
             for run_id in self._live.values():
                 self._client.delete_run(run_id)
             self._live.clear()

@@ -22,7 +22,7 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapter_card import write_card
 from pmlray.engine.base_model import render_prompt
 from pmlray.engine.evaluate import TokenScores
-from pmlray.engine.measure import HANDED_ON
+from pmlray.engine.measure import LEFT_OUT
 from pmlray.engine.pack_watch import SECONDS_BETWEEN_LOOKS, Tell, untold
 from pmlray.engine.peft_io import save_adapter
 from pmlray.engine.provenance import pack_provenance, run_provenance
@@ -109,7 +109,7 @@ class ShardedPacks:
         for place, memory in given.memories.items():
             run, before = runs[place], sum(r.point.train_steps for r in runs[:place])
             if limit is not None and spent >= limit:
-                self._hand_on(given.pack, place)
+                self._leave_out(given.pack, place)
                 continue
             with closing(ShardedRun(self._search, run, memory.records, self._base)) as trained:
                 if state is not None and state.facts["run_key"] == run.run_key:
@@ -125,11 +125,11 @@ class ShardedPacks:
                 seconds += trained.clock.training_seconds
         return seconds
 
-    def _hand_on(self, pack: Pack, place: int) -> None:
+    def _leave_out(self, pack: Pack, place: int) -> None:
         run = pack.runs[place]
         if self._ranks.rank == 0:
             failure = FailedRun(
-                run.run_key, run.point, pack.round, place, HANDED_ON, 0.0, handed_on=True
+                run.run_key, run.point, pack.round, place, LEFT_OUT, 0.0, left_out=True
             )
             self._store.put_failure(replace(failure, phase=run.phase))
 

@@ -84,9 +84,9 @@ def _residual_lines(law: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _handed_on(found: Mapping[str, Any]) -> str:
-    n = found.get("n_handed_on", 0)
-    return f", {n} handed on so that no pack overspent" if n else ""
+def _left_out(found: Mapping[str, Any]) -> str:
+    n = found.get("n_left_out_of_packs", 0)
+    return f", {n} left out so that no pack overspent" if n else ""
 
 
 def describe_result(found: Mapping[str, Any]) -> str:
@@ -95,7 +95,7 @@ def describe_result(found: Mapping[str, Any]) -> str:
     lines = [*found.get("answer", ()), ""]
     lines += [
         f"{found['search_id']}: {found['n_observations']} law observations in {found['rounds']}"
-        f" rounds, {found['n_failed']} failed{_handed_on(found)};"
+        f" rounds, {found['n_failed']} failed{_left_out(found)};"
         f" {seconds['spent']:.0f} of {seconds['budget']:.0f} gpu_seconds"
     ]
     law = found["law"] and found["law"] | {"n_left_out": found["n_left_out"]}

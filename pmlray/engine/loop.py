@@ -25,7 +25,7 @@ def train_pack(
     *,
     rules: MemftRules,
     on_finished: Callable[[Sequence[TrainedMember]], None],
-    on_handed_on: Callable[[Mapping[int, float]], None] = lambda _: None,
+    on_left_out: Callable[[Mapping[int, float]], None] = lambda _: None,
     checkpoints: Checkpoints | None = None,
     room: Room | None = None,
     watch: PackWatch | None = None,
@@ -35,7 +35,7 @@ def train_pack(
     `on_finished` is called with the members that are done as soon as they are, while the others go
     on; its time counts for nobody. With `checkpoints` a pack goes on from where the last was taken.
     Members that find no `room` begin once others have ended; each counts its own steps. What
-    `watch` finds too much is left undone: `on_handed_on` is told the gpu_seconds of each such
+    `watch` finds too much is left undone: `on_left_out` is told the gpu_seconds of each such
     member, by its index.
     """
     pack = PackLoop(model, stepper, optimizer, members, recipe, rules, room)
@@ -50,7 +50,7 @@ def train_pack(
             pack.clock.restart()
             pack.admit(step)
         if gone := () if watch is None else watch.after(pack, step):
-            on_handed_on(pack.hand_on(gone, step))
+            on_left_out(pack.leave_out(gone, step))
             pack.admit(step)
         if checkpoints is not None:
             checkpoints.after(pack, step, bool(finished or gone))

@@ -32,7 +32,7 @@ from pmlray.memory import MemorySet
 from pmlray.ports import ObservationStore
 from pmlray.types import FailedRun, Observation, Pack
 
-HANDED_ON = "handed on: with it its pack would have spent more than it was given"
+LEFT_OUT = "left out: with it its pack would have spent more than it was given"
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -56,7 +56,7 @@ def measure_pack(
     off. prefix_store: where this node's packs share the frozen part's activations; None: nowhere.
     load_base: loads the base, or has it already. tell: where the pack says every few seconds how
     it stands. Returns wall seconds inside optimiser steps. A run that diverges is stored as failed,
-    one that would take the pack beyond its gpu_seconds as handed on; errors of the whole pack
+    one that would take the pack beyond its gpu_seconds as left out; errors of the whole pack
     propagate.
     """
     spec, device = search.spec, pick_device()
@@ -141,11 +141,11 @@ def measure_pack(
         write_card(adapters / run.run_key, spec, observation)
         store.put(observation)
 
-    def hand_on(costs: Mapping[int, float]) -> None:
+    def leave_out(costs: Mapping[int, float]) -> None:
         for i, gpu_seconds in costs.items():
             run = pack.runs[i]
             failure = FailedRun(
-                run.run_key, run.point, pack.round, i, HANDED_ON, gpu_seconds, handed_on=True
+                run.run_key, run.point, pack.round, i, LEFT_OUT, gpu_seconds, left_out=True
             )
             store.put_failure(replace(failure, phase=run.phase))
 
@@ -158,7 +158,7 @@ def measure_pack(
         spec.recipe,
         rules=spec.memft_rules(),
         on_finished=keep,
-        on_handed_on=hand_on,
+        on_left_out=leave_out,
         checkpoints=checkpoints,
         room=pack.room,
         watch=watch,

@@ -1,4 +1,4 @@
-"""What a pack has done and what is still before it, and who is handed on where that is too much."""
+"""What a pack has done and what is still before it, and who is left out where that is too much."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def outlook(
 
 
 def too_much(found: Outlook, seconds_of_work: float | None, limit: float | None) -> tuple[int, ...]:
-    """The members that a pack hands on so that it ends within its limit of gpu_seconds: whole
+    """The members that a pack leaves out so that it ends within its limit of gpu_seconds: whole
     groups, those with most before them first; none without a limit, or where all that is left is
     less than is tolerated.
 
@@ -94,15 +94,15 @@ def too_much(found: Outlook, seconds_of_work: float | None, limit: float | None)
     if seconds_of_work is None:
         spent = found.gpu_seconds > most
         return tuple(i for group in found.groups for i in group) if spent else ()
-    work, handed_on = found.work_left, list[int]()
+    work, left_out = found.work_left, list[int]()
     groups = sorted(found.groups, key=lambda group: -sum(found.work[i] for i in group))
     for group in groups:
         left = seconds_of_work * work
         if found.gpu_seconds + left <= most or left <= TOLERANCE * limit:
             break
         work -= sum(found.work[i] for i in group)
-        handed_on += group
-    return tuple(handed_on)
+        left_out += group
+    return tuple(left_out)
 
 
 class Pace:

@@ -117,7 +117,7 @@ class PackLoop:
         losses = self._tracks.last_losses(own)
         return {i: (steps, losses[i]) for i, steps in own.items()}
 
-    def hand_on(self, members: Sequence[int], step: int) -> dict[int, float]:
+    def leave_out(self, members: Sequence[int], step: int) -> dict[int, float]:
         """Leave members undone, whole groups of them; what each has cost, gpu_seconds."""
         for i in members:
             if self._trunks.waits(i):

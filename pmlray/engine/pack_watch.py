@@ -1,5 +1,5 @@
 """A pack's own watchman: every few seconds it tells where the pack stands, and what would overspend
-is handed on."""
+is left out."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class PackWatch:
 
     def after(self, loop: Watched, step: int) -> tuple[int, ...]:
         """After a step of the pack: tell where it stands, if it is time to; the members that it
-        has to hand on, for good."""
+        has to leave out, for good."""
         if not loop.active or time.perf_counter() < self._next:
             return ()
         began = time.perf_counter()

@@ -65,8 +65,8 @@ def spent_seconds(
 
 def is_charged(failure: FailedRun, measured: Container[str]) -> bool:
     """Whether a run without a result was paid for: not where machines lost it, nor where it was
-    handed on by a worker that was lost itself, and measured by the next."""
-    again = failure.handed_on and failure.run_key in measured
+    left out by a worker that was lost itself, and measured by the next."""
+    again = failure.left_out and failure.run_key in measured
     return not failure.infrastructure and not again
 
 

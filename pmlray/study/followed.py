@@ -49,7 +49,7 @@ class FollowedSearch:
             phase=phase,
             n_done=len(observations),
             n_pending=len(running),
-            n_failed=sum(not f.handed_on for f in failures),
+            n_failed=sum(not f.left_out for f in failures),
             gpu_seconds_spent=sum(spent.values()) + lost,
             gpu_seconds_left=max(0.0, total - spent[phase]),
             law=self._law,

@@ -143,8 +143,8 @@ class LawSearch:
         # Of a pack that was cut off, some are known.
         known = {(f.run_key, f.round) for f in self._failures}
         failed = [f for f in result.failed if (f.run_key, f.round) not in known]
-        # What was handed on says nothing of the pack.
-        broken = [f for f in result.failed if not f.handed_on]
+        # What was left out says nothing of the pack.
+        broken = [f for f in result.failed if not f.left_out]
         for observation in result.observations:
             if observation.phase == "law":
                 self._points.tell(observation)
@@ -175,7 +175,7 @@ class LawSearch:
             phase=phase,
             n_done=len(known),
             n_pending=len(self._pending),
-            n_failed=sum(not f.handed_on for f in self._failures),
+            n_failed=sum(not f.left_out for f in self._failures),
             gpu_seconds_spent=self._measured.gpu_seconds
             + sum(f.gpu_seconds for f in self._failures if f.infrastructure),
             gpu_seconds_left=max(0.0, total - spent),

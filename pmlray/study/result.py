@@ -89,8 +89,8 @@ class SearchResult:
             "search_id": self.spec.search_id,
             "dtype": self.spec.model.base_dtype,
             "n_observations": len(self.law_observations),
-            "n_failed": sum(not f.handed_on for f in self.failures),
-            "n_handed_on": sum(f.handed_on for f in self.failures),
+            "n_failed": sum(not f.left_out for f in self.failures),
+            "n_left_out_of_packs": sum(f.left_out for f in self.failures),
             "certificates": dict(Counter(c.status if c else "unknown" for c in self.certificates)),
             "n_left_out": len(self.law_observations)
             - len(fitted_runs(self.spec, self.law_observations)),

@@ -72,6 +72,18 @@ def test_failures_and_times_are_kept(tmp_path: Path, observation) -> None:
     assert again.times() == (PackTimes("pack-000-abc", 0, 1.0, 2.0),)
 
 
+def test_what_was_left_out_is_read_under_its_earlier_name(tmp_path: Path, observation) -> None:
+    store = FileStore(tmp_path)
+    failure = FailedRun(observation.run_key, observation.point, 1, 2, "too dear", 3.5)
+    gone = replace(failure, left_out=True)
+    store.put_failure(gone)
+    (path,) = (tmp_path / "failures").iterdir()
+    row = json.loads(path.read_text())
+    row["handed_on"] = row.pop("left_out")
+    path.write_text(json.dumps(row))
+    assert store.failures() == (gone,)
+
+
 def test_a_damaged_file_is_named(tmp_path: Path, observation) -> None:
     store = FileStore(tmp_path)
     store.put(observation)

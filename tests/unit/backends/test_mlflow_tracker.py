@@ -135,7 +135,7 @@ def test_a_run_s_curve_grows_while_it_trains_and_the_run_is_one(
 
     done = observe(planned[0], 0, 0, 0.02, 1e-3)
     tracker.observe([done])
-    # Late news of it changes nothing; that of the other, which was handed on, ends with the search.
+    # Late news of it changes nothing; that of the other, which was left out, ends with the search.
     tell(60, 4.0)
     tracker.finish([], "FINISHED")
     (found,) = children(client, search_id)

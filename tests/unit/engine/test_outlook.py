@@ -1,4 +1,4 @@
-"""Who is handed on where a pack would overspend, and by which pace that is judged."""
+"""Who is left out where a pack would overspend, and by which pace that is judged."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def pack(*groups: dict[int, float], spent: float = 0.0, done: float = 0.0) -> Ou
     return Outlook(tuple(map(tuple, groups)), ahead, work, 5.0, spent, 0.0, done)
 
 
-def test_nobody_is_handed_on_without_a_limit_or_within_it() -> None:
+def test_nobody_is_left_out_without_a_limit_or_within_it() -> None:
     found = pack({0: 10.0}, {1: 30.0}, spent=5.0)
     assert too_much(found, 1.0, None) == ()
     assert too_much(found, 1.0, 45.0) == ()
 
 
-def test_those_with_most_before_them_are_handed_on_first_and_with_all_of_their_group() -> None:
+def test_those_with_most_before_them_are_left_out_first_and_with_all_of_their_group() -> None:
     found = pack({0: 10.0}, {1: 15.0, 3: 20.0}, {2: 30.0}, spent=5.0)
     assert too_much(found, 1.0, 50.0) == (1, 3)
     assert too_much(found, 1.0, 20.0) == (1, 3, 2)

@@ -1,4 +1,4 @@
-"""A pack tells where it stands while it trains, and hands on what would take it over its limit."""
+"""A pack tells where it stands while it trains, and leaves out what would overspend."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_what_a_pack_tells_is_what_it_has_done(search: PreparedSearch, tmp_path:
 
 
 @pytest.mark.usefixtures("every_step")
-def test_what_would_overspend_is_handed_on_and_the_rest_is_what_it_is_alone(
+def test_what_would_overspend_is_left_out_and_the_rest_is_what_it_is_alone(
     search: PreparedSearch, tmp_path: Path
 ) -> None:
     points = (1, 16, 40), (4, 128, 4000), (2, 32, 40)
@@ -92,7 +92,7 @@ def test_what_would_overspend_is_handed_on_and_the_rest_is_what_it_is_alone(
     assert [o.point for o in store.observations()] == [pack.runs[0].point, pack.runs[2].point]
     (gone,) = store.failures()
     assert gone.run_key == pack.runs[1].run_key
-    assert gone.handed_on and not gone.infrastructure and gone.phase == "law"
+    assert gone.left_out and not gone.infrastructure and gone.phase == "law"
     spent = gone.gpu_seconds + sum(o.gpu_seconds for o in store.observations())
     assert gone.gpu_seconds > 0 and spent <= 1.1 * limit
     alone = {o.run_key: o for o in FileStore(tmp_path / "a").observations()}
@@ -101,7 +101,7 @@ def test_what_would_overspend_is_handed_on_and_the_rest_is_what_it_is_alone(
 
 
 @pytest.mark.usefixtures("every_step")
-def test_what_was_handed_on_is_not_begun_again_after_a_checkpoint(
+def test_what_was_left_out_is_not_begun_again_after_a_checkpoint(
     search: PreparedSearch, tmp_path: Path
 ) -> None:
     pack = replace(make_pack(search, (1, 16, 60), (4, 128, 4000)), gpu_seconds=1e-6)
@@ -122,7 +122,7 @@ def test_what_was_handed_on_is_not_begun_again_after_a_checkpoint(
     assert [o.run_key for o in store.observations()] == [pack.runs[0].run_key]
 
 
-def test_a_family_of_budgets_is_handed_on_as_a_whole(
+def test_a_family_of_budgets_is_left_out_as_a_whole(
     search: PreparedSearch, tmp_path: Path, every_step: None
 ) -> None:
     pack = make_pack(search, (1, 16, 30), (2, 128, 1000), (2, 128, 4000))

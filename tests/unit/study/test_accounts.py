@@ -35,8 +35,8 @@ def calibration(search: PreparedSearch, folder: Path, seconds_per_token: float) 
 
 
 class Overspending:
-    """A runner whose packs cost more than was predicted, and hand on what they have no room for, as
-    a pack's watch does: the dearest runs first."""
+    """A runner whose packs cost more than was predicted, and leave out what they have no room for,
+    as a pack's watch does: the dearest runs first."""
 
     def __init__(self, store: FileStore, seconds_per_token: float) -> None:
         self._store, self._seconds = store, seconds_per_token
@@ -51,8 +51,8 @@ class Overspending:
         while sum(o.gpu_seconds for o in kept) > pack.gpu_seconds:
             gone.append(kept.pop())
         failed = [
-            FailedRun(o.run_key, o.point, pack.round, o.place, "handed on", 0.01 * o.gpu_seconds,
-                      handed_on=True, phase=o.phase)
+            FailedRun(o.run_key, o.point, pack.round, o.place, "left out", 0.01 * o.gpu_seconds,
+                      left_out=True, phase=o.phase)
             for o in gone
         ]  # fmt: skip
         for o in kept:
@@ -78,9 +78,9 @@ def test_neither_phase_overspends_whatever_its_runs_cost(
     result = assemble(search.spec, store.observations(), store.failures(), store.times())
     said = result.to_json()
     assert said["n_failed"] == 0
-    assert said["n_handed_on"] == len(store.failures())
+    assert said["n_left_out_of_packs"] == len(store.failures())
     assert said["gpu_seconds"]["spent"] == pytest.approx(sum(spent.values()))
-    # What was handed on is no run that failed, nor is a pack of nothing else one.
+    # What was left out is no run that failed, nor is a pack of nothing else one.
     assert law_search.progress().n_failed == 0
     first = [o for o in store.observations() if o.round == 0]
     assert sum(o.gpu_seconds for o in first) <= 0.45 * budget.law_seconds
@@ -210,7 +210,7 @@ def test_packs_of_several_devices_stay_within_the_budget_together(
 def test_an_adaptive_pack_is_not_held_to_what_the_start_has_left(
     make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
-    """Its start was so dear that some of it was handed on, so that fewer runs than were wanted are
+    """Its start was so dear that some of it was left out, so that fewer runs than were wanted are
     measured; what comes next has the rest of the budget."""
     search = make_search("design.pack_size=null", "memft=null")
     law_search, store = start(search, tmp_path)
@@ -224,7 +224,7 @@ def test_an_adaptive_pack_is_not_held_to_what_the_start_has_left(
     while (pack := law_search.next_pack()) is not None:
         before = len(store.observations())
         law_search.absorb(runner.run(pack))
-        assert len(store.observations()) > before, "a pack was handed on as a whole"
+        assert len(store.observations()) > before, "a pack was left out as a whole"
         n_packs += 1
     assert n_packs > 0
     spent = spent_seconds(store.observations(), store.failures(), None)["law"]
@@ -239,7 +239,7 @@ def test_what_failed_before_a_restart_is_paid_for_once(
     pack = law_search.next_pack()
     assert pack is not None
     gone = FailedRun(
-        pack.runs[0].run_key, pack.runs[0].point, pack.round, 0, "handed on", 7.0, handed_on=True
+        pack.runs[0].run_key, pack.runs[0].point, pack.round, 0, "left out", 7.0, left_out=True
     )
     store.put_failure(gone)
     again, store = start(search, tmp_path)
@@ -254,7 +254,7 @@ def test_what_failed_before_a_restart_is_paid_for_once(
     again.absorb(PackResult(resumed, tuple(found), (gone,), times))
     now = again.progress()
     assert now.gpu_seconds_spent == pytest.approx(7.0 + sum(o.gpu_seconds for o in found))
-    # A worker that was lost after it handed a run on may have left it to the next, which measures.
+    # A worker that was lost after it left a run out may have left it to the next, which measures.
     store.put(observe(pack.runs[0], 0, 0, 0.02, 1e-3))
     spent = spent_seconds(store.observations(), store.failures(), None)["law"]
     assert spent == pytest.approx(sum(o.gpu_seconds for o in store.observations()))
