@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import tempfile
+from contextlib import suppress
 from pathlib import Path, PurePath
+from threading import Thread
+from typing import TYPE_CHECKING
 
 import typer
 import yaml
@@ -18,6 +21,9 @@ from pmlray.config.cluster_address import jobs_address
 from pmlray.config.prepared import prepare_search
 from pmlray.config.secrets import no_password
 from pmlray.study.plan import plan_search
+
+if TYPE_CHECKING:
+    from pmlray.backends.ray_jobs import RayJobs
 
 ADDRESS_OPTION = typer.Option(
     None, help="The cluster, http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS."
@@ -40,7 +46,9 @@ def submit(
     submission_id: str = typer.Option(
         None, help="Ray's id of the job; must be new. Default: the search's id and a number."
     ),
-    no_wait: bool = typer.Option(False, "--no-wait", help="Return once the job is accepted."),
+    no_wait: bool = typer.Option(
+        False, "--no-wait", help="Do not follow the job once it is accepted."
+    ),
     clear_text: bool = CLEAR_TEXT_OPTION,
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Show what would be sent, and its plan; ask no cluster."
@@ -94,6 +102,8 @@ def submit(
             search_id=search_id,
             submission_id=submission_id,
         )
+    looking = Thread(target=_say_who_gives_way, args=(jobs,), daemon=True)
+    looking.start()
     code = 0
     if not no_wait:
         try:
@@ -107,7 +117,19 @@ def submit(
     found = {"submission_id": job, "exit_code": code, "search_id": search_id}
     ended = f"accepted; pmlray logs {job} --follow" if no_wait else f"exit code {code}"
     emit(found, f"{job}: {ended}", as_json)
+    # Whoever has no patience for this has their job all the same.
+    with suppress(KeyboardInterrupt):
+        looking.join()
     raise typer.Exit(code)
+
+
+def _say_who_gives_way(jobs: RayJobs) -> None:
+    """Warn of a cluster whose workers give way to others for a core; a minute at most."""
+    from pmlray.backends.ray_niceness import REMEDY, describe_niceness
+
+    niceness = jobs.worker_niceness()
+    if niceness is not None and niceness > 0:
+        typer.echo(f"warning: {describe_niceness(niceness)}; {REMEDY}", err=True)
 
 
 def _place_in_upload(name: str, key: str) -> str:

@@ -23,12 +23,15 @@ def test_a_search_is_stopped_submitted_again_and_followed_to_its_exit_code(
     submit = ("submit", str(SMOKE), *SMALL, *where, "--store", str(store), "--json")
     code, out, err = pmlray(*submit, "--no-wait", **token_cluster.environment)
     assert code == 0, err[-2000:]
+    # This cluster was started as Ray starts by itself.
+    assert "run at niceness 15" in err and "set RAY_worker_niceness=0" in err, err[-2000:]
     search_id = json.loads(out)["search_id"]
     code, out, err = pmlray("stop", search_id, *where, "--json", **token_cluster.environment)
     assert code == 0 and json.loads(out)["status"] == "STOPPED", err[-2000:]
     code, out, err = pmlray(*submit, **token_cluster.environment)
     assert code == 0, err[-3000:]
     assert json.loads(out)["exit_code"] == 0
+    assert "warning: this cluster's workers run at niceness 15" in err, err[-2000:]
     job = json.loads(out)["submission_id"]
     assert job == f"{search_id}-2"
     assert len(list((store / "observations").glob("*.json"))) >= 4

@@ -97,7 +97,8 @@ def test_no_longer_following_leaves_the_job_alone(
     monkeypatch.setattr("pmlray.backends.ray_jobs.RayJobs.follow", leave)
     done = runner.invoke(app, ["submit", str(search_file), "--address", cluster.address])
     assert done.exit_code == 130
-    (job,) = cluster.jobs
+    # The job that asks for the workers' niceness may still be there.
+    (job,) = (job for job, made in list(cluster.jobs.items()) if made["metadata"])
     assert f"pmlray stop {job}" in done.stderr and cluster.jobs[job]["status"] != "STOPPED"
 
 
@@ -106,6 +107,37 @@ def test_the_next_submission_of_a_search_gets_the_next_number(
 ) -> None:
     first, second = (submit(cluster, search_file)["submission_id"] for _ in range(2))
     assert first.endswith("-1") and second == f"{first[:-1]}2"
+
+
+@pytest.mark.parametrize(("niceness", "warned"), [(0, False), (15, True), (None, False)])
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_cluster_whose_workers_give_way_is_told_of_after_the_job_was_taken(
+    search_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    niceness: int | None,
+    warned: bool,
+    waits: bool,
+) -> None:
+    monkeypatch.setattr("pmlray.backends.ray_jobs.RayJobs.follow", lambda *_: 5)
+    more = () if waits else ("--no-wait",)
+    with running(FakeCluster(niceness=niceness)) as cluster:
+        command = ["submit", str(search_file), "--address", cluster.address, "--json", *more]
+        done = runner.invoke(app, command, catch_exceptions=False)
+        assert done.exit_code == (5 if waits else 0)
+        # The search is the first that the cluster hears of.
+        assert next(iter(cluster.jobs)) == json.loads(done.stdout)["submission_id"]
+    assert ("run at niceness 15" in done.stderr) is warned
+    assert ("set RAY_worker_niceness=0" in done.stderr) is warned
+
+
+def test_a_cluster_that_is_gone_once_it_has_the_job_fails_no_submission(
+    cluster: FakeCluster, search_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient.get_job_info", gone)
+    assert submit(cluster, search_file)["exit_code"] == 0
 
 
 def test_a_submission_id_is_taken_once(cluster: FakeCluster, search_file: Path) -> None:
