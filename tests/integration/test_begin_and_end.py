@@ -43,19 +43,22 @@ main()
 """
 
 
+# Of a worker as the cluster starts them, and of one that trains, as jobs of Ray Train start it.
 NICENESS = """
-import sys, ray
+import os, sys, ray
+from pathlib import Path
+from pmlray.backends.ray_controllers import trainer_of
 from pmlray.backends.ray_session import ray_session
 from pmlray.backends.ray_workers import WorkerPlan
 from pmlray.backends.warm_workers import WarmWorkers
-plan = WorkerPlan(None, "", 0, 1, 1, 60.0)
+plan = WorkerPlan(None, sys.argv[2], 0, 1, 1, 60.0)
+def train(config):
+    Path(config["plan"].store, "niceness").write_text(str(os.nice(0)))
 with ray_session(sys.argv[1]):
-    actor, environment = ray.remote(WarmWorkers), {"env_vars": plan.environment}
-    workers = [
-        actor.options(num_cpus=0).remote(plan),
-        actor.options(num_cpus=0, runtime_env=environment).remote(plan),
-    ]
-    sys.stdout.write(" ".join(str(ray.get(w.niceness.remote())) for w in workers))
+    workers = ray.remote(WarmWorkers).options(num_cpus=0).remote(plan)
+    others = ray.get(workers.niceness.remote())
+    trainer_of(plan, train, "told", 0, workers).fit()
+    sys.stdout.write(f"niceness {others} {Path(plan.store, 'niceness').read_text()}")
 """
 
 
@@ -192,15 +195,28 @@ def test_what_a_killed_actor_had_reserved_is_free_for_the_next(killed: str, tmp_
     assert told.stdout.endswith("free 1.0 groups 0"), told.stdout[-3000:]
 
 
+def told_niceness(address: str, folder: Path, environment: dict[str, str]) -> tuple[int, int]:
+    """Of a cluster's workers, and of those that train there."""
+    told = subprocess.run(
+        [sys.executable, "-c", NICENESS, address, str(folder)], cwd=ROOT, capture_output=True,
+        text=True, timeout=180, env=environment,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-3000:]
+    others, training = map(int, told.stdout.rpartition("niceness ")[2].split())
+    return others, training
+
+
 @pytest.mark.parametrize("given", [{}, {"RAY_worker_niceness": "0"}], ids=["as it is", "as told"])
-def test_workers_that_train_do_not_give_way_on_any_cluster(given: dict[str, str]) -> None:
+def test_workers_that_train_do_not_give_way_on_any_cluster(
+    given: dict[str, str], tmp_path: Path
+) -> None:
     own = os.nice(0)
     with foreign_head(**given) as head:
-        told = subprocess.run(
-            [sys.executable, "-c", NICENESS, head.address], cwd=ROOT, capture_output=True,
-            text=True, timeout=120, env={**head.environment},
-        )  # fmt: skip
-    assert told.returncode == 0, told.stderr[-3000:]
-    others, training = map(int, told.stdout.split())
+        others, training = told_niceness(head.address, tmp_path, head.environment)
     assert training <= own
     assert others <= own if given else others > own
+
+
+def test_nothing_gives_way_on_a_ray_of_ones_own(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_worker_niceness"}
+    assert max(told_niceness("local", tmp_path, environment)) <= os.nice(0)
