@@ -1,8 +1,8 @@
 """What a pack tells of itself before it is back, as files of its store.
 
 `live/<pack_id>.json`: where it stands. Its worker writes the file anew every few seconds; drivers
-and watchers read it by its name. It is gone once the pack is back. `calibration.json`: what the
-first steps of a search cost.
+and watchers read what the folder lists. It is gone once the pack is back. `calibration.json`: what
+the first steps of a search cost.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,9 @@ from pmlray.types import MALFORMED, DesignPoint, rebuild
 log = logging.getLogger(__name__)
 
 CALIBRATION = "calibration.json"
+# A pack that trains and has told nothing for so long has lost its worker; the one after it tells
+# again. One that has not begun tells nothing while it loads a base, maybe over a slow network.
+STALE_SECONDS, STALE_LOADING_SECONDS = 120.0, 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,12 @@ class LivePack:
         """Mean loss of the runs that train, nats per token; None before there is one."""
         losses = [run.loss for run in self.runs if math.isfinite(run.loss)]
         return fmean(losses) if losses else None
+
+    def is_stale(self, now: float) -> bool:
+        """Whether it has told nothing for so long that it says nothing of `now`, seconds since
+        1970."""
+        most = STALE_SECONDS if self.train_steps else STALE_LOADING_SECONDS
+        return not now - self.time < most
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +140,12 @@ def live_packs(store: Path) -> tuple[LivePack, ...]:
     """All packs of a store that tell of themselves, by their names."""
     names = sorted(path.stem for path in (store / "live").glob("*.json"))
     return tuple(pack for name in names if (pack := live_pack(store, name)) is not None)
+
+
+def fresh_packs(store: Path) -> tuple[LivePack, ...]:
+    """The packs of a store that tell of themselves now."""
+    now = time.time()
+    return tuple(pack for pack in live_packs(store) if not pack.is_stale(now))
 
 
 def forget_all_live(store: Path) -> None:

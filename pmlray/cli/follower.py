@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Protocol
 
 from pmlray.errors import StoreError
-from pmlray.live_packs import LivePack, forget_all_live, live_packs
+from pmlray.live_packs import LivePack, forget_all_live, fresh_packs
 from pmlray.study.live import live_metrics, with_live
 from pmlray.study.progress import Progress, progress_metrics
 from pmlray.types import PlannedRun
@@ -23,8 +23,6 @@ Announce = Callable[[Progress], None]
 SECONDS_BETWEEN_LOOKS = 1.0
 # A tracker is told at most so often of a pack, and not before it has got a twentieth further.
 TRACKED_SECONDS, TRACKED_GROWTH = 15.0, 1.05
-# A pack that has told nothing for so long has lost its worker; the one after it tells again.
-STALE_SECONDS = 120.0
 BETWEEN_PACKS = "between two packs"
 
 
@@ -88,8 +86,7 @@ class Follower:
         with self._lock:
             if self._last is None:
                 return
-            now = time.time()
-            packs = tuple(p for p in live_packs(self._store) if now - p.time < STALE_SECONDS)
+            packs = fresh_packs(self._store)
             shown = with_live(self._last, packs)
             if packs:
                 self._stage, self._since = BETWEEN_PACKS, time.monotonic()

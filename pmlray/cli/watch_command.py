@@ -15,7 +15,7 @@ from pmlray.cli.python_api import Search
 from pmlray.cli.search_source import SOURCE_OPTION, in_mlflow, is_file, search_id_of
 from pmlray.cli.standing import NO_LAW, Standing, standing_of
 from pmlray.config import SearchSpec
-from pmlray.live_packs import live_packs
+from pmlray.live_packs import fresh_packs
 from pmlray.study.live import with_live
 
 # Neither tells of a change by itself; reading a folder costs less than asking a server.
@@ -83,7 +83,7 @@ def _at_search(folder: Path) -> Look:
     def look() -> tuple[Standing, str | None]:
         # In this order: what a driver wrote before it left is seen.
         over = store.leases.is_free(DRIVER)
-        packs = () if over else live_packs(folder)
+        packs = () if over else fresh_packs(folder)
         standing = standing_of(with_live(followed.look(final=over), packs, by_pack=False))
         again = "nobody is at work on it; the same pmlray search continues it"
         ended = again if standing.n_running else "the search has ended; pmlray report shows it"
@@ -106,7 +106,7 @@ def _at_comparison(folder: Path) -> Look:
     def look() -> tuple[Standing, str | None]:
         over = store.leases.is_free(DRIVER)
         progress, results = followed.look()
-        packs = () if over else live_packs(folder)
+        packs = () if over else fresh_packs(folder)
         progress = with_live(progress, packs, by_pack=False)
         standing = replace(standing_of(progress), table=tuple(map(shown_row, results)))
         missing = followed.spec.n_runs - progress.n_done - progress.n_failed

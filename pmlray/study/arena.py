@@ -7,6 +7,7 @@ came of it, and everything finished is in the store.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.prepared import PreparedSearch
@@ -14,6 +15,7 @@ from pmlray.errors import RunError
 from pmlray.live_packs import Calibration
 from pmlray.ports import ObservationStore, Tracker
 from pmlray.study.compare_progress import comparison_progress
+from pmlray.study.live import ended_before, open_runs
 from pmlray.study.packs import Draft, known_device, packs_of
 from pmlray.study.plan import first_cost
 from pmlray.study.progress import Progress
@@ -48,7 +50,8 @@ class Arena:
         self._failed_keys = {f.run_key for f in failures if not f.infrastructure}
         # What a fault cut off goes on first, each pack as it was.
         self._cut_off = list(store.unfinished())
-        self._pending = {run.run_key: run for pack in self._cut_off for run in pack.runs}
+        self._before = ended_before(self._cut_off, self._observations.values(), failures)
+        self._pending = open_runs(self._cut_off, self._before)
         rounds = [o.round for o in self._observations.values()] + [f.round for f in failures]
         rounds += [pack.round for pack in self._cut_off]
         self._round = 1 + max(rounds, default=-1)
@@ -118,13 +121,14 @@ class Arena:
 
     def progress(self) -> Progress:
         """Where the comparison stands."""
-        return comparison_progress(
+        found = comparison_progress(
             self._spec,
             tuple(self._observations.values()),
             self._failures,
             len(self._failed_keys),
             tuple(self._pending.values()),
         )
+        return replace(found, ended_before=self._before)
 
     def tuning_runs(self) -> tuple[PlannedRun, ...]:
         """Every method at every rate, alike, on texts of their own; none where there is no choice.

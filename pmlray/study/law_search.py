@@ -20,6 +20,7 @@ from pmlray.law import LawSummary
 from pmlray.live_packs import Calibration
 from pmlray.ports import ObservationStore, PointSource, Tracker
 from pmlray.study.accounts import Accounts
+from pmlray.study.live import ended_before, open_runs
 from pmlray.study.measured import Measured
 from pmlray.study.memft_schedule import memft_runs
 from pmlray.study.packs import Draft, packs_of, room_for, trunk_families
@@ -64,7 +65,8 @@ class LawSearch:
         self._failed_keys = {f.run_key for f in failures if not f.infrastructure}
         # What a fault cut off goes on first, each pack as it was.
         self._cut_off = list(store.unfinished())
-        self._pending |= {run.run_key: run for pack in self._cut_off for run in pack.runs}
+        self._before = ended_before(self._cut_off, observations, failures)
+        self._pending |= open_runs(self._cut_off, self._before)
         rounds = [o.round for o in observations] + [f.round for f in failures]
         rounds += [pack.round for pack in self._cut_off]
         self._round = 1 + max(rounds, default=-1)
@@ -182,6 +184,7 @@ class LawSearch:
             law=self.law,
             gpu_seconds_open=open_seconds(spec, phase, known, self._failures, law, cost),
             running=tuple(self._pending.values()),
+            ended_before=self._before,
         )
 
     def _law_packs(self) -> Sequence[Draft]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pmlray.law import LawSummary
 from pmlray.live_packs import LivePack
@@ -17,7 +18,9 @@ class Progress:
     what the phase's runs without a result would take at the rate so far, inf before there is one.
     `n_all`: runs of a comparison, which are known from its start. `packs`: what those that are out
     tell of themselves. `stage`: what is done while none tells anything, for `stage_seconds` now.
-    `what`: the name of what is neither a search nor a comparison, and fits no law.
+    `what`: the name of what is neither a search nor a comparison, and fits no law. `ended_before`:
+    of packs that go on from where they were cut off, by pack_id, the runs that had ended by then
+    and are counted here, by run_key, with their gpu_seconds.
     """
 
     phase: Phase
@@ -34,6 +37,7 @@ class Progress:
     stage: str = ""
     stage_seconds: float = 0.0
     what: str = ""
+    ended_before: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def law_metrics(law: LawSummary) -> dict[str, float]:

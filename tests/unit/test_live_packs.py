@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from pmlray.live_packs import (
     calibration_of,
     forget_all_live,
     forget_live,
+    fresh_packs,
     live_file,
     live_pack,
     live_packs,
@@ -40,6 +43,20 @@ def test_what_is_told_last_counts_until_the_pack_is_back(tmp_path: Path) -> None
     assert live_pack(tmp_path, "pack-001-aaaa") is None
     forget_all_live(tmp_path)
     assert live_packs(tmp_path) == ()
+
+
+@pytest.mark.parametrize(
+    ("train_steps", "silent", "fresh"),
+    [(120.0, 60.0, True), (120.0, 180.0, False), (0.0, 1800.0, True), (0.0, 7200.0, False),
+     (120.0, math.nan, False)],
+    ids=["trains", "is lost", "loads", "never loads", "tells nonsense"],
+)  # fmt: skip
+def test_what_was_told_long_ago_is_not_shown(
+    tmp_path: Path, train_steps: float, silent: float, fresh: bool
+) -> None:
+    put_live(tmp_path, replace(PACK, train_steps=train_steps, time=time.time() - silent))
+    assert len(live_packs(tmp_path)) == 1
+    assert len(fresh_packs(tmp_path)) == fresh
 
 
 def test_a_store_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from pmlray.cli.watch_command import mirrored_standing
 from pmlray.config import load_search
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import SpecError, StoreError
+from pmlray.live_packs import LivePack, put_live
 from pmlray.study.followed import FollowedSearch
 from pmlray.study.law_search import LawSearch
 from pmlray.study.plan import first_cost
@@ -65,6 +67,14 @@ def test_it_shows_what_the_search_shows(
                 done = runner.invoke(app, ["watch", str(folder), "--once"])
                 assert done.exit_code == 0 and "the search is running" in done.stderr
                 assert f"{now.n_done} done, {now.n_running} running" in done.stderr
+                told = LivePack(pack.pack_id, "training", time.time(), 2, 1, 30.0, 120.0, 9.0, 5.0)
+                put_live(folder, told)
+                done = runner.invoke(app, ["watch", str(folder), "--once"])
+                assert "30 of 120 adapter-steps" in done.stderr
+                # Silent for minutes: its worker is gone.
+                put_live(folder, replace(told, time=time.time() - 1000))
+                done = runner.invoke(app, ["watch", str(folder), "--once"])
+                assert "adapter-steps" not in done.stderr
             clock += 10.0
             running.absorb(runs.run(pack))
             told_in_both()

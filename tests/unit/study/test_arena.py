@@ -13,8 +13,10 @@ from pmlray.backends.file_store import FileStore
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.prepared import PreparedSearch, prepare_comparison
 from pmlray.errors import RunError, SpecError
+from pmlray.live_packs import LivePack
 from pmlray.study.arena import Arena
 from pmlray.study.comparison import compare_methods
+from pmlray.study.live import with_live
 from pmlray.types import Observation, Pack, PackResult
 from tests.fakes import MemoryTracker, SyntheticRunner
 
@@ -102,6 +104,23 @@ def test_it_goes_on_after_a_kill_and_repeats_nothing(
     assert len(ran) == len(set(ran)) == made[0].n_runs
     found = compare_methods(made[0], store.observations())
     assert [r.n_runs for r in found.results] == [2] * 6
+
+
+def test_runs_of_a_pack_that_was_cut_off_count_once(
+    prepared: Callable[..., Prepared], tmp_path: Path
+) -> None:
+    made = prepared("pack_size=5")
+    arena, store = start(made, tmp_path)
+    pack = arena.next_pack()
+    assert pack is not None
+    SyntheticRunner(store).run(replace(pack, runs=pack.runs[:2]))
+    again, store = start(made, tmp_path)
+    assert again.next_pack() == pack
+    now, spent = again.progress(), sum(o.gpu_seconds for o in store.observations())
+    assert (now.n_done, now.n_pending) == (2, 3)
+    shown = with_live(now, [LivePack(pack.pack_id, "training", 0.0, 5, 3, 9.0, 99.0, spent + 1.5)])
+    assert (shown.n_done, shown.n_pending) == (3, 2)
+    assert shown.gpu_seconds_spent == pytest.approx(spent + 1.5)
 
 
 def test_a_run_that_fails_is_not_tried_again_and_leaves_no_pair(

@@ -14,7 +14,9 @@ from pmlray.backends.optuna_study import OptunaPoints
 from pmlray.config.prepared import PreparedSearch
 from pmlray.design import CostModel
 from pmlray.errors import RunError
+from pmlray.live_packs import LivePack
 from pmlray.study.law_search import LawSearch
+from pmlray.study.live import with_live
 from pmlray.study.plan import design_settings, design_space
 from pmlray.study.result import assemble
 from pmlray.types import Pack, PlannedRun
@@ -202,6 +204,18 @@ def test_a_pack_that_was_cut_off_goes_on_as_it_was(
     again, store = start(search, tmp_path / "cut")
     assert store.unfinished() == (unlimited(packs[0]),)
     assert unlimited(again.next_pack()) == unlimited(packs[0]) and again.next_pack() is None
+    # Of what the pack tells, three runs are known.
+    now, spent = again.progress(), sum(o.gpu_seconds for o in before)
+    assert (now.n_done, now.n_pending) == (3, len(cut_off.runs) - 3)
+    live = LivePack(cut_off.pack_id, "training", 0.0, len(cut_off.runs), 4, 9.0, 99.0, spent + 2.5)
+    shown = with_live(now, [live])
+    assert (shown.n_done, shown.n_pending) == (4, len(cut_off.runs) - 4)
+    assert shown.gpu_seconds_spent == pytest.approx(spent + 2.5)
+    assert shown.gpu_seconds_left == pytest.approx(now.gpu_seconds_left - 2.5)
+    # While it loads, it has told of none yet.
+    loading = LivePack(cut_off.pack_id, "loading the base", 0.0, len(cut_off.runs))
+    assert with_live(now, [loading]).n_done == 3
+    assert with_live(now, [loading]).gpu_seconds_spent == pytest.approx(spent)
     again.absorb(SyntheticRunner(store).run(packs[0]))
     assert store.unfinished() == ()
     assert all(o in store.observations() for o in before)
