@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from pmlray.backends import ray_workers
+from pmlray.backends.ray_controllers import trainer_of
 from pmlray.backends.ray_workers import WorkerPlan, packs_of
 from pmlray.engine.host_memory import CPU_ALLOCATOR
 from pmlray.engine.thread_barriers import BOUNDED_SPIN, CHOICES
@@ -66,6 +68,18 @@ def test_workers_wait_as_the_driver_or_the_node_has_chosen(
     assert plan.environment == {"OMP_WAIT_POLICY": "ACTIVE", **niceness}
     monkeypatch.setenv("GOMP_SPINCOUNT", "5")
     assert plan.environment == {"GOMP_SPINCOUNT": "5", **niceness}
+
+
+def test_no_cleaner_that_may_ask_a_foreign_cluster_runs_beside_a_job(
+    plan_of: Callable[..., WorkerPlan],
+) -> None:
+    trainer = trainer_of(plan_of(0, 1, 1), lambda _: None, "name", 0, None)
+
+    def has_cleaner(callbacks: list[Any]) -> bool:
+        return any(isinstance(one, PlacementGroupCleanerCallback) for one in callbacks)
+
+    assert has_cleaner(type(trainer)._create_default_callbacks(trainer))
+    assert not has_cleaner(trainer._create_default_callbacks())
 
 
 class Actor:
