@@ -39,6 +39,18 @@ def missing_runs(store: FileStore, pack: Pack) -> list[tuple[int, PlannedRun]]:
     ]
 
 
+def spent_before(store: FileStore, pack: Pack) -> float:
+    """gpu_seconds of the runs of a pack that have ended, before it goes on from a fault."""
+    spent = 0.0
+    for run in pack.runs:
+        if (found := store.observation(run.run_key)) is not None:
+            spent += found.gpu_seconds if found.round == pack.round else 0.0
+            continue
+        failures = store.failures_of(run.run_key)
+        spent += sum(f.gpu_seconds for f in failures if f.round == pack.round)
+    return spent
+
+
 def fail_missing(
     store: FileStore, pack: Pack, reason: str, gpu_seconds: float, *, infrastructure: bool
 ) -> None:

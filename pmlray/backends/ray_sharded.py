@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from pmlray.backends.file_store import FileStore
-from pmlray.backends.pack_work import missing_runs
+from pmlray.backends.pack_work import missing_runs, spent_before
 from pmlray.backends.ray_workers import WorkerPlan, let_go_of_pack, packs_of
 from pmlray.live_packs import Calibration, put_calibration, put_live
 from pmlray.types import Pack
@@ -75,7 +75,8 @@ def _lead(
             put_calibration(store.folder, Calibration((), 0.0, 0.0))
             return 0.0
         # What is the pack's own fault shows here, before any other rank has heard of it.
-        given = prepare_pack(search, pack, missing_runs(store, pack), tokenizer)
+        spent = spent_before(store, pack)
+        given = prepare_pack(search, pack, missing_runs(store, pack), tokenizer, spent)
         ranks.say(given)
         return packs.measure(given, Leading(ranks, checkpoints))
 

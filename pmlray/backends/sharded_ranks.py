@@ -41,6 +41,13 @@ class Ranks:
         dist.broadcast_object_list(said, src=0, group=self._words)
         return said[0]
 
+    def agree(self, found: bool) -> bool:
+        """What rank 0 has found, on every rank; every rank must ask."""
+        if self.rank:
+            return self.hear()
+        self.say(found)
+        return found
+
 
 class SharedRun(Protocol):
     """A run that all ranks train together, between two steps."""

@@ -5,7 +5,6 @@ Only where no single device holds the base: everything else trains packed, at st
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -17,19 +16,19 @@ import torch
 
 import pmlray.backends.deepspeed as pmlray_deepspeed
 from pmlray.backends.sharded_ranks import Ranks, SharedCheckpoints
+from pmlray.backends.sharded_watch import ShardedWatch
 from pmlray.backends.zero3 import ShardedRun, sharded_loading, zero3_config
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapter_card import write_card
 from pmlray.engine.base_model import render_prompt
 from pmlray.engine.evaluate import TokenScores
 from pmlray.engine.measure import LEFT_OUT
-from pmlray.engine.pack_watch import SECONDS_BETWEEN_LOOKS, Tell, untold
+from pmlray.engine.pack_watch import Tell, untold
 from pmlray.engine.peft_io import save_adapter
 from pmlray.engine.provenance import pack_provenance, run_provenance
 from pmlray.engine.ready_pack import pick_device
 from pmlray.engine.sharded import load_base
 from pmlray.errors import RunError
-from pmlray.live_packs import LivePack, LiveRun
 from pmlray.memory import MemorySet, build_memory, prefix
 from pmlray.ports import ObservationStore
 from pmlray.types import FailedRun, Observation, Pack, PlannedRun
@@ -37,10 +36,12 @@ from pmlray.types import FailedRun, Observation, Pack, PlannedRun
 
 @dataclass(frozen=True)
 class ShardedPack:
-    """What every rank is told of a pack: what its runs that are left to do memorise, by place."""
+    """What every rank is told of a pack: what its runs that are left to do memorise, by place, and
+    gpu_seconds of those that have ended."""
 
     pack: Pack
     memories: Mapping[int, MemorySet]
+    spent: float
 
 
 def check_sharded(search: PreparedSearch, pack: Pack) -> None:
@@ -56,10 +57,14 @@ def check_sharded(search: PreparedSearch, pack: Pack) -> None:
 
 
 def prepare_pack(
-    search: PreparedSearch, pack: Pack, todo: Sequence[tuple[int, PlannedRun]], tokenizer: Any
+    search: PreparedSearch,
+    pack: Pack,
+    todo: Sequence[tuple[int, PlannedRun]],
+    tokenizer: Any,
+    spent: float,
 ) -> ShardedPack:
-    """A pack with what its runs `todo`, by place, memorise. RunError or DataError where it cannot
-    be trained."""
+    """A pack with what its runs `todo`, by place, memorise; spent: gpu_seconds of its others.
+    RunError or DataError where it cannot be trained."""
     check_sharded(search, pack)
     spec = search.spec
     render = partial(render_prompt, tokenizer, prompt_format=spec.task.prompt_format)
@@ -69,7 +74,7 @@ def prepare_pack(
         for sequence_id in sorted({run.sequence_id for _, run in todo})
     }
     own = {place: prefix(built[run.sequence_id], run.point.seq_len) for place, run in todo}
-    return ShardedPack(pack, own)
+    return ShardedPack(pack, own, spent)
 
 
 class ShardedPacks:
@@ -88,7 +93,7 @@ class ShardedPacks:
         ranks: Ranks,
         tell: Tell = untold,
     ) -> None:
-        self._tell, self._next_look = tell, 0.0
+        self._tell = tell
         self._search, self._store, self._adapters = search, store, adapters
         self._backend, self._ranks = {**backend, **pmlray_deepspeed.BACKEND}, ranks
         self._base: Any = None
@@ -100,16 +105,18 @@ class ShardedPacks:
         """
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        watch = self._watch(given)
         if self._base is None:
             spec = self._search.spec
+            watch.stage(f"loading {spec.model.id}")
             with sharded_loading(zero3_config(spec.recipe, spec.model.base_dtype)):
                 self._base = load_base(self._search)
+        watch.stage("training")
         runs, state, seconds = given.pack.runs, checkpoints.resume(), 0.0
-        limit, spent = given.pack.gpu_seconds, 0.0
         for place, memory in given.memories.items():
             run, before = runs[place], sum(r.point.train_steps for r in runs[:place])
-            if limit is not None and spent >= limit:
-                self._leave_out(given.pack, place)
+            if watch.is_spent:
+                self._leave_out(given.pack, place, 0.0)
                 continue
             with closing(ShardedRun(self._search, run, memory.records, self._base)) as trained:
                 if state is not None and state.facts["run_key"] == run.run_key:
@@ -117,45 +124,41 @@ class ShardedPacks:
                 else:
                     # Whoever goes on from here need not know of the runs before.
                     checkpoints.after(trained, before, anyone_finished=place > 0)
-                while not trained.is_done:
+                watch.begin(place)
+                gone = False
+                while not (gone or trained.is_done):
                     trained.train_step()
-                    self._look(given.pack, place, before, trained, spent)
-                    checkpoints.after(trained, before + trained.step)
-                spent += self._keep(given.pack, place, trained, memory)
+                    gone = not trained.is_done and watch.after(trained)
+                    if not gone:
+                        checkpoints.after(trained, before + trained.step)
+                gpu_seconds = self._ranks.sum(trained.clock.gpu_seconds[0])
+                if gone:
+                    self._leave_out(given.pack, place, gpu_seconds)
+                else:
+                    self._keep(given.pack, place, trained, memory, gpu_seconds)
+                watch.spent += gpu_seconds
                 seconds += trained.clock.training_seconds
         return seconds
 
-    def _leave_out(self, pack: Pack, place: int) -> None:
+    def _watch(self, given: ShardedPack) -> ShardedWatch:
+        threads = torch.get_num_threads() if pick_device().type == "cpu" else 1
+        return ShardedWatch(
+            given.pack, self._ranks, self._tell, given.spent, self._ranks.world * threads
+        )
+
+    def _leave_out(self, pack: Pack, place: int, gpu_seconds: float) -> None:
         run = pack.runs[place]
         if self._ranks.rank == 0:
             failure = FailedRun(
-                run.run_key, run.point, pack.round, place, LEFT_OUT, 0.0, left_out=True
+                run.run_key, run.point, pack.round, place, LEFT_OUT, gpu_seconds, left_out=True
             )
             self._store.put_failure(replace(failure, phase=run.phase))
 
-    def _look(self, pack: Pack, place: int, before: int, trained: ShardedRun, spent: float) -> None:
-        """Tell how far the pack is, if it is time to. before: steps of the runs that have ended."""
-        if self._ranks.rank or time.perf_counter() < self._next_look:
-            return
-        self._next_look = time.perf_counter() + SECONDS_BETWEEN_LOOKS
-        run, steps = trained.run, before + trained.step
-        wanted = sum(r.point.train_steps for r in pack.runs)
-        # Its ranks work alike.
-        own = trained.clock.gpu_seconds[0] * self._ranks.world
-        pace = own / trained.step
-        wall = trained.clock.wall_seconds[0] / trained.step
-        live = LiveRun(run.run_key, trained.step, run.point.train_steps, trained.curve[-1][1])
-        self._tell(
-            LivePack(
-                *(pack.pack_id, "training", time.time(), len(pack.runs), place, steps, wanted),
-                *(spent + own, own, pace * (wanted - steps), wall * (wanted - steps), (live,)),
-            )
-        )
-
-    def _keep(self, pack: Pack, place: int, trained: ShardedRun, memory: MemorySet) -> float:
-        """Store what was measured of a run; what it cost, on every rank."""
+    def _keep(
+        self, pack: Pack, place: int, trained: ShardedRun, memory: MemorySet, gpu_seconds: float
+    ) -> None:
+        """Store what was measured of a run; every rank must call it."""
         scores, weights = trained.scores(), trained.weights()
-        gpu_seconds = self._ranks.sum(trained.clock.gpu_seconds[0])
         trained.curve.append((trained.step, scores.mean_nll))
         if self._ranks.rank == 0:
             spec, folder = self._search.spec, self._adapters / trained.run.run_key
@@ -163,7 +166,6 @@ class ShardedPacks:
             measured = self._observation(pack, place, trained, scores, memory, gpu_seconds)
             write_card(folder, spec, measured)
             self._store.put(measured)
-        return gpu_seconds
 
     def _observation(
         self,

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
 
 SCRIPT = """
 import gc, json, os, shutil, sys
+from dataclasses import asdict, replace
 from pathlib import Path
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
 import ray
@@ -50,6 +51,8 @@ def pack(number, seed, *points):
 first = pack(0, 1, (3, 50, 4))
 probed = pack(1, 0, (4, 50, 6), (2, 50, 3))
 last = pack(2, 2, (1, 50, 2), (3, 30, 4))
+# Of which the first step spends all that there is.
+limited = replace(pack(4, 3, (1, 50, 4), (2, 50, 4)), gpu_seconds=1e-6)
 
 
 def learnt(store):
@@ -121,8 +124,12 @@ def fit(store):
             outcome = ray.get(workers.run.remote(pack))
             assert outcome.training_seconds > 0, outcome
 
-        for each in (first, probed, last):
+        for each in (first, probed, limited, last):
             run(each)
+        # As after a restart: what two runs have cost leaves nothing for a third.
+        paid = sum(store.observation(r.run_key).gpu_seconds for r in last.runs)
+        more = Pack(2, last.runs + pack(2, 4, (1, 50, 2)).runs, gpu_seconds=paid)
+        assert ray.get(workers.run.remote(more)).training_seconds == 0.0
         found = {"undisturbed": learnt(store)}
         # Once more, on the same workers: one is lost, and all start again with a new base.
         for each in probed.runs:
@@ -134,6 +141,7 @@ def fit(store):
         ray.kill(workers)
     read = lambda kind, rank: (store.folder / f"{kind}{rank}.txt").read_text().splitlines()
     return {**found, "lost": learnt(store), "steps": read("steps", 0),
+            "left_out": [asdict(f) for f in store.failures()],
             "loads": [len(read("loads", rank)) for rank in (0, 1)],
             "alive": [list(map(json.loads, read("alive", rank))) for rank in (0, 1)],
             "environment": [read("environment", rank) for rank in (0, 1)]}
@@ -196,9 +204,13 @@ def test_workers_that_stay_equal_one_and_go_on_from_a_checkpoint(tmp_path: Path)
     # lost too.
     n_variables = len(CPU_ALLOCATOR) + len(BOUNDED_SPIN)
     assert sharded["environment"] == [[str([True] * n_variables)] * 2] * 2
-    # A pack leaves nothing behind.
+    # A pack leaves nothing behind, nor does a run that was left out as it trained.
     for alive in sharded["alive"]:
-        assert len(alive) == 4 and alive[2] == alive[0]
+        assert len(alive) == 6 and alive[2] == alive[3] == alive[0]
+    after_restart, begun, never = sharded["left_out"]
+    assert begun["left_out"] and begun["gpu_seconds"] > 0 and begun["place"] == 0
+    assert never["left_out"] and never["gpu_seconds"] == 0.0 and never["place"] == 1
+    assert after_restart["left_out"] and after_restart["gpu_seconds"] == 0.0
     # Of every pack, by one of the node's two workers; of the one cut off perhaps twice.
     assert found["nodes"] == [[pack, node_name()] for pack in range(3)]
     # MLflow shows when they trained; times of day are kept to the second.

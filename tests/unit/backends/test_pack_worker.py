@@ -18,7 +18,7 @@ from pmlray.backends.attempts import (
     without_progress,
 )
 from pmlray.backends.file_store import FileStore
-from pmlray.backends.pack_work import PackWork
+from pmlray.backends.pack_work import PackWork, spent_before
 from pmlray.backends.pack_worker import run_pack
 from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.checkpoints import AskedToLeave, Checkpoints
@@ -52,6 +52,21 @@ def test_a_pack_is_measured_once(work: PackWork) -> None:
         assert run_pack(work, measure_all(work)) == 2.5
         assert run_pack(work, never) == 0.0
     assert len(store.observations()) == 3
+
+
+def test_what_a_pack_has_spent_is_known_after_a_restart(work: PackWork) -> None:
+    store, pack = FileStore(Path(work.store)), work.pack
+    assert spent_before(store, pack) == 0.0
+    SyntheticRunner(store).run(replace(pack, runs=pack.runs[:1]))
+    (measured,) = store.observations()
+    gone = FailedRun(pack.runs[1].run_key, pack.runs[1].point, 0, 1, "left out", 3.0, left_out=True)
+    # Of an earlier round, and of one that was measured after all.
+    store.put_failure(replace(gone, run_key=pack.runs[2].run_key, round=7))
+    store.put_failure(replace(gone, run_key=measured.run_key))
+    assert spent_before(store, pack) == measured.gpu_seconds
+    store.put_failure(gone)
+    assert spent_before(store, pack) == measured.gpu_seconds + 3.0
+    assert spent_before(store, replace(pack, round=7)) == 3.0
 
 
 def test_runs_of_a_living_worker_are_left_to_it(
