@@ -18,6 +18,7 @@ from pmlray.cli.follower import Follower
 from pmlray.cli.machine import await_imports, machine_facts
 from pmlray.config import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.dtype import check_same_dtype
 from pmlray.config.kept import read_kept
 from pmlray.config.prepared import PreparedSearch
 from pmlray.errors import StoreError
@@ -122,11 +123,13 @@ def claim_store(folder: Path, spec: CompareSpec) -> None:
     if path.is_file():
         owner = read_kept(CompareSpec, path)
         differing = [name for name in SAME if getattr(owner, name) != getattr(spec, name)]
-        if "model" in differing and owner.model.pinned() == spec.model.pinned():
+        was, now = ((m.id, m.revision) for m in (owner.model, spec.model))
+        if "model" in differing and was == now:
             differing.remove("model")
         if differing:
             raise StoreError(
                 f"{folder} holds the comparison {owner.compare_id}, whose {', '.join(differing)}"
                 " differ; choose another --store"
             )
+        check_same_dtype(folder, f"comparison {owner.compare_id}", owner.model, spec.model)
     write_over(path, spec.model_dump_json(indent=2).encode())

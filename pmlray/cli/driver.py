@@ -24,6 +24,7 @@ from pmlray.cli.follower import Follower
 from pmlray.cli.machine import TRAIN_PACKAGES, await_imports, machine_facts
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.dtype import check_same_dtype
 from pmlray.config.kept import kept_facts, read_kept
 from pmlray.config.models import TINY, require_present, resolve_model
 from pmlray.config.prepared import PreparedSearch
@@ -279,11 +280,6 @@ def _claim(folder: Path, spec: SearchSpec) -> None:
                 f"{folder} holds the search {owner.search_id}, not {spec.search_id}; choose another"
                 " --store"
             )
-        if owner.model.base_dtype != spec.model.base_dtype:
-            raise StoreError(
-                f"{folder} holds the search {owner.search_id} of a base in"
-                f" {owner.model.base_dtype}, not {spec.model.base_dtype}; leave model.dtype out to"
-                " continue it, or choose another --store"
-            )
+        check_same_dtype(folder, f"search {owner.search_id}", owner.model, spec.model)
         return
     write_over(path, spec.model_dump_json(indent=2).encode())

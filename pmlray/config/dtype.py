@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pmlray.config.model_spec import Dtype, Model
+from pmlray.errors import StoreError
 
 # Of x86's AVX-512 and AMX, and of ARM, as Linux and torch name them.
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
@@ -41,3 +42,13 @@ def settle(model: Model, gpu: bool, kept: Model | None = None) -> Model:
     before = None if kept is None else kept.resolved or kept.dtype
     found = before if before is not None and before != "auto" else model.resolved
     return model.model_copy(update={"resolved": found or device_dtype(gpu)})
+
+
+def check_same_dtype(folder: Path, study: str, kept: Model, asked: Model) -> None:
+    """StoreError where the study of a store was begun in another dtype than is asked for now: ids
+    do not tell `auto` from a dtype that is named."""
+    if kept.base_dtype != asked.base_dtype:
+        raise StoreError(
+            f"{folder} holds the {study} of a base in {kept.base_dtype}, not {asked.base_dtype};"
+            " leave model.dtype out to continue it, or choose another --store"
+        )

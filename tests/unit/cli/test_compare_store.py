@@ -6,6 +6,7 @@ import pytest
 
 from pmlray.cli.compare_driver import claim_store
 from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.dtype import settle
 from pmlray.config.load import load_spec
 from pmlray.errors import StoreError
 
@@ -30,3 +31,19 @@ def test_a_store_of_another_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "comparison.json").write_text('{"name": "old"}')
     with pytest.raises(StoreError, match="choose another --store"):
         claim_store(tmp_path, _spec())
+
+
+def test_a_comparison_goes_on_in_its_dtype_alone(tmp_path: Path) -> None:
+    auto = _spec("model={id: tiny-random-llama}")
+    begun = auto.model_copy(update={"model": settle(auto.model, gpu=True)})
+    other = _spec("model={id: tiny-random-llama, dtype: float32}")
+    # Unlike a name of float32, one of bfloat16 is not seen in the id.
+    assert _spec("model={id: tiny-random-llama, dtype: bfloat16}").compare_id == auto.compare_id
+    claim_store(tmp_path, begun)
+    kept = (tmp_path / "comparison.json").read_bytes()
+    with pytest.raises(StoreError, match=r"base in bfloat16, not float32; leave model\.dtype out"):
+        claim_store(tmp_path, other)
+    with pytest.raises(StoreError, match="whose model differ"):
+        claim_store(tmp_path, _spec("model={id: smollm2-135m, dtype: float32}"))
+    assert (tmp_path / "comparison.json").read_bytes() == kept
+    claim_store(tmp_path, _spec("model={id: tiny-random-llama, dtype: bfloat16}"))

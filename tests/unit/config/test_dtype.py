@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from pmlray.cli import app
 from pmlray.cli.driver import settled_in
 from pmlray.config import ClusterProfile, dtype
 from pmlray.config.dtype import cpu_multiplies_bfloat16, settle
 from pmlray.config.model_spec import Model
 from pmlray.config.prepared import PreparedSearch, prepare_search
 from pmlray.engine.bfloat16 import multiplies_bfloat16
-from pmlray.errors import SpecError
+from pmlray.errors import SpecError, StoreError
 from pmlray.types import DesignPoint
 
 # What pmlray kept of this file in its store, and called it, when the default was bfloat16
@@ -97,6 +99,47 @@ def test_a_new_search_follows_the_device_and_keeps_it_on_another(
     assert run_key(search.settled(gpu=False)) == BFLOAT16_RUN
     on_a_cpu(monkeypatch, False)
     assert settle(Model(id="x"), gpu=True).base_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("begun", "asked"),
+    [
+        ({"dtype": "auto", "resolved": "float32"}, "bfloat16"),
+        # As a search is kept that was begun before there was `auto`, and one whose dtype is named.
+        ({"dtype": "auto", "resolved": "bfloat16"}, "float32"),
+        ({"dtype": "bfloat16"}, "float32"),
+    ],
+)
+def test_a_store_is_not_continued_in_another_dtype(
+    search: PreparedSearch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    begun: dict[str, str],
+    asked: str,
+) -> None:
+    """Not where both have one id, nor where the ids tell."""
+
+    def started(_: object) -> None:
+        raise AssertionError("it was continued")
+
+    monkeypatch.setattr("pmlray.cli.driver.ray_session", started)
+    folder = tmp_path / "store"
+    folder.mkdir()
+    model = Model.model_validate({"id": search.spec.model.id, **begun})
+    spec = search.spec.model_copy(update={"model": model})
+    (folder / "search.json").write_text(spec.model_dump_json())
+    command = ["search", str(tmp_path / "before.yaml"), "--set", f"model.dtype={asked}",
+               "--store", str(folder)]  # fmt: skip
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, StoreError), error
+    named = prepare_search(tmp_path / "before.yaml", [f"model.dtype={asked}"]).spec
+    if named.search_id == spec.search_id:
+        words = f"of a base in {model.base_dtype}, not {asked}; leave model.dtype out to continue"
+    else:
+        words = f"holds the search {spec.search_id}, not {named.search_id}; choose another --store"
+    assert words in str(error)
+    assert (folder / "search.json").read_text() == spec.model_dump_json()
+    assert not [*(folder / "observations").iterdir(), *(folder / "plans").iterdir()]
 
 
 @pytest.mark.parametrize(
