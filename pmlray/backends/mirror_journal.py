@@ -79,6 +79,14 @@ class MirrorJournal:
         """All runs that any mirror was told of."""
         return {key for _, entry in self.entries() for key in entry.get("run_keys", ())}
 
+    def is_open(self) -> bool:
+        """Whether its last `start` has no `finish`."""
+        last = ""
+        for _, entry in self.entries():
+            if entry["kind"] in ("start", "finish"):
+                last = entry["kind"]
+        return last == "start"
+
     def waiting(self, uri: str) -> int:
         """How many entries a mirror has not taken yet."""
         return self._last - self._all_sent().get(_key(uri), ("", 0))[1]

@@ -28,7 +28,8 @@ def sync(
 ) -> None:
     """Send MLflow what it missed, or all of it if it was lost, and make the Optuna study anew.
 
-    Not while the search runs: it sends its own.
+    Not while the search runs: it sends its own. One that was killed before it could end is KILLED
+    there then, and its runs without a result are gone, as at the end of any search.
     """
     found = sync_store(store.absolute(), tracking_uri, optuna_storage)
     trials = found["optuna_trials"]
@@ -77,6 +78,10 @@ def sync_store(
         known = journal.run_keys()
         if missing := [o.run_key for o in observations if o.run_key not in known]:
             journal.add("observe", run_keys=missing)
+        if journal.is_open():
+            # Whoever drove it was killed before it could say so: what trained, and runs that were
+            # left out, would be shown as running for ever.
+            journal.add("finish", artifacts=[], status="KILLED")
         sent = Replay(store, journal, uri, connect).send()
     return {
         "store": str(folder),

@@ -10,13 +10,18 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from pmlray.backends.file_store import FileStore
+from pmlray.backends.mirror_journal import MirrorJournal
 from pmlray.backends.mlflow_tracker import MlflowTracker
 from pmlray.backends.mlflow_watch import MlflowWatch
 from pmlray.backends.node_load import NodeLoad
-from pmlray.backends.spooled_tracker import local_tracking_uri
+from pmlray.backends.spooled_tracker import Replay, local_tracking_uri
+from pmlray.cli.driver import SPEC_FILE, mirror_of
+from pmlray.cli.sync_command import sync_store
 from pmlray.config.prepared import PreparedSearch, prepare_comparison
 from pmlray.errors import StoreError
 from pmlray.study.run_names import run_name, run_tags
+from pmlray.types import FailedRun
 from tests.fakes import observe
 
 ROOT = Path(__file__).parents[3]
@@ -145,6 +150,46 @@ def test_a_run_s_curve_grows_while_it_trains_and_the_run_is_one(
     assert found.data.tags["pmlray.run_key"] == done.run_key
     steps = {m.step for m in client.get_metric_history(first.info.run_id, "loss")}
     assert steps == {20, 50, *(step for step, _ in done.curve)}
+
+
+def test_sync_ends_what_a_killed_search_has_left_running(
+    database: Path, make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    """Its driver told of runs that trained, of which one was left out, and not of its end."""
+    search, uri = make_search("name=killed"), local_tracking_uri(database)
+    search_id, folder = search.spec.search_id, tmp_path / "store"
+    store = FileStore(folder)
+    (folder / SPEC_FILE).write_text(search.spec.model_dump_json())
+    runs = [search.plan_run(p, "sft", 0, 0, "law") for p in search.spec.space.points()[:3]]
+    journal = MirrorJournal(folder)
+    journal.add("start")
+    rows = [
+        {"name": run_name(r), "tags": run_tags(r), "run_key": r.run_key, "steps": 9, "loss": 2.0}
+        for r in runs
+    ]
+    journal.add("live", runs=rows)
+    client = MlflowClient(uri)
+    # Taken while the search ran: its tracker is gone.
+    Replay(store, journal, uri, mirror_of(store, uri, search_id, search.spec)).send()
+    assert [r.info.status for r in children(client, search_id)] == ["RUNNING"] * 3
+    store.put(observe(runs[0], 0, 0, 0.02, 1e-3))
+    gone = FailedRun(runs[1].run_key, runs[1].point, 0, 1, "left out", 1.0, left_out=True)
+    store.put_failure(gone)
+    for uri_of, sent in ((uri, 2), (uri, 0), (f"sqlite:///{tmp_path / 'anew.db'}", 4)):
+        assert sync_store(folder, uri_of, None)["sent"] == sent
+        client = MlflowClient(uri_of)
+        (measured,) = children(client, search_id)
+        assert measured.data.tags["pmlray.run_key"] == runs[0].run_key
+        assert measured.info.status == "FINISHED"
+        parent = client.get_run(measured.data.tags["mlflow.parentRunId"])
+        assert parent.info.status == "KILLED"
+    # Whoever goes on with it runs again, and is not ended while it does.
+    journal = MirrorJournal(folder)
+    journal.add("start")
+    assert journal.is_open()
+    journal.add("finish", artifacts=[], status="FINISHED")
+    assert sync_store(folder, uri, None)["sent"] == 2
+    assert MlflowWatch(uri, search_id).look().status == "FINISHED"
 
 
 def test_the_load_of_a_node_is_kept_once_beside_that_of_others(database: Path) -> None:
