@@ -10,13 +10,15 @@ import pytest
 
 from pmlray.engine.thread_barriers import BOUNDED_SPIN, CHOICES, bound_waits
 
-# GNU OpenMP prints what it goes by when it is loaded.
+# GNU OpenMP prints what it goes by when it is loaded, as it is with torch's library: all of torch
+# takes seconds more to import.
 LOADED = """
-import os, sys
+import ctypes, importlib.util, os, sys
 from pmlray.engine.thread_barriers import bound_waits
 bound_waits(os.environ)
 assert "torch" not in sys.modules
-import torch
+(torch,) = importlib.util.find_spec("torch").submodule_search_locations
+ctypes.CDLL(os.path.join(torch, "lib", "libtorch_cpu.so"))
 """
 
 
