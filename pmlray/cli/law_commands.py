@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
 import typer
 
 from pmlray.cli.findings import describe_checklist, describe_law_json
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.errors import DataError
-from pmlray.law import FitOptions, Form, LawData, law_data, read_law_data, summarise
+from pmlray.law import FitOptions, Form, LawData, fit_law, law_data, read_law_data
 from pmlray.types import DesignPoint
 
 if TYPE_CHECKING:
@@ -26,8 +25,8 @@ def fit(
     ),
     form: str = typer.Option(
         "auto",
-        help=f"{', '.join(get_args(Form))}; auto: by unseen points, a store's own"
-        " forms, else power or ceiling.",
+        help=f"{', '.join(get_args(Form))}; auto: all of a store's own, else those"
+        " with a ceiling where the base loss is known and power where it is not, by evidence.",
     ),
     base_loss: float = typer.Option(
         None, help="Loss without an adapter, nats a token (for a CSV)."
@@ -47,9 +46,6 @@ def fit(
         help="Points that learnt all there is: set aside where the form has no ceiling (the"
         " default), or lower bounds.",
     ),
-    noise: Literal["equal", "by_value"] = typer.Option(
-        None, help="by_value: noise may follow delta_loss. By default a store's own, else equal."
-    ),
     optimisation_limited: Literal["keep", "leave_out"] = typer.Option(
         None,
         help="leave_out: runs of a store that more steps would still change are not fitted. By"
@@ -67,11 +63,9 @@ def fit(
     if delta_loss is not None and not targets:
         raise typer.BadParameter("give a --target to size for", param_hint="--delta-loss")
     forms, own = _law_of(file)
-    given = {"loss": loss, "saturated": saturated, "noise": noise}
+    given = {"loss": loss, "saturated": saturated}
     options = replace(own, **{name: value for name, value in given.items() if value is not None})
-    found = summarise(
-        data, chosen, forms=forms, rng=np.random.default_rng(0), targets=targets, options=options
-    )
+    found = fit_law(data, chosen, forms=forms, targets=targets, options=options)
     law = found.to_json(delta_loss) | {"n_left_out": left_out}
     emit(law, f"{describe_law_json(law)}\n{describe_checklist(law)}", as_json)
 
@@ -106,13 +100,13 @@ def _points(
     return law_data(kept), n_all - len(kept)
 
 
-def _law_of(file: Path) -> tuple[tuple[Form, ...], FitOptions]:
-    """The forms that `auto` chooses from and how points count: a store's own, so that its fit is
-    its search's law."""
+def _law_of(file: Path) -> tuple[tuple[Form, ...] | None, FitOptions]:
+    """The forms that `auto` takes, None for those of any points, and how points count: a store's
+    own, so that its fit is its search's law."""
     if (opened := _search_of(file)) is not None:
         law = opened[0].law
         return law.forms, law.fit_options()
-    return ("power", "ceiling"), FitOptions()
+    return None, FitOptions()
 
 
 def _search_of(file: Path) -> tuple[SearchSpec, FileStore] | None:

@@ -116,7 +116,7 @@ def describe_law(law: LawSummary | None) -> str:
     for symbol, name in {"alpha": "rank_exponent", "beta": "len_exponent"}.items():
         low, high = law.intervals[name]
         value = f"{symbol} {getattr(fitted, name):.3f}"
-        parts.append(value if not law.fit.noise_known else f"{value} [{low:.3f}, {high:.3f}]")
+        parts.append(value if not law.judgement.enough else f"{value} [{low:.3f}, {high:.3f}]")
     return f"{fitted.form} law: {', '.join(parts)}"
 
 

@@ -99,15 +99,15 @@ class Space(Part):
 
 
 class LawOptions(Part):
-    """Which forms are fitted and averaged by their held-out error, how, and the intervals reported.
+    """Which forms are fitted and averaged by their evidence, how, and the intervals reported.
 
     A search knows its base loss, so the default forms are those that it caps. The paper's `power`
     form, which nothing bends before saturation, made replayed searches of real runs spend two to
     three times as much when it was averaged in. `loss`: `gaussian`, or `huber`, which outliers do
     not bend. `saturated`: `filter` sets points with final_loss <= ln 2 aside where a form has no
     ceiling; `censor` takes them, and those of a form with a ceiling at or below `floor` nats, as
-    lower bounds. `noise`: `equal` for all points, or `by_value`, which lets it follow a power of
-    delta_loss where the residuals show that it does. `optimisation_limited`: whether runs that
+    lower bounds. `noise` is not read any more: noise follows the level of a run, always; it is
+    taken so that searches begun before go on. `optimisation_limited`: whether runs that
     twice their steps would lower by 0.2 nats per token or more are kept in the law, or left out of
     it, so that it tells what adapters can hold rather than what the steps allowed. The choice of
     the next run counts them in any case.
@@ -123,7 +123,7 @@ class LawOptions(Part):
 
     def fit_options(self) -> FitOptions:
         """How points count in every fit of the search."""
-        return FitOptions(self.loss, self.saturated, self.floor, self.noise)
+        return FitOptions(self.loss, self.saturated, self.floor)
 
 
 class Targets(Part):

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmlray.law import CAPPED, LawFit
-from pmlray.law.noise import LEAST_NOISE
 from pmlray.types import DesignPoint
 
 FloatArray = NDArray[np.float64]
@@ -50,7 +49,7 @@ class LawField:
         by_form = [
             b.weight * b.fit.noise.sd(b.fit.law.predict(r, length, t)) ** 2 for b in self.beliefs
         ]
-        return np.maximum(np.sum(by_form, axis=0), LEAST_NOISE**2)
+        return np.sum(by_form, axis=0)
 
     def features(self, points: Sequence[DesignPoint], *, measured: bool) -> FloatArray:
         """phi of points, (N, G), as targets or as points that are `measured`.

@@ -1,13 +1,13 @@
 """The parametric memory law: its forms, their fit, and how sure one can be of it."""
 
-from pmlray.law.averaging import AveragedLaw, AveragedSamples, average_laws, form_weights
+from pmlray.law.averaging import AveragedLaw, AveragedSamples, average_laws
 from pmlray.law.broken import BrokenLaw
 from pmlray.law.ceilings import CeilingLaw, ExponentialCeilingLaw
 from pmlray.law.correlation import EntangledPair, entangled_pairs, param_correlations
 from pmlray.law.crossing import crossing_steps, token_table
 from pmlray.law.data import LawData, law_data
-from pmlray.law.diagnostics import extrapolation_mape, heldout_mape, mape, r2
-from pmlray.law.fit import FitStatus, LawFit, fit_law, usable_points
+from pmlray.law.diagnostics import mape, r2
+from pmlray.law.fit import FitOptions, FitStatus, LawFit, usable_points
 from pmlray.law.forms import CAPPED, law_from_json
 from pmlray.law.power import PowerLaw
 from pmlray.law.protocol import Form, Law
@@ -17,16 +17,11 @@ from pmlray.law.recall_data import TokenRun, token_runs
 from pmlray.law.recall_fit import fit_recall
 from pmlray.law.recall_forecast import RecallForecast, forecast_recall
 from pmlray.law.residuals import ResidualStructure, residual_structure
-from pmlray.law.robust import FitOptions
 from pmlray.law.sizing import Estimate, Sizing, size_for
-from pmlray.law.summary import LawSummary, TargetPrediction, summarise
+from pmlray.law.summary import LawSummary, TargetPrediction, fit_law
 from pmlray.law.transition import Transition, measure_transition
-from pmlray.law.uncertainty import (
-    bootstrap_law,
-    derived_interval,
-    param_intervals,
-    prediction_interval,
-)
+from pmlray.law.uncertainty import param_intervals
+from pmlray.law.unseen import UnseenError
 
 __all__ = [
     "CAPPED",
@@ -53,29 +48,23 @@ __all__ = [
     "TargetPrediction",
     "TokenRun",
     "Transition",
+    "UnseenError",
     "average_laws",
-    "bootstrap_law",
     "crossing_steps",
-    "derived_interval",
     "entangled_pairs",
-    "extrapolation_mape",
     "fit_law",
     "fit_recall",
     "forecast_recall",
-    "form_weights",
-    "heldout_mape",
     "law_data",
     "law_from_json",
     "mape",
     "measure_transition",
     "param_correlations",
     "param_intervals",
-    "prediction_interval",
     "r2",
     "read_law_data",
     "residual_structure",
     "size_for",
-    "summarise",
     "token_runs",
     "token_table",
     "usable_points",

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from pmlray.law.data import FloatArray
+from pmlray.law.drift import Drift
 from pmlray.law.power import PowerLaw
 from pmlray.law.protocol import Form
 
@@ -51,6 +52,7 @@ class BrokenLaw:
     budget_exponent: float = 0.0
     ref_steps: float = 1.0
     fits_budget: bool = False
+    drift: Drift | None = None
 
     @property
     def form(self) -> Form:
@@ -68,6 +70,7 @@ class BrokenLaw:
             self.budget_exponent,
             self.ref_steps,
             self.fits_budget,
+            self.drift,
         )
 
     @property
@@ -94,6 +97,7 @@ class BrokenLaw:
             rank_drop=float(values[-2]),
             break_rank=math.exp(values[-1]),
             budget_exponent=law.budget_exponent,
+            drift=law.drift,
         )
 
     def _bend(self, lora_rank: ArrayLike) -> tuple[FloatArray, ...]:

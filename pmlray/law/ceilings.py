@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pmlray.law.data import FloatArray
+from pmlray.law.drift import Drift
 from pmlray.law.power import PowerLaw
 from pmlray.law.protocol import Form
 from pmlray.law.saturation import (
@@ -34,6 +35,7 @@ class _CappedLaw(ABC):
     budget_exponent: float
     ref_steps: float
     fits_budget: bool
+    drift: Drift | None
 
     @property
     @abstractmethod
@@ -59,6 +61,7 @@ class _CappedLaw(ABC):
             self.budget_exponent,
             self.ref_steps,
             self.fits_budget,
+            self.drift,
         )
 
     @property
@@ -81,6 +84,7 @@ class _CappedLaw(ABC):
             len_exponent=z.len_exponent,
             offset=z.offset,
             budget_exponent=z.budget_exponent,
+            drift=z.drift,
         )
 
     def predict(
@@ -147,6 +151,7 @@ class CeilingLaw(_CappedLaw):
     budget_exponent: float = 0.0
     ref_steps: float = 1.0
     fits_budget: bool = False
+    drift: Drift | None = None
 
     @property
     def form(self) -> Form:
@@ -175,6 +180,7 @@ class CeilingLaw(_CappedLaw):
             offset=z.offset,
             sharpness=math.exp(values[-1]),
             budget_exponent=z.budget_exponent,
+            drift=z.drift,
         )
 
     def _cap(self, z: FloatArray, base_loss: FloatArray) -> tuple[FloatArray, ...]:
@@ -201,6 +207,7 @@ class ExponentialCeilingLaw(_CappedLaw):
     budget_exponent: float = 0.0
     ref_steps: float = 1.0
     fits_budget: bool = False
+    drift: Drift | None = None
 
     @property
     def form(self) -> Form:

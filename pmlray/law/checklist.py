@@ -14,13 +14,22 @@ import numpy as np
 
 from pmlray.law.averaging import AveragedLaw
 from pmlray.law.data import FloatArray, LawData
-from pmlray.law.fit import LawFit, censored_points, usable_points
+from pmlray.law.fit import HUBER_K, LawFit, censored_points, usable_points
+from pmlray.law.form_model import (
+    BUDGET_EXPONENT,
+    DRIFT_SD,
+    LEN_EXPONENT,
+    OFFSET_SHARE,
+    RANK_EXPONENT,
+    START_EXPONENTS,
+    build_model,
+)
 from pmlray.law.forms import CAPPED
-from pmlray.law.problem import build_problem
+from pmlray.law.judgement import SATURATED_SHARE
+from pmlray.law.posterior import SIGMAS
 from pmlray.law.protocol import Form
 from pmlray.law.residuals import ResidualStructure
-from pmlray.law.robust import HUBER_K
-from pmlray.law.starts import BUDGET_GRID, EXPONENT_GRID, N_STARTS
+from pmlray.law.run_noise import SHARED, SPREAD, TYPICAL
 
 LEVEL = 0.9
 _POWER = "C r^alpha l^-beta{budget}"
@@ -45,12 +54,12 @@ def equation(form: Form, fits_budget: bool) -> str:
 def checklist(
     data: LawData,
     average: AveragedLaw,
-    n_bootstrap: int,
+    n_samples: int,
     residuals: ResidualStructure,
 ) -> Mapping[str, str]:
     """Every item of the checklist by its name, for the fit of `average.best` to `data`.
 
-    n_bootstrap: the resamples that the intervals come from; residuals: those of that fit.
+    n_samples: those that the intervals come from; residuals: those of that fit.
     """
     fit = average.best
     used = usable_points(data, fit.law.form, fit.options)
@@ -78,14 +87,15 @@ def checklist(
         ),
         "sequences and seeds": _clusters(points),
         "noise": _noise(fit, residuals),
-        "intervals": f"central {100 * LEVEL:g} %, wild cluster bootstrap of {n_bootstrap} resamples"
-        " (signs flipped by (sequence, seed), CR2 residuals, HC3 where every point is its own;"
-        " scaled to Student's tails)",
+        "prior": _prior(fit),
+        "intervals": f"central {100 * LEVEL:g} % of {n_samples} samples of what is believed over"
+        " forms, sizes of the noise, parameters and drift (points and prior drawn anew, solved"
+        " again)",
         "held-out protocol": "extrapolation: the largest length and the largest rank, each from a"
         " fit to the smaller ones; held out: each (r, l, t) cell from a fit to the others; new"
-        " sequence: each (sequence, seed) from a fit to the others; mean |error| / |delta_loss|",
-        "weights of the forms": f"{weights}; proportional to (mean squared held-out share error)"
-        "^(-cells / 2)",
+        " sequence: each (sequence, seed) from a fit to the others; mean |error| / |delta_loss| of"
+        f" points at most {100 * SATURATED_SHARE:g} % saturated",
+        "weights of the forms": f"{weights}; by their evidence (Laplace's approximation)",
     }
 
 
@@ -98,32 +108,37 @@ def _parameters(fit: LawFit) -> str:
 
 
 def _loss(fit: LawFit) -> str:
+    text = "squared residuals in delta_loss (not in its logarithm) over their noise, and the prior"
     if fit.options.loss == "huber":
-        return (
-            f"Huber's of the residuals in delta_loss, k {HUBER_K} times the noise level, which is"
-            f" 1.4826 times their median absolute deviation; {_weighting(fit)}"
-        )
-    return f"sum of squared residuals in delta_loss (not in its logarithm), {_weighting(fit)}"
-
-
-def _weighting(fit: LawFit) -> str:
-    if fit.noise.power == 0:
-        return "points weighted alike"
-    return f"points weighted by |delta_loss|^{-2 * fit.noise.power:.3g}, the inverse noise variance"
+        text += f"; the noise of a point beyond {HUBER_K} of it is taken larger (Huber)"
+    return text
 
 
 def _optimiser(fit: LawFit) -> str:
-    n_grid = len(EXPONENT_GRID) ** 2 * (len(BUDGET_GRID) if fit.law.fits_budget else 1)
-    linear = "C and b by variable projection, " if fit.law.form == "power" else ""
     return (
-        f"Levenberg-Marquardt with bounds, {linear}from up to {N_STARTS[fit.law.form]} starts, the"
-        f" best of a grid of {n_grid} exponents; the least loss wins"
+        f"Levenberg-Marquardt with bounds from {len(START_EXPONENTS)} starts at each of"
+        f" {SIGMAS.size} sizes of the noise, twice, since the noise depends on the offset"
+    )
+
+
+def _prior(fit: LawFit) -> str:
+    def normal(centre_and_sd: tuple[float, float]) -> str:
+        return "N({:g}, {:g}^2)".format(*centre_and_sd)
+
+    items = {"rank_exponent": RANK_EXPONENT, "len_exponent": LEN_EXPONENT}
+    items |= {"budget_exponent": BUDGET_EXPONENT} if fit.law.fits_budget else {}
+    items |= {"offset / base loss": OFFSET_SHARE}
+    shown = ", ".join(f"{name} {normal(of)}" for name, of in items.items())
+    return (
+        f"{shown}; drift terms {normal((0.0, DRIFT_SD))} in squared natural logarithms from the"
+        f" middle of the points; noise {TYPICAL:g} of the memorised loss, within a factor"
+        f" e^{SPREAD:g}"
     )
 
 
 def _bounds(points: LawData, fit: LawFit) -> str:
-    problem = build_problem(points, fit.law.form)
-    rows = zip(fit.law.param_names, problem.lower_P, problem.upper_P, strict=True)
+    model = build_model(points, fit.law.form, fit.noise.base_loss, np.full(len(points), np.inf))
+    rows = zip(fit.law.param_names, model.lower_P, model.upper_P, strict=True)
     # The amplitude is bounded where the design is centred; no data come near its bounds.
     return ", ".join(
         f"{name} [{low:.4g}, {high:.4g}]" for name, low, high in rows if name != "log_coef"
@@ -163,14 +178,11 @@ def _clusters(points: LawData) -> str:
 
 
 def _noise(fit: LawFit, residuals: ResidualStructure) -> str:
-    text = f"sigma {fit.sigma:.4g} nats per token"
-    if fit.noise.power:
-        text += (
-            f" at |delta_loss| {fit.noise.ref:.4g}, growing as its power {fit.noise.power:.3g}"
-            " (pseudo-likelihood; equal noise refused at the 5 % level)"
-        )
-    elif fit.options.noise == "by_value":
-        text += " at every delta_loss (equal noise not refused at the 5 % level)"
+    text = (
+        f"a run's standard deviation is {fit.sigma:.3g} of its loss reduction above the offset,"
+        f" less as it saturates, and at least {fit.noise.floor:.3g} nats per token;"
+        f" {100 * SHARED:g} % of its variance is the text's"
+    )
     if (spread := residuals.spread) is not None:
         text += f"; {spread.between:.4g} between (sequence, seed) pairs, {spread.within:.4g} within"
     return text

@@ -8,6 +8,7 @@ from typing import Any
 from pmlray.errors import DataError
 from pmlray.law.broken import BrokenLaw
 from pmlray.law.ceilings import CeilingLaw, ExponentialCeilingLaw
+from pmlray.law.drift import Drift, drift_from_json
 from pmlray.law.power import PowerLaw
 from pmlray.law.protocol import Form, Law
 
@@ -21,9 +22,11 @@ FORMS: dict[Form, type[Law]] = {
 CAPPED: frozenset[Form] = frozenset({"ceiling", "exponential_ceiling"})
 
 
-def blank_law(form: Form, base_loss: float, ref_steps: float, fits_budget: bool) -> Law:
+def blank_law(
+    form: Form, base_loss: float, ref_steps: float, fits_budget: bool, drift: Drift | None = None
+) -> Law:
     """A law of a form, its free parameters still to be set by `with_params`."""
-    budget = (0.0, ref_steps, fits_budget)
+    budget = (0.0, ref_steps, fits_budget, drift)
     if form == "ceiling":
         return CeilingLaw(1.0, 1.0, 1.0, 0.0, 1.0, base_loss, *budget)
     if form == "exponential_ceiling":
@@ -37,6 +40,7 @@ def law_from_json(stored: Mapping[str, Any]) -> Law:
     """Rebuild a law from `to_json`'s form; DataError when the form or a field is not known."""
     values = {k: v for k, v in stored.items() if k != "form"}
     try:
+        values["drift"] = drift_from_json(stored.get("drift"))
         return FORMS[stored["form"]](**values)
     except (KeyError, TypeError) as error:
         raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,12 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pmlray.law.data import FloatArray
+from pmlray.law.drift import Drift, rising_root
 from pmlray.law.protocol import Form
+
+# Beyond it a float overflows.
+LARGEST_EXPONENT = 700.0
 
 
 def bounded_exp(x: float) -> float:
     """e^x, inf where that is too large for a float."""
-    return math.inf if x > 700 else math.exp(x)
+    return math.inf if x > LARGEST_EXPONENT else math.exp(x)
 
 
 def solve_power(at_one: float, exponent: float, need: float) -> float:
@@ -32,8 +37,9 @@ class PowerLaw:
     """delta_loss = C r^alpha l^-beta (t / t_ref)^gamma + b; arXiv 2605.30260, the law.
 
     Units: delta_loss and b nats per token, C nats per token at r = l = 1 and t = t_ref, exponents
-    none. `params` are (log C, alpha, beta, b) and gamma when `fits_budget`. Where gamma is 0 and
-    fixed, t is not read. `base_loss` arguments are ignored: this form has no ceiling.
+    none. `params` are (log C, alpha, beta, b), gamma when `fits_budget`, and those of the `drift`,
+    where the exponents are those in the middle of the points. Where gamma is 0 and fixed, t is not
+    read. `base_loss` arguments are ignored: this form has no ceiling.
     """
 
     coef: float
@@ -43,6 +49,7 @@ class PowerLaw:
     budget_exponent: float = 0.0
     ref_steps: float = 1.0
     fits_budget: bool = False
+    drift: Drift | None = None
 
     @property
     def form(self) -> Form:
@@ -51,19 +58,22 @@ class PowerLaw:
 
     @property
     def param_names(self) -> tuple[str, ...]:
-        """log_coef, rank_exponent, len_exponent, offset[, budget_exponent]."""
+        """log_coef, rank_exponent, len_exponent, offset[, budget_exponent][, those of drift]."""
         names = ("log_coef", "rank_exponent", "len_exponent", "offset")
-        return (*names, "budget_exponent") if self.fits_budget else names
+        names = (*names, "budget_exponent") if self.fits_budget else names
+        return names if self.drift is None else (*names, *self.drift.names)
 
     @property
     def params(self) -> FloatArray:
         """Free parameters in the order of `param_names`."""
         values = [math.log(self.coef), self.rank_exponent, self.len_exponent, self.offset]
-        return np.array([*values, self.budget_exponent] if self.fits_budget else values)
+        values = [*values, self.budget_exponent] if self.fits_budget else values
+        return np.array(values if self.drift is None else [*values, *self.drift.coefs])
 
     def with_params(self, params: ArrayLike) -> PowerLaw:
         """The same law with other free parameters, shape (P,)."""
         values = np.asarray(params, dtype=float).tolist()
+        coefs = tuple(values[5 if self.fits_budget else 4 :])
         return replace(
             self,
             coef=math.exp(values[0]),
@@ -71,6 +81,7 @@ class PowerLaw:
             len_exponent=values[2],
             offset=values[3],
             budget_exponent=values[4] if self.fits_budget else self.budget_exponent,
+            drift=None if self.drift is None else replace(self.drift, coefs=coefs),
         )
 
     def _log_budget(self, train_steps: ArrayLike) -> FloatArray:
@@ -79,7 +90,7 @@ class PowerLaw:
             return np.log(np.asarray(train_steps, dtype=float) / self.ref_steps)
         return np.zeros(np.shape(train_steps))
 
-    def _amplitude(
+    def _log_amplitude(
         self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
     ) -> FloatArray:
         exponent = (
@@ -88,7 +99,15 @@ class PowerLaw:
             - self.len_exponent * np.log(seq_len)
             + self.budget_exponent * self._log_budget(train_steps)
         )
-        return np.asarray(np.exp(exponent), dtype=float)
+        if self.drift is not None:
+            exponent = exponent + self.drift.log_factor(lora_rank, seq_len, train_steps)
+        return np.asarray(exponent, dtype=float)
+
+    def _amplitude(
+        self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
+    ) -> FloatArray:
+        exponent = self._log_amplitude(lora_rank, seq_len, train_steps)
+        return np.asarray(np.exp(np.minimum(exponent, LARGEST_EXPONENT)), dtype=float)
 
     def predict(
         self,
@@ -122,23 +141,63 @@ class PowerLaw:
             )
         )
         columns = [a, a * log_r, -a * log_l, np.ones_like(a)]
-        return np.stack([*columns, a * log_t] if self.fits_budget else columns, axis=1)
+        jac = np.stack([*columns, a * log_t] if self.fits_budget else columns, axis=1)
+        if self.drift is None:
+            return jac
+        terms = self.drift.terms(lora_rank, seq_len, train_steps).reshape(-1, len(self.drift.names))
+        return np.concatenate([jac, a[:, None] * terms], axis=1)
 
     def invert_rank(self, seq_len: float, train_steps: float, delta_loss: float) -> float:
-        """r = ((delta - b) / (C l^-beta (t/t_ref)^gamma))^(1/alpha)."""
+        """r = ((delta - b) / (C l^-beta (t/t_ref)^gamma))^(1/alpha); with a drift, where the law
+        rises through delta."""
+        if (drift := self.drift) is not None:
+            return self._rise(
+                lambda u: (math.exp(drift.log_rank + u), seq_len, train_steps),
+                drift.log_rank,
+                delta_loss,
+            )
         at_one = float(self._amplitude(1.0, seq_len, train_steps))
         return solve_power(at_one, self.rank_exponent, delta_loss - self.offset)
 
     def invert_len(self, lora_rank: float, train_steps: float, delta_loss: float) -> float:
-        """l = (C r^alpha (t/t_ref)^gamma / (delta - b))^(1/beta)."""
-        at_one = float(self._amplitude(lora_rank, 1.0, train_steps))
-        shortest = solve_power(at_one, self.len_exponent, delta_loss - self.offset)
+        """l = (C r^alpha (t/t_ref)^gamma / (delta - b))^(1/beta); with a drift as `invert_rank`."""
+        if (drift := self.drift) is not None:
+            shortest = self._rise(
+                lambda v: (lora_rank, math.exp(drift.log_len - v), train_steps),
+                -drift.log_len,
+                delta_loss,
+            )
+        else:
+            at_one = float(self._amplitude(lora_rank, 1.0, train_steps))
+            shortest = solve_power(at_one, self.len_exponent, delta_loss - self.offset)
         return math.inf if shortest == 0 else 1.0 / shortest
 
     def invert_steps(self, lora_rank: float, seq_len: float, delta_loss: float) -> float:
-        """t = t_ref ((delta - b) / (C r^alpha l^-beta))^(1/gamma)."""
+        """t = t_ref ((delta - b) / (C r^alpha l^-beta))^(1/gamma);
+        with a drift as `invert_rank`."""
+        if (drift := self.drift) is not None and self.fits_budget:
+            return self._rise(
+                lambda s: (lora_rank, seq_len, math.exp(drift.log_steps + s)),
+                drift.log_steps,
+                delta_loss,
+            )
         at_ref = float(self._amplitude(lora_rank, seq_len, self.ref_steps))
         return self.ref_steps * solve_power(at_ref, self.budget_exponent, delta_loss - self.offset)
+
+    def _rise(
+        self,
+        at: Callable[[float], tuple[float, float, float]],
+        middle: float,
+        delta_loss: float,
+    ) -> float:
+        """e^(middle + x) of the x at which the law rises through delta_loss along the points
+        `at(x)`, on which its log amplitude is a quadratic function."""
+        need = delta_loss - self.offset
+        if need <= 0:
+            return 0.0
+        below, here, above = (float(self._log_amplitude(*at(x))) for x in (-1.0, 0.0, 1.0))
+        x = rising_root(here - math.log(need), (above - below) / 2.0, (above + below) / 2.0 - here)
+        return bounded_exp(middle + x)
 
     def to_json(self) -> dict[str, Any]:
         """All fields and the form."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, Self
 from numpy.typing import ArrayLike
 
 from pmlray.law.data import FloatArray
+from pmlray.law.drift import Drift
 
 Form = Literal["power", "ceiling", "exponential_ceiling", "broken"]
 
@@ -52,6 +53,11 @@ class Law(Protocol):
     @property
     def fits_budget(self) -> bool:
         """Whether gamma is a free parameter."""
+        ...
+
+    @property
+    def drift(self) -> Drift | None:
+        """How the exponents change away from the middle of the points; None where they do not."""
         ...
 
     @property

@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 
 from pmlray.errors import DataError
-from pmlray.law.averaging import AveragedLaw, AveragedSamples
+from pmlray.law.averaging import AveragedSamples
 from pmlray.law.data import FloatArray
 from pmlray.types import DesignPoint
+
+# Beyond these nothing is told but that it is beyond: adapters are at least of rank 1, and no
+# interval ends where nobody could go.
+LARGEST = {"lora_rank": 2.0**16, "seq_len": 2.0**24, "train_steps": 2.0**30}
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number read off the average of the forms, with its central interval; 0 and inf allowed."""
+    """A number read off what is believed of the law, its median, with its central interval."""
 
     value: float
     low: float
@@ -27,7 +31,7 @@ class Sizing:
     """What it takes to lower the loss by `delta_loss` nats per token at a point, moving one axis
     and keeping the other two.
 
-    `lora_rank`: the rank needed, 0 when any does and inf when none does. `seq_len`: the longest l,
+    `lora_rank`: the rank needed, 1 when any does and inf when none does. `seq_len`: the longest l,
     inf when any does and 0 when none does. `train_steps`: the optimiser steps needed, as the rank;
     None when the law has no budget term, since steps were then not varied.
     """
@@ -61,47 +65,38 @@ class Sizing:
 
 
 def size_for(
-    average: AveragedLaw,
-    samples: AveragedSamples,
-    point: DesignPoint,
-    delta_loss: float,
-    level: float = 0.9,
+    samples: AveragedSamples, point: DesignPoint, delta_loss: float, level: float = 0.9
 ) -> Sizing:
     """Rank, length and steps that a wanted loss reduction takes around `point`.
 
-    delta_loss: nats per token. The values invert the average of the forms; the intervals are those
-    of `samples` (of `average`), each inverted alone and none believed beyond the base loss, so that
-    they hold both the noise and the disagreement between the forms. Raises DataError when
-    delta_loss is not a finite number.
+    delta_loss: nats per token. Every sample is inverted alone and none believed beyond the base
+    loss, so that the intervals hold both the noise and the disagreement between the forms. Raises
+    DataError when delta_loss is not a finite number.
     """
     if not np.isfinite(delta_loss):
         raise DataError(f"a wanted delta_loss of {delta_loss} is no number of nats per token")
     r, length, t = float(point.lora_rank), float(point.seq_len), float(point.train_steps)
-    beyond = delta_loss > samples.base_loss
-    ranks: list[float] = []
-    lengths: list[float] = []
-    steps: list[float] = []
-    fits_budget = average.best.law.fits_budget
-    for fit, params in samples.parts:
-        for sample in params:
-            law = fit.law.with_params(sample)
-            ranks.append(np.inf if beyond else law.invert_rank(length, t, delta_loss))
-            lengths.append(0.0 if beyond else law.invert_len(r, t, delta_loss))
-            if fits_budget:
-                steps.append(np.inf if beyond else law.invert_steps(r, length, delta_loss))
+    laws = [] if delta_loss > samples.base_loss else samples.laws
+    n_beyond = samples.sigma.size - len(laws)
+    ranks = [law.invert_rank(length, t, delta_loss) for law in laws] + [np.inf] * n_beyond
+    lengths = [law.invert_len(r, t, delta_loss) for law in laws] + [0.0] * n_beyond
+    steps: Estimate | None = None
+    if samples.parts[0].fit.law.fits_budget:
+        drawn = [law.invert_steps(r, length, delta_loss) for law in laws] + [np.inf] * n_beyond
+        steps = _estimate(drawn, level, 1.0, LARGEST["train_steps"])
     return Sizing(
         point,
         delta_loss,
-        _estimate(average.invert_rank(length, t, delta_loss), ranks, level),
-        _estimate(average.invert_len(r, t, delta_loss), lengths, level),
-        _estimate(average.invert_steps(r, length, delta_loss), steps, level)
-        if fits_budget
-        else None,
+        _estimate(ranks, level, 1.0, LARGEST["lora_rank"]),
+        _estimate(lengths, level, 0.0, LARGEST["seq_len"]),
+        steps,
     )
 
 
-def _estimate(value: float, drawn: list[float], level: float) -> Estimate:
+def _estimate(drawn: list[float], level: float, least: float, largest: float) -> Estimate:
     """Whole order statistics: between inf and inf nothing can be interpolated."""
     ordered: FloatArray = np.sort(drawn)
+    ordered = np.where(ordered > largest, np.inf, np.maximum(ordered, least))
     edge = int(np.floor((1.0 - level) / 2.0 * (ordered.size - 1)))
-    return Estimate(value, float(ordered[edge]), float(ordered[ordered.size - 1 - edge]))
+    middle = float(ordered[(ordered.size - 1) // 2])
+    return Estimate(middle, float(ordered[edge]), float(ordered[ordered.size - 1 - edge]))

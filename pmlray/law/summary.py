@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from pmlray.law.averaging import AveragedLaw, AveragedSamples, average_laws
+from pmlray.law.averaging import AveragedLaw, AveragedSamples, average_laws, default_forms
 from pmlray.law.checklist import LEVEL, checklist
 from pmlray.law.correlation import entangled_pairs, param_correlations
 from pmlray.law.data import FloatArray, LawData
-from pmlray.law.diagnostics import (
-    extrapolation_mape,
-    heldout_errors,
-    mape,
-    mean_error,
-    r2,
-    sequence_errors,
-)
-from pmlray.law.fit import FitStatus, LawFit
+from pmlray.law.diagnostics import mape, r2
+from pmlray.law.fit import FitOptions, FitStatus, LawFit
+from pmlray.law.judgement import Judgement, is_far, judge
 from pmlray.law.protocol import Form
 from pmlray.law.residuals import ResidualStructure, residual_structure
-from pmlray.law.robust import FitOptions
 from pmlray.law.sizing import Sizing, size_for
-from pmlray.law.uncertainty import bootstrap_law, param_intervals
+from pmlray.law.uncertainty import param_intervals
+from pmlray.law.unseen import UnseenError, extrapolation_errors, heldout_errors, unseen_error
 from pmlray.types import DesignPoint
 
 # A token whose loss is below this holds more than half of the probability: greedy decoding is sure
@@ -37,7 +31,8 @@ SURE_LOSS = math.log(2.0)
 @dataclass(frozen=True, slots=True)
 class TargetPrediction:
     """The law at a point that a user asked about, with its 90% interval, and the 90% interval of
-    what one new run would measure there; nats per token."""
+    what one new run would measure there; nats per token. `far`: beyond four times what was
+    measured, where nothing has tested how exponents drift."""
 
     point: DesignPoint
     delta_loss: float
@@ -45,67 +40,101 @@ class TargetPrediction:
     high: float
     run_low: float
     run_high: float
+    far: bool
+
+    @property
+    def relative_half_width(self) -> float:
+        """Half of the law's interval over its |prediction|."""
+        return (self.high - self.low) / 2.0 / max(abs(self.delta_loss), 1e-12)
 
 
 @dataclass(frozen=True, slots=True)
 class LawSummary:
-    """A fit with its bootstrap samples (n, P), intervals, errors and predictions at the targets.
+    """What is believed of the law, and how it is qualified.
 
-    `fit` is of the form with the largest of the `weights`; the targets are predicted by all forms.
-    `r2` and the errors (`mape` and those held out) are fractions, None where they cannot be had:
-    `heldout_mape` of cells left out one at a time, `sequence_mape` of (sequence, seed) pairs left
-    out, `extrapolation_mape` at the largest rank and length. `intervals` are central 90% intervals
-    by parameter name. `average_samples` are None without targets.
+    `fit` is of the form with the largest of the `weights`, with the status that `judgement` gives
+    it; the targets are predicted by all forms. `samples` (n, P) are that form's and `intervals`
+    their central 90% intervals by parameter name. `r2` and the errors are fractions, None where
+    they cannot be had: `mape` at the points fitted, `heldout` of cells left out one at a time,
+    `new_sequence` of (sequence, seed) pairs left out, `extrapolation` at the largest rank and
+    length; these three of points that were not saturated.
     """
 
     fit: LawFit
+    judgement: Judgement
     weights: Mapping[Form, float]
     samples: FloatArray
     intervals: Mapping[str, tuple[float, float]]
     r2: float | None
     mape: float | None
-    heldout_mape: float | None
-    sequence_mape: float | None
-    extrapolation_mape: float | None
+    heldout: UnseenError | None
+    new_sequence: UnseenError | None
+    extrapolation: UnseenError | None
     targets: tuple[TargetPrediction, ...]
     residuals: ResidualStructure
     checklist: Mapping[str, str]
     average: AveragedLaw
-    average_samples: AveragedSamples | None
+    average_samples: AveragedSamples
+
+    @property
+    def heldout_mape(self) -> float | None:
+        """The mean error of cells left out, a fraction."""
+        return _mean(self.heldout)
+
+    @property
+    def sequence_mape(self) -> float | None:
+        """The mean error of (sequence, seed) pairs left out, a fraction."""
+        return _mean(self.new_sequence)
+
+    @property
+    def extrapolation_mape(self) -> float | None:
+        """The mean error at the largest rank and length, a fraction."""
+        return _mean(self.extrapolation)
 
     @property
     def relative_interval(self) -> float | None:
         """Largest half-width of a target's interval over its |prediction|; None without targets."""
-        widths = [(t.high - t.low) / 2.0 / max(abs(t.delta_loss), 1e-12) for t in self.targets]
-        return max(widths, default=None)
+        return max((t.relative_half_width for t in self.targets), default=None)
 
     @property
     def known_interval(self) -> float | None:
-        """`relative_interval`, and None while no residual tells the noise: it would then only say
-        what was assumed."""
-        return self.relative_interval if self.fit.noise_known else None
+        """`relative_interval`, and None while the points are too few for it to be believed."""
+        return self.relative_interval if self.judgement.enough else None
 
     @property
     def headline(self) -> str:
         """What to know first, in a sentence: how far off the law is where it was not measured."""
         if self.fit.status is FitStatus.UNDERDETERMINED:
-            # Points that say nothing, such as saturated ones, are predicted well by any law.
-            return (
-                "The points leave the law open and a weak prior fills in: no error can speak for"
-                " it yet."
-            )
-        if self.extrapolation_mape is not None:
+            return "The points leave the law open where it is asked about: see the status."
+        if (found := self.extrapolation) is not None:
             return (
                 "At the largest rank and length, when fitted to the smaller ones, the law was off"
-                f" by {100 * self.extrapolation_mape:.3g}% on average (held-out extrapolation"
-                " error)."
+                f" by {100 * found.error:.3g}% [{100 * found.low:.3g}, {100 * found.high:.3g}] on"
+                f" average (held-out extrapolation error, {found.n_cells} cells)."
             )
-        if self.heldout_mape is not None:
+        if self.heldout is not None:
             return (
-                "How far off the law is beyond its points is not known: too few remain when the"
-                " largest rank and length are held out."
+                "How far off the law is beyond its points is not known: too few that are not"
+                " saturated remain when the largest rank and length are held out."
             )
         return "How far off the law is at other points is not known: too few to hold any out."
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What bounds the predictions, a sentence each."""
+        notes: list[str] = []
+        if not self.average.base_loss_known:
+            notes.append(
+                "No base loss is known, so nothing is predicted above the largest delta_loss"
+                f" measured, {self.average.base_loss:.4g} nats: give it with --base-loss."
+            )
+        if far := [t.point for t in self.targets if t.far]:
+            where = ", ".join(f"({p.lora_rank}, {p.seq_len})" for p in far)
+            notes.append(
+                f"Beyond four times the measured ranks or lengths: (r, l) {where}. Nothing tells"
+                " how the law goes on there but the points' own trend."
+            )
+        return tuple(notes)
 
     def sizes(self, delta_loss: float | None = None) -> tuple[Sizing, ...]:
         """Rank, length and steps that a loss reduction takes around each target.
@@ -114,14 +143,11 @@ class LawSummary:
         targets, or where the base loss that the default needs is not known.
         """
         if delta_loss is None:
-            delta_loss = self.average.base_loss - SURE_LOSS
-            if not math.isfinite(delta_loss):
+            if not self.average.base_loss_known:
                 return ()
-        if self.average_samples is None:
-            return ()
+            delta_loss = self.average.base_loss - SURE_LOSS
         return tuple(
-            size_for(self.average, self.average_samples, t.point, delta_loss, LEVEL)
-            for t in self.targets
+            size_for(self.average_samples, t.point, delta_loss, LEVEL) for t in self.targets
         )
 
     def to_json(self, delta_loss: float | None = None) -> dict[str, Any]:
@@ -139,6 +165,15 @@ class LawSummary:
             "heldout_mape": self.heldout_mape,
             "sequence_mape": self.sequence_mape,
             "extrapolation_mape": self.extrapolation_mape,
+            "unseen": {
+                name: None if found is None else asdict(found)
+                for name, found in (
+                    ("heldout", self.heldout),
+                    ("new_sequence", self.new_sequence),
+                    ("extrapolation", self.extrapolation),
+                )
+            },
+            "notes": list(self.notes),
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
             "interval_level": LEVEL,
             "weights": dict(self.weights),
@@ -167,69 +202,94 @@ class LawSummary:
         return stored
 
 
-def summarise(
+def fit_law(
     data: LawData,
     form: Form | Literal["auto"] = "auto",
     *,
-    forms: Sequence[Form] = ("power", "ceiling"),
+    forms: Sequence[Form] | None = None,
     n_bootstrap: int = 200,
-    rng: np.random.Generator,
+    rng: np.random.Generator | None = None,
     targets: Sequence[DesignPoint] = (),
     options: FitOptions | None = None,
 ) -> LawSummary:
-    """Fit, choose the form, and qualify the result.
+    """Fit the law and qualify it.
 
-    `auto` fits every one of `forms` that the points carry and takes the one with the smallest error
-    on points it has not seen, never by R2 (`form_weights`); the targets are predicted by all of
-    them, each with its weight. `options`: how points count in every fit. FitError when no form
-    fits.
+    form: one alone, or `auto`: every one of `forms`, by default those with a ceiling where each
+    point's base loss is known and else `power`, each with the weight of its evidence. n_bootstrap:
+    samples of what is believed. rng: by default one of seed 0. options: how points count. Status
+    and headline are judged at the targets, and without any at the largest rank, length and steps
+    measured. FitError when no form fits.
+
+    Example:
+        >>> law = fit_law(read_law_data("points.csv"), targets=[DesignPoint(8, 256, 150)])
+        >>> law.fit.status, law.targets[0].low, law.targets[0].high
     """
-    average = average_laws(data, forms if form == "auto" else (form,), options)
-    fit = average.best
-    samples = bootstrap_law(data, fit, n_bootstrap, rng)
-    drawn = average.sample(data, n_bootstrap, rng) if targets else None
+    rng = np.random.default_rng(0) if rng is None else rng
+    options = options or FitOptions()
+    chosen = tuple(forms or default_forms(data)) if form == "auto" else (form,)
+    average = average_laws(data, chosen, options)
+    samples = average.sample(n_bootstrap, rng)
+    predicted = _predict(data, samples, targets, rng)
+    corner = DesignPoint(
+        *(int(axis.max()) for axis in (data.lora_rank, data.seq_len, data.train_steps))
+    )
+    asked = predicted or _predict(data, samples, [corner], rng)
+    judgement = judge(data, average.best, [(t.point, t.relative_half_width) for t in asked])
+    fit = replace(average.best, status=judgement.status, message=judgement.message)
+    average = replace(average, fits=(fit, *average.fits[1:]))
+    drawn = next(part.params for part in samples.parts if part.fit.law.form == fit.law.form)
     residuals = residual_structure(data, fit)
+    several = np.unique(data.cluster).size < len(data)
     return LawSummary(
         fit=fit,
+        judgement=judgement,
         weights=average.by_form,
-        samples=samples,
-        intervals=param_intervals(fit.law, samples, LEVEL),
+        samples=drawn,
+        intervals=param_intervals(fit.law, drawn, LEVEL),
         r2=r2(data, fit),
         mape=mape(data, fit),
-        heldout_mape=mean_error(heldout_errors(data, fit)),
-        sequence_mape=mean_error(sequence_errors(data, fit)),
-        extrapolation_mape=extrapolation_mape(data, fit.law.form, options),
-        targets=() if drawn is None else _predict(average, drawn, targets, rng),
+        heldout=unseen_error(heldout_errors(average, data, data.cells()), data),
+        new_sequence=unseen_error(heldout_errors(average, data, data.cluster), data)
+        if several
+        else None,
+        extrapolation=unseen_error(extrapolation_errors(data, chosen, options), data),
+        targets=predicted,
         residuals=residuals,
-        checklist=checklist(data, average, len(samples), residuals),
+        checklist=checklist(data, average, len(samples.sigma), residuals),
         average=average,
-        average_samples=drawn,
+        average_samples=samples,
     )
 
 
+def _mean(found: UnseenError | None) -> float | None:
+    return None if found is None else found.error
+
+
 def _predict(
-    average: AveragedLaw,
+    data: LawData,
     samples: AveragedSamples,
     targets: Sequence[DesignPoint],
     rng: np.random.Generator,
 ) -> tuple[TargetPrediction, ...]:
+    if not targets:
+        return ()
     r, length, t = np.array(
         [(p.lora_rank, p.seq_len, p.train_steps) for p in targets], dtype=float
     ).T
-    predicted = average.predict(r, length, t)
     intervals = (
+        np.median(samples.predict(r, length, t), axis=0),
         *samples.interval(r, length, t, LEVEL),
         *samples.run_interval(r, length, t, rng, LEVEL),
     )
-    rows = zip(targets, predicted.tolist(), *(edge.tolist() for edge in intervals), strict=True)
-    return tuple(TargetPrediction(*row) for row in rows)
+    rows = zip(targets, *(edge.tolist() for edge in intervals), strict=True)
+    return tuple(TargetPrediction(*row, far=is_far(data, row[0])) for row in rows)
 
 
 def _target_json(target: TargetPrediction) -> dict[str, Any]:
     losses = {"delta_loss": target.delta_loss, "low": target.low, "high": target.high}
     names = ("stored_bits", "stored_bits_low", "stored_bits_high")
     bits = [target.point.seq_len * loss / math.log(2.0) for loss in losses.values()]
-    run = {"run_low": target.run_low, "run_high": target.run_high}
+    run = {"run_low": target.run_low, "run_high": target.run_high, "far": target.far}
     return asdict(target.point) | losses | run | dict(zip(names, bits, strict=True))
 
 

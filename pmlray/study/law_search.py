@@ -226,7 +226,7 @@ class LawSearch:
         """Whether the law of half the initial design is one to choose by: of several devices those
         that are done do not wait for its longest run."""
         several = self._n_devices > 1 and 2 * n_law >= self._search.spec.design.n_initial
-        return several and self.law is not None and self.law.fit.noise_known
+        return several and self.law is not None
 
     def _n_law_pending(self) -> int:
         return sum(run.phase == "law" for run in self._pending.values())

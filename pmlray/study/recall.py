@@ -62,11 +62,11 @@ def recall_result(
         law = fit_recall(observations)
     except FitError as error:
         return RecallResult(None, transition, (), str(error))
-    if loss is None or (samples := loss.average_samples) is None:
+    if loss is None:
         return RecallResult(law, transition, (), "")
     data = law_data(fitted)
     forecasts = tuple(
-        forecast_recall(law, loss.average, samples, data, target.point, rng)
+        forecast_recall(law, loss.average, loss.average_samples, data, target.point, rng)
         for target in loss.targets
     )
     return RecallResult(law, transition, forecasts, "")

@@ -7,7 +7,7 @@ from typing import Literal
 import altair as alt
 import numpy as np
 
-from pmlray.law import CAPPED, LawSummary, law_data, prediction_interval, usable_points
+from pmlray.law import CAPPED, LawSummary, law_data, usable_points
 from pmlray.study.report_figures import (
     AnyChart,
     Panel,
@@ -22,6 +22,8 @@ from pmlray.study.report_figures import (
 from pmlray.study.result import SearchResult, fitted_runs
 from pmlray.types import Observation
 
+# The 90 % interval and its middle.
+EDGES = (0.05, 0.5, 0.95)
 CURVE_POINTS = 48
 _RUN_TIPS = (
     *("lora_rank", "supervised_tokens", "train_steps", "delta_loss", "final_loss", "base_loss"),
@@ -152,8 +154,8 @@ def _curve_rows(
     for level in sorted({getattr(o.point, colour) for o in observed}):
         same = np.full_like(xs, level, dtype=float)
         r, length = (same, xs) if along == "seq_len" else (xs, same)
-        middle = law.fit.law.predict(r, length, np.full_like(same, steps))
-        low, high = prediction_interval(law.fit, law.samples, r, length, np.full_like(same, steps))
+        drawn = law.average_samples.predict(r, length, np.full_like(same, steps))
+        low, middle, high = np.quantile(drawn, EDGES, axis=0)
         for x, m, a, b in zip(xs.tolist(), middle, low, high, strict=True):
             rows.append(
                 {

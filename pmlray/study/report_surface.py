@@ -12,13 +12,14 @@ import numpy as np
 
 from pmlray.law import LawSummary
 from pmlray.law.summary import SURE_LOSS
-from pmlray.law.uncertainty import derived_interval
 from pmlray.study.report_figures import AnyChart, Panel, Row, data, layered, log_axis, tips
 from pmlray.study.report_law_figures import DELTA, curve_steps, fitted_points
 from pmlray.study.result import SearchResult
 from pmlray.types import Observation
 
 COLUMNS, LINES = 32, 18
+# Of a 90 % interval, on either side.
+TAIL = 0.05
 _BOUNDARY = "#000000"
 
 
@@ -91,7 +92,7 @@ def surface_rows(
     middle_R, middle_L = np.sqrt(r_R[1:] * r_R[:-1]), np.sqrt(l_L[1:] * l_L[:-1])
     # Each cell reaches under the next, since browsers leave hairlines between mere neighbours.
     top_R, right_L = r_R[1:] * (r_R[1] / r_R[0]) ** 0.5, l_L[1:] * (l_L[1] / l_L[0]) ** 0.5
-    delta_RL = law.fit.law.predict(middle_R[:, None], middle_L[None, :], steps)
+    delta_RL = law.average.predict(middle_R[:, None], middle_L[None, :], steps)
     return [
         {
             "lora_rank": float(f"{middle_R[i]:.4g}"),
@@ -114,12 +115,12 @@ def boundary_rows(
     interval; ranks beyond the figure end at its edge, lengths that none of it reaches are left out.
     """
     low_edge, high_edge = min(ranks) / 1.12, max(ranks) * 1.12
+    laws = law.average_samples.laws
     rows = []
     for length in _edges(lengths, COLUMNS).tolist():
-        rank = law.fit.law.invert_rank(length, steps, wanted)
-        low, high = derived_interval(
-            law.fit, law.samples, lambda f, at=length: f.invert_rank(at, steps, wanted)
-        )
+        drawn = np.sort([one.invert_rank(length, steps, wanted) for one in laws])
+        edge = int(TAIL * (drawn.size - 1))
+        low, rank, high = drawn[[edge, drawn.size // 2, drawn.size - 1 - edge]].tolist()
         if high < low_edge or low > high_edge:
             continue
         low, high = (float(np.clip(end, low_edge, high_edge)) for end in (low, high))

@@ -212,8 +212,8 @@ def checklist(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple[str
             ("Law form", fit.law.form),
             (
                 "Fit",
-                "least squares from many starts; intervals by a wild bootstrap clustered on"
-                f" (sequence, seed), {len(law.samples)} resamples",
+                "forms, sizes of the noise and drift of the exponents by their evidence; intervals"
+                f" by {law.average_samples.sigma.size} samples of what is believed",
             ),
             ("Points", f"{fit.n_obs} fitted, {fit.n_censored} set aside (censored)"),
         ]

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import FitError
-from pmlray.law import LawSummary, RecallLaw, law_data, summarise
+from pmlray.law import LawSummary, RecallLaw, fit_law, law_data
 from pmlray.law.certificate import MIN_POINTS, Certificate, certify
 from pmlray.live_packs import Calibration
 from pmlray.study.allowance import spent_seconds
@@ -134,11 +132,10 @@ def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> L
     The bootstrap's seed is fixed, so that the same observations give the same intervals.
     """
     try:
-        return summarise(
+        return fit_law(
             law_data(fitted_runs(spec, observations)),
             forms=spec.law.forms,
             n_bootstrap=spec.law.n_bootstrap,
-            rng=np.random.default_rng(0),
             targets=spec.target_points(),
             options=spec.law.fit_options(),
         )

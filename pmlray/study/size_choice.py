@@ -51,7 +51,7 @@ def choose_rank(
 ) -> Choice:
     """The smallest rank that the law is sure of, or that a run of the search has shown to do.
 
-    law: with average_samples; observations: those it was fitted to; point: the largest rank allowed
+    observations: those it was fitted to; point: the largest rank allowed
     at the whole set's l and T. DataError when even the law's own estimate is above that rank.
     """
     needed = needed_loss(observations, wanted.recall, tokens_per_record)
@@ -102,11 +102,8 @@ def needed_rank(
     alone. The interval holds the doubt about the law and about the needed loss, and the noise of
     single runs: of the one that is to be trained, and of the one that anchors.
     """
-    assert law.average_samples is not None, "the law needs a target to size at"
     average, at = law.average, (float(point.seq_len), float(point.train_steps))
-    laws = [
-        fit.law.with_params(params) for fit, drawn in law.average_samples.parts for params in drawn
-    ]
+    laws = law.average_samples.laws
     # The seed is fixed, so that the same runs give the same answer.
     noise = RUN_NOISE * np.random.default_rng(0).standard_normal((2, len(laws)))
     losses = np.resize(needed.draws, len(laws)).tolist()
@@ -125,15 +122,17 @@ def needed_rank(
         return anchor.point.lora_rank * alone(invert, loss, noise) / at_anchor
 
     for told in (rescaled, alone) if anchor is not None else (alone,):
-        value = told(average.invert_rank, needed.value, (0.0, 0.0))
+        middle = [told(one.invert_rank, needed.value, (0.0, 0.0)) for one in laws]
         drawn = [
             told(one.invert_rank, loss, (own, of_anchor))
             for one, loss, own, of_anchor in zip(laws, losses, *noise.tolist(), strict=True)
         ]
         known = np.sort([rank for rank in drawn if not math.isnan(rank)])
-        if known.size and not math.isnan(value):
+        certain = np.sort([rank for rank in middle if not math.isnan(rank)])
+        if known.size and certain.size:
             break
     edge = int((1.0 - level) / 2.0 * (known.size - 1))
+    value = float(certain[(certain.size - 1) // 2])
     return Estimate(value, float(known[edge]), float(known[known.size - 1 - edge]))
 
 

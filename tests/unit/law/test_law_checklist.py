@@ -14,7 +14,7 @@ from pmlray.law import (
     Form,
     PowerLaw,
     average_laws,
-    fit_law,
+    least_squares_law,
     law_from_json,
     read_law_data,
 )
@@ -33,7 +33,7 @@ FORMS: tuple[Form, ...] = ("power", "ceiling", "exponential_ceiling", "broken")
 
 
 def of(data, form, **options):
-    fit = fit_law(data, form, options=FitOptions(**options))
+    fit = least_squares_law(data, form, options=FitOptions(**options))
     found = checklist(data, AveragedLaw((fit,), (1.0,)), 123, residual_structure(data, fit))
     assert set(found) == ITEMS and all(found.values())
     return fit, found
@@ -51,7 +51,7 @@ def test_the_parameters_give_the_very_law_back(paper_csv, form):
 @pytest.mark.parametrize("fits_budget", [False, True])
 def test_the_equation_is_the_law(paper_csv, form, fits_budget):
     """The written formula, evaluated by Python, against the law's own prediction."""
-    fit = fit_law(read_law_data(paper_csv, 12.4), form)
+    fit = least_squares_law(read_law_data(paper_csv, 12.4), form)
     law = replace(fit.law, budget_exponent=0.3, ref_steps=200.0, fits_budget=True)
     if not fits_budget:
         law = fit.law

@@ -19,7 +19,7 @@ from pmlray.law import (
     CeilingLaw,
     LawData,
     RecallLaw,
-    fit_law,
+    least_squares_law,
     fit_recall,
     forecast_recall,
 )
@@ -256,7 +256,7 @@ def loss_data() -> LawData:
 @pytest.fixture(scope="module")
 def loss_fit() -> tuple[LawData, AveragedLaw, AveragedSamples]:
     data = loss_data()
-    average = AveragedLaw((fit_law(data, "ceiling"),), (1.0,), BASE)
+    average = AveragedLaw((least_squares_law(data, "ceiling"),), (1.0,), BASE)
     return data, average, average.sample(data, 60, np.random.default_rng(0))
 
 
