@@ -63,6 +63,9 @@ def fit(
         raise typer.BadParameter(f"use {known} or auto", param_hint="--form")
     chosen: Form | Literal["auto"] = form  # type: ignore[assignment]
     data, left_out = _points(file, base_loss, optimisation_limited)
+    for note in data.notes:
+        # Before the fit: what was not read may be why there is no law.
+        typer.echo(f"note: {note}", err=True)
     targets = [_target(text, data) for text in target or ()]
     if delta_loss is not None and not targets:
         raise typer.BadParameter("give a --target to size for", param_hint="--delta-loss")
@@ -72,7 +75,7 @@ def fit(
     found = summarise(
         data, chosen, forms=forms, rng=np.random.default_rng(0), targets=targets, options=options
     )
-    law = found.to_json(delta_loss) | {"n_left_out": left_out}
+    law = found.to_json(delta_loss) | {"n_left_out": left_out, "notes": list(data.notes)}
     emit(law, f"{describe_law_json(law)}\n{describe_checklist(law)}", as_json)
 
 
