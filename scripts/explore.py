@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 import optuna
 
-from pmlray import LawSampler, Search, fit_law, read_law_data
+from pmlray import LawSampler, Search, least_squares_law, read_law_data
 
 TABLES = ROOT / "searches" / "tables"
 search = Search.load(
@@ -57,7 +57,7 @@ print(f"highest loss: {worst.final_loss:.2f} nats per token at {worst.point}")
 print(f"  recalled there: {worst.recall.exact:.0%} of the records")
 
 # %% Any measurements will do: one fit of one form, without a search.
-fit = fit_law(read_law_data(TABLES / "smollm2_phonebook.csv"), "ceiling")
+fit = least_squares_law(read_law_data(TABLES / "smollm2_phonebook.csv"), "ceiling")
 print(f"{fit.law.form} law of all {fit.n_obs} runs: {fit.law}")
 
 # %% The rule that chose the points works in anybody's Optuna study.

@@ -17,7 +17,7 @@ def describe_law_json(law: Mapping[str, Any]) -> str:
         lines.append(f"  {law['n_left_out']} optimisation-limited runs were left out")
     if law.get("message"):
         lines.append(f"  {law['message']}")
-    lines += [f"  {note}" for note in law.get("notes", ())]
+    lines += [f"  {note}" for note in law.get("limits", ())]
     for name, (low, high) in law["intervals"].items():
         lines.append(f"  {name:18} {law[name]:10.4g}   90 % interval [{low:.4g}, {high:.4g}]")
     for name in ("extrapolation_mape", "heldout_mape", "sequence_mape", "mape", "r2"):

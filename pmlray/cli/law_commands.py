@@ -59,6 +59,9 @@ def fit(
         raise typer.BadParameter(f"use {known} or auto", param_hint="--form")
     chosen: Form | Literal["auto"] = form  # type: ignore[assignment]
     data, left_out = _points(file, base_loss, optimisation_limited)
+    for note in data.notes:
+        # Before the fit: what was not read may be why there is no law.
+        typer.echo(f"note: {note}", err=True)
     targets = [_target(text, data) for text in target or ()]
     if delta_loss is not None and not targets:
         raise typer.BadParameter("give a --target to size for", param_hint="--delta-loss")
@@ -67,7 +70,8 @@ def fit(
     options = replace(own, **{name: value for name, value in given.items() if value is not None})
     found = fit_law(data, chosen, forms=forms, targets=targets, options=options)
     law = found.to_json(delta_loss) | {"n_left_out": left_out}
-    emit(law, f"{describe_law_json(law)}\n{describe_checklist(law)}", as_json)
+    text = f"{describe_law_json(law)}\n{describe_checklist(law)}"
+    emit(law | {"notes": list(data.notes)}, text, as_json)
 
 
 def _points(

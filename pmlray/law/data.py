@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from pmlray.types import Observation
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+# What float32 and tables of seven digits leave of a final loss of zero, as a share of its fall.
+ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +26,10 @@ class LawData:
 
     `lora_rank` r >= 1; `seq_len` l >= 1, supervised tokens; `train_steps` t >= 0, 0 when unknown;
     losses are nats per supervised token, `base_loss` and `final_loss` NaN when unknown; `cluster`
-    holds one id per (sequence_id, seed). Raises DataError on unequal shapes, a delta_loss that is
-    not finite, a base_loss <= 0, or a rank or length below 1.
+    holds one id per (sequence_id, seed). `notes` tell what was not taken as it stood: columns that
+    are not used, repeats that count once; they are no part of equality, and a subset keeps them.
+    Raises DataError on unequal shapes, a delta_loss that is not finite, a base_loss <= 0, or a rank
+    or length below 1.
     """
 
     lora_rank: FloatArray
@@ -34,9 +39,10 @@ class LawData:
     base_loss: FloatArray
     final_loss: FloatArray
     cluster: IntArray
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
-        if {getattr(self, f.name).shape for f in fields(self)} != {self.lora_rank.shape}:
+        if {array.shape for array in self._arrays().values()} != {self.lora_rank.shape}:
             raise DataError("the arrays of LawData must all have the same shape (N,)")
         for i in map(int, np.flatnonzero(~self._usable())):
             check_point(
@@ -47,6 +53,9 @@ class LawData:
                 float(self.delta_loss[i]),
                 float(self.base_loss[i]),
             )
+
+    def _arrays(self) -> dict[str, FloatArray | IntArray]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "notes"}
 
     def _usable(self) -> BoolArray:
         """Of which points nothing is wrong: what `check_point` says, at once."""
@@ -60,7 +69,8 @@ class LawData:
 
     def subset(self, mask: BoolArray | IntArray) -> LawData:
         """The points that a boolean mask (N,) or an index array selects."""
-        return LawData(**{f.name: getattr(self, f.name)[mask] for f in fields(self)})
+        chosen: dict[str, Any] = {name: array[mask] for name, array in self._arrays().items()}
+        return LawData(**chosen, notes=self.notes)
 
     def cells(self) -> IntArray:
         """Design-cell id of each point, shape (N,): equal where (r, l, t) are equal."""
@@ -74,21 +84,31 @@ def law_data(observations: Iterable[Observation]) -> LawData:
     The SFT runs that MemFT is compared with are left out, so that a store always yields the law
     that its search went by.
 
-    A run_key that comes twice with the same values counts once. Raises DataError, naming the
-    run_key, when a point cannot be used or comes twice with different values.
+    A run_key that comes twice with the same values counts once, and a note says so. Raises
+    DataError, naming the run_key, when a point cannot be used or comes twice with different values.
     """
     by_key: dict[str, Observation] = {}
+    repeats: list[str] = []
     for o in observations:
         if o.phase != "law":
             continue
         check_observation(f"observation {o.run_key}", o)
+        if o.run_key in by_key:
+            repeats.append(o.run_key)
         first = by_key.setdefault(o.run_key, o)
         if (first.delta_loss, first.final_loss) != (o.delta_loss, o.final_loss):
             raise DataError(
                 f"run_key {o.run_key} comes twice with different values, delta_loss"
                 f" {first.delta_loss:g} and {o.delta_loss:g} nats: keep the one to be believed"
             )
-    return _from_observations(list(by_key.values()))
+    notes: tuple[str, ...] = ()
+    if repeats:
+        notes = (
+            f"{len(repeats)} of {len(by_key) + len(repeats)} observations are repeats (the first is"
+            f" of run_key {repeats[0]}) and count once, as a repeat is no new evidence: give a run"
+            " of its own its own run_key",
+        )
+    return _from_observations(list(by_key.values()), notes)
 
 
 def check_point(
@@ -105,6 +125,25 @@ def check_point(
         raise DataError(f"{where}: base_loss is {base}, expected nats per token above 0")
 
 
+def check_fall(where: str, delta: float, base: float, final: float) -> None:
+    """DataError, beginning with `where`, when a loss fell by more than it was.
+
+    NaN stands for a loss not known. `check_point` leaves this alone: laws are also fitted to points
+    drawn with noise around a law.
+    """
+    if delta > base * (1 + ROUNDING):
+        raise DataError(
+            f"{where}: delta_loss {delta:.10g} is above the base loss {base:.10g} nats, and a loss"
+            " cannot fall by more than it was: mend the row, or the base loss, and give both in"
+            " nats per token"
+        )
+    if final < -ROUNDING * abs(delta):
+        raise DataError(
+            f"{where}: final_loss {final:.10g} nats is below zero, which no loss can be: mend the"
+            " row"
+        )
+
+
 def check_observation(where: str, o: Observation) -> None:
     """DataError, beginning with `where`, when an observation cannot be used."""
     point = o.point
@@ -113,7 +152,7 @@ def check_observation(where: str, o: Observation) -> None:
     )
 
 
-def _from_observations(kept: Sequence[Observation]) -> LawData:
+def _from_observations(kept: Sequence[Observation], notes: tuple[str, ...]) -> LawData:
     replicates = sorted({(o.sequence_id, o.seed) for o in kept})
     ids = {replicate: i for i, replicate in enumerate(replicates)}
     return LawData(
@@ -124,4 +163,5 @@ def _from_observations(kept: Sequence[Observation]) -> LawData:
         base_loss=np.array([o.base_loss for o in kept], dtype=float),
         final_loss=np.array([o.final_loss for o in kept], dtype=float),
         cluster=np.array([ids[o.sequence_id, o.seed] for o in kept], dtype=np.int64),
+        notes=notes,
     )

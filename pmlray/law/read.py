@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pmlray.errors import DataError
-from pmlray.law.data import LawData, check_observation, check_point, law_data
+from pmlray.law.csv_points import NEEDED, read_csv_points
+from pmlray.law.data import LawData, check_fall, check_observation, law_data
 from pmlray.types import MALFORMED, Observation
-
-NEEDED = ("rank", "length", "delta_loss_nats")
-# The run that a row is of; without them every row is its own cluster.
-RUN = ("sequence", "seed")
-# Losses of a row may differ by their rounding, not by more than this share of the base loss.
-CONTRADICTION = 0.01
-OPTIONAL = ("steps", "supervised_tokens", "base_loss_nats", "final_loss_nats", *RUN)
 
 
 def read_law_data(path: str | Path, base_loss: float | None = None) -> LawData:
@@ -29,10 +20,14 @@ def read_law_data(path: str | Path, base_loss: float | None = None) -> LawData:
     A CSV has the columns rank, length and delta_loss_nats (lines that begin with # are skipped);
     steps, supervised_tokens (then l is that), base_loss_nats, final_loss_nats, sequence and seed
     are read where there are such columns, and an empty cell is a number not known. With one of
-    sequence and seed alone, that makes the clusters. Where the base loss is not given it is
+    sequence and seed alone, that makes the clusters. The names of stored observations (lora_rank,
+    seq_len, train_steps, delta_loss, ...) mean the same, and where there is no length it is
+    supervised_tokens. Rows that repeat a run count once. Where the base loss is not given it is
     `base_loss` (nats per token, None when unknown). A folder holds one stored observation a file,
-    in `observations/*.json` or, where there is no such folder, in `*.json`. Raises DataError naming
-    the file and line.
+    in `observations/*.json` or, where there is no such folder, in `*.json`.
+
+    The result's `notes` name the columns that are not used and count the repeats. Raises DataError
+    naming the file and line.
     """
     source = Path(path)
     if base_loss is not None and not (math.isfinite(base_loss) and base_loss > 0):
@@ -42,116 +37,13 @@ def read_law_data(path: str | Path, base_loss: float | None = None) -> LawData:
     if not source.is_file():
         raise DataError(f"{source}: no such file or folder")
     if source.suffix == ".csv":
-        return _read_csv(source, math.nan if base_loss is None else base_loss)
+        unknown = math.nan if base_loss is None else base_loss
+        return read_csv_points(source, _lines(source), unknown)
     if source.suffix == ".jsonl":
         return law_data(_read_jsonl(source))
     raise DataError(
         f"{source}: expected a .csv ({', '.join(NEEDED)}), a .jsonl of stored observations"
         " or a store folder"
-    )
-
-
-def _read_csv(source: Path, base_loss: float) -> LawData:
-    rows: list[dict[str, float]] = []
-    of_run: dict[tuple[float, ...], tuple[int, float]] = {}
-    header: list[str] | None = None
-    for number, line in enumerate(_lines(source), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        where = f"{source}, line {number}"
-        cells = _cells(where, line)
-        if header is None:
-            header = cells
-            if missing := [name for name in NEEDED if name not in header]:
-                raise DataError(
-                    f"{where}: no column {', '.join(missing)};"
-                    f" expected a header with {', '.join(NEEDED)}"
-                )
-            continue
-        row = _numbers(where, line, dict(zip(header, cells, strict=False)))
-        row.setdefault("steps", 0.0)
-        row.setdefault("base_loss_nats", base_loss)
-        row["l"] = row.get("supervised_tokens", row["length"])
-        delta = row["delta_loss_nats"]
-        check_point(where, row["rank"], row["l"], row["steps"], delta, row["base_loss_nats"])
-        _check_losses(where, row)
-        if set(RUN) <= set(row):
-            run = (row["rank"], row["length"], row["steps"], *(row[name] for name in RUN))
-            first, before = of_run.setdefault(run, (number, delta))
-            if before != delta:
-                raise DataError(
-                    f"{where}: the run of line {first} with another delta_loss, {delta:g} and"
-                    f" {before:g} nats: keep the one to be believed"
-                )
-            if first != number:
-                continue
-        rows.append(row)
-    if not rows:
-        raise DataError(f"{source}: no points; expected rows of {', '.join(NEEDED)}")
-    n_known = sum(row["steps"] > 0 for row in rows)
-    if 0 < n_known < len(rows):
-        # A law of such points would leave its budget term out without a word.
-        raise DataError(
-            f"{source}: steps is known in {n_known} of {len(rows)} rows; give it in all, or leave"
-            " the column out"
-        )
-    return _from_rows(rows)
-
-
-def _cells(where: str, line: str) -> list[str]:
-    try:
-        return [cell.strip() for cell in next(csv.reader([line]))]
-    except csv.Error as error:
-        raise DataError(f"{where}: no line of a CSV ({error})") from error
-
-
-def _check_losses(where: str, row: Mapping[str, float]) -> None:
-    """DataError where the three losses of a row contradict each other beyond rounding."""
-    base, delta = row["base_loss_nats"], row["delta_loss_nats"]
-    final = row.get("final_loss_nats", math.nan)
-    if abs(base - delta - final) > CONTRADICTION * base:
-        raise DataError(
-            f"{where}: base_loss {base:g} less delta_loss {delta:g} is not final_loss {final:g}"
-            " nats: mend the row"
-        )
-
-
-def _numbers(where: str, line: str, cells: Mapping[str, str]) -> dict[str, float]:
-    try:
-        row = {name: float(cells[name]) for name in NEEDED}
-        row |= {name: float(cells[name]) for name in OPTIONAL if cells.get(name)}
-    except (ValueError, KeyError):
-        raise DataError(
-            f"{where}: {line.strip()!r}; expected numbers for {', '.join(NEEDED)}"
-        ) from None
-    for name in OPTIONAL:
-        if not math.isfinite(row.get(name, 0.0)):
-            raise DataError(
-                f"{where}: {name} is {row[name]}, expected a finite number; leave out a run that"
-                " diverged, and the cell empty where the number is not known"
-            )
-    return row
-
-
-def _from_rows(rows: list[dict[str, float]]) -> LawData:
-    def column(name: str) -> np.ndarray:
-        return np.array([row[name] for row in rows], dtype=float)
-
-    base, delta = column("base_loss_nats"), column("delta_loss_nats")
-    measured = np.array([row.get("final_loss_nats", math.nan) for row in rows])
-    runs = [
-        tuple(row.get(name, 0.0) for name in RUN) if set(RUN) & set(row) else (i,)
-        for i, row in enumerate(rows)
-    ]
-    ids = {run: i for i, run in enumerate(dict.fromkeys(runs))}
-    return LawData(
-        lora_rank=column("rank"),
-        seq_len=column("l"),
-        train_steps=column("steps"),
-        delta_loss=delta,
-        base_loss=base,
-        final_loss=np.where(np.isnan(measured), base - delta, measured),
-        cluster=np.array([ids[run] for run in runs], dtype=np.int64),
     )
 
 
@@ -182,6 +74,7 @@ def _parse(where: str, text: str) -> Observation:
         stored: Any = json.loads(text)
         observation = Observation.from_json(stored)
         check_observation(where, observation)
+        check_fall(where, observation.delta_loss, observation.base_loss, observation.final_loss)
     except json.JSONDecodeError as error:
         raise DataError(f"{where} (character {error.pos}): not JSON ({error.msg})") from error
     except (*MALFORMED, RecursionError) as error:

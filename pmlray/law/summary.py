@@ -120,21 +120,21 @@ class LawSummary:
         return "How far off the law is at other points is not known: too few to hold any out."
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def limits(self) -> tuple[str, ...]:
         """What bounds the predictions, a sentence each."""
-        notes: list[str] = []
+        found: list[str] = []
         if not self.average.base_loss_known:
-            notes.append(
+            found.append(
                 "No base loss is known, so nothing is predicted above the largest delta_loss"
                 f" measured, {self.average.base_loss:.4g} nats: give it with --base-loss."
             )
         if far := [t.point for t in self.targets if t.far]:
             where = ", ".join(f"({p.lora_rank}, {p.seq_len})" for p in far)
-            notes.append(
+            found.append(
                 f"Beyond four times the measured ranks or lengths: (r, l) {where}. Nothing tells"
                 " how the law goes on there but the points' own trend."
             )
-        return tuple(notes)
+        return tuple(found)
 
     def sizes(self, delta_loss: float | None = None) -> tuple[Sizing, ...]:
         """Rank, length and steps that a loss reduction takes around each target.
@@ -173,7 +173,7 @@ class LawSummary:
                     ("extrapolation", self.extrapolation),
                 )
             },
-            "notes": list(self.notes),
+            "limits": list(self.limits),
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
             "interval_level": LEVEL,
             "weights": dict(self.weights),

@@ -27,7 +27,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pmlray.config.search_spec import LawOptions
-from pmlray.law import FitOptions, bootstrap_law, fit_law, param_intervals, prediction_interval
+from pmlray.law import FitOptions, bootstrap_law, least_squares_law, param_intervals, prediction_interval
 from scripts.bench.offline import POLICIES, full_grid_errors, replay, run_data, seeds_of
 from scripts.bench.shares import Curve, curve, evaluate, machine, share_line
 from scripts.bench.worlds import KINDS, WELL_SPECIFIED, Kind, Truth, world
@@ -47,7 +47,7 @@ def coverage(kind: Kind, seed: int, options: FitOptions) -> dict[str, list[float
     runs = made.runs
     drawn = np.sort(rng.permutation(len(runs))[:COVERAGE_RUNS])
     data = run_data(made, [runs[i] for i in drawn])
-    fit = fit_law(data, "ceiling" if kind == "ceiling" else "power", options=options)
+    fit = least_squares_law(data, "ceiling" if kind == "ceiling" else "power", options=options)
     samples = bootstrap_law(data, fit, 400, rng)
     r, n, t = np.array([[p.lora_rank, p.seq_len, p.train_steps] for p in made.targets], float).T
     low, high = prediction_interval(fit, samples, r, n, t, LEVEL)
