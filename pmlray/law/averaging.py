@@ -17,6 +17,7 @@ from pmlray.law.fit import FitOptions, LawFit
 from pmlray.law.forms import CAPPED
 from pmlray.law.posterior import FormPosterior, all_posteriors, evidence_weights, form_fit
 from pmlray.law.protocol import Form, Law
+from pmlray.law.run_noise import FLOOR_SHARE
 
 # What is fitted where the base loss is known, and where it is not. The paper's `power` form, which
 # nothing bends before saturation, predicts held-out runs worse where a ceiling is known.
@@ -32,13 +33,15 @@ class AveragedLaw:
 
     `base_loss`, nats per token: the most that is believed of any form, since no run can lower a
     loss by more than it was; the largest delta_loss measured where it is not known
-    (`base_loss_known`), as nothing then says where a law that rises ends.
+    (`base_loss_known`), as nothing then says where a law that rises ends. `base_loss_sd`: by how
+    much the texts differ in it.
     """
 
     fits: tuple[LawFit, ...]
     weights: tuple[float, ...]
     base_loss: float = math.inf
     base_loss_known: bool = True
+    base_loss_sd: float = 0.0
     posteriors: tuple[FormPosterior, ...] = field(default=(), repr=False)
 
     @property
@@ -66,7 +69,13 @@ class AveragedLaw:
         for fit, found, count in zip(self.fits, self.posteriors, counts, strict=True):
             if count:
                 parts.append(Drawn(fit, *found.sample(count, rng)))
-        return AveragedSamples(tuple(parts), self.base_loss)
+        n_drawn = sum(part.sigma.size for part in parts)
+        # What is the largest by chance is no mean of anything.
+        n_texts = np.unique(self.posteriors[0].data.cluster).size if self.base_loss_known else 1
+        below = np.abs(rng.standard_normal(n_drawn)) * self.base_loss_sd / math.sqrt(n_texts)
+        return AveragedSamples(
+            tuple(parts), self.base_loss, self.base_loss - below, self.base_loss_sd
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +89,17 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class AveragedSamples:
-    """What is believed, as samples of every form that has any."""
+    """What is believed, as samples of every form that has any.
+
+    `caps` (n,), nats per token: the base loss of the texts on average, as surely as it is known,
+    and never more than that of those measured; `base_loss_sd`: by how much single texts differ from
+    it. No delta_loss is believed below 0 or above its cap.
+    """
 
     parts: tuple[Drawn, ...]
-    base_loss: float = math.inf
+    base_loss: float
+    caps: FloatArray
+    base_loss_sd: float
 
     @property
     def laws(self) -> list[Law]:
@@ -100,7 +116,9 @@ class AveragedSamples:
     ) -> FloatArray:
         """delta_loss under every sample, nats per token, (n, ...)."""
         predicted = [law.predict(lora_rank, seq_len, train_steps) for law in self.laws]
-        return np.minimum(np.stack(predicted), self.base_loss)
+        stacked = np.stack(predicted)
+        caps = self.caps.reshape(-1, *(1,) * (stacked.ndim - 1))
+        return np.clip(stacked, 0.0, caps)
 
     def interval(
         self,
@@ -129,15 +147,24 @@ class AveragedSamples:
                 for (noise, sigma), mean in zip(sizes, predicted, strict=True)
             ]
         )
-        drawn = rng.standard_normal((NOISE_DRAWS, *predicted.shape))
-        runs = (predicted + sd * drawn).reshape(-1, *predicted.shape[1:])
-        return _central(np.minimum(runs, self.base_loss), level)
+        shape = (NOISE_DRAWS, *predicted.shape)
+        runs = predicted + sd * rng.standard_normal(shape)
+        of_text = self.base_loss + self.base_loss_sd * rng.standard_normal(shape)
+        runs = np.clip(runs, 0.0, np.maximum(of_text, 0.0))
+        return _central(runs.reshape(-1, *predicted.shape[1:]), level)
 
 
 def _central(drawn: FloatArray, level: float) -> tuple[FloatArray, FloatArray]:
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(drawn, [tail, 1.0 - tail], axis=0)
     return low, high
+
+
+def _between_texts(data: LawData) -> float:
+    """Standard deviation of the base loss over the texts, nats per token; 0 of a single one."""
+    _, text, counts = np.unique(data.cluster, return_inverse=True, return_counts=True)
+    means = np.bincount(text.reshape(-1), data.base_loss) / counts
+    return float(means.std(ddof=1)) if means.size > 1 else 0.0
 
 
 def default_forms(data: LawData) -> tuple[Form, ...]:
@@ -161,12 +188,18 @@ def average_laws(
     order = sorted(
         range(len(found)), key=lambda f: (-weights[f], found[f].model.form not in CAPPED)
     )
-    known = data.base_loss[np.isfinite(data.base_loss)]
-    ceiling = float(np.median(known)) if known.size else float(np.max(data.delta_loss))
+    known = np.isfinite(data.base_loss)
+    if known.any():
+        ceiling = float(np.median(data.base_loss[known]))
+        spread = max(_between_texts(data.subset(known)), FLOOR_SHARE * ceiling)
+    else:
+        ceiling = float(np.max(data.delta_loss))
+        spread = FLOOR_SHARE * abs(ceiling)
     return AveragedLaw(
         tuple(form_fit(found[f], options) for f in order),
         tuple(weights[f] for f in order),
         ceiling,
-        bool(known.size),
+        bool(known.any()),
+        spread,
         tuple(found[f] for f in order),
     )

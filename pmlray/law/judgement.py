@@ -61,11 +61,15 @@ def shortages(data: LawData, fit: LawFit) -> list[str]:
 
 
 def judge(
-    data: LawData, fit: LawFit, half_widths: Sequence[tuple[DesignPoint, float]]
+    data: LawData,
+    fit: LawFit,
+    half_widths: Sequence[tuple[DesignPoint, float]],
+    beyond: Sequence[DesignPoint] = (),
 ) -> Judgement:
     """Whether the law is known where it is used.
 
     half_widths: of each target, the half-width of its 90 % interval as a share of the prediction.
+    beyond: the targets that the law puts above all that was measured, where no base loss is known.
     A parameter that is open but leaves every target known is named and changes no status.
     """
     missing = shortages(data, fit)
@@ -73,6 +77,10 @@ def judge(
         f"at {_at(point)} the law is only known to {100 * width:.3g} %"
         for point, width in half_widths
         if width > WIDEST
+    ]
+    reasons += [
+        f"at {_at(point)} the law goes above all that was measured, and no base loss says how far"
+        for point in beyond
     ]
     if missing or reasons:
         advice = what_next(data, fit.unidentified)

@@ -26,6 +26,8 @@ from pmlray.types import DesignPoint
 # A token whose loss is below this holds more than half of the probability: greedy decoding is sure
 # to produce it (arXiv 2605.30260, the threshold of its filter).
 SURE_LOSS = math.log(2.0)
+# A prediction above this share of the most that is believed is held there.
+AT_MOST = 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +236,10 @@ def fit_law(
         *(int(axis.max()) for axis in (data.lora_rank, data.seq_len, data.train_steps))
     )
     asked = predicted or _predict(data, samples, [corner], rng)
-    judgement = judge(data, average.best, [(t.point, t.relative_half_width) for t in asked])
+    widths = [(t.point, t.relative_half_width) for t in asked]
+    most = math.inf if average.base_loss_known else AT_MOST * average.base_loss
+    beyond = [t.point for t in predicted if t.delta_loss > most]
+    judgement = judge(data, average.best, widths, beyond)
     fit = replace(average.best, status=judgement.status, message=judgement.message)
     average = replace(average, fits=(fit, *average.fits[1:]))
     drawn = next(part.params for part in samples.parts if part.fit.law.form == fit.law.form)
