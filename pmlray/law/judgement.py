@@ -15,8 +15,8 @@ from pmlray.types import DesignPoint
 # A run whose loss fell by more than this share of the base loss has learnt all there is, and says
 # of the law only that it is no lower.
 SATURATED_SHARE = 0.95
-# A prediction that may be off by more than this share of itself is not one.
-WIDEST = 0.25
+# A prediction that may be off by more than a third of itself is not one.
+WIDEST = 1.0 / 3.0
 # A target this many times beyond the measured ranks or lengths is marked as far: the shipped tables
 # test the drift of the exponents to about 2.6 times.
 FAR = 4.0

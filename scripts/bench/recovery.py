@@ -27,7 +27,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pmlray.config.search_spec import LawOptions
-from pmlray.law import FitOptions, bootstrap_law, least_squares_law, param_intervals, prediction_interval
+from pmlray.law import (
+    FitOptions,
+    bootstrap_law,
+    least_squares_law,
+    param_intervals,
+    prediction_interval,
+)
 from scripts.bench.offline import POLICIES, full_grid_errors, replay, run_data, seeds_of
 from scripts.bench.shares import Curve, curve, evaluate, machine, share_line
 from scripts.bench.worlds import KINDS, WELL_SPECIFIED, Kind, Truth, world

@@ -61,9 +61,8 @@ def _covered(world: World, runs: Sequence[Run], seed: int) -> float:
     data, rng = run_data(world, runs), np.random.default_rng(seed)
     r, t = np.array([[p.lora_rank, p.train_steps] for p in world.targets], float).T
     try:
-        samples = average_laws(data, LAW.forms, LAW.fit_options()).sample(
-            data, LAW.n_bootstrap, rng
-        )
+        law = average_laws(data, LAW.forms, LAW.fit_options())
+        samples = law.sample(LAW.n_bootstrap, rng)
     except FitError:
         return 0.0
     low, high = samples.run_interval(r, world.target_tokens, t, rng)
