@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT))
 
 import optuna
 
-from pmlray import LawSampler, Search, least_squares_law, read_law_data
+from pmlray import LawSampler, Search, fit_law, read_law_data
 
 TABLES = ROOT / "searches" / "tables"
 search = Search.load(
@@ -57,8 +57,8 @@ print(f"highest loss: {worst.final_loss:.2f} nats per token at {worst.point}")
 print(f"  recalled there: {worst.recall.exact:.0%} of the records")
 
 # %% Any measurements will do: one fit of one form, without a search.
-fit = least_squares_law(read_law_data(TABLES / "smollm2_phonebook.csv"), "ceiling")
-print(f"{fit.law.form} law of all {fit.n_obs} runs: {fit.law}")
+everything = fit_law(read_law_data(TABLES / "smollm2_phonebook.csv"), "ceiling")
+print(f"{everything.fit.law.form} law of all {everything.fit.n_obs} runs: {everything.fit.law}")
 
 # %% The rule that chose the points works in anybody's Optuna study.
 from pmlray.study.plan import design_settings, design_space, first_cost
@@ -81,7 +81,7 @@ def objective(trial: optuna.Trial) -> float:
     }
     trial.set_user_attr("base_loss", 5.0)
     point = (values["lora_rank"], values["seq_len"], values["train_steps"])
-    return min(5.0, float(fit.law.predict(*point)))
+    return min(5.0, float(everything.fit.law.predict(*point)))
 
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,6 +1,7 @@
 """Whether intervals hold: 90 % intervals of the law against runs and truths that no fit has seen.
 
-    python scripts/bench/calibration.py [--quick] [--json] [--jobs N] [--parts random v_optimal synthetic]
+    python scripts/bench/calibration.py [--quick] [--json] [--jobs N] [--designs N]
+        [--parts random v_optimal synthetic]
 
 `random`, `v_optimal`: designs of 6 to 40 runs from the small ranks and lengths of a shipped table
 (scripts/bench/calibration_worlds.py), drawn at random or chosen by that rule after four such runs,

@@ -4,12 +4,11 @@
 
 Per kind of truth (scripts/bench/worlds.py): `coverage_90` is the share of the 90 % intervals at the
 targets that hold the truth, over laws fitted to 60 runs of their grid; `exponents` has the same for
-both exponents, with their mean absolute errors, and the intervals' mean width; `by_value` has all
-of this for fits whose noise may follow delta_loss (`law.noise: by_value`); `cost_share_to_1_1` is
-the share of the full grid's cost from which a policy's root mean square error of held-out runs,
+both exponents, with their mean absolute errors, and the intervals' mean width; `cost_share_to_1_1`
+is the share of the full grid's cost from which a policy's root mean square error of held-out runs,
 over all worlds, stays within 1.1 times that of the full grid (null: beyond `longest_share`).
 `of_truth` has the same against the truth without noise, which the full grid knows much better than
-any run can show.
+any run can show. Designs of few runs: scripts/bench/calibration.py.
 """
 
 from __future__ import annotations
@@ -20,20 +19,14 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pmlray.config.search_spec import LawOptions
-from pmlray.law import (
-    FitOptions,
-    bootstrap_law,
-    least_squares_law,
-    param_intervals,
-    prediction_interval,
-)
+from pmlray.law import average_laws, param_intervals
 from scripts.bench.offline import POLICIES, full_grid_errors, replay, run_data, seeds_of
 from scripts.bench.shares import Curve, curve, evaluate, machine, share_line
 from scripts.bench.worlds import KINDS, WELL_SPECIFIED, Kind, Truth, world
@@ -42,10 +35,9 @@ LAW = LawOptions()
 LEVEL = 0.9
 # Runs of the grid that a law is fitted to when the coverage of its intervals is measured.
 COVERAGE_RUNS = 60
-NOISES: tuple[Literal["equal", "by_value"], ...] = ("equal", "by_value")
 
 
-def coverage(kind: Kind, seed: int, options: FitOptions) -> dict[str, list[float]]:
+def coverage(kind: Kind, seed: int) -> dict[str, list[float]]:
     """Of one law fitted to COVERAGE_RUNS runs of its grid: which 90 % intervals hold the truth
     (1 or 0), how wide they are at the targets, nats, and the errors of the exponents."""
     truth, made = Truth(kind, seed), world(kind, seed)
@@ -53,11 +45,11 @@ def coverage(kind: Kind, seed: int, options: FitOptions) -> dict[str, list[float
     runs = made.runs
     drawn = np.sort(rng.permutation(len(runs))[:COVERAGE_RUNS])
     data = run_data(made, [runs[i] for i in drawn])
-    fit = least_squares_law(data, "ceiling" if kind == "ceiling" else "power", options=options)
-    samples = bootstrap_law(data, fit, 400, rng)
+    average = average_laws(data, LAW.forms)
+    fit, samples = average.best, average.sample(400, rng)
     r, n, t = np.array([[p.lora_rank, p.seq_len, p.train_steps] for p in made.targets], float).T
-    low, high = prediction_interval(fit, samples, r, n, t, LEVEL)
-    intervals = param_intervals(fit.law, samples, LEVEL)
+    low, high = samples.interval(r, n, t, LEVEL)
+    intervals = param_intervals(fit.law, samples.parts[0].params, LEVEL)
     found = {"target": ((low <= made.truth) & (made.truth <= high)).astype(float).tolist()}
     found["target_width"] = (high - low).tolist()
     for name, true in (("rank_exponent", truth.alpha), ("len_exponent", truth.beta)):
@@ -88,16 +80,9 @@ def main() -> None:
     kinds = [kind for kind in KINDS if kind in chosen.kinds]
     with ProcessPoolExecutor(chosen.jobs) as pool:
         covered = {
-            noise: {
-                kind: list(
-                    pool.map(
-                        partial(coverage, kind, options=FitOptions(noise=noise)), range(n_laws)
-                    )
-                )
-                for kind in kinds
-                if kind in WELL_SPECIFIED
-            }
-            for noise in NOISES
+            kind: list(pool.map(partial(coverage, kind), range(n_laws)))
+            for kind in kinds
+            if kind in WELL_SPECIFIED
         }
         tasks = [
             (kind, policy, seed)
@@ -106,15 +91,13 @@ def main() -> None:
             for seed in seeds_of(policy, n_seeds)
         ]
         pairs = list(pool.map(partial(spend, longest=longest), tasks))
-    equal, by_value = (_coverages(covered[noise]) for noise in NOISES)
     found = {
         **machine(),
         "n_laws": n_laws,
         "n_seeds": n_seeds,
         "seeds": "0 to n - 1",
         "longest_share": longest,
-        **equal,
-        "by_value": by_value,
+        **_coverages(covered),
         **_by_kind(tasks, [heldout for heldout, _ in pairs], longest),
         "of_truth": _by_kind(tasks, [truth for _, truth in pairs], longest),
     }
