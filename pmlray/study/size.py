@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pmlray.config.models import Geometry
+from pmlray.config.prepared import PreparedSearch
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import (
     Budget,
@@ -26,7 +27,7 @@ from pmlray.config.search_spec import (
     Task,
 )
 from pmlray.errors import DataError, SpecError
-from pmlray.types import DesignPoint, Method
+from pmlray.types import DesignPoint, Method, PlannedRun
 
 # The method of the adapter that is kept: where methods were compared (README) it recalled at least
 # as much as SFT in the same steps, and it ends once all records are recalled. memft_sw, the best at
@@ -52,8 +53,8 @@ STOP_LOSS = 0.002
 RECORDS_FILE = "records.jsonl"
 # The law is known well enough once its 90 % interval at the likely ranks is so narrow, as a share.
 KNOWN = 0.02
-# The search may cost so many times what the adapter itself is expected to cost.
-SEARCH_COST = 1.2
+# Of a search whose first runs have yet to tell what it takes.
+UNSETTLED = Budget(gpu_seconds=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,7 @@ def search_spec(
             n_initial=1,
             targets=Targets(lora_rank=likely, seq_len=(total,), train_steps=(train_steps,)),
         ),
-        budget=Budget(gpu_seconds=1.0),
+        budget=UNSETTLED,
         stop=Stop(relative_interval=KNOWN),
         evaluate=Evaluate(generate_max_tokens=0),
     )
@@ -189,6 +190,15 @@ def first_points(spec: SearchSpec) -> tuple[DesignPoint, ...]:
         DesignPoint(ranks[0], lengths[0], steps[0]),
     )
     return tuple(dict.fromkeys(points))
+
+
+def first_runs(search: PreparedSearch) -> tuple[PlannedRun, ...]:
+    """The runs at these points."""
+    spec = search.spec
+    return tuple(
+        search.plan_run(point, "sft", spec.sequences[0], spec.seeds[0], "law")
+        for point in first_points(spec)
+    )
 
 
 def sized_spec(spec: SearchSpec, point: DesignPoint) -> SearchSpec:

@@ -15,9 +15,8 @@ from typer.testing import CliRunner, Result
 
 from pmlray.backends.file_leases import Lease
 from pmlray.backends.file_store import FileStore
-from pmlray.cli import app, sizing_driver
+from pmlray.cli import app, sizing_driver, sizing_law, sizing_packs
 from pmlray.cli.driver import SearchRun
-from pmlray.cli.size_plan import SizePlan
 from pmlray.config.models import TINY
 from pmlray.config.prepared import PreparedSearch
 from pmlray.config.search_spec import Model, Probe
@@ -187,9 +186,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         store: FileStore,
         driver: Lease,
         runs: Sequence[PlannedRun],
-        plan: SizePlan,
-        connect: object,
-        shown: object,
+        *rest: object,
     ) -> None:
         done = {o.run_key for o in store.observations()}
         for run in (run for run in runs if run.run_key not in done):
@@ -204,7 +201,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         right[0] = read_adapter(folder).lora_rank >= HOLDS
         return Recitation(pairs, tuple(target for _, target in pairs), tuple(right))
 
-    monkeypatch.setattr(sizing_driver, "_measure", measure)
+    monkeypatch.setattr(sizing_packs, "measure", measure)
     monkeypatch.setattr(sizing_driver, "check_recall", check)
     return ranks
 
@@ -264,7 +261,7 @@ def test_an_adapter_of_the_search_that_recalls_enough_is_not_trained_again(
             save_adapter(store.adapters / planned.run_key, prepared.spec.probe, weights, TINY)
         return {}
 
-    monkeypatch.setattr(sizing_driver, "run_search", search)
+    monkeypatch.setattr(sizing_law, "run_search", search)
     out = tmp_path / "out"
     options = ["--records", records, "--out", out, "--steps", str(STEPS), "--max-rank", "16"]
     found = size_json(*options, "--recall", "0.8")
