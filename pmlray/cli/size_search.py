@@ -16,14 +16,16 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.config.search_spec import Budget, Probe
 from pmlray.memory import TaskSource
 from pmlray.study.plan import first_cost
-from pmlray.study.size import UNSETTLED, RecordSet, adapter_spec, search_spec
+from pmlray.study.size import ORDERS, UNSETTLED, RecordSet, adapter_spec, search_spec
 from pmlray.types import DesignPoint
 
 if TYPE_CHECKING:
     from pmlray.cli.size_plan import SizeRequest
 
 # What a search's budget once followed from, and with it the name of its folder: a guess of what the
-# adapter costs, by steps of at least so many device-seconds.
+# adapter costs, by steps of at least so many device-seconds. Its subsets were of the file's order
+# and of one other.
+FORMER_ORDERS = (0, 1)
 FORMER_SEARCH_COST = 1.2
 FORMER_STEP_SECONDS_GPU, FORMER_STEP_SECONDS_CPU = 0.02, 0.005
 
@@ -40,8 +42,9 @@ def own_search(
 ) -> tuple[SearchSpec, Path]:
     """The search of these records, and the folder of all results. largest: rank.
 
-    One that was begun goes on as it is, whatever its budget, and in its dtype where none is asked
-    for. A new one is in the dtype asked for, else in the device's, and its budget is unsettled.
+    One that was begun goes on as it is, whatever its budget and orders of the records, and in its
+    dtype where none is asked for. A new one is in the dtype asked for, else in the device's, and
+    its budget is unsettled.
     """
 
     auto = request.dtype == "auto"
@@ -75,8 +78,8 @@ def own_search(
 
 
 def _asked(spec: SearchSpec) -> str:
-    """The id of what a search was begun for, whatever it may cost."""
-    return spec.model_copy(update={"budget": UNSETTLED}).search_id
+    """The id of what a search was begun for, whatever it may cost and how subsets are drawn."""
+    return spec.model_copy(update={"budget": UNSETTLED, "sequences": ORDERS}).search_id
 
 
 def _as_formerly(
@@ -86,7 +89,7 @@ def _as_formerly(
     task: TaskSource,
     profile: ClusterProfile,
 ) -> SearchSpec:
-    """The search as it was before its first runs told its budget."""
+    """The search as it was before its first runs told its budget and no order was the file's."""
     gpu, space = profile.gpus_per_pack > 0, spec.space
     point = DesignPoint(1, space.seq_len[-1], space.train_steps[-1])
     training = PreparedSearch(adapter_spec(spec, records, point), source, task)
@@ -96,4 +99,4 @@ def _as_formerly(
     least = FORMER_STEP_SECONDS_GPU if gpu else FORMER_STEP_SECONDS_CPU
     seconds = point.train_steps * max(per_step, least)
     budget = Budget(gpu_seconds=round(FORMER_SEARCH_COST * seconds, 1))
-    return spec.model_copy(update={"budget": budget})
+    return spec.model_copy(update={"budget": budget, "sequences": FORMER_ORDERS})
