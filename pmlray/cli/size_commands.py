@@ -175,7 +175,7 @@ def _describe_size(found: dict[str, Any]) -> str:
     lines = [
         f"rank {own['lora_rank']} recalls {recall['n_recalled']} of {found['holds']['n_records']}"
         f" records word for word ({recall['exact_recall']:.4f}; {recall['wanted']:.4g} wanted)",
-        describe_answer(found["sized"]),
+        f"sized beforehand: {describe_answer(found['sized'])}",
         f"spent {cost['search_gpu_seconds']:.0f} gpu_seconds on the law and"
         f" {cost['training_gpu_seconds']:.0f} on training; wall time: {walls}",
         f"adapter, card and the records not recalled: {found['adapter_folder']}",

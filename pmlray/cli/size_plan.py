@@ -113,7 +113,7 @@ class SizePlan:
         )
         cost = self.cost_by(law.observations)
         per_rank = training.source.geometry.params_per_rank(training.spec.probe.placement)
-        return choice, answer(choice, wanted, per_rank, cost.predict(choice.point))
+        return choice, answer(choice, wanted, law.summary, per_rank, cost.predict(choice.point))
 
     def cost_by(self, observations: Iterable[Observation]) -> CostModel:
         """What runs cost, by the rate of those that are measured."""

@@ -245,6 +245,11 @@ def test_the_best_adapter_is_kept_where_no_rank_recalls_enough(
     assert [row["query"] for row in missed] == ["key 0:"]
     text = invoke("size", "--model", TINY, *options, "--recall", "0.9")
     assert text.exit_code == 1 and "even the largest rank recalls too little" in text.stdout
+    # The terminal and the card tell the same of the law.
+    law = found["law"]
+    told = f"law of {law['n_obs']} runs, status {law['status']}. {law['headline']}"
+    assert told in text.stdout and told in (out / "adapter" / "README.md").read_text()
+    assert "one-sided bounds" in text.stdout and "at 90 % confidence" in text.stdout
 
 
 def test_an_adapter_of_the_search_that_recalls_enough_is_not_trained_again(

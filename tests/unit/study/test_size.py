@@ -271,12 +271,16 @@ def test_the_answer_has_bits_parameters_cost_and_interval() -> None:
     observations = grid(total, (1, 2, 4))
     law = summary_of(observations, point)
     choice = choose_rank(law, observations, Wanted(0.9, 0.9), point, 8.0)
-    found = json.loads(json.dumps(answer(choice, Wanted(0.9, 0.9), 128, 12.5), allow_nan=False))
+    found = json.loads(
+        json.dumps(answer(choice, Wanted(0.9, 0.9), law, 128, 12.5), allow_nan=False)
+    )
     assert found["parameters"] == 128 * found["lora_rank"]
     assert found["bits"] == pytest.approx(total * (BASE_LOSS - found["needed_loss"]) / LN2)
     assert found["predicted_gpu_seconds"] == 12.5
     assert found["interval"] == [choice.rank.low, choice.rank.high]
+    assert found["law_n_obs"] == law.fit.n_obs
     text = describe_answer(found)
+    assert f"law of {law.fit.n_obs} runs, status {law.fit.status}. {law.headline}" in text
     assert f"rank {found['lora_rank']}" in text and "90 % confidence" in text
     assert "by a rule of thumb, since no law of recall holds" in text
     by_law = {**found, "needed_loss_by": "recall_law"}
