@@ -59,7 +59,8 @@ def answer(
 ) -> dict[str, Any]:
     """What `pmlray size` answers before it trains: JSON types, inf as null.
 
-    gpu_seconds: predicted for training an adapter of the chosen rank.
+    Each end of `interval` is sure at `confidence`, one-sided; between both lies the rank with the
+    smaller `interval_level`. gpu_seconds: predicted for training an adapter of the chosen rank.
     """
     point = choice.point
     n_params = point.lora_rank * params_per_rank
@@ -70,6 +71,7 @@ def answer(
         "law_lora_rank": plain(choice.rank.value),
         "interval": [plain(choice.rank.low), plain(choice.rank.high)],
         "confidence": wanted.confidence,
+        "interval_level": round(2.0 * wanted.confidence - 1.0, 12),
         "law_status": str(law.fit.status),
         "law_n_obs": law.fit.n_obs,
         "law_headline": law.headline,
@@ -94,6 +96,8 @@ def describe_answer(found: Mapping[str, Any]) -> str:
     why = {
         "law": f"the law's upper bound {sure}, rounded up",
         "measured": "a run of the search at this rank recalled enough",
+        "failed_below": "a run of the search at one rank less recalled too little, though the law's"
+        " bound is lower",
         "largest": f"the largest allowed; what is enough {sure} lies above it, the law's estimate"
         " does not",
     }[found["basis"]]
