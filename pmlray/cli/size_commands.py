@@ -136,6 +136,7 @@ def _describe_plan(plan: dict[str, Any]) -> str:
     )
     probe, sized = plan["probe"], plan["answer"]
     chosen = [] if sized is None else [f"   {line}" for line in describe_answer(sized).splitlines()]
+    few = "a run of the search is" if law is None else "few of the steps are"
     least, most = plan["predicted_gpu_seconds_range"]
     rates = {
         "calibrated": "by a few steps that were taken here"
@@ -152,12 +153,12 @@ def _describe_plan(plan: dict[str, Any]) -> str:
             f" {100 * plan['confidence']:.4g} % confidence, at most {plan['largest_rank']}",
             *chosen,
             f"3. train it on all records for at most {plan['train_steps']} steps, about"
-            f" {_seconds(plan['predicted_training_gpu_seconds'])} {unit}, unless a run of the"
-            " search is enough",
+            f" {_seconds(plan['predicted_training_gpu_seconds'])} {unit}"
+            + (", unless a run of the search is enough" if law is None else ""),
             "4. check it by greedy decoding; a larger rank, trained anew, if it recalls too little",
-            f"in all about {_seconds(plan['predicted_gpu_seconds'])} {unit}, {rates}:"
-            f" {_seconds(least)} where the law's runs or few steps are enough,"
-            f" {_seconds(most)} where a second rank has to be trained",
+            f"in all about {_seconds(plan['predicted_gpu_seconds'])} {unit}, {rates};"
+            f" {_seconds(least)} where {few} enough, {_seconds(most)} where a second rank has to be"
+            " trained, and so on",
             "that is optimiser steps and the checks between them; loading, starting Ray and"
             " decoding come on top",
             f"results in {plan['out']}",

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 
 from pmlray.backends.file_store import FileStore
 from pmlray.cli.machine import TRAIN_PACKAGES
-from pmlray.cli.python_api import train_extra
 from pmlray.cli.size_plan import SizePlan
-from pmlray.config import ClusterProfile
 from pmlray.design import CostModel
 from pmlray.live_packs import Calibration
 from pmlray.study.allowance import calibrated_cost
 from pmlray.study.plan import first_cost
 from pmlray.study.size import METHOD, UNSETTLED
-from pmlray.study.size_cost import Rates, SizeCost, law_budget, spent_seconds
+from pmlray.study.size_cost import Rates, SizeCost, law_budget, looks_share, spent_seconds
 from pmlray.types import Observation, Pack
 
 # A small model's step is bound by its overhead, not by its arithmetic; device-seconds.
 LEAST_STEP_SECONDS_GPU, LEAST_STEP_SECONDS_CPU = 0.02, 0.005
+# Of timed steps: beside busy neighbours a step's CPU seconds scatter by a sixth.
+ENOUGH_SECONDS = 10.0
 
 
 def forecast(plan: SizePlan, address: str | None, say: Callable[[str], None]) -> SizeCost:
@@ -38,18 +39,25 @@ def forecast(plan: SizePlan, address: str | None, say: Callable[[str], None]) ->
         say("taking a few steps of the adapter's training to see what they cost here")
         found = _few_steps(plan)
         if found is None:
+            say("no step could be taken here, so that the cost is guessed")
             rates = "guessed"
         else:
             cost, spent = calibrated_cost(cost, found), found.spent_gpu_seconds
+            # The steps that were timed are steps alone.
+            looks = looks_share(
+                len(plan.records.pairs),
+                plan.training.spec.recipe.batch_size,
+                plan.largest.train_steps,
+            )
+            cost = replace(cost, seconds_per_token=cost.seconds_per_token * (1.0 + looks))
     if rates == "guessed":
         cost = _no_faster(cost, plan, LEAST_STEP_SECONDS_GPU if gpu else LEAST_STEP_SECONDS_CPU)
+    search: float | None = None
     if plan.stored is None:
         settled = plan.search.spec.budget != UNSETTLED
         budget = plan.search.spec.budget if settled else law_budget(cost, plan.largest)
-        searching = max(0.0, budget.law_seconds - of_law)
-    else:
-        searching = 0.0
-    return SizeCost(searching, cost.predict(plan.largest), rates, spent)
+        search = max(0.0, budget.law_seconds - of_law)
+    return SizeCost(search, cost.predict(plan.largest), rates, spent)
 
 
 def _known(plan: SizePlan) -> tuple[tuple[Observation, ...], float]:
@@ -74,27 +82,15 @@ def _rates(plan: SizePlan, address: str | None) -> Rates:
 
 
 def _few_steps(plan: SizePlan) -> Calibration | None:
-    """What steps of the adapter cost in this process; None where its device is not the one that
-    the profile trains on."""
-    with train_extra():
-        import torch
+    """What steps of the adapter cost on the device that the profile trains on."""
+    from pmlray.engine.calibrate_apart import time_steps_apart
 
-        from pmlray.engine.calibrate import time_steps
-        from pmlray.engine.stepper import TorchStepper
-    if torch.cuda.is_available() != (plan.request.profile.gpus_per_pack > 0):
-        return None
     run = plan.training.plan_run(plan.largest, METHOD, 0, 0, "law")
-    before = torch.get_num_threads()
-    torch.set_num_threads(_cores(plan.request.profile))
-    try:
-        return time_steps(plan.training, Pack(0, (run,)), TorchStepper)[1]
-    finally:
-        torch.set_num_threads(before)
-
-
-def _cores(profile: ClusterProfile) -> int:
-    """As a worker has them."""
-    return profile.cpus_per_pack or os.cpu_count() or 1
+    profile = plan.request.profile
+    # As many as a worker has.
+    cores = profile.cpus_per_pack or os.cpu_count() or 1
+    gpu = profile.gpus_per_pack > 0
+    return time_steps_apart(plan.training, Pack(0, (run,)), gpu, cores, ENOUGH_SECONDS)
 
 
 def _no_faster(cost: CostModel, plan: SizePlan, least: float) -> CostModel:

@@ -14,6 +14,7 @@ from pmlray.config.model_spec import Dtype, Model
 from pmlray.config.models import ModelSource
 from pmlray.config.prepared import PreparedSearch
 from pmlray.config.search_spec import Budget, Probe
+from pmlray.errors import StoreError
 from pmlray.memory import TaskSource
 from pmlray.study.plan import first_cost
 from pmlray.study.size import ORDERS, UNSETTLED, RecordSet, adapter_spec, search_spec
@@ -44,7 +45,7 @@ def own_search(
 
     One that was begun goes on as it is, whatever its budget and orders of the records, and in its
     dtype where none is asked for. A new one is in the dtype asked for, else in the device's, and
-    its budget is unsettled.
+    its budget is unsettled. StoreError where the folder asked for holds another.
     """
 
     auto = request.dtype == "auto"
@@ -69,11 +70,16 @@ def own_search(
     fresh = in_dtype(of_device if request.dtype == "auto" else request.dtype)
     for folder in folders():
         file = folder / "law" / SPEC_FILE
-        kept = read_kept(SearchSpec, file) if file.is_file() else None
-        if kept is None or _asked(kept) != _asked(fresh):
+        if not file.is_file():
             continue
-        if auto or kept.model.base_dtype == request.dtype:
+        kept = read_kept(SearchSpec, file)
+        if _asked(kept) == _asked(fresh) and (auto or kept.model.base_dtype == request.dtype):
             return kept, folder
+        if request.out is not None:
+            raise StoreError(
+                f"{folder} holds the sizing of other records or with other options"
+                f" ({kept.search_id}, not {fresh.search_id}); choose another --out"
+            )
     return fresh, request.out or stored_as(fresh)
 
 

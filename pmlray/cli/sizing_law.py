@@ -11,7 +11,7 @@ from pmlray.cli.driver import SPEC_FILE, SearchRun, open_store, run_search, trac
 from pmlray.cli.size_plan import LawAtHand, SizePlan
 from pmlray.cli.sizing_packs import Connect, Say, Shown
 from pmlray.config.prepared import PreparedSearch
-from pmlray.errors import RunError, StoreError
+from pmlray.errors import RunError
 from pmlray.study.plan import first_cost
 from pmlray.study.result import fit_observations
 from pmlray.study.size import first_runs, sized_spec
@@ -52,12 +52,6 @@ def _begun(
     search, store = plan.search, FileStore(folder)
     about = f"[1/4] searching the law of {len(plan.records.pairs)} records"
     if (folder / SPEC_FILE).is_file():
-        owner = open_store(folder)[0].search_id
-        if owner != search.spec.search_id:
-            raise StoreError(
-                f"{plan.out} holds the sizing of other records or with other options ({owner}, not"
-                f" {search.spec.search_id}); choose another --out"
-            )
         say(f"{about}, about {search.spec.budget.law_seconds:.0f} gpu_seconds in all")
         return search
     say(f"{about}; its first runs tell what that takes")

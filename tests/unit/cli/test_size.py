@@ -63,14 +63,17 @@ def test_a_dry_run_says_what_would_be_done_and_starts_nothing(
     records: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    plan = size_json("--records", records, "--out", out, "--dry-run", "--recall", "0.95")
+    # What a cluster elsewhere takes is not tried here.
+    dry = ["--records", records, "--dry-run", "--address", "http://elsewhere"]
+    plan = size_json(*dry, "--out", out, "--recall", "0.95")
     assert plan["n_records"] == N_RECORDS and plan["recall"] == 0.95 and plan["law"] is None
     assert plan["seq_lens"][-1] == plan["supervised_tokens"]
     assert plan["lora_ranks"][-1] < plan["largest_rank"]
     assert plan["predicted_search_gpu_seconds"] > 0 and plan["predicted_training_gpu_seconds"] > 0
     assert not out.exists()
-    text = invoke("size", "--model", TINY, "--records", records, "--dry-run").stdout
+    text = invoke("size", "--model", TINY, *dry).stdout
     assert "recall of 0.99 at 90 % confidence" in text and "greedy decoding" in text
+    assert "guessed from the model's size" in text and "second rank" in text
 
 
 @pytest.mark.parametrize(

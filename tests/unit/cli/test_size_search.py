@@ -15,6 +15,7 @@ from pmlray.cli import app, size_search
 from pmlray.cli.size_plan import SizePlan, SizeRequest, prepare_size
 from pmlray.config import ClusterProfile
 from pmlray.config.models import TINY
+from pmlray.errors import StoreError
 from pmlray.study.size import UNSETTLED, Wanted
 from tests.fakes import observe
 
@@ -75,3 +76,5 @@ def test_what_was_begun_goes_on_with_its_own_budget(
     other = tmp_path / "other.jsonl"
     other.write_text(records.read_text().replace(" 10", " 11"))
     assert prepared(other).search.spec.budget == UNSETTLED
+    refused = ["size", "--model", TINY, "--records", str(other), "--out", str(folder), "--dry-run"]
+    assert isinstance(CliRunner().invoke(app, refused).exception, StoreError)
