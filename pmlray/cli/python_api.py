@@ -160,9 +160,10 @@ def size(
 
     recall: share of the records to recall word for word; confidence: how sure the rank must be to
     reach it, one-sided. law: the store of an earlier records search. out: folder of the results,
-    continued when given again. dry_run: only what would be done. say: told each stage. The rest is
-    as `pmlray size` has it, and so is the result, that of its `--json`. SpecError, DataError,
-    ModelError or RunError say what to mend.
+    continued when given again. dry_run: only what would be done, and what it would cost, by a few
+    steps where this machine trains. say: told each stage. The rest is as `pmlray size` has it, and
+    so is the result, that of its `--json`. SpecError, DataError, ModelError or RunError say what to
+    mend.
     """
     from pmlray.cli.size_plan import SizeRequest, prepare_size
 
@@ -176,7 +177,9 @@ def size(
         )
     )
     if dry_run:
-        return plan.to_json()
+        from pmlray.cli.size_forecast import forecast
+
+        return plan.to_json(forecast(plan, address, say or _silent))
     return carry_out(plan, address, tracking_uri, say or _silent)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,9 @@ def size(
         None, callback=no_password, help="MLflow; default: a database in the results."
     ),
     address: str = typer.Option(None, help="Ray cluster; default: RAY_ADDRESS or a local Ray."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be done."),
+    dry_run: bool = typer.Option(
+        False, "--dry-run", help="Show what would be done, and its cost by a few steps taken here."
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Find the smallest rank that holds these records, train that adapter and check it.
@@ -67,14 +70,19 @@ def size(
             layer, prompt_format, steps, max_rank, read_profile(profile),
         )
     )  # fmt: skip
+    say = partial(typer.echo, err=True)
     if dry_run:
-        found = plan.to_json()
+        from pmlray.cli.size_forecast import forecast
+
+        with contextlib.redirect_stdout(sys.stderr):
+            cost = forecast(plan, address, say)
+        found = plan.to_json(cost)
         emit(found, _describe_plan(found), as_json)
         return
     try:
         # Ray and Tune print as they please; stdout is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
-            found = carry_out(plan, address, tracking_uri, lambda line: typer.echo(line, err=True))
+            found = carry_out(plan, address, tracking_uri, say)
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command continues from {plan.out}", err=True)
         raise typer.Exit(130) from None
@@ -119,15 +127,23 @@ def recall(
 
 
 def _describe_plan(plan: dict[str, Any]) -> str:
-    law = plan["law"]
+    law, unit = plan["law"], f"{plan['device']}-seconds"
     search = (
         f"use the law in {law}"
         if law is not None
         else f"search the law with ranks {plan['lora_ranks']} on subsets of {plan['seq_lens']}"
-        f" tokens, about {plan['predicted_search_gpu_seconds']:.0f} {plan['device']}-seconds"
+        f" tokens, about {_seconds(plan['predicted_search_gpu_seconds'])} {unit}"
     )
     probe, sized = plan["probe"], plan["answer"]
     chosen = [] if sized is None else [f"   {line}" for line in describe_answer(sized).splitlines()]
+    few = "a run of the search is" if law is None else "few of the steps are"
+    least, most = plan["predicted_gpu_seconds_range"]
+    rates = {
+        "calibrated": "by a few steps that were taken here"
+        f" ({_seconds(plan['calibration_gpu_seconds'])} {unit})",
+        "law": "by what the law's own runs took",
+        "guessed": "guessed from the model's size: nothing was measured here",
+    }[plan["rates"]]
     return "\n".join(
         [
             f"{plan['n_records']} records, {plan['supervised_tokens']} target tokens, at"
@@ -136,12 +152,22 @@ def _describe_plan(plan: dict[str, Any]) -> str:
             f"2. choose the rank for a recall of {plan['recall']:.4g} at"
             f" {100 * plan['confidence']:.4g} % confidence, at most {plan['largest_rank']}",
             *chosen,
-            f"3. train it on all records for {plan['train_steps']} steps, about"
-            f" {plan['predicted_training_gpu_seconds']:.0f} {plan['device']}-seconds",
-            "4. check it by greedy decoding; a larger rank if it recalls too little",
-            f"results in {plan['out']}; costs are guesses until something is measured",
+            f"3. train it on all records for at most {plan['train_steps']} steps, about"
+            f" {_seconds(plan['predicted_training_gpu_seconds'])} {unit}"
+            + (", unless a run of the search is enough" if law is None else ""),
+            "4. check it by greedy decoding; a larger rank, trained anew, if it recalls too little",
+            f"in all about {_seconds(plan['predicted_gpu_seconds'])} {unit}, {rates};"
+            f" {_seconds(least)} where {few} enough, {_seconds(most)} where a second rank has to be"
+            " trained, and so on",
+            "that is optimiser steps and the checks between them; loading, starting Ray and"
+            " decoding come on top",
+            f"results in {plan['out']}",
         ]
     )
+
+
+def _seconds(gpu_seconds: float) -> str:
+    return f"{gpu_seconds:.0f}" if gpu_seconds >= 10 else f"{gpu_seconds:.2g}"
 
 
 def _describe_size(found: dict[str, Any]) -> str:
@@ -150,7 +176,7 @@ def _describe_size(found: dict[str, Any]) -> str:
     lines = [
         f"rank {own['lora_rank']} recalls {recall['n_recalled']} of {found['holds']['n_records']}"
         f" records word for word ({recall['exact_recall']:.4f}; {recall['wanted']:.4g} wanted)",
-        describe_answer(found["sized"]),
+        f"sized beforehand: {describe_answer(found['sized'])}",
         f"spent {cost['search_gpu_seconds']:.0f} gpu_seconds on the law and"
         f" {cost['training_gpu_seconds']:.0f} on training; wall time: {walls}",
         f"adapter, card and the records not recalled: {found['adapter_folder']}",

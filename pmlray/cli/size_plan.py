@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,19 +10,19 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from pmlray.cli.driver import default_store, open_store
-from pmlray.cli.size_search import own_search, predicted_seconds
+from pmlray.cli.size_search import own_search
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.model_spec import DtypeChoice
 from pmlray.config.models import TINY, ModelSource, require_present, resolve_model
 from pmlray.config.prepared import CHAT_TEMPLATE_TOKENS, PreparedSearch
 from pmlray.config.search_spec import Probe
+from pmlray.design import CostModel
 from pmlray.errors import DataError, ModelError, SpecError
 from pmlray.law import LawSummary
 from pmlray.memory import TaskSource, encode_texts, read_records
 from pmlray.study.plan import first_cost
 from pmlray.study.result import fit_observations
 from pmlray.study.size import (
-    SEARCH_COST,
     RecordSet,
     Wanted,
     adapter_spec,
@@ -33,6 +34,7 @@ from pmlray.study.size import (
 )
 from pmlray.study.size_card import answer
 from pmlray.study.size_choice import Choice, choose_rank
+from pmlray.study.size_cost import SizeCost
 from pmlray.types import DesignPoint, Observation
 
 
@@ -69,8 +71,8 @@ class SizePlan:
     """A request in which nothing is left open.
 
     `search` measures the law, `training` trains the adapter, `largest` is the point of l tokens and
-    T steps with the largest rank allowed. `predicted_gpu_seconds`: of the search (0 with a stored
-    law) and of one adapter, a guess until something is measured.
+    T steps with the largest rank allowed. The search's budget is settled once its first runs have
+    told what they cost.
     """
 
     request: SizeRequest
@@ -80,12 +82,10 @@ class SizePlan:
     stored: LawAtHand | None
     largest: DesignPoint
     out: Path
-    predicted_gpu_seconds: tuple[float, float]
 
-    def to_json(self) -> dict[str, Any]:
-        """What would be done."""
-        spec, (searching, training) = self.training.spec, self.predicted_gpu_seconds
-        space = self.search.spec.space
+    def to_json(self, cost: SizeCost) -> dict[str, Any]:
+        """What would be done, and at what cost."""
+        spec, space = self.training.spec, self.search.spec.space
         return {
             "records": str(self.request.records),
             "n_records": len(self.records.pairs),
@@ -99,8 +99,7 @@ class SizePlan:
             "seq_lens": list(space.seq_len),
             "train_steps": self.largest.train_steps,
             "largest_rank": self.largest.lora_rank,
-            "predicted_search_gpu_seconds": searching,
-            "predicted_training_gpu_seconds": training,
+            **cost.to_json(),
             "device": "GPU" if self.request.profile.gpus_per_pack else "CPU core",
             "answer": None if self.stored is None else self.answer(self.stored)[1],
             "out": str(self.out),
@@ -112,11 +111,15 @@ class SizePlan:
         choice = choose_rank(
             law.summary, law.observations, wanted, self.largest, self.records.tokens_per_record
         )
-        cost = first_cost(training, self.request.profile.gpus_per_pack > 0).learn(
-            (o.point, o.charged_steps, o.gpu_seconds) for o in law.observations
-        )
+        cost = self.cost_by(law.observations)
         per_rank = training.source.geometry.params_per_rank(training.spec.probe.placement)
-        return choice, answer(choice, wanted, per_rank, cost.predict(choice.point))
+        return choice, answer(choice, wanted, law.summary, per_rank, cost.predict(choice.point))
+
+    def cost_by(self, observations: Iterable[Observation]) -> CostModel:
+        """What runs cost, by the rate of those that are measured."""
+        return first_cost(self.training, self.request.profile.gpus_per_pack > 0).learn(
+            (o.point, o.charged_steps, o.gpu_seconds) for o in observations
+        )
 
 
 def prepare_size(request: SizeRequest) -> SizePlan:
@@ -139,21 +142,20 @@ def prepare_size(request: SizeRequest) -> SizePlan:
         )
     check_capacity(records, largest, per_rank)
     task = TaskSource("records", 0, pairs=pairs)
+    own: Path | None = None
     if base is None:
         steps = request.train_steps or default_steps(len(pairs))
-        base = own_search(
+        base, own = own_search(
             request, records, source, task, probe, largest, steps, prompt_format
         )  # fmt: skip
     else:
         steps = request.train_steps or base.space.train_steps[-1]
     point = DesignPoint(largest, records.supervised_tokens, steps)
     training = PreparedSearch(adapter_spec(base, records, point), source, task)
-    seconds = predicted_seconds(training, records, request.profile)
     search = PreparedSearch(base, source, task)
     stored = None if request.law is None else _stored_law(request.law, search.spec, point)
-    out = request.out or default_store(search if stored is None else training, request.profile)
-    predicted = (0.0 if stored else SEARCH_COST * seconds, seconds)
-    plan = SizePlan(request, records, search, training, stored, point, out.absolute(), predicted)
+    out = own or request.out or default_store(training, request.profile)
+    plan = SizePlan(request, records, search, training, stored, point, out.absolute())
     if stored is not None:
         plan.answer(stored)
     return plan

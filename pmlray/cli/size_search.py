@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -13,16 +14,21 @@ from pmlray.config.model_spec import Dtype, Model
 from pmlray.config.models import ModelSource
 from pmlray.config.prepared import PreparedSearch
 from pmlray.config.search_spec import Budget, Probe
+from pmlray.errors import StoreError
 from pmlray.memory import TaskSource
 from pmlray.study.plan import first_cost
-from pmlray.study.size import SEARCH_COST, RecordSet, adapter_spec, search_spec
+from pmlray.study.size import ORDERS, UNSETTLED, RecordSet, adapter_spec, search_spec
 from pmlray.types import DesignPoint
 
 if TYPE_CHECKING:
     from pmlray.cli.size_plan import SizeRequest
 
-# A small model's step is bound by its overhead, not by its arithmetic; device-seconds.
-LEAST_STEP_SECONDS_GPU, LEAST_STEP_SECONDS_CPU = 0.02, 0.005
+# What a search's budget once followed from, and with it the name of its folder: a guess of what the
+# adapter costs, by steps of at least so many device-seconds. Its subsets were of the file's order
+# and of one other.
+FORMER_ORDERS = (0, 1)
+FORMER_SEARCH_COST = 1.2
+FORMER_STEP_SECONDS_GPU, FORMER_STEP_SECONDS_CPU = 0.02, 0.005
 
 
 def own_search(
@@ -34,49 +40,69 @@ def own_search(
     largest: int,
     steps: int,
     prompt_format: Literal["plain", "chat"],
-) -> SearchSpec:
-    """The search of these records, in the dtype asked for; without one, in that of the search that
-    was begun before, else the device's. largest: rank.
+) -> tuple[SearchSpec, Path]:
+    """The search of these records, and the folder of all results. largest: rank.
 
-    A law's budget, and with it the search's id, follows what a step is guessed to cost, and so its
-    dtype: a search that was begun is looked for in each.
+    One that was begun goes on as it is, whatever its budget and orders of the records, and in its
+    dtype where none is asked for. A new one is in the dtype asked for, else in the device's, and
+    its budget is unsettled. StoreError where the folder asked for holds another.
     """
 
+    auto = request.dtype == "auto"
+
     def in_dtype(dtype: Dtype) -> SearchSpec:
-        settled = (
-            {"dtype": "auto", "resolved": dtype} if request.dtype == "auto" else {"dtype": dtype}
-        )
+        settled = {"dtype": "auto", "resolved": dtype} if auto else {"dtype": dtype}
         model = Model.model_validate({"id": request.model, "revision": request.revision, **settled})
-        spec = search_spec(records, model, probe, largest, steps, prompt_format)
-        point = DesignPoint(largest, records.supervised_tokens, steps)
-        training = PreparedSearch(adapter_spec(spec, records, point), source, task)
-        seconds = predicted_seconds(training, records, request.profile)
-        budget = Budget(gpu_seconds=round(SEARCH_COST * seconds, 1))
-        return spec.model_copy(update={"budget": budget})
+        return search_spec(records, model, probe, largest, steps, prompt_format)
 
-    if request.dtype != "auto":
-        return in_dtype(request.dtype)
-    for dtype in get_args(Dtype):
-        spec = in_dtype(dtype)
-        out = request.out or default_store(PreparedSearch(spec, source, task), request.profile)
-        if _begun_as(out / "law" / SPEC_FILE) == (spec.search_id, dtype):
-            return spec
-    return in_dtype(device_dtype(request.profile.gpus_per_pack > 0))
+    def stored_as(spec: SearchSpec) -> Path:
+        return default_store(PreparedSearch(spec, source, task), request.profile)
+
+    def folders() -> Iterator[Path]:
+        if request.out is not None:
+            yield request.out
+            return
+        yield stored_as(fresh)
+        for dtype in get_args(Dtype) if auto else (fresh.model.base_dtype,):
+            yield stored_as(_as_formerly(in_dtype(dtype), records, source, task, request.profile))
+
+    of_device = device_dtype(request.profile.gpus_per_pack > 0)
+    fresh = in_dtype(of_device if request.dtype == "auto" else request.dtype)
+    for folder in folders():
+        file = folder / "law" / SPEC_FILE
+        if not file.is_file():
+            continue
+        kept = read_kept(SearchSpec, file)
+        if _asked(kept) == _asked(fresh) and (auto or kept.model.base_dtype == request.dtype):
+            return kept, folder
+        if request.out is not None:
+            raise StoreError(
+                f"{folder} holds the sizing of other records or with other options"
+                f" ({kept.search_id}, not {fresh.search_id}); choose another --out"
+            )
+    return fresh, request.out or stored_as(fresh)
 
 
-def _begun_as(file: Path) -> tuple[str, Dtype] | None:
-    if not file.is_file():
-        return None
-    kept = read_kept(SearchSpec, file)
-    return kept.search_id, kept.model.base_dtype
+def _asked(spec: SearchSpec) -> str:
+    """The id of what a search was begun for, whatever it may cost and how subsets are drawn."""
+    return spec.model_copy(update={"budget": UNSETTLED, "sequences": ORDERS}).search_id
 
 
-def predicted_seconds(search: PreparedSearch, records: RecordSet, profile: ClusterProfile) -> float:
-    """gpu_seconds of training the whole set, before anything was measured."""
-    gpu = profile.gpus_per_pack > 0
-    spec = search.spec
-    (steps,) = spec.space.train_steps
+def _as_formerly(
+    spec: SearchSpec,
+    records: RecordSet,
+    source: ModelSource,
+    task: TaskSource,
+    profile: ClusterProfile,
+) -> SearchSpec:
+    """The search as it was before its first runs told its budget and no order was the file's."""
+    gpu, space = profile.gpus_per_pack > 0, spec.space
+    point = DesignPoint(1, space.seq_len[-1], space.train_steps[-1])
+    training = PreparedSearch(adapter_spec(spec, records, point), source, task)
     in_a_step = min(spec.recipe.batch_size, len(records.pairs))
     tokens = in_a_step * records.positions_per_record
-    per_step = first_cost(search, gpu).seconds_per_token * tokens
-    return steps * max(per_step, LEAST_STEP_SECONDS_GPU if gpu else LEAST_STEP_SECONDS_CPU)
+    per_step = first_cost(training, gpu).seconds_per_token * tokens
+    least = FORMER_STEP_SECONDS_GPU if gpu else FORMER_STEP_SECONDS_CPU
+    seconds = point.train_steps * max(per_step, least)
+    budget = Budget(gpu_seconds=round(FORMER_SEARCH_COST * seconds, 1))
+    return spec.model_copy(update={"budget": budget, "sequences": FORMER_ORDERS})

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pmlray.backends.file_leases import Lease
 from pmlray.backends.file_store import FileStore
 from pmlray.backends.ray_session import ray_session
-from pmlray.cli.driver import SearchRun, open_store, run_search, tracking_uri_for
-from pmlray.cli.follower import Follower
+from pmlray.cli import sizing_packs
 from pmlray.cli.recall_driver import check_recall
 from pmlray.cli.size_plan import LawAtHand, SizePlan
+from pmlray.cli.sizing_law import law_at_hand
+from pmlray.cli.sizing_packs import Connect, Say, Shown
 from pmlray.cli.stage_clock import StageClock
-from pmlray.config.prepared import PreparedSearch
-from pmlray.errors import RunError, StoreError
-from pmlray.study.plan import first_cost
-from pmlray.study.progress import Progress
-from pmlray.study.result import fit_observations
-from pmlray.study.size import METHOD, first_points, sized_spec
+from pmlray.errors import RunError
+from pmlray.study.size import METHOD
 from pmlray.study.size_card import (
     CARD_FILE,
     NOT_RECALLED_FILE,
@@ -34,12 +31,9 @@ from pmlray.study.size_card import (
     make_card,
 )
 from pmlray.study.size_choice import next_rank
-from pmlray.types import DesignPoint, Observation, Pack, PlannedRun
+from pmlray.study.size_cost import spent_seconds
+from pmlray.types import DesignPoint, Observation
 
-Say = Callable[[str], None]
-Connect = Callable[[], None]
-# A context that shows a search's progress, as `live_progress`.
-Shown = Callable[[], AbstractContextManager[Callable[[Progress], None]]]
 RESULT_FILE = "size.json"
 
 
@@ -59,7 +53,7 @@ def run_size(
             stages.enter_context(ray_session(address))
 
         clock = StageClock()
-        law = _law(plan, address, connect, tracking_uri, say, shown)
+        law = law_at_hand(plan, address, connect, tracking_uri, say, shown)
         clock.lap("law")
         choice, sized = plan.answer(law)
         say(f"[2/4] {describe_answer(sized)}")
@@ -87,53 +81,6 @@ def run_size(
         _write(plan, best, card)
         (plan.out / RESULT_FILE).write_text(json.dumps(result, indent=2), encoding="utf-8")
     return result
-
-
-def _law(
-    plan: SizePlan,
-    address: str | None,
-    connect: Connect,
-    tracking_uri: str | None,
-    say: Say,
-    shown: Shown,
-) -> LawAtHand:
-    """The stored law, or that of a search on the records, run or continued."""
-    if plan.stored is not None:
-        say(f"[1/4] law of {len(plan.stored.observations)} runs from {plan.stored.store}")
-        return plan.stored
-    search, folder = plan.search, plan.out / "law"
-    if folder.is_dir() and (folder / "search.json").is_file():
-        owner = open_store(folder)[0].search_id
-        if owner != search.spec.search_id:
-            raise StoreError(
-                f"{plan.out} holds the sizing of other records or with other options ({owner}, not"
-                f" {search.spec.search_id}); choose another --out"
-            )
-    say(
-        f"[1/4] searching the law of {len(plan.records.pairs)} records, about"
-        f" {search.spec.budget.law_seconds:.0f} gpu_seconds"
-    )
-    profile = plan.request.profile
-    begin = tuple(
-        search.plan_run(point, "sft", search.spec.sequences[0], search.spec.seeds[0], "law")
-        for point in first_points(search.spec)
-    )
-    store = FileStore(folder)
-    with store.driver_lock() as driver:
-        _measure(search, store, driver, begin, plan, connect, shown)
-    run = SearchRun(
-        search, profile, folder, tracking_uri_for(folder, profile, tracking_uri), address
-    )
-    with shown() as announce:
-        run_search(run, announce)
-    spec, store = open_store(folder)
-    observations = store.observations()
-    summary = fit_observations(sized_spec(spec, plan.largest), observations)
-    if summary is None:
-        raise RunError(
-            f"{len(observations)} runs carry no law; {folder / 'failures'} says what failed"
-        )
-    return LawAtHand(folder, summary, observations)
 
 
 @dataclass(frozen=True)
@@ -197,7 +144,7 @@ def _card(
     trained = [t.observation.gpu_seconds for t in trials if not t.in_search]
     cost = {
         # A stored law was paid for before.
-        "search_gpu_seconds": 0.0 if plan.stored else _spent(plan.out / "law"),
+        "search_gpu_seconds": 0.0 if plan.stored else spent_seconds(FileStore(plan.out / "law")),
         "training_gpu_seconds": sum(trained),
         "unit": provenance["gpu_seconds_unit"],
         "wall_seconds": clock.seconds,
@@ -234,7 +181,9 @@ def _train(
         f"[3/4] training rank {rank} on all records with {METHOD}, about {predicted:.0f}"
         " gpu_seconds"
     )
-    _measure(plan.training, store, driver, (run,), plan, connect, shown)
+    sizing_packs.measure(
+        *(plan.training, store, driver, (run,), plan.request.profile, predicted, connect, shown)
+    )
     found = [o for o in store.observations() if o.run_key == run.run_key]
     if not found:
         reasons = [f.reason for f in store.failures() if f.run_key == run.run_key]
@@ -243,35 +192,6 @@ def _train(
             " is finished is kept: mend the cause and give the same command again"
         )
     return found[0]
-
-
-def _measure(
-    search: PreparedSearch,
-    store: FileStore,
-    driver: Lease,
-    runs: Sequence[PlannedRun],
-    plan: SizePlan,
-    connect: Connect,
-    shown: Shown,
-) -> None:
-    """Train those runs that the store has not got yet, as one pack."""
-    done = {o.run_key for o in store.observations()}
-    missing = tuple(run for run in runs if run.run_key not in done)
-    if not missing:
-        return
-    from pmlray.backends.ray_packs import run_pack_on_ray
-
-    rounds = [o.round for o in store.observations()] + [f.round for f in store.failures()]
-    pack = Pack(1 + max(rounds, default=-1), missing)
-    cost = first_cost(search, plan.request.profile.gpus_per_pack > 0)
-    left = sum(cost.predict(run.point) for run in missing)
-    with shown() as announce, Follower(store.folder, announce) as follower:
-        follower.stage("starting Ray")
-        begun = Progress("law", 0, len(missing), 0, 0.0, left, None, left, missing, len(missing))
-        follower(replace(begun, what="training"))
-        connect()
-        follower.stage("waiting for a worker")
-        store.put_times(run_pack_on_ray(search, pack, store, plan.request.profile, driver).times)
 
 
 def _write(plan: SizePlan, best: _Trial, card: dict[str, Any]) -> None:
@@ -285,10 +205,3 @@ def _write(plan: SizePlan, best: _Trial, card: dict[str, Any]) -> None:
     (folder / TEXT_FILE).write_text(describe_card(card, spec), encoding="utf-8")
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in best.recited.missed()]
     (folder / NOT_RECALLED_FILE).write_text("".join(lines), encoding="utf-8")
-
-
-def _spent(folder: Path) -> float:
-    """gpu_seconds of a store, failures included."""
-    store = FileStore(folder)
-    done = sum(o.gpu_seconds for o in store.observations())
-    return done + sum(f.gpu_seconds for f in store.failures())

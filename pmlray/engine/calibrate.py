@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -35,6 +36,27 @@ def calibrate_pack(
 ) -> float:
     """Take a few optimiser steps of a pack and keep in the store what they cost; nothing else of
     it is kept. The arguments are those of `measure_pack`; wall seconds inside the timed steps."""
+    most = SPENT_SHARE * search.spec.budget.law_seconds
+    shared = (make_stepper, prefix_store, load_base, tell)
+    wall, found = time_steps(search, pack, *shared, most, ENOUGH_SECONDS)
+    put_calibration(store, found)
+    return wall
+
+
+def time_steps(
+    search: PreparedSearch,
+    pack: Pack,
+    make_stepper: MakeStepper,
+    prefix_store: PrefixStore | None = None,
+    load_base: LoadBase = load_base_model,
+    tell: Tell = untold,
+    most: float = math.inf,
+    seconds: float = math.inf,
+    most_steps: int = MOST_STEPS,
+) -> tuple[float, Calibration]:
+    """Take a few optimiser steps of a pack, of which nothing is kept: wall seconds inside the timed
+    ones, and what they cost. The arguments are those of `measure_pack`; most: gpu_seconds after
+    which LEAST_STEPS are enough, as they are after so many wall `seconds`; most_steps: timed."""
     watch, device = PackWatch(pack, tell), pick_device()
     ready = ready_pack(search, pack, prefix_store, load_base, watch.stage)
     watch.stage("taking a few steps to see what they cost")
@@ -56,8 +78,7 @@ def calibrate_pack(
         taken += 1
     loop.clock.lap(training=False)
     wall, laps = time.perf_counter(), list[float]()
-    most = SPENT_SHARE * search.spec.budget.law_seconds
-    for n in range(1, MOST_STEPS + 1):
+    for n in range(1, most_steps + 1):
         if taken == least:
             break
         timed.update(loop.active)
@@ -66,11 +87,11 @@ def calibrate_pack(
         taken += 1
         loop.clock.lap(training=True)
         laps.append(paid_seconds(device) - before)
-        enough = time.perf_counter() - wall >= ENOUGH_SECONDS
+        enough = time.perf_counter() - wall >= seconds
         if n >= LEAST_STEPS and (enough or paid_seconds(device) - began >= most):
             break
     steps = tuple((pack.runs[i].point, n) for i, n in timed.items())
     # One that captures a graph, or is taken twice to compare it, is not what steps cost.
     ordinary = median(laps) * len(laps)
-    put_calibration(store, Calibration(steps, ordinary, paid_seconds(device) - began))
-    return time.perf_counter() - wall
+    found = Calibration(steps, ordinary, paid_seconds(device) - began)
+    return time.perf_counter() - wall, found

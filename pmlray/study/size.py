@@ -9,9 +9,11 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Literal
 
 from pmlray.config.models import Geometry
+from pmlray.config.prepared import PreparedSearch
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import (
     Budget,
@@ -26,7 +28,7 @@ from pmlray.config.search_spec import (
     Task,
 )
 from pmlray.errors import DataError, SpecError
-from pmlray.types import DesignPoint, Method
+from pmlray.types import DesignPoint, Method, PlannedRun
 
 # The method of the adapter that is kept: where methods were compared (README) it recalled at least
 # as much as SFT in the same steps, and it ends once all records are recalled. memft_sw, the best at
@@ -52,8 +54,12 @@ STOP_LOSS = 0.002
 RECORDS_FILE = "records.jsonl"
 # The law is known well enough once its 90 % interval at the likely ranks is so narrow, as a share.
 KNOWN = 0.02
-# The search may cost so many times what the adapter itself is expected to cost.
-SEARCH_COST = 1.2
+# Orders of the records, each drawn at random from a seed of its own, whose beginnings are the
+# subsets. Order 0, the file's, is none of them: where a file begins with what is easy, so would
+# every subset.
+ORDERS = (1, 2, 3)
+# Of a search whose first runs have yet to tell what it takes.
+UNSETTLED = Budget(gpu_seconds=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +154,8 @@ def search_spec(
     """The search that measures the law of these records.
 
     Ranks double below `largest`: a run there would only show that far more is enough. The lengths
-    are subsets of the records, and the budgets parts of `train_steps`, so that a small subset gets
-    as many epochs as the whole set.
+    are subsets of the records, in ORDERS, and the budgets parts of `train_steps`, so that a small
+    subset gets as many epochs as the whole set.
     """
     total, longest = records.supervised_tokens, max(records.target_tokens)
     lengths = sorted({max(longest, round(share * total)) for share in SHARES})
@@ -170,9 +176,10 @@ def search_spec(
             n_initial=1,
             targets=Targets(lora_rank=likely, seq_len=(total,), train_steps=(train_steps,)),
         ),
-        budget=Budget(gpu_seconds=1.0),
+        budget=UNSETTLED,
         stop=Stop(relative_interval=KNOWN),
         evaluate=Evaluate(generate_max_tokens=0),
+        sequences=ORDERS,
     )
 
 
@@ -189,6 +196,19 @@ def first_points(spec: SearchSpec) -> tuple[DesignPoint, ...]:
         DesignPoint(ranks[0], lengths[0], steps[0]),
     )
     return tuple(dict.fromkeys(points))
+
+
+def first_runs(search: PreparedSearch) -> tuple[PlannedRun, ...]:
+    """The runs at these points, subsets of different orders: what they differ by is then seen from
+    the beginning. Budgets of one rank and length share an order, and with it their steps."""
+    spec = search.spec
+    points = first_points(spec)
+    subsets = dict.fromkeys((point.lora_rank, point.seq_len) for point in points)
+    order = dict(zip(subsets, cycle(spec.sequences), strict=False))
+    return tuple(
+        search.plan_run(point, "sft", order[point.lora_rank, point.seq_len], spec.seeds[0], "law")
+        for point in points
+    )
 
 
 def sized_spec(spec: SearchSpec, point: DesignPoint) -> SearchSpec:

@@ -55,11 +55,12 @@ def plain(number: float) -> float | None:
 
 
 def answer(
-    choice: Choice, wanted: Wanted, params_per_rank: int, gpu_seconds: float
+    choice: Choice, wanted: Wanted, law: LawSummary, params_per_rank: int, gpu_seconds: float
 ) -> dict[str, Any]:
     """What `pmlray size` answers before it trains: JSON types, inf as null.
 
-    gpu_seconds: predicted for training an adapter of the chosen rank.
+    Each end of `interval` is sure at `confidence`, one-sided; between both lies the rank with the
+    smaller `interval_level`. gpu_seconds: predicted for training an adapter of the chosen rank.
     """
     point = choice.point
     n_params = point.lora_rank * params_per_rank
@@ -70,6 +71,10 @@ def answer(
         "law_lora_rank": plain(choice.rank.value),
         "interval": [plain(choice.rank.low), plain(choice.rank.high)],
         "confidence": wanted.confidence,
+        "interval_level": round(2.0 * wanted.confidence - 1.0, 12),
+        "law_status": str(law.fit.status),
+        "law_n_obs": law.fit.n_obs,
+        "law_headline": law.headline,
         "parameters": n_params,
         "bits": bits.total,
         "bits_per_parameter": bits.per_param,
@@ -84,13 +89,17 @@ def answer(
 
 
 def describe_answer(found: Mapping[str, Any]) -> str:
-    """The answer in three lines."""
+    """The answer in four lines, the last of them about the law that it is by."""
     low, high = ("inf" if x is None else f"{x:.3g}" for x in found["interval"])
-    value = found["law_lora_rank"]
+    value = "inf" if found["law_lora_rank"] is None else f"{found['law_lora_rank']:.3g}"
+    sure = f"at {100 * found['confidence']:.4g} % confidence"
     why = {
-        "law": f"the law's bound at {100 * found['confidence']:.4g} % confidence",
+        "law": f"the law's upper bound {sure}, rounded up",
         "measured": "a run of the search at this rank recalled enough",
-        "largest": "the largest allowed; the law's bound lies above it, its estimate does not",
+        "failed_below": "a run of the search at one rank less recalled too little, though the law's"
+        " bound is lower",
+        "largest": f"the largest allowed; what is enough {sure} lies above it, the law's estimate"
+        " does not",
     }[found["basis"]]
     by = (
         "by the law of recall of the law's runs"
@@ -98,12 +107,14 @@ def describe_answer(found: Mapping[str, Any]) -> str:
         else f"by a rule of thumb, since no law of recall holds: {found['no_recall_law']}"
     )
     return (
-        f"rank {found['lora_rank']}: {why} (estimate"
-        f" {'inf' if value is None else f'{value:.3g}'}, one-sided bounds {low} and {high})\n"
+        f"rank {found['lora_rank']}: {why} (the law's estimate {value}, one-sided bounds {low} and"
+        f" {high} {sure})\n"
         f"{found['parameters']} parameters for {found['bits']:.0f} bits in"
         f" {found['supervised_tokens']} tokens, about {found['predicted_gpu_seconds']:.0f}"
         f" gpu_seconds for {found['train_steps']} steps\n"
-        f"plain fine-tuning needs a loss of at most {found['needed_loss']:.3g} nats per token, {by}"
+        f"plain fine-tuning needs a loss of at most {found['needed_loss']:.3g} nats per token,"
+        f" {by}\n"
+        f"law of {found['law_n_obs']} runs, status {found['law_status']}. {found['law_headline']}"
     )
 
 
@@ -199,7 +210,7 @@ Those missed are in {NOT_RECALLED_FILE}. Tried: {tries}.
 
 Sized by: {describe_answer(sized)}
 
-Law: {law["form"]} form from {law["n_obs"]} runs, status {law["status"]}. {law["headline"]}{beside}
+The law's form is {law["form"]}.{beside}
 
 Cost: {cost["search_gpu_seconds"]:.0f} gpu_seconds for the law, {cost["training_gpu_seconds"]:.0f}
 for adapters beside it ({own["train_steps"]} steps of {own["method"]}), unit {cost["unit"]}.

@@ -20,6 +20,7 @@ from pmlray.types import DesignPoint, Observation
 RUN_NOISE = 0.16
 # The rank that reaches a delta_loss at (l, T), as `Law.invert_rank`.
 Invert = Callable[[float, float, float], float]
+Basis = Literal["law", "measured", "failed_below", "largest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +28,16 @@ class Choice:
     """The rank to train, and why.
 
     `basis`: `law`, its upper confidence bound; `measured`, a run of the search on the whole set
-    that recalled enough below that bound; `largest`, since the bound is above it while the law's
-    own estimate is not. `needed` is the loss that the recall takes, `delta_loss` (nats per token)
-    how far below the base loss that is, and `rank` the law's estimate for it with its interval,
-    each end one-sided at the wanted confidence. `shown`: the smallest run of the search on the
-    whole set that recalled enough, None where none did.
+    that recalled enough below that bound; `failed_below`, one rank more than such a run that
+    recalled too little, while the bound is lower; `largest`, since the bound is above it while the
+    law's own estimate is not. `needed` is the loss that the recall takes, `delta_loss` (nats per
+    token) how far below the base loss that is, and `rank` the law's estimate for it with its
+    interval, each end one-sided at the wanted confidence. `shown`: the smallest run of the search
+    on the whole set that recalled enough, None where none did.
     """
 
     point: DesignPoint
-    basis: Literal["law", "measured", "largest"]
+    basis: Basis
     needed: NeededLoss
     delta_loss: float
     rank: Estimate
@@ -64,16 +66,17 @@ def choose_rank(
         and o.point.lora_rank <= point.lora_rank
     ]
     rank = needed_rank(law, whole, needed, point, 2.0 * wanted.confidence - 1.0)
-    upper = math.ceil(max(rank.high, 1.0)) if math.isfinite(rank.high) else math.inf
+    bound = math.ceil(max(rank.high, 1.0)) if math.isfinite(rank.high) else math.inf
     enough = [o for o in whole if o.recall.exact >= wanted.recall]
     shown = min(enough, key=lambda o: (o.point.lora_rank, o.final_loss), default=None)
     below = math.inf if shown is None else shown.point.lora_rank
     # What a run has shown to be too small is, whatever the law says.
-    upper = max([upper, *(o.point.lora_rank + 1 for o in whole if o.point.lora_rank < below)])
+    upper = max([bound, *(o.point.lora_rank + 1 for o in whole if o.point.lora_rank < below)])
+    basis: Basis
     if shown is not None and shown.point.lora_rank <= upper:
         basis, chosen = "measured", shown.point.lora_rank
     elif upper <= point.lora_rank:
-        basis, chosen = "law", int(upper)
+        basis, chosen = "law" if upper == bound else "failed_below", int(upper)
     elif rank.value <= point.lora_rank:
         basis, chosen = "largest", point.lora_rank
     else:

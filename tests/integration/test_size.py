@@ -71,3 +71,31 @@ def test_size_then_recall(tmp_path: Path) -> None:
     assert checked["n_recalled"] == recall["n_recalled"]
     missed = (out / "adapter" / "not_recalled.jsonl").read_text().splitlines()
     assert checked["not_recalled"] == [json.loads(line) for line in missed]
+
+
+def test_a_dry_run_promises_what_is_spent(tmp_path: Path) -> None:
+    records = tmp_path / "facts.jsonl"
+    rows = [{"query": query, "target": target} for query, target in PAIRS]
+    records.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # What threads of so small a model take to wait for each other depends on who else is here.
+    profile = tmp_path / "one_core.yaml"
+    profile.write_text("cpus_per_pack: 1\n")
+    arguments = [
+        "size", "--records", str(records), "--model", TINY, "--recall", "0.6", "--json",
+        "--steps", "600", "--out", str(tmp_path / "out"), "--profile", str(profile),
+    ]  # fmt: skip
+    # A GPU is not what the default profile trains on.
+    code, stdout, stderr = pmlray(*arguments, "--dry-run", CUDA_VISIBLE_DEVICES="")
+    assert code == 0 and "taking a few steps" in stderr, stderr[-3000:]
+    promised = json.loads(stdout)
+    assert promised["rates"] == "calibrated" and not (tmp_path / "out").exists()
+    code, stdout, stderr = pmlray(*arguments)
+    assert code in (0, 1), stderr[-3000:]
+    cost = json.loads(stdout)["cost"]
+    spent = cost["search_gpu_seconds"] + cost["training_gpu_seconds"]
+    assert 1 / 1.5 <= spent / promised["predicted_gpu_seconds"] <= 1.5
+    # What is known now is left over from the promise.
+    code, stdout, stderr = pmlray(*arguments, "--dry-run")
+    left = json.loads(stdout)
+    assert code == 0 and left["rates"] == "law", stderr[-3000:]
+    assert left["predicted_search_gpu_seconds"] < 0.25 * promised["predicted_search_gpu_seconds"]

@@ -18,10 +18,12 @@ from pmlray.cli import app
 from pmlray.cli.driver import SPEC_FILE, SearchRun
 from pmlray.config import load_search
 from pmlray.config.prepared import PreparedSearch
+from pmlray.engine import calibrate_apart
 from pmlray.errors import ModelError, SpecError, StoreError
 from pmlray.law import LawFit
+from pmlray.live_packs import Calibration
 from pmlray.study.progress import Progress
-from pmlray.types import Pack
+from pmlray.types import DesignPoint, Pack
 from tests.fakes import TRUE_LAW, SyntheticRunner
 
 MakeSearch = Callable[..., PreparedSearch]
@@ -101,6 +103,9 @@ def test_size_says_what_it_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     records = tmp_path / "facts.jsonl"
     lines = [json.dumps({"query": f"{i}:", "target": f"{i} is {i * i}"}) for i in range(40)]
     records.write_text("\n".join(lines))
+    timed = Calibration(((DesignPoint(8, 100, 50), 10),), 1.0, 1.5)
+    monkeypatch.setattr(calibrate_apart, "time_steps_apart", lambda *given: timed)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     wanted = {"steps": 50, "placement": "mlp", "layer": 2, "dtype": "float32", "recall": 0.9}
     found = size(records, "tiny-random-llama", out=tmp_path / "out", dry_run=True, **wanted)
     options = [part for k, v in wanted.items() for part in (f"--{k}", str(v))]
@@ -110,6 +115,9 @@ def test_size_says_what_it_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPa
          "--out", str(tmp_path / "out"), "--dry-run", "--json", *options],
     )  # fmt: skip
     assert json.loads(shown.stdout) == found
+    # 50 steps at a tenth of a second, and half of a step for each of 8 looks at 5 batches.
+    assert found["predicted_training_gpu_seconds"] == pytest.approx(5.0 + 8 * 5 * 0.05)
+    assert found["rates"] == "calibrated" and found["calibration_gpu_seconds"] == 1.5
     assert found["n_records"] == 40 and found["train_steps"] == 50 and found["recall"] == 0.9
     monkeypatch.setenv("PMLRAY_CACHE", str(tmp_path / "empty"))
     with pytest.raises(ModelError, match="pmlray models pull smollm2-135m"):

@@ -15,9 +15,8 @@ from typer.testing import CliRunner, Result
 
 from pmlray.backends.file_leases import Lease
 from pmlray.backends.file_store import FileStore
-from pmlray.cli import app, sizing_driver
+from pmlray.cli import app, sizing_driver, sizing_law, sizing_packs
 from pmlray.cli.driver import SearchRun
-from pmlray.cli.size_plan import SizePlan
 from pmlray.config.models import TINY
 from pmlray.config.prepared import PreparedSearch
 from pmlray.config.search_spec import Model, Probe
@@ -64,14 +63,17 @@ def test_a_dry_run_says_what_would_be_done_and_starts_nothing(
     records: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    plan = size_json("--records", records, "--out", out, "--dry-run", "--recall", "0.95")
+    # What a cluster elsewhere takes is not tried here.
+    dry = ["--records", records, "--dry-run", "--address", "http://elsewhere"]
+    plan = size_json(*dry, "--out", out, "--recall", "0.95")
     assert plan["n_records"] == N_RECORDS and plan["recall"] == 0.95 and plan["law"] is None
     assert plan["seq_lens"][-1] == plan["supervised_tokens"]
     assert plan["lora_ranks"][-1] < plan["largest_rank"]
     assert plan["predicted_search_gpu_seconds"] > 0 and plan["predicted_training_gpu_seconds"] > 0
     assert not out.exists()
-    text = invoke("size", "--model", TINY, "--records", records, "--dry-run").stdout
+    text = invoke("size", "--model", TINY, *dry).stdout
     assert "recall of 0.99 at 90 % confidence" in text and "greedy decoding" in text
+    assert "guessed from the model's size" in text and "second rank" in text
 
 
 @pytest.mark.parametrize(
@@ -187,9 +189,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         store: FileStore,
         driver: Lease,
         runs: Sequence[PlannedRun],
-        plan: SizePlan,
-        connect: object,
-        shown: object,
+        *rest: object,
     ) -> None:
         done = {o.run_key for o in store.observations()}
         for run in (run for run in runs if run.run_key not in done):
@@ -204,7 +204,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         right[0] = read_adapter(folder).lora_rank >= HOLDS
         return Recitation(pairs, tuple(target for _, target in pairs), tuple(right))
 
-    monkeypatch.setattr(sizing_driver, "_measure", measure)
+    monkeypatch.setattr(sizing_packs, "measure", measure)
     monkeypatch.setattr(sizing_driver, "check_recall", check)
     return ranks
 
@@ -248,6 +248,11 @@ def test_the_best_adapter_is_kept_where_no_rank_recalls_enough(
     assert [row["query"] for row in missed] == ["key 0:"]
     text = invoke("size", "--model", TINY, *options, "--recall", "0.9")
     assert text.exit_code == 1 and "even the largest rank recalls too little" in text.stdout
+    # The terminal and the card tell the same of the law.
+    law = found["law"]
+    told = f"law of {law['n_obs']} runs, status {law['status']}. {law['headline']}"
+    assert told in text.stdout and told in (out / "adapter" / "README.md").read_text()
+    assert "one-sided bounds" in text.stdout and "at 90 % confidence" in text.stdout
 
 
 def test_an_adapter_of_the_search_that_recalls_enough_is_not_trained_again(
@@ -264,7 +269,7 @@ def test_an_adapter_of_the_search_that_recalls_enough_is_not_trained_again(
             save_adapter(store.adapters / planned.run_key, prepared.spec.probe, weights, TINY)
         return {}
 
-    monkeypatch.setattr(sizing_driver, "run_search", search)
+    monkeypatch.setattr(sizing_law, "run_search", search)
     out = tmp_path / "out"
     options = ["--records", records, "--out", out, "--steps", str(STEPS), "--max-rank", "16"]
     found = size_json(*options, "--recall", "0.8")

@@ -262,7 +262,12 @@ def test_a_run_that_has_recalled_too_little_overrules_the_law() -> None:
     # As low a loss as is needed, and yet too little.
     failed = seen(DesignPoint(bound + 3, total, 100), 0.07, 0.85, "failed")
     chosen = choose_rank(law, (*observations, failed), Wanted(0.9, 0.9), point, 8.0)
-    assert chosen.point.lora_rank > bound + 3
+    assert chosen.point.lora_rank > bound + 3 and chosen.basis == "law"
+    # Where the bound stays below a rank that was too small, it is not told as the reason.
+    unlucky = seen(DesignPoint(40, total, 100), 0.3, 0.5, "unlucky")
+    chosen = choose_rank(law, (*observations, failed, unlucky), Wanted(0.9, 0.9), point, 8.0)
+    assert (chosen.point.lora_rank, chosen.basis) == (41, "failed_below")
+    assert chosen.rank.high < 40
 
 
 def test_the_answer_has_bits_parameters_cost_and_interval() -> None:
@@ -271,12 +276,16 @@ def test_the_answer_has_bits_parameters_cost_and_interval() -> None:
     observations = grid(total, (1, 2, 4))
     law = summary_of(observations, point)
     choice = choose_rank(law, observations, Wanted(0.9, 0.9), point, 8.0)
-    found = json.loads(json.dumps(answer(choice, Wanted(0.9, 0.9), 128, 12.5), allow_nan=False))
+    found = json.loads(
+        json.dumps(answer(choice, Wanted(0.9, 0.9), law, 128, 12.5), allow_nan=False)
+    )
     assert found["parameters"] == 128 * found["lora_rank"]
     assert found["bits"] == pytest.approx(total * (BASE_LOSS - found["needed_loss"]) / LN2)
     assert found["predicted_gpu_seconds"] == 12.5
     assert found["interval"] == [choice.rank.low, choice.rank.high]
+    assert found["interval_level"] == 0.8 and found["law_n_obs"] == law.fit.n_obs
     text = describe_answer(found)
+    assert f"law of {law.fit.n_obs} runs, status {law.fit.status}. {law.headline}" in text
     assert f"rank {found['lora_rank']}" in text and "90 % confidence" in text
     assert "by a rule of thumb, since no law of recall holds" in text
     by_law = {**found, "needed_loss_by": "recall_law"}
