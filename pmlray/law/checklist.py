@@ -13,9 +13,10 @@ from types import MappingProxyType
 import numpy as np
 
 from pmlray.law.averaging import AveragedLaw
-from pmlray.law.data import FloatArray, LawData
+from pmlray.law.data import SATURATED_SHARE, FloatArray, LawData
 from pmlray.law.fit import HUBER_K, LawFit, censored_points, usable_points
 from pmlray.law.form_model import (
+    BEYOND_SD,
     BUDGET_EXPONENT,
     DRIFT_SD,
     LEN_EXPONENT,
@@ -25,7 +26,6 @@ from pmlray.law.form_model import (
     build_model,
 )
 from pmlray.law.forms import CAPPED
-from pmlray.law.judgement import SATURATED_SHARE
 from pmlray.law.posterior import SIGMAS
 from pmlray.law.protocol import Form
 from pmlray.law.residuals import ResidualStructure
@@ -130,14 +130,20 @@ def _prior(fit: LawFit) -> str:
     items |= {"offset / base loss": OFFSET_SHARE}
     shown = ", ".join(f"{name} {normal(of)}" for name, of in items.items())
     return (
-        f"{shown}; drift terms {normal((0.0, DRIFT_SD))} in squared natural logarithms from the"
-        f" middle of the points; noise {TYPICAL:g} of the memorised loss, within a factor"
-        f" e^{SPREAD:g}"
+        f"{shown}; drift {normal((0.0, DRIFT_SD))} by squared natural logarithms from the middle of"
+        f" the points, {normal((0.0, BEYOND_SD))} by those beyond them; noise {TYPICAL:g} of the"
+        f" memorised loss, within a factor e^{SPREAD:g}"
     )
 
 
 def _bounds(points: LawData, fit: LawFit) -> str:
-    model = build_model(points, fit.law.form, fit.noise.base_loss, np.full(len(points), np.inf))
+    model = build_model(
+        points,
+        fit.law.form,
+        fit.noise.base_loss,
+        np.full(len(points), np.inf),
+        np.ones(len(points), dtype=bool),
+    )
     rows = zip(fit.law.param_names, model.lower_P, model.upper_P, strict=True)
     # The amplitude is bounded where the design is centred; no data come near its bounds.
     return ", ".join(

@@ -20,6 +20,11 @@ BoolArray = NDArray[np.bool_]
 ROUNDING = 1e-5
 
 
+# A run whose loss fell by more than this share of the base loss has learnt all there is, and says
+# of the law only that it is no lower.
+SATURATED_SHARE = 0.95
+
+
 @dataclass(frozen=True, slots=True)
 class LawData:
     """Measured points, one entry an observation; all arrays have shape (N,).
@@ -109,6 +114,12 @@ def law_data(observations: Iterable[Observation]) -> LawData:
             " of its own its own run_key",
         )
     return _from_observations(list(by_key.values()), notes)
+
+
+def informative_points(data: LawData) -> BoolArray:
+    """The points (N,) that are not saturated; all whose base loss is not known."""
+    saturated = data.delta_loss > SATURATED_SHARE * data.base_loss
+    return ~saturated
 
 
 def check_point(

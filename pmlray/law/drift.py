@@ -1,17 +1,18 @@
-"""How a law's exponents change away from the middle of its points.
+"""How a law's exponents change away from the middle of its points, and beyond them.
 
 No power law says so of itself, but no form is quite true (the discrepancy of Kennedy and O'Hagan
-2001, doi:10.1111/1467-9868.00294). A power law whose exponents drift has the logarithm of its
-amplitude quadratic in log rank, log length and log steps, as the translog function of Christensen,
-Jorgenson and Lau (1973, doi:10.2307/1927992). Near the middle of the points it is the power law;
-what it leaves open grows with the square of the distance from there.
+2001, doi:10.1111/1467-9868.00294). Among the points the logarithm of the amplitude is quadratic in
+log rank, log length and log steps, as the translog function of Christensen, Jorgenson and Lau
+(1973, doi:10.2307/1927992), which points can show. Beyond them that bend ends, since it is a
+property of the points and not of the law, and an exponent may be another one, which no point can
+show: that is all doubt, and it grows with the distance from them.
 
 Shapes: N points, Q terms of the drift.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,39 +21,58 @@ from numpy.typing import ArrayLike
 
 from pmlray.law.data import FloatArray
 
-NAMES = ("rank_drift", "rank_len_drift", "len_drift")
-BUDGET_NAMES = ("rank_budget_drift", "len_budget_drift", "budget_drift")
+CURVES = ("rank_drift", "rank_len_drift", "len_drift")
+BUDGET_CURVES = ("rank_budget_drift", "len_budget_drift", "budget_drift")
+AXES = ("rank", "len", "budget")
+# Where along an axis a crossing is looked for, in logarithms from the middle of the points.
+SCAN = np.linspace(-14.0, 14.0, 281)
+REFINEMENTS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """The quadratic part of a law's log amplitude, in logarithms from the middle of the points.
+    """What multiplies a law's amplitude: the exponential of `coefs` times `terms`.
 
-    `log_rank`, `log_len`, `log_steps`: that middle, natural logarithms. With u = log r - log_rank,
-    v = log_len - log l and s = log t - log_steps the amplitude is multiplied by the exponential of
-    `coefs` times (u^2, u v, v^2), and, where there are six of them, (u s, v s, s^2).
+    `log_rank`, `log_len`, `log_steps`: the middle of the points, natural logarithms. With u = log r
+    - log_rank, v = log_len - log l and s = log t - log_steps the terms are u^2, u v, v^2 (and u s,
+    v s, s^2 where steps were varied) of u, v and s held within `low` and `high`, the ends of the
+    points, then for each of u, v (and s) how far it lies above and below these.
     """
 
     log_rank: float
     log_len: float
     log_steps: float
+    low: tuple[float, ...]
+    high: tuple[float, ...]
     coefs: tuple[float, ...]
+
+    @property
+    def n_curves(self) -> int:
+        """How many of the terms are quadratic."""
+        return 3 if len(self.low) == 2 else 6
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the terms (Q,)."""
-        return (NAMES + BUDGET_NAMES)[: len(self.coefs)]
+        ends = [f"{axis}_{end}" for axis in AXES[: len(self.low)] for end in ("above", "below")]
+        return (*(CURVES + BUDGET_CURVES)[: self.n_curves], *ends)
 
     def terms(self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike) -> FloatArray:
         """Derivatives of the log amplitude by `coefs`, broadcast over the arguments, (..., Q)."""
-        u = np.log(lora_rank) - self.log_rank
-        v = self.log_len - np.log(seq_len)
-        if len(self.coefs) == len(NAMES):
-            u, v = np.broadcast_arrays(u, v)
-            return np.stack([u * u, u * v, v * v], axis=-1)
-        s = np.log(np.asarray(train_steps, dtype=float)) - self.log_steps
-        u, v, s = np.broadcast_arrays(u, v, s)
-        return np.stack([u * u, u * v, v * v, u * s, v * s, s * s], axis=-1)
+        axes = [np.log(lora_rank) - self.log_rank, self.log_len - np.log(seq_len)]
+        if len(self.low) == 3:
+            axes.append(np.log(np.asarray(train_steps, dtype=float)) - self.log_steps)
+        axes = np.broadcast_arrays(*axes)
+        u, v, *rest = (
+            np.clip(axis, low, high)
+            for axis, low, high in zip(axes, self.low, self.high, strict=True)
+        )
+        found = [u * u, u * v, v * v]
+        for s in rest:
+            found += [u * s, v * s, s * s]
+        for axis, low, high in zip(axes, self.low, self.high, strict=True):
+            found += [np.maximum(axis - high, 0.0), np.minimum(axis - low, 0.0)]
+        return np.stack(found, axis=-1)
 
     def log_factor(
         self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
@@ -66,25 +86,24 @@ def drift_from_json(stored: Any) -> Drift | None:
     if stored is None:
         return None
     middle = (stored["log_rank"], stored["log_len"], stored["log_steps"])
-    return Drift(*middle, tuple(stored["coefs"]))
+    edges = (tuple(stored["low"]), tuple(stored["high"]))
+    return Drift(*middle, *edges, tuple(stored["coefs"]))
 
 
-def rising_root(value: float, slope: float, bend: float) -> float:
-    """x at which value + slope x + bend x^2 passes 0 as it rises: -inf where it is above 0 all
-    along its rise, inf where it never gets there.
+def rising_place(value: Callable[[FloatArray], FloatArray], wanted: float) -> float:
+    """The first x within SCAN at which a function rises through what is wanted.
 
-    With a bend that is negative the parabola falls again beyond its top: the place before it is
-    meant; with one that is positive the place after its lowest point.
+    -inf where it is above all along, inf where it never rises there.
     """
-    if bend == 0.0:
-        if slope > 0.0:
-            return -value / slope
-        return -math.inf if value >= 0.0 else math.inf
-    under_root = slope * slope - 4.0 * bend * value
-    if under_root < 0.0:
-        return -math.inf if bend > 0.0 else math.inf
-    # Both signs of the bend have their rising branch at this root, written without cancellation.
-    root = math.sqrt(under_root)
-    if slope > 0.0:
-        return -2.0 * value / (slope + root)
-    return (root - slope) / (2.0 * bend)
+    above = value(SCAN) >= wanted
+    rises = np.flatnonzero(~above[:-1] & above[1:])
+    if not rises.size:
+        return -np.inf if above.all() else np.inf
+    low, high = SCAN[rises[0]], SCAN[rises[0] + 1]
+    for _ in range(REFINEMENTS):
+        middle = 0.5 * (low + high)
+        if float(value(np.array(middle))) >= wanted:
+            high = middle
+        else:
+            low = middle
+    return float(high)

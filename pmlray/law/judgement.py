@@ -8,13 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pmlray.law.advice import what_next
-from pmlray.law.data import BoolArray, LawData
+from pmlray.law.data import LawData, informative_points
 from pmlray.law.fit import FitStatus, LawFit
 from pmlray.types import DesignPoint
 
-# A run whose loss fell by more than this share of the base loss has learnt all there is, and says
-# of the law only that it is no lower.
-SATURATED_SHARE = 0.95
 # A prediction that may be off by more than a third of itself is not one.
 WIDEST = 1.0 / 3.0
 # A target this many times beyond the measured ranks or lengths is marked as far: the shipped tables
@@ -29,12 +26,6 @@ class Judgement:
     status: FitStatus
     message: str
     enough: bool
-
-
-def informative_points(data: LawData) -> BoolArray:
-    """The points (N,) that are not saturated; all whose base loss is not known."""
-    saturated = data.delta_loss > SATURATED_SHARE * data.base_loss
-    return ~saturated
 
 
 def shortages(data: LawData, fit: LawFit) -> list[str]:

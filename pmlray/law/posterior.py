@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pmlray.errors import FitError
-from pmlray.law.data import FloatArray, LawData
+from pmlray.law.data import FloatArray, LawData, informative_points
 from pmlray.law.fit import (
     HUBER_K,
     FitOptions,
@@ -83,7 +83,10 @@ def form_posterior(data: LawData, form: Form, options: FitOptions) -> FormPoster
     largest = float(np.max(np.abs(data.delta_loss))) or 1.0
     scale = float(np.median(known)) if capped else largest
     bounds = censored_points(data, form, options)
-    model = build_model(data, form, scale, np.where(bounds, data.delta_loss, math.inf))
+    inside = informative_points(data)
+    inside = inside if inside.any() else np.ones(len(data), dtype=bool)
+    limit = np.where(bounds, data.delta_loss, math.inf)
+    model = build_model(data, form, scale, limit, inside)
     noise = RunNoise(TYPICAL, scale, model.mean_P[3], capped)
     outlying_N = np.ones(len(data))
     found = None

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pmlray.law.data import FloatArray
-from pmlray.law.drift import Drift, rising_root
+from pmlray.law.drift import Drift, rising_place
 from pmlray.law.protocol import Form
 
 # Beyond it a float overflows.
@@ -152,7 +152,7 @@ class PowerLaw:
         rises through delta."""
         if (drift := self.drift) is not None:
             return self._rise(
-                lambda u: (math.exp(drift.log_rank + u), seq_len, train_steps),
+                lambda u: (np.exp(drift.log_rank + u), seq_len, train_steps),
                 drift.log_rank,
                 delta_loss,
             )
@@ -163,7 +163,7 @@ class PowerLaw:
         """l = (C r^alpha (t/t_ref)^gamma / (delta - b))^(1/beta); with a drift as `invert_rank`."""
         if (drift := self.drift) is not None:
             shortest = self._rise(
-                lambda v: (lora_rank, math.exp(drift.log_len - v), train_steps),
+                lambda v: (lora_rank, np.exp(drift.log_len - v), train_steps),
                 -drift.log_len,
                 delta_loss,
             )
@@ -177,7 +177,7 @@ class PowerLaw:
         with a drift as `invert_rank`."""
         if (drift := self.drift) is not None and self.fits_budget:
             return self._rise(
-                lambda s: (lora_rank, seq_len, math.exp(drift.log_steps + s)),
+                lambda s: (lora_rank, seq_len, np.exp(drift.log_steps + s)),
                 drift.log_steps,
                 delta_loss,
             )
@@ -185,19 +185,15 @@ class PowerLaw:
         return self.ref_steps * solve_power(at_ref, self.budget_exponent, delta_loss - self.offset)
 
     def _rise(
-        self,
-        at: Callable[[float], tuple[float, float, float]],
-        middle: float,
-        delta_loss: float,
+        self, at: Callable[[FloatArray], tuple[ArrayLike, ...]], middle: float, delta_loss: float
     ) -> float:
-        """e^(middle + x) of the x at which the law rises through delta_loss along the points
-        `at(x)`, on which its log amplitude is a quadratic function."""
+        """e^(middle + x) of the first x at which the law rises through delta_loss along the points
+        `at(x)`, x from the middle of the points."""
         need = delta_loss - self.offset
         if need <= 0:
             return 0.0
-        below, here, above = (float(self._log_amplitude(*at(x))) for x in (-1.0, 0.0, 1.0))
-        x = rising_root(here - math.log(need), (above - below) / 2.0, (above + below) / 2.0 - here)
-        return bounded_exp(middle + x)
+        x = rising_place(lambda x: self._log_amplitude(*at(x)), math.log(need))
+        return 0.0 if x == -math.inf else bounded_exp(middle + x)
 
     def to_json(self) -> dict[str, Any]:
         """All fields and the form."""

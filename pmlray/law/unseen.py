@@ -15,9 +15,8 @@ import numpy as np
 
 from pmlray.errors import FitError
 from pmlray.law.averaging import AveragedLaw, average_laws
-from pmlray.law.data import FloatArray, IntArray, LawData
+from pmlray.law.data import FloatArray, IntArray, LawData, informative_points
 from pmlray.law.fit import FitOptions
-from pmlray.law.judgement import informative_points
 from pmlray.law.posterior import SIGMAS
 from pmlray.law.protocol import Form
 from pmlray.law.run_noise import whitening
