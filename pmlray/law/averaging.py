@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pmlray.law.base_trend import BaseTrend, base_trend
 from pmlray.law.data import FloatArray, LawData
 from pmlray.law.fit import FitOptions, LawFit
-from pmlray.law.forms import CAPPED
+from pmlray.law.forms import CAPPED, law_from_json
 from pmlray.law.posterior import FormPosterior, all_posteriors, evidence_weights, form_fit
 from pmlray.law.protocol import Form, Law
-from pmlray.law.run_noise import FLOOR_SHARE
 
 # What is fitted where the base loss is known, and where it is not. The paper's `power` form, which
 # nothing bends before saturation, predicts held-out runs worse where a ceiling is known.
@@ -31,18 +31,23 @@ NOISE_DRAWS = 20
 class AveragedLaw:
     """Fitted forms, the weightiest first, and their weights, which add up to 1.
 
-    `base_loss`, nats per token: the most that is believed of any form, since no run can lower a
-    loss by more than it was; the largest delta_loss measured where it is not known
-    (`base_loss_known`), as nothing then says where a law that rises ends. `base_loss_sd`: by how
-    much the texts differ in it.
+    `base`: the most that is believed of any form, as no run can lower a loss by more than it was.
     """
 
     fits: tuple[LawFit, ...]
     weights: tuple[float, ...]
-    base_loss: float = math.inf
-    base_loss_known: bool = True
-    base_loss_sd: float = 0.0
+    base: BaseTrend
     posteriors: tuple[FormPosterior, ...] = field(default=(), repr=False)
+
+    @property
+    def base_loss(self) -> float:
+        """The typical base loss, nats per token, or the largest delta_loss where none is known."""
+        return self.base.typical
+
+    @property
+    def base_loss_known(self) -> bool:
+        """Whether any point's base loss is."""
+        return self.base.known
 
     @property
     def by_form(self) -> dict[Form, float]:
@@ -58,8 +63,9 @@ class AveragedLaw:
         self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
     ) -> FloatArray:
         """Mean delta_loss in nats per token over the forms' likeliest laws, broadcast."""
-        predicted = [fit.law.predict(lora_rank, seq_len, train_steps) for fit in self.fits]
-        within = np.minimum(np.stack(predicted), self.base_loss)
+        base = self.base.at(seq_len)
+        predicted = [fit.law.predict(lora_rank, seq_len, train_steps, base) for fit in self.fits]
+        within = np.minimum(np.stack(predicted), base)
         return np.tensordot(np.array(self.weights), within, axes=1)
 
     def sample(self, n: int, rng: np.random.Generator) -> AveragedSamples:
@@ -70,12 +76,10 @@ class AveragedLaw:
             if count:
                 parts.append(Drawn(fit, *found.sample(count, rng)))
         n_drawn = sum(part.sigma.size for part in parts)
-        # What is the largest by chance is no mean of anything.
-        n_texts = np.unique(self.posteriors[0].data.cluster).size if self.base_loss_known else 1
-        below = np.abs(rng.standard_normal(n_drawn)) * self.base_loss_sd / math.sqrt(n_texts)
-        return AveragedSamples(
-            tuple(parts), self.base_loss, self.base_loss - below, self.base_loss_sd
-        )
+        shift = rng.standard_normal(n_drawn) * self.base.sd / math.sqrt(self.base.n_texts)
+        # Nothing is told above the largest delta_loss where it stands for the base loss.
+        shift = shift if self.base.known else -np.abs(shift)
+        return AveragedSamples(tuple(parts), self.base, shift)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +95,27 @@ class Drawn:
 class AveragedSamples:
     """What is believed, as samples of every form that has any.
 
-    `caps` (n,), nats per token: the base loss of the texts on average, as surely as it is known,
-    and never more than that of those measured; `base_loss_sd`: by how much single texts differ from
-    it. No delta_loss is believed below 0 or above its cap.
+    `base`: the base loss, beyond which no delta_loss is believed. `shift` (n,), nats per token: by
+    how much it is another, as surely as the mean of so many texts is known.
     """
 
     parts: tuple[Drawn, ...]
-    base_loss: float
-    caps: FloatArray
-    base_loss_sd: float
+    base: BaseTrend
+    shift: FloatArray
 
     @property
     def laws(self) -> list[Law]:
         """Every sample as a law."""
         return [part.fit.law.with_params(params) for part in self.parts for params in part.params]
+
+    def laws_at(self, base_loss: float) -> list[Law]:
+        """Every sample as a law that this base loss caps, nats per token."""
+
+        def capped(law: Law) -> Law:
+            known = law.to_json()
+            return law_from_json(known | {"base_loss": base_loss}) if law.form in CAPPED else law
+
+        return [capped(law) for law in self.laws]
 
     @property
     def sigma(self) -> FloatArray:
@@ -115,10 +126,12 @@ class AveragedSamples:
         self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
     ) -> FloatArray:
         """delta_loss under every sample, nats per token, (n, ...)."""
-        predicted = [law.predict(lora_rank, seq_len, train_steps) for law in self.laws]
-        stacked = np.stack(predicted)
-        caps = self.caps.reshape(-1, *(1,) * (stacked.ndim - 1))
-        return np.clip(stacked, 0.0, caps)
+        base = self.base.at(seq_len)
+        predicted: list[FloatArray] = []
+        for law, shift in zip(self.laws, self.shift.tolist(), strict=True):
+            value = law.predict(lora_rank, seq_len, train_steps, base + shift)
+            predicted.append(np.clip(value, 0.0, base + shift))
+        return np.stack(predicted)
 
     def interval(
         self,
@@ -140,16 +153,17 @@ class AveragedSamples:
     ) -> tuple[FloatArray, FloatArray]:
         """Central interval (low, high) of what one new run of a new text would measure, nats."""
         predicted = self.predict(lora_rank, seq_len, train_steps)
+        base = self.base.at(seq_len)
         sizes = [(part.fit.noise, sigma) for part in self.parts for sigma in part.sigma.tolist()]
         sd = np.stack(
             [
-                np.hypot(sigma * noise.unit(mean), noise.floor)
+                np.hypot(sigma * noise.unit(mean, base), noise.floor)
                 for (noise, sigma), mean in zip(sizes, predicted, strict=True)
             ]
         )
         shape = (NOISE_DRAWS, *predicted.shape)
         runs = predicted + sd * rng.standard_normal(shape)
-        of_text = self.base_loss + self.base_loss_sd * rng.standard_normal(shape)
+        of_text = base + self.base.sd * rng.standard_normal(shape)
         runs = np.clip(runs, 0.0, np.maximum(of_text, 0.0))
         return _central(runs.reshape(-1, *predicted.shape[1:]), level)
 
@@ -158,13 +172,6 @@ def _central(drawn: FloatArray, level: float) -> tuple[FloatArray, FloatArray]:
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(drawn, [tail, 1.0 - tail], axis=0)
     return low, high
-
-
-def _between_texts(data: LawData) -> float:
-    """Standard deviation of the base loss over the texts, nats per token; 0 of a single one."""
-    _, text, counts = np.unique(data.cluster, return_inverse=True, return_counts=True)
-    means = np.bincount(text.reshape(-1), data.base_loss) / counts
-    return float(means.std(ddof=1)) if means.size > 1 else 0.0
 
 
 def default_forms(data: LawData) -> tuple[Form, ...]:
@@ -188,18 +195,9 @@ def average_laws(
     order = sorted(
         range(len(found)), key=lambda f: (-weights[f], found[f].model.form not in CAPPED)
     )
-    known = np.isfinite(data.base_loss)
-    if known.any():
-        ceiling = float(np.median(data.base_loss[known]))
-        spread = max(_between_texts(data.subset(known)), FLOOR_SHARE * ceiling)
-    else:
-        ceiling = float(np.max(data.delta_loss))
-        spread = FLOOR_SHARE * abs(ceiling)
     return AveragedLaw(
         tuple(form_fit(found[f], options) for f in order),
         tuple(weights[f] for f in order),
-        ceiling,
-        bool(known.any()),
-        spread,
+        base_trend(data),
         tuple(found[f] for f in order),
     )

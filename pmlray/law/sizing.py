@@ -76,7 +76,8 @@ def size_for(
     if not np.isfinite(delta_loss):
         raise DataError(f"a wanted delta_loss of {delta_loss} is no number of nats per token")
     r, length, t = float(point.lora_rank), float(point.seq_len), float(point.train_steps)
-    laws = [] if delta_loss > samples.base_loss else samples.laws
+    base = float(samples.base.at(point.seq_len))
+    laws = [] if delta_loss > base else samples.laws_at(base)
     n_beyond = samples.sigma.size - len(laws)
     ranks = [law.invert_rank(length, t, delta_loss) for law in laws] + [np.inf] * n_beyond
     lengths = [law.invert_len(r, t, delta_loss) for law in laws] + [0.0] * n_beyond

@@ -144,12 +144,15 @@ class LawSummary:
         delta_loss: nats per token; by default what brings the mean loss down to ln 2. Empty without
         targets, or where the base loss that the default needs is not known.
         """
-        if delta_loss is None:
-            if not self.average.base_loss_known:
-                return ()
-            delta_loss = self.average.base_loss - SURE_LOSS
+        if delta_loss is None and not self.average.base_loss_known:
+            return ()
+        points = [target.point for target in self.targets]
+        base = self.average.base
+        wanted = [float(base.at(p.seq_len)) - SURE_LOSS if delta_loss is None else delta_loss
+                  for p in points]  # fmt: skip
         return tuple(
-            size_for(self.average_samples, t.point, delta_loss, LEVEL) for t in self.targets
+            size_for(self.average_samples, point, delta, LEVEL)
+            for point, delta in zip(points, wanted, strict=True)
         )
 
     def to_json(self, delta_loss: float | None = None) -> dict[str, Any]:
