@@ -32,7 +32,9 @@ from pmlray.law.residuals import ResidualStructure
 from pmlray.law.run_noise import SHARED, SPREAD, TYPICAL
 
 LEVEL = 0.9
-_POWER = "C r^alpha l^-beta{budget}"
+_POWER = "C r^alpha l^-beta{budget}{drift}"
+_DRIFT = "q = d1 u^2 + d2 u v + d3 v^2{budget}, u = log(r / r_mid), v = log(l_mid / l)"
+_BUDGET_DRIFT = " + d4 u s + d5 v s + d6 s^2"
 _EQUATIONS: Mapping[Form, str] = MappingProxyType(
     {
         "power": "delta_loss = {power} + b",
@@ -45,10 +47,16 @@ _EQUATIONS: Mapping[Form, str] = MappingProxyType(
 )
 
 
-def equation(form: Form, fits_budget: bool) -> str:
-    """A form as a formula of its parameters, in plain text."""
-    power = _POWER.format(budget=" (t / t_ref)^gamma" if fits_budget else "")
-    return _EQUATIONS[form].format(power=power)
+def equation(form: Form, fits_budget: bool, drifts: bool = True) -> str:
+    """A form as a formula of its parameters, in plain text; `drifts` where its exponents do, by
+    d1, d2 and so on."""
+    budget = " (t / t_ref)^gamma" if fits_budget else ""
+    power = _POWER.format(budget=budget, drift=" exp(q)" if drifts else "")
+    text = _EQUATIONS[form].format(power=power)
+    if not drifts:
+        return text
+    drift = _DRIFT.format(budget=_BUDGET_DRIFT if fits_budget else "")
+    return f"{text}, {drift}{', s = log(t / t_mid)' if fits_budget else ''}"
 
 
 def checklist(
@@ -66,7 +74,8 @@ def checklist(
     points = data.subset(used)
     weights = ", ".join(f"{form} {weight:.3g}" for form, weight in average.by_form.items())
     return {
-        "form": f"{fit.law.form}: {equation(fit.law.form, fit.law.fits_budget)}",
+        "form": f"{fit.law.form}: "
+        + equation(fit.law.form, fit.law.fits_budget, fit.law.drift is not None),
         "units": "losses in nats per supervised token; l in supervised tokens; t in optimiser steps"
         ", 0 where unknown",
         "parameters": _parameters(fit),
@@ -102,6 +111,10 @@ def checklist(
 def _parameters(fit: LawFit) -> str:
     """As many digits as give the same floats back."""
     stored = fit.law.to_json()
+    if (drift := fit.law.drift) is not None:
+        stored |= {"log r_mid": drift.log_rank, "log l_mid": drift.log_len}
+        stored |= {"log t_mid": drift.log_steps} if fit.law.fits_budget else {}
+        stored |= dict(zip(drift.names, drift.coefs, strict=True))
     return ", ".join(
         f"{name} {value!r}" for name, value in stored.items() if isinstance(value, float)
     )

@@ -16,10 +16,9 @@ from pmlray.law import (
     PowerLaw,
     average_laws,
     bootstrap_law,
-    least_squares_law,
+    fit_law,
     param_intervals,
     prediction_interval,
-    fit_law,
 )
 from pmlray.law.correlation import param_correlations
 from pmlray.law.residuals import residual_structure
@@ -46,7 +45,7 @@ def covered(law, points_of, rng, n_clusters=None, repeats=60) -> np.ndarray:
             shared = 0.1 * rng.standard_normal(n_clusters)
             noise = shared[cluster] + 0.05 * rng.standard_normal(20)
         data = points_of(law, base_loss=base, noise=noise, cluster=cluster)
-        fit = least_squares_law(data, law.form)
+        fit = average_laws(data, (law.form,)).best
         samples = bootstrap_law(data, fit, 150, rng)
         intervals = param_intervals(fit.law, samples)
         low, high = prediction_interval(fit, samples, 4, 32000, 0)
@@ -96,7 +95,8 @@ def test_a_run_falls_into_its_interval_nine_times_in_ten() -> None:
 def test_correlations_are_those_of_many_refits(points_of):
     rng = np.random.default_rng(8)
     fits = [
-        least_squares_law(points_of(POWER, noise=0.1 * rng.standard_normal(20)), "power") for _ in range(400)
+        average_laws(points_of(POWER, noise=0.1 * rng.standard_normal(20)), ("power",)).best
+        for _ in range(400)
     ]
     expected = np.corrcoef(np.array([f.law.params for f in fits]).T)
     found = np.mean([param_correlations(f) for f in fits], axis=0)
@@ -108,7 +108,7 @@ def test_right_laws_rarely_seem_to_miss_a_structure(points_of):
     rng, alarms = np.random.default_rng(0), 0
     for _ in range(400):
         right = points_of(POWER, noise=0.1 * rng.standard_normal(20))
-        alarms += bool(residual_structure(right, least_squares_law(right, "power")).left)
+        alarms += bool(residual_structure(right, average_laws(right, ("power",)).best).left)
     # At most 5 % by Bonferroni; 400 repeats have a standard error of 1.1 %.
     assert alarms <= 0.083 * 400
 
@@ -127,7 +127,9 @@ def test_any_points_give_a_finite_summary_or_a_fit_error(n, seed, noise, varies_
     delta = rng.choice([0.0, 1.0]) * CEILING.predict(r, length, t) + noise * rng.normal(size=n)
     base = np.full(n, 12.4)
     data = LawData(r, length, t, delta, base, base - delta, rng.integers(0, 4, n))
-    fit = least_squares_law(data, "ceiling")  # The ceiling form fits anything, even nothing learned.
+    fit = average_laws(
+        data, ("ceiling",)
+    ).best  # The ceiling form fits anything, even nothing learned.
     assert np.all(np.isfinite(fit.cov))
     try:
         summary = fit_law(data, n_bootstrap=20, rng=rng, targets=[DesignPoint(64, 8000, 1000)])

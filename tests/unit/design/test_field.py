@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pmlray.design import Belief, law_field
-from pmlray.law import Form, LawData, LawFit, least_squares_law
+from pmlray.law import Form, LawData, LawFit, average_laws
 from pmlray.types import DesignPoint
 from tests.fakes import TRUE_LAW
 
@@ -26,7 +26,9 @@ def fitted(form: Form) -> LawFit:
     noise = 0.05 * np.random.default_rng(0).standard_normal(len(CELLS))
     delta = TRUE_LAW.predict(r, n, t) + noise
     base = np.full(len(CELLS), BASE)
-    return least_squares_law(LawData(r, n, t, delta, base, base - delta, np.arange(len(CELLS))), form)
+    return average_laws(
+        LawData(r, n, t, delta, base, base - delta, np.arange(len(CELLS))), (form,)
+    ).best
 
 
 def test_covariance_is_within_forms_plus_between_them() -> None:

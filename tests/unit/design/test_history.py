@@ -9,7 +9,7 @@ import pytest
 
 from pmlray.design import Belief, ChosenRun, CostModel, History, PendingSpend, law_field
 from pmlray.design.grid_field import GridField
-from pmlray.law import LawData, least_squares_law
+from pmlray.law import LawData, average_laws
 from pmlray.types import DesignPoint
 from tests.fakes import TRUE_LAW
 
@@ -95,7 +95,10 @@ def beliefs() -> tuple[Belief, ...]:
     delta = TRUE_LAW.predict(r, n, t) + 0.05 * rng.standard_normal(r.size)
     base = np.full(r.size, 12.0)
     data = LawData(r, n, t, delta, base, base - delta, np.arange(r.size))
-    return (Belief(least_squares_law(data, "ceiling"), 0.7), Belief(least_squares_law(data, "power"), 0.3))
+    return (
+        Belief(average_laws(data, ("ceiling",)).best, 0.7),
+        Belief(average_laws(data, ("power",)).best, 0.3),
+    )
 
 
 def test_a_field_that_is_kept_up_is_the_field_of_all_pending_runs(

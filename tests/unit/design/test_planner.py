@@ -27,7 +27,7 @@ from pmlray.design import (
     offers,
     why_chosen,
 )
-from pmlray.law import LawData, least_squares_law
+from pmlray.law import LawData, average_laws
 from pmlray.types import DesignPoint
 from tests.fakes import TRUE_LAW
 
@@ -43,7 +43,7 @@ def fitted(points: list[DesignPoint]):
     delta = TRUE_LAW.predict(r, n, t) + 0.05 * rng.standard_normal(len(points))
     base = np.full(len(points), 12.0)
     data = LawData(r, n, t, delta, base, base - delta, np.arange(len(points)))
-    return least_squares_law(data, "ceiling")
+    return average_laws(data, ("ceiling",)).best
 
 
 def test_chooses_the_best_gain_per_cost_and_counts_pending() -> None:

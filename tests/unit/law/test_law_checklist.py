@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,27 +13,27 @@ from pmlray.law import (
     Form,
     PowerLaw,
     average_laws,
-    least_squares_law,
     law_from_json,
     read_law_data,
 )
-from pmlray.law.averaging import AveragedLaw
 from pmlray.law.checklist import checklist, equation
-from pmlray.law.problem import build_problem
+from pmlray.law.drift import Drift
+from pmlray.law.form_model import FormModel
+from pmlray.law.forms import blank_law
 from pmlray.law.residuals import residual_structure
-from pmlray.law.starts import N_STARTS, grid_starts
 
 ITEMS = {
     *("form", "units", "parameters", "loss", "optimiser", "convergence", "bounds", "points"),
-    *("filter", "ranges", "sequences and seeds", "noise", "intervals", "held-out protocol"),
-    "weights of the forms",
+    *("filter", "ranges", "sequences and seeds", "noise", "prior", "intervals"),
+    *("held-out protocol", "weights of the forms"),
 }
 FORMS: tuple[Form, ...] = ("power", "ceiling", "exponential_ceiling", "broken")
 
 
 def of(data, form, **options):
-    fit = least_squares_law(data, form, options=FitOptions(**options))
-    found = checklist(data, AveragedLaw((fit,), (1.0,)), 123, residual_structure(data, fit))
+    average = average_laws(data, (form,), FitOptions(**options))
+    fit = average.best
+    found = checklist(data, average, 123, residual_structure(data, fit))
     assert set(found) == ITEMS and all(found.values())
     return fit, found
 
@@ -42,44 +41,70 @@ def of(data, form, **options):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_parameters_give_the_very_law_back(paper_csv, form):
     fit, found = of(read_law_data(paper_csv, 12.4), form)
-    numbers = dict(pair.split(" ") for pair in found["parameters"].split(", "))
-    stored = {name: float(value) for name, value in numbers.items()}
-    assert law_from_json({"form": form, "fits_budget": False, **stored}) == fit.law
+    pairs = [pair.rsplit(" ", 1) for pair in found["parameters"].split(", ")]
+    stored: dict[str, object] = {name: float(value) for name, value in pairs}
+    names = ("rank_drift", "rank_len_drift", "len_drift")
+    drift = {"coefs": [stored.pop(name) for name in names], "log_steps": 0.0}
+    drift |= {"log_rank": stored.pop("log r_mid"), "log_len": stored.pop("log l_mid")}
+    law = law_from_json({"form": form, "fits_budget": False, "drift": drift, **stored})
+    assert law == fit.law
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("fits_budget", [False, True])
-def test_the_equation_is_the_law(paper_csv, form, fits_budget):
+def test_the_equation_is_the_law(form, fits_budget):
     """The written formula, evaluated by Python, against the law's own prediction."""
-    fit = least_squares_law(read_law_data(paper_csv, 12.4), form)
-    law = replace(fit.law, budget_exponent=0.3, ref_steps=200.0, fits_budget=True)
-    if not fits_budget:
-        law = fit.law
+    coefs = (0.05, -0.1, 0.08, 0.02, -0.03, 0.04)[: 6 if fits_budget else 3]
+    drift = Drift(np.log(5.0), np.log(2500.0), np.log(300.0), coefs)
+    law = blank_law(form, 12.4, 200.0, fits_budget, drift)
+    own = {"ceiling": [1.5], "broken": [0.2, 2.0]}.get(form, [])
+    budget = [0.3] if fits_budget else []
+    law = law.with_params([5.5, 0.7, 0.6, 0.4, *budget, *coefs, *own])
     stored = law.to_json()
     names = {"C": "coef", "alpha": "rank_exponent", "beta": "len_exponent", "b": "offset",
              "n": "sharpness", "L0": "base_loss", "gamma": "budget_exponent", "t_ref": "ref_steps",
              "drop": "rank_drop", "r_b": "break_rank"}  # fmt: skip
     values = {symbol: stored[name] for symbol, name in names.items() if name in stored}
-    values |= {"r": 4.0, "l": 3000.0, "t": 500.0, "exp": np.exp}
+    values |= {"r": 4.0, "l": 3000.0, "t": 500.0, "exp": np.exp, "log": np.log}
+    values |= {"r_mid": 5.0, "l_mid": 2500.0, "t_mid": 300.0}
+    values |= {f"d{i}": coef for i, coef in enumerate(coefs, start=1)}
 
     def evaluate(text: str) -> float:
         text = re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", text).replace("^", "**")
-        return eval(text.replace("exp * (", "exp("), {}, values)
+        return eval(re.sub(r"(exp|log) \* \(", r"\1(", text), {}, values)
 
-    written = equation(form, fits_budget).removesuffix(", L0 the base loss")
-    final, *inner = written.split(", z = ")
-    if inner:
-        values["z"] = evaluate(inner[0])
-    value = evaluate(final.removeprefix("delta_loss = "))
-    assert value == pytest.approx(float(law.predict(4.0, 3000.0, 500.0)))
+    written = equation(form, fits_budget).replace(", L0 the base loss", "")
+    # What a line needs stands behind it.
+    for part in reversed(written.split(", ")):
+        name, value = part.split(" = ")
+        values[name] = evaluate(value)
+    assert values["delta_loss"] == pytest.approx(float(law.predict(4.0, 3000.0, 500.0)))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_number_of_starts_is_what_the_fit_begins_from(paper_csv, form):
-    problem = build_problem(read_law_data(paper_csv, 12.4), form)
-    starts = grid_starts(problem, problem.targets(0.0))
-    assert len(starts) == N_STARTS[form]
-    assert f"{len(starts)} starts" in of(read_law_data(paper_csv, 12.4), form)[1]["optimiser"]
+def test_starts_and_sizes_of_the_noise_are_as_many_as_told(paper_csv, monkeypatch):
+    solved: list[int] = []
+    solve = FormModel.solve
+
+    def counting(self, start_BP, *args):
+        solved.append(len(start_BP))
+        return solve(self, start_BP, *args)
+
+    monkeypatch.setattr(FormModel, "solve", counting)
+    _, found = of(read_law_data(paper_csv, 12.4), "ceiling")
+    starts, sizes = re.findall(r"from (\d+) starts at each of (\d+) sizes", found["optimiser"])[0]
+    # The second pass begins where the first ended.
+    assert solved == [int(starts) * int(sizes), int(sizes)]
+
+
+def test_the_prior_that_is_told_is_that_of_the_fit(paper_csv):
+    data = read_law_data(paper_csv, 12.4)
+    model = average_laws(data, ("ceiling",)).posteriors[0].model
+    _, found = of(data, "ceiling")
+    told = dict(re.findall(r"(\w+) N\(([^)]*)\)", found["prior"]))
+    for name, at in (("rank_exponent", 1), ("len_exponent", 2)):
+        assert told[name] == f"{model.mean_P[at]:g}, {model.sd_P[at]:g}^2"
+    assert told["loss"] == f"{model.mean_P[3] / 12.4:g}, {model.sd_P[3] / 12.4:g}^2"
+    assert told["terms"] == f"0, {model.sd_P[4]:g}^2"
 
 
 def test_points_are_counted_as_the_fit_used_them(paper_csv):
@@ -106,9 +131,11 @@ def test_ranges_clusters_noise_and_bounds(points_of):
     assert "lora_rank 1 to 16 (5 values); seq_len 1000 to 8000 (4 values)" in found["ranges"]
     assert "train_steps unknown" in found["ranges"]
     assert found["sequences and seeds"] == "4 (sequence, seed) pairs of 20 points"
-    assert f"sigma {fit.sigma:.4g}" in found["noise"] and "between" in found["noise"]
+    assert f"is {fit.sigma:.3g} of its loss reduction" in found["noise"]
+    assert f"at least {fit.noise.floor:.3g} nats" in found["noise"] and "between" in found["noise"]
     assert "rank_exponent [0, 4], len_exponent [0, 4]" in found["bounds"]
-    assert found["loss"].startswith("Huber") and "123 resamples" in found["intervals"]
+    assert "(Huber)" in found["loss"] and "123 samples" in found["intervals"]
+    assert "(Huber)" not in of(data, "power")[1]["loss"]
     assert found["convergence"] == "CONVERGED"
 
 

@@ -19,7 +19,7 @@ from pmlray.law import (
     CeilingLaw,
     LawData,
     RecallLaw,
-    least_squares_law,
+    average_laws,
     fit_recall,
     forecast_recall,
 )
@@ -256,8 +256,8 @@ def loss_data() -> LawData:
 @pytest.fixture(scope="module")
 def loss_fit() -> tuple[LawData, AveragedLaw, AveragedSamples]:
     data = loss_data()
-    average = AveragedLaw((least_squares_law(data, "ceiling"),), (1.0,), BASE)
-    return data, average, average.sample(data, 60, np.random.default_rng(0))
+    average = average_laws(data, ("ceiling",))
+    return data, average, average.sample(60, np.random.default_rng(0))
 
 
 def test_a_new_run_scatters_as_the_runs_near_it_do(

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pmlray.law import CeilingLaw, FitOptions, PowerLaw, least_squares_law, mape, read_law_data
+from pmlray.law import CeilingLaw, FitOptions, PowerLaw, average_laws, read_law_data
 from pmlray.law.correlation import entangled_pairs, param_correlations
-from pmlray.law.diagnostics import sequence_errors
 from pmlray.law.residuals import cluster_spread, residual_structure, spearman
 
 POWER = PowerLaw(238.0, 0.66, 0.56, -0.38)
@@ -25,7 +24,7 @@ def test_residuals_are_signed_and_those_of_the_points_fitted(paper_csv):
     assert np.all(final > np.log(2))
     final[[3, 40]] = 0.1
     data = replace(data, final_loss=final)
-    fit = least_squares_law(data, "power")
+    fit = average_laws(data, ("power",)).best
     found = residual_structure(data, fit)
     kept = np.delete(np.arange(len(data)), [3, 40])
     expected = [
@@ -34,7 +33,7 @@ def test_residuals_are_signed_and_those_of_the_points_fitted(paper_csv):
     ]
     np.testing.assert_allclose(found.residual, expected)
     np.testing.assert_array_equal(found.points.seq_len, data.seq_len[kept])
-    censored = least_squares_law(data, "power", options=FitOptions(saturated="censor"))
+    censored = average_laws(data, ("power",), FitOptions(saturated="censor")).best
     assert len(residual_structure(data, censored).residual) == len(kept)
 
 
@@ -42,7 +41,7 @@ def test_the_trend_test_is_the_f_test_of_two_nested_regressions(points_of):
     """Against explicit least squares: residuals on J, and on J with the added columns."""
     noise = 0.2 * np.random.default_rng(5).standard_normal(20)
     data = points_of(POWER, noise=noise)
-    fit = least_squares_law(data, "power")
+    fit = average_laws(data, ("power",)).best
     jac = fit.law.jacobian(data.lora_rank, data.seq_len, data.train_steps)
     predicted = fit.law.predict(data.lora_rank, data.seq_len, data.train_steps)
     residual = data.delta_loss - predicted
@@ -76,8 +75,8 @@ def test_structure_is_found_where_the_form_is_wrong_and_not_where_it_is_right(po
     noise = 0.05 * rng.standard_normal(30)
     wrong = points_of(CEILING, GRID[0], lengths, base_loss=12.4, noise=noise)
     wrong = replace(wrong, final_loss=np.full(30, 5.0))  # Past the filter.
-    assert "predicted" in residual_structure(wrong, least_squares_law(wrong, "power")).left
-    assert residual_structure(wrong, least_squares_law(wrong, "ceiling")).left == ()
+    assert "predicted" in residual_structure(wrong, average_laws(wrong, ("power",)).best).left
+    assert residual_structure(wrong, average_laws(wrong, ("ceiling",)).best).left == ()
 
 
 def test_exact_or_too_few_points_leave_nothing_to_test(points_of):
@@ -91,7 +90,7 @@ def test_exact_or_too_few_points_leave_nothing_to_test(points_of):
         # All at the ceiling: what the prior does there is no structure of the points.
         ("ceiling", points_of(full, base_loss=12.01, noise=0.05 * noise)),
     ):
-        found = residual_structure(data, least_squares_law(data, form))
+        found = residual_structure(data, average_laws(data, (form,)).best)
         assert found.trends and all(t.p_value is None for t in found.trends)
         assert found.left == ()
 
@@ -125,34 +124,8 @@ def test_ranks_share_ties():
     assert spearman(np.ones(3), b[:3]) is None
 
 
-@pytest.mark.parametrize("law", [POWER, CEILING], ids=["power", "ceiling"])
-def test_a_sequence_is_predicted_by_the_law_of_the_others(points_of, law):
-    rng = np.random.default_rng(3)
-    cluster = rng.permutation(np.arange(20) % 4)
-    noise = 0.2 * rng.standard_normal(4)[cluster] + 0.05 * rng.standard_normal(20)
-    base = 12.4 if law is CEILING else np.nan
-    data = points_of(law, base_loss=base, noise=noise, cluster=cluster)
-    errors = sequence_errors(data, least_squares_law(data, law.form))
-    for c in range(4):
-        without = least_squares_law(data.subset(cluster != c), law.form).law
-        left = data.subset(cluster == c)
-        predicted = without.predict(left.lora_rank, left.seq_len, left.train_steps, left.base_loss)
-        expected = np.abs(predicted - left.delta_loss) / np.abs(left.delta_loss)
-        np.testing.assert_allclose(errors[cluster == c], expected, rtol=1e-5, atol=1e-8)
-    assert np.nanmean(errors) > (mape(data, least_squares_law(data, law.form)) or 0)
-
-
-def test_sequences_that_cannot_be_left_out_have_no_error(points_of):
-    data = points_of(POWER, noise=0.01)
-    assert np.all(np.isnan(sequence_errors(data, least_squares_law(data, "power"))))
-    # Sequence 0 holds every run but those of one rank: without it there is no rank exponent.
-    split = replace(data, cluster=(data.lora_rank == 4).astype(np.int64))
-    errors = sequence_errors(split, least_squares_law(split, "power"))
-    np.testing.assert_array_equal(np.isnan(errors), split.cluster == 0)
-
-
 def test_close_pairs_are_named_the_closest_first(paper_csv):
-    fit = least_squares_law(read_law_data(paper_csv, 12.4), "ceiling")
+    fit = average_laws(read_law_data(paper_csv, 12.4), ("ceiling",)).best
     names = fit.law.param_names
     expected = {}
     for i, first in enumerate(names):
@@ -169,8 +142,8 @@ def test_close_pairs_are_named_the_closest_first(paper_csv):
 
 
 def test_an_exact_fit_has_no_correlations(points_of):
-    fit = least_squares_law(points_of(POWER), "power")
-    exact = replace(fit, cov=np.zeros((4, 4)))
+    fit = average_laws(points_of(POWER), ("power",)).best
+    exact = replace(fit, cov=np.zeros_like(fit.cov))
     correlation = param_correlations(exact)
     assert np.all(np.diag(correlation) == 1.0) and np.isnan(correlation[0, 1])
     assert entangled_pairs(exact) == ()

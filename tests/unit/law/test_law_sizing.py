@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pmlray.errors import DataError
-from pmlray.law import AveragedLaw, CeilingLaw, LawData, PowerLaw, average_laws, least_squares_law
+from pmlray.law import AveragedLaw, CeilingLaw, LawData, PowerLaw, average_laws
 from pmlray.law.averaging import AveragedSamples
 from pmlray.law.sizing import Estimate, size_for
 from pmlray.types import DesignPoint
@@ -33,7 +33,11 @@ def made(base: float = 9.0, steps: tuple[int, ...] = STEPS) -> LawData:
 @pytest.fixture(scope="module")
 def average() -> AveragedLaw:
     data = made()
-    return AveragedLaw((least_squares_law(data, "ceiling"), least_squares_law(data, "power")), (0.6, 0.4), 9.0)
+    return AveragedLaw(
+        (average_laws(data, ("ceiling",)).best, average_laws(data, ("power",)).best),
+        (0.6, 0.4),
+        9.0,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +127,7 @@ def test_a_wish_that_is_no_number_is_refused(
 def test_a_law_far_from_its_ceiling_inverts_as_the_power_law() -> None:
     law = PowerLaw(20.0, 0.6, 0.5, 0.1, 0.2, 200.0, True)
     data = made(base=1e3)
-    fit = least_squares_law(data, "power")
+    fit = average_laws(data, ("power",)).best
     alone = AveragedLaw((fit,), (1.0,))
     one = AveragedSamples(((fit, law.params[None]),))
     found = size_for(alone, one, POINT, 2.0)
