@@ -12,6 +12,8 @@ from pmlray.law.data import LawData, informative_points
 from pmlray.law.fit import FitStatus, LawFit
 from pmlray.types import DesignPoint
 
+# Points whose delta_loss differs by less than this share of the largest are all alike.
+ALIKE_SHARE = 0.05
 # A prediction that may be off by more than a third of itself is not one.
 WIDEST = 1.0 / 3.0
 # A target this many times beyond the measured ranks or lengths is marked as far: the shipped tables
@@ -43,6 +45,12 @@ def shortages(data: LawData, fit: LawFit) -> list[str]:
         reasons.append(
             f"{n_cells} distinct (r, l, t) that are not saturated, and {needed} are needed, one"
             " more than the law has parameters"
+        )
+    least, most = float(data.delta_loss.min()), float(data.delta_loss.max())
+    if np.all(np.isnan(data.base_loss)) and least > (1.0 - ALIKE_SHARE) * most > 0:
+        reasons.append(
+            "delta_loss is all but the same at every point and no base loss is known, so all may be"
+            " saturated (--base-loss tells)"
         )
     if np.unique(known.lora_rank).size < 2:
         reasons.append("fewer than two ranks among them, which leaves rank_exponent open")

@@ -77,7 +77,7 @@ class FormPosterior:
 
 def form_posterior(data: LawData, form: Form, options: FitOptions) -> FormPosterior:
     """What these points say of one form. FitError when they carry none."""
-    _require_points(data, form)
+    _require_points(data, form, options)
     known = data.base_loss[np.isfinite(data.base_loss)]
     capped = known.size > 0
     largest = float(np.max(np.abs(data.delta_loss))) or 1.0
@@ -196,9 +196,10 @@ def form_fit(found: FormPosterior, options: FitOptions) -> LawFit:
     )
 
 
-def _require_points(data: LawData, form: Form) -> None:
-    if len(data) == 0:
-        raise FitError("no points: nothing to fit; measure lower ranks or longer sequences")
+def _require_points(data: LawData, form: Form, options: FitOptions) -> None:
+    if not np.any(usable_points(data, form, options)):
+        reason = f"all {len(data)} points have final_loss <= ln 2" if len(data) else "no points"
+        raise FitError(f"{reason}: nothing to fit; measure lower ranks or longer sequences")
     if form in CAPPED and np.any(np.isnan(data.base_loss)):
         raise FitError(
             f"the {form} form needs the base loss of every point; pass --base-loss, or fit the"
