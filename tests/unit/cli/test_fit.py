@@ -81,11 +81,15 @@ THREE = ((1, 2000), (2, 4000), (4, 16000))
 @pytest.mark.parametrize(
     ("points", "reason", "next_"),
     [
-        (THREE, "3 points for 4 parameters", "more distinct (lora_rank, seq_len) points"),
-        (THREE * 4, "fewer distinct (r, l, t) than", "more distinct (lora_rank, seq_len) points"),
-        (ONE_RANK, "one rank only", "a second lora_rank"),
-        (ONE_LENGTH, "one length only", "a second seq_len"),
-        (((4, 2000),), "1 points for 4 parameters", "a second lora_rank, a second seq_len"),
+        (
+            THREE,
+            "3 distinct (r, l, t) that are not saturated, and 5 are needed",
+            "longer sequences",
+        ),
+        (THREE * 4, "3 distinct (r, l, t) that are not saturated", "longer sequences"),
+        (ONE_RANK, "fewer than two ranks among them", "a second lora_rank"),
+        (ONE_LENGTH, "fewer than two lengths among them", "a second seq_len"),
+        (((4, 2000),), "1 distinct (r, l, t)", "a second lora_rank, a second seq_len"),
     ],
     ids=["few points", "few distinct points", "one rank", "one length", "one point"],
 )
@@ -96,7 +100,7 @@ def test_points_that_leave_the_law_open(
     found = fit(file)
     assert found["status"] == "UNDERDETERMINED"
     assert reason in found["message"] and f"measure next: {next_}" in found["message"]
-    assert "no error can speak for it" in found["headline"]
+    assert "leave the law open" in found["headline"] and "%" not in found["headline"]
     shown = fit_text(file)
     assert "UNDERDETERMINED" in shown and f"measure next: {next_}" in shown
 
@@ -111,16 +115,18 @@ def test_saturated_points_alone_fit_no_power_law(write: Write, refused) -> None:
     rng = np.random.default_rng(1)
     lines = [f"{r},{n},{12.38 + 0.005 * rng.standard_normal():.5f},12.4" for r, n in GRID]
     found = fit(write(lines, HEADER + ",base_loss_nats"))
-    assert found["form"] == "ceiling" and found["status"] == "UNDERDETERMINED"
-    assert {"rank_exponent", "len_exponent"} <= set(found["unidentified"])
+    assert found["form"].endswith("ceiling") and found["status"] == "UNDERDETERMINED"
+    assert "0 distinct (r, l, t) that are not saturated" in found["message"]
     assert "away from saturation" in found["message"]
     assert "%" not in found["headline"]
 
 
-def test_saturated_points_of_an_unknown_base_loss(write: Write, refused) -> None:
-    said = refused(write(f"{r},{n},12.39" for r, n in GRID))
-    assert "does not grow with rank or fall with length" in said
-    assert "measure more ranks and lengths" in said and "--base-loss" in said
+def test_points_that_are_all_alike_decide_nothing_without_a_base_loss(write: Write) -> None:
+    rng = np.random.default_rng(1)
+    lines = [f"{r},{n},{12.39 - 0.1 * rng.random():.4f}" for r, n in GRID]
+    found = fit(write(lines))
+    assert found["status"] == "UNDERDETERMINED" and "%" not in found["headline"]
+    assert "all may be saturated (--base-loss tells)" in found["message"]
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "NaN"])
@@ -181,7 +187,12 @@ def test_the_text_begins_with_the_extrapolation_error_and_ends_with_the_checklis
     assert [line.strip() for line in lines[start + 1 :]] == [
         f"{name}: {text}" for name, text in found["checklist"].items()
     ]
-    assert "log_coef and len_exponent 0.995" in shown
+    [pair] = [
+        p
+        for p in found["correlations"]["entangled"]
+        if (p["first"], p["second"]) == ("log_coef", "len_exponent")
+    ]
+    assert f"log_coef and len_exponent {pair['correlation']:.3g}" in shown
     assert "residuals still follow seq_len" in shown
     assert f"rank needed      {found['sizes'][0]['lora_rank']['value']:.4g}" in shown
 
@@ -195,7 +206,8 @@ def test_sizes_for_a_wanted_loss_reduction_and_what_is_out_of_reach() -> None:
         1 / law["rank_exponent"]
     )
     size = found["sizes"][0]["lora_rank"]
-    assert size["value"] == pytest.approx(rank) and size["low"] < rank < size["high"]
+    # By the likeliest law without its drift, which here is small.
+    assert size["value"] == pytest.approx(rank, rel=0.05) and size["low"] < rank < size["high"]
     shown = fit_text(*options, "--delta-loss", "13")
     assert "rank needed      inf   90 % interval [inf, inf]" in shown
     assert "longest seq_len  0   90 % interval [0, 0]" in shown
@@ -214,8 +226,12 @@ def test_a_wish_without_a_target_is_refused() -> None:
 
 def test_an_outlier_does_not_bend_a_law_fitted_by_hubers_loss(write: Write) -> None:
     lines = rows(GRID)
-    lines[5] = lines[5].rsplit(",", 1)[0] + ",20"
+    lines[6] = lines[6].rsplit(",", 1)[0] + ",1.0"
     path = write(lines)
-    plain = fit(path, "--form", "power")["rank_exponent"]
-    huber = fit(path, "--form", "power", "--loss", "huber")["rank_exponent"]
-    assert abs(huber - LAW.rank_exponent) < 0.1 < abs(plain - LAW.rank_exponent)
+    r, n = GRID[6]
+    options = ("--form", "power", "--target", f"{r},{n}")
+    [plain] = fit(path, *options)["targets"]
+    [huber] = fit(path, *options, "--loss", "huber")["targets"]
+    truth = float(LAW.predict(r, n, 0))
+    off = [abs(t["delta_loss"] - truth) / truth for t in (huber, plain)]
+    assert off[0] < 0.07 and off[0] < off[1] / 2, off

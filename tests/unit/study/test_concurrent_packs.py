@@ -36,7 +36,7 @@ def run_at_once(
 def test_packs_that_train_at_once(
     make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
-    search = make_search(*QUICK, "sequences=[0, 1, 2, 3]", "budget.gpu_seconds=40")
+    search = make_search(*QUICK, "sequences=[0, 1, 2, 3]", "budget.gpu_seconds=60")
     law_search, store = start(search, tmp_path)
     runner = SyntheticRunner(store, fails=lambda run: run.run_key.startswith("0"))
     history = run_at_once(law_search, runner, 3, np.random.default_rng(0))
@@ -81,7 +81,7 @@ def test_no_device_waits_for_the_longest_run_of_the_start(
         following = law_search.next_pack()
     # There was a law of half the start, and of no less, that could choose.
     assert following is not None and 6 <= n_back < 12
-    assert law_search.law is not None and law_search.law.fit.noise_known
+    assert law_search.law is not None
     assert all(run.why != "initial design" for run in following.runs)
 
 

@@ -44,8 +44,10 @@ def test_the_boundary_is_where_the_law_says_so(result: SearchResult) -> None:
     inside = [row for row in rows if row["lora_rank"] is not None]
     assert len(inside) > 5
     for row in inside:
-        reached = law.fit.law.predict(row["lora_rank"], row["seq_len"], 200)
-        assert float(reached) == pytest.approx(wanted, abs=5e-3)
+        # Half of the samples reach it there and half do not.
+        reached = law.average_samples.predict(row["lora_rank"], row["seq_len"], 200)
+        middle = np.sort(reached)[reached.size - 1 - reached.size // 2]
+        assert float(middle) == pytest.approx(wanted, abs=5e-3)
         assert row["low"] <= row["lora_rank"] <= row["high"]
     assert boundary_rows(law, 1e3, [1, 16], [32, 256], 200) == []
 

@@ -13,7 +13,8 @@ from scipy.special import expit, logit
 from pmlray.config.models import KNOWN, SMOLLM2, TINY
 from pmlray.config.search_spec import Model, Probe
 from pmlray.errors import DataError, SpecError
-from pmlray.law import CeilingLaw, Estimate, LawSummary
+from pmlray.law import AveragedSamples, CeilingLaw, Estimate, LawSummary
+from pmlray.law.averaging import Drawn
 from pmlray.study.result import fit_observations
 from pmlray.study.size import (
     RecordSet,
@@ -74,6 +75,13 @@ def summary_of(observations: tuple[Observation, ...], point: DesignPoint) -> Law
     law = fit_observations(sized_spec(spec, point), observations)
     assert law is not None
     return law
+
+
+def exactly(law: LawSummary) -> LawSummary:
+    """The same summary where LAW is known without any doubt."""
+    fit = replace(law.fit, law=LAW)
+    certain = Drawn(fit, np.repeat(LAW.params[None], 600, axis=0), np.full(600, fit.sigma))
+    return replace(law, average_samples=AveragedSamples((certain,), law.average.base_loss))
 
 
 def surely(loss: float) -> NeededLoss:
@@ -179,7 +187,7 @@ def test_a_run_on_the_whole_set_anchors_the_law() -> None:
     total = 800
     point = DesignPoint(64, total, 100)
     subsets = tuple(o for o in grid(total, (1, 2, 4), noise=0.0) if o.point.seq_len < total)
-    law, needed = summary_of(subsets, point), 0.05
+    law, needed = exactly(summary_of(subsets, point)), 0.05
     by_law = LAW.invert_rank(total, 100, BASE_LOSS - needed)
     assert needed_rank(law, (), surely(needed), point, 0.8).value == pytest.approx(by_law, rel=0.05)
     # The whole set takes twice the rank that its subsets promise.
@@ -199,7 +207,7 @@ def noisy(loss: float | np.ndarray, normal: float | np.ndarray) -> float | np.nd
 def test_the_interval_holds_the_doubt_about_the_needed_loss_and_a_runs_noise() -> None:
     total = 800
     point = DesignPoint(64, total, 100)
-    law = summary_of(grid(total, (1, 2, 4), noise=0.0), point)
+    law = exactly(summary_of(grid(total, (1, 2, 4), noise=0.0), point))
     octaves = np.linspace(-1.0, 1.0, 101)
     doubtful = replace(surely(0.05), draws=0.05 * 2.0**octaves)
     sure = needed_rank(law, (), surely(0.05), point, 0.8)
@@ -217,7 +225,7 @@ def test_the_interval_holds_the_doubt_about_the_needed_loss_and_a_runs_noise() -
 def test_one_run_at_the_upper_end_reaches_the_needed_loss_as_surely_as_was_asked() -> None:
     total, needed = 800, 0.05
     point = DesignPoint(64, total, 100)
-    law = summary_of(grid(total, (1, 2, 4), noise=0.0), point)
+    law = exactly(summary_of(grid(total, (1, 2, 4), noise=0.0), point))
     rng = np.random.default_rng(2)
 
     def run(rank: float) -> float:
