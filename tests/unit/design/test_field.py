@@ -31,6 +31,13 @@ def fitted(form: Form) -> LawFit:
     ).best
 
 
+def variance_of_a_run(fit: LawFit, level: np.ndarray) -> np.ndarray:
+    """sigma of what is memorised, less as it saturates, and the floor of 1 % of the base loss."""
+    memorised = np.maximum(level - fit.noise.offset, 0.05 * BASE)
+    left = (1.0 - np.clip(level / BASE, 0.0, 1.0) ** 6) ** (7 / 6)
+    return (fit.sigma * memorised * left) ** 2 + (0.01 * BASE) ** 2
+
+
 def test_covariance_is_within_forms_plus_between_them() -> None:
     fits = [fitted("ceiling"), fitted("power")]
     field = law_field([Belief(f, w) for f, w in zip(fits, (3.0, 1.0), strict=True)], BASE)
@@ -43,22 +50,25 @@ def test_covariance_is_within_forms_plus_between_them() -> None:
         for w, f, m in zip((0.75, 0.25), fits, mean, strict=True)
     )  # fmt: skip
     assert field.variance(TARGETS) == pytest.approx(expected, rel=1e-9)
-    noise = 0.75 * fits[0].sigma ** 2 + 0.25 * fits[1].sigma ** 2
-    assert field.noise(TARGETS) == pytest.approx([noise, noise])
+    runs = [variance_of_a_run(f, f.law.predict(r, n, t)) for f in fits]
+    assert field.noise(TARGETS) == pytest.approx(0.75 * runs[0] + 0.25 * runs[1])
 
 
 def test_a_run_tells_less_where_its_noise_is_larger() -> None:
     fit = fitted("ceiling")
-    growing = replace(fit, noise=replace(fit.noise, power=1.0))
-    field = law_field([Belief(growing, 1.0)], BASE)
+    louder = replace(fit, noise=replace(fit.noise, sigma=2.0 * fit.sigma))
+    field = law_field([Belief(louder, 1.0)], BASE)
     mean = fit.law.predict(*arrays(CELLS))
-    assert field.noise(CELLS) == pytest.approx((fit.sigma * mean / fit.noise.ref) ** 2)
-    largest = CELLS[int(np.argmax(mean))]
+    assert field.noise(CELLS) == pytest.approx(variance_of_a_run(louder, mean))
     plain = law_field([Belief(fit, 1.0)], BASE)
-    assert field.information([largest]) < plain.information([largest])
-    once = np.linalg.inv(field.after([largest]).cov_GG)[:-1, :-1] - np.eye(fit.cov.shape[0])
+    middle = CELLS[int(np.argmin(np.abs(mean - BASE / 2)))]
+    assert field.information([middle]) < plain.information([middle])
+    # A run repeats the better the nearer it is to saturation, down to the floor.
+    assert field.noise([CELLS[12]])[0] == pytest.approx((0.01 * BASE) ** 2, rel=0.01)
+    assert field.noise([middle])[0] > 4 * field.noise([CELLS[12]])[0]
+    once = np.linalg.inv(field.after([middle]).cov_GG)[:-1, :-1] - np.eye(fit.cov.shape[0])
     assert np.trace(once) == pytest.approx(
-        float(np.sum(field.features([largest], measured=True) ** 2) / field.noise([largest])[0])
+        float(np.sum(field.features([middle], measured=True) ** 2) / field.noise([middle])[0])
     )
 
 
@@ -68,7 +78,8 @@ def test_a_measured_point_is_what_one_form_would_learn() -> None:
     field = law_field([Belief(fit, 1.0)], BASE)
     extra = (CELLS[3], CELLS[5], CELLS[3])
     jac = fit.law.jacobian(*arrays(extra))
-    information = np.linalg.inv(fit.cov) + jac.T @ jac / fit.sigma**2
+    variance = variance_of_a_run(fit, fit.law.predict(*arrays(extra)))
+    information = np.linalg.inv(fit.cov) + (jac.T / variance) @ jac
     target = fit.law.jacobian(*arrays(TARGETS))
     expected = np.diag(target @ np.linalg.inv(information) @ target.T)
     assert field.after(extra).variance(TARGETS) == pytest.approx(expected, rel=1e-6)

@@ -36,7 +36,7 @@ def run_at_once(
 def test_packs_that_train_at_once(
     make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
-    search = make_search(*QUICK, "sequences=[0, 1, 2, 3]", "budget.gpu_seconds=60")
+    search = make_search(*QUICK, "sequences=[0, 1, 2, 3]", "budget.gpu_seconds=120")
     law_search, store = start(search, tmp_path)
     runner = SyntheticRunner(store, fails=lambda run: run.run_key.startswith("0"))
     history = run_at_once(law_search, runner, 3, np.random.default_rng(0))

@@ -18,7 +18,7 @@ from pmlray.live_packs import LivePack
 from pmlray.study.law_search import LawSearch
 from pmlray.study.live import with_live
 from pmlray.study.plan import design_settings, design_space
-from pmlray.study.result import assemble
+from pmlray.study.result import assemble, fit_observations
 from pmlray.types import Pack, PlannedRun
 from tests.fakes import TRUE_LAW, MemoryTracker, SyntheticRunner
 
@@ -184,7 +184,16 @@ def test_stops_at_the_target_interval(
     law_search, store = start(search, tmp_path)
     run_to_end(law_search, SyntheticRunner(store))
     law = [o for o in store.observations() if o.phase == "law"]
-    assert len(law) == search.spec.design.n_initial
+    spent = sum(o.gpu_seconds for o in law)
+    assert spent < 0.8 * search.spec.budget.law_seconds
+    last = max(o.round for o in law)
+    before, known = (
+        fit_observations(search.spec, [o for o in law if o.round <= round_])
+        for round_ in (last - 1, last)
+    )
+    assert before is not None and known is not None
+    assert before.known_interval is None or before.known_interval > 0.5
+    assert known.known_interval is not None and known.known_interval <= 0.5
 
 
 def test_a_pack_that_was_cut_off_goes_on_as_it_was(
