@@ -18,6 +18,9 @@ from pmlray.law.fit import FitStatus, LawFit, censored_points, usable_points
 FALSE_ALARM = 0.05
 # Residuals below this share of the points' root mean square are rounding.
 ROUNDING = 1e-9
+# Nor is there structure in residuals below this share of the noise of their runs: the prior leaves
+# as much where points are exact.
+BELOW_NOISE = 0.1
 # Directions that the law's own parameters leave less than this share of are theirs.
 LEAST_SHARE = 1e-6
 
@@ -29,7 +32,7 @@ class ResidualTrend:
     `correlation`: Spearman's, of the signed residual with the variable. `share`: of the residual
     sum of squares that a parabola in the variable explains beyond what the law's own parameters
     could. `p_value`: of that share under independent normal noise of equal size. None where the
-    points are too few or fitted exactly, or where an UNDERDETERMINED fit, held by its prior, does
+    points are too few or fitted far better than their noise, or where an UNDERDETERMINED fit, held by its prior, does
     no better than their mean.
     """
 
@@ -96,7 +99,8 @@ def residual_structure(data: LawData, fit: LawFit) -> ResidualStructure:
     weak = fit.status is FitStatus.UNDERDETERMINED
     # What a weak prior shifts by little lies in the law's own directions, which the test leaves
     # out; a fit worse than the points' mean is shifted by much.
-    untestable = exact or (weak and float(np.sum(residual**2)) >= spread_of_all)
+    close = _rms(root_w * residual) <= BELOW_NOISE * fit.sigma
+    untestable = exact or close or (weak and float(np.sum(residual**2)) >= spread_of_all)
     trends: list[ResidualTrend] = []
     for along, axis in (
         ("lora_rank", points.lora_rank),
