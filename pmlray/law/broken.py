@@ -20,6 +20,8 @@ from pmlray.law.protocol import Form
 # break cannot tell it. At 4 the change is over within a factor of 2 in rank.
 BREAK_SHARPNESS = 4.0
 LARGEST_RANK = 2.0**40
+# Ranks at which a law with a drift, that may rise and fall several times, is looked at.
+N_RANKS = 1281
 
 
 def log_bend(log_rank_over_break: FloatArray, drop: FloatArray | float) -> tuple[FloatArray, ...]:
@@ -142,10 +144,23 @@ class BrokenLaw:
         """The smallest rank that reaches delta_loss; 0 when any does, inf when none does.
 
         Where drop > alpha delta_loss falls again far above the break; the rank below it is meant.
+        With a drift the place where it first rises through delta_loss.
         """
         need = delta_loss - self.offset
         if need <= 0:
             return 0.0
+        if self.drift is not None:
+            ranks = np.geomspace(1.0 / LARGEST_RANK, LARGEST_RANK, N_RANKS)
+            reached = self.predict(ranks, seq_len, train_steps) >= delta_loss
+            rises = np.flatnonzero(~reached[:-1] & reached[1:])
+            if not rises.size:
+                return 0.0 if reached.all() else math.inf
+            return _bisect(
+                lambda r: float(self.predict(r, seq_len, train_steps)),
+                delta_loss,
+                float(ranks[rises[0] + 1]),
+                float(ranks[rises[0]]),
+            )
         peak = LARGEST_RANK
         if self.rank_drop > self.rank_exponent:
             # d log a / d log r = alpha - drop q = 0 at q = alpha / drop.
@@ -169,8 +184,9 @@ class BrokenLaw:
         return {"form": self.form, **asdict(self)}
 
 
-def _bisect(rising: Callable[[float], float], wanted: float, high: float) -> float:
-    low = 1.0 / LARGEST_RANK
+def _bisect(
+    rising: Callable[[float], float], wanted: float, high: float, low: float = 1.0 / LARGEST_RANK
+) -> float:
     if rising(low) >= wanted:
         return 0.0
     if high <= low or rising(high) < wanted:

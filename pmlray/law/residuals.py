@@ -32,8 +32,8 @@ class ResidualTrend:
     `correlation`: Spearman's, of the signed residual with the variable. `share`: of the residual
     sum of squares that a parabola in the variable explains beyond what the law's own parameters
     could. `p_value`: of that share under independent normal noise of equal size. None where the
-    points are too few or fitted far better than their noise, or where an UNDERDETERMINED fit, held by its prior, does
-    no better than their mean.
+    points are too few or fitted far better than their noise, or where an UNDERDETERMINED fit, held
+    by its prior, does no better than their mean.
     """
 
     along: str

@@ -81,7 +81,8 @@ def exactly(law: LawSummary) -> LawSummary:
     """The same summary where LAW is known without any doubt."""
     fit = replace(law.fit, law=LAW)
     certain = Drawn(fit, np.repeat(LAW.params[None], 600, axis=0), np.full(600, fit.sigma))
-    return replace(law, average_samples=AveragedSamples((certain,), law.average.base_loss))
+    samples = AveragedSamples((certain,), law.average.base_loss, np.full(600, np.inf), 0.0)
+    return replace(law, average_samples=samples)
 
 
 def surely(loss: float) -> NeededLoss:
