@@ -27,11 +27,13 @@ N_PARAMS = 7
 class Believed:
     """The prior and the likelihood of points whose base loss is not known.
 
-    offset: what the noise takes for no memory, nats per token.
+    offset: what the noise takes for no memory, nats per token; kept: the points (N,) that are
+    believed, where not all are.
     """
 
     data: LawData
     offset: float
+    kept: NDArray[np.bool_] | None = None
 
     @property
     def scale(self) -> float:
@@ -72,8 +74,10 @@ class Believed:
 
     def log_density(self, theta_SP: Array, sigma: float) -> Array:
         """log of prior times likelihood but for (2 pi)^(-N / 2), (S,)."""
-        root = np.linalg.cholesky(self.covariance(sigma))
-        apart = np.linalg.solve(root, (self.at(theta_SP, self.u, self.v) - self.data.delta_loss).T)
+        kept = np.arange(len(self.data)) if self.kept is None else np.flatnonzero(self.kept)
+        root = np.linalg.cholesky(self.covariance(sigma)[np.ix_(kept, kept)])
+        missed = self.at(theta_SP, self.u, self.v) - self.data.delta_loss
+        apart = np.linalg.solve(root, missed[:, kept].T)
         found = -0.5 * (apart**2).sum(axis=0) - np.log(np.diag(root)).sum()
         away = (theta_SP - self.mean) / self.sd
         found = found - 0.5 * (away**2).sum(axis=1) - np.log(self.sd * np.sqrt(2 * np.pi)).sum()

@@ -77,11 +77,11 @@ def summary_of(observations: tuple[Observation, ...], point: DesignPoint) -> Law
     return law
 
 
-def exactly(law: LawSummary) -> LawSummary:
+def exactly(law: LawSummary, n: int = 60) -> LawSummary:
     """The same summary where LAW is known without any doubt."""
     fit = replace(law.fit, law=LAW)
-    certain = Drawn(fit, np.repeat(LAW.params[None], 600, axis=0), np.full(600, fit.sigma))
-    samples = AveragedSamples((certain,), law.average.base_loss, np.full(600, np.inf), 0.0)
+    certain = Drawn(fit, np.repeat(LAW.params[None], n, axis=0), np.full(n, fit.sigma))
+    samples = AveragedSamples((certain,), law.average.base_loss, np.full(n, np.inf), 0.0)
     return replace(law, average_samples=samples)
 
 
@@ -208,7 +208,7 @@ def noisy(loss: float | np.ndarray, normal: float | np.ndarray) -> float | np.nd
 def test_the_interval_holds_the_doubt_about_the_needed_loss_and_a_runs_noise() -> None:
     total = 800
     point = DesignPoint(64, total, 100)
-    law = exactly(summary_of(grid(total, (1, 2, 4), noise=0.0), point))
+    law = exactly(summary_of(grid(total, (1, 2, 4), noise=0.0), point), 600)
     octaves = np.linspace(-1.0, 1.0, 101)
     doubtful = replace(surely(0.05), draws=0.05 * 2.0**octaves)
     sure = needed_rank(law, (), surely(0.05), point, 0.8)
