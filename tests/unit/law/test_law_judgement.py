@@ -139,9 +139,9 @@ def test_far_targets_are_marked_and_told(points_of: PointsOf) -> None:
     near, far = DesignPoint(64, 32000, 0), DesignPoint(16, 100_000, 0)
     summary = fit_law(data, targets=[near, far])
     assert [t.far for t in summary.targets] == [False, True]
-    [note] = summary.notes
+    [note] = summary.limits
     assert "Beyond four times" in note and "(16, 100000)" in note and "32000)" not in note
     assert [t["far"] for t in summary.to_json()["targets"]] == [False, True]
-    assert fit_law(data, targets=[near]).notes == ()
+    assert fit_law(data, targets=[near]).limits == ()
     # What lies further from the points is known less well.
     assert summary.targets[1].relative_half_width > summary.targets[0].relative_half_width
