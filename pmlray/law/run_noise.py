@@ -116,11 +116,15 @@ def whitening(
 ) -> Whitening:
     """The noise of points whose `RunNoise.unit` and floor are known, at B sizes of sigma.
 
-    A point that is alone in its text has all of its noise for itself.
+    A point that is alone in its text has all of its noise for itself. Texts come in the order of
+    their first points, so that drawn noise is the same whatever numbers a reader gives them.
     """
-    _, place, counts = np.unique(cluster_N, return_inverse=True, return_counts=True)
+    _, first, place, counts = np.unique(
+        cluster_N, return_index=True, return_inverse=True, return_counts=True
+    )
     place = place.reshape(-1)
-    texts = np.flatnonzero(counts > 1)
+    in_order = np.argsort(first)
+    texts = in_order[counts[in_order] > 1]
     member_NC = (place[:, None] == texts).astype(float)
     with_others_N = member_NC.any(axis=1)
     variance_BN = (sigma_B[:, None] * unit_N) ** 2

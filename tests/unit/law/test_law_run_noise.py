@@ -99,3 +99,13 @@ def test_a_runs_own_base_loss_says_how_near_it_is_to_it() -> None:
     noise = RunNoise(0.1, 10.0, 0.0)
     at_its_end, not_yet = noise.unit([8.0, 8.0], [8.0, 16.0])
     assert at_its_end == 0.0 and not_yet == pytest.approx(8.0, rel=0.02)
+
+
+def test_drawn_noise_does_not_depend_on_what_texts_are_called() -> None:
+    renamed = (7 * CLUSTER + 3) % 11
+    assert np.unique(renamed).size == np.unique(CLUSTER).size
+    drawn = [
+        whitening(UNIT, FLOOR, SIGMAS, cluster).draw(np.random.default_rng(0))
+        for cluster in (CLUSTER, renamed)
+    ]
+    np.testing.assert_array_equal(*drawn)
