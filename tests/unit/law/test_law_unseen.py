@@ -38,7 +38,7 @@ def test_held_out_errors_are_those_of_refits_without_each_group(noisy: LawData, 
         believed = Believed(noisy, found.noise.offset, ~left)
 
         def minus(theta: np.ndarray, believed: Believed = believed) -> float:
-            return -float(believed.log_density(theta[None], average.best.sigma)[0])
+            return -max(float(believed.log_density(theta[None], average.best.sigma)[0]), -1e9)
 
         theta = minimize(minus, start, method="BFGS", options={"gtol": 1e-7}).x
         told = believed.at(theta[None], believed.u, believed.v)[0]
