@@ -102,10 +102,11 @@ def test_a_stores_fit_is_its_searchs_law(
     counted = fitted["checklist"]
     # The order of the points leaves the last digits open.
     assert {**counted, "parameters": ""} == {**found["law"]["checklist"], "parameters": ""}
-    assert "Huber's" in counted["loss"] and "Tobit" in counted["filter"]
-    assert "at every delta_loss" in counted["noise"] or fitted["noise"]["power"] != 0
+    assert "(Huber)" in counted["loss"] and "Tobit" in counted["filter"]
+    assert f"is {fitted['sigma']:.3g} of its loss reduction" in counted["noise"]
     plain = run_json("fit", str(store), "--loss", "gaussian", "--saturated", "filter")
-    assert "squared residuals" in plain["checklist"]["loss"]
+    assert "Huber" not in plain["checklist"]["loss"]
+    assert "Tobit" not in plain["checklist"]["filter"]
     assert run_json("fit", str(store), "--form", "ceiling")["form"] == "ceiling"
     # The report of the same search, as a laptop gets it.
     search_id = found["search_id"]
