@@ -33,8 +33,9 @@ from pmlray.law.run_noise import SHARED, SPREAD, TYPICAL
 
 LEVEL = 0.9
 _POWER = "C r^alpha l^-beta{budget}{drift}"
-_DRIFT = "q = d1 u^2 + d2 u v + d3 v^2{budget}, u = log(r / r_mid), v = log(l_mid / l)"
-_BUDGET_DRIFT = " + d4 u s + d5 v s + d6 s^2"
+_CURVES = ("u^2", "u v", "v^2", "u s", "v s", "s^2")
+# The axes from the middle of the points, and held within the points.
+_AXES = (("x", "u", "r / r_mid"), ("y", "v", "l_mid / l"), ("w", "s", "t / t_mid"))
 _EQUATIONS: Mapping[Form, str] = MappingProxyType(
     {
         "power": "delta_loss = {power} + b",
@@ -55,8 +56,11 @@ def equation(form: Form, fits_budget: bool, drifts: bool = True) -> str:
     text = _EQUATIONS[form].format(power=power)
     if not drifts:
         return text
-    drift = _DRIFT.format(budget=_BUDGET_DRIFT if fits_budget else "")
-    return f"{text}, {drift}{', s = log(t / t_mid)' if fits_budget else ''}"
+    axes, curves = (_AXES, _CURVES) if fits_budget else (_AXES[:2], _CURVES[:3])
+    beyond = [f"{end}({x} - {u}, 0)" for x, u, _ in axes for end in ("max", "min")]
+    terms = " + ".join(f"d{i} {term}" for i, term in enumerate([*curves, *beyond], start=1))
+    where = [f"{x} = log({of}); {u} = clip({x}, {u}_low, {u}_high)" for x, u, of in axes]
+    return "; ".join([text, f"q = {terms}", *where])
 
 
 def checklist(
@@ -114,6 +118,8 @@ def _parameters(fit: LawFit) -> str:
     if (drift := fit.law.drift) is not None:
         stored |= {"log r_mid": drift.log_rank, "log l_mid": drift.log_len}
         stored |= {"log t_mid": drift.log_steps} if fit.law.fits_budget else {}
+        for (_, name, _), low, high in zip(_AXES, drift.low, drift.high, strict=False):
+            stored |= {f"{name}_low": low, f"{name}_high": high}
         stored |= dict(zip(drift.names, drift.coefs, strict=True))
     return ", ".join(
         f"{name} {value!r}" for name, value in stored.items() if isinstance(value, float)

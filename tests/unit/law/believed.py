@@ -19,8 +19,9 @@ from pmlray.law import LawData
 Array = NDArray[np.float64]
 
 SIZES = 0.08 * np.exp(0.7 * np.linspace(-2.0, 2.0, 7))
-# log amplitude in the middle, alpha, beta, offset, and the three terms of the drift.
-N_PARAMS = 7
+# log amplitude in the middle, alpha, beta, offset, the three terms of the drift among the points,
+# and by how much the exponents are others beyond them: above and below in rank, then in length.
+N_PARAMS = 11
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,11 @@ class Believed:
     @property
     def mean(self) -> Array:
         level = np.log(max(float(self.data.delta_loss.mean()), 0.01 * self.scale))
-        return np.array([level, 0.8, 0.9, 0.2 * self.scale, 0.0, 0.0, 0.0])
+        return np.array([level, 0.5, 0.9, 0.2 * self.scale, *[0.0] * 7])
 
     @property
     def sd(self) -> Array:
-        return np.array([1.5, 0.5, 0.5, 0.15 * self.scale, 0.1, 0.1, 0.1])
+        return np.array([1.5, 0.4, 0.5, 0.15 * self.scale, *[0.1] * 3, *[0.2] * 4])
 
     def covariance(self, sigma: float) -> Array:
         """Of the points' noise: a fifth of a run's is its text's."""
@@ -68,9 +69,14 @@ class Believed:
 
     def at(self, theta_SP: Array, u: Array | float, v: Array | float) -> Array:
         """delta_loss where log rank and log length are u above and v below the middle, (S, ...)."""
-        m, a, b, offset, d1, d2, d3 = (x[:, None] for x in theta_SP.T)
+        m, a, b, offset, d1, d2, d3, *ends = (x[:, None] for x in theta_SP.T)
         u, v = np.atleast_1d(u), np.atleast_1d(v)
-        return np.exp(m + a * u + b * v + d1 * u**2 + d2 * u * v + d3 * v**2) + offset
+        log_a = m + a * u + b * v
+        for axis, points, above, below in ((u, self.u, *ends[:2]), (v, self.v, *ends[2:])):
+            log_a = log_a + above * np.maximum(axis - points.max(), 0.0)
+            log_a = log_a + below * np.minimum(axis - points.min(), 0.0)
+        u, v = np.clip(u, self.u.min(), self.u.max()), np.clip(v, self.v.min(), self.v.max())
+        return np.exp(log_a + d1 * u**2 + d2 * u * v + d3 * v**2) + offset
 
     def log_density(self, theta_SP: Array, sigma: float) -> Array:
         """log of prior times likelihood but for (2 pi)^(-N / 2), (S,)."""
@@ -81,7 +87,7 @@ class Believed:
         found = -0.5 * (apart**2).sum(axis=0) - np.log(np.diag(root)).sum()
         away = (theta_SP - self.mean) / self.sd
         found = found - 0.5 * (away**2).sum(axis=1) - np.log(self.sd * np.sqrt(2 * np.pi)).sum()
-        _, a, b, _, d1, d2, d3 = theta_SP.T
+        _, a, b, _, d1, d2, d3, *_ = theta_SP.T
         for u, v in product((self.u.min(), self.u.max()), (self.v.min(), self.v.max())):
             for slope in (a + 2 * d1 * u + d2 * v, b + d2 * u + 2 * d3 * v):
                 found = found - 0.5 * (np.minimum(slope, 0.0) / 0.05) ** 2
@@ -97,7 +103,7 @@ class Believed:
         def minus(theta: Array) -> float:
             return -float(self.log_density(theta[None], sigma)[0])
 
-        best = minimize(minus, start, method="Nelder-Mead", options={"maxiter": 4000}).x
+        best = minimize(minus, start, method="Nelder-Mead", options={"maxiter": 2000}).x
         step = 1e-4 * np.maximum(np.abs(best), 0.1)
         hessian = np.empty((N_PARAMS, N_PARAMS))
         for i, j in product(range(N_PARAMS), repeat=2):

@@ -44,7 +44,9 @@ def test_the_parameters_give_the_very_law_back(paper_csv, form):
     pairs = [pair.rsplit(" ", 1) for pair in found["parameters"].split(", ")]
     stored: dict[str, object] = {name: float(value) for name, value in pairs}
     names = ("rank_drift", "rank_len_drift", "len_drift")
-    drift = {"coefs": [stored.pop(name) for name in names], "log_steps": 0.0}
+    names += ("rank_above", "rank_below", "len_above", "len_below")
+    drift: dict[str, object] = {"coefs": [stored.pop(name) for name in names], "log_steps": 0.0}
+    drift |= {end: [stored.pop(f"{axis}_{end}") for axis in "uv"] for end in ("low", "high")}
     drift |= {"log_rank": stored.pop("log r_mid"), "log_len": stored.pop("log l_mid")}
     law = law_from_json({"form": form, "fits_budget": False, "drift": drift, **stored})
     assert law == fit.law
@@ -54,8 +56,12 @@ def test_the_parameters_give_the_very_law_back(paper_csv, form):
 @pytest.mark.parametrize("fits_budget", [False, True])
 def test_the_equation_is_the_law(form, fits_budget):
     """The written formula, evaluated by Python, against the law's own prediction."""
-    coefs = (0.05, -0.1, 0.08, 0.02, -0.03, 0.04)[: 6 if fits_budget else 3]
-    drift = Drift(np.log(5.0), np.log(2500.0), np.log(300.0), coefs)
+    curves, axes = (6, 3) if fits_budget else (3, 2)
+    coefs = (0.05, -0.1, 0.08, 0.02, -0.03, 0.04)[:curves]
+    coefs += (0.2, -0.3, 0.15, 0.1, -0.2, 0.25)[: 2 * axes]
+    low, high = (-0.1, -0.5, -0.4), (1.0, 0.5, 0.3)
+    middle = (np.log(5.0), np.log(2500.0), np.log(300.0))
+    drift = Drift(*middle, low[:axes], high[:axes], coefs)
     law = blank_law(form, 12.4, 200.0, fits_budget, drift)
     own = {"ceiling": [1.5], "broken": [0.2, 2.0]}.get(form, [])
     budget = [0.3] if fits_budget else []
@@ -65,17 +71,21 @@ def test_the_equation_is_the_law(form, fits_budget):
              "n": "sharpness", "L0": "base_loss", "gamma": "budget_exponent", "t_ref": "ref_steps",
              "drop": "rank_drop", "r_b": "break_rank"}  # fmt: skip
     values = {symbol: stored[name] for symbol, name in names.items() if name in stored}
-    values |= {"r": 4.0, "l": 3000.0, "t": 500.0, "exp": np.exp, "log": np.log}
+    values |= {"r": 4.0, "l": 3000.0, "t": 500.0, "exp": np.exp, "log": np.log, "clip": np.clip}
+    values |= {f"{u}_low": end for u, end in zip("uvs", low, strict=True)}
+    values |= {f"{u}_high": end for u, end in zip("uvs", high, strict=True)}
     values |= {"r_mid": 5.0, "l_mid": 2500.0, "t_mid": 300.0}
     values |= {f"d{i}": coef for i, coef in enumerate(coefs, start=1)}
 
     def evaluate(text: str) -> float:
         text = re.sub(r"(?<=[\w)]) (?=[\w(])", " * ", text).replace("^", "**")
-        return eval(re.sub(r"(exp|log) \* \(", r"\1(", text), {}, values)
+        return eval(re.sub(r"(exp|log|max|min|clip) \* \(", r"\1(", text), {}, values)
 
     written = equation(form, fits_budget).replace(", L0 the base loss", "")
-    # What a line needs stands behind it.
-    for part in reversed(written.split(", ")):
+    written, *where = written.split("; ")
+    # What a line needs stands behind it, but for how the drift's axes begin.
+    parts = [*written.split(", "), where[0], *where[:0:-1]]
+    for part in reversed(parts):
         name, value = part.split(" = ")
         values[name] = evaluate(value)
     assert values["delta_loss"] == pytest.approx(float(law.predict(4.0, 3000.0, 500.0)))
@@ -100,11 +110,12 @@ def test_the_prior_that_is_told_is_that_of_the_fit(paper_csv):
     data = read_law_data(paper_csv, 12.4)
     model = average_laws(data, ("ceiling",)).posteriors[0].model
     _, found = of(data, "ceiling")
-    told = dict(re.findall(r"(\w+) N\(([^)]*)\)", found["prior"]))
+    told = dict(re.findall(r"(\w+),? N\(([^)]*)\)", found["prior"]))
     for name, at in (("rank_exponent", 1), ("len_exponent", 2)):
         assert told[name] == f"{model.mean_P[at]:g}, {model.sd_P[at]:g}^2"
     assert told["loss"] == f"{model.mean_P[3] / 12.4:g}, {model.sd_P[3] / 12.4:g}^2"
-    assert told["terms"] == f"0, {model.sd_P[4]:g}^2"
+    assert told["drift"] == f"0, {model.sd_P[4]:g}^2"
+    assert told["points"] == f"0, {model.sd_P[7]:g}^2"
 
 
 def test_points_are_counted_as_the_fit_used_them(paper_csv):

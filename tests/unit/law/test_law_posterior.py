@@ -72,16 +72,18 @@ def test_samples_are_those_of_importance_sampling(found: FormPosterior, integral
     drift = found.model.blank.drift
     assert drift is not None and set(sigma) <= set(SIGMAS)
     pairs = [(theta[:, 1], params[:, 1], 0.4), (theta[:, 2], params[:, 2], 0.4)]
-    for rank, length in ((4.0, 4e3), (16.0, 16e3), (64.0, 4e3), (4.0, 64e3)):
+    places = ((4.0, 4e3, 0.25), (16.0, 16e3, 0.25), (64.0, 4e3, 0.25), (4.0, 64e3, 0.5))
+    for rank, length, tolerance in places:
         u, v = np.log(rank) - drift.log_rank, drift.log_len - np.log(length)
         laws = [found.model.blank.with_params(p) for p in params]
         told = np.array([float(law.predict(rank, length, 0.0)) for law in laws])
-        pairs.append((believed.at(theta, u, v)[:, 0], told, 0.25))
+        pairs.append((believed.at(theta, u, v)[:, 0], told, tolerance))
     for weighted, drawn, tolerance in pairs:
         expected = quantiles(weighted, log_weights, EDGES)
         got = np.quantile(drawn, EDGES)
         # The Monte-Carlo error is about 0.04 of the half-width, and solving anew is exact only
-        # where a model is linear: on nine points the exponents come out lower by a fifth of it.
+        # where a model is linear: on nine points the exponents come out lower by a fifth of it, and
+        # the lower end far beyond the longest text by two.
         half_width = (expected[2] - expected[0]) / 2.0
         assert np.abs(got - expected).max() < tolerance * half_width, (expected, got)
 
