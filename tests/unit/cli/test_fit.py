@@ -193,7 +193,9 @@ def test_the_text_begins_with_the_extrapolation_error_and_ends_with_the_checklis
         if (p["first"], p["second"]) == ("log_coef", "len_exponent")
     ]
     assert f"log_coef and len_exponent {pair['correlation']:.3g}" in shown
-    assert "residuals still follow seq_len" in shown
+    left = found["residuals"]["structure_left"]
+    assert ("residuals still follow" if left else "residuals follow none of") in shown
+    assert all(f"{along} (p " in shown for along in left)
     assert f"rank needed      {found['sizes'][0]['lora_rank']['value']:.4g}" in shown
 
 
