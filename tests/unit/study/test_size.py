@@ -81,7 +81,7 @@ def exactly(law: LawSummary, n: int = 60) -> LawSummary:
     """The same summary where LAW is known without any doubt."""
     fit = replace(law.fit, law=LAW)
     certain = Drawn(fit, np.repeat(LAW.params[None], n, axis=0), np.full(n, fit.sigma))
-    samples = AveragedSamples((certain,), law.average.base_loss, np.full(n, np.inf), 0.0)
+    samples = AveragedSamples((certain,), law.average.base, np.zeros(n))
     return replace(law, average_samples=samples)
 
 
