@@ -130,7 +130,8 @@ class AveragedSamples:
         predicted: list[FloatArray] = []
         for law, shift in zip(self.laws, self.shift.tolist(), strict=True):
             value = law.predict(lora_rank, seq_len, train_steps, base + shift)
-            predicted.append(np.clip(value, 0.0, base + shift))
+            # Nothing is surer to be 0 than the ceiling is to be where it is.
+            predicted.append(np.clip(value, abs(shift), base + shift))
         return np.stack(predicted)
 
     def interval(

@@ -111,6 +111,10 @@ def _likeliest(
     """The likeliest theta and the evidence at each size of the noise."""
     base_N = np.where(np.isfinite(model.cap_N), model.cap_N, noise.base_loss)
     unit = noise.unit(data.delta_loss, base_N)
+    if before is not None:
+        # A run that is low by chance would else be believed the most.
+        best = before.theta_GP[[int(np.argmax(before.weight_G))]]
+        unit = np.maximum(unit, noise.unit(model.values(best)[0][0], base_N))
     unit_N, floor_N = unit * outlying_N, noise.floor * outlying_N
     n_sizes = SIGMAS.size
     if before is None:

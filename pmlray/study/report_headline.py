@@ -104,7 +104,8 @@ def _effects(law: LawSummary) -> tuple[str, ...]:
     by_rank = [2**x for x in (alpha, *law.intervals["rank_exponent"])]
     by_len = [2**-x for x in (beta, *reversed(law.intervals["len_exponent"]))]
     words = (
-        f"Doubling the rank multiplies the loss reduction by {by_rank[0]:.2f}"
+        "In the middle of the points, doubling the rank multiplies the loss reduction by"
+        f" {by_rank[0]:.2f}"
         f" (90% interval {by_rank[1]:.2f} to {by_rank[2]:.2f}); doubling the text's length"
         f" multiplies it by {by_len[0]:.2f} ({by_len[1]:.2f} to {by_len[2]:.2f}), up to the"
         " offset b."
