@@ -108,14 +108,15 @@ class AveragedSamples:
         """Every sample as a law."""
         return [part.fit.law.with_params(params) for part in self.parts for params in part.params]
 
-    def laws_at(self, base_loss: float) -> list[Law]:
-        """Every sample as a law that this base loss caps, nats per token."""
+    def laws_at(self, seq_len: float) -> list[Law]:
+        """Every sample as a law that is capped as texts of a length are."""
+        caps = float(self.base.at(seq_len)) + self.shift
 
-        def capped(law: Law) -> Law:
+        def capped(law: Law, cap: float) -> Law:
             known = law.to_json()
-            return law_from_json(known | {"base_loss": base_loss}) if law.form in CAPPED else law
+            return law_from_json(known | {"base_loss": cap}) if law.form in CAPPED else law
 
-        return [capped(law) for law in self.laws]
+        return [capped(law, cap) for law, cap in zip(self.laws, caps.tolist(), strict=True)]
 
     @property
     def sigma(self) -> FloatArray:

@@ -115,9 +115,9 @@ def boundary_rows(
     interval; ranks beyond the figure end at its edge, lengths that none of it reaches are left out.
     """
     low_edge, high_edge = min(ranks) / 1.12, max(ranks) * 1.12
-    laws = law.average_samples.laws
     rows = []
     for length in _edges(lengths, COLUMNS).tolist():
+        laws = law.average_samples.laws_at(length)
         drawn = np.sort([one.invert_rank(length, steps, wanted) for one in laws])
         edge = int(TAIL * (drawn.size - 1))
         low, rank, high = drawn[[edge, drawn.size // 2, drawn.size - 1 - edge]].tolist()

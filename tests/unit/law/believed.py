@@ -29,12 +29,14 @@ class Believed:
     """The prior and the likelihood of points whose base loss is not known.
 
     offset: what the noise takes for no memory, nats per token; kept: the points (N,) that are
-    believed, where not all are.
+    believed, where not all are; fitted: levels (N,) of the first fit,
+    below which no point's noise is taken.
     """
 
     data: LawData
     offset: float
     kept: NDArray[np.bool_] | None = None
+    fitted: Array | None = None
 
     @property
     def scale(self) -> float:
@@ -61,7 +63,9 @@ class Believed:
 
     def covariance(self, sigma: float) -> Array:
         """Of the points' noise: a fifth of a run's is its text's."""
-        own = sigma * np.maximum(self.data.delta_loss - self.offset, 0.05 * self.scale)
+        level = self.data.delta_loss if self.fitted is None else self.fitted
+        level = np.maximum(level, self.data.delta_loss)
+        own = sigma * np.maximum(level - self.offset, 0.05 * self.scale)
         same = self.data.cluster[:, None] == self.data.cluster[None, :]
         cov = 0.2 * np.outer(own, own) * same
         np.fill_diagonal(cov, own**2 + (0.01 * self.scale) ** 2)

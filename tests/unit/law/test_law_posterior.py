@@ -37,13 +37,18 @@ def found(few: LawData) -> FormPosterior:
     return form_posterior(few, "power", FitOptions())
 
 
+def believed_of(data: LawData, found: FormPosterior) -> Believed:
+    offset = found.noise.offset
+    return Believed(data, offset, fitted=found.unit_N + offset)
+
+
 Integral = tuple[Believed, np.ndarray, np.ndarray]
 
 
 @pytest.fixture(scope="module")
 def integral(few: LawData, found: FormPosterior) -> Integral:
     """Samples (7, N, P) of the posterior at each size of the noise, and their log weights."""
-    believed, rng = Believed(few, found.noise.offset), np.random.default_rng(1)
+    believed, rng = believed_of(few, found), np.random.default_rng(1)
     parts = [
         believed.integrate(size, start, N, rng)
         for size, start in zip(SIZES, found.theta_GP, strict=True)
@@ -91,7 +96,7 @@ def test_samples_are_those_of_importance_sampling(found: FormPosterior, integral
 def test_the_likeliest_law_is_where_the_density_is_largest(
     few: LawData, found: FormPosterior
 ) -> None:
-    believed, rng = Believed(few, found.noise.offset), np.random.default_rng(3)
+    believed, rng = believed_of(few, found), np.random.default_rng(3)
     for size, theta in zip(SIZES, found.theta_GP, strict=True):
         near = theta + 0.02 * believed.sd * rng.standard_normal((500, theta.size))
         best = believed.log_density(theta[None], size)[0]

@@ -73,9 +73,7 @@ def test_sizes_are_those_of_a_search_by_brute_force(
     samples: AveragedSamples, axis: str, wanted: float
 ) -> None:
     found: Estimate = getattr(size_for(samples, POINT, wanted), axis)
-    # A size is of the texts on average, of which the base loss is not in doubt.
-    typical = replace(samples, shift=np.zeros_like(samples.shift))
-    drawn = on_the_grid(typical.predict(*along(axis)), wanted, axis)
+    drawn = on_the_grid(samples.predict(*along(axis)), wanted, axis)
     edge = math.floor(0.05 * (drawn.size - 1))
     for got, expected in (
         (found.value, drawn[(drawn.size - 1) // 2]),

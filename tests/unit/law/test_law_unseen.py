@@ -35,7 +35,8 @@ def test_held_out_errors_are_those_of_refits_without_each_group(noisy: LawData, 
     start = found.theta_GP[int(np.argmax(found.weight_G))]
     for group in np.unique(groups)[::3]:
         left = groups == group
-        believed = Believed(noisy, found.noise.offset, ~left)
+        offset = found.noise.offset
+        believed = Believed(noisy, offset, ~left, fitted=found.unit_N + offset)
 
         def minus(theta: np.ndarray, believed: Believed = believed) -> float:
             return -max(float(believed.log_density(theta[None], average.best.sigma)[0]), -1e9)
