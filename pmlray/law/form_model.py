@@ -133,10 +133,7 @@ class FormModel:
             of_slopes = (slope < 0.0)[:, :, None] * self.slopes_MP / MONOTONE_SD
             return r, np.concatenate([of_rows.whiten(jac), of_prior, of_slopes], axis=1)
 
-        none_is_rounding = np.zeros(len(start_BP))
-        return levenberg_marquardt(
-            residuals, start_BP, self.lower_P, self.upper_P, none_is_rounding
-        )
+        return levenberg_marquardt(residuals, start_BP, self.lower_P, self.upper_P)
 
     @property
     def to_params(self) -> FloatArray:

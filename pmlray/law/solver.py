@@ -20,21 +20,17 @@ from pmlray.law.data import BoolArray, FloatArray, IntArray
 Residuals = Callable[[FloatArray, IntArray], tuple[FloatArray, FloatArray]]
 
 MAX_ITER = 300
-STEP_TOL = 1e-11
-GAIN_TOL = 1e-14
-# The cosine between a residual and any free Jacobian column at a stationary point, as MINPACK's
-# gtol; rounding alone leaves about 1e-8 on these problems.
-STATIONARY_COSINE = 1e-5
+STEP_TOL = 1e-6
+GAIN_TOL = 1e-9
 TINY = 1e-300
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Where each problem ended: theta (B, P), rss (B,), and whether it is stationary (B,)."""
+    """Where each problem ended: theta (B, P) and rss (B,)."""
 
     theta_BP: FloatArray
     rss_B: FloatArray
-    stationary_B: BoolArray
 
 
 def levenberg_marquardt(
@@ -42,14 +38,12 @@ def levenberg_marquardt(
     start_BP: FloatArray,
     lower_P: FloatArray,
     upper_P: FloatArray,
-    negligible_B: FloatArray,
 ) -> Solution:
     """Minimise the sum of squared residuals of B problems inside a box.
 
     A parameter at its bound whose gradient points outwards is held there; the others take
     Marquardt-scaled steps, damped by Nielsen's rule (Madsen, Nielsen and Tingleff 2004, Methods
-    for non-linear least squares problems). `negligible_B` is the sum of squares below which a
-    residual is rounding and counts as solved.
+    for non-linear least squares problems).
     """
     theta = _within(start_BP, lower_P, upper_P)
     r, jac = residuals(theta, np.arange(len(theta)))
@@ -94,11 +88,7 @@ def levenberg_marquardt(
             rows, at, at_r, at_jac, at_rss = rows[on], at[on], at_r[on], at_jac[on], at_rss[on]
             damping, growth = damping[on], growth[on]
     theta[rows], r[rows], jac[rows], rss[rows] = at, at_r, at_jac, at_rss
-    grad, hess, free = _normal_equations(theta, r, jac, lower_P, upper_P)
-    norms = np.sqrt(np.einsum("bpp->bp", hess) * rss[:, None])
-    cosine = np.abs(grad * free) / np.maximum(norms, TINY)
-    flat = np.all(cosine <= STATIONARY_COSINE, axis=1)
-    return Solution(theta, rss, np.isfinite(rss) & (flat | (rss <= negligible_B)))
+    return Solution(theta, rss)
 
 
 def scaled_inverse(information_PP: FloatArray) -> FloatArray:

@@ -217,11 +217,11 @@ def test_the_rank_rises_until_the_check_passes_and_is_found_again(
     options = ["--records", records, "--law", law, "--out", out, "--recall", "0.9"]
     options += ["--confidence", "0.6"]
     planned = size_json(*options, "--dry-run")
-    assert planned["answer"]["lora_rank"] == 6 and trained == []
+    assert planned["answer"]["lora_rank"] == 7 and trained == []
     found = size_json(*options)
     assert found["sized"] == planned["answer"]
-    assert trained == [6, 8] == [attempt["lora_rank"] for attempt in found["attempts"]]
-    assert found["sized"]["lora_rank"] == 6 and found["adapter"]["lora_rank"] == 8
+    assert trained == [7, 8] == [attempt["lora_rank"] for attempt in found["attempts"]]
+    assert found["sized"]["lora_rank"] == 7 and found["adapter"]["lora_rank"] == 8
     assert found["recall"]["reached"] and found["recall"]["n_recalled"] == N_RECORDS
     assert found["cost"]["search_gpu_seconds"] == 0.0 < found["cost"]["training_gpu_seconds"]
     folder = out / "adapter"
@@ -236,7 +236,7 @@ def test_the_rank_rises_until_the_check_passes_and_is_found_again(
     assert read_adapter(folder).lora_rank == 8
 
     assert size_json(*options)["attempts"] == found["attempts"]
-    assert trained == [6, 8]
+    assert trained == [7, 8]
 
 
 def test_the_best_adapter_is_kept_where_no_rank_recalls_enough(
@@ -246,7 +246,7 @@ def test_the_best_adapter_is_kept_where_no_rank_recalls_enough(
     options = ["--records", records, "--law", law, "--out", out, "--max-rank", "7"]
     options += ["--confidence", "0.6"]
     found = size_json(*options, "--recall", "0.9", code=1)
-    assert trained == [6, 7] and not found["recall"]["reached"]
+    assert trained == [7] and not found["recall"]["reached"]
     missed = [json.loads(x) for x in (out / "adapter/not_recalled.jsonl").read_text().splitlines()]
     assert [row["query"] for row in missed] == ["key 0:"]
     text = invoke("size", "--model", TINY, *options, "--recall", "0.9")
