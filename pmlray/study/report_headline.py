@@ -108,7 +108,8 @@ def _effects(law: LawSummary) -> tuple[str, ...]:
         f" {by_rank[0]:.2f}"
         f" (90% interval {by_rank[1]:.2f} to {by_rank[2]:.2f}); doubling the text's length"
         f" multiplies it by {by_len[0]:.2f} ({by_len[1]:.2f} to {by_len[2]:.2f}), up to the"
-        " offset b."
+        " offset b. Away from there the exponents drift, which curves and intervals hold and the"
+        " formula does not."
     )
     if fitted.form in CAPPED:
         words += (

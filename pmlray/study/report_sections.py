@@ -156,7 +156,7 @@ def _law_text(result: SearchResult) -> str:
     if len({o.point.train_steps for o in fitted_points(result)}) > 1:
         text += " Faint points had fewer steps."
     if result.law.fit.law.form in CAPPED:
-        text += " The dashed line is the base loss, which no reduction can exceed."
+        text += " The dashed line is the typical base loss; each length's own bounds its curve."
     return text
 
 
