@@ -1,7 +1,7 @@
 """Bounded nonlinear least squares for many small problems at once.
 
 Shapes: B problems, P parameters, M residuals. A law has 4 to 6 parameters and some tens of points,
-so one problem is mostly call overhead; the starts of a fit and the resamples of a bootstrap are
+so one problem is mostly call overhead; the starts of a fit and the samples of a posterior are
 therefore stepped together.
 """
 

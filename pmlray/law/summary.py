@@ -19,6 +19,7 @@ from pmlray.law.judgement import Judgement, is_far, judge
 from pmlray.law.protocol import Form
 from pmlray.law.residuals import ResidualStructure, residual_structure
 from pmlray.law.sizing import Sizing, size_for
+from pmlray.law.summary_json import residuals_json, target_json
 from pmlray.law.uncertainty import param_intervals
 from pmlray.law.unseen import UnseenError, extrapolation_errors, heldout_errors, unseen_error
 from pmlray.types import DesignPoint
@@ -191,9 +192,9 @@ class LawSummary:
             "status": str(fit.status),
             "message": fit.message,
             "relative_interval": self.relative_interval,
-            "targets": [_target_json(t) for t in self.targets],
+            "targets": [target_json(t) for t in self.targets],
             "sizes": [size.to_json() for size in self.sizes(delta_loss)],
-            "residuals": _residuals_json(self.residuals),
+            "residuals": residuals_json(self.residuals),
             "correlations": {
                 "parameters": list(law.param_names),
                 "matrix": [
@@ -291,29 +292,3 @@ def _predict(
     )
     rows = zip(targets, *(edge.tolist() for edge in intervals), strict=True)
     return tuple(TargetPrediction(*row, far=is_far(data, row[0])) for row in rows)
-
-
-def _target_json(target: TargetPrediction) -> dict[str, Any]:
-    losses = {"delta_loss": target.delta_loss, "low": target.low, "high": target.high}
-    names = ("stored_bits", "stored_bits_low", "stored_bits_high")
-    bits = [target.point.seq_len * loss / math.log(2.0) for loss in losses.values()]
-    run = {"run_low": target.run_low, "run_high": target.run_high, "far": target.far}
-    return asdict(target.point) | losses | run | dict(zip(names, bits, strict=True))
-
-
-def _residuals_json(found: ResidualStructure) -> dict[str, Any]:
-    names = ("lora_rank", "seq_len", "train_steps", "predicted", "residual")
-    return {
-        "structure_left": list(found.left),
-        "trends": [asdict(trend) for trend in found.trends],
-        "spread": None if found.spread is None else asdict(found.spread),
-        "points": [
-            dict(zip(names, row, strict=True))
-            for row in zip(
-                *(found.points.lora_rank.tolist(), found.points.seq_len.tolist()),
-                *(found.points.train_steps.tolist(), found.predicted.tolist()),
-                found.residual.tolist(),
-                strict=True,
-            )
-        ],
-    }

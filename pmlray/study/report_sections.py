@@ -229,7 +229,7 @@ def _numbers_section(result: SearchResult) -> Section:
     return Section(
         "numbers",
         title,
-        "Intervals are central 90% intervals of a bootstrap clustered on (sequence, seed).",
+        "Intervals are central 90% intervals of samples of what is believed after the points.",
         tables=tuple(
             table
             for table in (

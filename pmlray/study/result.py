@@ -129,7 +129,7 @@ def fitted_runs(spec: SearchSpec, observations: Sequence[Observation]) -> tuple[
 def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> LawSummary | None:
     """The law from these observations, or None while they cannot carry one.
 
-    The bootstrap's seed is fixed, so that the same observations give the same intervals.
+    The seed of the samples is fixed, so that the same observations give the same intervals.
     """
     try:
         return fit_law(
