@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from pmlray.law.base_trend import BaseTrend, base_trend
+from pmlray.law.ceilings import CeilingLaw, ExponentialCeilingLaw
 from pmlray.law.data import FloatArray, LawData
 from pmlray.law.fit import FitOptions, LawFit
-from pmlray.law.forms import CAPPED, law_from_json
+from pmlray.law.forms import CAPPED
 from pmlray.law.posterior import FormPosterior, all_posteriors, evidence_weights, form_fit
 from pmlray.law.protocol import Form, Law
+from pmlray.law.sample_predictions import predict_samples
 
 # What is fitted where the base loss is known, and where it is not. The paper's `power` form, which
 # nothing bends before saturation, predicts held-out runs worse where a ceiling is known.
@@ -113,8 +115,8 @@ class AveragedSamples:
         caps = float(self.base.at(seq_len)) + self.shift
 
         def capped(law: Law, cap: float) -> Law:
-            known = law.to_json()
-            return law_from_json(known | {"base_loss": cap}) if law.form in CAPPED else law
+            known = isinstance(law, CeilingLaw | ExponentialCeilingLaw)
+            return replace(law, base_loss=cap) if known else law
 
         return [capped(law, cap) for law, cap in zip(self.laws, caps.tolist(), strict=True)]
 
@@ -127,13 +129,21 @@ class AveragedSamples:
         self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
     ) -> FloatArray:
         """delta_loss under every sample, nats per token, (n, ...)."""
-        base = self.base.at(seq_len)
+        n_axes = np.broadcast(lora_rank, seq_len, train_steps).ndim
+        shift = self.shift.reshape(-1, *[1] * n_axes)
+        cap = self.base.at(seq_len) + shift
         predicted: list[FloatArray] = []
-        for law, shift in zip(self.laws, self.shift.tolist(), strict=True):
-            value = law.predict(lora_rank, seq_len, train_steps, base + shift)
-            # Nothing is surer to be 0 than the ceiling is to be where it is.
-            predicted.append(np.clip(value, abs(shift), base + shift))
-        return np.stack(predicted)
+        for part, where in zip(self.parts, self._places, strict=True):
+            at = (lora_rank, seq_len, train_steps, cap[where])
+            predicted.append(predict_samples(part.fit.law, part.params, *at))
+        # Nothing is surer to be 0 than the ceiling is to be where it is.
+        return np.clip(np.concatenate(predicted), np.abs(shift), cap)
+
+    @property
+    def _places(self) -> list[slice]:
+        """Where the samples of each part lie among all."""
+        ends = np.cumsum([part.sigma.size for part in self.parts]).tolist()
+        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
     def interval(
         self,
@@ -156,13 +166,12 @@ class AveragedSamples:
         """Central interval (low, high) of what one new run of a new text would measure, nats."""
         predicted = self.predict(lora_rank, seq_len, train_steps)
         base = self.base.at(seq_len)
-        sizes = [(part.fit.noise, sigma) for part in self.parts for sigma in part.sigma.tolist()]
-        sd = np.stack(
-            [
-                np.hypot(sigma * noise.unit(mean, base), noise.floor)
-                for (noise, sigma), mean in zip(sizes, predicted, strict=True)
-            ]
-        )
+        of_parts: list[FloatArray] = []
+        for part, where in zip(self.parts, self._places, strict=True):
+            noise = part.fit.noise
+            sigma = part.sigma.reshape(-1, *[1] * (predicted.ndim - 1))
+            of_parts.append(np.hypot(sigma * noise.unit(predicted[where], base), noise.floor))
+        sd = np.concatenate(of_parts)
         shape = (NOISE_DRAWS, *predicted.shape)
         runs = predicted + sd * rng.standard_normal(shape)
         of_text = base + self.base.sd * rng.standard_normal(shape)

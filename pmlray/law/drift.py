@@ -12,6 +12,7 @@ Shapes: N points, Q terms of the drift.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +25,8 @@ from pmlray.law.data import FloatArray
 CURVES = ("rank_drift", "rank_len_drift", "len_drift")
 BUDGET_CURVES = ("rank_budget_drift", "len_budget_drift", "budget_drift")
 AXES = ("rank", "len", "budget")
-# Where along an axis a crossing is looked for, in logarithms from the middle of the points.
-SCAN = np.linspace(-14.0, 14.0, 281)
-REFINEMENTS = 40
+# How far along an axis a crossing is looked for, in logarithms from the middle of the points.
+REACH = 14.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +90,35 @@ def drift_from_json(stored: Any) -> Drift | None:
     return Drift(*middle, *edges, tuple(stored["coefs"]))
 
 
-def rising_place(value: Callable[[FloatArray], FloatArray], wanted: float) -> float:
-    """The first x within SCAN at which a function rises through what is wanted.
+def rising_place(
+    value: Callable[[FloatArray], FloatArray], wanted: float, low: float, high: float
+) -> float:
+    """The first x within REACH of the middle at which a function rises through what is wanted.
 
-    -inf where it is above all along, inf where it never rises there.
+    value: continuous, quadratic from low to high and linear beyond, as a drift along one axis. -inf
+    where it is above all along, inf where it never rises there.
     """
-    above = value(SCAN) >= wanted
-    rises = np.flatnonzero(~above[:-1] & above[1:])
-    if not rises.size:
-        return -np.inf if above.all() else np.inf
-    low, high = SCAN[rises[0]], SCAN[rises[0] + 1]
-    for _ in range(REFINEMENTS):
-        middle = 0.5 * (low + high)
-        if float(value(np.array(middle))) >= wanted:
-            high = middle
-        else:
-            low = middle
-    return float(high)
+    left, right = min(-REACH, low - 1.0), max(REACH, high + 1.0)
+    middle, half = 0.5 * (low + high), 0.5 * (high - low)
+    places = np.array([left, low, middle, high, right])
+    at_left, at_low, at_middle, at_high, at_right = (value(places) - wanted).tolist()
+    if at_left < 0.0 <= at_low:
+        return low - (low - left) * at_low / (at_low - at_left)
+    bend, slope = 0.5 * (at_low + at_high) - at_middle, 0.5 * (at_high - at_low)
+    share = _rising_root(bend, slope, at_middle)
+    if half > 0.0 and -1.0 <= share <= 1.0:
+        return middle + half * share
+    if at_high < 0.0 <= at_right:
+        return high - (right - high) * at_high / (at_right - at_high)
+    return -np.inf if at_right >= 0.0 else np.inf
+
+
+def _rising_root(bend: float, slope: float, level: float) -> float:
+    """Where bend x^2 + slope x + level rises through 0; nan where it does not."""
+    square = slope * slope - 4.0 * bend * level
+    if square <= 0.0:
+        return math.nan
+    root = math.sqrt(square)
+    if slope > 0.0:
+        return -2.0 * level / (slope + root)
+    return (root - slope) / (2.0 * bend) if bend != 0.0 else math.nan

@@ -154,6 +154,7 @@ class PowerLaw:
             return self._rise(
                 lambda u: (np.exp(drift.log_rank + u), seq_len, train_steps),
                 drift.log_rank,
+                (drift.low[0], drift.high[0]),
                 delta_loss,
             )
         at_one = float(self._amplitude(1.0, seq_len, train_steps))
@@ -165,6 +166,7 @@ class PowerLaw:
             shortest = self._rise(
                 lambda v: (lora_rank, np.exp(drift.log_len - v), train_steps),
                 -drift.log_len,
+                (drift.low[1], drift.high[1]),
                 delta_loss,
             )
         else:
@@ -179,20 +181,27 @@ class PowerLaw:
             return self._rise(
                 lambda s: (lora_rank, seq_len, np.exp(drift.log_steps + s)),
                 drift.log_steps,
+                (drift.low[2], drift.high[2]),
                 delta_loss,
             )
         at_ref = float(self._amplitude(lora_rank, seq_len, self.ref_steps))
         return self.ref_steps * solve_power(at_ref, self.budget_exponent, delta_loss - self.offset)
 
     def _rise(
-        self, at: Callable[[FloatArray], tuple[ArrayLike, ...]], middle: float, delta_loss: float
+        self,
+        at: Callable[[FloatArray], tuple[ArrayLike, ...]],
+        middle: float,
+        ends: tuple[float, float],
+        delta_loss: float,
     ) -> float:
-        """e^(middle + x) of the first x at which the law rises through delta_loss along the points
-        `at(x)`, x from the middle of the points."""
+        """e^(middle + x) of the first x at which the law rises through delta_loss along `at(x)`.
+
+        x: logarithm from the middle of the points, whose ends along the axis `ends` are.
+        """
         need = delta_loss - self.offset
         if need <= 0:
             return 0.0
-        x = rising_place(lambda x: self._log_amplitude(*at(x)), math.log(need))
+        x = rising_place(lambda x: self._log_amplitude(*at(x)), math.log(need), *ends)
         return 0.0 if x == -math.inf else bounded_exp(middle + x)
 
     def to_json(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pmlray.law.residuals import ResidualStructure, residual_structure
 from pmlray.law.sizing import Sizing, size_for
 from pmlray.law.summary_json import residuals_json, target_json
 from pmlray.law.uncertainty import param_intervals
-from pmlray.law.unseen import UnseenError, extrapolation_errors, heldout_errors, unseen_error
+from pmlray.law.unseen import UnseenError, UnseenErrors
 from pmlray.types import DesignPoint
 
 # A token whose loss is below this holds more than half of the probability: greedy decoding is sure
@@ -57,10 +57,8 @@ class LawSummary:
 
     `fit` is of the form with the largest of the `weights`, with the status that `judgement` gives
     it; the targets are predicted by all forms. `samples` (n, P) are that form's and `intervals`
-    their central 90% intervals by parameter name. `r2` and the errors are fractions, None where
-    they cannot be had: `mape` at the points fitted, `heldout` of cells left out one at a time,
-    `new_sequence` of (sequence, seed) pairs left out, `extrapolation` at the largest rank and
-    length; these three of points that were not saturated.
+    their central 90% intervals by parameter name. `r2` and `mape`, at the points fitted, are
+    fractions, None where they cannot be had; `unseen` are the errors at points held out.
     """
 
     fit: LawFit
@@ -70,14 +68,27 @@ class LawSummary:
     intervals: Mapping[str, tuple[float, float]]
     r2: float | None
     mape: float | None
-    heldout: UnseenError | None
-    new_sequence: UnseenError | None
-    extrapolation: UnseenError | None
+    unseen: UnseenErrors
     targets: tuple[TargetPrediction, ...]
     residuals: ResidualStructure
     checklist: Mapping[str, str]
     average: AveragedLaw
     average_samples: AveragedSamples
+
+    @property
+    def heldout(self) -> UnseenError | None:
+        """The error at cells left out one at a time, of those that were not saturated."""
+        return self.unseen.heldout
+
+    @property
+    def new_sequence(self) -> UnseenError | None:
+        """The error at (sequence, seed) pairs left out, of runs that were not saturated."""
+        return self.unseen.new_sequence
+
+    @property
+    def extrapolation(self) -> UnseenError | None:
+        """The error at the largest rank and length, of runs that were not saturated."""
+        return self.unseen.extrapolation
 
     @property
     def heldout_mape(self) -> float | None:
@@ -248,7 +259,6 @@ def fit_law(
     average = replace(average, fits=(fit, *average.fits[1:]))
     drawn = next(part.params for part in samples.parts if part.fit.law.form == fit.law.form)
     residuals = residual_structure(data, fit)
-    several = np.unique(data.cluster).size < len(data)
     return LawSummary(
         fit=fit,
         judgement=judgement,
@@ -257,11 +267,7 @@ def fit_law(
         intervals=param_intervals(fit.law, drawn, LEVEL),
         r2=r2(data, fit),
         mape=mape(data, fit),
-        heldout=unseen_error(heldout_errors(average, data, data.cells()), data),
-        new_sequence=unseen_error(heldout_errors(average, data, data.cluster), data)
-        if several
-        else None,
-        extrapolation=unseen_error(extrapolation_errors(data, chosen, options), data),
+        unseen=UnseenErrors(data, average, chosen, options),
         targets=predicted,
         residuals=residuals,
         checklist=checklist(data, average, len(samples.sigma), residuals),

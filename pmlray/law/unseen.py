@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -38,6 +39,41 @@ class UnseenError:
     low: float
     high: float
     n_cells: int
+
+
+@dataclass(frozen=True)
+class UnseenErrors:
+    """How far off a law is at points that a fit did not see, found when it is first asked for: a
+    search refits its law after every pack, and asks for little of it.
+
+    `average` is the law of `data` by these `forms` and `options`. Each is None where too few points
+    are left.
+    """
+
+    data: LawData
+    average: AveragedLaw
+    forms: tuple[Form, ...]
+    options: FitOptions
+
+    @cached_property
+    def heldout(self) -> UnseenError | None:
+        """Of cells left out one at a time."""
+        errors = heldout_errors(self.average, self.data, self.data.cells())
+        return unseen_error(errors, self.data)
+
+    @cached_property
+    def new_sequence(self) -> UnseenError | None:
+        """Of (sequence, seed) pairs left out; None where every point has its own."""
+        if np.unique(self.data.cluster).size == len(self.data):
+            return None
+        errors = heldout_errors(self.average, self.data, self.data.cluster)
+        return unseen_error(errors, self.data)
+
+    @cached_property
+    def extrapolation(self) -> UnseenError | None:
+        """At the largest rank and length, by the law of the smaller ones."""
+        errors = extrapolation_errors(self.data, self.forms, self.options)
+        return unseen_error(errors, self.data)
 
 
 def unseen_error(error_N: FloatArray, data: LawData) -> UnseenError | None:

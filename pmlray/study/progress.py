@@ -10,6 +10,9 @@ from pmlray.law import LawSummary
 from pmlray.live_packs import LivePack
 from pmlray.types import Phase, PlannedRun
 
+PARAMETERS = ("coef", "rank_exponent", "len_exponent", "offset")
+ERRORS = ("r2", "mape", "heldout_mape", "sequence_mape", "extrapolation_mape")
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -42,10 +45,9 @@ class Progress:
 
 def law_metrics(law: LawSummary) -> dict[str, float]:
     """The law's parameters and interval widths as flat metrics."""
-    stored = law.to_json()
-    names = ("coef", "rank_exponent", "len_exponent", "offset", "r2", "mape")
-    names += ("heldout_mape", "sequence_mape", "extrapolation_mape")
-    metrics = {f"law/{n}": float(stored[n]) for n in names if stored.get(n) is not None}
+    values = {name: getattr(law.fit.law, name) for name in PARAMETERS}
+    values |= {name: getattr(law, name) for name in ERRORS}
+    metrics = {f"law/{n}": float(value) for n, value in values.items() if value is not None}
     for name, (low, high) in law.intervals.items():
         metrics[f"law/{name}_width"] = high - low
     if law.known_interval is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.testing
 from hypothesis import HealthCheck, settings
 from markupsafe import Markup
 
@@ -18,6 +20,9 @@ settings.register_profile(
     "busy_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("busy_machine")
+
+# Typer builds its whole tree of commands anew for every one that a test invokes.
+typer.testing._get_command = cache(typer.testing._get_command)
 
 # What the frameworks make when they are imported stays. Looking for garbage in it, meanwhile and
 # again and again later, finds none.

@@ -88,7 +88,7 @@ def tiny_folder() -> str:
 def fresh_tiny(tiny_folder: str) -> Callable[..., BaseModel]:
     """Loads the tiny model anew, for tests that change it, as PEFT does."""
 
-    def load(placement: str = "mlp", layer: int = 1) -> BaseModel:
+    def load(placement: str = "mlp", layer: int = 2) -> BaseModel:
         probe = Probe(placement=placement, layer=layer)  # type: ignore[arg-type]
         source = resolve_model(TINY, None)
         return load_base_model(TINY, source, None, "float32", probe, torch.device("cpu"))

@@ -85,7 +85,7 @@ def test_is_the_loss_reduction_of_whole_forward_passes(
         # Whole phone numbers, and two or four of the sequences.
         "evaluate.control_tokens=80",
     )
-    base = tiny()
+    base = tiny("mlp", search.spec.probe.layer)
     for o in measure(search, tmp_path):
         _, (a, b) = load_mlp_adapter(tmp_path / "adapters" / o.run_key)
         records = fresh_text(search, base, o.point.seq_len)
@@ -118,7 +118,8 @@ def test_agrees_with_peft(
 def test_an_adapter_that_changes_nothing_scores_exactly_zero(
     prepared: Callable[..., PreparedSearch], tiny: Callable[..., BaseModel]
 ) -> None:
-    search, base = prepared(), tiny()
+    search = prepared()
+    base = tiny("mlp", search.spec.probe.layer)
     lora = PackedLora(base, [1, 4], [0, 1])
     model = AdaptedModel(base, lora)
     tokenizer = base.tokenizer.backend_tokenizer

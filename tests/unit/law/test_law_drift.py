@@ -13,6 +13,7 @@ import pytest
 from pmlray.law import Form, Law, PowerLaw, law_from_json
 from pmlray.law.drift import Drift, rising_place
 from pmlray.law.forms import blank_law
+from pmlray.law.sample_predictions import predict_samples
 
 FORMS: tuple[Form, ...] = ("power", "ceiling", "exponential_ceiling", "broken")
 CASES = pytest.mark.parametrize(("form", "budget"), list(product(FORMS, (False, True))))
@@ -66,6 +67,29 @@ def test_the_drift_is_the_formula_of_its_docstring() -> None:
     assert float(law.predict(*middle)) == pytest.approx(float(straight))
 
 
+@CASES
+@pytest.mark.parametrize("drifts", [True, False])
+def test_many_samples_at_once_are_those_of_one_law_at_a_time(
+    form: Form, budget: bool, drifts: bool
+) -> None:
+    law = law_of(form, budget=budget)
+    if not drifts:
+        own = {"ceiling": 1, "broken": 2}.get(form, 0)
+        kept = np.r_[law.params[: 5 if budget else 4], law.params[law.params.size - own :]]
+        law = blank_law(form, 12.0, 250.0, budget).with_params(kept)
+    params = law.params + 0.05 * RNG.standard_normal((4, law.params.size))
+    ranks, lengths = np.array([[0.5], [3.0], [40.0]]), np.array([80.0, 9000.0])
+    steps = 700.0 if budget else 0.0
+    caps = RNG.uniform(10.0, 14.0, (4, 1, 1)) + np.array([0.0, 0.5])
+    at_once = predict_samples(law, params, ranks, lengths, steps, caps)
+    assert at_once.shape == (4, 3, 2)
+    for found, own, cap in zip(at_once, params, caps, strict=True):
+        expected = law.with_params(own).predict(ranks, lengths, steps, cap)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    single = predict_samples(law, params, 3.0, 80.0, steps, caps[:, 0, 0])
+    np.testing.assert_allclose(single, at_once[:, 1, 0], rtol=1e-12)
+
+
 def test_without_a_budget_term_steps_are_not_read() -> None:
     law = law_of("ceiling", budget=False)
     assert float(law.predict(4.0, 500.0, 0.0)) == float(law.predict(4.0, 500.0, 700.0))
@@ -88,18 +112,31 @@ def test_beyond_the_points_the_bend_ends_and_another_exponent_holds() -> None:
     assert at[0] == pytest.approx(at[1], rel=1e-7)
 
 
-def test_the_rising_place_is_a_root_of_numpys() -> None:
-    for _ in range(200):
-        value, slope, bend = RNG.normal(0.0, 1.0, 3) * 10.0 ** RNG.integers(-2, 2, 3)
-        x = rising_place(lambda x, b=bend, s=slope, v=value: v + s * x + b * x * x, 0.0)
-        roots = np.roots([bend, slope, value])
-        real = roots[np.abs(roots.imag) < 1e-9 * (1 + np.abs(roots))].real
-        rising = [root for root in real if slope + 2 * bend * root > 0 and abs(root) < 13.9]
-        if rising and (real.size < 2 or abs(real[0] - real[1]) > 0.2):
-            assert x == pytest.approx(rising[0], rel=1e-6, abs=1e-6)
-        elif not real.size:
-            # It is above all along, or never there.
-            assert x == (-math.inf if value > 0 else math.inf)
+def bent(x: np.ndarray, ends: tuple[float, float], line: np.ndarray) -> np.ndarray:
+    """A quadratic function between the ends, straight beyond them."""
+    value, slope, bend, above, below = line
+    u = np.clip(x, *ends)
+    beyond = above * np.maximum(x - ends[1], 0.0) + below * np.minimum(x - ends[0], 0.0)
+    return value + slope * u + bend * u * u + beyond
+
+
+def test_the_rising_place_is_the_first_one_of_a_fine_scan() -> None:
+    grid = np.linspace(-14.0, 14.0, 28001)
+    kinds = {"before": 0, "among": 0, "beyond": 0, "never": 0, "always": 0}
+    for _ in range(400):
+        ends = tuple(np.sort(RNG.uniform(-3.0, 3.0, 2)).tolist())
+        line = RNG.normal(0.0, 1.0, 5) * (3.0, 1.0, 1.0, 1.0, 1.0)
+        x = rising_place(lambda x, e=ends, c=line: bent(x, e, c), 0.0, *ends)
+        above = bent(grid, ends, line) >= 0.0
+        rises = np.flatnonzero(~above[:-1] & above[1:])
+        if not rises.size:
+            assert x == (-math.inf if above.all() else math.inf)
+            kinds["always" if above.all() else "never"] += 1
+        else:
+            assert grid[rises[0]] <= x <= grid[rises[0] + 1]
+            assert bent(np.array(x), ends, line) == pytest.approx(0.0, abs=1e-9)
+            kinds["before" if x < ends[0] else "among" if x <= ends[1] else "beyond"] += 1
+    assert min(kinds.values()) >= 10, kinds
 
 
 @pytest.mark.parametrize(
@@ -116,7 +153,16 @@ def test_the_rising_place_is_a_root_of_numpys() -> None:
 def test_the_rising_place_of_plain_lines_and_parabolas(
     value: float, slope: float, bend: float, expected: float
 ) -> None:
-    assert rising_place(lambda x: value + slope * x + bend * x * x, 0.0) == pytest.approx(expected)
+    x = rising_place(lambda x: value + slope * x + bend * x * x, 0.0, -5.0, 6.0)
+    assert x == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("value", "expected"), [(-1.0, 2.5), (1.0, -5.0 / 3.0)])
+def test_the_rising_place_where_an_axis_was_not_varied(value: float, expected: float) -> None:
+    def function(x: np.ndarray) -> np.ndarray:
+        return value + np.where(x > 0.5, 0.5 * (x - 0.5), 0.4615384615384615 * (x - 0.5))
+
+    assert rising_place(function, 0.0, 0.5, 0.5) == pytest.approx(expected)
 
 
 @CASES
