@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Creating the schema takes seconds; the tests share it under different search ids."""
     folder = tmp_path_factory.mktemp("mlflow")
     MlflowTracker(local_tracking_uri(folder), "warm-up", {}, folder / "artifacts")
+    shutil.copy(folder / "mlflow.db", folder / "another.db")
     return folder
 
 
@@ -175,7 +177,8 @@ def test_sync_ends_what_a_killed_search_has_left_running(
     store.put(observe(runs[0], 0, 0, 0.02, 1e-3))
     gone = FailedRun(runs[1].run_key, runs[1].point, 0, 1, "left out", 1.0, left_out=True)
     store.put_failure(gone)
-    for uri_of, sent in ((uri, 2), (uri, 0), (f"sqlite:///{tmp_path / 'anew.db'}", 4)):
+    another = f"sqlite:///{database / 'another.db'}"
+    for uri_of, sent in ((uri, 2), (uri, 0), (another, 4)):
         assert sync_store(folder, uri_of, None)["sent"] == sent
         client = MlflowClient(uri_of)
         (measured,) = children(client, search_id)

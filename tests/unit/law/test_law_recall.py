@@ -7,10 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
+from scipy.special import ndtr
 
 from pmlray.errors import DataError, FitError
 from pmlray.law import (
@@ -34,13 +35,13 @@ BOOK = replace(TRUE, half_loss=1.2, spread=0.12, tokens_per_record=10.0)
 TABLES = Path(__file__).parents[3] / "searches" / "tables"
 
 
-def p_wrong(law: RecallLaw, loss: float, place: int, v: float) -> float:
-    """The formula of the law's docstring, one token at a time."""
+def p_wrong(law: RecallLaw, loss: float, place: ArrayLike, v: float) -> np.ndarray:
+    """The formula of the law's docstring, of the token at each place."""
     share = loss / law.base_loss
     half = law.half_loss / law.base_loss
     odds = math.log(share / (1 - share)) - math.log(half / (1 - half))
-    lead = law.lead * (1 - share) * math.exp(-place / LEAD_TOKENS)
-    return NormalDist().cdf(law.steepness * odds - lead + law.spread * v)
+    lead = law.lead * (1 - share) * np.exp(-np.asarray(place) / LEAD_TOKENS)
+    return ndtr(law.steepness * odds - lead + law.spread * v)
 
 
 def runs_of(
@@ -51,9 +52,9 @@ def runs_of(
     for i in range(n):
         loss = float(rng.uniform(0.01, 0.9) ** 2 * law.base_loss)
         v = float(rng.standard_normal())
-        q = [p_wrong(law, loss, place, v) for place in range(tokens)] * n_records
-        wrong = np.flatnonzero(rng.random(len(q)) < q)
-        found.append(made_run(f"run-{i}", loss, wrong.tolist(), len(q), n_records, law.base_loss))
+        q = np.tile(p_wrong(law, loss, np.arange(tokens), v), n_records)
+        wrong = np.flatnonzero(rng.random(q.size) < q)
+        found.append(made_run(f"run-{i}", loss, wrong.tolist(), q.size, n_records, law.base_loss))
     return found
 
 
@@ -75,7 +76,7 @@ def test_expected_recall_is_that_of_a_simulation(loss: float, tokens: int) -> No
     token, prefix, exact = [], [], []
     for _ in range(1500):
         v = float(rng.standard_normal())
-        right = [rng.random() >= p_wrong(TRUE, loss, j, v) for j in range(tokens)]
+        right = (rng.random(tokens) >= p_wrong(TRUE, loss, np.arange(tokens), v)).tolist()
         token.append(sum(right) / tokens)
         prefix.append((right.index(False) if False in right else tokens) / tokens)
         exact.append(all(right))
@@ -88,7 +89,7 @@ def test_expected_recall_is_that_of_a_simulation(loss: float, tokens: int) -> No
 def test_alike_tokens_without_spread_recall_as_independent_ones() -> None:
     law = replace(TRUE, lead=0.0, spread=1e-9)
     for loss in (0.01, 0.7, 5.0):
-        right = 1 - p_wrong(law, loss, 0, 0.0)
+        right = 1 - float(p_wrong(law, loss, 0, 0.0))
         found = law.predict(loss, 1000)
         assert float(found.token) == pytest.approx(right)
         assert float(found.exact) == pytest.approx(right**1000)
@@ -105,7 +106,7 @@ def test_drawn_runs_are_those_of_a_simulation(tokens: int, n_records: int) -> No
     token, prefix, exact = [], [], []
     for _ in range(1500):
         v = float(rng.standard_normal())
-        q = np.array([p_wrong(law, loss, j, v) for j in range(tokens)])
+        q = p_wrong(law, loss, np.arange(tokens), v)
         right = rng.random((n_records, tokens)) >= q
         token.append(right.mean())
         prefix.append(np.cumprod(right, axis=1).mean())
