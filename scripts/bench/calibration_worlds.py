@@ -56,35 +56,34 @@ def table_designs(name: str, how: str, seed: int) -> dict[int, tuple[LawData, As
 
 
 def _table(name: str) -> tuple[World, Asked]:
-    of = table_world(PHONEBOOK if name == "phonebook" else LONG_CONTEXT, 0)
-    longest = max(c.train_steps for c in of.space.cells)
-    lengths = sorted({c.seq_len for c in (*of.space.cells, *of.targets)})
-    ranks = sorted({c.lora_rank for c in (*of.space.cells, *of.targets)})
-    cells = of.space.cells
+    phonebook = name == "phonebook"
+    of = table_world(PHONEBOOK if phonebook else LONG_CONTEXT, 0)
+    every = sorted({*of.space.cells, *of.targets})
     if name == "long_context_160":
-        cells = tuple(c for c in cells if c.train_steps == longest)
+        longest = max(c.train_steps for c in every)
+        every = [c for c in every if c.train_steps == longest]
+    lengths, ranks = sorted({c.seq_len for c in every}), sorted({c.lora_rank for c in every})
+    if phonebook:
+        # Of the two longest, every rank and budget is a floor.
+        lengths = lengths[:-2]
+        every = [c for c in every if c.seq_len <= lengths[-1]]
+    # The second largest length of random tokens is neither measured nor asked: the question is how
+    # the law goes on, not where it lies between.
+    below = lengths[-1] if phonebook else lengths[-2]
+    cells = [c for c in every if c.lora_rank < ranks[-1] and c.seq_len < below]
     rows: list[tuple[float, float, float, float]] = []
-    for i, target in enumerate(of.targets):
-        if name == "long_context_160" and target.train_steps != longest:
-            continue
-        # The second largest length is neither measured nor asked of random tokens: the question is
-        # how the law goes on, not where it lies between.
-        if name == "phonebook":
-            if target.seq_len > lengths[-3]:
-                continue
-        elif target.seq_len != lengths[-1] and target.lora_rank != ranks[-1]:
+    for cell in every:
+        if cell.seq_len != lengths[-1] and cell.lora_rank != ranks[-1]:
             continue
         for pair in of.space.replicates:
-            run = of.measure(target, pair)
+            run = of.measure(cell, pair)
             saturated = run.base_loss - run.delta_loss <= LN2
-            if saturated or (name == "phonebook" and run.delta_loss < PHONEBOOK_FLOOR):
+            if saturated or (phonebook and run.delta_loss < PHONEBOOK_FLOOR):
                 continue
-            at = (target.lora_rank, of.target_tokens[i], target.train_steps)
+            at = (cell.lora_rank, run.supervised_tokens, cell.train_steps)
             rows.append((*map(float, at), run.delta_loss))
-    if name == "phonebook":
-        cells = tuple(c for c in cells if c.seq_len < lengths[-3])
     r, length, t, measured = np.array(rows).T
-    space = DesignSpace(tuple(sorted(cells)), of.space.replicates)
+    space = DesignSpace(tuple(cells), of.space.replicates)
     targets = tuple(sorted({DesignPoint(int(a), int(b), int(c)) for a, b, c, _ in rows}))
     table = World(
         space, of.measure, of.charge, targets, of.target_tokens, of.heldout, of.cost, None
