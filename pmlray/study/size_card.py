@@ -9,7 +9,7 @@ from typing import Any
 
 from pmlray.config.model_card import card_head, loading
 from pmlray.config.search_spec import SearchSpec
-from pmlray.law import LawSummary
+from pmlray.law import FitStatus, LawSummary
 from pmlray.law.capacity import stored_bits
 from pmlray.study.size import RecordSet, Wanted
 from pmlray.study.size_choice import Choice
@@ -75,6 +75,7 @@ def answer(
         "law_status": str(law.fit.status),
         "law_n_obs": law.fit.n_obs,
         "law_headline": law.headline,
+        "law_message": law.fit.message,
         "parameters": n_params,
         "bits": bits.total,
         "bits_per_parameter": bits.per_param,
@@ -106,6 +107,12 @@ def describe_answer(found: Mapping[str, Any]) -> str:
         if found["needed_loss_by"] == "recall_law"
         else f"by a rule of thumb, since no law of recall holds: {found['no_recall_law']}"
     )
+    # What leaves a law open says more than that it is.
+    law = found["law_status"] + (
+        f": {found['law_message']}"
+        if found["law_status"] == FitStatus.UNDERDETERMINED
+        else f". {found['law_headline']}"
+    )
     return (
         f"rank {found['lora_rank']}: {why} (the law's estimate {value}, one-sided bounds {low} and"
         f" {high} {sure})\n"
@@ -114,7 +121,7 @@ def describe_answer(found: Mapping[str, Any]) -> str:
         f" gpu_seconds for {found['train_steps']} steps\n"
         f"plain fine-tuning needs a loss of at most {found['needed_loss']:.3g} nats per token,"
         f" {by}\n"
-        f"law of {found['law_n_obs']} runs, status {found['law_status']}. {found['law_headline']}"
+        f"law of {found['law_n_obs']} runs, status {law}"
     )
 
 
@@ -176,6 +183,7 @@ def make_card(
             "n_obs": law.fit.n_obs,
             "weights": dict(law.weights),
             "headline": law.headline,
+            "message": law.fit.message,
         },
         "attempts": [dict(attempt) for attempt in attempts],
         "cost": dict(cost),

@@ -294,7 +294,9 @@ def test_the_answer_has_bits_parameters_cost_and_interval() -> None:
     assert found["interval"] == [choice.rank.low, choice.rank.high]
     assert found["interval_level"] == 0.8 and found["law_n_obs"] == law.fit.n_obs
     text = describe_answer(found)
-    assert f"law of {law.fit.n_obs} runs, status {law.fit.status}. {law.headline}" in text
+    assert f"law of {law.fit.n_obs} runs, status CONVERGED. {law.headline}" in text
+    left_open = {**found, "law_status": "UNDERDETERMINED", "law_message": "two ranks are needed"}
+    assert describe_answer(left_open).endswith("status UNDERDETERMINED: two ranks are needed")
     assert f"rank {found['lora_rank']}" in text and "90 % confidence" in text
     assert "by a rule of thumb, since no law of recall holds" in text
     by_law = {**found, "needed_loss_by": "recall_law"}
