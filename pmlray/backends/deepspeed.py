@@ -50,7 +50,7 @@ def be_one_process() -> None:
         # memory, which needs no free port.
         os.environ["LOCAL_RANK"] = "0"
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        store = torch.distributed.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        store = torch.distributed.HashStore()
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
 
 

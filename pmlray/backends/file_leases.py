@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -162,7 +162,7 @@ def beating(
     lost: Callable[[], None],
     look: Callable[[], None] = lambda: None,
     every: float = BEAT_SECONDS,
-) -> Iterator[None]:
+) -> Generator[None]:
     """Keep leases alive from a thread, and give them back at the end.
 
     lost: called once, from that thread, when one of them has been taken by someone else. look:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import _thread
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -146,7 +146,7 @@ class FileStore:
         return tuple(sorted(found, key=lambda times: times.round))
 
     @contextmanager
-    def driver_lock(self) -> Iterator[Lease]:
+    def driver_lock(self) -> Generator[Lease]:
         """Hold the store for one driver, on whatever node; that of a killed one is free once its
         heartbeats stop, at once on the same machine.
 

@@ -12,7 +12,7 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -140,7 +140,7 @@ def node_sampler() -> NodeSampler | None:
 
 
 @contextmanager
-def sampled(sampler: NodeSampler | None, store: Path, round_: int) -> Iterator[None]:
+def sampled(sampler: NodeSampler | None, store: Path, round_: int) -> Generator[None]:
     """Keep in the store how busy this node is while a pack trains."""
     if sampler is None:
         yield

@@ -7,7 +7,7 @@ only what is missing. Every call raises TrackerAway while the server is away.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ class MlflowTracker:
             self._client.set_terminated(self._parent, status)
 
     @contextmanager
-    def _reached(self) -> Iterator[None]:
+    def _reached(self) -> Generator[None]:
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError) as error:

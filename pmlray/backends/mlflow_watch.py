@@ -49,7 +49,7 @@ class MlflowWatch:
                     f"MLflow at {without_credentials(uri)} knows no search {search_id}; pmlray"
                     " validate SEARCH.yaml tells the id of a search, pmlray list those of a cluster"
                 )
-            self._run_id = runs[0].info.run_id
+            self._run_id: str = runs[0].info.run_id
             with TemporaryDirectory() as folder:
                 file = self._client.download_artifacts(self._run_id, SPEC_ARTIFACT, folder)
                 try:

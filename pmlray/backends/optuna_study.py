@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -48,11 +48,11 @@ class _QuickJournal(JournalFileBackend):
             file.write("".join(f"{line}\n" for line in lines).encode())
         self._kept += map(json.loads, lines)
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+    def read_logs(self, log_number_from: int) -> Generator[dict[str, Any]]:
         """The lines from this number on; those before it are not asked for again."""
         del self._kept[: log_number_from - self._n_read]
         self._n_read = log_number_from
-        return iter(tuple(self._kept))
+        yield from tuple(self._kept)
 
 
 class OptunaPoints:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.train import FailureConfig, RunConfig
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2.api.config import FailureConfig, RunConfig
 
 from pmlray.backends.ray_workers import WorkerPlan
 
@@ -64,7 +64,7 @@ def trainer_of(
             failure_config=FailureConfig(max_failures=MOST_LOST_WORKERS),
             worker_runtime_env={"env_vars": plan.environment},
             # Ray declares its users' own kind of callback alone, and takes all.
-            callbacks=[TellsOfWorkers(workers, number)],  # pyright: ignore[reportArgumentType]
+            callbacks=[TellsOfWorkers(workers, number)],  # pyrefly: ignore[bad-argument-type]
         ),
     }
     if plan.workers > 1:

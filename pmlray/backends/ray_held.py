@@ -15,8 +15,9 @@ from textwrap import shorten
 import ray
 from ray._private.state import state
 from ray.core.generated.gcs_pb2 import (
-    ActorTableData,  # pyright: ignore[reportAttributeAccessIssue]
-    PlacementGroupTableData,  # pyright: ignore[reportAttributeAccessIssue]
+    # Made at run time, from a description that protobuf reads.
+    ActorTableData,  # pyrefly: ignore[missing-module-attribute]
+    PlacementGroupTableData,  # pyrefly: ignore[missing-module-attribute]
 )
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, remove_placement_group

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +120,7 @@ class RayJobs:
         some seconds finds out; None where it did not within PROBE_SECONDS."""
         try:
             job = self._client.submit_job(entrypoint=f"python -c {shlex.quote(PROBE)}")
-            if not self._wait(job, PROBE_SECONDS).status.is_terminal():
+            if not JobStatus(self._wait(job, PROBE_SECONDS).status).is_terminal():
                 self._client.stop_job(job)
                 return None
             told = told_niceness(self._client.get_job_logs(job))
@@ -135,7 +135,7 @@ class RayJobs:
         """All jobs that were submitted to the cluster, newest first."""
         with self._explained("did not list its jobs"):
             found = self._client.list_jobs()
-        jobs = [_search_job(details) for details in found if details.submission_id]
+        jobs = [job for job in map(_search_job, found) if job.submission_id]
         return sorted(jobs, key=lambda job: job.started or 0.0, reverse=True)
 
     def find(self, wanted: str | None) -> SearchJob:
@@ -175,7 +175,10 @@ class RayJobs:
             self._client.stop_job(job)
             if wait:
                 self._wait(job, STOP_SECONDS + 15)
-            return _search_job(self._client.get_job_info(job))
+            return self._job(job)
+
+    def _job(self, job: str) -> SearchJob:
+        return _search_job(self._client.get_job_info(job))
 
     def _next_id(self, search_id: str) -> str:
         taken = {job.submission_id for job in self.all_jobs()}
@@ -190,23 +193,23 @@ class RayJobs:
 
     def _exit_code(self, job: str) -> int:
         """The driver's exit code once the job is over; its log can end a moment earlier."""
-        details = self._wait(job, 60)
-        if details.status == JobStatus.SUCCEEDED:
+        over = self._wait(job, 60)
+        if over.status == JobStatus.SUCCEEDED:
             return 0
-        if details.status == JobStatus.STOPPED:
+        if over.status == JobStatus.STOPPED:
             return 130
-        return details.driver_exit_code or 3
+        return over.exit_code or 3
 
-    def _wait(self, job: str, seconds: float) -> JobDetails:
+    def _wait(self, job: str, seconds: float) -> SearchJob:
         deadline = time.monotonic() + seconds
-        details: JobDetails = self._client.get_job_info(job)
-        while not details.status.is_terminal() and time.monotonic() < deadline:
+        found = self._job(job)
+        while not JobStatus(found.status).is_terminal() and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
-            details = self._client.get_job_info(job)
-        return details
+            found = self._job(job)
+        return found
 
     @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
+    def _explained(self, what: str) -> Generator[None]:
         try:
             yield
         except AuthenticationError as error:
@@ -222,6 +225,8 @@ class RayJobs:
 
 
 def _search_job(details: JobDetails) -> SearchJob:
+    # Ray declares the class as None where pydantic is missing, which pmlray needs itself.
+    assert details is not None
     started = None if not details.start_time else details.start_time / 1000
     ended = time.time() if not details.end_time else details.end_time / 1000
     return SearchJob(

@@ -3,7 +3,7 @@ one alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +78,7 @@ def run_pack_on_ray(
 
 
 @contextmanager
-def _closed_after(runner: RayTrainRunner) -> Iterator[RayTrainRunner]:
+def _closed_after(runner: RayTrainRunner) -> Generator[RayTrainRunner]:
     """The runner; its workers end with this, in a hurry where something is wrong."""
     seconds = HURRIED_SECONDS
     try:

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ SOCKET_BYTES, OWN_BYTES = 107, 86
 
 
 @contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None) -> Generator[None]:
     """Connect to the cluster at `address` (or RAY_ADDRESS), else start Ray on this machine.
 
     SIGTERM and SIGINT end the search as an interrupt. Leaving shuts down what was started here.
@@ -66,7 +66,7 @@ def ray_session(address: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(address: str) -> Iterator[None]:
+def _explained(address: str) -> Generator[None]:
     """What keeps Ray from starting, or from answering, as a RunError that says what to do."""
     try:
         yield
@@ -90,7 +90,7 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 
 @contextmanager
-def _alone() -> Iterator[Path]:
+def _alone() -> Generator[Path]:
     """A new folder for the temporary files of a Ray that starts, all of whose processes inherit the
     environment that there is meanwhile: whichever of them looks for a cluster, by an address or in
     the file `ray_current_cluster`, finds this one.

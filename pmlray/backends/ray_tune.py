@@ -51,7 +51,8 @@ class PackSearcher(Searcher):
         self._packs: dict[str, Pack] = {}
         self.error: PmlrayError | None = None
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    # Ray's declaration leaves out the text that says that nothing is left.
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # pyrefly: ignore[bad-override]
         """The next pack; Tune waits while packs run, and ends when nothing is left."""
         if self.error is not None:
             return self.FINISHED

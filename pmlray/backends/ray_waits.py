@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
 from ray.exceptions import GetTimeoutError, RayError
@@ -45,7 +45,7 @@ def await_actors(runner: RayTrainRunner) -> None:
 
 
 @contextmanager
-def watching(runner: RayTrainRunner) -> Iterator[None]:
+def watching(runner: RayTrainRunner) -> Generator[None]:
     """While this lasts, say what is waited for where no worker is there, every SAY_SECONDS; after
     START_SECONDS of it, or GROWN_SECONDS where the cluster can grow, end the runs that wait."""
     over = threading.Event()

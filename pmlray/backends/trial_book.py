@@ -44,7 +44,11 @@ class _Entry:
     @property
     def is_complete(self) -> bool:
         trial = self.trial
-        return trial.state == TrialState.COMPLETE and math.isfinite(trial.values[0])
+        return (
+            trial.state == TrialState.COMPLETE
+            and trial.values is not None
+            and math.isfinite(trial.values[0])
+        )
 
 
 class TrialBook:

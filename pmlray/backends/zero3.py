@@ -8,7 +8,7 @@ runtime/zero/parameter_offload.py), and shards the fresh adapter only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from inspect import getclosurevars
 from typing import Any
@@ -215,7 +215,7 @@ def _whole(gathered: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def sharded_loading(config: dict[str, Any]) -> Iterator[None]:
+def sharded_loading(config: dict[str, Any]) -> Generator[None]:
     """Weights that transformers loads meanwhile are sharded as they come; later models are not."""
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 

@@ -66,7 +66,8 @@ def _size_lines(size: Mapping[str, Any]) -> list[str]:
 
 
 def _residual_lines(law: Mapping[str, Any]) -> list[str]:
-    found, lines = law["residuals"], []
+    found = law["residuals"]
+    lines: list[str] = []
     tested = {t["along"]: t["p_value"] for t in found["trends"] if t["p_value"] is not None}
     if found["structure_left"]:
         left = ", ".join(f"{along} (p {tested[along]:.2g})" for along in found["structure_left"])

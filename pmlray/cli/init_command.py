@@ -98,7 +98,8 @@ def write_search(
     n_layers = source.geometry.n_layers
     if layer is not None and layer >= n_layers:
         raise SpecError(f"--layer is {layer}, but {model} has layers 0 to {n_layers - 1}")
-    tokens, guessed = [], False
+    tokens: list[int] = []
+    guessed = False
     if records is not None:
         targets = [target for _, target in read_records(records)]
         counted = _count(source, targets)

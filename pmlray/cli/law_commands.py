@@ -55,7 +55,7 @@ def fit(
 ) -> None:
     """Fit the memory law to observations."""
     if form not in ("auto", *get_args(Form)):
-        known = ", ".join(get_args(Form))
+        known: str = ", ".join(get_args(Form))
         raise typer.BadParameter(f"use {known} or auto", param_hint="--form")
     chosen: Form | Literal["auto"] = form  # type: ignore[assignment]
     data, left_out = _points(file, base_loss, optimisation_limited)
@@ -66,8 +66,7 @@ def fit(
     if delta_loss is not None and not targets:
         raise typer.BadParameter("give a --target to size for", param_hint="--delta-loss")
     forms, own = _law_of(file)
-    given = {"loss": loss, "saturated": saturated}
-    options = replace(own, **{name: value for name, value in given.items() if value is not None})
+    options = replace(own, loss=loss or own.loss, saturated=saturated or own.saturated)
     found = fit_law(data, chosen, forms=forms, targets=targets, options=options)
     law = found.to_json(delta_loss) | {"n_left_out": left_out}
     text = f"{describe_law_json(law)}\n{describe_checklist(law)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -76,7 +76,7 @@ def shown_live(
     waiting: str,
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
-) -> Iterator[Show]:
+) -> Generator[Show]:
     """A callback that shows each new standing: in place in a terminal, else line by line.
 
     waiting: what a terminal shows before the first one. clock: seconds, from any beginning, by
@@ -111,7 +111,7 @@ def shown_live(
 
 
 @contextmanager
-def live_progress() -> Iterator[Callable[[Progress], None]]:
+def live_progress() -> Generator[Callable[[Progress], None]]:
     """A callback for a study that shows each change as it happens."""
     with shown_live("pmlray", "starting Ray ...") as show:
         yield lambda progress: show(standing_of(progress))

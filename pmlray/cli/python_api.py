@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,7 +203,7 @@ def read_profile(path: str | Path | None) -> ClusterProfile:
 
 
 @contextmanager
-def train_extra() -> Iterator[None]:
+def train_extra() -> Generator[None]:
     """Imports that need the train extra say so when it is missing."""
     # One of them is torch.
     bound_waits(os.environ)
@@ -221,7 +221,7 @@ def _silent(_line: str) -> None:
 
 
 @contextmanager
-def _own_signals() -> Iterator[None]:
+def _own_signals() -> Generator[None]:
     """A run's handlers of SIGINT and SIGTERM end with it; whose program it is in has its own."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 from pmlray.cli.driver import SPEC_FILE
 from pmlray.config.kept import Card, read_kept
-from pmlray.config.model_spec import Dtype, DtypeChoice
+from pmlray.config.model_spec import Dtype, DtypeChoice, Model
 from pmlray.config.models import require_present, resolve_model
 from pmlray.config.prepared import PreparedSearch
 from pmlray.config.search_spec import (
     Budget,
     Design,
-    Model,
     SearchSpec,
     Space,
     Task,

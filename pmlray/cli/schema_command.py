@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import typer
+from pydantic import BaseModel
 
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.compare_spec import CompareSpec
 
-KINDS = {"search": SearchSpec, "comparison": CompareSpec, "profile": ClusterProfile}
-FileKind = StrEnum("FileKind", list(KINDS))
+FileKind = Literal["search", "comparison", "profile"]
+KINDS: dict[FileKind, type[BaseModel]] = {
+    "search": SearchSpec,
+    "comparison": CompareSpec,
+    "profile": ClusterProfile,
+}
 
 
 def schema(kind: FileKind = typer.Argument(..., help="Which kind of YAML file.")) -> None:
@@ -20,7 +24,7 @@ def schema(kind: FileKind = typer.Argument(..., help="Which kind of YAML file.")
     typer.echo(json.dumps(file_schema(kind), indent=2))
 
 
-def file_schema(kind: str) -> dict[str, Any]:
+def file_schema(kind: FileKind) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of `search`, `comparison` or `profile` files.
 
     What only pmlray can tell, such as whether a model has that layer, it leaves to `validate`.

@@ -145,7 +145,9 @@ def _token_json(
     moved: Observation | None,
 ) -> dict[str, Any]:
     traced = traces.get(tally.sequence_id)
-    row = asdict(tally) | {"token": asdict(traced[tally.position]) if traced else None}
+    row: dict[str, Any] = asdict(tally) | {
+        "token": asdict(traced[tally.position]) if traced else None
+    }
     for name, o in (("run_p", run), ("moved_p", moved)):
         row[name] = o and o.token_p[tally.position]
     # Recalled at the other layer.

@@ -9,20 +9,19 @@ from typing import Annotated, get_args
 from pydantic import Field, model_validator
 
 from pmlray.config.memft_options import MEMFT_METHODS, Memft, MemftOptions
+from pmlray.config.model_spec import Model, without_former_dtype
 from pmlray.config.part import Part, PositiveInt
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import (
     Budget,
     Design,
     Evaluate,
-    Model,
     Probe,
     SearchSpec,
     Seed,
     SequenceId,
     Space,
     Task,
-    without_former_dtype,
 )
 from pmlray.types import DesignPoint, Method
 

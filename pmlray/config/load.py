@@ -1,8 +1,5 @@
 """Read search files and profiles; every complaint names the key, the line and what is allowed."""
 
-# PyYAML's stubs leave the parameters of what is used here untyped, which strict would not have.
-# pyright: basic
-
 from __future__ import annotations
 
 import json
@@ -28,9 +25,10 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
 
 def load_spec(kind: type[Spec], path: Path, overrides: Sequence[str] = ()) -> Spec:
     """Validate a YAML file as `kind`; SpecError names file, line, key and what is allowed."""
-    data, lines = parse_yaml(read_text(path), str(path))
-    if not isinstance(data, dict):
+    found, lines = parse_yaml(read_text(path), str(path))
+    if not isinstance(found, dict):
         raise SpecError(f"{path}: expected keys and values, such as 'name: my_search'")
+    data: dict[str, Any] = found
     for override in overrides:
         _apply(override, data, lines)
     try:
@@ -58,9 +56,11 @@ def _apply(override: str, data: dict[str, Any], lines: dict[KeyPath, str]) -> No
     *parents, last = key.split(".")
     level = data
     for parent in parents:
-        level = level.setdefault(parent, {})
-        if not isinstance(level, dict):
+        found = level.setdefault(parent, {})
+        if not isinstance(found, dict):
             raise SpecError(f"--set {override}: {parent} holds a value, not keys")
+        below: dict[str, Any] = found
+        level = below
     level[last], _ = parse_yaml(text, f"--set {override}")
     at: KeyPath = ()
     for part in key.split("."):

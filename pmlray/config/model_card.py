@@ -24,7 +24,8 @@ def card_head(spec: SearchSpec) -> str:
         tags=[*TAGS, spec.task.kind],
         base_model_relation="adapter",
     )
-    front = data.to_yaml()  # pyright: ignore[reportUnknownMemberType] - a default is untyped
+    # One of its options has no type.
+    front = data.to_yaml()  # pyrefly: ignore[partially-unknown-type]
     return f"---\n{front}\n---\n\n"
 
 

@@ -135,7 +135,7 @@ def geometry_from_config(config: Mapping[str, Any], where: str) -> Geometry:
                 f" of {' or '.join(ARCHITECTURES)} (mlp.down_proj, rotary positions, causal"
                 " attention)"
             )
-        if "sliding_attention" in (config.get("layer_types") or ()):
+        if "sliding_attention" in (config.get("layer_types") or []):
             raise ModelError(
                 f"{where}: sliding-window layers are not supported, only full attention"
             )
@@ -196,7 +196,7 @@ def _folder_identity(folder: Path) -> str:
 
 
 def _hub_geometry(model_id: str, revision: str) -> Geometry:
-    from huggingface_hub import hf_hub_download  # pyright: ignore[reportUnknownVariableType]
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -204,10 +204,7 @@ def _hub_geometry(model_id: str, revision: str) -> Geometry:
     )
 
     try:
-        # Its progress bar is not typed.
-        path: str = hf_hub_download(  # pyright: ignore[reportUnknownVariableType]
-            model_id, "config.json", revision=revision
-        )
+        path = hf_hub_download(model_id, "config.json", revision=revision)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"cannot read config.json of {model_id} at {revision} from the hub: {error}"

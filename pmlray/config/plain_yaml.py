@@ -1,7 +1,5 @@
 """YAML as plain data: nothing in it is executed, refers to itself or grows when it is expanded."""
 
-# PyYAML's stubs leave its loaders' internals untyped.
-# pyright: basic
 from __future__ import annotations
 
 import re
@@ -26,7 +24,8 @@ class _Loader(yaml.SafeLoader):
     """YAML whose `1e-2` is a number, as in YAML 1.2, and whose keys may not repeat."""
 
 
-_Loader.add_implicit_resolver(
+# PyYAML has no types of its own.
+_Loader.add_implicit_resolver(  # pyrefly: ignore[partially-unknown-type]
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf)$|^\.(nan|NaN)$"),
     list("-+0123456789."),
@@ -51,7 +50,8 @@ def parse_yaml(text: str, where: str) -> tuple[Any, dict[KeyPath, str]]:
         if node is None:
             return None, {}
         _note_lines(node, (), lines, where)
-        return loader.construct_document(node), lines
+        data: Any = loader.construct_document(node)  # pyrefly: ignore[partially-unknown-type]
+        return data, lines
     except yaml.YAMLError as error:
         raise SpecError(f"{where}: not valid YAML: {error}") from error
     except RecursionError as error:

@@ -14,8 +14,9 @@ from tokenizers import Tokenizer
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.dtype import settle
 from pmlray.config.load import load_search, load_spec, read_text
+from pmlray.config.model_spec import Model
 from pmlray.config.models import ModelSource, resolve_model
-from pmlray.config.search_spec import Model, SearchSpec
+from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import DataError, SpecError
 from pmlray.memory import TaskSource, build_memory, read_records
 from pmlray.types import DesignPoint, Method, Phase, PlannedRun

@@ -42,7 +42,7 @@ class History:
 
     def took(self, point: DesignPoint, replicate: Replicate) -> bool:
         """Whether this run was chosen already."""
-        return replicate in self._taken.get(point, ())
+        return replicate in self._taken.get(point, set())
 
     def next_replicates(
         self, cells: Sequence[DesignPoint], replicates: Sequence[Replicate]
@@ -52,7 +52,7 @@ class History:
         # Stable: among equals the order of the spec.
         balanced = sorted(replicates, key=self._uses.__getitem__)
         for cell in cells:
-            taken = self._taken.get(cell, ())
+            taken = self._taken.get(cell, set())
             for replicate in balanced:
                 if replicate not in taken:
                     yield cell, replicate

@@ -29,7 +29,9 @@ class Admission:
         self._room = room
         self._asks = [_ask(member, recipe.batch_size) for member in members]
         self._groups = sorted(
-            groups.values(), key=lambda group: -max(members[i].train_steps for i in group)
+            groups.values(),
+            key=lambda group: max(members[i].train_steps for i in group),
+            reverse=True,
         )
 
     @property

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -126,7 +126,7 @@ class BaseModel:
         return body.norm(hidden)[0]
 
     @contextmanager
-    def with_adapter(self, delta: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    def with_adapter(self, delta: Callable[[Tensor], Tensor]) -> Generator[None]:
         """Add `delta(adapter input)` to block k's output in ordinary forward and generate calls."""
         seen: list[Tensor] = []
 

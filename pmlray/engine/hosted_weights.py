@@ -6,7 +6,7 @@ far: the tests bring copies in on a CPU, and count those that are alive.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class HostedWeights:
             )
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Generator[None]:
         """Keep all of them on the device meanwhile: generation calls every module for every token,
         and each call would bring its weights in anew."""
         with ExitStack() as stack:

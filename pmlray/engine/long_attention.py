@@ -12,7 +12,7 @@ heads that share a key head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -103,7 +103,7 @@ def _gradients(
 
 
 @contextmanager
-def _bfloat16_factors() -> Iterator[None]:
+def _bfloat16_factors() -> Generator[None]:
     """Products of fp32 tensors go by factors rounded to bfloat16 and sums in fp32, where the CPU
     multiplies bfloat16."""
     onednn: Any = torch.backends.mkldnn

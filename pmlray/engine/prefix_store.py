@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -159,7 +159,7 @@ class PrefixStore:
         return found
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
+    def _lock(self) -> Generator[None]:
         """One builder a node at a time; the lock of a killed one is free at once."""
         _own_folder(self._folder)
         end = time.monotonic() + PATIENCE_SECONDS

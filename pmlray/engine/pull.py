@@ -94,7 +94,7 @@ def _smollm2(made: Path) -> dict[str, Any]:
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
     )
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     _strip_quantisation(model)
     model.save_pretrained(str(made))
     tokenizer.save_pretrained(str(made))

@@ -55,4 +55,4 @@ def base_trend(data: LawData) -> BaseTrend:
     of_text = np.bincount(text.reshape(-1), off) / np.bincount(text.reshape(-1))
     spread = float(of_text.std(ddof=1)) if texts.size > 1 else 0.0
     sd = max(spread, FLOOR_SHARE * typical)
-    return BaseTrend(level, slope, middle, typical, sd, int(texts.size), known=True)
+    return BaseTrend(level, slope, middle, typical, sd, texts.size, known=True)

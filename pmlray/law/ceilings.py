@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from pmlray.law.data import FloatArray
 from pmlray.law.drift import Drift
 from pmlray.law.power import PowerLaw
-from pmlray.law.protocol import Form
+from pmlray.law.protocol import Form, Law
 from pmlray.law.saturation import (
     saturate,
     saturate_exponentially,
@@ -27,20 +27,14 @@ class _CappedLaw(ABC):
 
     __slots__ = ()
 
-    coef: float
-    rank_exponent: float
-    len_exponent: float
-    offset: float
-    base_loss: float
-    budget_exponent: float
-    ref_steps: float
-    fits_budget: bool
-    drift: Drift | None
-
     @property
     @abstractmethod
-    def form(self) -> Form:
-        """Which form it is."""
+    def uncapped(self) -> PowerLaw:
+        """z, the law without its ceiling."""
+
+    @abstractmethod
+    def _base_losses(self, given: ArrayLike | None) -> FloatArray:
+        """Those given, else the law's own L0."""
 
     @abstractmethod
     def _cap(self, z: FloatArray, base_loss: FloatArray) -> tuple[FloatArray, ...]:
@@ -49,20 +43,6 @@ class _CappedLaw(ABC):
     @abstractmethod
     def _uncap(self, delta_loss: float) -> float:
         """z that the cap turns into delta_loss; inf at or above L0."""
-
-    @property
-    def uncapped(self) -> PowerLaw:
-        """z, the law without its ceiling."""
-        return PowerLaw(
-            self.coef,
-            self.rank_exponent,
-            self.len_exponent,
-            self.offset,
-            self.budget_exponent,
-            self.ref_steps,
-            self.fits_budget,
-            self.drift,
-        )
 
     @property
     def param_names(self) -> tuple[str, ...]:
@@ -74,19 +54,6 @@ class _CappedLaw(ABC):
         """Free parameters in the order of `param_names`."""
         return self.uncapped.params
 
-    def with_params(self, params: ArrayLike) -> Self:
-        """The same law with other free parameters, shape (P,)."""
-        z = self.uncapped.with_params(params)
-        return replace(
-            self,  # type: ignore[type-var]
-            coef=z.coef,
-            rank_exponent=z.rank_exponent,
-            len_exponent=z.len_exponent,
-            offset=z.offset,
-            budget_exponent=z.budget_exponent,
-            drift=z.drift,
-        )
-
     def predict(
         self,
         lora_rank: ArrayLike,
@@ -95,7 +62,7 @@ class _CappedLaw(ABC):
         base_loss: ArrayLike | None = None,
     ) -> FloatArray:
         """delta_loss in nats per token; `base_loss` (nats per token) replaces the law's own."""
-        cap = np.asarray(self.base_loss if base_loss is None else base_loss, dtype=float)
+        cap = self._base_losses(base_loss)
         return self._cap(self.uncapped.predict(lora_rank, seq_len, train_steps), cap)[0]
 
     def jacobian(
@@ -109,7 +76,7 @@ class _CappedLaw(ABC):
 
         The factors are derived in pmlray.law.saturation.
         """
-        cap = self.base_loss if base_loss is None else base_loss
+        cap = self._base_losses(base_loss)
         r, length, t, cap = (
             x.ravel() for x in np.broadcast_arrays(lora_rank, seq_len, train_steps, cap)
         )
@@ -128,9 +95,18 @@ class _CappedLaw(ABC):
         """The steps at which z is what the ceiling turns into delta_loss; inf at or above L0."""
         return self.uncapped.invert_steps(lora_rank, seq_len, self._uncap(delta_loss))
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields and the form."""
-        return {"form": self.form, **asdict(self)}  # type: ignore[call-overload]
+
+def _uncapped(law: Law) -> PowerLaw:
+    return PowerLaw(
+        law.coef,
+        law.rank_exponent,
+        law.len_exponent,
+        law.offset,
+        law.budget_exponent,
+        law.ref_steps,
+        law.fits_budget,
+        law.drift,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +135,11 @@ class CeilingLaw(_CappedLaw):
         return "ceiling"
 
     @property
+    def uncapped(self) -> PowerLaw:
+        """z, the law without its ceiling."""
+        return _uncapped(self)
+
+    @property
     def param_names(self) -> tuple[str, ...]:
         """log_coef, rank_exponent, len_exponent, offset[, budget_exponent], log_sharpness."""
         return (*self.uncapped.param_names, "log_sharpness")
@@ -168,7 +149,7 @@ class CeilingLaw(_CappedLaw):
         """Free parameters in the order of `param_names`."""
         return np.append(self.uncapped.params, math.log(self.sharpness))
 
-    def with_params(self, params: ArrayLike) -> CeilingLaw:
+    def with_params(self, params: ArrayLike) -> Self:
         """The same law with other free parameters, shape (P,)."""
         values = np.asarray(params, dtype=float)
         z = self.uncapped.with_params(values[:-1])
@@ -182,6 +163,13 @@ class CeilingLaw(_CappedLaw):
             budget_exponent=z.budget_exponent,
             drift=z.drift,
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields and the form."""
+        return {"form": self.form, **asdict(self)}
+
+    def _base_losses(self, given: ArrayLike | None) -> FloatArray:
+        return np.asarray(self.base_loss if given is None else given, dtype=float)
 
     def _cap(self, z: FloatArray, base_loss: FloatArray) -> tuple[FloatArray, ...]:
         return saturate(z, base_loss, self.sharpness)
@@ -213,6 +201,31 @@ class ExponentialCeilingLaw(_CappedLaw):
     def form(self) -> Form:
         """`exponential_ceiling`."""
         return "exponential_ceiling"
+
+    @property
+    def uncapped(self) -> PowerLaw:
+        """z, the law without its ceiling."""
+        return _uncapped(self)
+
+    def with_params(self, params: ArrayLike) -> Self:
+        """The same law with other free parameters, shape (P,)."""
+        z = self.uncapped.with_params(params)
+        return replace(
+            self,
+            coef=z.coef,
+            rank_exponent=z.rank_exponent,
+            len_exponent=z.len_exponent,
+            offset=z.offset,
+            budget_exponent=z.budget_exponent,
+            drift=z.drift,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields and the form."""
+        return {"form": self.form, **asdict(self)}
+
+    def _base_losses(self, given: ArrayLike | None) -> FloatArray:
+        return np.asarray(self.base_loss if given is None else given, dtype=float)
 
     def _cap(self, z: FloatArray, base_loss: FloatArray) -> tuple[FloatArray, ...]:
         return saturate_exponentially(z, base_loss)

@@ -181,7 +181,7 @@ def form_fit(found: FormPosterior, options: FitOptions) -> LawFit:
     names = zip(law.param_names, open_.tolist(), strict=True)
     drift_names = () if law.drift is None else law.drift.names
     scale = np.sqrt(np.maximum(np.diag(information), 1e-300))
-    eigenvalues = np.linalg.eigvalsh(information / np.outer(scale, scale))
+    eigenvalues: FloatArray = np.linalg.eigvalsh(information / np.outer(scale, scale))
     condition = eigenvalues[-1] / eigenvalues[0] if eigenvalues[0] > 0 else math.inf
     return LawFit(
         law=law,

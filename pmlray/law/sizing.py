@@ -10,6 +10,7 @@ import numpy as np
 from pmlray.errors import DataError
 from pmlray.law.averaging import AveragedSamples
 from pmlray.law.data import FloatArray
+from pmlray.law.protocol import Law
 from pmlray.types import DesignPoint
 
 # Beyond these nothing is told but that it is beyond: adapters are at least of rank 1, and no
@@ -77,7 +78,7 @@ def size_for(
         raise DataError(f"a wanted delta_loss of {delta_loss} is no number of nats per token")
     r, length, t = float(point.lora_rank), float(point.seq_len), float(point.train_steps)
     base = float(samples.base.at(point.seq_len))
-    laws = [] if delta_loss > base else samples.laws_at(point.seq_len)
+    laws: list[Law] = [] if delta_loss > base else samples.laws_at(point.seq_len)
     n_beyond = samples.sigma.size - len(laws)
     ranks = [law.invert_rank(length, t, delta_loss) for law in laws] + [np.inf] * n_beyond
     lengths = [law.invert_len(r, t, delta_loss) for law in laws] + [0.0] * n_beyond

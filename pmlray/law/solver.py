@@ -121,7 +121,8 @@ def _damped_step(
     damped = hess + (damping[:, None] * scale)[:, :, None] * identity
     if not free.all():
         damped = np.where(free[:, :, None] & free[:, None, :], damped, identity)
-    return np.linalg.solve(damped, -(grad * free)[:, :, None])[:, :, 0]
+    steps: NDArray[np.floating[Any]] = np.linalg.solve(damped, -(grad * free)[:, :, None])
+    return steps[:, :, 0]
 
 
 def _normal_equations(

@@ -86,7 +86,7 @@ def unseen_error(error_N: FloatArray, data: LawData) -> UnseenError | None:
     mean_K = np.bincount(cell.reshape(-1), error_N[known]) / counts
     middle = float(mean_K.mean())
     half = NORMAL_90 * float(mean_K.std(ddof=1)) / math.sqrt(counts.size)
-    return UnseenError(middle, max(middle - half, 0.0), middle + half, int(counts.size))
+    return UnseenError(middle, max(middle - half, 0.0), middle + half, counts.size)
 
 
 def extrapolation_errors(data: LawData, forms: Sequence[Form], options: FitOptions) -> FloatArray:

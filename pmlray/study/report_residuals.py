@@ -19,7 +19,7 @@ _TIPS = (
 
 def residual_panels(result: SearchResult) -> tuple[Panel, ...]:
     """Signed residuals of the fitted runs against rank, prediction, steps and sequence."""
-    rows = [row for row in residual_rows(result) if is_fitted(row)]
+    rows: list[Row] = [row for row in residual_rows(result) if is_fitted(row)]
     if not rows:
         return ()
     rows = [{**row, "pair": f"{row['sequence_id']}, {row['seed']}"} for row in rows]

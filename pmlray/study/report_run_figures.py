@@ -168,7 +168,7 @@ def token_panels(result: SearchResult) -> tuple[Panel, ...]:
 
 def cost_panels(result: SearchResult) -> tuple[Panel, ...]:
     """gpu_seconds by round, stacked by phase, and of every run against its length."""
-    rows = [{**observation_row(o), "kind": o.phase} for o in result.observations]
+    rows: list[Row] = [{**observation_row(o), "kind": o.phase} for o in result.observations]
     spent: dict[tuple[int, str], float] = defaultdict(float)
     for row in rows:
         spent[row["round"], row["kind"]] += row["gpu_seconds"]

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pmlray.config.model_spec import Model
 from pmlray.config.models import DESCRIPTIONS
-from pmlray.config.search_spec import Model
 from pmlray.law import CAPPED, LawSummary
 from pmlray.law.certificate import Certificate
 from pmlray.study.compare import MemftPair

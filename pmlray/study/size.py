@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Literal
 
+from pmlray.config.model_spec import Model
 from pmlray.config.models import Geometry
 from pmlray.config.prepared import PreparedSearch
 from pmlray.config.recipe import Recipe
@@ -19,7 +20,6 @@ from pmlray.config.search_spec import (
     Budget,
     Design,
     Evaluate,
-    Model,
     Probe,
     SearchSpec,
     Space,

@@ -11,6 +11,7 @@ import numpy as np
 
 from pmlray.errors import DataError
 from pmlray.law import Estimate, LawSummary
+from pmlray.law.data import FloatArray
 from pmlray.study.size import Wanted
 from pmlray.study.size_loss import NeededLoss, needed_loss
 from pmlray.types import DesignPoint, Observation
@@ -124,19 +125,27 @@ def needed_rank(
             return math.nan
         return anchor.point.lora_rank * alone(invert, loss, noise) / at_anchor
 
-    for told in (rescaled, alone) if anchor is not None else (alone,):
-        middle = [told(one.invert_rank, needed.value, (0.0, 0.0)) for one in laws]
+    def ranks(
+        told: Callable[[Invert, float, tuple[float, float]], float],
+    ) -> tuple[FloatArray, FloatArray]:
+        """By each law, with noise and without; ascending, without what is not known."""
         drawn = [
             told(one.invert_rank, loss, (own, of_anchor))
             for one, loss, own, of_anchor in zip(laws, losses, *noise.tolist(), strict=True)
         ]
-        known = np.sort([rank for rank in drawn if not math.isnan(rank)])
-        certain = np.sort([rank for rank in middle if not math.isnan(rank)])
-        if known.size and certain.size:
-            break
+        middle = [told(one.invert_rank, needed.value, (0.0, 0.0)) for one in laws]
+        return _known(drawn), _known(middle)
+
+    known, certain = ranks(alone if anchor is None else rescaled)
+    if not (known.size and certain.size):
+        known, certain = ranks(alone)
     edge = int((1.0 - level) / 2.0 * (known.size - 1))
     value = float(certain[(certain.size - 1) // 2])
     return Estimate(value, float(known[edge]), float(known[known.size - 1 - edge]))
+
+
+def _known(values: Sequence[float]) -> FloatArray:
+    return np.sort([value for value in values if not math.isnan(value)])
 
 
 def _with_noise(loss: float, noise: float, base_loss: float) -> float:

@@ -23,12 +23,12 @@ def tuned_rates(spec: CompareSpec, observations: Sequence[Observation]) -> Mappi
     for point in spec.design_points():
         for method in spec.all_methods():
             cell = (point, method)
-            known = [rate for rate in tuning.learning_rates if (cell, rate) in tried]
-            rates[cell] = max(
-                known,
-                key=lambda rate, cell=cell: _quality(tried[cell, rate]),
-                default=tuning.learning_rates[0],
-            )
+            known = {
+                rate: _quality(tried[cell, rate])
+                for rate in tuning.learning_rates
+                if (cell, rate) in tried
+            }
+            rates[cell] = max(known, key=known.__getitem__, default=tuning.learning_rates[0])
     return rates
 
 
