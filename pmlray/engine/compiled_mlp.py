@@ -4,7 +4,7 @@ One compilation serves all layers and all numbers of positions; it is made when 
 as none may be made while a CUDA graph is captured. **Never run on a GPU so far**: so it is first
 compared with the MLP as it is, and where it cannot be compiled or differs, layers stay as they are.
 `TORCHDYNAMO_DISABLE=1` in a worker's environment does without. Not on a CPU: there a layer compiled
-gained little and took a minute to compile (`scripts/bench/engine_notes.md`).
+gained little and took a minute to compile (`scripts/bench/results/engine_log.md`).
 """
 
 from __future__ import annotations

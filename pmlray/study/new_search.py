@@ -18,7 +18,8 @@ from pmlray.memory import TaskKind, TaskSource
 from pmlray.study.plan import first_cost, is_large
 from pmlray.study.size import BATCH_SIZE, SHARES, default_layer, default_steps
 
-# Replays of exhaustive grids needed 12 and 19 % of their cost (README), and rates are guesses.
+# Replays of exhaustive grids needed 12 and 19 % of their cost (scripts/bench/results/design.md),
+# and rates are guesses.
 BUDGET_SHARE = 0.25
 MEMFT_SHARE = 0.3
 # Fewer tokens than nearly every text has, for a base whose tokenizer is not at hand.

@@ -30,11 +30,11 @@ from pmlray.config.search_spec import (
 from pmlray.errors import DataError, SpecError
 from pmlray.types import DesignPoint, Method, PlannedRun
 
-# The method of the adapter that is kept: where methods were compared (README) it recalled at least
-# as much as SFT in the same steps, and it ends once all records are recalled. memft_sw, the best at
-# the boundary of PhoneBook at rates tuned for it, fell behind on 300 records at this recipe. The
-# law stays one of SFT's loss: MemFT recalls at losses that say nothing about SFT's, so that the
-# rank is sized for SFT and checked by decoding.
+# The method of the adapter that is kept: where methods were compared
+# (scripts/bench/results/memft.md) it recalled at least as much as SFT in the same steps, and it
+# ends once all records are recalled. memft_sw, the best at the boundary of PhoneBook at rates tuned
+# for it, fell behind on 300 records at this recipe. The law stays one of SFT's loss: MemFT recalls
+# at losses that say nothing about SFT's, so that the rank is sized for SFT and checked by decoding.
 METHOD: Method = "memft_ot"
 # Records a step: an adapter needs many steps more than it needs large ones.
 BATCH_SIZE = 8

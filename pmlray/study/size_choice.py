@@ -17,7 +17,7 @@ from pmlray.study.size_loss import NeededLoss, needed_loss
 from pmlray.types import DesignPoint, Observation
 
 # Standard deviation of the log of a run's final loss over seeds, the records being the same: 0.16
-# of SFT on five random texts, 0.07 on 75 facts (README.md, "Sizing 300 facts").
+# of SFT on five random texts, 0.07 on 75 facts (scripts/bench/results/sizing.md).
 RUN_NOISE = 0.16
 # The rank that reaches a delta_loss at (l, T), as `Law.invert_rank`.
 Invert = Callable[[float, float, float], float]

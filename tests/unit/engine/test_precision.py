@@ -17,7 +17,8 @@ from pmlray.engine.base_model import load_base_model
 from pmlray.engine.row_attention import CPU_SHORT_LENGTH
 from tests.unit.engine.conftest import make_run, random_record, train
 
-# Of delta_loss, and stated in README. Tens of steps: over thousands, runs drift as two seeds do.
+# Of delta_loss, stated in scripts/bench/results/precision.md. Tens of steps: over thousands, runs
+# drift as two seeds do.
 TOLERANCE = 0.02
 PROMPT = 5
 SHORT, LONG = CPU_SHORT_LENGTH - PROMPT, CPU_SHORT_LENGTH + 50
