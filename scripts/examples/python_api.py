@@ -1,7 +1,8 @@
 """pmlray in Python, cell by cell: plan a search, run it, read its law, ask it for a rank.
 
 Runs as a script and, cell by cell (`# %%`), in VS Code, Spyder or Jupyter with Jupytext. Instead of
-training, a shipped table of real runs answers (SmolLM2-135M, PhoneBook): seconds, no GPU, no Ray.
+training, a shipped table of real runs answers (SmolLM2-135M-Instruct, PhoneBook): seconds, no GPU,
+no Ray.
 """
 
 # %% A search is a file; anything in it can be overridden.
@@ -9,12 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-import optuna
-
-from pmlray import LawSampler, Search, fit_law, read_law_data
+from pmlray import Search, fit_law, read_law_data
 
 TABLES = ROOT / "searches" / "tables"
 search = Search.load(
@@ -24,7 +23,7 @@ search = Search.load(
         "budget.gpu_seconds=160",
         "law.n_bootstrap=100",
     ],
-    store=Path(tempfile.mkdtemp()) / "explore",
+    store=Path(tempfile.mkdtemp()) / "python_api",
 )
 plan = search.plan()
 print(plan.describe())
@@ -59,32 +58,3 @@ print(f"  recalled there: {worst.recall.exact:.0%} of the records")
 # %% Any measurements will do: one fit of one form, without a search.
 everything = fit_law(read_law_data(TABLES / "smollm2_phonebook.csv"), "ceiling")
 print(f"{everything.fit.law.form} law of all {everything.fit.n_obs} runs: {everything.fit.law}")
-
-# %% The rule that chose the points works in anybody's Optuna study.
-from pmlray.study.plan import design_settings, design_space, first_cost
-
-sampler = LawSampler(
-    design_space(search.prepared),
-    design_settings(search.prepared),
-    ("ceiling",),
-    first_cost(search.prepared, gpu=False),
-    budget=1e6,
-)
-
-
-def objective(trial: optuna.Trial) -> float:
-    """A made-up experiment: the fitted law stands in for training."""
-    values = {
-        name: trial.suggest_int(name, d.low, d.high, log=d.log)
-        for name, d in sampler.distributions.items()
-        if isinstance(d, optuna.distributions.IntDistribution)
-    }
-    trial.set_user_attr("base_loss", 5.0)
-    point = (values["lora_rank"], values["seq_len"], values["train_steps"])
-    return min(5.0, float(everything.fit.law.predict(*point)))
-
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-study = optuna.create_study(direction="maximize", sampler=sampler)
-study.optimize(objective, n_trials=10)
-print(f"{len(study.trials)} trials chosen, the last at {study.trials[-1].params}")

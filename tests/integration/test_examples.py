@@ -1,0 +1,70 @@
+"""Every example of scripts/examples runs as it stands, and its README lists every one."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import ROOT, end_group
+
+EXAMPLES = ROOT / "scripts" / "examples"
+
+pytestmark = pytest.mark.slow
+
+
+def output_of(name: str, *arguments: str) -> str:
+    """What an example prints."""
+    process = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        out, err = process.communicate(timeout=280)
+    finally:
+        end_group(process)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+def test_its_readme_lists_every_example() -> None:
+    listed = re.findall(r"^- \[(\w+\.py)\]", (EXAMPLES / "README.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+def test_a_law_is_fitted_to_a_csv(tmp_path: Path) -> None:
+    out = output_of("one_law.py")
+    assert "DesignPoint(lora_rank=64, seq_len=1280, train_steps=160)" in out
+    assert "longest text at that rank" in out
+    mine = tmp_path / "mine.csv"
+    lines = [f"{r},{n},{8 * r**0.6 * n**-0.4:.4f}" for r in (1, 2, 4, 8) for n in (32, 64, 128)]
+    mine.write_text("rank,length,delta_loss_nats\n" + "\n".join(lines) + "\n")
+    assert "DesignPoint(lora_rank=16, seq_len=128, train_steps=0)" in output_of(
+        "one_law.py", str(mine)
+    )
+
+
+def test_the_sampler_chooses_in_a_plain_study() -> None:
+    out = output_of("optuna_sampler.py")
+    assert "v_optimal" in out and re.search(r"^\d+ trials, \d+ gpu_seconds$", out, re.MULTILINE)
+
+
+def test_a_search_is_read_in_python() -> None:
+    out = output_of("python_api.py")
+    assert "ceiling law of all 324 runs" in out and "90 % interval" in out
+
+
+@pytest.mark.ray
+def test_a_sizing_answers_with_a_rank(tmp_path: Path) -> None:
+    out = output_of("one_sizing.py", str(tmp_path / "sizing"))
+    assert re.search(r"^rank \d+ recalls \d of 8 records$", out, re.MULTILINE)
+    assert (tmp_path / "sizing" / "out" / "adapter" / "card.json").is_file()
+
+
+@pytest.mark.ray
+def test_a_search_runs_on_records_of_ones_own(tmp_path: Path) -> None:
+    out = output_of("own_records.py", str(tmp_path / "own"))
+    assert "report.html" in out and len(list((tmp_path / "own/store/observations").glob("*"))) >= 4
