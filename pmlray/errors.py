@@ -3,6 +3,10 @@
 Every message says what was found and what the user can do about it.
 """
 
+# What a message tells whoever lacks torch. No package index has pmlray: what may come to bear its
+# name there is somebody else's.
+INSTALL_TRAIN = "pip install -e '.[train]' in your clone of pmlray"
+
 
 class PmlrayError(Exception):
     """Base of all errors that pmlray raises on purpose."""

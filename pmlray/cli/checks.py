@@ -18,13 +18,12 @@ from packaging.requirements import Requirement
 
 import pmlray
 from pmlray.config.models import PULLABLE, cache_root, require_present, resolve_model
-from pmlray.errors import ModelError, PmlrayError
+from pmlray.errors import INSTALL_TRAIN, ModelError, PmlrayError
 
 State = Literal["ok", "warn", "fail"]
 MIN_FREE_GIB = 5.0
 MIN_MEMORY_GIB = 4.0
 LOCK = "requirements.lock"
-INSTALL_TRAIN = "pip install 'pmlray[train]'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ def packages() -> Iterator[Check]:
         extra = need.marker is not None and "train" in str(need.marker)
         if need.marker is not None and not extra:
             continue
-        install = INSTALL_TRAIN if extra else "pip install pmlray"
+        install = INSTALL_TRAIN if extra else "pip install -e . in your clone of pmlray"
         found = _installed(need.name)
         if found is None:
             yield Check(need.name, "warn" if extra else "fail", "not installed", f"run: {install}")

@@ -55,7 +55,7 @@ def planned_runs(
         "compare_id": spec.compare_id,
         "tuning_runs": spec.n_tuning_runs,
         "compared_runs": spec.n_compared_runs,
-        "gpu_seconds_about": spec.n_runs * mean,
+        "gpu_seconds_about": round(spec.n_runs * mean, 1),
     }
 
 

@@ -29,7 +29,7 @@ from pmlray.config.kept import kept_facts, read_kept
 from pmlray.config.models import TINY, require_present, resolve_model
 from pmlray.config.prepared import PreparedSearch
 from pmlray.design import CostModel
-from pmlray.errors import SpecError, StoreError
+from pmlray.errors import INSTALL_TRAIN, SpecError, StoreError
 from pmlray.study.law_search import LawSearch
 from pmlray.study.plan import design_settings, design_space, first_cost, first_pack
 from pmlray.study.progress import Progress
@@ -241,7 +241,7 @@ def _require_train_extra() -> None:
     if missing:
         raise SpecError(
             f"running a search here needs the train extra ({', '.join(missing)} missing); run:"
-            " pip install 'pmlray[train]', or send the search to a cluster with pmlray submit"
+            f" {INSTALL_TRAIN}, or send the search to a cluster with pmlray submit"
         )
 
 

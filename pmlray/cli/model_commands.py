@@ -8,7 +8,7 @@ import typer
 
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.config.models import DESCRIPTIONS, PULLABLE, PULLED_MARK, pulled_folder
-from pmlray.errors import ModelError
+from pmlray.errors import INSTALL_TRAIN, ModelError
 
 models = typer.Typer(help="Base models in pmlray's cache.", no_args_is_help=True)
 
@@ -33,7 +33,7 @@ def _pulled(model_id: str) -> Path:
         from pmlray.engine.pull import pull_model
     except ImportError as error:
         raise ModelError(
-            f"pulling a model needs the train extra ({error}); run: pip install 'pmlray[train]'"
+            f"pulling a model needs the train extra ({error}); run: {INSTALL_TRAIN}"
         ) from error
     return pull_model(model_id)
 

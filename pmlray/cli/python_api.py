@@ -17,7 +17,7 @@ from pmlray.config import ClusterProfile, SearchSpec, load_spec
 from pmlray.config.model_spec import DtypeChoice
 from pmlray.config.prepared import PreparedSearch, prepare_search, prepare_spec
 from pmlray.engine.thread_barriers import bound_waits
-from pmlray.errors import SpecError
+from pmlray.errors import INSTALL_TRAIN, SpecError
 from pmlray.study.plan import SearchPlan, plan_search
 from pmlray.study.size import Wanted
 from pmlray.types import Observation
@@ -211,8 +211,7 @@ def train_extra() -> Generator[None]:
         yield
     except ImportError as error:
         raise SpecError(
-            f"training and decoding need the train extra ({error}); run:"
-            " pip install 'pmlray[train]'"
+            f"training and decoding need the train extra ({error}); run: {INSTALL_TRAIN}"
         ) from error
 
 

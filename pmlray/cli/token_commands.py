@@ -12,7 +12,7 @@ import typer
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.token_findings import describe_tokens
 from pmlray.config.prepared import prepare_search
-from pmlray.errors import DataError, PmlrayError
+from pmlray.errors import INSTALL_TRAIN, DataError, PmlrayError
 from pmlray.study.stubborn import (
     TokenTally,
     Verdict,
@@ -108,7 +108,7 @@ def _traces(
     try:
         from pmlray.engine.token_report import trace_tokens
     except ImportError as error:
-        return {}, f"no token texts and activations: {error}; run: pip install 'pmlray[train]'"
+        return {}, f"no token texts and activations: {error}; run: {INSTALL_TRAIN}"
     try:
         search = prepare_search(store / SPEC_FILE)
         require_present(search.spec.model.id, search.source)
@@ -123,7 +123,7 @@ def _moved(store: Path, run: Observation, layer: int) -> Observation:
         from pmlray.engine.token_report import at_layer, measure_moved
     except ImportError as error:
         raise DataError(
-            f"training needs the train extra ({error}); run: pip install 'pmlray[train]'"
+            f"training needs the train extra ({error}); run: {INSTALL_TRAIN}"
         ) from error
     from pmlray.backends.file_store import FileStore
 

@@ -15,6 +15,8 @@ from pmlray.study.result import SearchResult
 from pmlray.types import DesignPoint, Method, Observation
 
 CONFIDENCE = 0.9
+# A share that is told as a whole per cent.
+LEAST_TOLD = 0.01
 NAMES: dict[Method, str] = {
     "sft": "plain fine-tuning",
     "memft_ot": "MemFT-OT",
@@ -100,11 +102,17 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str) -> tuple[str, ...]:
         (t for t in sure if t.point.seq_len == longest),
         key=lambda t: (t.point.lora_rank, t.point.train_steps),
     )
+    least = best.least_share(len(tried))
+    says = (
+        f"says with {100 * CONFIDENCE:.0f} % confidence that at least {100 * least:.0f} % of many"
+        " more like them would be."
+        if least >= LEAST_TOLD
+        else "says nothing of many more like them: repeat it with more sequences."
+    )
     words = (
         f"{_at(best).capitalize()} recalled {_count(best, unit)} word for word, for about"
         f" {best.gpu_seconds:.2g} {cost}-seconds a run. Chosen among {len(tried)} points, that"
-        f" says with {100 * CONFIDENCE:.0f} % confidence that at least"
-        f" {100 * best.least_share(len(tried)):.0f} % of many more like them would be."
+        f" {says}"
     )
     longer = [
         t for t in tried if t.point.lora_rank == best.point.lora_rank and t.point.seq_len > longest

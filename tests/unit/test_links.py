@@ -51,11 +51,11 @@ def broken_links(document: Path, root: Path) -> list[str]:
         path, _, anchor = link.partition("#")
         target = (document.parent / path).resolve() if path else document
         inside = target.is_relative_to(root)
-        if not inside or not target.exists():
-            broken.append(link)
-        elif anchor and (
-            target.suffix != ".md" or anchor not in anchors(target.read_text(encoding="utf-8"))
-        ):
+        found = inside and target.exists()
+        if found and anchor:
+            is_text = target.suffix == ".md"
+            found = is_text and anchor in anchors(target.read_text(encoding="utf-8"))
+        if not found:
             broken.append(link)
     return broken
 

@@ -103,8 +103,8 @@ def test_packages_are_held_to_what_is_declared(monkeypatch: pytest.MonkeyPatch) 
         "typer": "ok", "numpy": "fail", "not-here": "fail", "not-there": "warn",
     }  # fmt: skip
     assert "<1 is needed" in found["numpy"].detail
-    assert found["not-here"].remedy == "run: pip install pmlray"
-    assert "pmlray[train]" in found["not-there"].remedy
+    assert found["not-here"].remedy == "run: pip install -e . in your clone of pmlray"
+    assert "'.[train]'" in found["not-there"].remedy
 
 
 def test_a_cpu_that_does_not_multiply_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def test_moves_one_run_without_touching_its_store(store: Path) -> None:
 def test_counts_without_torch(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pmlray.engine.token_report", None)
     found = run_json("doctor", "tokens", str(store))
-    assert "pip install 'pmlray[train]'" in found["note"]
+    assert "pip install -e '.[train]' in your clone" in found["note"]
     assert found["tokens"][0]["token"] is None and found["ids"] == []
     shown = runner.invoke(app, ["doctor", "tokens", str(store)], catch_exceptions=False)
     assert shown.exit_code == 0 and "position" in shown.stdout

@@ -53,6 +53,14 @@ def test_the_smallest_rank_that_recalled_the_longest_texts_is_named(
     assert then.endswith("pmlray size --records FILE.jsonl --model tiny-random-llama")
 
 
+def test_one_text_among_many_points_says_nothing_of_others(
+    result: SearchResult, template: Observation
+) -> None:
+    runs = [run(template, rank, 64, 0.0, 0.5) for rank in range(2, 32)]
+    said, *_ = answer(result, [*runs, run(template, 32, 64, 1.0)])
+    assert said.endswith("says nothing of many more like them: repeat it with more sequences.")
+
+
 def test_how_sure_that_is_follows_from_how_many_were_tried(template: Observation) -> None:
     for n in (1, 2, 3, 10):
         (tried,) = tried_points([run(template, 8, 64, 1.0, text=i) for i in range(n)])
