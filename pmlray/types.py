@@ -222,10 +222,6 @@ class Observation:
         return rebuild(cls, fields)
 
 
-# The reason of a run that is `left_out`.
-LEFT_OUT = "left out: with it its pack would have spent more than it was given"
-
-
 @dataclass(frozen=True, slots=True)
 class FailedRun:
     """A run that ended without a result, with what it cost (gpu_seconds) and why.

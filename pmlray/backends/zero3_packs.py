@@ -22,6 +22,7 @@ from pmlray.config.prepared import PreparedSearch
 from pmlray.engine.adapter_card import write_card
 from pmlray.engine.base_model import render_prompt
 from pmlray.engine.evaluate import TokenScores
+from pmlray.engine.measure import LEFT_OUT
 from pmlray.engine.pack_watch import Tell, untold
 from pmlray.engine.peft_io import save_adapter
 from pmlray.engine.provenance import pack_provenance, run_provenance
@@ -30,7 +31,7 @@ from pmlray.engine.sharded import load_base
 from pmlray.errors import RunError
 from pmlray.memory import MemorySet, build_memory, prefix
 from pmlray.ports import ObservationStore
-from pmlray.types import LEFT_OUT, FailedRun, Observation, Pack, PlannedRun
+from pmlray.types import FailedRun, Observation, Pack, PlannedRun
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from pmlray.engine.ready_pack import MakeStepper, pick_device, ready_pack
 from pmlray.engine.trained import TrainedMember
 from pmlray.memory import MemorySet
 from pmlray.ports import ObservationStore
-from pmlray.types import LEFT_OUT, FailedRun, Observation, Pack
+from pmlray.types import FailedRun, Observation, Pack
 
+LEFT_OUT = "left out: with it its pack would have spent more than it was given"
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 

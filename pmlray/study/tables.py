@@ -15,7 +15,6 @@ from pmlray.design import charged_steps
 from pmlray.errors import DataError
 from pmlray.ports import ObservationStore
 from pmlray.types import (
-    LEFT_OUT,
     DesignPoint,
     FailedRun,
     Observation,
@@ -49,8 +48,6 @@ OPTIONAL_COLUMNS = {"control_delta_loss_nats": float}
 # What is divided by, or counts something.
 POSITIVE = ("rank", "length", "steps", "supervised_tokens", "gpu_seconds", "charged_steps")
 LARGEST = 2.0**62
-# A replayed pack may spend this much more than it was given, as a live one.
-TOLERANCE = 0.02
 RunId = tuple[DesignPoint, int, int]
 
 
@@ -170,49 +167,32 @@ class TableRunner:
 
     def run(self, pack: Pack) -> PackResult:
         """Answer the pack from the table."""
-        done: list[Observation] = []
-        failed: list[FailedRun] = []
+        done, failed = [], []
         ids = [(run.point, run.sequence_id, run.seed) for run in pack.runs]
         known = [i for i in ids if i in self._table.rows]
         charged = dict(zip(known, self._table.charged_steps(known, self._decay_share), strict=True))
-        left_out = self._left_out(charged, pack.gpu_seconds)
-        for place, (run, known_as) in enumerate(zip(pack.runs, ids, strict=True)):
-            row = self._table.rows.get(known_as)
-            if row is None or run.method != "sft" or known_as in left_out:
-                out = known_as in left_out
-                why = LEFT_OUT if out else "not in the table"
+        for place, run in enumerate(pack.runs):
+            row = self._table.rows.get(ids[place])
+            if row is None or run.method != "sft":
                 failure = FailedRun(
-                    run.run_key, run.point, pack.round, place, why, 0.0, left_out=out
+                    run.run_key, run.point, pack.round, place, "not in the table", 0.0
                 )
                 self._store.put_failure(failure)
                 failed.append(failure)
                 continue
-            observation = self._observation(run, row, pack.round, place, charged[known_as])
+            steps = charged[ids[place]]
+            observation = self._observation(run, row, pack.round, place, steps)
             self._store.put(observation)
             done.append(observation)
         seconds = sum(o.gpu_seconds for o in done)
         times = PackTimes(pack.pack_id, pack.round, seconds, seconds)
         return PackResult(pack, tuple(done), tuple(failed), times)
 
-    def _left_out(self, charged: Mapping[RunId, float], limit: float | None) -> set[RunId]:
-        """The runs without which a pack ends within its limit of gpu_seconds, as a live one leaves
-        them out: whole families, the dearest first."""
-        costs = {run: _gpu_seconds(self._table.rows[run], steps) for run, steps in charged.items()}
-        families = sorted(_families(costs), key=lambda own: -sum(costs[run] for run in own))
-        left_out: set[RunId] = set()
-        for family in families:
-            if limit is None or sum(costs.values()) <= (1.0 + TOLERANCE) * limit:
-                break
-            left_out |= {*family}
-            for run in family:
-                del costs[run]
-        return left_out
-
     def _observation(
         self, run: PlannedRun, row: Mapping[str, float], round_: int, place: int, charged: float
     ) -> Observation:
         steps, tokens = run.point.train_steps, int(row["supervised_tokens"])
-        gpu_seconds = _gpu_seconds(row, charged)
+        gpu_seconds = row["gpu_seconds"] * charged / row["charged_steps"]
         return Observation(
             run_key=run.run_key,
             point=run.point,
@@ -245,23 +225,14 @@ class TableRunner:
         )
 
 
-def _gpu_seconds(row: Mapping[str, float], charged_steps: float) -> float:
-    return row["gpu_seconds"] * charged_steps / row["charged_steps"]
-
-
-def _families(runs: Iterable[RunId]) -> list[list[RunId]]:
-    """The runs that differ in their budget alone, together."""
+def _charged(runs: Sequence[RunId], decay_share: float | None) -> dict[RunId, float]:
     families: dict[tuple[int, int, int, int], list[RunId]] = {}
     for run in runs:
         point, sequence_id, seed = run
         same = (point.lora_rank, point.seq_len, sequence_id, seed)
         families.setdefault(same, []).append(run)
-    return list(families.values())
-
-
-def _charged(runs: Sequence[RunId], decay_share: float | None) -> dict[RunId, float]:
     charged: dict[RunId, float] = {}
-    for family in _families(runs):
+    for family in families.values():
         steps = charged_steps([point.train_steps for point, _, _ in family], decay_share)
         charged |= zip(family, steps, strict=True)
     return {run: charged[run] for run in runs}

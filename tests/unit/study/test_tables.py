@@ -117,31 +117,6 @@ def test_a_run_that_the_table_lacks_fails(
     assert {f.reason for f in result.failed} == {"not in the table"}
 
 
-def test_a_replayed_pack_leaves_out_what_would_overspend(
-    make_search: Callable[..., PreparedSearch], grid: tuple[Observation, ...], tmp_path: Path
-) -> None:
-    """The dearest runs, without which the pack ends within 102 % of what it was given."""
-    search = make_search()
-    table_file = tmp_path / "table.csv"
-    write_table(table_file, grid, [])
-    chosen = sorted({(o.point, o.gpu_seconds) for o in grid}, key=lambda found: found[1])[::4]
-    runs = tuple(search.plan_run(point, "sft", 0, 0, "law") for point, _ in chosen)
-    costs = [cost for _, cost in chosen]
-    for limit, kept in (
-        (None, runs),
-        (sum(costs) / 1.01, runs),
-        (sum(costs[:-1]), runs[:-1]),
-        (sum(costs[:-1]) / 1.03, runs[:-2]),
-        (costs[0] / 2, ()),
-    ):
-        store = FileStore(tmp_path / f"store-{limit}")
-        runner = TableRunner(read_table(table_file), store, "long_context", None)
-        result = runner.run(Pack(0, runs, gpu_seconds=limit))
-        assert {o.run_key for o in result.observations} == {run.run_key for run in kept}
-        assert all(f.left_out and f.gpu_seconds == 0.0 for f in result.failed)
-        assert len(result.failed) == len(store.failures()) == len(runs) - len(kept)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
