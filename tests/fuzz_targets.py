@@ -40,6 +40,7 @@ from pmlray.memory import read_records
 from pmlray.study.tables import read_table
 from pmlray.types import DesignPoint, FailedRun, Pack, PackTimes, PlannedRun
 from tests.fakes import observe
+from tests.nasty_bytes import NASTY_JSON, NASTY_YAML
 from tests.unit.conftest import SEARCH
 
 ROOT = Path(__file__).parents[1]
@@ -246,22 +247,6 @@ TARGETS: Mapping[str, Target] = {
     "checkpoint": _checkpoint,
     "model_config": _model_config,
 }
-
-NASTY_JSON = (
-    b"[" * 100_000, b'{"a":' * 2_000, b"9" * 5_000, b"1e999", b"NaN", b'"\\ud800"', b"\xff\xfe",
-    b"\x00", b"\xef\xbb\xbf{}", b"null", b"[]", b"{}", b'{"run_key": "../../x"}',
-)  # fmt: skip
-NASTY_YAML = (
-    b"[" * 2_000, b"a: &a [*a]", b"a: &a {<<: *a}", b"? [a]\n: b", b"? {a: 1}\n: b", b"a: 0b_",
-    b"a: !!int ''", b"a: !!bool x", b"a: !!timestamp x", b"a: 2020-13-45", b"a: !!float x",
-    b"a: " + b"9" * 5_000, b"a: 0x" + b"f" * 5_000, b"a: 1" + b":59" * 400 + b".5",
-    b'a: "\\uD800"', b"a: \x00", b"\xef\xbb\xbfa: 1", b"\xff", b"a: .nan", b"a: .inf",
-    b"a: !!binary x", b"a: !!python/object/apply:os.system [true]", b"a: 1\na: 2",
-    b"\n".join([b"x0: &x0 [1]", *(b"x%d: &x%d [*x%d, *x%d]" % (i, i, i - 1, i - 1)
-                                  for i in range(1, 60))]),
-    b"\n".join([b"x0: &x0 {a: 1}", *(b"x%d: &x%d {<<: [*x%d, *x%d]}" % (i, i, i - 1, i - 1)
-                                     for i in range(1, 60))]),
-)  # fmt: skip
 
 
 def seeds(name: str) -> list[bytes]:

@@ -92,14 +92,9 @@ class BrokenLaw:
         law = self.unbroken.with_params(values[:-2])
         return replace(
             self,
-            coef=law.coef,
-            rank_exponent=law.rank_exponent,
-            len_exponent=law.len_exponent,
-            offset=law.offset,
+            **law.free_fields(),
             rank_drop=float(values[-2]),
             break_rank=math.exp(values[-1]),
-            budget_exponent=law.budget_exponent,
-            drift=law.drift,
         )
 
     def _bend(self, lora_rank: ArrayLike) -> tuple[FloatArray, ...]:

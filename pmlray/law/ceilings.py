@@ -155,13 +155,8 @@ class CeilingLaw(_CappedLaw):
         z = self.uncapped.with_params(values[:-1])
         return replace(
             self,
-            coef=z.coef,
-            rank_exponent=z.rank_exponent,
-            len_exponent=z.len_exponent,
-            offset=z.offset,
+            **z.free_fields(),
             sharpness=math.exp(values[-1]),
-            budget_exponent=z.budget_exponent,
-            drift=z.drift,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -212,12 +207,7 @@ class ExponentialCeilingLaw(_CappedLaw):
         z = self.uncapped.with_params(params)
         return replace(
             self,
-            coef=z.coef,
-            rank_exponent=z.rank_exponent,
-            len_exponent=z.len_exponent,
-            offset=z.offset,
-            budget_exponent=z.budget_exponent,
-            drift=z.drift,
+            **z.free_fields(),
         )
 
     def to_json(self) -> dict[str, Any]:

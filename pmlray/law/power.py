@@ -84,6 +84,17 @@ class PowerLaw:
             drift=None if self.drift is None else replace(self.drift, coefs=coefs),
         )
 
+    def free_fields(self) -> dict[str, Any]:
+        """The fields that `with_params` sets, by name, for the forms that are built on this one."""
+        return {
+            "coef": self.coef,
+            "rank_exponent": self.rank_exponent,
+            "len_exponent": self.len_exponent,
+            "offset": self.offset,
+            "budget_exponent": self.budget_exponent,
+            "drift": self.drift,
+        }
+
     def _log_budget(self, train_steps: ArrayLike) -> FloatArray:
         # A law without a budget term must not read t, which is 0 where it is unknown.
         if self.fits_budget or self.budget_exponent != 0.0:

@@ -252,8 +252,7 @@ def test_the_best_adapter_is_kept_where_no_rank_recalls_enough(
     text = invoke("size", "--model", TINY, *options, "--recall", "0.9")
     assert text.exit_code == 1 and "even the largest rank recalls too little" in text.stdout
     # The terminal and the card tell the same of the law.
-    law = found["law"]
-    told = f"law of {law['n_obs']} runs, status UNDERDETERMINED: {law['message']}"
+    told = "law of {n_obs} runs, status UNDERDETERMINED: {message}".format(**found["law"])
     assert told in text.stdout and told in (out / "adapter" / "README.md").read_text()
     assert "one-sided bounds" in text.stdout and "at 60 % confidence" in text.stdout
 
