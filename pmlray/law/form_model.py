@@ -19,7 +19,7 @@ from pmlray.law.forms import blank_law
 from pmlray.law.protocol import Form, Law
 from pmlray.law.run_noise import Whitening
 from pmlray.law.saturation import saturate, saturate_exponentially
-from pmlray.law.solver import Solution, levenberg_marquardt
+from pmlray.law.solver import GAIN_TOL, Solution, levenberg_marquardt
 
 # Centre and spread of what is believed before any point, and the bounds. The paper's own points
 # (arXiv 2605.30260, figure 2a) give exponents of 0.66 and 0.56, the shipped tables 0.5 to 1.5.
@@ -113,9 +113,15 @@ class FormModel:
         return np.minimum(value, self.limit_N), jac
 
     def solve(
-        self, start_BP: FloatArray, y_BN: FloatArray, mean_BP: FloatArray, noise: Whitening
+        self,
+        start_BP: FloatArray,
+        y_BN: FloatArray,
+        mean_BP: FloatArray,
+        noise: Whitening,
+        gain_tol: float = GAIN_TOL,
     ) -> Solution:
-        """The likeliest theta of B problems: points y under their noise, prior centres mean."""
+        """The likeliest theta of B problems: points y under their noise, prior centres mean; to
+        within the share `gain_tol` of the sum of squares."""
         pull = np.diag(1.0 / self.sd_P)
 
         def residuals(theta: FloatArray, rows: IntArray) -> tuple[FloatArray, FloatArray]:
@@ -133,7 +139,7 @@ class FormModel:
             of_slopes = (slope < 0.0)[:, :, None] * self.slopes_MP / MONOTONE_SD
             return r, np.concatenate([of_rows.whiten(jac), of_prior, of_slopes], axis=1)
 
-        return levenberg_marquardt(residuals, start_BP, self.lower_P, self.upper_P)
+        return levenberg_marquardt(residuals, start_BP, self.lower_P, self.upper_P, gain_tol)
 
     @property
     def to_params(self) -> FloatArray:

@@ -44,6 +44,8 @@ PASSES = 2
 LARGEST_OFFSET_SHARE = 0.6
 # A parameter whose spread is at least this share of its prior's is one that the points leave open.
 OPEN = 0.9
+# Samples differ by a sum of squares of about one; each is solved to within a small share of that.
+SAMPLE_TOL = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class FormPosterior:
         noise = self.whitening(SIGMAS[at])
         y = self.data.delta_loss + noise.draw(rng)
         mean = self.model.mean_P + self.model.sd_P * rng.standard_normal((n, self.model.sd_P.size))
-        theta = self.model.solve(self.theta_GP[at], y, mean, noise).theta_BP
+        theta = self.model.solve(self.theta_GP[at], y, mean, noise, SAMPLE_TOL).theta_BP
         usable = np.all(np.isfinite(theta), axis=1)
         return theta[usable] @ self.model.to_params.T, SIGMAS[at][usable]
 

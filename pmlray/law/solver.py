@@ -38,8 +38,12 @@ def levenberg_marquardt(
     start_BP: FloatArray,
     lower_P: FloatArray,
     upper_P: FloatArray,
+    gain_tol: float = GAIN_TOL,
 ) -> Solution:
     """Minimise the sum of squared residuals of B problems inside a box.
+
+    A problem ends where neither its last step nor the next would change the sum by more than the
+    share `gain_tol`.
 
     A parameter at its bound whose gradient points outwards is held there; the others take
     Marquardt-scaled steps, damped by Nielsen's rule (Madsen, Nielsen and Tingleff 2004, Methods
@@ -72,7 +76,7 @@ def levenberg_marquardt(
         growth = np.where(better, 2.0, np.minimum(2.0 * growth, 1e6))
         small = (np.abs(step) <= STEP_TOL * (np.abs(trial) + 1e-2)).all(axis=1)
         # Neither the model of the step nor the step itself finds anything left to gain.
-        least = GAIN_TOL * at_rss
+        least = gain_tol * at_rss
         small |= (expected <= least) & (np.abs(gained) <= least)
         # On a plateau, as where all points are at their ceiling, no step within the box gains.
         small |= 2.0 * (np.abs(grad * free) * width_P).sum(axis=1) <= least

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -211,25 +208,3 @@ def test_where_no_worker_comes_packs_come_back_with_the_reason(
     assert jobs.run(pack(1)) == PackOutcome(None, "nothing is free")
     # One that comes after all finds nothing to do.
     assert jobs.next_pack(0) == "end"
-
-
-def test_who_waits_for_packs_imports_nothing_that_it_does_not_need() -> None:
-    """A driver and its trials, to whom each of these would be a second of start-up or more."""
-    unwanted = "{'torch', 'ray.train', 'scipy.stats', 'scipy.optimize'}"
-    code = f"import sys, pmlray.backends.ray_train; print({unwanted} & set(sys.modules))"
-    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert told.stdout.strip() == "set()"
-
-
-def test_ray_train_of_a_worker_alone_loads_no_torch(tmp_path: Path) -> None:
-    """Neither here nor in its controller, which is sent what this process makes."""
-    code = f"""
-import sys
-from pmlray.backends.ray_workers import WorkerPlan
-from pmlray.backends.warm_workers import WarmWorkers
-alone = WarmWorkers(WorkerPlan(None, {str(tmp_path)!r}, 0, 1, 1, 60.0))
-alone._trainer(0, None)
-print("torch" in sys.modules)
-"""
-    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert told.stdout.strip() == "False"

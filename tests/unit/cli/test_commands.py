@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -122,26 +121,3 @@ def test_the_gp_rule_without_torch_is_refused_before_anything_starts(
     )  # fmt: skip
     assert isinstance(result.exception, SpecError) and "pip install torch" in str(result.exception)
     assert not store.exists()
-
-
-LIGHT = """
-import sys
-import pmlray
-loaded = {"torch", "ray", "mlflow", "optuna", "numpy", "typer"} & set(sys.modules)
-assert not loaded, loaded
-from pmlray import Search, fit_law, size
-import pmlray.study.law_search, pmlray.study.plan, pmlray.design, pmlray.law, pmlray.cli
-from typer.testing import CliRunner
-for command in ("submit", "list", "status", "logs", "stop", "report"):
-    assert CliRunner().invoke(pmlray.cli.app, [command, "--help"]).exit_code == 0, command
-loaded = {"torch", "transformers", "mlflow", "deepspeed", "ray", "optuna"} & set(sys.modules)
-assert not loaded, loaded
-import pmlray.backends.job_upload, pmlray.backends.ray_jobs
-loaded = {"torch", "transformers", "deepspeed"} & set(sys.modules)
-assert not loaded, loaded
-"""
-
-
-def test_the_laptop_part_loads_no_framework() -> None:
-    done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr

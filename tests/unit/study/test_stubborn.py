@@ -61,15 +61,6 @@ def test_planted_tokens_are_found_and_told_apart() -> None:
     assert stuck.failed == stuck.runs == 36 and stuck.recalling_failed == stuck.recalling
 
 
-def test_chance_is_rarely_called_anything() -> None:
-    wrong = sum(
-        any(t.verdict != "capacity" for t in token_tallies(world(np.random.default_rng(i))))
-        for i in range(60)
-    )
-    # Two families of tests at 5 % each: more than 12 of 60 has a chance below 1 %.
-    assert wrong <= 12
-
-
 def test_counts_are_those_of_a_plain_loop() -> None:
     rng = np.random.default_rng(3)
     runs = world(rng)
