@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pmlray.backends.optuna_sampler import LawSampler
-    from pmlray.cli.python_api import Search, size
+    from pmlray.api.search import Search, size
+    from pmlray.backends.optuna.sampler import LawSampler
     from pmlray.law import fit_law, law_data, read_law_data
     from pmlray.types import DesignPoint
 
@@ -28,12 +28,12 @@ __all__ = [
 # Imported when they are asked for (PEP 562): `import pmlray` loads no framework.
 _HOMES = {
     "DesignPoint": "pmlray.types",
-    "LawSampler": "pmlray.backends.optuna_sampler",
-    "Search": "pmlray.cli.python_api",
+    "LawSampler": "pmlray.backends.optuna.sampler",
+    "Search": "pmlray.api.search",
     "fit_law": "pmlray.law",
     "law_data": "pmlray.law",
     "read_law_data": "pmlray.law",
-    "size": "pmlray.cli.python_api",
+    "size": "pmlray.api.search",
 }
 
 

@@ -16,28 +16,28 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from pmlray.backends.attempts import Attempt, AttemptLog
-from pmlray.backends.file_leases import LeaseFolder
-from pmlray.backends.file_store import FileStore
-from pmlray.backends.lease_rules import Holder
-from pmlray.backends.mirror_journal import MirrorJournal, entry_name
-from pmlray.backends.spooled_tracker import Replay
+from pmlray.backends.mlflow.journal import MirrorJournal, entry_name
+from pmlray.backends.mlflow.spooled_tracker import Replay
+from pmlray.backends.store.attempts import Attempt, AttemptLog
+from pmlray.backends.store.file_leases import LeaseFolder
+from pmlray.backends.store.file_store import FileStore
+from pmlray.backends.store.lease_rules import Holder
+from pmlray.config.base_models import resolve_model
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
-from pmlray.config.kept import Card, Summary, read_kept
 from pmlray.config.load import load_search, load_spec
-from pmlray.config.models import resolve_model
-from pmlray.config.prepared import prepare_comparison, prepare_search
+from pmlray.config.prepared_search import prepare_comparison, prepare_search
 from pmlray.config.search_spec import SearchSpec
-from pmlray.engine.checkpoint_files import file_name
-from pmlray.engine.checkpoints import Checkpoints
-from pmlray.engine.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE
-from pmlray.engine.recite import PEFT_CONFIG_FILE, read_adapter
+from pmlray.config.stored_files import Card, Summary, read_kept
+from pmlray.engine.adapters.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE
+from pmlray.engine.evaluation.greedy_decode import PEFT_CONFIG_FILE, read_adapter
+from pmlray.engine.runtime.checkpoint_files import file_name
+from pmlray.engine.runtime.checkpoints import Checkpoints
 from pmlray.errors import PmlrayError
 from pmlray.law.read import read_law_data
 from pmlray.live_packs import Calibration, LivePack, LiveRun, live_packs
 from pmlray.memory import read_records
-from pmlray.study.tables import read_table
+from pmlray.study.search.replay_table import read_table
 from pmlray.types import DesignPoint, FailedRun, Pack, PackTimes, PlannedRun
 from tests.fakes import observe
 from tests.nasty_bytes import NASTY_JSON, NASTY_YAML

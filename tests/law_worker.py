@@ -11,7 +11,7 @@ import time
 
 import optuna
 
-from tests.unit.backends.test_optuna_sampler import objective, sampler
+from tests.unit.backends.optuna.test_sampler import objective, sampler
 
 
 def main(url: str, name: str, n_trials: int) -> None:

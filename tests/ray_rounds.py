@@ -15,11 +15,11 @@ from pathlib import Path
 import ray
 from ray._private.services import canonicalize_bootstrap_address_or_die
 
-from pmlray.backends.file_store import FileStore
-from pmlray.backends.ray_packs import run_pack_on_ray, run_packs_on_ray
-from pmlray.backends.ray_session import ray_session
+from pmlray.backends.ray.run_packs import run_pack_on_ray, run_packs_on_ray
+from pmlray.backends.ray.session import ray_session
+from pmlray.backends.store.file_store import FileStore
 from pmlray.config import ClusterProfile
-from pmlray.config.prepared import PreparedSearch, prepare_search
+from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.live_packs import Calibration
 from pmlray.types import DesignPoint, Pack, PackResult
 

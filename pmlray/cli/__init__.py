@@ -27,7 +27,7 @@ from pmlray.cli.search_commands import plan, search, validate
 from pmlray.cli.size_commands import recall, size
 from pmlray.cli.sync_command import sync
 from pmlray.cli.watch_command import watch
-from pmlray.engine.thread_barriers import bound_waits
+from pmlray.engine.runtime.thread_barriers import bound_waits
 from pmlray.errors import PmlrayError, RunError, StoreError
 
 app = typer.Typer(

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 import typer
 import yaml
 
+from pmlray.api.search import read_profile
 from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit
-from pmlray.cli.python_api import read_profile
 from pmlray.cli.search_commands import PROFILE_OPTION, SPEC_ARGUMENT
 from pmlray.config import SearchSpec
 from pmlray.config.cluster_address import jobs_address
-from pmlray.config.prepared import prepare_search
+from pmlray.config.prepared_search import prepare_search
 from pmlray.config.secrets import no_password
-from pmlray.study.plan import plan_search
+from pmlray.study.search.plan import plan_search
 
 if TYPE_CHECKING:
-    from pmlray.backends.ray_jobs import RayJobs
+    from pmlray.backends.ray.jobs import RayJobs
 
 ADDRESS_OPTION = typer.Option(
     None, help="The cluster, http://127.0.0.1:8265; default: RAY_API_SERVER_ADDRESS."
@@ -64,7 +64,7 @@ def submit(
         if value is not None:
             arguments += [option, value]
     # Ray's client takes a second to load, which a mistake in the search should not wait for.
-    from pmlray.backends.job_upload import pack_working_dir
+    from pmlray.backends.ray.job_upload import pack_working_dir
 
     with tempfile.TemporaryDirectory() as folder:
         files: dict[str, Path] = {}
@@ -93,7 +93,7 @@ def submit(
             found = plan.to_json() | sent | {"search_id": search_id}
             emit(found, f"{plan.describe()}\n{text}", as_json)
             return
-        from pmlray.backends.ray_jobs import RayJobs
+        from pmlray.backends.ray.jobs import RayJobs
 
         jobs = RayJobs(cluster)
         job = jobs.submit(
@@ -125,7 +125,7 @@ def submit(
 
 def _say_who_gives_way(jobs: RayJobs) -> None:
     """Warn of a cluster whose workers give way to others for a core; a minute at most."""
-    from pmlray.backends.ray_niceness import REMEDY, describe_niceness
+    from pmlray.backends.ray.niceness import REMEDY, describe_niceness
 
     niceness = jobs.worker_niceness()
     if niceness is not None and niceness > 0:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import typer
 
+from pmlray.api.search import read_profile
 from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit
-from pmlray.cli.python_api import read_profile
 from pmlray.cli.search_commands import PROFILE_OPTION
-from pmlray.config.prepared import prepare_comparison
+from pmlray.config.prepared_search import prepare_comparison
 from pmlray.config.secrets import no_password
 
 
@@ -28,9 +28,9 @@ def compare(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Compare training methods at equal cost, or continue the comparison that is in the store."""
-    from pmlray.cli.compare_driver import ComparisonRun, planned_runs, run_comparison
-    from pmlray.cli.driver import default_store, tracking_uri_for
-    from pmlray.cli.progress import live_progress
+    from pmlray.api.comparison_run import ComparisonRun, planned_runs, run_comparison
+    from pmlray.api.live_progress import live_progress
+    from pmlray.api.search_run import default_store, tracking_uri_for
 
     comparison, search = prepare_comparison(spec, overrides or ())
     settings = read_profile(profile)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from pmlray.cli import checks
+from pmlray.api import environment_checks
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.token_commands import tokens
 from pmlray.config.cluster_address import jobs_address
@@ -47,25 +47,25 @@ def _checks(
     revision: str | None,
     address: str | None,
     tracking_uri: str | None,
-) -> Iterator[checks.Check]:
-    yield checks.python_version()
-    yield from checks.packages()
-    yield checks.locked_versions()
-    yield checks.device()
-    yield checks.memory()
+) -> Iterator[environment_checks.Check]:
+    yield environment_checks.python_version()
+    yield from environment_checks.packages()
+    yield environment_checks.locked_versions()
+    yield environment_checks.device()
+    yield environment_checks.memory()
     stores = store or Path(os.environ.get("PMLRAY_STORE") or "runs")
-    yield checks.storage("store", stores.absolute())
-    yield checks.models_cache()
-    yield from checks.base_model(model, revision)
-    yield checks.ray_token()
+    yield environment_checks.storage("store", stores.absolute())
+    yield environment_checks.models_cache()
+    yield from environment_checks.base_model(model, revision)
+    yield environment_checks.ray_token()
     where = address or os.environ.get("RAY_API_SERVER_ADDRESS")
-    cluster = checks.reached(
+    cluster = environment_checks.reached(
         "ray cluster", where, "no address set: searches start Ray on this machine", _ask_ray
     )
     yield cluster
     if where and cluster.state == "ok":
         yield _workers(where)
-    yield checks.reached(
+    yield environment_checks.reached(
         "mlflow",
         tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"),
         "no server set: each search has a database in its store",
@@ -75,29 +75,31 @@ def _checks(
 
 def _ask_ray(address: str) -> str:
     cluster = jobs_address(address, allow_clear_text=False)
-    from pmlray.backends.ray_jobs import RayJobs
+    from pmlray.backends.ray.jobs import RayJobs
 
     n_jobs = len(RayJobs(cluster).all_jobs())
     return f"{cluster} answers, {n_jobs} jobs"
 
 
-def _workers(address: str) -> checks.Check:
-    from pmlray.backends.ray_jobs import RayJobs
-    from pmlray.backends.ray_niceness import REMEDY, describe_niceness
+def _workers(address: str) -> environment_checks.Check:
+    from pmlray.backends.ray.jobs import RayJobs
+    from pmlray.backends.ray.niceness import REMEDY, describe_niceness
 
     niceness = RayJobs(jobs_address(address, allow_clear_text=False)).worker_niceness()
     if niceness is None:
         told = "a job that asks for their niceness gave no answer"
-        return checks.Check("ray workers", "warn", told, "look at it: pmlray list, pmlray logs")
+        return environment_checks.Check(
+            "ray workers", "warn", told, "look at it: pmlray list, pmlray logs"
+        )
     if niceness > 0:
-        return checks.Check("ray workers", "warn", describe_niceness(niceness), REMEDY)
-    return checks.Check("ray workers", "ok", f"niceness {niceness}")
+        return environment_checks.Check("ray workers", "warn", describe_niceness(niceness), REMEDY)
+    return environment_checks.Check("ray workers", "ok", f"niceness {niceness}")
 
 
 def _ask_mlflow(uri: str) -> str:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    from pmlray.backends.mlflow_watch import experiments
-    from pmlray.study.report_tables import without_credentials
+    from pmlray.backends.mlflow.watch import experiments
+    from pmlray.study.report.tables import without_credentials
 
     return f"{without_credentials(uri)} answers, {experiments(uri)} experiments"

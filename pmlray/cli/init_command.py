@@ -17,8 +17,8 @@ from pmlray.atomic_files import write_once, write_over
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.schema_command import file_schema
 from pmlray.config import SearchSpec
-from pmlray.config.models import KNOWN, KNOWN_REVISIONS, PULLABLE, ModelSource, resolve_model
-from pmlray.config.prepared import prepare_search
+from pmlray.config.base_models import KNOWN, KNOWN_REVISIONS, PULLABLE, ModelSource, resolve_model
+from pmlray.config.prepared_search import prepare_search
 from pmlray.errors import PmlrayError, SpecError
 from pmlray.memory import TaskKind, encode_texts, read_records
 
@@ -85,7 +85,7 @@ def write_search(
     SpecError where a file is there already and not `force`d, or an option does not fit the task.
     """
     # Drawing on templates takes a moment that other commands need not wait for.
-    from pmlray.study.new_search import NewSearch, guessed_tokens, search_yaml
+    from pmlray.study.search_template import NewSearch, guessed_tokens, search_yaml
 
     _check_place(file, force)
     _check_fit(task, records, text)

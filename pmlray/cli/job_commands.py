@@ -13,7 +13,7 @@ from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.config.cluster_address import jobs_address
 
 if TYPE_CHECKING:
-    from pmlray.backends.ray_jobs import RayJobs, SearchJob
+    from pmlray.backends.ray.jobs import RayJobs, SearchJob
 
 JOB_ARGUMENT = typer.Argument(
     None, help="A submission id, or a search's id for its newest job; default: the newest search."
@@ -80,7 +80,7 @@ def stop(
 
 def _jobs(address: str | None, clear_text: bool) -> RayJobs:
     cluster = jobs_address(address, clear_text)
-    from pmlray.backends.ray_jobs import RayJobs
+    from pmlray.backends.ray.jobs import RayJobs
 
     return RayJobs(cluster)
 

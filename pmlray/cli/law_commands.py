@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import typer
 
-from pmlray.cli.findings import describe_checklist, describe_law_json
+from pmlray.cli.describe_law import describe_checklist, describe_law_json
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.errors import DataError
 from pmlray.law import FitOptions, Form, LawData, fit_law, law_data, read_law_data
 from pmlray.types import DesignPoint
 
 if TYPE_CHECKING:
-    from pmlray.backends.file_store import FileStore
+    from pmlray.backends.store.file_store import FileStore
     from pmlray.config import SearchSpec
 
 
@@ -88,7 +88,7 @@ def _points(
             " would change",
             param_hint="--optimisation-limited",
         )
-    from pmlray.study.result import fitted_runs
+    from pmlray.study.findings.result import fitted_runs
 
     spec, store = opened
     law = spec.law.model_copy(update={"optimisation_limited": limited})
@@ -115,7 +115,7 @@ def _law_of(file: Path) -> tuple[tuple[Form, ...] | None, FitOptions]:
 def _search_of(file: Path) -> tuple[SearchSpec, FileStore] | None:
     """The search whose store a folder is, with that store; None for anything else."""
     if file.is_dir():
-        from pmlray.cli.driver import SPEC_FILE, open_store
+        from pmlray.api.search_run import SPEC_FILE, open_store
 
         if (file / SPEC_FILE).is_file():
             return open_store(file.absolute())
@@ -146,8 +146,8 @@ def table(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Write a store's measurements as one table, which `pmlray search --replay` can look up."""
-    from pmlray.cli.driver import open_store
-    from pmlray.study.tables import table_provenance, write_table
+    from pmlray.api.search_run import open_store
+    from pmlray.study.search.replay_table import table_provenance, write_table
 
     spec, kept = open_store(store.absolute())
     observations = kept.observations()

@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from pmlray.cli.output import JSON_OPTION, emit
-from pmlray.config.models import DESCRIPTIONS, PULLABLE, PULLED_MARK, pulled_folder
+from pmlray.config.base_models import DESCRIPTIONS, PULLABLE, PULLED_MARK, pulled_folder
 from pmlray.errors import INSTALL_TRAIN, ModelError
 
 models = typer.Typer(help="Base models in pmlray's cache.", no_args_is_help=True)
@@ -30,7 +30,7 @@ def pull(
 
 def _pulled(model_id: str) -> Path:
     try:
-        from pmlray.engine.pull import pull_model
+        from pmlray.engine.model.pull import pull_model
     except ImportError as error:
         raise ModelError(
             f"pulling a model needs the train extra ({error}); run: {INSTALL_TRAIN}"

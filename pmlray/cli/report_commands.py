@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from pmlray.cli.findings import describe_result
+from pmlray.cli.describe_law import describe_result
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.search_source import SOURCE_OPTION, in_mlflow, search_id_of
 from pmlray.errors import StoreError
@@ -37,8 +37,8 @@ def report(
 
 
 def _from_store(folder: Path) -> dict[str, Any]:
-    from pmlray.cli.driver import report_store
-    from pmlray.study.report_page import write_pngs
+    from pmlray.api.search_run import report_store
+    from pmlray.study.report.page import write_pngs
 
     found = report_store(folder.absolute())
     # A search's own report has SVG alone: pixels take longer to draw than all the rest of it.
@@ -47,8 +47,8 @@ def _from_store(folder: Path) -> dict[str, Any]:
 
 
 def _from_mlflow(search_id: str, uri: str, out: Path | None) -> dict[str, Any]:
-    from pmlray.backends.mlflow_reports import fetch_report
-    from pmlray.study.report_tables import without_credentials
+    from pmlray.backends.mlflow.reports import fetch_report
+    from pmlray.study.report.tables import without_credentials
 
     folder = Path("runs") / search_id / "report" if out is None else out
     page, numbers = fetch_report(uri, search_id, folder.absolute())

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import typer
 
+from pmlray.api.search import Search
 from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit
-from pmlray.cli.python_api import Search
-from pmlray.config.prepared import prepare_search
+from pmlray.config.prepared_search import prepare_search
 from pmlray.config.secrets import no_password
 
 SPEC_ARGUMENT = typer.Argument(..., help="A searches/*.yaml file.")
@@ -59,7 +59,7 @@ def search(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Run a search, or continue the one that is in the store."""
-    from pmlray.cli.findings import describe_result
+    from pmlray.cli.describe_law import describe_result
 
     wanted = Search.load(
         spec,

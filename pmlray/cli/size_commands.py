@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 import typer
 
+from pmlray.api.search import carry_out, read_profile, train_extra
 from pmlray.cli.output import JSON_OPTION, emit
-from pmlray.cli.python_api import carry_out, read_profile, train_extra
 from pmlray.cli.search_commands import PROFILE_OPTION
 from pmlray.config.model_spec import DtypeChoice
 from pmlray.config.secrets import no_password
-from pmlray.study.size import Wanted
-from pmlray.study.size_card import describe_answer
+from pmlray.study.sizing.card import describe_answer
+from pmlray.study.sizing.request import Wanted
 
 RECORDS_OPTION = typer.Option(
     ..., help="Records of query and target: .jsonl, .csv, .parquet, or a folder of `datasets`."
@@ -62,7 +62,7 @@ def size(
 
     Exit code 1 when even the largest rank recalls fewer records than wanted.
     """
-    from pmlray.cli.size_plan import SizeRequest, prepare_size
+    from pmlray.api.sizing.plan import SizeRequest, prepare_size
 
     plan = prepare_size(
         SizeRequest(
@@ -72,7 +72,7 @@ def size(
     )  # fmt: skip
     say = partial(typer.echo, err=True)
     if dry_run:
-        from pmlray.cli.size_forecast import forecast
+        from pmlray.api.sizing.forecast import forecast
 
         with contextlib.redirect_stdout(sys.stderr):
             cost = forecast(plan, address, say)
@@ -105,7 +105,7 @@ def recall(
 ) -> None:
     """Check which records an adapter recalls word for word, by real greedy decoding."""
     with train_extra():
-        from pmlray.cli.recall_driver import RecallRequest, check_recall, prepare_recall
+        from pmlray.api.recall_check import RecallRequest, check_recall, prepare_recall
 
     search = prepare_recall(RecallRequest(adapter, records, model, revision, dtype, prompt_format))
     with contextlib.redirect_stdout(sys.stderr):

@@ -49,31 +49,31 @@ def sync_store(
 
     TrackerAway while MLflow is away; StoreError where a search is running on the store.
     """
-    from pmlray.backends.file_store import FileStore
-    from pmlray.backends.mirror_journal import MirrorJournal
-    from pmlray.backends.spooled_tracker import Replay
-    from pmlray.cli import compare_driver, driver
+    from pmlray.api import comparison_run, search_run
+    from pmlray.backends.mlflow.journal import MirrorJournal
+    from pmlray.backends.mlflow.spooled_tracker import Replay
+    from pmlray.backends.store.file_store import FileStore
     from pmlray.config import ClusterProfile, SearchSpec
     from pmlray.config.compare_spec import CompareSpec
-    from pmlray.config.kept import read_kept
-    from pmlray.config.prepared import prepare_search
-    from pmlray.study.plan import first_cost
+    from pmlray.config.prepared_search import prepare_search
+    from pmlray.config.stored_files import read_kept
+    from pmlray.study.search.plan import first_cost
 
-    search_file, comparison_file = folder / driver.SPEC_FILE, folder / compare_driver.SPEC_FILE
+    search_file, comparison_file = folder / search_run.SPEC_FILE, folder / comparison_run.SPEC_FILE
     if not search_file.is_file() and not comparison_file.is_file():
         raise StoreError(f"{folder} is no store of a search or a comparison")
     store, trials = FileStore(folder), None
-    uri = driver.tracking_uri_for(folder, ClusterProfile(), tracking_uri)
+    uri = search_run.tracking_uri_for(folder, ClusterProfile(), tracking_uri)
     with store.driver_lock():
         if search_file.is_file():
             spec = read_kept(SearchSpec, search_file)
-            connect = driver.mirror_of(store, uri, spec.search_id, spec)
+            connect = search_run.mirror_of(store, uri, spec.search_id, spec)
             search = prepare_search(search_file).settled(gpu=False)
             cost = first_cost(search, gpu=False)
-            trials = driver.study_of(search, store, cost, optuna_storage).n_trials
+            trials = search_run.study_of(search, store, cost, optuna_storage).n_trials
         else:
             comparison = read_kept(CompareSpec, comparison_file)
-            connect = driver.mirror_of(store, uri, comparison.compare_id, comparison)
+            connect = search_run.mirror_of(store, uri, comparison.compare_id, comparison)
         journal, observations = MirrorJournal(folder), store.observations()
         known = journal.run_keys()
         if missing := [o.run_key for o in observations if o.run_key not in known]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import typer
 
+from pmlray.cli.describe_tokens import describe_tokens
 from pmlray.cli.output import JSON_OPTION, emit
-from pmlray.cli.token_findings import describe_tokens
-from pmlray.config.prepared import prepare_search
+from pmlray.config.prepared_search import prepare_search
 from pmlray.errors import INSTALL_TRAIN, DataError, PmlrayError
-from pmlray.study.stubborn import (
+from pmlray.study.findings.stubborn_tokens import (
     TokenTally,
     Verdict,
     failing,
@@ -44,7 +44,7 @@ def tokens(
     With --layer the moved run is kept in STORE/layers/N, a store of its own; nothing that STORE
     holds is changed. At the search's own layer it shows how far a run differs from itself.
     """
-    from pmlray.cli.driver import open_store
+    from pmlray.api.search_run import open_store
 
     if layer is not None and run_key is None:
         raise typer.BadParameter("name the RUN_KEY to train again", param_hint="--layer")
@@ -103,7 +103,7 @@ def _traces(
     store: Path, observations: Sequence[Observation]
 ) -> tuple[Mapping[int, Sequence[TracedToken]], str | None]:
     """The base model's view of the runs' texts, or why there is none here."""
-    from pmlray.config.models import require_present
+    from pmlray.config.base_models import require_present
 
     try:
         from pmlray.engine.token_report import trace_tokens
@@ -125,7 +125,7 @@ def _moved(store: Path, run: Observation, layer: int) -> Observation:
         raise DataError(
             f"training needs the train extra ({error}); run: {INSTALL_TRAIN}"
         ) from error
-    from pmlray.backends.file_store import FileStore
+    from pmlray.backends.store.file_store import FileStore
 
     search = at_layer(prepare_search(store / SPEC_FILE), run, layer)
     kept = FileStore(_layer_store(store, layer))

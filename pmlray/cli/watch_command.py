@@ -10,13 +10,13 @@ from pathlib import Path
 
 import typer
 
-from pmlray.cli.progress import shown_live
-from pmlray.cli.python_api import Search
+from pmlray.api.live_progress import shown_live
+from pmlray.api.search import Search
+from pmlray.api.status import NO_LAW, Standing, standing_of
 from pmlray.cli.search_source import SOURCE_OPTION, in_mlflow, is_file, search_id_of
-from pmlray.cli.standing import NO_LAW, Standing, standing_of
 from pmlray.config import SearchSpec
 from pmlray.live_packs import fresh_packs
-from pmlray.study.live import with_live
+from pmlray.study.search.live import with_live
 
 # Neither tells of a change by itself; reading a folder costs less than asking a server.
 STORE_SECONDS, MLFLOW_SECONDS = 2.0, 10.0
@@ -40,7 +40,7 @@ def watch(
         look, pause = _at_mlflow(source, search_id_of(search)), MLFLOW_SECONDS
     else:
         folder, pause = _store_of(search, source), STORE_SECONDS
-        from pmlray.cli.compare_driver import SPEC_FILE
+        from pmlray.api.comparison_run import SPEC_FILE
 
         if (folder / SPEC_FILE).is_file():
             look, kind = _at_comparison(folder), "comparison"
@@ -73,9 +73,9 @@ def _store_of(search: str, source: str | None) -> Path:
 
 
 def _at_search(folder: Path) -> Look:
-    from pmlray.backends.file_store import DRIVER
-    from pmlray.cli.driver import open_store
-    from pmlray.study.followed import FollowedSearch
+    from pmlray.api.search_run import open_store
+    from pmlray.backends.store.file_store import DRIVER
+    from pmlray.study.search.store_follower import FollowedSearch
 
     spec, store = open_store(folder)
     followed = FollowedSearch(spec, store)
@@ -93,12 +93,12 @@ def _at_search(folder: Path) -> Look:
 
 
 def _at_comparison(folder: Path) -> Look:
-    from pmlray.backends.file_store import DRIVER, FileStore
-    from pmlray.cli.compare_driver import SPEC_FILE
+    from pmlray.api.comparison_run import SPEC_FILE
+    from pmlray.backends.store.file_store import DRIVER, FileStore
     from pmlray.config.compare_spec import CompareSpec
-    from pmlray.config.kept import read_kept
-    from pmlray.study.compare_progress import FollowedComparison
-    from pmlray.study.comparison_report import shown_row
+    from pmlray.config.stored_files import read_kept
+    from pmlray.study.comparison.progress import FollowedComparison
+    from pmlray.study.report.comparison_report import shown_row
 
     store = FileStore(folder)
     followed = FollowedComparison(read_kept(CompareSpec, folder / SPEC_FILE), store)
@@ -119,7 +119,7 @@ def _at_comparison(folder: Path) -> Look:
 
 
 def _at_mlflow(uri: str, search_id: str) -> Look:
-    from pmlray.backends.mlflow_watch import MlflowWatch
+    from pmlray.backends.mlflow.watch import MlflowWatch
 
     mirror = MlflowWatch(uri, search_id)
 

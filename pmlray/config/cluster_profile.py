@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pmlray.config.part import Part, PositiveInt
+from pmlray.config.spec_base import Part, PositiveInt
 
 
 class ClusterProfile(Part):

@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 
 from pmlray.config.memft_options import MEMFT_METHODS, Memft, MemftOptions
 from pmlray.config.model_spec import Model, without_former_dtype
-from pmlray.config.part import Part, PositiveInt
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import (
     Budget,
@@ -23,6 +22,7 @@ from pmlray.config.search_spec import (
     Space,
     Task,
 )
+from pmlray.config.spec_base import Part, PositiveInt
 from pmlray.types import DesignPoint, Method
 
 # A comparison makes the runs that it names, whatever they cost.
@@ -54,7 +54,7 @@ class CompareSpec(Part):
 
     `pack_size`: runs that train together; None: whole texts, as many as the device is known to
     hold, dealt out over all devices. `evaluate.prose` shows what each method does to the base. Load
-    it with `pmlray.config.prepared.prepare_comparison`, which names lines in errors.
+    it with `pmlray.config.prepared_search.prepare_comparison`, which names lines in errors.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)

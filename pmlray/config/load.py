@@ -9,8 +9,8 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from pmlray.config.plain_yaml import KeyPath, dotted, parse_yaml
 from pmlray.config.search_spec import SearchSpec
+from pmlray.config.yaml_reader import KeyPath, dotted, parse_yaml
 from pmlray.errors import SpecError
 
 Spec = TypeVar("Spec", bound=BaseModel)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pmlray.config.part import Part, PositiveInt
+from pmlray.config.spec_base import Part, PositiveInt
 from pmlray.types import Compat, Equal, MemftRules
 
 MEMFT_METHODS = Literal["memft_ot", "memft_sw", "memft_fw", "memft_rd"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pmlray.config.models import HUB_IDS
+from pmlray.config.base_models import HUB_IDS
 from pmlray.config.search_spec import SearchSpec
 
 TAGS = ("lora", "memorization", "pmlray")

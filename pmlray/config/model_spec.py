@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from pmlray.config.part import Part
+from pmlray.config.spec_base import Part
 from pmlray.errors import SpecError
 
 Dtype = Literal["float32", "bfloat16"]

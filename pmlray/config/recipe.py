@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pmlray.config.part import Count, Part, PositiveInt
+from pmlray.config.spec_base import Count, Part, PositiveInt
 
 
 class Recipe(Part):

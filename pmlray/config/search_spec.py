@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from pmlray.config.memft_options import Memft, MemftOptions
 from pmlray.config.model_spec import Model, without_former_dtype
-from pmlray.config.part import Count, Part, PositiveInt
 from pmlray.config.recipe import Recipe
+from pmlray.config.spec_base import Count, Part, PositiveInt
 from pmlray.design import Acquisition
 from pmlray.law import FitOptions, Form
 from pmlray.memory import FRESH_SEQUENCE_ID

@@ -168,7 +168,7 @@ RULES: dict[str, Rule] = {
     "cheapest_first": _cheapest_first,
     "full_grid": _full_grid,
 }
-# Optuna's own samplers, which pmlray.backends.optuna_sampler asks.
+# Optuna's own samplers, which pmlray.backends.optuna.sampler asks.
 OPTUNA_RULES: frozenset[Acquisition] = frozenset({"tpe", "gp"})
 # These need a fitted law, and a share of the spend that does not trust it.
 LAW_RULES = frozenset({"v_optimal", "v_optimal_single", "d_optimal"})

@@ -8,13 +8,13 @@ from collections import Counter
 from pathlib import Path
 from statistics import median
 
-from pmlray.config.prepared import PreparedSearch
-from pmlray.engine.base_model import LoadBase, load_base_model
-from pmlray.engine.device_clock import paid_seconds
-from pmlray.engine.pack_loop import PackLoop
-from pmlray.engine.pack_watch import PackWatch, Tell, untold
-from pmlray.engine.prefix_store import PrefixStore
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.engine.model.base_model import LoadBase, load_base_model
+from pmlray.engine.model.prefix_store import PrefixStore
 from pmlray.engine.ready_pack import MakeStepper, pick_device, ready_pack
+from pmlray.engine.runtime.device_clock import paid_seconds
+from pmlray.engine.scheduling.pack_watch import PackWatch, Tell, untold
+from pmlray.engine.training.pack_loop import PackLoop
 from pmlray.live_packs import Calibration, put_calibration
 from pmlray.types import Pack
 

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pmlray.config.prepared import PreparedSearch
-from pmlray.engine.host_memory import CPU_ALLOCATOR
-from pmlray.engine.thread_barriers import bound_waits
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.engine.runtime.malloc_settings import CPU_ALLOCATOR
+from pmlray.engine.runtime.thread_barriers import bound_waits
 from pmlray.live_packs import Calibration, calibration_of, put_calibration
 from pmlray.types import Pack
 
@@ -55,7 +55,7 @@ def main() -> None:
     import torch
 
     from pmlray.engine.calibrate import time_steps
-    from pmlray.engine.stepper import TorchStepper
+    from pmlray.engine.training.stepper import TorchStepper
 
     if torch.cuda.is_available() != gpu:
         return

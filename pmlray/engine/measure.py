@@ -13,21 +13,21 @@ from pathlib import Path
 
 import torch
 
-from pmlray.config.prepared import PreparedSearch
-from pmlray.engine.adapter_card import write_card
-from pmlray.engine.base_model import BaseModel, LoadBase, load_base_model
-from pmlray.engine.checkpoints import Checkpoints
-from pmlray.engine.control import Control
-from pmlray.engine.device_clock import paid_seconds
-from pmlray.engine.evaluate import Decoding, decode_exactly
-from pmlray.engine.loop import train_pack
-from pmlray.engine.pack_watch import PackWatch, Tell, untold
-from pmlray.engine.packed_lora import PackedLora
-from pmlray.engine.peft_io import save_adapter
-from pmlray.engine.prefix_store import PrefixCount, PrefixStore
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.engine.adapters.model_card import write_card
+from pmlray.engine.adapters.packed_lora import PackedLora
+from pmlray.engine.adapters.peft_io import save_adapter
+from pmlray.engine.evaluation.control_text import Control
+from pmlray.engine.evaluation.scores import Decoding, decode_exactly
+from pmlray.engine.model.base_model import BaseModel, LoadBase, load_base_model
+from pmlray.engine.model.prefix_store import PrefixCount, PrefixStore
 from pmlray.engine.provenance import pack_provenance, run_provenance
 from pmlray.engine.ready_pack import MakeStepper, pick_device, ready_pack
-from pmlray.engine.trained import TrainedMember
+from pmlray.engine.runtime.checkpoints import Checkpoints
+from pmlray.engine.runtime.device_clock import paid_seconds
+from pmlray.engine.scheduling.pack_watch import PackWatch, Tell, untold
+from pmlray.engine.training.loop import train_pack
+from pmlray.engine.training.run_metrics import TrainedMember
 from pmlray.memory import MemorySet
 from pmlray.ports import ObservationStore
 from pmlray.types import FailedRun, Observation, Pack

@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from pmlray.config.prepared import PreparedSearch
-from pmlray.engine.adapted import AdaptedModel
-from pmlray.engine.admission import Admission
-from pmlray.engine.base_model import BaseModel, LoadBase, load_base_model, render_prompt
-from pmlray.engine.control import Prefixes
-from pmlray.engine.members import Member, make_members
-from pmlray.engine.optimizer import PackedAdamW
-from pmlray.engine.packed_lora import PackedLora
-from pmlray.engine.prefix_cache import CachedRecord, build_prefix_cache
-from pmlray.engine.prefix_store import PrefixStore
-from pmlray.engine.stepper import Stepper
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.engine.adapters.adapted_model import AdaptedModel
+from pmlray.engine.adapters.optimizer import PackedAdamW
+from pmlray.engine.adapters.packed_lora import PackedLora
+from pmlray.engine.evaluation.control_text import Prefixes
+from pmlray.engine.model.base_model import BaseModel, LoadBase, load_base_model, render_prompt
+from pmlray.engine.model.prefix_cache import CachedRecord, build_prefix_cache
+from pmlray.engine.model.prefix_store import PrefixStore
+from pmlray.engine.scheduling.admission import Admission
+from pmlray.engine.scheduling.members import Member, make_members
+from pmlray.engine.training.stepper import Stepper
 from pmlray.memory import MemorySet, PromptRenderer, Record, build_memory, prefix
 from pmlray.types import Pack
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 
-from pmlray.config.prepared import PreparedSearch
+from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Probe
-from pmlray.engine.adapted import AdaptedModel
-from pmlray.engine.base_model import BaseModel, load_base_model, render_prompt
-from pmlray.engine.batches import Row
-from pmlray.engine.evaluate import score_tokens
+from pmlray.engine.adapters.adapted_model import AdaptedModel
+from pmlray.engine.adapters.packed_lora import PackedLora
+from pmlray.engine.evaluation.scores import score_tokens
 from pmlray.engine.measure import measure_pack
-from pmlray.engine.packed_lora import PackedLora
-from pmlray.engine.prefix_cache import build_prefix_cache
+from pmlray.engine.model.base_model import BaseModel, load_base_model, render_prompt
+from pmlray.engine.model.batches import Row
+from pmlray.engine.model.prefix_cache import build_prefix_cache
 from pmlray.engine.ready_pack import pick_device
-from pmlray.engine.stepper import TorchStepper
+from pmlray.engine.training.stepper import TorchStepper
 from pmlray.errors import DataError, RunError
 from pmlray.memory import MemorySet, build_memory, prefix
 from pmlray.ports import ObservationStore

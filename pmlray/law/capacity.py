@@ -16,7 +16,7 @@ import numpy as np
 
 from pmlray.errors import DataError
 from pmlray.law.data import FloatArray
-from pmlray.law.protocol import Law
+from pmlray.law.forms.protocol import Law
 
 # A PhoneBook number: its first digit one of 6 to 9, nine more digits, all uniform (arXiv
 # 2605.30260, data of the authors' repository).

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from pmlray.errors import DataError
-from pmlray.law.averaging import AveragedSamples
 from pmlray.law.data import FloatArray
-from pmlray.law.protocol import Law
+from pmlray.law.fitting.averaging import AveragedSamples
+from pmlray.law.forms.protocol import Law
 from pmlray.types import DesignPoint
 
 # Beyond these nothing is told but that it is beyond: adapters are at least of rank 1, and no

@@ -9,19 +9,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pmlray.law.averaging import AveragedLaw, AveragedSamples, average_laws, default_forms
-from pmlray.law.checklist import LEVEL, checklist
-from pmlray.law.correlation import entangled_pairs, param_correlations
 from pmlray.law.data import FloatArray, LawData
-from pmlray.law.diagnostics import mape, r2
-from pmlray.law.fit import FitOptions, FitStatus, LawFit
-from pmlray.law.judgement import Judgement, is_far, judge
-from pmlray.law.protocol import Form
-from pmlray.law.residuals import ResidualStructure, residual_structure
+from pmlray.law.fitting.averaging import AveragedLaw, AveragedSamples, average_laws, default_forms
+from pmlray.law.fitting.fit import FitOptions, FitStatus, LawFit
+from pmlray.law.forms.protocol import Form
 from pmlray.law.sizing import Sizing, size_for
 from pmlray.law.summary_json import residuals_json, target_json
-from pmlray.law.uncertainty import param_intervals
-from pmlray.law.unseen import UnseenError, UnseenErrors
+from pmlray.law.validation.checklist import LEVEL, checklist
+from pmlray.law.validation.correlation import entangled_pairs, param_correlations
+from pmlray.law.validation.diagnostics import mape, r2
+from pmlray.law.validation.intervals import param_intervals
+from pmlray.law.validation.judgement import Judgement, is_far, judge
+from pmlray.law.validation.residuals import ResidualStructure, residual_structure
+from pmlray.law.validation.unseen import UnseenError, UnseenErrors
 from pmlray.types import DesignPoint
 
 # A token whose loss is below this holds more than half of the probability: greedy decoding is sure

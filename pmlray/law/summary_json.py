@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pmlray.law.residuals import ResidualStructure
+from pmlray.law.validation.residuals import ResidualStructure
 
 if TYPE_CHECKING:
     from pmlray.law.summary import TargetPrediction

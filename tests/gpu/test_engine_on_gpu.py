@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pmlray.config import Recipe
-from pmlray.config.models import TINY, resolve_model
+from pmlray.config.base_models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
-from pmlray.engine import captured
-from pmlray.engine.base_model import BaseModel, freeze_base, load_base_model
-from pmlray.engine.batches import MAX_MICRO_BATCH_TOKENS
-from pmlray.engine.compiled_mlp import CompiledMLP
-from pmlray.engine.pull import pull_model
+from pmlray.engine.kernels.compiled_mlp import CompiledMLP
+from pmlray.engine.model.base_model import BaseModel, freeze_base, load_base_model
+from pmlray.engine.model.batches import MAX_MICRO_BATCH_TOKENS
+from pmlray.engine.model.pull import pull_model
+from pmlray.engine.training import cuda_graph_step
 from tests.unit.engine.conftest import make_run, random_record, train
 
 pytestmark = [
@@ -43,7 +43,7 @@ def test_losses_on_the_gpu_are_those_on_the_cpu(placement: str) -> None:
         assert on_cpu[-1] < on_cpu[0]
 
 
-class Counted(captured.CudaGraphs):
+class Counted(cuda_graph_step.CudaGraphs):
     """Counts captures and replays."""
 
     def __init__(self, device: torch.device) -> None:
@@ -51,8 +51,8 @@ class Counted(captured.CudaGraphs):
         self.records = self.replays = 0
 
     def record(
-        self, step: Callable[[], captured.StepFound]
-    ) -> tuple[captured.StepFound, Callable[[], None]]:
+        self, step: Callable[[], cuda_graph_step.StepFound]
+    ) -> tuple[cuda_graph_step.StepFound, Callable[[], None]]:
         found, replay = super().record(step)
         self.records += 1
 
@@ -81,13 +81,13 @@ def test_captured_steps_are_those_without_a_graph(
     found = []
     recorder = Counted(device)
     for way in (None, recorder):
-        monkeypatch.setattr(captured, "recorder_for", lambda _device, way=way: way)
+        monkeypatch.setattr(cuda_graph_step, "recorder_for", lambda _device, way=way: way)
         members = train(base, runs, records, recipe).members
         found.append([members[i].step_losses for i in range(len(runs))])
     assert not caplog.records
     assert recorder.records == 2
     # Of each layout all steps but the first three.
-    assert recorder.replays == 30 - 2 * captured.STEPS_BEFORE_CAPTURE
+    assert recorder.replays == 30 - 2 * cuda_graph_step.STEPS_BEFORE_CAPTURE
     for eager, replayed in zip(*found, strict=True):
         near = 1e-3 if dtype == "float32" else 2e-2
         assert replayed == pytest.approx(eager, rel=near, abs=near)
@@ -99,14 +99,14 @@ def test_a_graph_is_let_go_of_where_steps_wait_for_the_device(
     pull_model(TINY)
     probe, source = Probe(placement="mlp", layer=1), resolve_model(TINY, None)
     base = load_base_model(TINY, source, None, "float32", probe, torch.device("cuda"))
-    original = captured.PackStep.__call__
+    original = cuda_graph_step.PackStep.__call__
 
-    def waiting(self: captured.PackStep, *args: Any) -> captured.StepFound:
+    def waiting(self: cuda_graph_step.PackStep, *args: Any) -> cuda_graph_step.StepFound:
         found = original(self, *args)
         found.loss_S.sum().item()
         return found
 
-    monkeypatch.setattr(captured.PackStep, "__call__", waiting)
+    monkeypatch.setattr(cuda_graph_step.PackStep, "__call__", waiting)
     trained = train(base, [make_run(4, 20, 12)], [[random_record(20)]], Recipe(learning_rate=1e-2))
     assert trained.members[0].step_losses[-1] < trained.members[0].step_losses[0]
     assert [r.getMessage() for r in caplog.records if "not captured" in r.getMessage()]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pmlray.engine.step import StepFound
+from pmlray.engine.training.step import StepFound
 
 aten = torch.ops.aten
 # What reads a value of the device, makes tensors as large as values say, or brings values in.

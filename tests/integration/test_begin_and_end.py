@@ -36,7 +36,7 @@ sys.stdin.read()
 """
 IMPATIENT = """
 import sys
-from pmlray.backends import ray_waits
+from pmlray.backends.ray import waits as ray_waits
 ray_waits.START_SECONDS = 6.0
 from pmlray.cli import main
 main()
@@ -47,10 +47,10 @@ main()
 NICENESS = """
 import os, sys, ray
 from pathlib import Path
-from pmlray.backends.ray_controllers import trainer_of
-from pmlray.backends.ray_session import ray_session
-from pmlray.backends.ray_workers import WorkerPlan
-from pmlray.backends.warm_workers import WarmWorkers
+from pmlray.backends.ray.controllers import trainer_of
+from pmlray.backends.ray.session import ray_session
+from pmlray.backends.ray.worker_plan import WorkerPlan
+from pmlray.backends.ray.worker_pool import WarmWorkers
 plan = WorkerPlan(None, sys.argv[2], 0, 1, 1, 60.0)
 def train(config):
     Path(config["plan"].store, "niceness").write_text(str(os.nice(0)))
@@ -66,23 +66,23 @@ KILL = """
 import os, signal, sys, time
 from pathlib import Path
 import ray
-from pmlray.backends import ray_held
-from pmlray.backends.ray_session import ray_session
-from pmlray.backends.ray_train import RayTrainRunner
+from pmlray.backends.ray import held_resources
+from pmlray.backends.ray.session import ray_session
+from pmlray.backends.ray.train import RayTrainRunner
 from pmlray.config import ClusterProfile
-from pmlray.config.prepared import prepare_search
+from pmlray.config.prepared_search import prepare_search
 search = prepare_search(Path("searches/smoke.yaml"), ())
 with ray_session("local"):
     runner = RayTrainRunner(search, Path(sys.argv[1]), ClusterProfile(cpus_per_pack=2), 1)
     runner.prepare(1)
-    while not any(not group.waits for group in ray_held.placement_groups()):
+    while not any(not group.waits for group in held_resources.placement_groups()):
         time.sleep(0.1)
-    (pid,) = (a.pid for a in ray_held._actors().values() if a.class_name == sys.argv[2])
+    (pid,) = (a.pid for a in held_resources._actors().values() if a.class_name == sys.argv[2])
     os.kill(pid, signal.SIGKILL)
     time.sleep(2)
     runner.close()
     free = ray.available_resources().get("CPU", 0.0) / ray.cluster_resources()["CPU"]
-    sys.stdout.write(f"free {free} groups {len(ray_held.placement_groups())}")
+    sys.stdout.write(f"free {free} groups {len(held_resources.placement_groups())}")
 """
 
 

@@ -9,12 +9,12 @@ import time
 import pytest
 import torch
 
-from pmlray.engine.bfloat16 import multiplies_bfloat16
-from pmlray.engine.pull import pull_model
-from scripts.bench.speed_cells import RIVALS, Plan, measure_group, ratios
-from scripts.bench.speed_law import Job, LawGrid, job_seconds, law_points
-from scripts.bench.speed_ways import way_named
-from scripts.bench.speed_work import Dtype, Work
+from pmlray.engine.model.bfloat16_support import multiplies_bfloat16
+from pmlray.engine.model.pull import pull_model
+from scripts.bench.speed.cells import RIVALS, Plan, measure_group, ratios
+from scripts.bench.speed.ways import way_named
+from scripts.bench.speed.whole_law import Job, LawGrid, job_seconds, law_points
+from scripts.bench.speed.work import Dtype, Work
 
 pytestmark = pytest.mark.slow
 

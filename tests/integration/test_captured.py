@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from pmlray.config import Recipe
-from pmlray.config.models import TINY, resolve_model
+from pmlray.config.base_models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
-from pmlray.engine import captured, head
-from pmlray.engine.base_model import BaseModel, load_base_model
-from pmlray.engine.pull import pull_model
-from pmlray.engine.step import StepFound
+from pmlray.engine.model import head
+from pmlray.engine.model.base_model import BaseModel, load_base_model
+from pmlray.engine.model.pull import pull_model
+from pmlray.engine.training import cuda_graph_step
+from pmlray.engine.training.step import StepFound
 from pmlray.types import Room
 from tests.integration.recording import Call, NotCapturable, Recorded
 from tests.unit.engine.conftest import Trained, make_run, random_record, train
@@ -51,7 +52,7 @@ def trained() -> Iterator[Way]:
             recipe: Recipe = RECIPE,
             **more: Any,
         ) -> Trained:
-            patch.setattr(captured, "recorder_for", lambda device: recorder)
+            patch.setattr(cuda_graph_step, "recorder_for", lambda device: recorder)
             return train(base, runs, records, recipe, **more)
 
         yield run
@@ -78,7 +79,7 @@ def test_replayed_steps_are_the_steps(trained: Way, eager: Trained) -> None:
     assert_same(eager, trained(recorder))
     assert recorder.records == 3
     # Of 26 steps, all but each layout's first three.
-    assert recorder.replays == 26 - 3 * captured.STEPS_BEFORE_CAPTURE
+    assert recorder.replays == 26 - 3 * cuda_graph_step.STEPS_BEFORE_CAPTURE
 
 
 def test_budgets_that_branch_off_and_members_that_wait(trained: Way) -> None:

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from pmlray.config import Recipe
-from pmlray.config.models import TINY, resolve_model
+from pmlray.config.base_models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
-from pmlray.engine import base_model
-from pmlray.engine.base_model import BaseModel, load_base_model
-from pmlray.engine.compiled_mlp import CompiledMLP, compile_mlps
-from pmlray.engine.pull import pull_model
+from pmlray.engine.kernels.compiled_mlp import CompiledMLP, compile_mlps
+from pmlray.engine.model import base_model
+from pmlray.engine.model.base_model import BaseModel, load_base_model
+from pmlray.engine.model.pull import pull_model
 from tests.unit.engine.conftest import make_run, random_record, train
 
 pytestmark = pytest.mark.slow

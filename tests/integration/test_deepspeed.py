@@ -16,19 +16,20 @@ pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import json, os, torch
-from pmlray.backends.deepspeed import be_one_process, deepspeed_stepper
+from pmlray.backends.deepspeed.stepper import be_one_process, deepspeed_stepper
 from pmlray.config import Recipe
-from pmlray.config.models import TINY, resolve_model
+from pmlray.config.base_models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
-from pmlray.engine import captured, head
-from pmlray.engine.adapted import AdaptedModel
-from pmlray.engine.base_model import load_base_model
-from pmlray.engine.loop import train_pack
-from pmlray.engine.stepper import TorchStepper
-from pmlray.engine.members import make_members
-from pmlray.engine.optimizer import PackedAdamW
-from pmlray.engine.packed_lora import PackedLora
-from pmlray.engine.prefix_cache import build_prefix_cache
+from pmlray.engine.training import cuda_graph_step
+from pmlray.engine.model import head
+from pmlray.engine.adapters.adapted_model import AdaptedModel
+from pmlray.engine.model.base_model import load_base_model
+from pmlray.engine.training.loop import train_pack
+from pmlray.engine.training.stepper import TorchStepper
+from pmlray.engine.scheduling.members import make_members
+from pmlray.engine.adapters.optimizer import PackedAdamW
+from pmlray.engine.adapters.packed_lora import PackedLora
+from pmlray.engine.model.prefix_cache import build_prefix_cache
 from pmlray.types import MemftRules
 from tests.integration.recording import Recorded
 from tests.unit.engine.conftest import make_run, random_record
@@ -47,7 +48,7 @@ for name, make in (
     ("replayed", deepspeed_stepper(engines.append)),
 ):
     if name == "replayed":
-        captured.recorder_for = lambda device: recorder
+        cuda_graph_step.recorder_for = lambda device: recorder
         head._in_caches = lambda values: False
     members = make_members(runs, [build_prefix_cache(base, own) for own in records])
     lora = PackedLora(base, [r.point.lora_rank for r in runs], [r.seed for r in runs])

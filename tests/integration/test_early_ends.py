@@ -9,11 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pmlray.engine import settle
-from pmlray.engine.base_model import BaseModel
-from pmlray.engine.early_stop import largest_change
+from pmlray.engine.model.base_model import BaseModel
+from pmlray.engine.scheduling import threshold_stopping
+from pmlray.engine.scheduling.plateau_stopping import largest_change
 from pmlray.types import MemftRules
-from tests.unit.engine import test_redistribute, test_settle, test_trunks
 from tests.unit.engine.conftest import (  # noqa: F401
     Trained,
     fresh_tiny,
@@ -23,7 +22,8 @@ from tests.unit.engine.conftest import (  # noqa: F401
     tiny_folder,
     train,
 )
-from tests.unit.engine.test_settle import RECORDS, RULES
+from tests.unit.engine.scheduling import test_redistribution, test_threshold_stopping, test_trunks
+from tests.unit.engine.scheduling.test_threshold_stopping import RECORDS, RULES
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +94,9 @@ def train_both(base: BaseModel) -> Trained:
             make_run(16, 15, 140, "memft_sw"), make_run(1, 60, 120, "memft_ot")]  # fmt: skip
     runs = [replace(run, phase="memft") for run in runs]
     large = [random_record(20, 7 + i) for i in range(3)]
-    return train(base, runs, [RECORDS, RECORDS, RECORDS, large], test_settle.RECIPE, RULES)
+    return train(
+        base, runs, [RECORDS, RECORDS, RECORDS, large], test_threshold_stopping.RECIPE, RULES
+    )
 
 
 def test_a_run_that_recalls_everything_ends_with_the_same_adapter(
@@ -103,7 +105,7 @@ def test_a_run_that_recalls_everything_ends_with_the_same_adapter(
 ) -> None:
     base = tiny()
     ended = train_both(base)
-    monkeypatch.setattr(settle, "STEPS_BETWEEN_CHECKS", 10**6)
+    monkeypatch.setattr(threshold_stopping, "STEPS_BETWEEN_CHECKS", 10**6)
     whole = train_both(base)
     budgets = [100, 140, 140, 120]
     assert [len(whole.members[i].step_losses) for i in range(4)] == budgets
@@ -128,9 +130,9 @@ def test_freed_steps_go_to_the_others_at_equal_work(tiny: Callable[..., BaseMode
     runs = [make_run(16, 24, 90, "memft_rd"), make_run(1, 24, 60, "sft"),
             make_run(16, 8, 400, "memft_rd")]  # fmt: skip
     records = [[random_record(run.point.seq_len)] for run in runs]
-    together = train(base, runs, records, test_redistribute.RECIPE, rules).members
+    together = train(base, runs, records, test_redistribution.RECIPE, rules).members
     for i, run in enumerate(runs):
-        alone = train(base, [run], [records[i]], test_redistribute.RECIPE, rules).members[0]
+        alone = train(base, [run], [records[i]], test_redistribution.RECIPE, rules).members[0]
         # Later on, a token that rounds to the other side of a threshold may tell them apart.
         assert together[i].step_losses[:60] == pytest.approx(alone.step_losses[:60], rel=1e-4), run
     assert len(together[0].step_losses) > 90 and len(together[1].step_losses) == 60

@@ -1,4 +1,4 @@
-"""A search through a few faults; `scripts/bench/chaos.py` does many, of every kind."""
+"""A search through a few faults; `scripts/bench/chaos/chaos.py` does many, of every kind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench.chaos import run_chaos
+from scripts.bench.chaos.chaos import run_chaos
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

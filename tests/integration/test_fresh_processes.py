@@ -12,9 +12,9 @@ import pytest
 import torch
 from ray._private.runtime_env.packaging import unzip_package
 
-from pmlray.backends.job_upload import pack_working_dir
-from pmlray.engine.device_clock import DeviceClock
-from pmlray.engine.thread_barriers import BOUNDED_SPIN, CHOICES
+from pmlray.backends.ray.job_upload import pack_working_dir
+from pmlray.engine.runtime.device_clock import DeviceClock
+from pmlray.engine.runtime.thread_barriers import BOUNDED_SPIN, CHOICES
 
 CPU = torch.device("cpu")
 
@@ -25,13 +25,14 @@ import pmlray
 loaded = {"torch", "ray", "mlflow", "optuna", "numpy", "typer"} & set(sys.modules)
 assert not loaded, loaded
 from pmlray import Search, fit_law, size
-import pmlray.study.law_search, pmlray.study.plan, pmlray.design, pmlray.law, pmlray.cli
+import pmlray.study.search.law_search, pmlray.study.search.plan
+import pmlray.design, pmlray.law, pmlray.cli
 from typer.testing import CliRunner
 for command in ("submit", "list", "status", "logs", "stop", "report"):
     assert CliRunner().invoke(pmlray.cli.app, [command, "--help"]).exit_code == 0, command
 loaded = {"torch", "transformers", "mlflow", "deepspeed", "ray", "optuna"} & set(sys.modules)
 assert not loaded, loaded
-import pmlray.backends.job_upload, pmlray.backends.ray_jobs
+import pmlray.backends.ray.job_upload, pmlray.backends.ray.jobs
 loaded = {"torch", "transformers", "deepspeed"} & set(sys.modules)
 assert not loaded, loaded
 """
@@ -45,7 +46,7 @@ def test_the_laptop_part_loads_no_framework() -> None:
 def test_who_waits_for_packs_imports_nothing_that_it_does_not_need() -> None:
     """A driver and its trials, to whom each of these would be a second of start-up or more."""
     unwanted = "{'torch', 'ray.train', 'scipy.stats', 'scipy.optimize'}"
-    code = f"import sys, pmlray.backends.ray_train; print({unwanted} & set(sys.modules))"
+    code = f"import sys, pmlray.backends.ray.train; print({unwanted} & set(sys.modules))"
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert told.stdout.strip() == "set()"
 
@@ -55,8 +56,8 @@ def test_ray_train_of_a_worker_alone_loads_no_torch(tmp_path: Path) -> None:
     code = f"""
 import sys
 import time
-from pmlray.backends.ray_workers import WorkerPlan
-from pmlray.backends.warm_workers import WarmWorkers
+from pmlray.backends.ray.worker_plan import WorkerPlan
+from pmlray.backends.ray.worker_pool import WarmWorkers
 alone = WarmWorkers(WorkerPlan(None, {str(tmp_path)!r}, 0, 1, 1, 60.0))
 alone._trainer(0, None)
 print("torch" in sys.modules)
@@ -87,7 +88,7 @@ def test_it_is_small_and_runs_where_it_is_unpacked(tmp_path: Path) -> None:
 # takes seconds more to import.
 LOADED = """
 import ctypes, importlib.util, os, sys
-from pmlray.engine.thread_barriers import bound_waits
+from pmlray.engine.runtime.thread_barriers import bound_waits
 bound_waits(os.environ)
 assert "torch" not in sys.modules
 (torch,) = importlib.util.find_spec("torch").submodule_search_locations

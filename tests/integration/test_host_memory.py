@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from pmlray.engine.host_memory import CPU_ALLOCATOR
+from pmlray.engine.runtime.malloc_settings import CPU_ALLOCATOR
 
 # In a thread, as Ray Train runs its function: page faults of steps that take and free 100 MB, and
 # the resident memory that goes away with `give_back_freed`.
 STEPS = """
 import ctypes, resource, threading
 from pathlib import Path
-from pmlray.engine.host_memory import give_back_freed
+from pmlray.engine.runtime.malloc_settings import give_back_freed
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 def faults():

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pmlray.errors import FitError
 from pmlray.law import CeilingLaw, Law, LawData, PowerLaw, average_laws, fit_law
-from pmlray.law.correlation import param_correlations
-from pmlray.law.residuals import residual_structure
+from pmlray.law.validation.correlation import param_correlations
+from pmlray.law.validation.residuals import residual_structure
 from pmlray.types import DesignPoint
 from tests.unit.law.conftest import PointsOf, points_of
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pmlray.config.prepared import PreparedSearch
-from pmlray.study.law_search import LawSearch
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.study.search.law_search import LawSearch
 from pmlray.types import Pack
 from tests.fakes import SyntheticRunner
 from tests.unit.conftest import make_search, search_file  # noqa: F401
-from tests.unit.study.test_concurrent_packs import MANY, QUICK, run_at_once
-from tests.unit.study.test_law_search import COST, start
+from tests.unit.study.search.test_concurrent_packs import MANY, QUICK, run_at_once
+from tests.unit.study.search.test_law_search import COST, start
 
 pytestmark = pytest.mark.slow
 

@@ -17,16 +17,16 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from pmlray.backends.mlflow_system import watch
-from pmlray.backends.mlflow_tracker import MlflowTracker
-from pmlray.backends.node_load import NodeLoad
+from pmlray.backends.mlflow.node_load import NodeLoad
+from pmlray.backends.mlflow.system_metrics import watch
+from pmlray.backends.mlflow.tracker import MlflowTracker
+from pmlray.config.base_models import TINY, resolve_model
 from pmlray.config.load import load_spec
-from pmlray.config.models import TINY, resolve_model
-from pmlray.config.prepared import prepare_search
+from pmlray.config.prepared_search import prepare_search
 from pmlray.config.search_spec import SearchSpec
-from pmlray.engine.adapter_card import write_card
-from pmlray.engine.peft_io import save_adapter
-from pmlray.engine.pull import pull_model
+from pmlray.engine.adapters.model_card import write_card
+from pmlray.engine.adapters.peft_io import save_adapter
+from pmlray.engine.model.pull import pull_model
 from pmlray.types import DesignPoint, Observation
 from tests.browser import chromium, require_chromium
 from tests.fakes import observe

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from pmlray.backends.file_store import FileStore
-from pmlray.backends.optuna_study import JOURNAL
-from pmlray.cli.driver import study_of
-from pmlray.config.prepared import prepare_search
-from pmlray.study.plan import first_cost
+from pmlray.api.search_run import study_of
+from pmlray.backends.optuna.study import JOURNAL
+from pmlray.backends.store.file_store import FileStore
+from pmlray.config.prepared_search import prepare_search
+from pmlray.study.search.plan import first_cost
 from tests.browser import chromium, require_chromium
 from tests.fakes import observe
 from tests.integration.conftest import SMOKE, end_group, free_port

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from tests.integration.conftest import ROOT, end_group
 from tests.postgres import postgres_server, require_binaries
-from tests.unit.backends.test_optuna_sampler import objective, sampler
+from tests.unit.backends.optuna.test_sampler import objective, sampler
 
 NAMES = ("lora_rank", "seq_len", "train_steps", "sequence_id", "seed")
 Run = tuple[int, ...]

@@ -12,14 +12,14 @@ from playwright.sync_api import Browser
 
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_spec
-from pmlray.study.comparison import Comparison, Difference, MethodResult
-from pmlray.study.comparison_report import write_comparison
-from pmlray.study.report import write_report
+from pmlray.study.comparison.results import Comparison, Difference, MethodResult
+from pmlray.study.report.comparison_report import write_comparison
+from pmlray.study.report.search_report import write_report
 from pmlray.types import DesignPoint, Observation
 from tests.browser import CLIPPED, DOTS, MARKS, chromium, opened, require_chromium
 from tests.integration.conftest import ROOT, Finished
 from tests.unit.study.conftest import MakeResult, make_result  # noqa: F401
-from tests.unit.study.test_report import ALL_FIGURES
+from tests.unit.study.report.test_search_report import ALL_FIGURES
 
 EVIL = "<script>window.ran = true</script><img src=x onerror='window.ran = true'>"
 WINDOWS = [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")]

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 SHARED = "/mnt/shared/pmlray"
 # Run as they stand, in this order.
 RUN = (
-    "python scripts/bench/facts.py facts.jsonl --records 30",
+    "python scripts/bench/sizing/facts.py facts.jsonl --records 30",
     "pmlray init mine.yaml --task phonebook --model smollm2-135m",
     "pmlray validate mine.yaml",
     "pmlray plan mine.yaml",

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pmlray.law import RecallLaw, fit_recall
-from pmlray.study.stubborn import token_tallies
-from tests.unit.law.test_law_recall import BOOK, TRUE, runs_of
-from tests.unit.study.test_stubborn import world
+from pmlray.study.findings.stubborn_tokens import token_tallies
+from tests.unit.law.recall.test_recall_law import BOOK, TRUE, runs_of
+from tests.unit.study.findings.test_stubborn_tokens import world
 
 pytestmark = pytest.mark.slow
 

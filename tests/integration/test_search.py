@@ -17,12 +17,12 @@ from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from pmlray.backends.file_store import FileStore
-from pmlray.backends.mlflow_system import node_name
-from pmlray.cli.driver import open_store
-from pmlray.cli.standing import standing_of
+from pmlray.api.search_run import open_store
+from pmlray.api.status import standing_of
+from pmlray.backends.mlflow.system_metrics import node_name
+from pmlray.backends.store.file_store import FileStore
 from pmlray.cli.watch_command import mirrored_standing
-from pmlray.study.followed import FollowedSearch
+from pmlray.study.search.store_follower import FollowedSearch
 from tests.integration.conftest import ROOT, SMALL, SMOKE, Finished, end_group, pmlray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

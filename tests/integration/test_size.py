@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from pmlray.backends.file_store import FileStore
-from pmlray.config.models import TINY, resolve_model
-from pmlray.config.prepared import PreparedSearch
+from pmlray.backends.store.file_store import FileStore
+from pmlray.config.base_models import TINY, resolve_model
+from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Model, Probe
 from pmlray.engine.measure import measure_pack
-from pmlray.engine.pull import pull_model
-from pmlray.engine.stepper import TorchStepper
+from pmlray.engine.model.pull import pull_model
+from pmlray.engine.training.stepper import TorchStepper
 from pmlray.memory import TaskSource
-from pmlray.study.size import RecordSet, search_spec
+from pmlray.study.sizing.request import RecordSet, search_spec
 from pmlray.types import Pack
 from tests.integration.conftest import pmlray
 

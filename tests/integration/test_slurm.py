@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pmlray.engine.pull import pull_model
+from pmlray.engine.model.pull import pull_model
 from tests.integration.conftest import ROOT
 from tests.slurm import Slurm, require_slurm, slurm_cluster
 

@@ -14,14 +14,14 @@ import psycopg
 import pytest
 from mlflow import MlflowClient
 
-from pmlray.backends.file_store import FileStore
-from pmlray.config.prepared import prepare_search
-from pmlray.study.tables import write_table
-from scripts.bench.chaos_servers import MlflowServer, Postgres
+from pmlray.backends.store.file_store import FileStore
+from pmlray.config.prepared_search import prepare_search
+from pmlray.study.search.replay_table import write_table
+from scripts.bench.chaos.servers import MlflowServer, Postgres
 from tests.integration.conftest import pmlray
 from tests.postgres import require_binaries
 from tests.unit.conftest import SEARCH
-from tests.unit.study.test_tables import exhaustive
+from tests.unit.study.search.test_replay_table import exhaustive
 
 pytestmark = pytest.mark.slow
 

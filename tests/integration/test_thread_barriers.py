@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pmlray.engine.thread_barriers import BOUNDED_SPIN, CHOICES
+from pmlray.engine.runtime.thread_barriers import BOUNDED_SPIN, CHOICES
 from tests.integration.conftest import ROOT
 
 pytestmark = [
@@ -26,16 +26,16 @@ from pathlib import Path
 import ray
 from ray.train import RunConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from pmlray.backends import warm_workers
-from pmlray.backends.ray_workers import WorkerPlan
+from pmlray.backends.ray import worker_pool
+from pmlray.backends.ray.worker_plan import WorkerPlan
 
 folder = Path(sys.argv[1])
 
 
 def train(config):
     config["note"].write_text(json.dumps({"pid": os.getpid(), "torch": "torch" in sys.modules}))
-    warm_workers.packs_of = lambda workers, number: iter(())
-    warm_workers.train_packs(config)
+    worker_pool.packs_of = lambda workers, number: iter(())
+    worker_pool.train_packs(config)
     assert "torch" in sys.modules
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pmlray.backends.mlflow_system import node_name
-from pmlray.engine.host_memory import CPU_ALLOCATOR
-from pmlray.engine.thread_barriers import BOUNDED_SPIN, CHOICES
+from pmlray.backends.mlflow.system_metrics import node_name
+from pmlray.engine.runtime.malloc_settings import CPU_ALLOCATOR
+from pmlray.engine.runtime.thread_barriers import BOUNDED_SPIN, CHOICES
 from tests.integration.conftest import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(600)]
@@ -24,17 +24,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
 import ray
-from pmlray.backends import warm_workers
-from pmlray.backends.file_store import FileStore
-from pmlray.backends.mlflow_runs import run_times
-from pmlray.backends.node_load import loads_of
-from pmlray.backends.ray_workers import WorkerPlan
-from pmlray.config.prepared import prepare_search
-from pmlray.engine.host_memory import CPU_ALLOCATOR
-from pmlray.engine.thread_barriers import BOUNDED_SPIN
+from pmlray.backends.ray import worker_pool
+from pmlray.backends.store.file_store import FileStore
+from pmlray.backends.mlflow.runs import run_times
+from pmlray.backends.mlflow.node_load import loads_of
+from pmlray.backends.ray.worker_plan import WorkerPlan
+from pmlray.config.prepared_search import prepare_search
+from pmlray.engine.runtime.malloc_settings import CPU_ALLOCATOR
+from pmlray.engine.runtime.thread_barriers import BOUNDED_SPIN
 from pmlray.engine.measure import measure_pack
-from pmlray.engine.pull import pull_model
-from pmlray.engine.stepper import TorchStepper
+from pmlray.engine.model.pull import pull_model
+from pmlray.engine.training.stepper import TorchStepper
 from pmlray.types import DesignPoint, Pack
 
 STARTED_WITH = {**CPU_ALLOCATOR, **BOUNDED_SPIN}
@@ -65,13 +65,15 @@ def learnt(store):
 
 def train(config):
     import torch
-    from pmlray.backends import ray_sharded, zero3, zero3_packs
-    from pmlray.engine import head
+    from pmlray.backends.ray import sharded_workers
+    from pmlray.backends.deepspeed import zero3_run
+    from pmlray.backends.deepspeed import zero3_packs
+    from pmlray.engine.model import head
     # Less than the logits of a record: they are made in chunks.
     head.CPU_LOGITS_BYTES = 4 * 4 * 258
     # The tiny model's matrices are to be sharded too.
-    zero3.SMALL_WEIGHTS = 4096
-    store, take = Path(config["plan"].store), zero3.ShardedRun._take_step
+    zero3_run.SMALL_WEIGHTS = 4096
+    store, take = Path(config["plan"].store), zero3_run.ShardedRun._take_step
     dies, rank = store / "dies", torch.distributed.get_rank()
     def note(name, word):
         with (store / f"{name}{rank}.txt").open("a") as file:
@@ -82,7 +84,7 @@ def train(config):
             dies.unlink()
             os._exit(1)
         take(self)
-    zero3.ShardedRun._take_step = take_step
+    zero3_run.ShardedRun._take_step = take_step
     # As the process was started, which is when the C library reads it.
     started = Path("/proc/self/environ").read_text().split(chr(0))
     note("environment", [f"{k}={v}" in started for k, v in STARTED_WITH.items()])
@@ -92,7 +94,7 @@ def train(config):
         bases.append(load(search))
         return bases[-1]
     zero3_packs.load_base = load_base
-    let_go = ray_sharded.let_go_of_pack
+    let_go = sharded_workers.let_go_of_pack
     def let_go_of_pack():
         let_go()
         alive = [o for o in gc.get_objects() if isinstance(o, (torch.Tensor, torch.nn.Module))]
@@ -100,13 +102,13 @@ def train(config):
         hooks = sum(len(d) for m in bases[-1].modules() for n, d in vars(m).items()
                     if n.endswith("_hooks"))
         note("alive", [len(tensors), sum(t.numel() for t in tensors), len(alive), hooks])
-    ray_sharded.let_go_of_pack = let_go_of_pack
-    ray_sharded.train_sharded_packs(config)
+    sharded_workers.let_go_of_pack = let_go_of_pack
+    sharded_workers.train_sharded_packs(config)
 
 
-class Workers(warm_workers.WarmWorkers):
+class Workers(worker_pool.WarmWorkers):
     def _train(self, job, me):
-        warm_workers.train_sharded_packs, warm_workers.POLL_SECONDS = train, 0.2
+        worker_pool.train_sharded_packs, worker_pool.POLL_SECONDS = train, 0.2
         super()._train(job, me)
 
     def close(self):

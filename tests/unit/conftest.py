@@ -12,7 +12,7 @@ import typer.testing
 from hypothesis import HealthCheck, settings
 from markupsafe import Markup
 
-from pmlray.config.prepared import PreparedSearch, prepare_search
+from pmlray.config.prepared_search import PreparedSearch, prepare_search
 
 # An example has 200 ms by hypothesis' wall clock, and drawing the first ten a second: on a busy
 # machine a right answer comes later than that. What must be quick has a test of its CPU time.
@@ -57,7 +57,7 @@ law: {n_bootstrap: 50}
 def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without the drawing code, which takes over a second to bundle: test_report.py and the
     tests in a browser look at whole ones."""
-    monkeypatch.setattr("pmlray.study.report_page._bundle", lambda: Markup("window.vegaEmbed=0;"))
+    monkeypatch.setattr("pmlray.study.report.page._bundle", lambda: Markup("window.vegaEmbed=0;"))
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pmlray.backends.attempts import Attempt, AttemptLog
-from pmlray.backends.file_leases import LeaseFolder
-from pmlray.backends.mirror_journal import MirrorJournal
+from pmlray.api.search_run import SPEC_FILE, SUMMARY_FILE, report_store
+from pmlray.backends.mlflow.journal import MirrorJournal
+from pmlray.backends.store.attempts import Attempt, AttemptLog
+from pmlray.backends.store.file_leases import LeaseFolder
 from pmlray.cli import app
-from pmlray.cli.driver import SPEC_FILE, SUMMARY_FILE, report_store
-from pmlray.config.kept import Card, Summary, read_kept
-from pmlray.config.prepared import PreparedSearch
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.stored_files import Card, Summary, read_kept
 from pmlray.errors import StoreError
 
 DAMAGED = ("", "{", "[]", "null", '{"name": 1}', "[" * 50_000)

@@ -13,16 +13,16 @@ from typer.testing import CliRunner
 
 import pmlray
 from pmlray import Search, fit_law, law_data, size
-from pmlray.backends.file_store import FileStore
+from pmlray.api.search_run import SPEC_FILE, SearchRun
+from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
-from pmlray.cli.driver import SPEC_FILE, SearchRun
 from pmlray.config import load_search
-from pmlray.config.prepared import PreparedSearch
+from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine import calibrate_apart
 from pmlray.errors import ModelError, SpecError, StoreError
 from pmlray.law import LawSummary
 from pmlray.live_packs import Calibration
-from pmlray.study.progress import Progress
+from pmlray.study.search.progress import Progress
 from pmlray.types import DesignPoint, Pack
 from tests.fakes import TRUE_LAW, SyntheticRunner
 
@@ -63,7 +63,7 @@ def test_a_run_leaves_a_program_its_own_signals(
             signal.signal(number, signal.SIG_IGN)
         return {"store": run.store, "replay": run.replay, "announce": announce}
 
-    monkeypatch.setattr("pmlray.cli.driver.run_search", run_search)
+    monkeypatch.setattr("pmlray.api.search_run.run_search", run_search)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     said: list[Progress] = []
     search = Search.load(search_file, store=tmp_path / "store")

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmlray.backends.file_store import FileStore
-from pmlray.backends.mirror_journal import MirrorJournal
-from pmlray.backends.spooled_tracker import Replay
-from pmlray.config.models import resolve_model
-from pmlray.config.prepared import prepare_search
+from pmlray.backends.mlflow.journal import MirrorJournal
+from pmlray.backends.mlflow.spooled_tracker import Replay
+from pmlray.backends.store.file_store import FileStore
+from pmlray.config.base_models import resolve_model
+from pmlray.config.prepared_search import prepare_search
 from pmlray.config.search_spec import Probe
-from pmlray.engine.base_model import load_base_model
-from pmlray.engine.pull import pull_model
-from pmlray.engine.recite import read_adapter
+from pmlray.engine.evaluation.greedy_decode import read_adapter
+from pmlray.engine.model.base_model import load_base_model
+from pmlray.engine.model.pull import pull_model
 from pmlray.errors import ModelError, SpecError, StoreError
 from pmlray.types import Pack
 from tests.fuzz_targets import OBSERVATION, PEFT_CONFIG, RUN

@@ -9,20 +9,20 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pmlray.engine.adapted import AdaptedModel
-from pmlray.engine.base_model import freeze_base
-from pmlray.engine.batches import Row, micro_batches
-from pmlray.engine.members import Member
-from pmlray.engine.packed_lora import PackedLora
-from pmlray.engine.prefix_cache import build_prefix_cache
-from pmlray.engine.pull import pull_model
+from pmlray.engine.adapters.adapted_model import AdaptedModel
+from pmlray.engine.adapters.packed_lora import PackedLora
+from pmlray.engine.model.base_model import freeze_base
+from pmlray.engine.model.batches import Row, micro_batches
+from pmlray.engine.model.prefix_cache import build_prefix_cache
+from pmlray.engine.model.pull import pull_model
+from pmlray.engine.scheduling.members import Member
 from pmlray.types import DesignPoint, MemftRules, PlannedRun
-from scripts.bench.engine import law_figures
-from scripts.bench.kept_parts import KeptParts
-from scripts.bench.speed_cells import growth, ratios
-from scripts.bench.speed_figures import growth_exponent, paired_ratio
-from scripts.bench.speed_flops import StepShape, authors_step, full_step, packed_step
-from scripts.bench.speed_law import (
+from scripts.bench.common.resumable import KeptParts
+from scripts.bench.common.statistics import growth_exponent, paired_ratio
+from scripts.bench.speed.cells import growth, ratios
+from scripts.bench.speed.engine import law_figures
+from scripts.bench.speed.flops import StepShape, authors_step, full_step, packed_step
+from scripts.bench.speed.whole_law import (
     LAW,
     LawGrid,
     estimated_law,
@@ -30,7 +30,7 @@ from scripts.bench.speed_law import (
     law_points,
     measured_laws,
 )
-from scripts.bench.speed_work import (
+from scripts.bench.speed.work import (
     Work,
     batch_at,
     collate,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench.kept_parts import KeptParts, SittingOver
+from scripts.bench.common.resumable import KeptParts, SittingOver
 
 ABOUT = {"machine": "one", "repeats": 5}
 

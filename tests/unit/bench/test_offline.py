@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pmlray.config.search_spec import LawOptions
-from scripts.bench.offline import Errors, Step, full_grid_errors, replay
-from scripts.bench.shares import SHARES, Curve, curve, evaluate
-from scripts.bench.table_worlds import table_names, table_world
-from scripts.bench.worlds import KINDS, Truth, world
+from scripts.bench.design.offline import Errors, Step, full_grid_errors, replay
+from scripts.bench.design.shares import SHARES, Curve, curve, evaluate
+from scripts.bench.design.table_worlds import table_names, table_world
+from scripts.bench.design.worlds import KINDS, Truth, world
 
 LAW = LawOptions()
 

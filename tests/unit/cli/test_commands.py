@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from pmlray.cli import app, main
-from pmlray.config.prepared import prepare_search
+from pmlray.config.prepared_search import prepare_search
 from pmlray.errors import SpecError
-from pmlray.study.tables import write_table
-from tests.unit.study.test_tables import exhaustive
+from pmlray.study.search.replay_table import write_table
+from tests.unit.study.search.test_replay_table import exhaustive
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "paper_fig2a_digitised.csv"
 runner = CliRunner()
@@ -113,7 +113,7 @@ def test_the_gp_rule_without_torch_is_refused_before_anything_starts(
     search = prepare_search(search_file)
     table, store = tmp_path / "table.csv", tmp_path / "store"
     write_table(table, exhaustive(search, tmp_path / "grid").observations(), ["made up"])
-    monkeypatch.setattr("pmlray.cli.driver.find_spec", lambda name: None)
+    monkeypatch.setattr("pmlray.api.search_run.find_spec", lambda name: None)
     result = runner.invoke(
         app,
         ["search", str(search_file), "--set", "design.acquisition=gp", "--replay", str(table),

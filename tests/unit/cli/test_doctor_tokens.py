@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pmlray.backends.file_store import FileStore
+from pmlray.api.search_run import open_store
+from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
-from pmlray.cli.driver import open_store
-from pmlray.cli.token_findings import describe_tokens
-from pmlray.config.prepared import prepare_search
+from pmlray.cli.describe_tokens import describe_tokens
+from pmlray.config.prepared_search import prepare_search
 from pmlray.engine.measure import measure_pack
-from pmlray.engine.pull import pull_model
-from pmlray.engine.stepper import TorchStepper
+from pmlray.engine.model.pull import pull_model
+from pmlray.engine.training.stepper import TorchStepper
 from pmlray.errors import DataError, StoreError
 from pmlray.types import Pack
 from tests.unit.cli.test_commands import run_json

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from pmlray.backends.file_store import FileStore
+from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
-from pmlray.config.prepared import PreparedSearch
+from pmlray.config.prepared_search import PreparedSearch
 from pmlray.law import fit_law, law_data, read_law_data
 from pmlray.types import DesignPoint, Observation
 from tests.unit.study.conftest import make_observation

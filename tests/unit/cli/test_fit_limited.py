@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from pmlray.backends.file_store import FileStore
+from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
 from pmlray.errors import DataError
-from tests.unit.study.test_fitted_runs import LIMITED, RUNS, spec_of
+from tests.unit.study.search.test_fitted_runs import LIMITED, RUNS, spec_of
 
 LEAVE_OUT = ("--optimisation-limited", "leave_out")
 

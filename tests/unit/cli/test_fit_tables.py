@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from pmlray.cli import app, main
 from pmlray.errors import DataError
 from pmlray.law import PowerLaw, read_law_data
-from pmlray.study.tables import COLUMNS, OPTIONAL_COLUMNS, write_table
+from pmlray.study.search.replay_table import COLUMNS, OPTIONAL_COLUMNS, write_table
 from pmlray.types import DesignPoint
 from tests.unit.study.conftest import make_observation
 

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 from pmlray.cli import app
 from pmlray.cli.init_command import KINDS
 from pmlray.config import load_search
-from pmlray.config.models import KNOWN, KNOWN_REVISIONS, resolve_model
-from pmlray.config.prepared import prepare_search
+from pmlray.config.base_models import KNOWN, KNOWN_REVISIONS, resolve_model
+from pmlray.config.prepared_search import prepare_search
 from pmlray.errors import PmlrayError, SpecError
-from pmlray.study.plan import first_cost, first_pack
+from pmlray.study.search.plan import first_cost, first_pack
 
 ROOT = Path(__file__).parents[3]
 FACTS = [("Ada:", "one"), ("Bob:", "two three"), ("Cy:", "four five six")]

@@ -94,7 +94,7 @@ def test_no_longer_following_leaves_the_job_alone(
     def leave(*_arguments: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pmlray.backends.ray_jobs.RayJobs.follow", leave)
+    monkeypatch.setattr("pmlray.backends.ray.jobs.RayJobs.follow", leave)
     done = runner.invoke(app, ["submit", str(search_file), "--address", cluster.address])
     assert done.exit_code == 130
     # The job that asks for the workers' niceness may still be there.
@@ -118,7 +118,7 @@ def test_a_cluster_whose_workers_give_way_is_told_of_after_the_job_was_taken(
     warned: bool,
     waits: bool,
 ) -> None:
-    monkeypatch.setattr("pmlray.backends.ray_jobs.RayJobs.follow", lambda *_: 5)
+    monkeypatch.setattr("pmlray.backends.ray.jobs.RayJobs.follow", lambda *_: 5)
     more = () if waits else ("--no-wait",)
     with running(FakeCluster(niceness=niceness)) as cluster:
         command = ["submit", str(search_file), "--address", cluster.address, "--json", *more]
@@ -150,10 +150,10 @@ def test_a_submission_id_is_taken_once(cluster: FakeCluster, search_file: Path) 
 def test_a_cluster_that_is_just_starting_is_waited_for(
     cluster: FakeCluster, search_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pmlray.backends.ray_jobs.RETRY_SECONDS", 0)
+    monkeypatch.setattr("pmlray.backends.ray.jobs.RETRY_SECONDS", 0)
     cluster.busy = 2
     assert submit(cluster, search_file)["submission_id"] in cluster.jobs
-    monkeypatch.setattr("pmlray.backends.ray_jobs.AGENT_SECONDS", 0)
+    monkeypatch.setattr("pmlray.backends.ray.jobs.AGENT_SECONDS", 0)
     cluster.busy = 1
     message = refused(RunError, "submit", str(search_file), "--address", cluster.address)
     assert "did not take the job" in message and "try again later" in message

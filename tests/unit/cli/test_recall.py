@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmlray.config.models import TINY
+from pmlray.config.base_models import TINY
 from pmlray.config.search_spec import Probe
-from pmlray.engine.peft_io import save_adapter
+from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.errors import ModelError
 from tests.unit.cli.test_size import N_RECORDS, invoke, records, refused
 

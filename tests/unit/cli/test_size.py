@@ -13,19 +13,22 @@ import torch
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner, Result
 
-from pmlray.backends.file_leases import Lease
-from pmlray.backends.file_store import FileStore
-from pmlray.cli import app, sizing_driver, sizing_law, sizing_packs
-from pmlray.cli.driver import SearchRun
-from pmlray.config.models import TINY
-from pmlray.config.prepared import PreparedSearch
+from pmlray.api.search_run import SearchRun
+from pmlray.api.sizing import law as sizing_law
+from pmlray.api.sizing import packs as sizing_packs
+from pmlray.api.sizing import run as sizing_driver
+from pmlray.backends.store.file_leases import Lease
+from pmlray.backends.store.file_store import FileStore
+from pmlray.cli import app
+from pmlray.config.base_models import TINY
+from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Model, Probe
-from pmlray.engine.peft_io import save_adapter
-from pmlray.engine.recite import read_adapter
+from pmlray.engine.adapters.peft_io import save_adapter
+from pmlray.engine.evaluation.greedy_decode import read_adapter
 from pmlray.errors import DataError, ModelError, PmlrayError, SpecError, StoreError
 from pmlray.law import CeilingLaw
-from pmlray.study.size import RecordSet, search_spec
-from pmlray.study.size_card import Recitation
+from pmlray.study.sizing.card import Recitation
+from pmlray.study.sizing.request import RecordSet, search_spec
 from pmlray.types import Observation, PlannedRun, Recall
 from tests.fakes import observe
 

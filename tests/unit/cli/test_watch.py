@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pmlray.backends.file_store import FileStore
+from pmlray.api.live_progress import Pace
+from pmlray.api.search_run import SPEC_FILE, study_of
+from pmlray.api.status import Standing, standing_of
+from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
-from pmlray.cli.driver import SPEC_FILE, study_of
-from pmlray.cli.progress import Pace
-from pmlray.cli.standing import Standing, standing_of
 from pmlray.cli.watch_command import mirrored_standing
 from pmlray.config import load_search
-from pmlray.config.prepared import PreparedSearch
+from pmlray.config.prepared_search import PreparedSearch
 from pmlray.errors import SpecError, StoreError
 from pmlray.live_packs import LivePack, put_live
-from pmlray.study.followed import FollowedSearch
-from pmlray.study.law_search import LawSearch
-from pmlray.study.plan import first_cost
-from pmlray.study.progress import Progress
+from pmlray.study.search.law_search import LawSearch
+from pmlray.study.search.plan import first_cost
+from pmlray.study.search.progress import Progress
+from pmlray.study.search.store_follower import FollowedSearch
 from pmlray.types import Pack
 from tests.fakes import MemoryTracker, SyntheticRunner
 
@@ -90,7 +90,7 @@ def test_it_shows_what_the_search_shows(
 def test_memft_is_followed_by_the_law_that_chose_its_points(
     make_search: Callable[..., PreparedSearch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pmlray.study.followed.REFIT_GROWTH", 100.0)
+    monkeypatch.setattr("pmlray.study.search.store_follower.REFIT_GROWTH", 100.0)
     search, store = make_search("law={forms: [power], n_bootstrap: 20}"), FileStore(tmp_path)
     points, runs = search.spec.space.points(), SyntheticRunner(store)
     followed = FollowedSearch(search.spec, store)

@@ -10,15 +10,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pmlray.backends.file_store import FileStore
+from pmlray.api.comparison_run import claim_store
+from pmlray.api.live_progress import shown_live
+from pmlray.api.status import Standing
+from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
-from pmlray.cli.compare_driver import claim_store
-from pmlray.cli.progress import shown_live
-from pmlray.cli.standing import Standing
-from pmlray.config.prepared import prepare_comparison
-from pmlray.study.arena import Arena
-from pmlray.study.compare_progress import FollowedComparison
-from pmlray.study.progress import Progress
+from pmlray.config.prepared_search import prepare_comparison
+from pmlray.study.comparison.comparison_search import Arena
+from pmlray.study.comparison.progress import FollowedComparison
+from pmlray.study.search.progress import Progress
 from pmlray.types import PlannedRun
 from tests.fakes import MemoryTracker, SyntheticRunner
 

@@ -12,7 +12,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-from pmlray.backends.ray_jobs import JOB_ENVIRONMENT
+from pmlray.backends.ray.jobs import JOB_ENVIRONMENT
 from pmlray.config import ClusterProfile, load_spec
 
 ROOT = Path(__file__).parents[3]

@@ -8,13 +8,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from pmlray.api.search_run import settled_in
 from pmlray.cli import app
-from pmlray.cli.driver import settled_in
 from pmlray.config import ClusterProfile, dtype
 from pmlray.config.dtype import cpu_multiplies_bfloat16, settle
 from pmlray.config.model_spec import Model
-from pmlray.config.prepared import PreparedSearch, prepare_search
-from pmlray.engine.bfloat16 import multiplies_bfloat16
+from pmlray.config.prepared_search import PreparedSearch, prepare_search
+from pmlray.engine.model.bfloat16_support import multiplies_bfloat16
 from pmlray.errors import SpecError, StoreError
 from pmlray.types import DesignPoint
 
@@ -122,7 +122,7 @@ def test_a_store_is_not_continued_in_another_dtype(
     def started(_: object) -> None:
         raise AssertionError("it was continued")
 
-    monkeypatch.setattr("pmlray.cli.driver.ray_session", started)
+    monkeypatch.setattr("pmlray.api.search_run.ray_session", started)
     folder = tmp_path / "store"
     folder.mkdir()
     model = Model.model_validate({"id": search.spec.model.id, **begun})

@@ -8,7 +8,7 @@ import pytest
 
 from pmlray.config import SearchSpec, load_search
 from pmlray.config.compare_spec import CompareSpec
-from pmlray.config.prepared import prepare_comparison, prepare_search
+from pmlray.config.prepared_search import prepare_comparison, prepare_search
 from pmlray.errors import DataError, ModelError, PmlrayError, SpecError
 from pmlray.types import Phase
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from pmlray.cli import app
 from pmlray.config.secrets import no_password
 from pmlray.errors import SpecError
-from pmlray.study.report_tables import without_credentials
+from pmlray.study.report.tables import without_credentials
 
 WITH_SECRET = (
     "postgresql+psycopg://user:hunter2@host/db", "https://user:hunter2@mlflow.example.org",

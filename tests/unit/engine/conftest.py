@@ -10,20 +10,20 @@ import pytest
 import torch
 
 from pmlray.config import Recipe
-from pmlray.config.models import TINY, resolve_model
+from pmlray.config.base_models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
-from pmlray.engine.adapted import AdaptedModel
-from pmlray.engine.admission import Admission
-from pmlray.engine.base_model import BaseModel, load_base_model
-from pmlray.engine.checkpoints import Checkpoints
-from pmlray.engine.loop import train_pack
-from pmlray.engine.members import make_members
-from pmlray.engine.optimizer import PackedAdamW
-from pmlray.engine.packed_lora import PackedLora
-from pmlray.engine.prefix_cache import build_prefix_cache
-from pmlray.engine.pull import pull_model
-from pmlray.engine.stepper import TorchStepper
-from pmlray.engine.trained import TrainedMember
+from pmlray.engine.adapters.adapted_model import AdaptedModel
+from pmlray.engine.adapters.optimizer import PackedAdamW
+from pmlray.engine.adapters.packed_lora import PackedLora
+from pmlray.engine.model.base_model import BaseModel, load_base_model
+from pmlray.engine.model.prefix_cache import build_prefix_cache
+from pmlray.engine.model.pull import pull_model
+from pmlray.engine.runtime.checkpoints import Checkpoints
+from pmlray.engine.scheduling.admission import Admission
+from pmlray.engine.scheduling.members import make_members
+from pmlray.engine.training.loop import train_pack
+from pmlray.engine.training.run_metrics import TrainedMember
+from pmlray.engine.training.stepper import TorchStepper
 from pmlray.memory import Record
 from pmlray.types import DesignPoint, MemftRules, Method, PlannedRun, Room
 

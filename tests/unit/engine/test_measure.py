@@ -11,16 +11,16 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from pmlray.backends.file_store import FileStore
+from pmlray.backends.store.file_store import FileStore
 from pmlray.config import Recipe
-from pmlray.config.models import resolve_model
-from pmlray.config.prepared import PreparedSearch, prepare_search
+from pmlray.config.base_models import resolve_model
+from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.config.search_spec import Probe
-from pmlray.engine import base_model
-from pmlray.engine.base_model import load_base_model
+from pmlray.engine.adapters.peft_io import load_mlp_adapter
 from pmlray.engine.measure import measure_pack
-from pmlray.engine.peft_io import load_mlp_adapter
-from pmlray.engine.stepper import TorchStepper
+from pmlray.engine.model import base_model
+from pmlray.engine.model.base_model import load_base_model
+from pmlray.engine.training.stepper import TorchStepper
 from pmlray.errors import ModelError
 from pmlray.types import METHODS, DesignPoint, Observation, Pack
 from tests.unit.engine.conftest import make_run, random_record, train

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from pmlray.config import Recipe
-from pmlray.config.models import TINY, resolve_model
+from pmlray.config.base_models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
-from pmlray.engine import base_model
-from pmlray.engine.base_model import load_base_model
-from pmlray.engine.row_attention import CPU_SHORT_LENGTH
+from pmlray.engine.kernels.row_attention import CPU_SHORT_LENGTH
+from pmlray.engine.model import base_model
+from pmlray.engine.model.base_model import load_base_model
 from tests.unit.engine.conftest import make_run, random_record, train
 
 # Of delta_loss, stated in scripts/bench/results/precision.md. Tens of steps: over thousands, runs

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pmlray.backends.file_store import FileStore
-from pmlray.config.prepared import PreparedSearch
-from pmlray.engine.base_model import BaseModel
+from pmlray.backends.store.file_store import FileStore
+from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.measure import measure_pack
-from pmlray.engine.stepper import TorchStepper
+from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.token_report import at_layer, measure_moved, trace_tokens
+from pmlray.engine.training.stepper import TorchStepper
 from pmlray.errors import DataError, ModelError
 from pmlray.memory import build_memory
 from pmlray.types import DesignPoint, Observation, Pack

@@ -1,6 +1,7 @@
 """What is believed of a power law, written down anew and integrated by importance sampling.
 
-Independent of `pmlray.law.posterior`: a dense covariance, no Jacobian, no solver of its own.
+Independent of `pmlray.law.fitting.posterior`: a dense covariance, no Jacobian, no solver of its
+own.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 
 from pmlray.config.search_spec import SearchSpec
 from pmlray.law import CeilingLaw
-from pmlray.study.result import SearchResult, assemble
+from pmlray.study.findings.result import SearchResult, assemble
 from pmlray.types import (
     DesignPoint,
     FailedRun,

@@ -1,0 +1,113 @@
+"""Tells how a study stands while its packs train, not only when one has come back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from pmlray.errors import StoreError
+from pmlray.live_packs import LivePack, forget_all_live, fresh_packs
+from pmlray.study.search.live import live_metrics, with_live
+from pmlray.study.search.progress import Progress, progress_metrics
+from pmlray.types import PlannedRun
+
+log = logging.getLogger(__name__)
+
+Announce = Callable[[Progress], None]
+SECONDS_BETWEEN_LOOKS = 1.0
+# A tracker is told at most so often of a pack, and not before it has got a twentieth further.
+TRACKED_SECONDS, TRACKED_GROWTH = 15.0, 1.05
+BETWEEN_PACKS = "between two packs"
+
+
+class LiveTracker(Protocol):
+    """Who is told how runs get on."""
+
+    def progress(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
+        """Record where the study stands at this spend."""
+        ...
+
+    def live(self, runs: Mapping[str, PlannedRun], packs: tuple[LivePack, ...]) -> None:
+        """Record how far the runs are that train now; `runs` are those known, by run_key."""
+        ...
+
+
+class Follower:
+    """An `announce` that goes on by itself: every second with what the packs of a store tell.
+
+    stage: what the study does until it is first announced, and `stage` changes it, in words.
+    """
+
+    def __init__(self, store: Path, announce: Announce, tracker: LiveTracker | None = None) -> None:
+        self._store, self._announce, self._tracker = store, announce, tracker
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._last: Progress | None = None
+        self._stage, self._since = "", time.monotonic()
+        self._tracked: tuple[float, float] = (-TRACKED_SECONDS, 0.0)
+        self._thread = threading.Thread(target=self._go_on, name="follower", daemon=True)
+
+    def __enter__(self) -> Follower:
+        forget_all_live(self._store)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def __call__(self, progress: Progress) -> None:
+        """Where the study stands now."""
+        with self._lock:
+            self._last = progress
+        self._show()
+
+    def stage(self, words: str) -> None:
+        """What the study does while no pack tells anything; "" for nothing in particular."""
+        with self._lock:
+            self._stage, self._since = words, time.monotonic()
+        self._show()
+
+    def _go_on(self) -> None:
+        while not self._over.wait(SECONDS_BETWEEN_LOOKS):
+            self._show()
+
+    def _show(self) -> None:
+        with self._lock:
+            if self._last is None:
+                return
+            packs = fresh_packs(self._store)
+            shown = with_live(self._last, packs)
+            if packs:
+                self._stage, self._since = BETWEEN_PACKS, time.monotonic()
+            elif self._stage:
+                waited = time.monotonic() - self._since
+                shown = replace(shown, stage=self._stage, stage_seconds=waited)
+            self._announce(shown)
+            try:
+                self._track(shown, packs)
+            except StoreError as error:
+                # Of a disk that is full the study itself complains.
+                log.warning("how runs get on is not tracked: %s", error)
+
+    def _track(self, shown: Progress, packs: tuple[LivePack, ...]) -> None:
+        at, steps = self._tracked
+        taken = sum(pack.steps for pack in packs)
+        further = taken >= TRACKED_GROWTH * steps or taken < steps
+        now = time.monotonic()
+        if self._tracker is None or not taken or not further or now - at < TRACKED_SECONDS:
+            return
+        self._tracked = (now, taken)
+        metrics = progress_metrics(shown) | live_metrics(packs)
+        self._tracker.progress(metrics, shown.gpu_seconds_spent)
+        self._tracker.live({run.run_key: run for run in shown.running}, packs)

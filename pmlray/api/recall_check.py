@@ -1,0 +1,128 @@
+"""Wiring of `pmlray recall`: what an adapter was trained with, and the check by real decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pmlray.api.search_run import SPEC_FILE
+from pmlray.config.base_models import require_present, resolve_model
+from pmlray.config.model_spec import Dtype, DtypeChoice, Model
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.search_spec import (
+    Budget,
+    Design,
+    SearchSpec,
+    Space,
+    Task,
+)
+from pmlray.config.stored_files import Card, read_kept
+from pmlray.engine.evaluation.greedy_decode import check_fits, read_adapter, recite
+from pmlray.engine.model.base_model import load_base_model, render_prompt
+from pmlray.engine.model.bfloat16_support import multiplies_bfloat16
+from pmlray.engine.ready_pack import pick_device
+from pmlray.errors import ModelError
+from pmlray.memory import TaskSource, build_memory, encode_texts, read_records
+from pmlray.study.sizing.card import CARD_FILE, Recitation
+
+
+@dataclass(frozen=True)
+class RecallRequest:
+    """An adapter and the records to check; None where the adapter's card, or the search of its
+    store, says what it was trained with."""
+
+    adapter: Path
+    records: Path
+    model: str | None
+    revision: str | None
+    dtype: DtypeChoice
+    prompt_format: Literal["plain", "chat"] | None
+
+
+def prepare_recall(request: RecallRequest) -> PreparedSearch:
+    """The check as a search's task; ModelError, DataError or StoreError before any model is loaded.
+
+    Without a card or a store's search beside the adapter the defaults are the device's dtype and
+    plain prompts, and the base is the one that the adapter names.
+    """
+    pairs = read_records(request.records)
+    adapter = read_adapter(request.adapter)
+    known = _trained_with(request.adapter)
+    model = Model(
+        id=request.model or known.get("id") or adapter.base_model,
+        revision=request.revision or known.get("revision"),
+        dtype=_dtype(request.dtype, known),
+    )
+    source = resolve_model(model.id, model.revision)
+    belongs = known.get("identity") or (
+        source.identity
+        if model.id == adapter.base_model
+        else resolve_model(adapter.base_model, model.revision).identity
+    )
+    if source.identity != belongs:
+        raise ModelError(
+            f"{request.adapter} is an adapter of {adapter.base_model} ({belongs}), not of"
+            f" {model.id} ({source.identity}); leave --model out, or give that model"
+        )
+    require_present(model.id, source)
+    if adapter.probe.layer >= source.geometry.n_layers:
+        raise ModelError(
+            f"{request.adapter} adapts layer {adapter.probe.layer}, but {model.id} has layers 0 to"
+            f" {source.geometry.n_layers - 1}: it belongs to another model"
+        )
+    spec = SearchSpec(
+        name="recall",
+        task=Task(
+            kind="records",
+            records=str(request.records),
+            prompt_format=request.prompt_format or known.get("prompt_format") or "plain",
+        ),
+        model=model,
+        probe=adapter.probe,
+        space=Space(lora_rank=(adapter.lora_rank,), seq_len=(1,), train_steps=(1,)),
+        design=Design(n_initial=1),
+        budget=Budget(gpu_seconds=1.0),
+    )
+    return PreparedSearch(spec, source, TaskSource("records", 0, pairs=pairs))
+
+
+def check_recall(search: PreparedSearch, folder: Path, say: Callable[[str], None]) -> Recitation:
+    """Decode every record of a search's task greedily under the adapter in a folder."""
+    adapter, model = read_adapter(folder), search.spec.model
+    base = load_base_model(
+        model.id, search.source, model.revision, model.base_dtype, adapter.probe, pick_device()
+    )
+    check_fits(base, adapter)
+    tokenizer = base.tokenizer.backend_tokenizer
+    pairs = search.task.pairs or ()
+    total = sum(map(len, encode_texts(tokenizer, [target for _, target in pairs])))
+    render = partial(render_prompt, base.tokenizer, prompt_format=search.spec.task.prompt_format)
+    records = build_memory(search.task, 0, total, tokenizer, render).records
+    say(f"decoding {len(records)} records greedily at rank {adapter.lora_rank}")
+    answers = recite(base, adapter.weights, records)
+    return Recitation(
+        pairs,
+        tuple(base.tokenizer.decode(answer.answer_ids) for answer in answers),
+        tuple(answer.right for answer in answers),
+    )
+
+
+def _dtype(asked: DtypeChoice, known: Mapping[str, Any]) -> Dtype:
+    """The one asked for; else the one trained with; else this process's device's."""
+    if asked != "auto":
+        return asked
+    return known.get("dtype") or ("bfloat16" if multiplies_bfloat16(pick_device()) else "float32")
+
+
+def _trained_with(folder: Path) -> dict[str, Any]:
+    """id, revision, dtype, identity and prompt_format, as far as the folder tells."""
+    if (folder / CARD_FILE).is_file():
+        return read_kept(Card, folder / CARD_FILE).trained_with()
+    search_file = folder.absolute().parent.parent / SPEC_FILE
+    if search_file.is_file():
+        spec = read_kept(SearchSpec, search_file)
+        return {**spec.model.pinned().model_dump(), "prompt_format": spec.task.prompt_format}
+    return {}

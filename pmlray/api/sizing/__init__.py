@@ -1,0 +1,1 @@
+"""The rank that a set of records needs: planned, measured, trained and checked."""

@@ -1,0 +1,74 @@
+"""The law that a set of records is sized by: a stored one, or that of a search on the records."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from pmlray.api.search_run import SPEC_FILE, SearchRun, open_store, run_search, tracking_uri_for
+from pmlray.api.sizing import packs as sizing_packs
+from pmlray.api.sizing.packs import Connect, Say, Shown
+from pmlray.api.sizing.plan import LawAtHand, SizePlan
+from pmlray.backends.store.file_store import FileStore
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.errors import RunError
+from pmlray.study.findings.result import fit_observations
+from pmlray.study.search.plan import first_cost
+from pmlray.study.sizing.cost import law_budget, spent_seconds, together
+from pmlray.study.sizing.request import first_runs, sized_spec
+
+
+def law_at_hand(
+    plan: SizePlan,
+    address: str | None,
+    connect: Connect,
+    tracking_uri: str | None,
+    say: Say,
+    shown: Shown,
+) -> LawAtHand:
+    """The stored law, or that of a search on the records, run or continued."""
+    if plan.stored is not None:
+        say(f"[1/4] law of {len(plan.stored.observations)} runs from {plan.stored.store}")
+        return plan.stored
+    folder, profile = plan.out / "law", plan.request.profile
+    search = _begun(plan, folder, connect, say, shown)
+    uri = tracking_uri_for(folder, profile, tracking_uri)
+    with shown() as announce:
+        run_search(SearchRun(search, profile, folder, uri, address), announce)
+    spec, store = open_store(folder)
+    observations = store.observations()
+    summary = fit_observations(sized_spec(spec, plan.largest), observations)
+    if summary is None:
+        raise RunError(
+            f"{len(observations)} runs carry no law; {folder / 'failures'} says what failed"
+        )
+    return LawAtHand(folder, summary, observations)
+
+
+def _begun(
+    plan: SizePlan, folder: Path, connect: Connect, say: Say, shown: Shown
+) -> PreparedSearch:
+    """The search with its first runs measured, and the budget that follows from what they cost."""
+    search, store = plan.search, FileStore(folder)
+    about = f"[1/4] searching the law of {len(plan.records.pairs)} records"
+    if (folder / SPEC_FILE).is_file():
+        say(f"{about}, about {search.spec.budget.law_seconds:.0f} gpu_seconds in all")
+        return search
+    say(f"{about}; its first runs tell what that takes")
+    cost = first_cost(search, plan.request.profile.gpus_per_pack > 0)
+    first = first_runs(search)
+    with store.driver_lock() as driver:
+        sizing_packs.measure(
+            *(search, store, driver, first, plan.request.profile, together(cost, first)),
+            *(connect, shown),
+        )
+    observations = store.observations()
+    if not observations:
+        why = next((f.reason for f in reversed(store.failures())), "they left no result")
+        raise RunError(f"the first runs of the law failed: {why}; {folder / 'failures'} has all")
+    budget = law_budget(plan.cost_by(observations), plan.largest)
+    say(
+        f"      about {budget.law_seconds:.0f} gpu_seconds for the law,"
+        f" {spent_seconds(store):.0f} of them spent"
+    )
+    return replace(search, spec=search.spec.model_copy(update={"budget": budget}))

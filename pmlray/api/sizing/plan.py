@@ -1,0 +1,269 @@
+"""Everything that `pmlray size` checks and decides before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+
+from pmlray.api.search_run import default_store, open_store
+from pmlray.api.sizing.search import own_search
+from pmlray.config import ClusterProfile, SearchSpec
+from pmlray.config.base_models import TINY, ModelSource, require_present, resolve_model
+from pmlray.config.model_spec import DtypeChoice
+from pmlray.config.prepared_search import CHAT_TEMPLATE_TOKENS, PreparedSearch
+from pmlray.config.search_spec import Probe
+from pmlray.design import CostModel
+from pmlray.errors import DataError, ModelError, SpecError
+from pmlray.law import LawSummary
+from pmlray.memory import TaskSource, encode_texts, read_records
+from pmlray.study.findings.result import fit_observations
+from pmlray.study.search.plan import first_cost
+from pmlray.study.sizing.card import answer
+from pmlray.study.sizing.choose_rank import Choice, choose_rank
+from pmlray.study.sizing.cost import SizeCost
+from pmlray.study.sizing.request import (
+    RecordSet,
+    Wanted,
+    adapter_spec,
+    check_capacity,
+    default_layer,
+    default_steps,
+    largest_rank,
+    sized_spec,
+)
+from pmlray.types import DesignPoint, Observation
+
+
+@dataclass(frozen=True)
+class SizeRequest:
+    """What the user asked for; None where pmlray chooses, or the stored law does."""
+
+    records: Path
+    model: str
+    revision: str | None
+    dtype: DtypeChoice
+    wanted: Wanted
+    law: Path | None
+    out: Path | None
+    placement: Literal["mlp", "down_proj"] | None
+    layer: int | None
+    prompt_format: Literal["plain", "chat"] | None
+    train_steps: int | None
+    max_rank: int | None
+    profile: ClusterProfile
+
+
+@dataclass(frozen=True)
+class LawAtHand:
+    """A law with the records' own size as its target, and the runs that it was fitted to."""
+
+    store: Path
+    summary: LawSummary
+    observations: tuple[Observation, ...]
+
+
+@dataclass(frozen=True)
+class SizePlan:
+    """A request in which nothing is left open.
+
+    `search` measures the law, `training` trains the adapter, `largest` is the point of l tokens and
+    T steps with the largest rank allowed. The search's budget is settled once its first runs have
+    told what they cost.
+    """
+
+    request: SizeRequest
+    records: RecordSet
+    search: PreparedSearch
+    training: PreparedSearch
+    stored: LawAtHand | None
+    largest: DesignPoint
+    out: Path
+
+    def to_json(self, cost: SizeCost) -> dict[str, Any]:
+        """What would be done, and at what cost."""
+        spec, space = self.training.spec, self.search.spec.space
+        return {
+            "records": str(self.request.records),
+            "n_records": len(self.records.pairs),
+            "supervised_tokens": self.records.supervised_tokens,
+            "model": self.training.source.identity,
+            "probe": spec.probe.model_dump(),
+            "recall": self.request.wanted.recall,
+            "confidence": self.request.wanted.confidence,
+            "law": None if self.stored is None else str(self.stored.store),
+            "lora_ranks": list(space.lora_rank),
+            "seq_lens": list(space.seq_len),
+            "train_steps": self.largest.train_steps,
+            "largest_rank": self.largest.lora_rank,
+            **cost.to_json(),
+            "device": "GPU" if self.request.profile.gpus_per_pack else "CPU core",
+            "answer": None if self.stored is None else self.answer(self.stored)[1],
+            "out": str(self.out),
+        }
+
+    def answer(self, law: LawAtHand) -> tuple[Choice, dict[str, Any]]:
+        """The rank by a law, and the answer as JSON; DataError when none that is allowed does."""
+        wanted, training = self.request.wanted, self.training
+        choice = choose_rank(
+            law.summary, law.observations, wanted, self.largest, self.records.tokens_per_record
+        )
+        cost = self.cost_by(law.observations)
+        per_rank = training.source.geometry.params_per_rank(training.spec.probe.placement)
+        return choice, answer(choice, wanted, law.summary, per_rank, cost.predict(choice.point))
+
+    def cost_by(self, observations: Iterable[Observation]) -> CostModel:
+        """What runs cost, by the rate of those that are measured."""
+        return first_cost(self.training, self.request.profile.gpus_per_pack > 0).learn(
+            (o.point, o.charged_steps, o.gpu_seconds) for o in observations
+        )
+
+
+def prepare_size(request: SizeRequest) -> SizePlan:
+    """Check the request and fill in what it leaves open; every error comes before anything starts.
+
+    SpecError, DataError, ModelError or StoreError, each with what to do.
+    """
+    pairs = read_records(request.records)
+    source = _present(request.model, resolve_model(request.model, request.revision))
+    base = None if request.law is None else _law_spec(request, source)
+    prompt_format = request.prompt_format or (base.task.prompt_format if base else "plain")
+    records = _count_tokens(request, pairs, source, prompt_format)
+    probe = base.probe if base else _probe(request, source)
+    per_rank = source.geometry.params_per_rank(probe.placement)
+    largest = request.max_rank or largest_rank(records, source.geometry, probe.placement)
+    if largest > source.geometry.hidden:
+        raise SpecError(
+            f"--max-rank is {largest}, and a rank above the model's hidden width of"
+            f" {source.geometry.hidden} holds nothing more; use at most that"
+        )
+    check_capacity(records, largest, per_rank)
+    task = TaskSource("records", 0, pairs=pairs)
+    own: Path | None = None
+    if base is None:
+        steps = request.train_steps or default_steps(len(pairs))
+        base, own = own_search(
+            request, records, source, task, probe, largest, steps, prompt_format
+        )  # fmt: skip
+    else:
+        steps = request.train_steps or base.space.train_steps[-1]
+    point = DesignPoint(largest, records.supervised_tokens, steps)
+    training = PreparedSearch(adapter_spec(base, records, point), source, task)
+    search = PreparedSearch(base, source, task)
+    stored = None if request.law is None else _stored_law(request.law, search.spec, point)
+    out = own or request.out or default_store(training, request.profile)
+    plan = SizePlan(request, records, search, training, stored, point, out.absolute())
+    if stored is not None:
+        plan.answer(stored)
+    return plan
+
+
+def _present(model: str, source: ModelSource) -> ModelSource:
+    """The tiny random model is made on the spot; any other pullable one must be there."""
+    if model == TINY and source.folder is None:
+        from pmlray.engine.model.pull import pull_model
+
+        pull_model(TINY)
+        return resolve_model(model, None)
+    require_present(model, source)
+    return source
+
+
+def _probe(request: SizeRequest, source: ModelSource) -> Probe:
+    layers = source.geometry.n_layers
+    layer = default_layer(source.geometry) if request.layer is None else request.layer
+    if not 0 <= layer < layers:
+        raise SpecError(f"--layer is {layer}, but {request.model} has layers 0 to {layers - 1}")
+    return Probe(placement=request.placement or "down_proj", layer=layer)
+
+
+def _count_tokens(
+    request: SizeRequest,
+    pairs: tuple[tuple[str, str], ...],
+    source: ModelSource,
+    prompt_format: Literal["plain", "chat"],
+) -> RecordSet:
+    tokenizer = Tokenizer.from_file(str(_tokenizer_file(request, source)))
+    targets = encode_texts(tokenizer, [target for _, target in pairs])
+    queries = encode_texts(tokenizer, [query for query, _ in pairs])
+    template = CHAT_TEMPLATE_TOKENS if prompt_format == "chat" else 0
+    for number, (query, target) in enumerate(zip(queries, targets, strict=True), start=1):
+        needed = len(query) + template + len(target)
+        if needed > source.geometry.context:
+            raise DataError(
+                f"{request.records}: record {number} needs {needed} tokens with its prompt, but"
+                f" {request.model} reads at most {source.geometry.context}; shorten it"
+            )
+    return RecordSet(
+        pairs,
+        tuple(len(ids) for ids in targets),
+        tuple(len(ids) + template for ids in queries),
+    )
+
+
+def _tokenizer_file(request: SizeRequest, source: ModelSource) -> Path:
+    if source.folder is not None:
+        file = source.folder / "tokenizer.json"
+        if not file.is_file():
+            raise ModelError(f"{source.folder} holds no tokenizer.json; save the model's fast one")
+        return file
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(request.model, "tokenizer.json", revision=request.revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"cannot read tokenizer.json of {source.identity} from the hub: {error}"
+        ) from error
+
+
+def _law_spec(request: SizeRequest, source: ModelSource) -> SearchSpec:
+    """The spec of the stored law's search; SpecError when it is not one for these records."""
+    assert request.law is not None
+    spec, store = open_store(request.law.absolute())
+    where = f"--law {request.law}"
+    if spec.task.kind != "records":
+        raise SpecError(
+            f"{where}: its search memorised {spec.task.kind}, whose law does not hold for records;"
+            " give the store of a records search, or leave --law out"
+        )
+    identities = {o.provenance.get("model") for o in store.observations()}
+    if identities - {source.identity}:
+        raise SpecError(
+            f"{where}: its law is of {spec.model.id}, not of {request.model}; give that --model, or"
+            " leave --law out"
+        )
+    given = {
+        "--dtype": (None if request.dtype == "auto" else request.dtype, spec.model.base_dtype),
+        "--placement": (request.placement, spec.probe.placement),
+        "--layer": (request.layer, spec.probe.layer),
+        "--prompt-format": (request.prompt_format, spec.task.prompt_format),
+    }
+    for option, (asked, measured) in given.items():
+        if asked is not None and asked != measured:
+            raise SpecError(
+                f"{where}: its law was measured with {option} {measured}, not {asked}; leave"
+                f" {option} out, or leave --law out"
+            )
+    if request.train_steps is not None and request.train_steps not in spec.space.train_steps:
+        known = ", ".join(map(str, spec.space.train_steps))
+        raise SpecError(
+            f"{where}: its law was measured at {known} steps, not at {request.train_steps}; use one"
+            " of those as --steps, or leave --law out"
+        )
+    return spec
+
+
+def _stored_law(store: Path, spec: SearchSpec, point: DesignPoint) -> LawAtHand:
+    observations = open_store(store.absolute())[1].observations()
+    summary = fit_observations(sized_spec(spec, point), observations)
+    if summary is None:
+        raise SpecError(
+            f"--law {store}: its {len(observations)} runs are too few for a law; continue its"
+            " search, or leave --law out"
+        )
+    return LawAtHand(store, summary, observations)

@@ -1,0 +1,207 @@
+"""Wiring: from a plan for a set of records to the checked adapter that holds them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pmlray.api.recall_check import check_recall
+from pmlray.api.sizing import packs as sizing_packs
+from pmlray.api.sizing.law import law_at_hand
+from pmlray.api.sizing.packs import Connect, Say, Shown
+from pmlray.api.sizing.plan import LawAtHand, SizePlan
+from pmlray.api.sizing.stage_clock import StageClock
+from pmlray.backends.ray.session import ray_session
+from pmlray.backends.store.file_leases import Lease
+from pmlray.backends.store.file_store import FileStore
+from pmlray.errors import RunError
+from pmlray.study.sizing.card import (
+    CARD_FILE,
+    NOT_RECALLED_FILE,
+    TEXT_FILE,
+    Recitation,
+    describe_answer,
+    describe_card,
+    make_card,
+)
+from pmlray.study.sizing.choose_rank import next_rank
+from pmlray.study.sizing.cost import spent_seconds
+from pmlray.study.sizing.request import METHOD
+from pmlray.types import DesignPoint, Observation
+
+RESULT_FILE = "size.json"
+
+
+def run_size(
+    plan: SizePlan, address: str | None, tracking_uri: str | None, say: Say, shown: Shown
+) -> dict[str, Any]:
+    """Size, train and check; returns the machine-readable result.
+
+    What is finished is in `plan.out` whatever happens after, and a repeated call continues there.
+    say: one line a stage; shown: shows the search. RunError when training fails.
+    """
+    kept = FileStore(plan.out / "training")
+    # One Ray for all stages that train something, from the first of them on.
+    with kept.driver_lock() as driver, ExitStack() as stages:
+
+        def connect() -> None:
+            stages.enter_context(ray_session(address))
+
+        clock = StageClock()
+        law = law_at_hand(plan, address, connect, tracking_uri, say, shown)
+        clock.lap("law")
+        choice, sized = plan.answer(law)
+        say(f"[2/4] {describe_answer(sized)}")
+        # A stored law's runs may be of other records.
+        own = choice.shown if plan.stored is None else None
+        trials: list[_Trial] = []
+        rank: int | None = choice.point.lora_rank
+        while rank is not None:
+            # It recalled enough, by whatever method: training it again would only cost.
+            found = own if own is not None and own.point.lora_rank == rank else None
+            trial = _try(
+                *(plan, rank, found, kept, driver, connect, shown),
+                *(sized["predicted_gpu_seconds"], say, clock),
+            )
+            trials.append(trial)
+            if trial.recited.exact_recall >= plan.request.wanted.recall:
+                break
+            rank = next_rank(rank, choice, plan.largest.lora_rank)
+            then = "the largest rank is reached" if rank is None else f"trying rank {rank}"
+            wanted = plan.request.wanted.recall
+            say(f"      {trial.recited.n_right} recalled, {wanted:.4g} wanted: {then}")
+        best = max(trials, key=lambda trial: trial.recited.n_right)
+        card = _card(plan, sized, law, trials, best, clock)
+        result = {**card, "out": str(plan.out), "adapter_folder": str(plan.out / "adapter")}
+        _write(plan, best, card)
+        (plan.out / RESULT_FILE).write_text(json.dumps(result, indent=2), encoding="utf-8")
+    return result
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One adapter of all records, and what it recites; `in_search`: the search had trained it."""
+
+    observation: Observation
+    folder: Path
+    recited: Recitation
+    in_search: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As the card lists it."""
+        o = self.observation
+        return {
+            "lora_rank": o.point.lora_rank,
+            "run_key": o.run_key,
+            "n_recalled": self.recited.n_right,
+            "exact_recall": self.recited.exact_recall,
+            "final_loss": o.final_loss,
+            "train_steps": o.curve[-1][0],
+            "gpu_seconds": o.gpu_seconds,
+            "in_search": self.in_search,
+        }
+
+
+def _try(
+    plan: SizePlan,
+    rank: int,
+    found: Observation | None,
+    kept: FileStore,
+    driver: Lease,
+    connect: Connect,
+    shown: Shown,
+    predicted: float,
+    say: Say,
+    clock: StageClock,
+) -> _Trial:
+    """Train a rank, unless the search has, and check it."""
+    if found is None:
+        observation = _train(plan, rank, kept, driver, connect, shown, predicted, say)
+        folder = kept.adapters / observation.run_key
+    else:
+        say(f"[3/4] rank {rank} was trained on all records in the search")
+        observation, folder = found, plan.out / "law" / "adapters" / found.run_key
+    clock.lap("training")
+    recited = check_recall(plan.training, folder, lambda line: say(f"[4/4] {line}"))
+    clock.lap("check")
+    return _Trial(observation, folder, recited, found is not None)
+
+
+def _card(
+    plan: SizePlan,
+    sized: dict[str, Any],
+    law: LawAtHand,
+    trials: Sequence[_Trial],
+    best: _Trial,
+    clock: StageClock,
+) -> dict[str, Any]:
+    provenance = best.observation.provenance
+    trained = [t.observation.gpu_seconds for t in trials if not t.in_search]
+    cost = {
+        # A stored law was paid for before.
+        "search_gpu_seconds": 0.0 if plan.stored else spent_seconds(FileStore(plan.out / "law")),
+        "training_gpu_seconds": sum(trained),
+        "unit": provenance["gpu_seconds_unit"],
+        "wall_seconds": clock.seconds,
+        "versions": provenance["versions"],
+        "device_name": provenance["device_name"],
+    }
+    return make_card(
+        (plan.search if best.in_search else plan.training).spec,
+        plan.training.source.identity,
+        plan.records,
+        plan.request.wanted,
+        sized,
+        law.summary,
+        best.observation,
+        [trial.to_json() for trial in trials],
+        cost,
+    )
+
+
+def _train(
+    plan: SizePlan,
+    rank: int,
+    store: FileStore,
+    driver: Lease,
+    connect: Connect,
+    shown: Shown,
+    predicted: float,
+    say: Say,
+) -> Observation:
+    """The adapter of this rank, trained on all records unless it is there from an earlier call."""
+    point = DesignPoint(rank, plan.largest.seq_len, plan.largest.train_steps)
+    run = plan.training.plan_run(point, METHOD, 0, 0, "law")
+    say(
+        f"[3/4] training rank {rank} on all records with {METHOD}, about {predicted:.0f}"
+        " gpu_seconds"
+    )
+    sizing_packs.measure(
+        *(plan.training, store, driver, (run,), plan.request.profile, predicted, connect, shown)
+    )
+    found = [o for o in store.observations() if o.run_key == run.run_key]
+    if not found:
+        reasons = [f.reason for f in store.failures() if f.run_key == run.run_key]
+        raise RunError(
+            f"training rank {rank} failed: {reasons[-1] if reasons else 'it left no result'}; what"
+            " is finished is kept: mend the cause and give the same command again"
+        )
+    return found[0]
+
+
+def _write(plan: SizePlan, best: _Trial, card: dict[str, Any]) -> None:
+    """The adapter's folder with its card and the records that it does not recall."""
+    folder = plan.out / "adapter"
+    folder.mkdir(exist_ok=True)
+    for file in best.folder.iterdir():
+        shutil.copyfile(file, folder / file.name)
+    (folder / CARD_FILE).write_text(json.dumps(card, indent=2), encoding="utf-8")
+    spec = (plan.search if best.in_search else plan.training).spec
+    (folder / TEXT_FILE).write_text(describe_card(card, spec), encoding="utf-8")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in best.recited.missed()]
+    (folder / NOT_RECALLED_FILE).write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,108 @@
+"""The search that `pmlray size` measures its law by: the one begun before, or a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from pmlray.api.search_run import SPEC_FILE, default_store
+from pmlray.config import ClusterProfile, SearchSpec
+from pmlray.config.base_models import ModelSource
+from pmlray.config.dtype import device_dtype
+from pmlray.config.model_spec import Dtype, Model
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.search_spec import Budget, Probe
+from pmlray.config.stored_files import read_kept
+from pmlray.errors import StoreError
+from pmlray.memory import TaskSource
+from pmlray.study.search.plan import first_cost
+from pmlray.study.sizing.request import ORDERS, UNSETTLED, RecordSet, adapter_spec, search_spec
+from pmlray.types import DesignPoint
+
+if TYPE_CHECKING:
+    from pmlray.api.sizing.plan import SizeRequest
+
+# What a search's budget once followed from, and with it the name of its folder: a guess of what the
+# adapter costs, by steps of at least so many device-seconds. Its subsets were of the file's order
+# and of one other.
+FORMER_ORDERS = (0, 1)
+FORMER_SEARCH_COST = 1.2
+FORMER_STEP_SECONDS_GPU, FORMER_STEP_SECONDS_CPU = 0.02, 0.005
+
+
+def own_search(
+    request: SizeRequest,
+    records: RecordSet,
+    source: ModelSource,
+    task: TaskSource,
+    probe: Probe,
+    largest: int,
+    steps: int,
+    prompt_format: Literal["plain", "chat"],
+) -> tuple[SearchSpec, Path]:
+    """The search of these records, and the folder of all results. largest: rank.
+
+    One that was begun goes on as it is, whatever its budget and orders of the records, and in its
+    dtype where none is asked for. A new one is in the dtype asked for, else in the device's, and
+    its budget is unsettled. StoreError where the folder asked for holds another.
+    """
+
+    auto = request.dtype == "auto"
+
+    def in_dtype(dtype: Dtype) -> SearchSpec:
+        settled = {"dtype": "auto", "resolved": dtype} if auto else {"dtype": dtype}
+        model = Model.model_validate({"id": request.model, "revision": request.revision, **settled})
+        return search_spec(records, model, probe, largest, steps, prompt_format)
+
+    def stored_as(spec: SearchSpec) -> Path:
+        return default_store(PreparedSearch(spec, source, task), request.profile)
+
+    def folders() -> Iterator[Path]:
+        if request.out is not None:
+            yield request.out
+            return
+        yield stored_as(fresh)
+        for dtype in get_args(Dtype) if auto else (fresh.model.base_dtype,):
+            yield stored_as(_as_formerly(in_dtype(dtype), records, source, task, request.profile))
+
+    of_device = device_dtype(request.profile.gpus_per_pack > 0)
+    fresh = in_dtype(of_device if request.dtype == "auto" else request.dtype)
+    for folder in folders():
+        file = folder / "law" / SPEC_FILE
+        if not file.is_file():
+            continue
+        kept = read_kept(SearchSpec, file)
+        if _asked(kept) == _asked(fresh) and (auto or kept.model.base_dtype == request.dtype):
+            return kept, folder
+        if request.out is not None:
+            raise StoreError(
+                f"{folder} holds the sizing of other records or with other options"
+                f" ({kept.search_id}, not {fresh.search_id}); choose another --out"
+            )
+    return fresh, request.out or stored_as(fresh)
+
+
+def _asked(spec: SearchSpec) -> str:
+    """The id of what a search was begun for, whatever it may cost and how subsets are drawn."""
+    return spec.model_copy(update={"budget": UNSETTLED, "sequences": ORDERS}).search_id
+
+
+def _as_formerly(
+    spec: SearchSpec,
+    records: RecordSet,
+    source: ModelSource,
+    task: TaskSource,
+    profile: ClusterProfile,
+) -> SearchSpec:
+    """The search as it was before its first runs told its budget and no order was the file's."""
+    gpu, space = profile.gpus_per_pack > 0, spec.space
+    point = DesignPoint(1, space.seq_len[-1], space.train_steps[-1])
+    training = PreparedSearch(adapter_spec(spec, records, point), source, task)
+    in_a_step = min(spec.recipe.batch_size, len(records.pairs))
+    tokens = in_a_step * records.positions_per_record
+    per_step = first_cost(training, gpu).seconds_per_token * tokens
+    least = FORMER_STEP_SECONDS_GPU if gpu else FORMER_STEP_SECONDS_CPU
+    seconds = point.train_steps * max(per_step, least)
+    budget = Budget(gpu_seconds=round(FORMER_SEARCH_COST * seconds, 1))
+    return spec.model_copy(update={"budget": budget, "sequences": FORMER_ORDERS})

@@ -1,0 +1,99 @@
+"""DeepSpeed as the engine of a pack's training loop: stage 0, one process, packed adapters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+# DeepSpeed looks for its accelerator when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+import deepspeed.ops
+from torch import Tensor
+
+from pmlray.engine.adapters.adapted_model import AdaptedModel
+from pmlray.engine.adapters.optimizer import PackedAdamW
+from pmlray.engine.model.batches import MicroBatch
+from pmlray.engine.model.head import TokenLosses
+
+BACKEND = {"deepspeed": version("deepspeed")}
+
+
+def deepspeed_config() -> dict[str, object]:
+    """The engine's configuration.
+
+    Stage 0: the base fits one device and is not DeepSpeed's to shard. Clipping is per adapter, in
+    the optimizer, so DeepSpeed's own is off. Accumulation is unmanaged: a step has as many
+    micro-batches as its rows need.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "managed_gradient_accumulation": False,
+        "zero_optimization": {"stage": 0},
+        "gradient_clipping": 0.0,
+        "steps_per_print": 10**9,
+        # It waits for the device in every step, which no captured step may.
+        "timers": {"throughput": {"enabled": False}},
+    }
+
+
+def be_one_process() -> None:
+    """Be a torch process group of one, which DeepSpeed asks for, unless there is a group."""
+    if not torch.distributed.is_initialized():
+        # The number of DeepSpeed's device, whatever started this process left there; and a store in
+        # memory, which needs no free port.
+        os.environ["LOCAL_RANK"] = "0"
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+class DeepSpeedStepper:
+    """Drives forward, backward and update through a DeepSpeed engine."""
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
+        # Typed loosely: what its unannotated methods return took the type checker 10 s to infer.
+        self._engine: Any = engine
+        self._steps = 0
+
+    def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
+        """Per-token losses with a graph."""
+        return self._engine(batch, keep_TD)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a sum over tokens to those already there."""
+        self._engine.backward(loss)
+
+    def step(self) -> None:
+        """Update the adapters and clear their gradients."""
+        self._engine.step()
+
+    def stepped(self, replayed: bool) -> None:
+        """Keep the engine's count right: it sees no replays, and steps taken twice twice."""
+        self._steps += 1
+        self._engine.global_steps = self._steps
+
+
+def deepspeed_stepper(
+    on_engine: Callable[[deepspeed.DeepSpeedEngine], None] | None = None,
+) -> Callable[[AdaptedModel, PackedAdamW], DeepSpeedStepper]:
+    """A maker of steppers for `measure_pack`; needs a process group, as of `be_one_process`."""
+
+    def make(model: AdaptedModel, optimizer: PackedAdamW) -> DeepSpeedStepper:
+        # On Linux CPUs DeepSpeed would compile a shared-memory op with the system's C++ compiler.
+        setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
+        initialize: Any = deepspeed.initialize
+        engine, *_ = initialize(
+            model=model, optimizer=optimizer, config=deepspeed_config(), dist_init_required=False
+        )
+        if on_engine is not None:
+            on_engine(engine)
+        return DeepSpeedStepper(engine)
+
+    return make

@@ -1,0 +1,53 @@
+"""Fetch a search's report from an MLflow server: all that a laptop needs to look at a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from pmlray.backends.mlflow.tracker import EXPERIMENT
+from pmlray.errors import StoreError
+from pmlray.study.report.tables import without_credentials
+
+REPORT_FILES = ("report.html", "report.json")
+
+
+def fetch_report(uri: str, search_id: str, folder: Path) -> tuple[Path, ...]:
+    """Copy report.html and report.json of a search into a folder.
+
+    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are used where the server wants them.
+    StoreError when the server cannot be asked, knows no such search, or has no report of it yet.
+    """
+    shown = without_credentials(uri)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        runs = [] if experiment is None else client.search_runs(
+            [experiment.experiment_id],
+            f"tags.`pmlray.search_id` = '{search_id}' and tags.`pmlray.kind` = 'search'",
+            max_results=1,
+        )  # fmt: skip
+        if not runs:
+            raise StoreError(
+                f"MLflow at {shown} knows no search {search_id}; pmlray validate SEARCH.yaml tells"
+                " the id of a search, pmlray list those of a cluster"
+            )
+        run_id, state = runs[0].info.run_id, runs[0].info.status
+        there = {item.path for item in client.list_artifacts(run_id)}
+        if not there.issuperset(REPORT_FILES):
+            raise StoreError(
+                f"the search {search_id} has no report in MLflow yet (its run is {state}); it is"
+                " written when a search ends or is stopped. On a machine that sees its store:"
+                f" pmlray report {search_id} --from STORAGE"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        return tuple(
+            Path(client.download_artifacts(run_id, name, str(folder))) for name in REPORT_FILES
+        )
+    except MlflowException as error:
+        raise StoreError(
+            f"MLflow at {shown} gave no report: {without_credentials(str(error))}; is the"
+            " address right, and are MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD set?"
+        ) from error

@@ -1,0 +1,87 @@
+"""A running search as its mirror in MLflow shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from pmlray.backends.mlflow.tracker import EXPERIMENT
+from pmlray.config.search_spec import SearchSpec
+from pmlray.config.stored_files import read_kept
+from pmlray.errors import StoreError, TrackerAway
+from pmlray.study.report.tables import without_credentials
+
+ASKING_ERRORS = (MlflowException, SQLAlchemyError, OSError)
+SPEC_ARTIFACT = "search.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Mirrored:
+    """What MLflow tells of a search: the status and the newest metrics of its parent run."""
+
+    status: str
+    metrics: Mapping[str, float]
+
+
+class MlflowWatch:
+    """Looks at one search in MLflow; StoreError where it knows none, TrackerAway while it is away.
+
+    `spec` is the search's own, which its parent run holds.
+    """
+
+    def __init__(self, uri: str, search_id: str) -> None:
+        self._uri = uri
+        try:
+            self._client = MlflowClient(tracking_uri=uri)
+            experiment = self._client.get_experiment_by_name(EXPERIMENT)
+            runs = [] if experiment is None else self._client.search_runs(
+                [experiment.experiment_id],
+                f"tags.`pmlray.search_id` = '{search_id}' and tags.`pmlray.kind` = 'search'",
+            )  # fmt: skip
+            if not runs:
+                raise StoreError(
+                    f"MLflow at {without_credentials(uri)} knows no search {search_id}; pmlray"
+                    " validate SEARCH.yaml tells the id of a search, pmlray list those of a cluster"
+                )
+            self._run_id: str = runs[0].info.run_id
+            with TemporaryDirectory() as folder:
+                file = self._client.download_artifacts(self._run_id, SPEC_ARTIFACT, folder)
+                try:
+                    self.spec = read_kept(SearchSpec, Path(file))
+                except StoreError as error:
+                    raise StoreError(
+                        f"what MLflow holds of {search_id} is no search that this version of pmlray"
+                        " can read; a comparison is watched by its store"
+                    ) from error
+        except ASKING_ERRORS as error:
+            raise _away(self._uri, error) from error
+
+    def look(self) -> Mirrored:
+        """What is there now."""
+        try:
+            parent = self._client.get_run(self._run_id)
+        except ASKING_ERRORS as error:
+            raise _away(self._uri, error) from error
+        return Mirrored(parent.info.status, parent.data.metrics)
+
+
+def experiments(uri: str) -> int:
+    """How many experiments an MLflow shows to this user; TrackerAway where it does not answer."""
+    try:
+        return len(MlflowClient(tracking_uri=uri).search_experiments())
+    except ASKING_ERRORS as error:
+        raise _away(uri, error) from error
+
+
+def _away(uri: str, error: Exception) -> TrackerAway:
+    return TrackerAway(
+        f"MLflow at {without_credentials(uri)} cannot be asked:"
+        f" {without_credentials(str(error))[:300]}; is the address right, and are"
+        " MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD set?"
+    )

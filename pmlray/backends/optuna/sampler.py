@@ -1,0 +1,215 @@
+"""Design points for a memory law as an Optuna sampler: one Optuna trial is one design point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from pmlray.backends.optuna.trial_index import TrialBook
+from pmlray.backends.optuna.trials import (
+    PARAMS,
+    POINT,
+    await_earlier_choices,
+    law_data_of,
+)
+from pmlray.design import (
+    LAW_RULES,
+    Belief,
+    CostModel,
+    DesignSettings,
+    DesignSpace,
+    DeviceShare,
+    Knowledge,
+    Replicate,
+    choose_run,
+    device_share,
+    nearest_cell,
+    offers,
+    why_chosen,
+)
+from pmlray.errors import FitError
+from pmlray.law import FitOptions, Form, average_laws
+from pmlray.types import DesignPoint
+
+
+class LawSampler(BaseSampler):
+    """Chooses the trial that tells most about the law at the targets per predicted gpu_second.
+
+    It works in plain `study.optimize`: an objective suggests `lora_rank`, `seq_len`, `train_steps`,
+    `sequence_id` and `seed` from `distributions` (`suggest_int` with the same bounds, the first
+    three with log=True), sets the user attributes `base_loss` (nats) and, where they are known,
+    `final_loss`, `supervised_tokens` and `gpu_seconds`, and returns delta_loss. Other parameters
+    are drawn at random. Running trials count as measured, failed ones as measured without a result.
+    `budget` is in gpu_seconds, `options` say how points count in a fit. The laws are refitted when
+    trials have been completed, not for every choice, and beyond 40 of them once there are a tenth
+    more. `settings.acquisition` may name a rival of the rule; `tpe` and `gp` ask Optuna's own
+    sampler for a large delta_loss and take the nearest open cell. One objective only.
+
+    Workers may share a study on any of Optuna's storages, and no two of them choose the same run:
+    each waits for those that asked before it to have all design parameters in the storage. An
+    objective suggests them first, therefore, and before its work: a trial without them is waited
+    for 10 seconds, then taken for one that died or has no design, and its later choice may repeat
+    another's. A worker that is killed afterwards leaves a running trial, which counts as measured
+    and as spent until someone fails it (`study.tell`, or the heartbeat of Optuna's RDBStorage).
+    """
+
+    def __init__(
+        self,
+        space: DesignSpace,
+        settings: DesignSettings,
+        forms: Sequence[Form],
+        cost: CostModel,
+        budget: float,
+        options: FitOptions | None = None,
+    ) -> None:
+        self._space, self._settings = space, settings
+        self._forms, self._options = tuple(forms), options
+        self._book = TrialBook(cost, budget, self._believe)
+        self._independent = RandomSampler(seed=settings.seed)
+        self._pack_from: int | None = None
+        self._share = DeviceShare()
+        self._given_up: set[int] = set()
+        self._why: dict[int, str] = {}  # Of the last choice.
+        rivals = {"tpe": TPESampler, "gp": GPSampler}
+        rival = rivals.get(settings.acquisition)
+        self._rival = None if rival is None else rival(seed=settings.seed)
+
+    @cached_property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The search space: the smallest box around the grid; the sampler stays on the grid."""
+        cells, replicates = self._space.cells, self._space.replicates
+        values = {name: [getattr(c, name) for c in cells] for name in POINT}
+        values["sequence_id"] = [sequence for sequence, _ in replicates]
+        values["seed"] = [seed for _, seed in replicates]
+        return {
+            name: IntDistribution(min(found), max(found), log=name in POINT)
+            for name, found in values.items()
+        }
+
+    def begin_pack(
+        self, study: Study, devices: int = 1, gpu_seconds: float = math.inf, at_least: int = 0
+    ) -> None:
+        """The trials asked for from now on train together, until the next call, on one of so many
+        devices; what the others leave of the budget bounds them, and from the first, and those
+        `at_least`, on the gpu_seconds that they may take."""
+        self._pack_from = len(study.get_trials(deepcopy=False))
+        with self._book.lock:
+            share = device_share(self._book.knowledge(study, self._pack_from), devices)
+            self._share = replace(share, planned=gpu_seconds, at_least=at_least)
+
+    def calibrate(self, seconds_per_token: float, spent: float) -> None:
+        """Plan by this rate, gpu_seconds a token of a step, until trials tell another; so many
+        gpu_seconds of the budget were spent to learn it."""
+        with self._book.lock:
+            self._book.calibrate(seconds_per_token, spent)
+
+    def why(self, number: int) -> str:
+        """Why the point of the trial that was chosen last was chosen."""
+        return self._why.get(number, "")
+
+    def within_budget(self, study: Study) -> bool:
+        """Whether another run is both open and affordable, and has room in the pack if one is being
+        filled."""
+        with self._book.lock:
+            known = self._book.knowledge(study, self._pack_from)
+            room = self._share.room(known) if known.pack else math.inf
+            return any(offer.gpu_seconds <= room for offer in offers(self._space, known))
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """All design parameters are chosen jointly."""
+        return self.distributions
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The next design point and replicate; what is no design parameter is drawn at random.
+
+        When nothing is open or affordable any more, the design parameters are left out, and a
+        trial that suggests them gets random values.
+        """
+        self._raise_error_if_multi_objective(study)
+        design = {n: d for n, d in search_space.items() if n in PARAMS}
+        values = {
+            name: self._independent.sample_independent(study, trial, name, distribution)
+            for name, distribution in search_space.items()
+            if name not in design
+        }
+        if len(design) < len(PARAMS):
+            return values
+        choice = self._choose_in_turn(study, trial)
+        if choice is not None:
+            point, (sequence_id, seed) = choice
+            values |= {name: getattr(point, name) for name in POINT}
+            values |= {"sequence_id": sequence_id, "seed": seed}
+        return values
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """A parameter that is none of the design's: uniformly at random."""
+        self._raise_error_if_multi_objective(study)
+        return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    def reseed_rng(self) -> None:
+        """Parallel workers draw other independent values."""
+        self._independent.reseed_rng()
+
+    def _choose_in_turn(
+        self, study: Study, trial: FrozenTrial
+    ) -> tuple[DesignPoint, Replicate] | None:
+        with self._book.lock:
+            known = self._book.knowledge(study, self._pack_from, trial.number)
+            if not self._book.has_undecided(trial.number):
+                return self._choose(study, trial, known)
+        await_earlier_choices(study, trial.number, self._given_up)
+        with self._book.lock:
+            known = self._book.knowledge(study, self._pack_from, trial.number)
+            return self._choose(study, trial, known)
+
+    def _choose(
+        self, study: Study, trial: FrozenTrial, known: Knowledge
+    ) -> tuple[DesignPoint, Replicate] | None:
+        if self._rival is None:
+            choice = choose_run(self._space, self._settings, known, self._share.room(known))
+            if choice is not None:
+                self._why = {trial.number: why_chosen(self._space, self._settings, known, *choice)}
+            return choice
+        open_offers = {offer.point: offer for offer in offers(self._space, known)}
+        if not open_offers:
+            return None
+        space = {n: d for n, d in self.distributions.items() if n in POINT and not d.single()}
+        found = self._rival.sample_relative(study, trial, space) if space else {}
+        for name in POINT:
+            if name not in found:
+                distribution = self.distributions[name]
+                found[name] = self._independent.sample_independent(study, trial, name, distribution)
+        point = DesignPoint(*(found[name] for name in POINT))
+        self._why = {trial.number: f"Optuna's {self._settings.acquisition}"}
+        cell = nearest_cell(list(open_offers), point, self._space.cells)
+        return cell, open_offers[cell].replicate
+
+    def _believe(self, complete: Sequence[FrozenTrial]) -> tuple[Belief, ...]:
+        """The laws of complete trials; none where no rule needs them, or too few carry any."""
+        if self._settings.acquisition not in LAW_RULES:
+            return ()
+        try:
+            average = average_laws(law_data_of(complete), self._forms, self._options)
+        except FitError:
+            return ()
+        return tuple(
+            Belief(fit, weight) for fit, weight in zip(average.fits, average.weights, strict=True)
+        )

@@ -1,0 +1,219 @@
+"""What a sampler knows of an Optuna study, kept up trial by trial."""
+
+from __future__ import annotations
+
+import math
+import threading
+from bisect import insort
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from pmlray.backends.optuna.trials import is_chosen, point_of, replicate_of
+from pmlray.design import Belief, ChosenRun, CostModel, History, Knowledge, PendingSpend
+from pmlray.types import DesignPoint
+
+# Laws of a tenth more runs choose the same; fitted after every pack, they would take more time than
+# a search of hundreds of points has for them.
+FIT_ALL, FIT_GROWTH = 40, 1.1
+
+
+def fitted_size(n: int) -> int:
+    """To how many of n complete trials the laws are fitted that choose the next: a function of n
+    alone, so that a search that starts again chooses as if it had not stopped."""
+    if n <= FIT_ALL:
+        return n
+    size = FIT_ALL
+    while (larger := math.ceil(size * FIT_GROWTH)) <= n:
+        size = larger
+    return size
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A trial whose design point is known, as it was last seen; `run.done`: the laws know it."""
+
+    trial: FrozenTrial
+    run: ChosenRun
+
+    @property
+    def is_complete(self) -> bool:
+        trial = self.trial
+        return (
+            trial.state == TrialState.COMPLETE
+            and trial.values is not None
+            and math.isfinite(trial.values[0])
+        )
+
+
+class TrialBook:
+    """The trials of one study, in the order of their numbers.
+
+    cost: before anything was measured; budget: gpu_seconds; believe: fits laws to complete trials.
+    Threads that choose hold `lock` while they use what it says.
+    """
+
+    def __init__(
+        self,
+        cost: CostModel,
+        budget: float,
+        believe: Callable[[Sequence[FrozenTrial]], tuple[Belief, ...]],
+    ) -> None:
+        self._first_cost, self._budget, self._believe = cost, budget, believe
+        self.lock = threading.Lock()
+        self._open(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy reads its study for itself."""
+        return TrialBook, (self._first_cost, self._budget, self._believe)
+
+    def knowledge(
+        self, study: Study, pack_from: int | None, except_number: int | None = None
+    ) -> Knowledge:
+        """What is known now; the same object as long as nothing happens.
+
+        pack_from: number of the first trial of the pack that is being filled, if one is.
+        except_number: of a trial that does not count.
+        """
+        of = (study._storage, study._study_id)
+        if of != self._study:
+            self._open(of)
+        trials = study.get_trials(deepcopy=False)
+        last = next(reversed(self._entries), -1)
+        entered = self._enter(trials, except_number)
+        if entered and entered[0] < last:
+            # It got its point later than trials that asked after it: all in their order again.
+            self._open(of)
+            entered = self._enter(trials, except_number)
+        ended = self._close(trials)
+        if ended or self._known is None:
+            self._sum_up(ended)
+        else:
+            for number in entered:
+                self._pending.add(self._entries[number].run)
+        if ended or entered or self._known is None or pack_from != self._pack_from:
+            self._pack_from = pack_from
+            self._known = self._knowledge()
+        return self._known
+
+    def calibrate(self, seconds_per_token: float, spent: float) -> None:
+        """Take another rate for the cost before anything is measured, which so many gpu_seconds of
+        the budget were spent to learn."""
+        self._first_cost = replace(self._first_cost, seconds_per_token=seconds_per_token)
+        self._budget -= spent
+        self._open(None)
+
+    def has_undecided(self, before: int) -> bool:
+        """Whether a trial of a lower number may still get its design point."""
+        return any(number < before for number in self._undecided)
+
+    def _open(self, study: tuple[BaseStorage, int] | None) -> None:
+        self._study = study
+        self._known: Knowledge | None = None
+        self._pack_from: int | None = None
+        # By number, ascending; the numbers of those that have not ended, and of trials that may
+        # still get a design point.
+        self._entries: dict[int, _Entry] = {}
+        self._running: list[int] = []
+        self._undecided: list[int] = []
+        self._n_seen = 0
+        self._chosen: list[ChosenRun] = []
+        self._history = History()
+        self._n_complete = 0
+        self._base_losses: list[float] = []
+        # gpu_seconds of all that has ended, and of what tells the rate, with its tokens.
+        self._spent = self._seconds = self._tokens = 0.0
+        self._unmeasured: list[DesignPoint] = []
+        self._beliefs: tuple[Belief, ...] = ()
+        self._n_fitted = 0
+
+    def _enter(self, trials: Sequence[FrozenTrial], except_number: int | None) -> list[int]:
+        """Take up the trials that have got a design point; their numbers, ascending."""
+        open_, self._undecided = [*self._undecided, *range(self._n_seen, len(trials))], []
+        self._n_seen = len(trials)
+        entered: list[int] = []
+        for number in open_:
+            trial = trials[number]
+            if number == except_number:
+                self._undecided.append(number)
+            elif is_chosen(trial):
+                run = ChosenRun(point_of(trial), replicate_of(trial), done=False)
+                self._entries[number] = _Entry(trial, run)
+                self._running.append(number)
+                self._chosen.append(run)
+                self._history.add(run)
+                entered.append(number)
+            elif not trial.state.is_finished():
+                self._undecided.append(number)
+        return entered
+
+    def _close(self, trials: Sequence[FrozenTrial]) -> list[_Entry]:
+        """The entries that have ended since the last time."""
+        ended: list[_Entry] = []
+        still: list[int] = []
+        for number in self._running:
+            if trials[number].state.is_finished():
+                entry = self._entries[number]
+                entry.trial = trials[number]
+                ended.append(entry)
+            else:
+                still.append(number)
+        self._running = still
+        return ended
+
+    def _sum_up(self, ended: Sequence[_Entry]) -> None:
+        """Count in what has ended, which alone moves laws, cost and spend."""
+        for entry in ended:
+            found = entry.trial.user_attrs
+            seconds, loss = found.get("gpu_seconds"), found.get("base_loss")
+            self._spent += seconds or 0.0
+            if not entry.is_complete:
+                continue
+            self._n_complete += 1
+            if loss is not None:
+                insort(self._base_losses, loss)
+            if seconds is None:
+                self._unmeasured.append(entry.run.point)
+                continue
+            point = entry.run.point
+            steps = found.get("charged_steps", point.train_steps)
+            self._seconds += seconds
+            self._tokens += steps * self._first_cost.tokens_per_step(point)
+        self._believe_anew()
+        self._cost = self._first_cost.at_rate(self._seconds, self._tokens)
+        self._pending = PendingSpend(self._cost, [self._entries[n].run for n in self._running])
+
+    def _believe_anew(self) -> None:
+        """Fit the laws again, if it is time to."""
+        size = fitted_size(self._n_complete)
+        if size == self._n_fitted:
+            return
+        self._n_fitted = size
+        complete = [entry for entry in self._entries.values() if entry.is_complete][:size]
+        self._beliefs = self._believe([entry.trial for entry in complete])
+        for entry in complete:
+            entry.run = replace(entry.run, done=True)
+        self._chosen = [entry.run for entry in self._entries.values()]
+
+    def _knowledge(self) -> Knowledge:
+        # What was not measured is taken to have cost what it was predicted to.
+        spent = self._spent + sum(map(self._cost.predict, self._unmeasured))
+        return Knowledge(
+            chosen=tuple(self._chosen),
+            beliefs=self._beliefs,
+            base_loss=median(self._base_losses or [math.inf]),
+            cost=self._cost,
+            budget_left=self._budget - spent - self._pending.gpu_seconds,
+            pack=tuple(
+                self._entries[number].run
+                for number in self._running
+                if self._pack_from is not None and number >= self._pack_from
+            ),
+            training=self._pending.gpu_seconds,
+            kept=self._history,
+        )

@@ -1,0 +1,106 @@
+"""The workers of one Ray Train job that share one base between them (ZeRO-3), pack after pack.
+
+Rank 0 asks for packs, as a worker alone does, and answers for them; the others do as it says. Each
+rank loads its part of the base once. A rank that is lost ends them all; Ray Train starts them
+again, and rank 0 goes on with the pack that it had, from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from pmlray.backends.ray.pack_task import missing_runs, spent_before
+from pmlray.backends.ray.worker_plan import WorkerPlan, let_go_of_pack, packs_of
+from pmlray.backends.store.file_store import FileStore
+from pmlray.live_packs import Calibration, put_calibration, put_live
+from pmlray.types import Pack
+
+if TYPE_CHECKING:
+    from pmlray.backends.deepspeed.ranks import Ranks
+    from pmlray.backends.deepspeed.zero3_packs import ShardedPacks
+    from pmlray.backends.mlflow.system_metrics import NodeSampler
+    from pmlray.engine.runtime.checkpoints import Checkpoints
+
+# Rank 0's last word.
+END = "end"
+
+
+def train_sharded_packs(config: dict[str, Any]) -> None:
+    """The train loop of every rank: measures packs until there are none."""
+    import torch
+    from ray.train import get_context
+
+    from pmlray.backends.deepspeed.ranks import Ranks
+    from pmlray.backends.deepspeed.zero3_packs import ShardedPacks
+    from pmlray.backends.mlflow.system_metrics import node_sampler
+
+    plan: WorkerPlan = config["plan"]
+    if not torch.cuda.is_available():
+        torch.set_num_threads(plan.cpus)
+    store, ranks = FileStore(Path(plan.store)), Ranks()
+    tell = partial(put_live, store.folder)
+    packs = ShardedPacks(plan.search, store, store.adapters, {"ray": ray.__version__}, ranks, tell)
+    # One of a node's ranks tells of it for all.
+    sampler = node_sampler() if get_context().get_local_rank() == 0 else None
+    if ranks.rank == 0:
+        _lead(plan, packs, ranks, sampler, config["workers"], config["number"])
+    else:
+        _follow(packs, ranks, sampler, store.folder)
+
+
+def _lead(
+    plan: WorkerPlan,
+    packs: ShardedPacks,
+    ranks: Ranks,
+    sampler: NodeSampler | None,
+    workers: Any,
+    number: int,
+) -> None:
+    from pmlray.backends.deepspeed.ranks import Leading
+    from pmlray.backends.deepspeed.zero3_packs import prepare_pack
+    from pmlray.backends.mlflow.system_metrics import sampled
+    from pmlray.backends.ray.pack_worker import run_pack
+    from pmlray.engine.adapters.peft_model import load_tokenizer
+
+    search, tokenizer = plan.search, load_tokenizer(plan.search)
+
+    def measure(pack: Pack, store: FileStore, checkpoints: Checkpoints) -> float:
+        if pack.calibrates:
+            # A sharded base's runs come one by one, so that the first of them tells soon enough.
+            put_calibration(store.folder, Calibration((), 0.0, 0.0))
+            return 0.0
+        # What is the pack's own fault shows here, before any other rank has heard of it.
+        spent = spent_before(store, pack)
+        given = prepare_pack(search, pack, missing_runs(store, pack), tokenizer, spent)
+        ranks.say(given)
+        return packs.measure(given, Leading(ranks, checkpoints))
+
+    for pack in packs_of(workers, number):
+        if pack is None:
+            # Those who hear nothing for long take rank 0 for dead.
+            ranks.say(None)
+            continue
+        with sampled(sampler, Path(plan.store), pack.round):
+            seconds = run_pack(plan.work(pack), partial(measure, pack))
+        let_go_of_pack()
+        ray.get(workers.finished.remote(number, seconds))
+    ranks.say(END)
+
+
+def _follow(packs: ShardedPacks, ranks: Ranks, sampler: NodeSampler | None, store: Path) -> None:
+    from pmlray.backends.deepspeed.ranks import Following
+    from pmlray.backends.mlflow.system_metrics import sampled
+    from pmlray.engine.runtime.checkpoints import AskedToLeave
+
+    while (told := ranks.hear()) != END:
+        if told is None:
+            continue
+        # Rank 0 says so to whoever wants the pack.
+        with suppress(AskedToLeave), sampled(sampler, store, told.pack.round):
+            packs.measure(told, Following(ranks))
+        let_go_of_pack()

@@ -1,0 +1,120 @@
+"""What the workers of a Ray Train job are told: how to measure packs, and which, one by one."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+from pmlray.backends.ray.niceness import NICENESS
+from pmlray.backends.ray.pack_task import PackWork
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.engine.runtime.malloc_settings import CPU_ALLOCATOR, give_back_freed
+from pmlray.engine.runtime.thread_barriers import BOUNDED_SPIN, chosen
+from pmlray.types import Pack
+
+if TYPE_CHECKING:
+    from ray.train import ScalingConfig
+
+# Between two questions to an actor that does not answer for a moment.
+RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """What a worker needs to measure packs; `store` is a folder that every node sees.
+
+    Each of a pack's `workers` has `gpus` GPUs; 0: it trains on `cpus` cores. `driver`: generation
+    of the lease of the driver that wants the packs; `checkpoint_seconds`: between two checkpoints.
+    `barriers`: how threads wait for each other, as environment variables: the driver's.
+    """
+
+    search: PreparedSearch
+    store: str
+    gpus: int
+    cpus: int
+    driver: int
+    checkpoint_seconds: float
+    workers: int = 1
+    barriers: Mapping[str, str] = field(default_factory=lambda: chosen(os.environ) or BOUNDED_SPIN)
+
+    def work(self, pack: Pack) -> PackWork:
+        """A pack for the worker, or the workers, that train it."""
+        return PackWork(
+            self.search,
+            pack,
+            self.store,
+            self.cpus,
+            self.driver,
+            self.checkpoint_seconds,
+            devices=(self.gpus or 1) * self.workers,
+            sharded=self.workers > 1,
+        )
+
+    def scaling(self) -> ScalingConfig:
+        """The devices of one pack."""
+        from ray.train import ScalingConfig
+
+        return ScalingConfig(
+            num_workers=self.workers,
+            use_gpu=self.gpus > 0,
+            resources_per_worker=self.resources,
+        )
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What one worker takes of the cluster."""
+        return {"GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment variables that a worker starts with; asked for in a process of the
+        cluster."""
+        # Where the cluster does not say otherwise, Ray starts a worker at niceness 15: beside one
+        # busy process of normal priority it got 14 % of a core.
+        started = {NICENESS: os.environ.get(NICENESS, "0")}
+        if not self.gpus:
+            started |= CPU_ALLOCATOR
+        if self.workers > 1:
+            # Ray Train loads torch into them before it calls what they train by, where a worker
+            # alone bounds its waits. The choice of the node that reads this stands for all nodes'.
+            started |= chosen(os.environ) or self.barriers
+        return started
+
+    @property
+    def storage(self) -> str:
+        """Ray's own folder, one a Ray version: another version's snapshot cannot be read."""
+        return str(Path(self.store) / "ray" / ray.__version__)
+
+
+def packs_of(workers: Any, number: int) -> Iterator[Pack | None]:
+    """The packs of job `number`, as the actor `workers` hands them out; None again and again while
+    there is none. An actor that is gone has none to hand out."""
+    while True:
+        try:
+            pack = cast("Pack | str", ray.get(workers.next_pack.remote(number)))
+        except ActorUnavailableError:
+            time.sleep(RETRY_SECONDS)
+            continue
+        except ActorDiedError:
+            return
+        if pack == "end":
+            return
+        yield None if isinstance(pack, str) else pack
+
+
+def let_go_of_pack() -> None:
+    """Free what a pack leaves behind: it would count in the next one's peak."""
+    import torch
+
+    gc.collect()
+    give_back_freed()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

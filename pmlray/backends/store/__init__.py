@@ -1,0 +1,1 @@
+"""The record of truth on a shared folder: observations, leases, attempts."""

@@ -1,0 +1,219 @@
+"""The record of truth on a shared folder: one immutable JSON file an observation.
+
+Layout: `observations/<run_key>.json`, `failures/<run_key>-<n>.json`, `plans/<pack_id>.json` as a
+pack is handed out and `packs/<pack_id>.json` once it is back, `adapters/<run_key>/`, `leases/`,
+`checkpoints/<pack_id>/`, `load/` (see node_load.py), `live/` (see live_packs.py),
+`calibration.json`, and whatever is derived from them beside.
+"""
+
+from __future__ import annotations
+
+import _thread
+import json
+import logging
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pmlray.atomic_files import open_here, write_once
+from pmlray.backends.store.file_leases import Lease, LeaseFolder, beating
+from pmlray.errors import StoreError
+from pmlray.live_packs import Calibration, calibration_of
+from pmlray.types import (
+    MALFORMED,
+    DesignPoint,
+    FailedRun,
+    Observation,
+    Pack,
+    PackTimes,
+    PlannedRun,
+    Room,
+    rebuild,
+)
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T", Observation, FailedRun, PackTimes, Pack)
+
+DRIVER = "driver"
+# A measurement waits so long for space on a full disk before it is lost.
+FULL_DISK_SECONDS = 600.0
+
+
+class FileStore:
+    """An ObservationStore in a folder that every worker of a search sees."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._observations = folder / "observations"
+        self._failures = folder / "failures"
+        self._packs, self._plans = folder / "packs", folder / "plans"
+        self.leases = LeaseFolder(folder / "leases")
+        parts = (self._observations, self._failures, self._packs, self._plans, self.adapters)
+        try:
+            for part in (*parts, folder / "leases"):
+                part.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make the store {folder}: {error}; choose --store") from error
+
+    @property
+    def adapters(self) -> Path:
+        """Folder of the trained adapters, one sub-folder a run_key."""
+        return self.folder / "adapters"
+
+    def checkpoints(self, pack_id: str) -> Path:
+        """Folder of a pack's checkpoints."""
+        return self.folder / "checkpoints" / pack_id
+
+    def put(self, observation: Observation) -> None:
+        """Keep an observation; writing the same run_key again changes nothing."""
+        _write_once(self._observations / f"{observation.run_key}.json", observation.to_json())
+
+    def put_failure(self, failure: FailedRun) -> None:
+        """Keep a failed attempt beside those of the same run in other rounds; within one, where a
+        pack went on from before the failure, the first counts."""
+        earlier = self.failures_of(failure.run_key)
+        if all(other.round != failure.round for other in earlier):
+            path = self._failures / f"{failure.run_key}-{len(earlier)}.json"
+            _write_once(path, asdict(failure))
+
+    def put_times(self, times: PackTimes) -> None:
+        """Keep where a pack's wall time went."""
+        _write_once(self._packs / f"{times.pack_id}.json", asdict(times))
+
+    def put_plan(self, pack: Pack) -> None:
+        """Keep which runs train together: a pack that a fault cut off goes on as it was, for in
+        other company its runs would round otherwise."""
+        _write_once(self._plans / f"{pack.pack_id}.json", asdict(pack))
+
+    def plans(self) -> tuple[Pack, ...]:
+        """All packs that were ever handed out, by round."""
+        packs = _read_all(self._plans.glob("*.json"), _pack_from)
+        return tuple(sorted(packs, key=lambda pack: pack.round))
+
+    def unfinished(self) -> tuple[Pack, ...]:
+        """The packs that were handed out, never came back, and lack a result, by round."""
+        back = {path.name for path in self._packs.glob("*.json")}
+        cut_off = [path for path in self._plans.glob("*.json") if path.name not in back]
+        found = (
+            pack
+            for pack in _read_all(cut_off, _pack_from)
+            if not all(self.has_ended(run.run_key, pack.round) for run in pack.runs)
+        )
+        return tuple(sorted(found, key=lambda pack: pack.round))
+
+    def observations(self) -> tuple[Observation, ...]:
+        """All observations, in the order in which they were chosen."""
+        found = _read_all(self._observations.glob("*.json"), Observation.from_json)
+        return tuple(sorted(found, key=lambda o: (o.round, o.place, o.run_key)))
+
+    def observation(self, run_key: str) -> Observation | None:
+        """The observation of one run, if it is there."""
+        path = self._observations / f"{run_key}.json"
+        return next(_read_all([path], Observation.from_json), None)
+
+    def has_observation(self, run_key: str) -> bool:
+        """Whether a run has been measured."""
+        return (self._observations / f"{run_key}.json").exists()
+
+    def failures_of(self, run_key: str) -> tuple[FailedRun, ...]:
+        """The failed attempts of one run, in the order in which they were written."""
+        paths = (self._failures / f"{run_key}-{attempt}.json" for attempt in count())
+        return tuple(_read_all(takewhile(Path.exists, paths), _failure_from))
+
+    def has_ended(self, run_key: str, round_: int) -> bool:
+        """Whether a run has an observation, or failed in this round."""
+        if self.has_observation(run_key):
+            return True
+        return any(failure.round == round_ for failure in self.failures_of(run_key))
+
+    def failures(self) -> tuple[FailedRun, ...]:
+        """All failed attempts, in the order in which they were chosen."""
+        found = _read_all(self._failures.glob("*.json"), _failure_from)
+        return tuple(sorted(found, key=lambda f: (f.round, f.place, f.run_key)))
+
+    def calibration(self) -> Calibration | None:
+        """What the first steps cost, where that was told."""
+        return calibration_of(self.folder)
+
+    def times(self) -> tuple[PackTimes, ...]:
+        """The times of every pack, by round."""
+        found = _read_all(self._packs.glob("*.json"), partial(rebuild, PackTimes))
+        return tuple(sorted(found, key=lambda times: times.round))
+
+    @contextmanager
+    def driver_lock(self) -> Generator[Lease]:
+        """Hold the store for one driver, on whatever node; that of a killed one is free once its
+        heartbeats stop, at once on the same machine.
+
+        A driver that was taken for dead, and is not, is interrupted.
+        """
+        try:
+            lease = self.leases.take(DRIVER)
+        except StoreError as error:
+            raise StoreError(f"another search is running on {self.folder}: {error}") from error
+
+        def lost() -> None:
+            log.error("another driver took %s over while this one did not answer", self.folder)
+            _thread.interrupt_main()
+
+        with beating([lease], lost):
+            yield lease
+
+
+def _write_once(path: Path, content: dict[str, Any]) -> None:
+    """Write a file that is either whole or absent, and never replaced."""
+    try:
+        write_once(path, json.dumps(content).encode(), FULL_DISK_SECONDS)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error}") from error
+
+
+def _read_all(paths: Iterable[Path], build: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    """What is in files that anybody may have written who can write to the store."""
+    for path in sorted(paths):
+        try:
+            with open(path, encoding="utf-8", opener=open_here) as file:
+                text = file.read()
+            stored = json.loads(text)
+            if "\\ud" in text:
+                # Half of a surrogate pair, which no report could hold.
+                json.dumps(stored, ensure_ascii=False).encode()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{path} is damaged ({error}); move it away to measure again") from (
+                error
+            )
+        try:
+            found = build(stored)
+        except MALFORMED as error:
+            raise StoreError(f"{path} is a file of another version: {error!r}") from error
+        named = found.pack_id if isinstance(found, (Pack, PackTimes)) else found.run_key
+        if named not in (path.stem, path.stem.rpartition("-")[0]):
+            raise StoreError(f"{path} is of {named}, which is not what its name tells")
+        yield found
+
+
+def _failure_from(row: dict[str, Any]) -> FailedRun:
+    # Until November 2026 `left_out` was stored as `handed_on`, and such stores go on.
+    row = {("left_out" if name == "handed_on" else name): value for name, value in row.items()}
+    return rebuild(FailedRun, {**row, "point": rebuild(DesignPoint, row["point"])})
+
+
+def _pack_from(row: dict[str, Any]) -> Pack:
+    runs = (
+        rebuild(PlannedRun, {**run, "point": rebuild(DesignPoint, run["point"])})
+        for run in row["runs"]
+    )
+    room = row.get("room")
+    room = None if room is None else rebuild(Room, room)
+    # What was added later is not in every file.
+    later = {name: row[name] for name in ("gpu_seconds", "calibrates") if name in row}
+    return rebuild(Pack, {"round": row["round"], "runs": tuple(runs), "room": room} | later)

@@ -1,0 +1,184 @@
+"""A search made ready to run: its files read, its model found, everything checked that can be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pmlray.config.base_models import ModelSource, resolve_model
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.dtype import settle
+from pmlray.config.load import load_search, load_spec, read_text
+from pmlray.config.model_spec import Model
+from pmlray.config.search_spec import SearchSpec
+from pmlray.errors import DataError, SpecError
+from pmlray.memory import TaskSource, build_memory, read_records
+from pmlray.types import DesignPoint, Method, Phase, PlannedRun
+
+# Part of every run_key: raise it when a change of code changes what a run measures.
+RESULT_VERSION = 1
+CHAT_TEMPLATE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class PreparedSearch:
+    """A valid spec with its base model's source and the content of its task's files."""
+
+    spec: SearchSpec
+    source: ModelSource
+    task: TaskSource
+
+    def settled(self, gpu: bool, kept: Model | None = None) -> PreparedSearch:
+        """The search with its base's dtype resolved; see `settle`."""
+        model = settle(self.spec.model, gpu, kept)
+        return replace(self, spec=self.spec.model_copy(update={"model": model}))
+
+    def plan_run(
+        self,
+        point: DesignPoint,
+        method: Method,
+        sequence_id: int,
+        seed: int,
+        phase: Phase,
+        learning_rate: float | None = None,
+    ) -> PlannedRun:
+        """A run with its run_key: the hash of everything that determines its result.
+
+        learning_rate: peak rate in place of the recipe's.
+        """
+        spec = self.spec
+        # Methods are compared at equal steps: no run of that phase stops early.
+        recipe = spec.recipe.model_dump()
+        if phase == "memft":
+            recipe |= {"stop_loss": 0.0, "stop_gain": 0.0}
+        # Off, it is not there: what was measured before there was such a rule is still found.
+        if not recipe["stop_gain"]:
+            del recipe["stop_gain"]
+        determines: dict[str, Any] = {
+            "version": RESULT_VERSION,
+            "model": self.source.identity,
+            "dtype": spec.model.base_dtype,
+            "probe": spec.probe.model_dump(),
+            "task": asdict(self.task),
+            "prompt_format": spec.task.prompt_format,
+            # A base text is dealt out in stretches of the longest length.
+            "stretch": max(spec.space.seq_len) if self.task.text is not None else None,
+            "recipe": recipe,
+            # What plain fine-tuning has always had here.
+            "threshold": None,
+            "point": asdict(point),
+            "method": method,
+            "sequence_id": sequence_id,
+            "seed": seed,
+        }
+        if method != "sft":
+            determines["memft"] = spec.memft_rules().of_method(method)
+        if learning_rate is not None:
+            determines["learning_rate"] = learning_rate
+        digest = hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()
+        return PlannedRun(point, method, sequence_id, seed, phase, digest[:16], learning_rate)
+
+
+def prepare_search(path: Path, overrides: Sequence[str] = ()) -> PreparedSearch:
+    """Read, validate and resolve a search file; every error comes before anything starts.
+
+    Token counts are checked against the data and the model's context where the tokenizer is on
+    this machine; for a hub model, when the search starts.
+    """
+    return _prepare(load_search(path, overrides), path)
+
+
+def prepare_spec(spec: SearchSpec, folder: Path) -> PreparedSearch:
+    """As prepare_search, for a spec that is in no file; its task's files are below `folder`."""
+    return _prepare(spec, folder / spec.name)
+
+
+def prepare_comparison(
+    path: Path, overrides: Sequence[str] = ()
+) -> tuple[CompareSpec, PreparedSearch]:
+    """As prepare_search, for a comparison's file: its spec, and the search whose runs it makes."""
+    spec = load_spec(CompareSpec, path, overrides)
+    return spec, _prepare(spec.search_spec(), path)
+
+
+def _prepare(spec: SearchSpec, path: Path) -> PreparedSearch:
+    source = resolve_model(spec.model.id, spec.model.revision)
+    layers = source.geometry.n_layers
+    if spec.probe.layer >= layers:
+        raise SpecError(
+            f"{path}: probe.layer is {spec.probe.layer}, but {spec.model.id} has layers 0 to"
+            f" {layers - 1}"
+        )
+    prepared = PreparedSearch(spec, source, _read_task(spec, path))
+    _check_lengths(prepared, path)
+    return prepared
+
+
+def _read_task(spec: SearchSpec, path: Path) -> TaskSource:
+    task = spec.task
+    text, pairs = None, None
+    if (name := task.text) is not None:
+        file = file_beside(path, "text", name)
+        if task.kind == "long_context" and task.random_ratio < 100:
+            text = read_text(file)
+    if (name := task.records) is not None:
+        file = file_beside(path, "records", name)
+        if task.kind == "records":
+            pairs = read_records(file)
+    return TaskSource(
+        kind=task.kind,
+        data_seed=task.data_seed,
+        random_ratio=task.random_ratio,
+        key_prompt=task.key_prompt,
+        text=text,
+        pairs=pairs,
+    )
+
+
+def file_beside(path: Path, key: str, name: str) -> Path:
+    """The file that task.`key` of the search in `path` names; SpecError where it leads out of that
+    search's folder: what a search sent by somebody else names might be any file of this machine."""
+    file = path.parent / name
+    try:
+        inside = file.resolve().is_relative_to(path.parent.resolve())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SpecError(f"{path}: task.{key}: {name!r} names no file ({error})") from error
+    if Path(name).is_absolute() or ".." in Path(name).parts or not inside:
+        raise SpecError(
+            f"{path}: task.{key}: {name!r} leads out of the search's folder; put the file there"
+        )
+    return file
+
+
+def _check_lengths(prepared: PreparedSearch, path: Path) -> None:
+    spec, context = prepared.spec, prepared.source.geometry.context
+    longest = max(spec.space.seq_len)
+    if spec.task.kind == "long_context" and longest >= context:
+        raise DataError(
+            f"{path}: space.seq_len goes up to {longest}, but {spec.model.id} reads at most"
+            f" {context} tokens, prompt included"
+        )
+    folder = prepared.source.folder
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    template = CHAT_TEMPLATE_TOKENS if spec.task.prompt_format == "chat" else 0
+    # Sequences of long_context differ in their tokens alone, not in how many there are.
+    sequences = spec.sequences[:1] if spec.task.kind == "long_context" else spec.sequences
+    for sequence_id in sequences:
+        memory = build_memory(
+            prepared.task, sequence_id, longest, tokenizer, lambda text: tokenizer.encode(text).ids
+        )
+        for record in memory.records:
+            needed = len(record.prompt_ids) + template + len(record.target_ids)
+            if needed > context:
+                raise DataError(
+                    f"{path}: a record needs {needed} tokens with its prompt, but {spec.model.id}"
+                    f" reads at most {context}; shorten space.seq_len or the record"
+                )

@@ -1,0 +1,1 @@
+"""Many LoRA adapters at once: their tensors, AdamW, files and cards."""

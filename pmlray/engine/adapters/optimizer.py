@@ -1,0 +1,139 @@
+"""AdamW for packed adapters: rate, normaliser, clipping and step count of each adapter alone.
+
+Shapes: N adapters; parameters are (N, ., .).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pmlray.engine.runtime.pack_state import State
+
+BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
+# An update goes over its tensors eleven times: on a CPU over so much at once as its caches hold.
+CPU_PART_BYTES = 2**20
+
+
+class PackedAdamW(torch.optim.Optimizer):
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) whose first axis separates adapters.
+
+    Gradients arrive as sums over tokens. `prepare` gives, for the next step, each adapter's rate
+    and the weight sum that turns its gradient into a mean. An adapter whose weight sum is 0 is
+    left wholly alone: neither its moments nor its step count move. `norm_N`: the last step's norm
+    of each adapter's mean gradient, before clipping.
+    """
+
+    def __init__(
+        self, params: Iterable[torch.nn.Parameter], *, clip_norm: float, weight_decay: float
+    ) -> None:
+        super().__init__(params, {"weight_decay": weight_decay})
+        self.clip_norm = clip_norm
+        first = self.param_groups[0]["params"][0]
+        n = first.shape[0]
+        self._rate_N = torch.zeros(n, device=first.device)
+        self._weight_sum_N = torch.zeros(n, device=first.device)
+        # fp64: in fp32 the first step's 1 - beta2 is already 5e-5 off.
+        self._count_N = torch.zeros(n, device=first.device, dtype=torch.float64)
+        self.norm_N = torch.zeros(n, device=first.device)
+
+    def prepare(self, rate_N: Tensor, weight_sum_N: Tensor) -> None:
+        """Set rates and normalisers of the next `step`; both (N,)."""
+        self._rate_N, self._weight_sum_N = rate_N, weight_sum_N
+
+    @torch.no_grad()
+    def copy_adapter(self, source: int, target: int) -> None:
+        """Make one adapter what another is: its parameters, moments and step count."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                for tensor in (p, *self.state[p].values()):
+                    tensor[target] = tensor[source]
+        self._count_N[target] = self._count_N[source]
+
+    def forget(self, adapter: int) -> None:
+        """Let an adapter's next step be its first."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                for tensor in self.state[p].values():
+                    tensor[adapter] = 0
+        self._count_N[adapter] = 0
+
+    def take_out(self) -> State:
+        """What `put_back` needs: all that the next step depends on beside parameters and
+        gradients."""
+        moments = {
+            f"{name}.{i}": tensor
+            for i, p in enumerate(self.param_groups[0]["params"])
+            for name, tensor in self.state[p].items()
+        }
+        return State({**moments, "count_N": self._count_N})
+
+    def put_back(self, state: State) -> None:
+        """Go on from what `take_out` gave."""
+        for key, tensor in state.tensors.items():
+            if key == "count_N":
+                self._count_N.copy_(tensor)
+            else:
+                name, _, i = key.partition(".")
+                p = self.param_groups[0]["params"][int(i)]
+                self.state[p][name] = tensor.to(p.device).clone()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Normalise, clip and update every adapter with a positive weight sum."""
+        assert closure is None, "PackedAdamW takes no closure"
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        moves_N = self._weight_sum_N > 0
+        mean_N = torch.where(moves_N, 1.0 / self._weight_sum_N.clamp_min(1e-30), 0.0)
+        sum_norm_N = torch.stack([p.grad.flatten(1).norm(dim=1) for p in params]).norm(dim=0)
+        self.norm_N = sum_norm_N * mean_N
+        # The same guard as torch.nn.utils.clip_grad_norm_.
+        clip_N = (self.clip_norm / (self.norm_N + 1e-6)).clamp(max=1.0)
+        self._count_N += moves_N
+        count_N = self._count_N.clamp_min(1)
+        rate_N = torch.where(moves_N, self._rate_N, 0.0)
+        how = _Update(
+            moves_N,
+            scale_N=mean_N * clip_N,
+            step_size_N=(rate_N / (1 - BETA1**count_N)).to(rate_N.dtype),
+            root_N=(1 - BETA2**count_N).sqrt().to(rate_N.dtype),
+        )
+        decay = self.param_groups[0]["weight_decay"]
+        for p in params:
+            state = self.state[p]
+            if not state:
+                state["exp_avg"] = torch.zeros_like(p)
+                state["exp_avg_sq"] = torch.zeros_like(p)
+            for part in _parts(p):
+                if decay:
+                    p[part].mul_((1 - decay * rate_N)[part, None, None])
+                how(part, p[part], p.grad[part], state["exp_avg"][part], state["exp_avg_sq"][part])
+
+
+class _Update(NamedTuple):
+    """One step of AdamW on some of the adapters, in place."""
+
+    moves_N: Tensor
+    scale_N: Tensor
+    step_size_N: Tensor
+    root_N: Tensor
+
+    def __call__(self, part: slice, p: Tensor, grad: Tensor, mean: Tensor, square: Tensor) -> None:
+        moves, scale, step_size, root = (x_N[part, None, None] for x_N in self)
+        # What does not move may have no finite gradient.
+        grad.mul_(scale).masked_fill_(~moves, 0.0)
+        mean.lerp_(grad, (1 - BETA1) * moves)
+        square.mul_(torch.where(moves, BETA2, 1.0)).addcmul_(grad, grad, value=1 - BETA2)
+        move = square.sqrt().div_(root).add_(EPS)
+        torch.div(mean, move, out=move)
+        p.sub_(move.mul_(step_size))
+
+
+def _parts(p: Tensor) -> list[slice]:
+    """Adapters that are updated at once."""
+    n = len(p)
+    at_once = max(1, CPU_PART_BYTES // p[0].nbytes) if p.is_cpu else n
+    return [slice(first, first + at_once) for first in range(0, n, at_once)]

@@ -1,0 +1,122 @@
+"""A base that no device holds, whole and unpacked: PEFT's adapter, rows dealt out over the ranks.
+
+The forward is PEFT's own, so that a framework may shard its weights. Every rank runs equally many
+forwards, with rows of no weight where it has none of its own: collectives need all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.engine.adapters.packed_lora import initial_A
+from pmlray.engine.model.base_model import PLAIN_TOKENIZER, PLAIN_WEIGHTS, check_layer
+from pmlray.engine.model.head import token_losses
+from pmlray.memory import Record
+from pmlray.types import PlannedRun
+
+
+class SupervisedLosses(nn.Module):
+    """Per-token losses of whole records under one adapter."""
+
+    def __init__(self, peft_model: Any) -> None:
+        super().__init__()
+        self.adapted = peft_model
+
+    def forward(self, records: Sequence[Record]) -> tuple[Tensor, Tensor]:
+        """nll in nats, and whether the argmax is wrong, of all supervised tokens in order."""
+        causal = self.adapted.get_base_model()
+        device = next(self.adapted.parameters()).device
+        rows = [torch.tensor([*r.prompt_ids, *r.target_ids[:-1]]) for r in records]
+        longest = max(map(len, rows))
+        ids = torch.stack([pad(row, (0, longest - len(row))) for row in rows]).to(device)
+        # Right-padded and causal: padding changes no real position.
+        hidden = causal.model(input_ids=ids, use_cache=False).last_hidden_state
+        scored = [
+            hidden[i, len(r.prompt_ids) - 1 : len(r.prompt_ids) - 1 + len(r.target_ids)]
+            for i, r in enumerate(records)
+        ]
+        targets = torch.tensor([t for r in records for t in r.target_ids], device=device)
+        nll, wrong = causal.lm_head(torch.cat(scored), targets)
+        return nll, wrong
+
+    def remove_adapter(self) -> None:
+        """Leave the base as it was before it was adapted."""
+        self.adapted.unload()
+
+
+class ScoringHead(nn.Module):
+    """A frozen head that scores tokens in chunks of logits. A module, so that a framework that
+    shards its weight gathers it for the whole call, once."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses in nats, and whether the argmax is wrong."""
+        nll_N, wrong_N = token_losses(hidden_ND, self.weight, targets_N)
+        return nll_N, wrong_N
+
+
+def load_base(search: PreparedSearch) -> Any:
+    """The base with a head that scores, on the CPU or where a framework puts its parts."""
+    spec = search.spec
+    where, pinned = _where(search)
+    base = AutoModelForCausalLM.from_pretrained(
+        where, dtype=getattr(torch, spec.model.base_dtype), **PLAIN_WEIGHTS, **pinned
+    )
+    check_layer(spec.probe, base.config.num_hidden_layers)
+    base.requires_grad_(False)
+    base.lm_head = ScoringHead(base.lm_head.weight)
+    return base
+
+
+def load_tokenizer(search: PreparedSearch) -> Any:
+    """The base's tokenizer."""
+    where, pinned = _where(search)
+    return AutoTokenizer.from_pretrained(where, **PLAIN_TOKENIZER, **pinned)
+
+
+def _where(search: PreparedSearch) -> tuple[str, dict[str, Any]]:
+    if (folder := search.source.folder) is not None:
+        return str(folder), {}
+    return search.spec.model.id, {"revision": search.spec.model.revision}
+
+
+def adapted_model(base: Any, search: PreparedSearch, run: PlannedRun) -> SupervisedLosses:
+    """A base with the run's fresh adapter.
+
+    The start is that of the packed engine: the same A, B at 0, scale 1.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    spec, rank = search.spec, run.point.lora_rank
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=0.0,
+        target_modules=["down_proj"],
+        layers_to_transform=[spec.probe.layer],
+    )
+    model = get_peft_model(base, config)
+    a = initial_A("down_proj", search.source.geometry.intermediate, rank, run.seed)
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if "lora_A" in name:
+                values.copy_(a.T)
+    return SupervisedLosses(model)
+
+
+def share_of(records: Sequence[Record], rank: int, world: int) -> tuple[list[Record], bool]:
+    """A rank's records of a step, and whether they count: a rank without any runs the first."""
+    own = list(records[rank::world])
+    return (own, True) if own else ([records[0]], False)

@@ -1,0 +1,1 @@
+"""Measurement of adapters: loss, recall, greedy decoding, the capacity control."""

@@ -1,0 +1,158 @@
+"""Loss and recall of adapters, read off a teacher-forced pass.
+
+Greedy decoding reproduces a target exactly when every teacher-forced argmax is right, so recall
+needs no generation; `decode_exactly` checks that by real decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import pad
+
+from pmlray.engine.adapters.adapted_model import AdaptedModel
+from pmlray.engine.model.base_model import BaseModel
+from pmlray.engine.model.batches import MAX_MICRO_BATCH_TOKENS, MicroBatch, Row, micro_batches
+from pmlray.memory import Record
+from pmlray.types import Recall
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """An adapter's supervised tokens, record by record: nll in nats, argmax wrong or not."""
+
+    nll: tuple[tuple[float, ...], ...]
+    wrong: tuple[tuple[bool, ...], ...]
+
+    @property
+    def mean_nll(self) -> float:
+        """Loss in nats per supervised token."""
+        return sum(map(sum, self.nll)) / sum(map(len, self.nll))
+
+    @property
+    def token_p(self) -> tuple[float, ...]:
+        """Probability of every supervised token, records one after another."""
+        flat = torch.tensor([x for row in self.nll for x in row], dtype=torch.float64)
+        return tuple(torch.exp(-flat).tolist())
+
+    @property
+    def wrong_tokens(self) -> tuple[int, ...]:
+        """Indices into `token_p` whose argmax is wrong."""
+        flat = [x for row in self.wrong for x in row]
+        return tuple(i for i, wrong in enumerate(flat) if wrong)
+
+    @property
+    def recall(self) -> Recall:
+        """What greedy decoding would reproduce."""
+        tokens = sum(map(len, self.wrong))
+        prefix = sum(row.index(True) if True in row else len(row) for row in self.wrong)
+        return Recall(
+            token=1 - len(self.wrong_tokens) / tokens,
+            prefix=prefix / tokens,
+            exact=sum(not any(row) for row in self.wrong) / len(self.wrong),
+            n_stubborn=sum(p <= 0.5 for p in self.token_p),
+        )
+
+
+@torch.no_grad()
+def mean_losses(
+    model: AdaptedModel,
+    rows: Sequence[Row],
+    n_adapters: int,
+    keep: Callable[[MicroBatch, torch.Tensor], None],
+) -> torch.Tensor:
+    """Mean nll of each adapter over its rows, (n_adapters,) fp64; NaN where it has none.
+
+    keep: is given every batch with the (R, L) nats of its tokens.
+    """
+    device = rows[0].record.hidden_TD.device
+    total = torch.zeros(n_adapters, dtype=torch.float64, device=device)
+    count = torch.zeros_like(total)
+    for batch in micro_batches(rows):
+        nll_RL = batch.lay_out(model(batch).nll_N)
+        keep(batch, nll_RL)
+        total.index_add_(0, batch.adapter_of_row_R, nll_RL.sum(dim=1).double())
+        count.index_add_(0, batch.adapter_of_row_R, batch.mask_RL.sum(dim=1).double())
+    return total / count
+
+
+@torch.no_grad()
+def score_tokens(model: AdaptedModel, rows: Sequence[Row]) -> TokenScores:
+    """Score every supervised token of one adapter's rows, in the order of their samples."""
+    nll: dict[int, tuple[float, ...]] = {}
+    wrong: dict[int, tuple[bool, ...]] = {}
+    for batch in micro_batches(rows):
+        losses = model(batch)
+        nll_RL, wrong_RL = batch.lay_out(losses.nll_N), batch.lay_out(losses.wrong_N)
+        for r, row in enumerate(batch.rows):
+            n = row.record.targets_L.shape[0]
+            nll[row.sample] = tuple(nll_RL[r, :n].double().tolist())
+            wrong[row.sample] = tuple(wrong_RL[r, :n].tolist())
+    order = sorted(nll)
+    return TokenScores(tuple(nll[s] for s in order), tuple(wrong[s] for s in order))
+
+
+@dataclass(frozen=True, eq=False)
+class Decoding:
+    """What greedy decoding should reproduce: an adapter, A (X, r) and B (r, D), and its records."""
+
+    weights: tuple[torch.Tensor, torch.Tensor]
+    records: tuple[Record, ...]
+
+
+@torch.no_grad()
+def decode_exactly(
+    base: BaseModel, decodings: Sequence[Decoding], max_tokens: int
+) -> tuple[bool | None, ...]:
+    """Whether real greedy decoding reproduces each adapter's records, all adapters at once.
+
+    An adapter's first records are decoded, up to `max_tokens` target tokens in all; None when not
+    even the first is within it. Rows whose prompts are equally long share a call, so that none is
+    padded.
+    """
+    chosen = [_within(decoding.records, max_tokens) for decoding in decodings]
+    same_prompt: dict[int, list[tuple[int, Record]]] = {}
+    for d, records in enumerate(chosen):
+        for record in records:
+            same_prompt.setdefault(len(record.prompt_ids), []).append((d, record))
+    right = [True] * len(decodings)
+    for rows in same_prompt.values():
+        longest = max(len(record.target_ids) for _, record in rows)
+        per_call = max(1, MAX_MICRO_BATCH_TOKENS // (len(rows[0][1].prompt_ids) + longest))
+        for start in range(0, len(rows), per_call):
+            part = rows[start : start + per_call]
+            texts = _generate(base, [(decodings[d].weights, record) for d, record in part])
+            for (d, record), ids in zip(part, texts, strict=True):
+                right[d] &= tuple(ids[: len(record.target_ids)]) == tuple(record.target_ids)
+    return tuple(ok if records else None for ok, records in zip(right, chosen, strict=True))
+
+
+def _within(records: Sequence[Record], max_tokens: int) -> list[Record]:
+    kept = []
+    for record in records:
+        max_tokens -= len(record.target_ids)
+        if max_tokens < 0:
+            break
+        kept.append(record)
+    return kept
+
+
+def _generate(
+    base: BaseModel, rows: Sequence[tuple[tuple[torch.Tensor, torch.Tensor], Record]]
+) -> list[list[int]]:
+    """Greedy continuations of equally long prompts, each under its own adapter."""
+    largest = max(a.shape[1] for (a, _), _ in rows)
+    a_RXK = torch.stack([pad(a, (0, largest - a.shape[1])) for (a, _), _ in rows])
+    b_RKD = torch.stack([pad(b, (0, 0, 0, largest - b.shape[0])) for (_, b), _ in rows])
+    prompt = torch.tensor([record.prompt_ids for _, record in rows], device=base.device)
+    with base.with_adapter(lambda x_RTX: x_RTX.to(a_RXK.dtype) @ a_RXK @ b_RKD):
+        output = base.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=max(len(record.target_ids) for _, record in rows),
+            do_sample=False,
+            pad_token_id=0,
+        )
+    return output[:, prompt.shape[1] :].tolist()

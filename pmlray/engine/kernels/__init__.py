@@ -1,0 +1,1 @@
+"""Operations of the frozen suffix that cost most: attention, RMSNorm, compiled MLPs."""

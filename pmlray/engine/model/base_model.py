@@ -1,0 +1,273 @@
+"""The frozen base model, split at the adapted layer k: blocks 0..k, and everything above.
+
+Shapes: B rows, T positions, D hidden size, X width of the adapter's input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+from pmlray.config.base_models import ARCHITECTURES, ModelSource, geometry_from_config
+from pmlray.config.search_spec import Probe
+from pmlray.engine.kernels.compiled_mlp import compile_mlps
+from pmlray.engine.kernels.frozen_norm import FrozenRMSNorm, FusedRMSNorm, freeze_norms
+from pmlray.engine.kernels.row_attention import RowAttention, RowGroups
+from pmlray.engine.model.bfloat16_support import multiplies_bfloat16
+from pmlray.engine.model.cpu_offload import HostedWeights, nothing_hosted
+from pmlray.errors import ModelError
+
+SYSTEM_PROMPT = "You are a helpful assistant."
+# Nothing of a model is executed: no code of its own, and no weights in pickles.
+PLAIN_TOKENIZER: dict[str, Any] = {"trust_remote_code": False}
+PLAIN_WEIGHTS: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
+# Some chat templates print today's date when given none, which would change the prompt every day.
+FIXED_DATE = "26 Jul 2024"
+
+
+class LayerInputs(NamedTuple):
+    """What the trainable part needs of the frozen one: block k's output, the adapter's input."""
+
+    hidden_BTD: Tensor
+    adapter_in_BTX: Tensor
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen causal language model with its tokenizer and the place of the adapter.
+
+    hosted: the weights of the embeddings and of blocks 0..k where they are not on the device.
+    """
+
+    # Typed loosely: a transformers model is built at run time, out of the type checker's sight.
+    model: Any
+    tokenizer: Any
+    probe: Probe
+    hosted: HostedWeights = field(default_factory=nothing_hosted)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.head_weight.device
+
+    @cached_property
+    def prefix_hash(self) -> str:
+        """A hash of the embeddings and of blocks 0..k, as they are in memory: names and values."""
+        digest = hashlib.sha256()
+        body = self.model.model
+        for module in (body.embed_tokens, *body.layers[: self.probe.layer + 1]):
+            for name, values in module.named_parameters():
+                digest.update(f"{name}:{tuple(values.shape)}:{values.dtype}\n".encode())
+                digest.update(values.detach().cpu().contiguous().view(torch.uint8).numpy())
+        config = self.model.config.to_diff_dict()
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The language-model head, (vocabulary, hidden)."""
+        return self.model.lm_head.weight
+
+    @property
+    def adapted_layer(self) -> nn.Module:
+        """Decoder layer k."""
+        return self.model.model.layers[self.probe.layer]
+
+    @property
+    def adapter_width(self) -> int:
+        """X: the hidden size for `mlp`, the intermediate size for `down_proj`."""
+        config = self.model.config
+        return config.hidden_size if self.probe.placement == "mlp" else config.intermediate_size
+
+    @property
+    def adapter_input_module(self) -> nn.Module:
+        """The module whose input is the adapter's input."""
+        name = "mlp" if self.probe.placement == "mlp" else "mlp.down_proj"
+        return self.adapted_layer.get_submodule(name)
+
+    @torch.no_grad()
+    def run_prefix(self, ids_BT: Tensor) -> LayerInputs:
+        """Blocks 0..k on right-padded token ids; causal, so padding changes no real position."""
+        body = self.model.model
+        hidden = body.embed_tokens(ids_BT)
+        positions = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
+        rotary = body.rotary_emb(hidden, position_ids=positions)
+        seen: list[Tensor] = []
+        hook = self.adapter_input_module.register_forward_pre_hook(
+            lambda _module, args: seen.append(args[0])
+        )
+        try:
+            for layer in body.layers[: self.probe.layer + 1]:
+                hidden = layer(hidden, position_embeddings=rotary)
+        finally:
+            hook.remove()
+        return LayerInputs(hidden, seen[0])
+
+    def run_suffix(self, hidden_TD: Tensor, positions_T: Tensor, groups: RowGroups) -> Tensor:
+        """Blocks k+1.. and the final norm, from block k's (adapted) output: (T, D).
+
+        The T positions are rows end to end, `groups` their (rows, length).
+        """
+        body = self.model.model
+        hidden = hidden_TD[None]
+        rotary = body.rotary_emb(hidden, position_ids=positions_T[None])
+        for layer in body.layers[self.probe.layer + 1 :]:
+            hidden = layer(hidden, position_embeddings=rotary, row_groups=groups)
+        return body.norm(hidden)[0]
+
+    @contextmanager
+    def with_adapter(self, delta: Callable[[Tensor], Tensor]) -> Generator[None]:
+        """Add `delta(adapter input)` to block k's output in ordinary forward and generate calls."""
+        seen: list[Tensor] = []
+
+        def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen.append(args[0])
+
+        def add(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+            return output + delta(seen.pop()).to(output.dtype)
+
+        hooks = [
+            self.adapter_input_module.register_forward_pre_hook(keep),
+            self.adapted_layer.register_forward_hook(add),
+        ]
+        try:
+            with self.hosted.held():
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def load_base_model(
+    model_id: str,
+    source: ModelSource,
+    revision: str | None,
+    dtype: Literal["float32", "bfloat16"],
+    probe: Probe,
+    device: torch.device,
+) -> BaseModel:
+    """Load and freeze a base; ModelError when its family or the probe's layer does not fit.
+
+    dtype: of its weights, and of the arithmetic where the device multiplies it; a CPU that does not
+    multiply bfloat16 computes in float32 with the same (rounded) weights.
+    """
+    where = str(source.folder) if source.folder is not None else model_id
+    pinned = {} if source.folder is not None else {"revision": revision}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **PLAIN_TOKENIZER, **pinned)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            **PLAIN_WEIGHTS,
+            **pinned,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the base model {model_id}: {error}") from error
+    geometry_from_config({**model.config.to_dict(), "architectures": [type(model).__name__]}, where)
+    check_layer(probe, model.config.num_hidden_layers)
+    if dtype == "bfloat16" and not multiplies_bfloat16(device):
+        model.float()
+    return freeze_base(model, tokenizer, probe, device)
+
+
+def freeze_base(model: Any, tokenizer: Any, probe: Probe, device: torch.device) -> BaseModel:
+    """A loaded model as a base: its layers above the adapter attend over rows, nothing of it is
+    trained, and its norms know that; on a GPU their MLPs are compiled. Of a model that lies in host
+    memory only what steps need goes to another device."""
+    model.requires_grad_(False)
+    model.eval()
+    body, above = model.model, probe.layer + 1
+    suffix = body.layers[above:]
+    for layer in suffix:
+        layer.self_attn = RowAttention(layer.self_attn)
+    frozen = FrozenRMSNorm if device.type == "cpu" else FusedRMSNorm
+    freeze_norms(suffix, frozen)
+    body.norm = frozen(body.norm)
+    for module in (body.rotary_emb, suffix, body.norm, model.lm_head):
+        module.to(device)
+    # Without embeddings that are the head's weights too.
+    there = model.lm_head.weight.device
+    prefix = {
+        module: [weight for weight in module.parameters() if weight.device != there]
+        for module in (body.embed_tokens, *body.layers[:above])
+    }
+    hosted = HostedWeights(prefix, lambda weight: weight.to(device))
+    if device.type == "cuda" and len(suffix):
+        compile_mlps(suffix, model.config.hidden_size)
+    return BaseModel(model, tokenizer, probe, hosted)
+
+
+LoadBase = Callable[[str, ModelSource, str | None, Any, Probe, torch.device], BaseModel]
+
+
+class KeptBase:
+    """`load_base_model` for a process that measures one pack after another: the last base stays."""
+
+    def __init__(self) -> None:
+        self._what: tuple[Any, ...] | None = None
+        self._base: BaseModel | None = None
+
+    def __call__(
+        self,
+        model_id: str,
+        source: ModelSource,
+        revision: str | None,
+        dtype: Any,
+        probe: Probe,
+        device: torch.device,
+    ) -> BaseModel:
+        """The base, loaded unless it is the one that is there."""
+        what = (model_id, source, revision, dtype, probe, device)
+        if self._base is None or what != self._what:
+            # Two bases may not fit at once.
+            self._base = None
+            self._base, self._what = load_base_model(*what), what
+        return self._base
+
+
+def check_layer(probe: Probe, n_layers: int) -> None:
+    """ModelError when the base has no such layer."""
+    if probe.layer >= n_layers:
+        raise ModelError(
+            f"probe.layer is {probe.layer}, but the base has layers 0 to {n_layers - 1}"
+        )
+
+
+def render_prompt(tokenizer: Any, text: str, prompt_format: Literal["plain", "chat"]) -> list[int]:
+    """Token ids of a prompt, as plain text or as a user turn of the model's chat template."""
+    if prompt_format == "plain":
+        return list(tokenizer(text)["input_ids"])
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            "this model's tokenizer has no chat template; set task.prompt_format: plain"
+        )
+    turns = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": text}]
+    rendered = tokenizer.apply_chat_template(
+        turns,
+        add_generation_prompt=True,
+        tokenize=False,
+        enable_thinking=False,
+        date_string=FIXED_DATE,
+    )
+    return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+__all__ = [
+    "ARCHITECTURES",
+    "BaseModel",
+    "LayerInputs",
+    "freeze_base",
+    "load_base_model",
+    "render_prompt",
+]

@@ -1,0 +1,155 @@
+"""Rows of many adapters, laid end to end in micro-batches without padding.
+
+Shapes: R rows, T positions of all rows together, L supervised tokens of the longest row, N
+supervised tokens in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from pmlray.engine.kernels.row_attention import RowGroups
+from pmlray.engine.model.pinned_copies import on_device
+from pmlray.engine.model.prefix_cache import CachedRecord
+
+MAX_MICRO_BATCH_TOKENS = 16384
+# On a CPU larger ones only take memory: their tensors have left the caches anyway.
+CPU_MICRO_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One record of one adapter; `sample` numbers (adapter, record) pairs over the whole pack.
+
+    `scored`: ascending indices of the supervised tokens that are scored, None for all of them.
+    """
+
+    adapter: int
+    sample: int
+    record: CachedRecord
+    scored: tuple[int, ...] | None = None
+
+    @property
+    def length(self) -> int:
+        """Positions of the row, prompt included."""
+        return self.record.hidden_TD.shape[0]
+
+    @property
+    def n_scored(self) -> int:
+        """Supervised tokens that are scored."""
+        return self.record.targets_L.shape[0] if self.scored is None else len(self.scored)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows end to end, all of one length: so many of each of these adapters, one after another."""
+
+    adapters: tuple[int, ...]
+    rows_of_each: int
+    length: int
+
+    @property
+    def rows(self) -> int:
+        """Rows in all."""
+        return len(self.adapters) * self.rows_of_each
+
+
+def blocks_of(rows: Iterable[tuple[int, int]]) -> tuple[Block, ...]:
+    """Rows, each (adapter, length), as the fewest blocks that keep their order."""
+    runs = [(*row, len(list(same))) for row, same in groupby(rows)]
+    return tuple(
+        Block(tuple(adapter for adapter, _, _ in alike), count, length)
+        for (length, count), alike in groupby(runs, key=lambda run: run[1:])
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """Rows as tensors, longest first.
+
+    `predict_N` indexes the T positions that predict a supervised token, `slot_N` the flattened
+    (R, L) slots in which per-token values are laid out.
+    """
+
+    rows: tuple[Row, ...]
+    blocks: tuple[Block, ...]
+    hidden_TD: Tensor
+    adapter_in_TX: Tensor
+    positions_T: Tensor
+    adapter_of_row_R: Tensor
+    sample_of_row_R: Tensor
+    predict_N: Tensor
+    targets_N: Tensor
+    slot_N: Tensor
+    mask_RL: Tensor
+
+    @cached_property
+    def groups(self) -> RowGroups:
+        """(rows, length) of rows of equal length."""
+        by_length = groupby(self.blocks, key=lambda block: block.length)
+        return tuple((sum(block.rows for block in same), length) for length, same in by_length)
+
+    def lay_out(self, values_N: Tensor) -> Tensor:
+        """Per-token values as (R, L), zero (False) where there is no token; keeps gradients.
+
+        A value whose slot is R L, one past the last, is left out.
+        """
+        flat = values_N.new_zeros(self.mask_RL.numel() + 1)
+        return flat.index_put((self.slot_N,), values_N)[:-1].view_as(self.mask_RL)
+
+
+def micro_batches(rows: Sequence[Row]) -> tuple[MicroBatch, ...]:
+    """Split rows into micro-batches within the token limit; a longer row stands alone.
+
+    Rows of one adapter keep their order, whatever else is in the pack.
+    """
+    on_cpu = all(row.record.hidden_TD.is_cpu for row in rows)
+    most = CPU_MICRO_BATCH_TOKENS if on_cpu else MAX_MICRO_BATCH_TOKENS
+    parts: list[list[Row]] = []
+    used = 0
+    for row in sorted(rows, key=lambda row: -row.length):
+        if parts and used + row.length <= most:
+            parts[-1].append(row)
+            used += row.length
+        else:
+            parts.append([row])
+            used = row.length
+    return tuple(_assemble(part) for part in parts)
+
+
+def _assemble(rows: Sequence[Row]) -> MicroBatch:
+    records = [row.record for row in rows]
+    device = records[0].hidden_TD.device
+    slots = max(record.targets_L.shape[0] for record in records)
+    predict, slot, targets = [], [], []
+    mask_RL = torch.zeros(len(rows), slots, dtype=torch.bool, device=device)
+    start = 0
+    for r, (row, record) in enumerate(zip(rows, records, strict=True)):
+        if row.scored is None:
+            at = torch.arange(record.targets_L.shape[0], device=device)
+        else:
+            at = on_device(row.scored, torch.int64, device)
+        predict.append(at + (start + record.first))
+        slot.append(at + r * slots)
+        targets.append(record.targets_L[at])
+        mask_RL[r, at] = True
+        start += row.length
+    return MicroBatch(
+        rows=tuple(rows),
+        blocks=blocks_of((row.adapter, row.length) for row in rows),
+        hidden_TD=torch.cat([record.hidden_TD for record in records]),
+        adapter_in_TX=torch.cat([record.adapter_in_TX for record in records]),
+        positions_T=torch.cat([torch.arange(row.length, device=device) for row in rows]),
+        adapter_of_row_R=on_device([row.adapter for row in rows], torch.int64, device),
+        sample_of_row_R=on_device([row.sample for row in rows], torch.int64, device),
+        predict_N=torch.cat(predict),
+        targets_N=torch.cat(targets),
+        slot_N=torch.cat(slot),
+        mask_RL=mask_RL,
+    )

@@ -1,0 +1,1 @@
+"""A training process: its state, checkpoints and clock, its allocator and threads."""

@@ -1,0 +1,159 @@
+"""A pack's checkpoints while it trains: whole files or none, safetensors, the newest whole one
+counts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from pmlray.atomic_files import write_once
+from pmlray.engine.runtime.checkpoint_files import (
+    file_name,
+    is_whole,
+    newest_first,
+    step_of,
+    superseded,
+)
+from pmlray.engine.runtime.device_clock import DeviceClock, paid_seconds
+from pmlray.engine.runtime.pack_state import State
+from pmlray.errors import RunError
+from pmlray.types import PlannedRun
+
+log = logging.getLogger(__name__)
+
+# Part of every checkpoint's identity: raise it when a change of code changes what it must hold.
+CHECKPOINT_VERSION = 3
+
+
+class Restorable(Protocol):
+    """A fresh pack."""
+
+    def put_back(self, state: State) -> None:
+        """Bring it to a state of the same members."""
+        ...
+
+
+class Kept(Protocol):
+    """A pack between two steps. One that is put back goes on bit for bit as the one that was taken
+    out would have, on the same kind of device."""
+
+    active: list[int]
+    clock: DeviceClock
+
+    def take_out(self) -> State:
+        """All that its later steps depend on, on the host; waits for the device."""
+        ...
+
+
+class AskedToLeave(RunError):
+    """Training ended before its end because it was asked to; all is kept."""
+
+
+class Checkpoints:
+    """Where a pack's state is kept.
+
+    every: seconds between two. leave: whether the process was asked to leave; training then ends
+    with a checkpoint and AskedToLeave. sharded: its runs train one by one, on a sharded base; such
+    a state is of no use to the packed loop, nor the other way round.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        runs: Sequence[PlannedRun],
+        every: float,
+        leave: Callable[[], bool],
+        *,
+        sharded: bool = False,
+    ) -> None:
+        self._folder, self._every, self._leave = folder, every, leave
+        kind = [CHECKPOINT_VERSION, "sharded"] if sharded else [CHECKPOINT_VERSION]
+        self._identity = hashlib.sha256(
+            json.dumps([*kind, *(run.run_key for run in runs)]).encode()
+        ).hexdigest()
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._kept_at: float | None = None
+        self._paid_then = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def unsaved_seconds(self) -> float:
+        """Seconds of training that would be lost now."""
+        return 0.0 if self._kept_at is None else time.monotonic() - self._kept_at
+
+    @property
+    def unsaved_paid_seconds(self) -> float:
+        """What that training was charged to this process, by `paid_seconds`."""
+        return 0.0 if self._kept_at is None else paid_seconds(self._device) - self._paid_then
+
+    @property
+    def step(self) -> int:
+        """After how many steps the newest checkpoint was taken; 0 where there is none."""
+        names = newest_first(path.name for path in self._folder.iterdir())
+        return step_of(names[0]) if names else 0
+
+    def resume(self, pack: Restorable) -> int:
+        """Bring a fresh pack to where the last whole checkpoint was taken; the steps it has had."""
+        step, state = self._newest()
+        if state is not None:
+            pack.put_back(state)
+            log.info("training goes on after step %d", step)
+        self._note_kept()
+        return step
+
+    def after(self, pack: Kept, step: int, anyone_finished: bool) -> None:
+        """Keep the pack after a step, if it is time: what has finished must never train again."""
+        leave = self._leave()
+        if not pack.active or not (leave or anyone_finished or self.unsaved_seconds >= self._every):
+            return
+        self._keep(step, pack.take_out())
+        self._note_kept()
+        pack.clock.restart()
+        if leave:
+            raise AskedToLeave(f"asked to leave after step {step}; starting again goes on there")
+
+    def _note_kept(self) -> None:
+        self._kept_at, self._paid_then = time.monotonic(), paid_seconds(self._device)
+
+    def _keep(self, step: int, state: State) -> None:
+        facts = json.dumps(dict(state.facts))
+        metadata = {"identity": self._identity, "step": str(step), "facts": facts}
+        content = save(dict(state.tensors), metadata)
+        try:
+            write_once(self._folder / file_name(step, content), content)
+        except OSError as error:
+            # Training is worth more than its checkpoint.
+            log.warning("no checkpoint after step %d: %s", step, error)
+            return
+        for name in superseded(path.name for path in self._folder.iterdir()):
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _newest(self) -> tuple[int, State | None]:
+        for name in newest_first(path.name for path in self._folder.iterdir()):
+            content = (self._folder / name).read_bytes()
+            if is_whole(name, content):
+                try:
+                    return step_of(name), self._read(content)
+                except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+                    log.warning("%s is no checkpoint of this pack: %s", name, error)
+            else:
+                log.warning("%s was cut short or damaged; the one before it is used", name)
+            (self._folder / name).unlink(missing_ok=True)
+        return 0, None
+
+    def _read(self, content: bytes) -> State:
+        tensors = load(content)
+        length = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+        if metadata["identity"] != self._identity:
+            raise ValueError("it is of other runs, or of another version of pmlray")
+        return State(tensors, json.loads(metadata["facts"]))

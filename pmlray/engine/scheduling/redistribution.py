@@ -1,0 +1,159 @@
+"""`memft_rd`: what is recalled leaves the batch, and its steps go to what is not.
+
+Work is counted in positions through the frozen suffix; `head_work` is what scoring one token costs
+beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pmlray.engine.model.batches import Row
+from pmlray.engine.scheduling.members import Member
+from pmlray.engine.scheduling.threshold_stopping import Settling, above
+from pmlray.types import MemftRules
+
+# A forward pass over a step that also goes backward, neither with a weight gradient.
+FORWARD_SHARE = 0.5
+# A run whose steps cost next to nothing ends after so many times its nominal steps.
+MAX_STRETCH = 8
+
+
+class Redistribution(Settling):
+    """The rows of one run that still hold something to learn, and what its steps have cost.
+
+    Of many records each leaves as a whole, once all of its tokens are above the margin; of a single
+    one the tokens leave, and nothing after the last that is left is computed. `progress` counts
+    nominal steps, each worth one step of the run with nothing left out; the learning rate and the
+    end of the run go by it. `done` once a look at everything finds no token below the threshold.
+    """
+
+    def __init__(
+        self, member: Member, batch_size: int, rules: MemftRules, head_work: float
+    ) -> None:
+        super().__init__(member, batch_size, rules.threshold)
+        self._rules = rules
+        self._batch_size, self._seed = batch_size, member.run.seed
+        # In equal tokens only what goes through the layers counts.
+        self._head_work = head_work if rules.equal == "gpu_seconds" else 0.0
+        share = min(1.0, batch_size / len(member.rows))
+        self._step_work = share * sum(map(self._work, member.rows))
+        self._last_look = 0
+        self._queue: list[Row] = []
+        self._epoch = 0
+        self.open: tuple[Row, ...] = member.rows
+        self.progress = 0.0
+
+    def to_look_at(self, steps: int) -> tuple[Row, ...]:
+        """What has to be looked at after so many steps: everything where no token in the batch was
+        below the threshold, else what has left it, when its time has come."""
+        if self._idle:
+            return self.rows
+        since = steps - self._last_look
+        return self.left_out if since >= self._rules.recheck_epochs * self._steps_of_epoch else ()
+
+    def next_rows(self) -> tuple[Row, ...]:
+        """The rows of the next step: all that are open, or as many as a batch takes in turn."""
+        if len(self.open) <= self._batch_size:
+            return self.open
+        while len(self._queue) < self._batch_size:
+            order = np.random.default_rng([self._seed, self._epoch]).permutation(len(self.open))
+            self._queue += [self.open[i] for i in order]
+            self._epoch += 1
+        chosen, self._queue = self._queue[: self._batch_size], self._queue[self._batch_size :]
+        return tuple(chosen)
+
+    def stepped(self, rows: Sequence[Row]) -> None:
+        """Count a step over these rows."""
+        if self._rules.equal == "steps":
+            self.progress += 1.0
+        else:
+            self.progress += sum(map(self._work, rows)) / self._step_work
+
+    @property
+    def left_out(self) -> tuple[Row, ...]:
+        """The records of which something is left out."""
+        whole = {row.sample for row in self.open if row.scored is None}
+        return tuple(row for row in self.rows if row.sample not in whole)
+
+    def checked(self, in_batch: Mapping[int, Sequence[float]]) -> None:
+        """Leave out what a step has found above the margin.
+
+        in_batch: the losses of every supervised token, by the sample of the open rows, nats, as
+        their last step found them (inf before the first); those of tokens not scored do not count.
+        """
+        unsafe, below = {}, False
+        for row in self.open:
+            losses = in_batch[row.sample]
+            scored = row.scored or range(row.n_scored)
+            unsafe[row.sample] = [i for i in scored if above(losses[i], self._rules.margin)]
+            below |= any(above(losses[i], self._rules.threshold) for i in scored)
+        self._idle = not below
+        self._keep(unsafe)
+
+    def looked(self, steps: int, nll: Mapping[int, Sequence[float]]) -> None:
+        """Count a look, take back what is recalled no longer, and leave out the rest of it.
+
+        nll: of every supervised token of the records in `to_look_at`, by sample, nats.
+        """
+        rows = [row for row in self.rows if row.sample in nll]
+        if self._rules.equal != "steps":
+            self.progress += FORWARD_SHARE * sum(map(self._work, rows)) / self._step_work
+        self._last_look = steps
+        if self._idle:
+            super().looked(steps, nll)
+        found = {
+            sample: [i for i, loss in enumerate(losses) if above(loss, self._rules.margin)]
+            for sample, losses in nll.items()
+        }
+        whole = {row.sample: list(range(row.n_scored)) for row in self.open if row.scored is None}
+        self._keep(whole | found)
+
+    def facts(self) -> dict[str, Any]:
+        """What `put_back` needs, as JSON types."""
+        return super().facts() | {
+            "last_look": self._last_look,
+            "epoch": self._epoch,
+            "progress": self.progress,
+            "open": [(row.sample, row.scored) for row in self.open],
+            "queue": [row.sample for row in self._queue],
+        }
+
+    def put_back(self, facts: Mapping[str, Any]) -> None:
+        """Go on from what `facts` gave."""
+        super().put_back(facts)
+        self._last_look, self._epoch = facts["last_look"], facts["epoch"]
+        self.progress = facts["progress"]
+        whole = {row.sample: row for row in self.rows}
+        kept = {
+            sample: whole[sample] if scored is None else _part(whole[sample], tuple(scored))
+            for sample, scored in facts["open"]
+        }
+        self.open = tuple(kept.values())
+        self._queue = [kept[sample] for sample in facts["queue"]]
+
+    def _keep(self, unsafe: Mapping[int, Sequence[int]]) -> None:
+        """Let go of all rows but those with unsafe tokens, and of a single record's safe tokens."""
+        kept = {}
+        for row in self.rows:
+            scored = tuple(unsafe.get(row.sample, ()))
+            if not scored:
+                continue
+            if len(self.rows) > 1 or len(scored) == row.n_scored:
+                kept[row.sample] = row
+            else:
+                kept[row.sample] = _part(row, scored)
+        self.open = tuple(kept.values())
+        self._queue = [kept[row.sample] for row in self._queue if row.sample in kept]
+
+    def _work(self, row: Row) -> float:
+        return row.length + self._head_work * row.n_scored
+
+
+def _part(row: Row, scored: tuple[int, ...]) -> Row:
+    """A row of which these tokens are scored, and nothing after the last of them computed."""
+    return replace(row, record=row.record.shortened(scored[-1] + 1), scored=scored)

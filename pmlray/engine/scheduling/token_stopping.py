@@ -1,0 +1,108 @@
+"""The runs of a pack whose tokens are watched: they end, or let go of records, once recalled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pmlray.config.recipe import Recipe
+from pmlray.engine.adapters.adapted_model import AdaptedModel
+from pmlray.engine.evaluation.scores import score_tokens
+from pmlray.engine.model.batches import MicroBatch, Row
+from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.scheduling.members import Member
+from pmlray.engine.scheduling.redistribution import Redistribution
+from pmlray.engine.scheduling.threshold_stopping import Settling
+from pmlray.types import MemftRules
+
+
+class WatchedRuns:
+    """The `memft_rd` runs of a pack in `redistributed`, by the index of their member, and beside
+    them those under the threshold rule that end where nothing is left to train."""
+
+    def __init__(
+        self, members: Sequence[Member], recipe: Recipe, rules: MemftRules, head_work: float
+    ) -> None:
+        size = recipe.batch_size
+        self.redistributed = {
+            i: Redistribution(member, size, rules, head_work)
+            for i, member in enumerate(members)
+            if member.run.method == "memft_rd"
+        }
+        self._runs: dict[int, Settling] = {
+            i: Settling(member, size, rules.threshold)
+            for i, member in enumerate(members)
+            if _settles(member, recipe, rules)
+        } | self.redistributed
+        rows = [row for member in members for row in member.rows]
+        # Of every sample and token, as its last step found it.
+        self._last_nll = torch.full(
+            (len(rows), max(row.n_scored for row in rows)),
+            math.inf,
+            device=rows[0].record.hidden_TD.device,
+        )
+
+    def keep_losses(self, batch: MicroBatch, nll_RL: Tensor) -> None:
+        """Note what a step finds, (R, L) nats; nothing waits for the device."""
+        if self._runs:
+            width = nll_RL.shape[1]
+            kept_RL = self._last_nll[batch.sample_of_row_R, :width]
+            seen_RL = torch.where(batch.mask_RL, nll_RL, kept_RL)
+            self._last_nll[batch.sample_of_row_R, :width] = seen_RL
+
+    def copy_samples(self, source: Tensor, target: Tensor) -> None:
+        """Note for samples what is known of others; both int64 (n,)."""
+        self._last_nll[target] = self._last_nll[source]
+
+    def stepped(self, rows_of: Mapping[int, Sequence[Row]]) -> None:
+        """Count a step of the members in `rows_of`."""
+        for i, run in self.redistributed.items():
+            if i in rows_of:
+                run.stepped(rows_of[i])
+
+    def done(self, i: int) -> bool:
+        """Whether a member's tokens are all recalled, so that nothing is left to train."""
+        return i in self._runs and self._runs[i].done
+
+    def due(self, steps: int, active: Sequence[int]) -> list[int]:
+        """Those of the active members that have to be checked after so many steps."""
+        return [i for i in active if i in self._runs and self._runs[i].is_due(steps)]
+
+    def check(self, steps: int, due: Sequence[int], model: AdaptedModel) -> list[Row]:
+        """Tell runs what their steps have found, and where they ask for more, what a look at their
+        records finds; the rows that were scored for it."""
+        scored: list[Row] = []
+        last_nll = self._last_nll.tolist()
+        for i in due:
+            run = self._runs[i]
+            run.checked({row.sample: last_nll[row.sample][: row.n_scored] for row in run.rows})
+            if rows := run.to_look_at(steps):
+                samples = [row.sample for row in rows]
+                found = dict(zip(samples, score_tokens(model, rows).nll, strict=True))
+                for sample, losses in found.items():
+                    self._last_nll[sample, : len(losses)] = torch.tensor(losses)
+                run.looked(steps, found)
+                scored += rows
+        return scored
+
+    def take_out(self) -> State:
+        """What `put_back` needs."""
+        return State(
+            {"last_nll": self._last_nll}, {str(i): r.facts() for i, r in self._runs.items()}
+        )
+
+    def put_back(self, state: State) -> None:
+        """Go on from what `take_out` gave."""
+        self._last_nll.copy_(state.tensors["last_nll"])
+        for i, run in self._runs.items():
+            run.put_back(state.facts[str(i)])
+
+
+def _settles(member: Member, recipe: Recipe, rules: MemftRules) -> bool:
+    """Whether a run takes no step any more once all is recalled: not where dropout may still find a
+    token below the threshold, nor by the paper's rules, which then take a plain step."""
+    by_threshold = member.run.method == "memft_ot" or member.grows(rules)
+    return by_threshold and rules.compat == "mended" and recipe.dropout == 0

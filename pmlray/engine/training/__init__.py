@@ -1,0 +1,1 @@
+"""The training loop: one optimiser step of a pack, again and again."""

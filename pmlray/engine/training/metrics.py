@@ -1,0 +1,141 @@
+"""What is measured of each member of a pack while it trains.
+
+Shapes: N members.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from pmlray.engine.evaluation.scores import TokenScores
+from pmlray.engine.model.pinned_copies import on_device
+from pmlray.engine.runtime.device_clock import DeviceClock
+from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.scheduling.members import Member
+from pmlray.engine.training.run_metrics import TrainedMember, curve_steps
+from pmlray.engine.training.token_curves import TokenCurves
+
+
+class Tracks:
+    """Losses, gradient norms and curves of every member, by its index and its own steps.
+
+    `step_losses`: nats per token of each step's batch, before its update, (steps, N), NaN where
+    there was none; it stays on the device, so that no step waits for it.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], most_steps: Sequence[int], device: torch.device
+    ) -> None:
+        self.step_losses = torch.full((max(most_steps), len(members)), math.nan, device=device)
+        self.tokens = TokenCurves(members)
+        self._grad_norms = torch.full_like(self.step_losses, math.nan)
+        self._curves: list[list[tuple[int, float]]] = [[] for _ in members]
+        self._curve_at = [curve_steps(most) | {0} for most in most_steps]
+        self._charged = [0.0] * len(members)
+        # Rows of the tables that anything was noted in.
+        self._used = 0
+
+    def keep_step(self, steps: Mapping[int, int], loss_M: Tensor, grad_norm_M: Tensor) -> None:
+        """Note what a step found of M members, by how many each had had before; nothing waits for
+        the device."""
+        self._used = max(self._used, *(step + 1 for step in steps.values()))
+        at, who = on_device([[*steps.values()], [*steps]], torch.int64, loss_M.device)
+        self.step_losses[at, who] = loss_M
+        self._grad_norms[at, who] = grad_norm_M
+
+    def charge(self, i: int, payers: Sequence[int]) -> None:
+        """Count a step of a member for those whom it serves."""
+        for payer in payers:
+            self._charged[payer] += 1.0 / len(payers)
+
+    def is_curve_step(self, i: int, steps: int) -> bool:
+        """Whether a member's curve has a point after so many steps."""
+        return steps in self._curve_at[i]
+
+    def ends_at(self, i: int, steps: int) -> None:
+        """A member will have ended after so many steps: its curve has a point there."""
+        self._curve_at[i] = curve_steps(steps) | {0}
+
+    def keep_loss(self, i: int, steps: int, loss: float) -> None:
+        """Note the loss over all of a member's records after so many steps."""
+        self._curves[i].append((steps, loss))
+
+    def recent_loss(self, i: int, steps: int, epoch: int) -> float:
+        """Mean loss of a member's last steps, of an epoch's many; waits for the device."""
+        return self.step_losses[max(0, steps - epoch) : steps, i].mean().item()
+
+    def last_losses(self, steps: Mapping[int, int]) -> dict[int, float]:
+        """The loss of each member's last step, by how many it has had; NaN before the first. Waits
+        for the device once."""
+        at = [max(0, had - 1) for had in steps.values()]
+        return dict(zip(steps, self.step_losses[at, [*steps]].tolist(), strict=True))
+
+    @property
+    def charged_steps(self) -> float:
+        """Adapter-steps that were taken."""
+        return sum(self._charged)
+
+    def copy(self, source: int, target: int, steps: int) -> None:
+        """Give a member of the same records what another has measured in so many steps."""
+        for kept in (self.step_losses, self._grad_norms):
+            kept[:steps, target] = kept[:steps, source]
+        self._curves[target] = list(self._curves[source])
+        self.tokens.copy(source, target)
+
+    def trained(
+        self,
+        i: int,
+        steps: int,
+        decay: int,
+        scores: TokenScores,
+        clock: DeviceClock,
+        pack_steps: int,
+    ) -> TrainedMember:
+        """All that was measured of a member that ends after so many steps, whose decay began, or
+        would have begun, at step `decay`; the pack has had `pack_steps`."""
+        losses = tuple(self.step_losses[:steps, i].tolist())
+        read_off = ((s, losses[s]) for s in sorted(curve_steps(steps) | {0})[:-1])
+        curve = (*(tuple(self._curves[i]) or tuple(read_off)), (steps, scores.mean_nll))
+        end = max(1, min(steps, decay))
+        return TrainedMember(
+            i,
+            curve,
+            losses,
+            scores,
+            clock.gpu_seconds[i],
+            clock.wall_seconds[i],
+            self._charged[i],
+            self._grad_norms[end - max(1, end // 10) : end, i].mean().item(),
+            self.tokens.of(i, steps),
+            pack_steps,
+        )
+
+    def take_out(self) -> State:
+        """What `put_back` needs."""
+        tokens = self.tokens.take_out()
+        tensors = {
+            "step_losses": self.step_losses[: self._used],
+            "grad_norms": self._grad_norms[: self._used],
+        }
+        facts = {
+            "curves": self._curves,
+            "curve_at": [sorted(steps) for steps in self._curve_at],
+            "charged": self._charged,
+            "tokens": tokens.facts,
+        }
+        return State(tensors | {f"tokens.{n}": t for n, t in tokens.tensors.items()}, facts)
+
+    def put_back(self, state: State) -> None:
+        """Go on from what `take_out` gave."""
+        self._used = len(state.tensors["step_losses"])
+        self.step_losses[: self._used] = state.tensors["step_losses"]
+        self._grad_norms[: self._used] = state.tensors["grad_norms"]
+        facts = state.facts
+        self._curves = [[(step, loss) for step, loss in curve] for curve in facts["curves"]]
+        self._curve_at = [frozenset(steps) for steps in facts["curve_at"]]
+        self._charged = list(facts["charged"])
+        self.tokens.put_back(state.part("tokens"))

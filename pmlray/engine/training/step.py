@@ -1,0 +1,115 @@
+"""One optimiser step of a pack on the device: forward, weights, backward, update.
+
+Shapes: S slots of adapters, R rows, L supervised tokens of the longest row, T positions, D hidden
+size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pmlray.engine.adapters.adapted_model import AdaptedModel
+from pmlray.engine.adapters.optimizer import PackedAdamW
+from pmlray.engine.model.batches import MicroBatch, Row, micro_batches
+from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.scheduling.token_stopping import WatchedRuns
+from pmlray.engine.training.dropout import Dropout
+from pmlray.engine.training.stepper import Stepper
+from pmlray.engine.training.token_weights import TokenWeights
+from pmlray.memft import weighted_nll_per_row
+
+
+class StepFound(NamedTuple):
+    """What a step found before its update: each slot's loss (nats per token, NaN where a slot had
+    no row) and norm of the gradient, (S,); of every micro-batch the loss of each token, (R, L)."""
+
+    loss_S: Tensor
+    norm_S: Tensor
+    nll_RL: tuple[Tensor, ...]
+
+
+class PackStep:
+    """The step as a function of tensors: nothing in it waits for the device or goes by a value that
+    is on it, and what it changes it changes in place, so that it can be captured as a graph."""
+
+    def __init__(
+        self,
+        model: AdaptedModel,
+        stepper: Stepper,
+        optimizer: PackedAdamW,
+        weights: TokenWeights,
+        watched: WatchedRuns,
+    ) -> None:
+        self._model, self._stepper, self._optimizer = model, stepper, optimizer
+        self._weights, self._watched = weights, watched
+
+    def __call__(
+        self,
+        batches: Sequence[MicroBatch],
+        keep_of: Callable[[MicroBatch], Tensor | None],
+        rate_S: Tensor,
+    ) -> StepFound:
+        """Take a step over the micro-batches' rows at each slot's learning rate.
+
+        keep_of: dropout's mask of a micro-batch, (T, D), None without dropout.
+        """
+        lora = self._model.lora
+        weight_sum_S = torch.zeros(lora.A.shape[0], device=lora.A.device)
+        loss_sum_S, count_S = torch.zeros_like(weight_sum_S), torch.zeros_like(weight_sum_S)
+        found = []
+        for batch in batches:
+            losses = self._stepper.losses(batch, keep_of(batch))
+            nll_RL, wrong_RL = batch.lay_out(losses.nll_N), batch.lay_out(losses.wrong_N)
+            w_RL = self._weights(batch, nll_RL, wrong_RL)
+            sum_R, weight_sum_R = weighted_nll_per_row(nll_RL, w_RL)
+            self._stepper.backward(sum_R.sum())
+            found.append(nll_RL.detach())
+            self._watched.keep_losses(batch, found[-1])
+            at = lora.slots_of(batch.adapter_of_row_R)
+            weight_sum_S.index_add_(0, at, weight_sum_R)
+            loss_sum_S.index_add_(0, at, found[-1].sum(dim=1))
+            count_S.index_add_(0, at, batch.mask_RL.sum(dim=1).float())
+        self._optimizer.prepare(rate_S, weight_sum_S)
+        self._stepper.step()
+        return StepFound(loss_sum_S / count_S, self._optimizer.norm_N, tuple(found))
+
+    def state(self) -> Mapping[str, Tensor]:
+        """All tensors that a step changes, by name, themselves and not copies."""
+        parts = {
+            "adapters": self._model.lora,
+            "optimizer": self._optimizer,
+            "weights": self._weights,
+            "watched": self._watched,
+        }
+        return State.of_parts({name: part.take_out() for name, part in parts.items()}).tensors
+
+    def drop_gradients(self) -> None:
+        """Forget what a step that was broken off has left."""
+        self._optimizer.zero_grad()
+
+
+class Taken(NamedTuple):
+    """A step that was taken: its micro-batches, what it found, and whether a graph was replayed."""
+
+    batches: tuple[MicroBatch, ...]
+    found: StepFound
+    replayed: bool
+
+
+class EagerStep:
+    """Steps whose kernels are launched one by one, over rows that may be others every time."""
+
+    def __init__(self, step: PackStep, dropout: Dropout) -> None:
+        self._step, self._dropout = step, dropout
+        self._rows: tuple[Row, ...] = ()
+        self._batches: tuple[MicroBatch, ...] = ()
+
+    def __call__(self, rows: tuple[Row, ...], rate_S: Tensor) -> Taken:
+        """Take a step over the rows at each slot's learning rate."""
+        if rows != self._rows:
+            self._rows, self._batches = rows, micro_batches(rows)
+        return Taken(self._batches, self._step(self._batches, self._dropout.mask, rate_S), False)

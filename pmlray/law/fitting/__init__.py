@@ -1,0 +1,1 @@
+"""One form fitted to points, and several weighed by their evidence."""

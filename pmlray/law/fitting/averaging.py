@@ -1,0 +1,214 @@
+"""Several forms of the law held at once, each weighted by its evidence.
+
+Shapes: F forms, N points, n samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pmlray.law.data import FloatArray, LawData
+from pmlray.law.fitting.base_trend import BaseTrend, base_trend
+from pmlray.law.fitting.fit import FitOptions, LawFit
+from pmlray.law.fitting.posterior import FormPosterior, all_posteriors, evidence_weights, form_fit
+from pmlray.law.fitting.sample_predictions import predict_samples
+from pmlray.law.forms.ceiling import CeilingLaw, ExponentialCeilingLaw
+from pmlray.law.forms.protocol import Form, Law
+from pmlray.law.forms.registry import CAPPED
+
+# What is fitted where the base loss is known, and where it is not. The paper's `power` form, which
+# nothing bends before saturation, predicts held-out runs worse where a ceiling is known.
+DEFAULT_FORMS: tuple[Form, ...] = ("ceiling", "exponential_ceiling")
+UNCAPPED_FORMS: tuple[Form, ...] = ("power",)
+# Runs imagined for each sample of the law: enough that their number does not blur an interval.
+NOISE_DRAWS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class AveragedLaw:
+    """Fitted forms, the weightiest first, and their weights, which add up to 1.
+
+    `base`: the most that is believed of any form, as no run can lower a loss by more than it was.
+    """
+
+    fits: tuple[LawFit, ...]
+    weights: tuple[float, ...]
+    base: BaseTrend
+    posteriors: tuple[FormPosterior, ...] = field(default=(), repr=False)
+
+    @property
+    def base_loss(self) -> float:
+        """The typical base loss, nats per token, or the largest delta_loss where none is known."""
+        return self.base.typical
+
+    @property
+    def base_loss_known(self) -> bool:
+        """Whether any point's base loss is."""
+        return self.base.known
+
+    @property
+    def by_form(self) -> dict[Form, float]:
+        """The weights by the name of their form."""
+        return {fit.law.form: w for fit, w in zip(self.fits, self.weights, strict=True)}
+
+    @property
+    def best(self) -> LawFit:
+        """The weightiest form."""
+        return self.fits[0]
+
+    def predict(
+        self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
+    ) -> FloatArray:
+        """Mean delta_loss in nats per token over the forms' likeliest laws, broadcast."""
+        base = self.base.at(seq_len)
+        predicted = [fit.law.predict(lora_rank, seq_len, train_steps, base) for fit in self.fits]
+        within = np.minimum(np.stack(predicted), base)
+        return np.tensordot(np.array(self.weights), within, axes=1)
+
+    def sample(self, n: int, rng: np.random.Generator) -> AveragedSamples:
+        """About n samples of what is believed, each form as many as its weight says."""
+        counts = rng.multinomial(n, self.weights).tolist()
+        parts: list[Drawn] = []
+        for fit, found, count in zip(self.fits, self.posteriors, counts, strict=True):
+            if count:
+                parts.append(Drawn(fit, *found.sample(count, rng)))
+        n_drawn = sum(part.sigma.size for part in parts)
+        shift = rng.standard_normal(n_drawn) * self.base.sd / math.sqrt(self.base.n_texts)
+        # Nothing is told above the largest delta_loss where it stands for the base loss.
+        shift = shift if self.base.known else -np.abs(shift)
+        return AveragedSamples(tuple(parts), self.base, shift)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Samples of one form: its law's params (n, P), and the noise's sigma (n,)."""
+
+    fit: LawFit
+    params: FloatArray
+    sigma: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class AveragedSamples:
+    """What is believed, as samples of every form that has any.
+
+    `base`: the base loss, beyond which no delta_loss is believed. `shift` (n,), nats per token: by
+    how much it is another, as surely as the mean of so many texts is known.
+    """
+
+    parts: tuple[Drawn, ...]
+    base: BaseTrend
+    shift: FloatArray
+
+    @property
+    def laws(self) -> list[Law]:
+        """Every sample as a law."""
+        return [part.fit.law.with_params(params) for part in self.parts for params in part.params]
+
+    def laws_at(self, seq_len: float) -> list[Law]:
+        """Every sample as a law that is capped as texts of a length are."""
+        caps = float(self.base.at(seq_len)) + self.shift
+
+        def capped(law: Law, cap: float) -> Law:
+            known = isinstance(law, CeilingLaw | ExponentialCeilingLaw)
+            return replace(law, base_loss=cap) if known else law
+
+        return [capped(law, cap) for law, cap in zip(self.laws, caps.tolist(), strict=True)]
+
+    @property
+    def sigma(self) -> FloatArray:
+        """The noise's sigma of every sample, (n,)."""
+        return np.concatenate([part.sigma for part in self.parts])
+
+    def predict(
+        self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
+    ) -> FloatArray:
+        """delta_loss under every sample, nats per token, (n, ...)."""
+        n_axes = np.broadcast(lora_rank, seq_len, train_steps).ndim
+        shift = self.shift.reshape(-1, *[1] * n_axes)
+        cap = self.base.at(seq_len) + shift
+        predicted: list[FloatArray] = []
+        for part, where in zip(self.parts, self._places, strict=True):
+            at = (lora_rank, seq_len, train_steps, cap[where])
+            predicted.append(predict_samples(part.fit.law, part.params, *at))
+        # Nothing is surer to be 0 than the ceiling is to be where it is.
+        return np.clip(np.concatenate(predicted), np.abs(shift), cap)
+
+    @property
+    def _places(self) -> list[slice]:
+        """Where the samples of each part lie among all."""
+        ends = np.cumsum([part.sigma.size for part in self.parts]).tolist()
+        return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+    def interval(
+        self,
+        lora_rank: ArrayLike,
+        seq_len: ArrayLike,
+        train_steps: ArrayLike,
+        level: float = 0.9,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Central interval (low, high) of the law, spread within and between the forms, nats."""
+        return _central(self.predict(lora_rank, seq_len, train_steps), level)
+
+    def run_interval(
+        self,
+        lora_rank: ArrayLike,
+        seq_len: ArrayLike,
+        train_steps: ArrayLike,
+        rng: np.random.Generator,
+        level: float = 0.9,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Central interval (low, high) of what one new run of a new text would measure, nats."""
+        predicted = self.predict(lora_rank, seq_len, train_steps)
+        base = self.base.at(seq_len)
+        of_parts: list[FloatArray] = []
+        for part, where in zip(self.parts, self._places, strict=True):
+            noise = part.fit.noise
+            sigma = part.sigma.reshape(-1, *[1] * (predicted.ndim - 1))
+            of_parts.append(np.hypot(sigma * noise.unit(predicted[where], base), noise.floor))
+        sd = np.concatenate(of_parts)
+        shape = (NOISE_DRAWS, *predicted.shape)
+        runs = predicted + sd * rng.standard_normal(shape)
+        of_text = base + self.base.sd * rng.standard_normal(shape)
+        runs = np.clip(runs, 0.0, np.maximum(of_text, 0.0))
+        return _central(runs.reshape(-1, *predicted.shape[1:]), level)
+
+
+def _central(drawn: FloatArray, level: float) -> tuple[FloatArray, FloatArray]:
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(drawn, [tail, 1.0 - tail], axis=0)
+    return low, high
+
+
+def default_forms(data: LawData) -> tuple[Form, ...]:
+    """The forms that are fitted where none are named: those that the base loss caps, where every
+    point has one."""
+    return UNCAPPED_FORMS if np.any(np.isnan(data.base_loss)) else DEFAULT_FORMS
+
+
+def average_laws(
+    data: LawData, forms: Sequence[Form] | None = None, options: FitOptions | None = None
+) -> AveragedLaw:
+    """What is believed of the law after these points, over all forms that they carry.
+
+    forms: by default `default_forms`; options: how points count. FitError when no form can be
+    fitted.
+    """
+    options = options or FitOptions()
+    found = all_posteriors(data, forms or default_forms(data), options)
+    weights = evidence_weights(found)
+    # Among equals a capped form first: it holds at saturation too.
+    order = sorted(
+        range(len(found)), key=lambda f: (-weights[f], found[f].model.form not in CAPPED)
+    )
+    return AveragedLaw(
+        tuple(form_fit(found[f], options) for f in order),
+        tuple(weights[f] for f in order),
+        base_trend(data),
+        tuple(found[f] for f in order),
+    )

@@ -1,0 +1,1 @@
+"""Forms of the law: their equations, derivatives and inverses."""

@@ -1,0 +1,101 @@
+"""Whether points say enough of a law where it is used: at its targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pmlray.law.data import LawData, informative_points
+from pmlray.law.fitting.fit import FitStatus, LawFit
+from pmlray.law.validation.advice import what_next
+from pmlray.types import DesignPoint
+
+# Points whose delta_loss differs by less than this share of the largest are all alike.
+ALIKE_SHARE = 0.05
+# A prediction that may be off by more than a third of itself is not one.
+WIDEST = 1.0 / 3.0
+# A target this many times beyond the measured ranks or lengths is marked as far: the shipped tables
+# test the drift of the exponents to about 2.6 times.
+FAR = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A law's status and why; `enough` points for an interval to be believed."""
+
+    status: FitStatus
+    message: str
+    enough: bool
+
+
+def shortages(data: LawData, fit: LawFit) -> list[str]:
+    """What is missing for an interval to be believed.
+
+    One informative cell more than the law has parameters without its drift: with fewer some are
+    known from what was believed before alone, and none of the noise is.
+    """
+    known = data.subset(informative_points(data))
+    drift = 0 if fit.law.drift is None else len(fit.law.drift.coefs)
+    needed = fit.law.params.size - drift + 1
+    n_cells = np.unique(known.cells()).size if len(known) else 0
+    reasons: list[str] = []
+    if n_cells < needed:
+        reasons.append(
+            f"{n_cells} distinct (r, l, t) that are not saturated, and {needed} are needed, one"
+            " more than the law has parameters"
+        )
+    least, most = float(data.delta_loss.min()), float(data.delta_loss.max())
+    if np.all(np.isnan(data.base_loss)) and least > (1.0 - ALIKE_SHARE) * most > 0:
+        reasons.append(
+            "delta_loss is all but the same at every point and no base loss is known, so all may be"
+            " saturated (--base-loss tells)"
+        )
+    if np.unique(known.lora_rank).size < 2:
+        reasons.append("fewer than two ranks among them, which leaves rank_exponent open")
+    if np.unique(known.seq_len).size < 2:
+        reasons.append("fewer than two lengths among them, which leaves len_exponent open")
+    return reasons
+
+
+def judge(
+    data: LawData,
+    fit: LawFit,
+    half_widths: Sequence[tuple[DesignPoint, float]],
+    beyond: Sequence[DesignPoint] = (),
+) -> Judgement:
+    """Whether the law is known where it is used.
+
+    half_widths: of each target, the half-width of its 90 % interval as a share of the prediction.
+    beyond: the targets that the law puts above all that was measured, where no base loss is known.
+    A parameter that is open but leaves every target known is named and changes no status.
+    """
+    missing = shortages(data, fit)
+    reasons = [
+        f"at {_at(point)} the law is only known to {100 * width:.3g} %"
+        for point, width in half_widths
+        if width > WIDEST
+    ]
+    reasons += [
+        f"at {_at(point)} the law goes above all that was measured, and no base loss says how far"
+        for point in beyond
+    ]
+    if missing or reasons:
+        advice = what_next(data, fit.unidentified)
+        return Judgement(
+            FitStatus.UNDERDETERMINED, "; ".join([*missing, *reasons, advice]), not missing
+        )
+    open_ = ", ".join(fit.unidentified)
+    message = f"the points leave {open_} open, which moves no target" if open_ else ""
+    return Judgement(FitStatus.CONVERGED, message, True)
+
+
+def is_far(data: LawData, point: DesignPoint) -> bool:
+    """Whether a point lies beyond FAR times the measured ranks or lengths."""
+    axes = ((data.lora_rank, point.lora_rank), (data.seq_len, point.seq_len))
+    return any(at > FAR * values.max() or at < values.min() / FAR for values, at in axes)
+
+
+def _at(point: DesignPoint) -> str:
+    return f"rank {point.lora_rank} and {point.seq_len} tokens"

@@ -1,0 +1,145 @@
+"""How far off the law is at points that its fit did not see.
+
+Only points that were not saturated count: of the others any law is right.
+
+Shapes: N points, B groups left out, K cells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pmlray.errors import FitError
+from pmlray.law.data import FloatArray, IntArray, LawData, informative_points
+from pmlray.law.fitting.averaging import AveragedLaw, average_laws
+from pmlray.law.fitting.fit import FitOptions
+from pmlray.law.fitting.posterior import SIGMAS
+from pmlray.law.fitting.run_noise import whitening
+from pmlray.law.forms.protocol import Form
+
+# Fewer cells say nothing of how far off the others would be, nor fewer of what is fitted.
+LEAST_CELLS = 3
+LEAST_FITTED = 4
+# Noise, in base losses, of a point that is left out.
+LEFT_OUT = 1e6
+NORMAL_90 = 1.645
+
+
+@dataclass(frozen=True, slots=True)
+class UnseenError:
+    """Mean |predicted - measured| / |measured| over cells that were held out, a fraction, with the
+    90 % interval of that mean, from the spread between the cells."""
+
+    error: float
+    low: float
+    high: float
+    n_cells: int
+
+
+@dataclass(frozen=True)
+class UnseenErrors:
+    """How far off a law is at points that a fit did not see, found when it is first asked for: a
+    search refits its law after every pack, and asks for little of it.
+
+    `average` is the law of `data` by these `forms` and `options`. Each is None where too few points
+    are left.
+    """
+
+    data: LawData
+    average: AveragedLaw
+    forms: tuple[Form, ...]
+    options: FitOptions
+
+    @cached_property
+    def heldout(self) -> UnseenError | None:
+        """Of cells left out one at a time."""
+        errors = heldout_errors(self.average, self.data, self.data.cells())
+        return unseen_error(errors, self.data)
+
+    @cached_property
+    def new_sequence(self) -> UnseenError | None:
+        """Of (sequence, seed) pairs left out; None where every point has its own."""
+        if np.unique(self.data.cluster).size == len(self.data):
+            return None
+        errors = heldout_errors(self.average, self.data, self.data.cluster)
+        return unseen_error(errors, self.data)
+
+    @cached_property
+    def extrapolation(self) -> UnseenError | None:
+        """At the largest rank and length, by the law of the smaller ones."""
+        errors = extrapolation_errors(self.data, self.forms, self.options)
+        return unseen_error(errors, self.data)
+
+
+def unseen_error(error_N: FloatArray, data: LawData) -> UnseenError | None:
+    """The mean over cells of share errors (N,), NaN where a point was not predicted; None of fewer
+    than LEAST_CELLS."""
+    known = ~np.isnan(error_N)
+    _, cell, counts = np.unique(data.cells()[known], return_inverse=True, return_counts=True)
+    if counts.size < LEAST_CELLS:
+        return None
+    mean_K = np.bincount(cell.reshape(-1), error_N[known]) / counts
+    middle = float(mean_K.mean())
+    half = NORMAL_90 * float(mean_K.std(ddof=1)) / math.sqrt(counts.size)
+    return UnseenError(middle, max(middle - half, 0.0), middle + half, counts.size)
+
+
+def extrapolation_errors(data: LawData, forms: Sequence[Form], options: FitOptions) -> FloatArray:
+    """Share error (N,) of each point at the largest length, by the law of the smaller ones, and at
+    the largest rank likewise; of a point that is at both, the larger."""
+    errors = np.full(len(data), np.nan)
+    informative = informative_points(data)
+    for axis in (data.seq_len, data.lora_rank):
+        beyond = axis == axis.max()
+        below = data.subset(~beyond)
+        if np.unique(below.subset(informative[~beyond]).cells()).size < LEAST_FITTED:
+            continue
+        if min(np.unique(below.lora_rank).size, np.unique(below.seq_len).size) < 2:
+            continue
+        try:
+            law = average_laws(below, forms, options)
+        except FitError:
+            continue
+        at = beyond & informative
+        points = data.subset(at)
+        predicted = law.predict(points.lora_rank, points.seq_len, points.train_steps)
+        errors[at] = np.fmax(errors[at], _share(predicted, points.delta_loss))
+    return errors
+
+
+def heldout_errors(average: AveragedLaw, data: LawData, groups: IntArray) -> FloatArray:
+    """Share error (N,) of each point by the likeliest law without its group, an id a point (N,).
+
+    The form, the size of the noise and the middle of the points stay those of all points. NaN for
+    saturated points, and where too few cells are left.
+    """
+    found = average.posteriors[0]
+    model, sigma = found.model, SIGMAS[[int(np.argmax(found.weight_G))]]
+    ids, group = np.unique(groups, return_inverse=True)
+    out_BN = group.reshape(-1)[None] == np.arange(ids.size)[:, None]
+    informative, cells = informative_points(data), data.cells()
+    able = [np.unique(cells[~out & informative]).size >= LEAST_FITTED for out in out_BN]
+    out_BN = out_BN[np.array(able, dtype=bool)]
+    errors = np.full(len(data), np.nan)
+    if not len(out_BN):
+        return errors
+    floor_BN = found.floor_N + out_BN * LEFT_OUT * found.noise.base_loss
+    noise = whitening(found.unit_N, floor_BN, np.repeat(sigma, len(out_BN)), data.cluster)
+    start = np.repeat(found.theta_GP[[int(np.argmax(found.weight_G))]], len(out_BN), axis=0)
+    y = np.broadcast_to(data.delta_loss, out_BN.shape)
+    theta = model.solve(start, y, np.broadcast_to(model.mean_P, start.shape), noise).theta_BP
+    predicted_BN, _ = model.values(theta)
+    for out, predicted in zip(out_BN, predicted_BN, strict=True):
+        at = out & informative
+        errors[at] = _share(predicted[at], data.delta_loss[at])
+    return errors
+
+
+def _share(predicted: FloatArray, measured: FloatArray) -> FloatArray:
+    size = np.where(measured == 0, np.nan, np.abs(measured))
+    return np.abs(predicted - measured) / size

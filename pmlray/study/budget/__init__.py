@@ -1,0 +1,1 @@
+"""Cost of runs, allowed and spent, and how runs become packs."""

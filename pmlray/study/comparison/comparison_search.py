@@ -1,0 +1,188 @@
+"""A comparison as a state machine: rates are tuned for every method alike, then methods meet.
+
+Like a search it knows no framework: whoever runs packs asks for the next one and hands back what
+came of it, and everything finished is in the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.errors import RunError
+from pmlray.live_packs import Calibration
+from pmlray.ports import ObservationStore, Tracker
+from pmlray.study.budget.packs import Draft, known_device, packs_of
+from pmlray.study.comparison.progress import comparison_progress
+from pmlray.study.comparison.tuning import Cell, tuned_rates
+from pmlray.study.search.live import ended_before, open_runs
+from pmlray.study.search.plan import first_cost
+from pmlray.study.search.progress import Progress
+from pmlray.types import DesignPoint, Pack, PackResult, PlannedRun
+
+# Runs of a pack before one has shown what the device holds.
+FIRST_PACK_RUNS = 20
+
+
+class Arena:
+    """Hands out the packs of a comparison; `search` is that of `spec.search_spec()`.
+
+    max_pack_failures: packs without a single observation, one after another, after which
+    `next_pack` raises RunError.
+    """
+
+    def __init__(
+        self,
+        spec: CompareSpec,
+        search: PreparedSearch,
+        store: ObservationStore,
+        tracker: Tracker,
+        max_pack_failures: int,
+        announce: Callable[[Progress], None],
+    ) -> None:
+        self._spec, self._search, self._store = spec, search, store
+        self._tracker, self._announce = tracker, announce
+        self._max_pack_failures, self._failed_packs = max_pack_failures, 0
+        self._observations = {o.run_key: o for o in store.observations()}
+        self._failures = failures = list(store.failures())
+        self._failed_keys = {f.run_key for f in failures if not f.infrastructure}
+        # What a fault cut off goes on first, each pack as it was.
+        self._cut_off = list(store.unfinished())
+        self._before = ended_before(self._cut_off, self._observations.values(), failures)
+        self._pending = open_runs(self._cut_off, self._before)
+        rounds = [o.round for o in self._observations.values()] + [f.round for f in failures]
+        rounds += [pack.round for pack in self._cut_off]
+        self._round = 1 + max(rounds, default=-1)
+        self._times = list(store.times())
+        self._n_devices = 1
+        self._out: dict[str, Pack] = {}
+        tracker.observe(self._observations.values())
+
+    def spread_over(self, n_devices: int) -> None:
+        """Deal what is left out over so many packs that train at once."""
+        self._n_devices = n_devices
+
+    def to_calibrate(self) -> Pack | None:
+        """Nothing: which runs there are does not depend on what they cost."""
+        return None
+
+    def calibrated(self, found: Calibration) -> None:
+        """Nothing is planned by it."""
+
+    def is_over(self) -> bool:
+        """Whether every run is measured, or has failed."""
+        every = (self.tuning_runs, self.compared_runs)
+        # Which rates are compared is known once all are tuned.
+        return not self._cut_off and not any(self._missing(runs()) for runs in every)
+
+    def next_pack(self) -> Pack | None:
+        """The next pack, or None when every run is measured; RunError when packs keep failing."""
+        if self._failed_packs >= self._max_pack_failures:
+            raise RunError(
+                f"{self._failed_packs} packs failed one after another; the store's failures folder"
+                " says why. What is finished is kept: mend the cause and start again"
+            )
+        pack = self._cut_off.pop(0) if self._cut_off else self._new_pack()
+        if pack is not None:
+            self._out[pack.pack_id] = pack
+            self._announce(self.progress())
+        return pack
+
+    def _new_pack(self) -> Pack | None:
+        tuning = self.tuning_runs()
+        runs = self._missing(tuning)
+        if not runs and not any(run.run_key in self._pending for run in tuning):
+            runs = self._missing(self.compared_runs())
+        if not runs:
+            return None
+        size = self._spec.pack_size
+        chosen, room = (tuple(runs[:size]), None) if size else self._whole_texts(runs)
+        pack = Pack(self._round, chosen, room)
+        self._store.put_plan(pack)
+        self._round += 1
+        self._pending |= {run.run_key: run for run in pack.runs}
+        return pack
+
+    def absorb(self, result: PackResult) -> None:
+        """Take in what came of a pack."""
+        self._out.pop(result.pack.pack_id, None)
+        for run in result.pack.runs:
+            self._pending.pop(run.run_key, None)
+        self._store.put_times(result.times)
+        self._times.append(result.times)
+        self._observations |= {o.run_key: o for o in result.observations}
+        self._failed_keys |= {f.run_key for f in result.failed}
+        self._failures += result.failed
+        self._failed_packs = 0 if result.observations else self._failed_packs + 1
+        self._tracker.observe(result.observations)
+        self._announce(self.progress())
+
+    def progress(self) -> Progress:
+        """Where the comparison stands."""
+        found = comparison_progress(
+            self._spec,
+            tuple(self._observations.values()),
+            self._failures,
+            len(self._failed_keys),
+            tuple(self._pending.values()),
+        )
+        return replace(found, ended_before=self._before)
+
+    def tuning_runs(self) -> tuple[PlannedRun, ...]:
+        """Every method at every rate, alike, on texts of their own; none where there is no choice.
+
+        Runs of one budget stand together: in one pack, budgets would share steps and their cost.
+        """
+        tuning = self._spec.tuning
+        if len(tuning.learning_rates) == 1:
+            return ()
+        every = dict.fromkeys(self._cells(), tuning.learning_rates)
+        return self._runs(every, tuning.sequences, tuning.seeds)
+
+    def compared_runs(self) -> tuple[PlannedRun, ...]:
+        """Every method at every point, text and seed, at its own best rate."""
+        rates = tuned_rates(self._spec, tuple(self._observations.values()))
+        best = {cell: (rates[cell],) for cell in self._cells()}
+        return self._runs(best, self._spec.sequences, self._spec.seeds)
+
+    def _cells(self) -> list[Cell]:
+        spec = self._spec
+        points = sorted(spec.design_points(), key=lambda p: p.train_steps)
+        return [(point, method) for point in points for method in spec.all_methods()]
+
+    def _runs(
+        self,
+        rates: Mapping[Cell, Sequence[float]],
+        sequences: Sequence[int],
+        seeds: Sequence[int],
+    ) -> tuple[PlannedRun, ...]:
+        """All methods of one text and seed stand together: what else a device does while a pack
+        trains then slows them alike."""
+        return tuple(
+            self._search.plan_run(point, method, sequence_id, seed, "memft", rate)
+            for point in dict.fromkeys(point for point, _ in rates)
+            for sequence_id in sequences
+            for seed in seeds
+            for method in self._spec.all_methods()
+            for rate in rates[point, method]
+        )
+
+    def _whole_texts(self, runs: Sequence[PlannedRun]) -> Draft:
+        """The next pack's: all that is missing of some texts, as much of what is left as falls to
+        a device without a pack."""
+        texts: dict[tuple[DesignPoint, int, int], list[PlannedRun]] = {}
+        for run in runs:
+            texts.setdefault((run.point, run.sequence_id, run.seed), []).append(run)
+        cost = first_cost(self._search, gpu=False)
+        device = known_device(self._observations.values(), self._times, cost)
+        most = FIRST_PACK_RUNS if device is None else None
+        out = [pack.runs for pack in self._out.values()]
+        return packs_of(list(texts.values()), self._n_devices, device, cost, most, out)[0]
+
+    def _missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+        """Those of the first budget of which any are missing."""
+        done = self._observations.keys() | self._failed_keys | self._pending.keys()
+        left = [run for run in runs if run.run_key not in done]
+        return [run for run in left if run.point.train_steps == left[0].point.train_steps]

@@ -1,0 +1,62 @@
+"""Where a comparison stands, told from its spec and its store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.ports import ObservationStore
+from pmlray.study.comparison.results import MethodResult, compared_cells, method_results
+from pmlray.study.comparison.tuning import tuning_runs
+from pmlray.study.search.progress import Progress
+from pmlray.types import FailedRun, Observation, PlannedRun
+
+
+def comparison_progress(
+    spec: CompareSpec,
+    observations: Sequence[Observation],
+    failures: Iterable[FailedRun],
+    n_failed: int,
+    running: Sequence[PlannedRun],
+) -> Progress:
+    """Where it stands; what is left is told by the mean cost of a run so far.
+
+    A store may hold runs of earlier specs: they cost, but are none of this one's. failures: all
+    attempts, of which `n_failed` runs are not tried again.
+    """
+    runs = compared_cells(spec, observations).values()
+    tried = tuning_runs(spec, observations).values() if spec.n_tuning_runs else ()
+    n_done = sum(map(len, runs)) + sum(map(len, tried))
+    spent = sum(o.gpu_seconds for o in observations)
+    n_left = max(0, spec.n_runs - n_done - n_failed)
+    return Progress(
+        phase="memft",
+        n_done=n_done,
+        n_pending=len(running),
+        n_failed=n_failed,
+        gpu_seconds_spent=spent + sum(f.gpu_seconds for f in failures),
+        gpu_seconds_left=n_left * spent / max(1, len(observations)),
+        law=None,
+        running=tuple(running),
+        n_all=spec.n_runs,
+    )
+
+
+@dataclass(frozen=True)
+class FollowedComparison:
+    """A comparison as somebody sees it who only reads its store."""
+
+    spec: CompareSpec
+    store: ObservationStore
+
+    def look(self) -> tuple[Progress, tuple[MethodResult, ...]]:
+        """Where it stands now, and what its methods have recalled so far."""
+        observations, failures = self.store.observations(), self.store.failures()
+        # What machines failed is tried again.
+        failed = {f.run_key for f in failures if not f.infrastructure}
+        packs = self.store.unfinished()
+        ended = failed | {o.run_key for o in observations}
+        running = [r for pack in packs for r in pack.runs if r.run_key not in ended]
+        progress = comparison_progress(self.spec, observations, failures, len(failed), running)
+        return progress, method_results(self.spec, observations)

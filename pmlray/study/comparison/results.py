@@ -1,0 +1,163 @@
+"""What a comparison found: each method's means, and its paired differences from plain SFT.
+
+Runs are paired by point, text and seed. Texts are independent of each other, seeds of one text are
+not: differences are averaged over seeds first, and their interval is Student's over texts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import scipy
+
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.study.comparison.equal_recall import Cells, EqualRecall, equal_recall
+from pmlray.study.comparison.tuning import tuned_rates
+from pmlray.types import DesignPoint, Method, Observation
+
+LEVEL = 0.95
+# Every figure of a run that methods are compared by; None where it was not measured.
+FIGURES: Mapping[str, Callable[[Observation], float | None]] = MappingProxyType(
+    {
+        "exact_recall": lambda o: o.recall.exact,
+        "prefix_recall": lambda o: o.recall.prefix,
+        "token_recall": lambda o: o.recall.token,
+        "stubborn_tokens": lambda o: float(o.recall.n_stubborn),
+        "final_loss": lambda o: o.final_loss,
+        "gpu_seconds": lambda o: o.gpu_seconds,
+        "steps_taken": lambda o: o.charged_steps,
+        "control_recall": lambda o: o.control_recall,
+        "prose_delta_loss": lambda o: o.prose_delta_loss,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Mean of a method's figure less SFT's, with its central 95 % interval over `n` texts; the
+    interval is None with a single text."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class MethodResult:
+    """One method at one point: its rate, its runs, their means, and its differences from SFT by the
+    name of the figure (empty for `sft` itself)."""
+
+    point: DesignPoint
+    method: Method
+    learning_rate: float
+    n_runs: int
+    means: Mapping[str, float]
+    differences: Mapping[str, Difference]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All that a comparison found so far."""
+
+    compare_id: str
+    results: tuple[MethodResult, ...]
+    equal_recall: tuple[EqualRecall, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {
+            "compare_id": self.compare_id,
+            "interval_level": LEVEL,
+            "results": [
+                {
+                    **asdict(r.point),
+                    "method": r.method,
+                    "learning_rate": r.learning_rate,
+                    "n_runs": r.n_runs,
+                    "means": dict(r.means),
+                    "differences": {name: asdict(d) for name, d in r.differences.items()},
+                }
+                for r in self.results
+            ],
+            "equal_recall": [asdict(e) for e in self.equal_recall],
+        }
+
+
+def compare_methods(spec: CompareSpec, observations: Sequence[Observation]) -> Comparison:
+    """Compare what is measured so far; a point without both methods of a pair has no difference."""
+    costs = equal_recall(compared_cells(spec, observations))
+    return Comparison(spec.compare_id, method_results(spec, observations), costs)
+
+
+def compared_cells(spec: CompareSpec, observations: Sequence[Observation]) -> Cells:
+    """The runs that methods are compared by, at each method's own rate, of every point."""
+    rates = tuned_rates(spec, observations)
+    by_cell: dict[tuple[DesignPoint, Method], list[Observation]] = {}
+    for o in observations:
+        of_spec = o.sequence_id in spec.sequences and o.seed in spec.seeds
+        if of_spec and o.learning_rate == rates.get((o.point, o.method)):
+            by_cell.setdefault((o.point, o.method), []).append(o)
+    return by_cell
+
+
+def method_results(
+    spec: CompareSpec, observations: Sequence[Observation]
+) -> tuple[MethodResult, ...]:
+    """Every method that has runs, at every point, in the order of the spec."""
+    rates, cells = tuned_rates(spec, observations), compared_cells(spec, observations)
+    results = []
+    for point in spec.design_points():
+        plain = cells.get((point, "sft"), ())
+        for method in spec.all_methods():
+            if runs := cells.get((point, method), ()):
+                differences = {} if method == "sft" else _differences(plain, runs)
+                results.append(
+                    MethodResult(
+                        point, method, rates[point, method], len(runs), _means(runs), differences
+                    )
+                )
+    return tuple(results)
+
+
+def paired_difference(
+    plain: Sequence[Observation],
+    runs: Sequence[Observation],
+    figure: Callable[[Observation], float | None],
+) -> Difference | None:
+    """Difference of a figure between runs of the same text and seed; None without a pair."""
+    partner = {(o.sequence_id, o.seed): figure(o) for o in plain}
+    of_text: dict[int, list[float]] = {}
+    for o in runs:
+        own, other = figure(o), partner.get((o.sequence_id, o.seed))
+        if own is not None and other is not None:
+            of_text.setdefault(o.sequence_id, []).append(own - other)
+    if not of_text:
+        return None
+    per_text = np.array([np.mean(values) for values in of_text.values()])
+    n, mean = per_text.size, float(per_text.mean())
+    if n == 1:
+        return Difference(mean, None, None, 1)
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1) * per_text.std(ddof=1) / math.sqrt(n))
+    return Difference(mean, mean - half, mean + half, n)
+
+
+def _differences(
+    plain: Sequence[Observation], runs: Sequence[Observation]
+) -> dict[str, Difference]:
+    found = {name: paired_difference(plain, runs, figure) for name, figure in FIGURES.items()}
+    return {name: difference for name, difference in found.items() if difference is not None}
+
+
+def _means(runs: Sequence[Observation]) -> dict[str, float]:
+    values = {name: [figure(o) for o in runs] for name, figure in FIGURES.items()}
+    return {
+        name: float(np.mean([x for x in own if x is not None]))
+        for name, own in values.items()
+        if any(x is not None for x in own)
+    }

@@ -1,0 +1,1 @@
+"""Results of a search: its answer in words, recall, MemFT pairs, stubborn tokens."""

@@ -1,0 +1,161 @@
+"""What a search found in plain words: which rank recalls how much, at what cost, and what to do
+next. It is told from the runs alone; no law has to hold for it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import scipy
+
+from pmlray.study.findings.memft_pairs import MemftPair
+from pmlray.study.findings.result import SearchResult
+from pmlray.types import DesignPoint, Method, Observation
+
+CONFIDENCE = 0.9
+# A share that is told as a whole per cent.
+LEAST_TOLD = 0.01
+NAMES: dict[Method, str] = {
+    "sft": "plain fine-tuning",
+    "memft_ot": "MemFT-OT",
+    "memft_sw": "MemFT-SW",
+    "memft_fw": "MemFT-FW",
+    "memft_rd": "MemFT-RD",
+}
+UNITS = {"long_context": "text", "records": "record", "phonebook": "entry", "linear_rule": "pair"}
+PLURALS = {"text": "texts", "record": "records", "entry": "entries", "pair": "pairs"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What plain fine-tuning recalled at one point, all its runs together: `n_right` of `n` texts
+    or records word for word, for `gpu_seconds` a run."""
+
+    point: DesignPoint
+    n_right: int
+    n: int
+    n_runs: int
+    token_recall: float
+    gpu_seconds: float
+
+    def least_share(self, n_points: int = 1) -> float:
+        """What share would be recalled of many more like them, at least, with CONFIDENCE, where
+        this is the best of so many points (Clopper and Pearson's limit, one-sided; DOI
+        10.1093/biomet/26.4.404; for the choice Bonferroni's correction)."""
+        if self.n_right == 0:
+            return 0.0
+        error = (1 - CONFIDENCE) / n_points
+        return float(scipy.stats.beta.ppf(error, self.n_right, self.n - self.n_right + 1))
+
+
+def tried_points(observations: Sequence[Observation]) -> tuple[Tried, ...]:
+    """Every point that plain fine-tuning was measured at, in the order of points."""
+    at: dict[DesignPoint, list[Observation]] = defaultdict(list)
+    for o in observations:
+        if o.method == "sft":
+            at[o.point].append(o)
+    return tuple(_tried(point, at[point]) for point in sorted(at))
+
+
+def plain_answer(result: SearchResult) -> tuple[str, ...]:
+    """One sentence on recall, one on MemFT where it was run, one on what to do next."""
+    tried = tried_points(result.observations)
+    if not tried:
+        return ("Nothing was measured, so that nothing can be said.",)
+    unit = UNITS[result.spec.task.kind]
+    cost = result.observations[-1].provenance.get("gpu_seconds_unit", "device")
+    return (
+        *_on_recall(tried, unit, cost),
+        *_on_memft(result.pairs),
+        "Next, which rank your own records need: pmlray size --records FILE.jsonl --model"
+        f" {result.spec.model.id}",
+    )
+
+
+def _tried(point: DesignPoint, runs: Sequence[Observation]) -> Tried:
+    sizes = [int(o.provenance.get("n_records", 1)) for o in runs]
+    return Tried(
+        point,
+        sum(round(o.recall.exact * n) for o, n in zip(runs, sizes, strict=True)),
+        sum(sizes),
+        len(runs),
+        fmean(o.recall.token for o in runs),
+        fmean(o.gpu_seconds for o in runs),
+    )
+
+
+def _on_recall(tried: Sequence[Tried], unit: str, cost: str) -> tuple[str, ...]:
+    whole = [t for t in tried if t.n_right == t.n]
+    if not whole:
+        best = max(tried, key=lambda t: (t.n_right / t.n, t.token_recall))
+        return (
+            f"No rank recalled everything word for word; nearest came {_at(best)} with"
+            f" {best.n_right} of {best.n} {PLURALS[unit]} and {100 * best.token_recall:.0f} % of"
+            " the tokens. Larger ranks, more steps or shorter texts recall more.",
+        )
+    # Of the longest, the smallest adapter; where others were tried twice, one text says little.
+    sure = [t for t in whole if t.n > 1] or whole
+    longest = max(t.point.seq_len for t in sure)
+    best = min(
+        (t for t in sure if t.point.seq_len == longest),
+        key=lambda t: (t.point.lora_rank, t.point.train_steps),
+    )
+    least = best.least_share(len(tried))
+    says = (
+        f"says with {100 * CONFIDENCE:.0f} % confidence that at least {100 * least:.0f} % of many"
+        " more like them would be."
+        if least >= LEAST_TOLD
+        else "says nothing of many more like them: repeat it with more sequences."
+    )
+    words = (
+        f"{_at(best).capitalize()} recalled {_count(best, unit)} word for word, for about"
+        f" {best.gpu_seconds:.2g} {cost}-seconds a run. Chosen among {len(tried)} points, that"
+        f" {says}"
+    )
+    longer = [
+        t for t in tried if t.point.lora_rank == best.point.lora_rank and t.point.seq_len > longest
+    ]
+    if not longer:
+        return (words,)
+    beyond = min(longer, key=lambda t: t.point.seq_len)
+    return (
+        f"{words} At {beyond.point.seq_len} tokens it recalled {beyond.n_right} of {beyond.n}.",
+    )
+
+
+def _count(tried: Tried, unit: str) -> str:
+    if tried.n == 1:
+        return f"the one {unit} that was tried"
+    return f"{tried.n_right} of {tried.n} {PLURALS[unit]}"
+
+
+def _at(tried: Tried) -> str:
+    point = tried.point
+    return f"rank {point.lora_rank} with {point.seq_len} tokens and {point.train_steps} steps"
+
+
+def _on_memft(pairs: Sequence[MemftPair]) -> tuple[str, ...]:
+    of_method: dict[Method, list[MemftPair]] = defaultdict(list)
+    for pair in pairs:
+        of_method[pair.method].append(pair)
+    if not of_method:
+        return ()
+    parts = []
+    for method, own in of_method.items():
+        recall = fmean(p.memft.recall.token for p in own)
+        beside = fmean(p.sft.recall.token for p in own)
+        parts.append(
+            f"{NAMES[method]} {100 * recall:.0f} % of the tokens ({100 * beside:.0f} % by plain"
+            f" fine-tuning, {len(own)} {'pair' if len(own) == 1 else 'pairs'})"
+        )
+    return (
+        f"With the same texts and steps, at {_points(pairs)}, recalled: {', '.join(parts)};"
+        " pmlray compare tells by more texts which is better.",
+    )
+
+
+def _points(pairs: Sequence[MemftPair]) -> str:
+    points = sorted({(p.sft.point.lora_rank, p.sft.point.seq_len) for p in pairs})
+    return " and ".join(f"rank {r} with {length} tokens" for r, length in points)

@@ -1,0 +1,177 @@
+"""Everything a search found, rebuilt from its store alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pmlray.config.recipe import Recipe
+from pmlray.config.search_spec import SearchSpec
+from pmlray.errors import FitError
+from pmlray.law import LawSummary, RecallLaw, fit_law, law_data
+from pmlray.law.validation.convergence import MIN_POINTS, Certificate, certify
+from pmlray.live_packs import Calibration
+from pmlray.study.budget.allowance import spent_seconds
+from pmlray.study.findings.memft_pairs import MemftPair, memft_pairs
+from pmlray.study.findings.recall import RecallResult, recall_result
+from pmlray.types import FailedRun, Observation, PackTimes
+
+# A law of 10 % more runs looks the same. Fitted after every pack, laws would take more time than a
+# search of hundreds of points has for them.
+REFIT_GROWTH = 1.1
+
+
+@dataclass(frozen=True)
+class LawSnapshot:
+    """The law after a round: what was known then, and what it had cost (gpu_seconds)."""
+
+    round: int
+    n_observations: int
+    gpu_seconds: float
+    law: LawSummary
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A search as its report shows it. `law` is None while too few points are measured."""
+
+    spec: SearchSpec
+    observations: tuple[Observation, ...]
+    failures: tuple[FailedRun, ...]
+    snapshots: tuple[LawSnapshot, ...]
+    pairs: tuple[MemftPair, ...]
+    packs: tuple[PackTimes, ...]
+    calibration: Calibration | None = None
+
+    @property
+    def law(self) -> LawSummary | None:
+        """The law from all observations."""
+        return self.snapshots[-1].law if self.snapshots else None
+
+    @property
+    def law_observations(self) -> tuple[Observation, ...]:
+        """Those measured for the law, in the order in which they were chosen."""
+        return tuple(o for o in self.observations if o.phase == "law")
+
+    @cached_property
+    def certificates(self) -> tuple[Certificate | None, ...]:
+        """What more steps would change of each observation; None where no curve was kept."""
+        return tuple(certificate(o, self.spec.recipe) for o in self.observations)
+
+    @cached_property
+    def recall_result(self) -> RecallResult:
+        """How recall follows the loss, from all observations."""
+        return recall_result(self.observations, self.law, fitted_runs(self.spec, self.observations))
+
+    @property
+    def recall(self) -> RecallLaw | None:
+        """The law of recall, None while the runs cannot carry one."""
+        return self.recall_result.law
+
+    def gpu_seconds(self) -> dict[str, float]:
+        """Spent on the law, on MemFT, on both with what machines lost, and the budget of both."""
+        spent = spent_seconds(self.observations, self.failures, self.calibration)
+        lost = sum(f.gpu_seconds for f in self.failures if f.infrastructure)
+        budget = self.spec.budget.law_seconds
+        if self.spec.memft is not None:
+            budget += self.spec.budget.memft_seconds
+        return {**spent, "spent": sum(spent.values()) + lost, "budget": budget}
+
+    def to_json(self) -> dict[str, Any]:
+        """The machine-readable result, without the observations themselves."""
+        law = self.law
+        return {
+            "search_id": self.spec.search_id,
+            "dtype": self.spec.model.base_dtype,
+            "n_observations": len(self.law_observations),
+            "n_failed": sum(not f.left_out for f in self.failures),
+            "n_left_out_of_packs": sum(f.left_out for f in self.failures),
+            "certificates": dict(Counter(c.status if c else "unknown" for c in self.certificates)),
+            "n_left_out": len(self.law_observations)
+            - len(fitted_runs(self.spec, self.law_observations)),
+            "rounds": len({o.round for o in self.law_observations}),
+            "law": law.to_json() if law else None,
+            "heldout_mape": law.heldout_mape if law else None,
+            "recall": self.recall_result.to_json(),
+            "memft": [pair.to_json() for pair in self.pairs],
+            "gpu_seconds": self.gpu_seconds(),
+        }
+
+
+def certificate(observation: Observation, recipe: Recipe) -> Certificate | None:
+    """What more steps would change of a run; None where no curve was kept, as in a replay."""
+    if len(observation.curve) < MIN_POINTS:
+        return None
+    return certify(
+        observation.curve,
+        observation.point.train_steps,
+        schedule=recipe.schedule,
+        warmup_steps=recipe.warmup_steps,
+        decay_share=recipe.decay_share,
+        stop_loss=recipe.stop_loss,
+        grad_norm=observation.grad_norm,
+    )
+
+
+def fitted_runs(spec: SearchSpec, observations: Sequence[Observation]) -> tuple[Observation, ...]:
+    """The runs that the law is fitted to: those of its phase, without the ones that `spec.law`
+    leaves out. A run whose curve was not kept is never known to be limited."""
+    of_law = tuple(o for o in observations if o.phase == "law")
+    if spec.law.optimisation_limited == "keep":
+        return of_law
+    found = ((o, certificate(o, spec.recipe)) for o in of_law)
+    return tuple(o for o, c in found if c is None or c.status != "optimisation_limited")
+
+
+def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> LawSummary | None:
+    """The law from these observations, or None while they cannot carry one.
+
+    The seed of the samples is fixed, so that the same observations give the same intervals.
+    """
+    try:
+        return fit_law(
+            law_data(fitted_runs(spec, observations)),
+            forms=spec.law.forms,
+            n_bootstrap=spec.law.n_bootstrap,
+            targets=spec.target_points(),
+            options=spec.law.fit_options(),
+        )
+    except FitError:
+        return None
+
+
+def refit_is_due(n_runs: int, n_fitted: int, growth: float = REFIT_GROWTH) -> bool:
+    """Whether the runs have become so many more since a law was last fitted to them."""
+    return n_runs > n_fitted and n_runs >= growth * n_fitted
+
+
+def assemble(
+    spec: SearchSpec,
+    observations: Sequence[Observation],
+    failures: Sequence[FailedRun],
+    packs: Sequence[PackTimes],
+    calibration: Calibration | None = None,
+) -> SearchResult:
+    """A result with the law refitted as the search refitted it, and to all runs."""
+    law_points = [o for o in observations if o.phase == "law"]
+    snapshots, n_fitted = [], 0
+    for last in sorted({o.round for o in law_points}):
+        known = [o for o in law_points if o.round <= last]
+        if len(known) < len(law_points) and not refit_is_due(len(known), n_fitted):
+            continue
+        n_fitted = len(known)
+        if (law := fit_observations(spec, known)) is not None:
+            spent = sum(o.gpu_seconds for o in known)
+            snapshots.append(LawSnapshot(last, len(known), spent, law))
+    return SearchResult(
+        spec,
+        tuple(observations),
+        tuple(failures),
+        tuple(snapshots),
+        memft_pairs(observations),
+        tuple(packs),
+        calibration,
+    )

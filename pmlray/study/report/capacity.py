@@ -1,0 +1,171 @@
+"""How many bits the adapters hold: a figure, a table and the same as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from pmlray.config.base_models import KNOWN
+from pmlray.config.search_spec import SearchSpec
+from pmlray.law.capacity import StoredBits, phonebook_entropy, stored_bits
+from pmlray.study.findings.result import SearchResult
+from pmlray.study.report.figures.style import Panel, data, log_axis, tips
+from pmlray.study.report.tables import Table, number, percent
+from pmlray.types import Observation
+
+
+@dataclass(frozen=True)
+class RunCapacity:
+    """The bits that one run's adapter holds; `n_params` of the adapter, None where not known;
+    `controlled` says whether a control told learning the distribution from the text itself."""
+
+    run: Observation
+    n_params: int | None
+    controlled: bool
+    bits: StoredBits
+
+
+def capacities(result: SearchResult) -> tuple[RunCapacity, ...]:
+    """Stored bits of every SFT run of the law, in the order in which they were chosen.
+
+    A run without a control counts all of its bits as verbatim.
+    """
+    found = []
+    for o in result.law_observations:
+        if o.method != "sft":
+            continue
+        per_rank = params_per_rank(result.spec, o)
+        n_params = None if per_rank is None else o.point.lora_rank * per_rank
+        # Of the tasks a phone book alone has a source whose entropy is known.
+        n_records = o.provenance.get("n_records") if o.task == "phonebook" else None
+        bits = stored_bits(
+            o.delta_loss,
+            o.supervised_tokens,
+            n_params,
+            control_delta_loss=o.control_delta_loss or 0.0,
+            entropy_bits=None if n_records is None else phonebook_entropy(n_records),
+        )
+        found.append(RunCapacity(o, n_params, o.control_delta_loss is not None, bits))
+    return tuple(found)
+
+
+def params_per_rank(spec: SearchSpec, o: Observation) -> int | None:
+    """Adapter parameters that one rank costs: as the run recorded them, else of a base whose sizes
+    are known by name, else None (runs of older versions, tables of measurements)."""
+    if (recorded := o.provenance.get("adapter_params_per_rank")) is not None:
+        return int(recorded)
+    geometry = KNOWN.get(spec.model.id)
+    return None if geometry is None else geometry.params_per_rank(spec.probe.placement)
+
+
+def capacity_text(found: tuple[RunCapacity, ...]) -> str:
+    """What the bits mean, and the most that any run stored."""
+    if not found:
+        return "Nothing is measured for the law yet."
+    text = (
+        "A text of l tokens whose loss fell by delta_loss takes l · delta_loss / ln 2 fewer bits to"
+        " write down with the adapter than without it. A run that knows its text by heart shows the"
+        " text's bits, not the adapter's limit."
+    )
+    if not all(run.controlled for run in found):
+        text += (
+            " Where no control was measured, bits learnt about the kind of text count as the text's"
+            " own, so that these are upper bounds of what is held verbatim."
+        )
+    if any((run.run.control_delta_loss or 0.0) < 0 for run in found):
+        text += (
+            " Runs that made fresh text less likely, by reciting their own there, have learnt"
+            " nothing of its kind: all of their bits are the text's."
+        )
+    dense = [run for run in found if run.bits.per_param is not None]
+    if dense:
+        most = max(dense, key=lambda run: run.bits.per_param or 0.0)
+        text += (
+            f" The densest run holds {number(most.bits.per_param, 3)} bits an adapter parameter, at"
+            f" rank {most.run.point.lora_rank} and {most.run.supervised_tokens:,} tokens."
+        )
+    else:
+        text += " How many parameters an adapter has is not recorded, so bits are given whole."
+    return text
+
+
+def capacity_panels(found: tuple[RunCapacity, ...]) -> tuple[Panel, ...]:
+    """Stored bits against rank, and verbatim bits a parameter where their number is known."""
+    if not found:
+        return ()
+    rows = [
+        {
+            "lora_rank": c.run.point.lora_rank,
+            "seq_len": c.run.point.seq_len,
+            "supervised_tokens": c.run.supervised_tokens,
+            "train_steps": c.run.point.train_steps,
+            "sequence_id": c.run.sequence_id,
+            "seed": c.run.seed,
+            "delta_loss": round(c.run.delta_loss, 5),
+            "token_recall": c.run.recall.token,
+            "stored_bits": round(c.bits.total, 1),
+            "bits_per_param": None if c.bits.per_param is None else round(c.bits.per_param, 5),
+        }
+        for c in found
+    ]
+    scale, axis = log_axis([row["lora_rank"] for row in rows], "lora_rank (log)")
+    x = alt.X("lora_rank", type="quantitative", scale=scale, axis=axis)
+    # Eight labels of up to three digits fit a phone's width, or five longer ones.
+    columns = 8 if max(row["seq_len"] for row in rows) < 1000 else 5
+    legend = alt.Legend(columns=columns, format=",d")
+    colour = alt.Color("seq_len", type="ordinal", title="seq_len", legend=legend)
+    words = tips(*(name for name in rows[0] if rows[0][name] is not None))
+
+    def panel(name: str, title: str, unit: str) -> Panel:
+        dots = alt.Chart(data(row for row in rows if row[name] is not None)).mark_point(
+            filled=True, size=64, opacity=0.95, stroke="#7d8590", strokeWidth=0.6
+        )
+        chart = dots.encode(
+            x=x, y=alt.Y(name, type="quantitative", title=unit), color=colour, tooltip=words
+        )
+        return Panel(
+            name.replace("_", "-"),
+            title,
+            f"Scatter of {unit} of every SFT run against lora_rank, coloured by seq_len.",
+            chart.properties(height=280),
+        )
+
+    panels = [panel("stored_bits", "Bits stored", "bits stored")]
+    if any(row["bits_per_param"] is not None for row in rows):
+        panels.append(panel("bits_per_param", "Bits a parameter", "bits an adapter parameter"))
+    return tuple(panels)
+
+
+def capacity_table(found: tuple[RunCapacity, ...]) -> Table:
+    """Every run's bits."""
+    columns = (
+        *("lora_rank", "tokens", "train_steps", "sequence", "seed", "delta_loss", "stored bits"),
+        *("learnt bits", "adapter parameters", "bits a parameter", "share of entropy", "run_key"),
+    )
+    rows = tuple(
+        (
+            *(c.run.point.lora_rank, c.run.supervised_tokens, c.run.point.train_steps),
+            *(c.run.sequence_id, c.run.seed, c.run.delta_loss, c.bits.total),
+            *(c.bits.learnt if c.controlled else None, c.n_params, c.bits.per_param),
+            *(percent(c.bits.share), c.run.run_key),
+        )
+        for c in found
+    )
+    return Table("Bits held by each run", columns, rows)
+
+
+def capacity_json(found: tuple[RunCapacity, ...]) -> list[dict[str, Any]]:
+    """The same for machines, one object a run."""
+    return [
+        {
+            "run_key": c.run.run_key,
+            "n_params": c.n_params,
+            "stored_bits": c.bits.total,
+            "learnt_bits": c.bits.learnt if c.controlled else None,
+            "bits_per_param": c.bits.per_param,
+            "entropy_share": c.bits.share,
+        }
+        for c in found
+    ]

@@ -1,0 +1,164 @@
+"""A comparison as files: a page, a table, a figure, and all of it for machines."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pmlray.study.comparison.equal_recall import EqualRecall
+from pmlray.study.comparison.results import FIGURES, Comparison, Difference, MethodResult
+from pmlray.study.report.figures.memft import (
+    RECALLS,
+    SHORT_METHOD,
+    difference_panel,
+    point_label,
+)
+from pmlray.study.report.page import Section, write_page, write_pngs
+from pmlray.study.report.tables import Table, fact_items, without_credentials
+
+
+def write_comparison(
+    comparison: Comparison, folder: Path, facts: Mapping[str, Any]
+) -> tuple[Path, ...]:
+    """Write comparison.html, .csv, .json and, with any difference, .svg and .png into a folder, and
+    return their paths, the page's first.
+
+    facts: machine, versions and the like, shown as they are; credentials in addresses are left out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = without_credentials(facts)
+    page, table, stored, picture = (
+        folder / f"comparison.{kind}" for kind in ("html", "csv", "json", "svg")
+    )
+    with table.open("w", newline="", encoding="utf-8") as file:
+        rows = [_csv_row(result) for result in comparison.results]
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+    full = {**comparison.to_json(), "facts": facts}
+    stored.write_text(json.dumps(full, indent=1, default=str) + "\n", encoding="utf-8")
+    sections = comparison_sections(comparison, facts)
+    write_page(
+        page,
+        "comparison.html.j2",
+        sections,
+        folder,
+        title="Training methods compared",
+        kind="comparison",
+        identity=comparison.compare_id,
+    )
+    drawn = any(section.panels for section in sections)
+    pictures = (picture, *write_pngs([picture])) if drawn else ()
+    return (page, table, stored, *pictures)
+
+
+def comparison_sections(comparison: Comparison, facts: Mapping[str, Any]) -> tuple[Section, ...]:
+    """The parts of the page in their order."""
+    panel = difference_panel(
+        "comparison", [(r.point, r.method, r.differences) for r in comparison.results]
+    )
+    columns = ("point", "method", "rate", "runs", *RECALLS, "prose_delta_loss", "gpu_seconds")
+    shown = [shown_row(result) for result in comparison.results]
+    cells = tuple(tuple(row[column] for column in columns) for row in shown)
+    sections = [
+        Section(
+            "differences",
+            "What each method changes",
+            "To the right of the dashed line a method recalls more than SFT; an interval that"
+            " crosses it leaves open whether it does. r is lora_rank, l seq_len, t train_steps."
+            if panel
+            else "No method has been run beside SFT yet.",
+            () if panel is None else (panel,),
+            (Table("Every method at every point", columns, cells),) if cells else (),
+        )
+    ]
+    if comparison.equal_recall:
+        named = ("method", "figure", "SFT at", "its recall", "cost", "SFT's", "needed", "ratio")
+        rows = tuple(_equal_row(found) for found in comparison.equal_recall)
+        sections.append(
+            Section(
+                "equal-recall",
+                "Cost at equal recall",
+                "What a method needs to recall as much as SFT does at a point: which adapter rank"
+                " at equal steps, how many gpu_seconds at equal rank. Below 1 it needs less."
+                " Intervals hold 95% of comparisons over texts drawn anew.",
+                tables=(Table("Cost to recall as much as SFT", named, rows),),
+            )
+        )
+    items = fact_items(facts)
+    said = "Facts of the run that wrote this page." if items else "Nothing is known."
+    return (*sections, Section("measured", "How it was measured", said, items=items))
+
+
+def describe_comparison(comparison: Comparison) -> str:
+    """The comparison in plain text, a line a method and point."""
+    lines = [f"{comparison.compare_id}: mean, and difference from SFT [95 % interval over texts]"]
+    for row in map(shown_row, comparison.results):
+        lines.append("  " + "  ".join(f"{key} {value}" for key, value in row.items() if value))
+    if reached := [found for found in comparison.equal_recall if found.ratio is not None]:
+        lines.append("cost to recall as much as SFT at a point, and its ratio to SFT's cost:")
+        lines += ["  " + "  ".join(_equal_row(found)) for found in reached]
+    return "\n".join(lines)
+
+
+def shown_row(result: MethodResult) -> dict[str, str]:
+    """A method at a point: its means, and its differences from SFT with their intervals."""
+    means = result.means
+    row = {
+        "point": point_label(result.point),
+        "method": SHORT_METHOD[result.method],
+        "rate": f"{result.learning_rate:g}",
+        "runs": str(result.n_runs),
+    }
+    for name in (*RECALLS, "prose_delta_loss", "gpu_seconds"):
+        shown = "" if name not in means else f"{means[name]:.3f}"
+        row[name] = f"{shown} {_interval(result.differences.get(name))}".strip()
+    return row
+
+
+def _interval(difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    if difference.low is None or difference.high is None:
+        return f"({difference.mean:+.3f})"
+    return f"({difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}])"
+
+
+def _equal_row(found: EqualRecall) -> tuple[str, ...]:
+    def shown(x: float | None) -> str:
+        return "outside" if x is None else f"{x:.2f}"
+
+    ratio = "" if found.ratio is None else shown(found.ratio)
+    bounds = f"[{shown(found.low)}, {shown(found.high)}]"
+    return (
+        SHORT_METHOD[found.method],
+        found.figure,
+        point_label(found.sft_point),
+        f"{found.recall:.3f}",
+        found.cost,
+        f"{found.sft_cost:.2f}",
+        shown(found.needed),
+        f"{ratio} {bounds}".strip(),
+    )
+
+
+def _csv_row(result: MethodResult) -> dict[str, Any]:
+    p = result.point
+    row: dict[str, Any] = {
+        "lora_rank": p.lora_rank,
+        "seq_len": p.seq_len,
+        "train_steps": p.train_steps,
+        "method": result.method,
+        "learning_rate": result.learning_rate,
+        "n_runs": result.n_runs,
+    }
+    for name in FIGURES:
+        found = result.differences.get(name)
+        row[name] = result.means.get(name)
+        row[f"{name}_difference"] = None if found is None else found.mean
+        row[f"{name}_low"] = None if found is None else found.low
+        row[f"{name}_high"] = None if found is None else found.high
+    return row

@@ -1,0 +1,1 @@
+"""Figures of the reports, each a Vega-Lite chart."""

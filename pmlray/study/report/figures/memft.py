@@ -1,0 +1,176 @@
+"""Figures of what MemFT changed against plain SFT."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import altair as alt
+
+from pmlray.study.comparison.results import FIGURES, LEVEL, Difference, paired_difference
+from pmlray.study.findings.memft_pairs import MemftPair
+from pmlray.study.report.figures.style import (
+    QUARTERS,
+    AnyChart,
+    Panel,
+    Row,
+    data,
+    layered,
+    padded,
+    tips,
+)
+from pmlray.types import DesignPoint, Method
+
+RECALLS = ("exact_recall", "prefix_recall", "token_recall")
+Changed = tuple[DesignPoint, Method, Mapping[str, Difference]]
+
+SHAPES = ("circle", "diamond", "square", "triangle-up", "cross")
+SHORT_METHOD: Mapping[str, str] = MappingProxyType(
+    {
+        "sft": "SFT",
+        "memft_ot": "MemFT-OT",
+        "memft_sw": "MemFT-SW",
+        "memft_fw": "MemFT-FW",
+        "memft_rd": "MemFT-RD",
+    }
+)
+
+
+def memft_panels(pairs: Sequence[MemftPair]) -> tuple[Panel, ...]:
+    """Exact, prefix and token recall of each pair, SFT joined to MemFT, and what MemFT changed at
+    each point with its interval."""
+    if not pairs:
+        return ()
+    each = tuple(_pair_panel(pairs, name) for name in ("exact", "prefix", "token"))
+    changed = difference_panel("memft-difference", pair_differences(pairs))
+    return each if changed is None else (*each, changed)
+
+
+def pair_differences(pairs: Sequence[MemftPair]) -> list[Changed]:
+    """Each method's recall less SFT's at each point, with its 95% interval over texts."""
+    runs: dict[tuple[DesignPoint, Method], list[MemftPair]] = {}
+    for pair in pairs:
+        runs.setdefault((pair.point, pair.method), []).append(pair)
+    changed: list[Changed] = []
+    for (point, method), own in runs.items():
+        plain, memft = [pair.sft for pair in own], [pair.memft for pair in own]
+        found = {name: paired_difference(plain, memft, FIGURES[name]) for name in RECALLS}
+        changed.append((point, method, {name: d for name, d in found.items() if d is not None}))
+    return changed
+
+
+def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
+    """Each method's differences from SFT in recall, with their intervals; None without any."""
+    rows: list[Row] = []
+    for point, method, differences in changed:
+        for name in RECALLS:
+            if (found := differences.get(name)) is not None:
+                rows.append(
+                    {
+                        "row": f"{point_label(point)} {SHORT_METHOD[method]}",
+                        "figure": name,
+                        "difference": round(found.mean, 5),
+                        "low": round(found.mean if found.low is None else found.low, 5),
+                        "high": round(found.mean if found.high is None else found.high, 5),
+                        "n_texts": found.n,
+                    }
+                )
+    if not rows:
+        return None
+    order = list(dict.fromkeys(row["row"] for row in rows))
+    title = f"less SFT's, {100 * LEVEL:g}% interval"
+    few = alt.Axis(tickCount=6)
+    # Two texts give intervals far beyond what a difference of shares can be.
+    ends = padded([row[end] for row in rows for end in ("low", "high")] + [0.0])
+    within = alt.Scale(domain=[max(-1.0, ends[0]), min(1.0, ends[1])], nice=False)
+    shared = alt.Chart(data(rows)).encode(
+        y=alt.Y("row", type="nominal", sort=order, title=None, axis=alt.Axis(grid=True)),
+        yOffset=alt.YOffset("figure", type="nominal", scale=alt.Scale(domain=list(RECALLS))),
+        color=alt.Color(
+            "figure",
+            type="nominal",
+            scale=alt.Scale(domain=list(RECALLS)),
+            # A phone's width has no room for two of the names beside those of the points.
+            legend=alt.Legend(title=None, columns=1),
+        ),
+        tooltip=tips("row", "figure", "difference", "low", "high", "n_texts"),
+    )
+    at_zero = alt.Chart(data([{"zero": 0}])).mark_rule(strokeDash=[5, 4])
+    layers: list[AnyChart] = [
+        at_zero.encode(x=alt.X("zero", type="quantitative", title=title, axis=few, scale=within)),
+        shared.mark_rule(strokeWidth=2, clip=True).encode(
+            x=alt.X("low", type="quantitative", title=title, axis=few, scale=within), x2="high"
+        ),
+        shared.mark_point(filled=True, size=60, opacity=1).encode(
+            x=alt.X("difference", type="quantitative", title=title, axis=few, scale=within)
+        ),
+    ]
+    return Panel(
+        key,
+        "Recall beside plain fine-tuning",
+        "Dot plot of each method's mean difference from SFT in exact, prefix and token recall at"
+        " each point, with its interval over texts.",
+        layered(layers, max(120, 40 * len(order))),
+    )
+
+
+def point_label(p: DesignPoint) -> str:
+    """A point in few letters: rank, length, steps."""
+    return f"r{p.lora_rank} l{p.seq_len} t{p.train_steps}"
+
+
+def pair_label(number: int, pair: MemftPair) -> str:
+    """Short and unique: the pair's number in the table, its rank and length."""
+    return f"{number}: r{pair.point.lora_rank} l{pair.point.seq_len}"
+
+
+def _pair_panel(pairs: Sequence[MemftPair], name: str) -> Panel:
+    labels = [pair_label(i, pair) for i, pair in enumerate(pairs, start=1)]
+    dots: list[Row] = []
+    joins: list[Row] = []
+    for label, pair in zip(labels, pairs, strict=True):
+        recall = {o.method: float(getattr(o.recall, name)) for o in (pair.sft, pair.memft)}
+        joins.append({"pair": label, "low": recall["sft"], "high": recall[pair.method]})
+        dots += [
+            {
+                "pair": label,
+                "method": SHORT_METHOD[method],
+                "recall": value,
+                "sequence_id": pair.sequence_id,
+                "seed": pair.seed,
+            }
+            for method, value in recall.items()
+        ]
+    shown = [m for m in SHORT_METHOD.values() if any(d["method"] == m for d in dots)]
+    y = alt.Y("pair", type="nominal", sort=labels, title=None, axis=alt.Axis(grid=True))
+    x = alt.Scale(domain=[-0.03, 1.03], nice=False)
+    axis = alt.Axis(values=QUARTERS, format=".2~f", grid=False)
+    layers: list[AnyChart] = [
+        alt.Chart(data(joins))
+        .mark_rule(strokeWidth=2)
+        .encode(
+            y=y,
+            x=alt.X("low", type="quantitative", scale=x, axis=axis, title=f"{name}_recall"),
+            x2="high",
+        ),
+        alt.Chart(data(dots))
+        .mark_point(filled=True, size=90, opacity=0.9)
+        .encode(
+            y=y,
+            x=alt.X("recall", type="quantitative", scale=x, axis=axis, title=f"{name}_recall"),
+            color=alt.Color("method", type="nominal", scale=alt.Scale(domain=shown), title=None),
+            shape=alt.Shape(
+                "method",
+                type="nominal",
+                scale=alt.Scale(domain=shown, range=list(SHAPES)[: len(shown)]),
+            ),
+            tooltip=tips("pair", "method", "recall", "sequence_id", "seed"),
+        ),
+    ]
+    return Panel(
+        f"memft-{name}",
+        f"{name.capitalize()} recall",
+        f"Dot plot of {name} recall of each pair: SFT joined to MemFT at the same point, text"
+        " and seed.",
+        layered(layers, 26 * len(labels)),
+    )

@@ -1,0 +1,225 @@
+"""Figures of the runs: what was recalled, and at what cost."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+
+import altair as alt
+
+from pmlray.study.findings.result import SearchResult
+from pmlray.study.report.figures.style import (
+    QUARTERS,
+    Panel,
+    Row,
+    data,
+    layered,
+    log_axis,
+    observation_row,
+    tips,
+)
+from pmlray.types import METHODS, Observation
+
+LN2 = math.log(2.0)
+MAX_TOKENS_SHOWN = 600
+_HEATS = (
+    ("final_loss", "Final loss", "nats per token"),
+    ("token_recall", "Token recall", "share of tokens"),
+    ("exact_recall", "Exact recall", "share of records"),
+)
+# Viridis is light enough for black text from here on.
+_BLACK_INK_FROM = 0.45
+
+
+def heat_panels(result: SearchResult) -> tuple[Panel, ...]:
+    """Final loss, token recall and exact recall of SFT over rank and length, replicates averaged.
+
+    A cell shows the runs with the most optimiser steps measured there.
+    """
+    cells = _cells([o for o in result.observations if o.method == "sft"])
+    if not cells:
+        return ()
+    worst = max(row["final_loss"] for row in cells) or 1.0
+    panels = []
+    for name, title, unit in _HEATS:
+        top = worst if name == "final_loss" else 1.0
+        rows = []
+        for row in cells:
+            level = 1.0 - row[name] / top if name == "final_loss" else row[name]
+            rows.append({**row, "light": level >= _BLACK_INK_FROM})
+        scale = alt.Scale(domain=[0, top], nice=False, reverse=name == "final_loss")
+        base = alt.Chart(data(rows)).encode(
+            x=alt.X(
+                "seq_len", type="ordinal", axis=alt.Axis(labelAngle=0, format=",d", grid=False)
+            ),
+            y=alt.Y("lora_rank", type="ordinal", sort="descending"),
+            tooltip=tips(
+                *("lora_rank", "seq_len", "train_steps", "n_runs"),
+                *("final_loss", "token_recall", "exact_recall"),
+            ),
+        )
+        colour = alt.Color(
+            name, type="quantitative", scale=scale, legend=alt.Legend(title=f"{name}, {unit}")
+        )
+        chart = [
+            base.mark_rect().encode(color=colour),
+            base.mark_text(fontSize=11).encode(
+                text=alt.Text(name, type="quantitative", format=".2f"),
+                color=alt.condition("datum.light", alt.value("#000000"), alt.value("#ffffff")),
+            ),
+        ]
+        panels.append(
+            Panel(
+                "heat-" + name.replace("_", "-"),
+                title,
+                f"Heat map of {name} over seq_len and lora_rank, mean over replicates; the"
+                " lighter the better.",
+                layered(chart, 34 * len({row["lora_rank"] for row in rows})),
+            )
+        )
+    return tuple(panels)
+
+
+def _cells(runs: Sequence[Observation]) -> list[Row]:
+    by_cell: dict[tuple[int, int], list[Observation]] = {}
+    for o in runs:
+        by_cell.setdefault((o.point.lora_rank, o.point.seq_len), []).append(o)
+    rows = []
+    for (rank, length), measured in sorted(by_cell.items()):
+        steps = max(o.point.train_steps for o in measured)
+        used = [o for o in measured if o.point.train_steps == steps]
+        row: Row = {"lora_rank": rank, "seq_len": length, "train_steps": steps}
+        row["n_runs"] = len(used)
+        row["final_loss"] = round(sum(o.final_loss for o in used) / len(used), 5)
+        row["token_recall"] = round(sum(o.recall.token for o in used) / len(used), 5)
+        row["exact_recall"] = round(sum(o.recall.exact for o in used) / len(used), 5)
+        rows.append(row)
+    return rows
+
+
+def chosen_runs(result: SearchResult) -> tuple[tuple[str, Observation], ...]:
+    """Up to 4 SFT runs to look at closely: the best, two nearest ln 2, the worst."""
+    runs = [o for o in result.observations if o.method == "sft" and o.token_p]
+    ranked = sorted(runs, key=lambda o: o.final_loss)
+    if len(ranked) < 3:
+        return tuple(("measured", o) for o in ranked)
+    inner = sorted(ranked[1:-1], key=lambda o: abs(o.final_loss - LN2))[:2]
+    middle = [("near ln 2", o) for o in sorted(inner, key=lambda o: o.final_loss)]
+    return (("best", ranked[0]), *middle, ("worst", ranked[-1]))
+
+
+def token_panels(result: SearchResult) -> tuple[Panel, ...]:
+    """p of each token at the end of the chosen runs, with the 0.5 line."""
+    panels = []
+    for i, (why, o) in enumerate(chosen_runs(result)):
+        wrong = set(o.wrong_tokens)
+        every = -(-len(o.token_p) // MAX_TOKENS_SHOWN)
+        rows = [
+            {"token": t, "p": round(p, 4), "argmax": "wrong" if t in wrong else "right"}
+            for t, p in list(enumerate(o.token_p))[::every]
+        ]
+        thinned = f", 1 token in {every} shown" if every > 1 else ""
+        dots = alt.Chart(data(rows)).mark_point(filled=True, size=26, opacity=0.85)
+        chart = [
+            alt.Chart(data([{"p": 0.5}])).mark_rule(strokeDash=[5, 4]).encode(y="p:Q"),
+            dots.encode(
+                x=alt.X(
+                    "token",
+                    type="quantitative",
+                    title="token of the text",
+                    scale=alt.Scale(domain=[0, max(1, len(o.token_p) - 1)], nice=False),
+                    axis=alt.Axis(grid=False, tickCount=5),
+                ),
+                y=alt.Y(
+                    "p",
+                    type="quantitative",
+                    scale=alt.Scale(domain=[0, 1]),
+                    axis=alt.Axis(values=QUARTERS, format=".2~f"),
+                ),
+                color=alt.Color(
+                    "argmax",
+                    type="nominal",
+                    title="argmax",
+                    scale=alt.Scale(domain=["right", "wrong"]),
+                ),
+                shape=alt.Shape(
+                    "argmax",
+                    type="nominal",
+                    scale=alt.Scale(domain=["right", "wrong"], range=["circle", "triangle-up"]),
+                ),
+                tooltip=tips("token", "p", "argmax"),
+            ),
+        ]
+        point = o.point
+        panels.append(
+            Panel(
+                f"token-p-{i + 1}",
+                f"{why.capitalize()}: rank {point.lora_rank}, {o.supervised_tokens:,} tokens,"
+                f" final loss {o.final_loss:.3f}{thinned}",
+                f"Probability of each of {o.supervised_tokens} tokens at the end of training"
+                f" (sequence {o.sequence_id}, seed {o.seed}), with a line at 0.5;"
+                f" {o.recall.n_stubborn} tokens are at or below it.",
+                layered(chart, 220),
+            )
+        )
+    return tuple(panels)
+
+
+def cost_panels(result: SearchResult) -> tuple[Panel, ...]:
+    """gpu_seconds by round, stacked by phase, and of every run against its length."""
+    rows: list[Row] = [{**observation_row(o), "kind": o.phase} for o in result.observations]
+    spent: dict[tuple[int, str], float] = defaultdict(float)
+    for row in rows:
+        spent[row["round"], row["kind"]] += row["gpu_seconds"]
+    for failure in result.failures:
+        spent[failure.round, "failed"] += failure.gpu_seconds
+    if not spent:
+        return ()
+    bars = [{"round": r, "kind": k, "gpu_seconds": s} for (r, k), s in sorted(spent.items())]
+    by_round = (
+        alt.Chart(data(bars))
+        .mark_bar()
+        .encode(
+            x=alt.X("round", type="ordinal", axis=alt.Axis(labelAngle=0, grid=False)),
+            y=alt.Y("gpu_seconds", type="quantitative", stack="zero"),
+            color=alt.Color(
+                "kind",
+                type="nominal",
+                title="spent on",
+                scale=alt.Scale(domain=["law", "memft", "failed"]),
+            ),
+            tooltip=tips("round", "kind", "gpu_seconds"),
+        )
+    )
+    panels = [
+        Panel(
+            "cost-by-round",
+            "Cost of each round",
+            "Bars of the gpu_seconds that each round cost, stacked by what they were spent on.",
+            by_round.properties(height=260),
+        )
+    ]
+    if rows:
+        lengths = [row["supervised_tokens"] for row in rows]
+        scale, axis = log_axis(lengths, "seq_len, supervised tokens (log)")
+        dots = alt.Chart(data(rows)).mark_point(size=60, strokeWidth=2, opacity=0.9)
+        methods = alt.Scale(domain=[m for m in METHODS if any(row["method"] == m for row in rows)])
+        per_run = dots.encode(
+            x=alt.X("supervised_tokens", type="quantitative", scale=scale, axis=axis),
+            y=alt.Y("gpu_seconds", type="quantitative", title="gpu_seconds of one run"),
+            color=alt.Color("method", type="nominal", scale=methods),
+            shape=alt.Shape("method", type="nominal", scale=methods),
+            tooltip=tips(
+                "method", "lora_rank", "supervised_tokens", "train_steps", "round", "gpu_seconds"
+            ),
+        )
+        panels.append(
+            Panel(
+                "cost-by-length",
+                "Cost of each run",
+                "Scatter of every run's gpu_seconds against its seq_len, by method.",
+                per_run.properties(height=260),
+            )
+        )
+    return tuple(panels)

@@ -1,0 +1,150 @@
+"""Figure of the law as a surface: what it predicts over rank and length, and where recall is sure.
+
+Shapes: R ranks, L lengths of the surface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import altair as alt
+import numpy as np
+
+from pmlray.law import LawSummary
+from pmlray.law.summary import SURE_LOSS
+from pmlray.study.findings.result import SearchResult
+from pmlray.study.report.figures.law import DELTA, curve_steps, fitted_points
+from pmlray.study.report.figures.style import AnyChart, Panel, Row, data, layered, log_axis, tips
+from pmlray.types import Observation
+
+COLUMNS, LINES = 32, 18
+# Of a 90 % interval, on either side.
+TAIL = 0.05
+_BOUNDARY = "#000000"
+
+
+def surface_panels(result: SearchResult) -> tuple[Panel, ...]:
+    """The law over rank and length at the most optimiser steps measured; empty without a law."""
+    if result.law is None:
+        return ()
+    steps = curve_steps(result)
+    measured = [o for o in fitted_points(result) if o.point.train_steps == steps]
+    space, targets = result.spec.space, result.spec.target_points()
+    ranks = sorted({*space.lora_rank, *(p.lora_rank for p in targets)})
+    lengths = sorted({*space.seq_len, *(p.seq_len for p in targets)})
+    if len(ranks) < 2 or len(lengths) < 2:
+        return ()
+    surface = surface_rows(result.law, ranks, lengths, steps)
+    top = max(row["delta_loss"] for row in surface)
+    (x_scale, x_axis) = log_axis(lengths, "seq_len, supervised tokens (log)")
+    (y_scale, y_axis) = log_axis(ranks, "lora_rank (log)")
+    x = alt.X("seq_len", type="quantitative", scale=x_scale, axis=x_axis)
+    y = alt.Y("lora_rank", type="quantitative", scale=y_scale, axis=y_axis)
+    shades = alt.Scale(domain=[0, top], nice=False, clamp=True, scheme="viridis")
+    colour = alt.Color(
+        "delta_loss", type="quantitative", scale=shades, legend=alt.Legend(title=DELTA)
+    )
+    layers: list[AnyChart] = [
+        alt.Chart(data(surface))
+        .mark_rect(clip=True)
+        .encode(
+            x=alt.X("left", type="quantitative", scale=x_scale, axis=x_axis),
+            x2="right",
+            y=alt.Y("below", type="quantitative", scale=y_scale, axis=y_axis),
+            y2="above",
+            color=colour,
+            tooltip=tips("lora_rank", "seq_len", "delta_loss"),
+        ),
+    ]
+    wanted = float(np.mean([o.base_loss for o in measured])) - SURE_LOSS
+    boundary = boundary_rows(result.law, wanted, ranks, lengths, steps)
+    if boundary:
+        band = alt.Chart(data(boundary)).mark_area(opacity=0.2, clip=True, color=_BOUNDARY)
+        low = alt.Y("low", type="quantitative", scale=y_scale, axis=y_axis)
+        layers.append(band.encode(x=x, y=low, y2="high"))
+    if inside := [row for row in boundary if row["lora_rank"] is not None]:
+        line = alt.Chart(data(inside)).mark_line(strokeWidth=2.5, clip=True, color=_BOUNDARY)
+        shown = tips("lora_rank", "seq_len", "low", "high")
+        layers.append(line.encode(x=x, y=y, tooltip=shown))
+    dots = alt.Chart(data(_means(measured))).mark_point(
+        filled=True, size=110, opacity=1, stroke="#ffffff", strokeWidth=1.5
+    )
+    shown = tips("lora_rank", "seq_len", "n_runs", "delta_loss")
+    layers.append(dots.encode(x=x, y=y, color=colour, tooltip=shown))
+    return (
+        Panel(
+            "law-surface",
+            f"The law as a surface, {steps:,} steps",
+            "Heat map of the delta_loss that the law predicts over seq_len and lora_rank, with what"
+            " was measured as dots on the same scale, and the line along which the mean final loss"
+            " is ln 2, with its 90% interval.",
+            layered(layers, 360),
+        ),
+    )
+
+
+def surface_rows(
+    law: LawSummary, ranks: Sequence[int], lengths: Sequence[int], steps: int
+) -> list[Row]:
+    """delta_loss of the law at the middle of R x L cells that fill the range of both, on a log
+    scale, with what each cell covers."""
+    r_R, l_L = _edges(ranks, LINES), _edges(lengths, COLUMNS)
+    middle_R, middle_L = np.sqrt(r_R[1:] * r_R[:-1]), np.sqrt(l_L[1:] * l_L[:-1])
+    # Each cell reaches under the next, since browsers leave hairlines between mere neighbours.
+    top_R, right_L = r_R[1:] * (r_R[1] / r_R[0]) ** 0.5, l_L[1:] * (l_L[1] / l_L[0]) ** 0.5
+    delta_RL = law.average.predict(middle_R[:, None], middle_L[None, :], steps)
+    return [
+        {
+            "lora_rank": float(f"{middle_R[i]:.4g}"),
+            "seq_len": float(f"{middle_L[j]:.4g}"),
+            "below": float(f"{r_R[i]:.5g}"),
+            "above": float(f"{top_R[i]:.5g}"),
+            "left": float(f"{l_L[j]:.5g}"),
+            "right": float(f"{right_L[j]:.5g}"),
+            "delta_loss": round(float(delta_RL[i, j]), 4),
+        }
+        for i in range(middle_R.size)
+        for j in range(middle_L.size)
+    ]
+
+
+def boundary_rows(
+    law: LawSummary, wanted: float, ranks: Sequence[int], lengths: Sequence[int], steps: int
+) -> list[Row]:
+    """The rank that lowers the loss by `wanted` nats per token at each length, with its 90%
+    interval; ranks beyond the figure end at its edge, lengths that none of it reaches are left out.
+    """
+    low_edge, high_edge = min(ranks) / 1.12, max(ranks) * 1.12
+    rows = []
+    for length in _edges(lengths, COLUMNS).tolist():
+        laws = law.average_samples.laws_at(length)
+        drawn = np.sort([one.invert_rank(length, steps, wanted) for one in laws])
+        edge = int(TAIL * (drawn.size - 1))
+        low, rank, high = drawn[[edge, drawn.size // 2, drawn.size - 1 - edge]].tolist()
+        if high < low_edge or low > high_edge:
+            continue
+        low, high = (float(np.clip(end, low_edge, high_edge)) for end in (low, high))
+        row: Row = {"seq_len": float(f"{length:.5g}"), "low": low, "high": high}
+        row["lora_rank"] = float(f"{rank:.4g}") if low_edge <= rank <= high_edge else None
+        rows.append(row)
+    return rows
+
+
+def _edges(values: Sequence[int], n: int) -> np.ndarray:
+    """n + 1 edges of cells over the range of the axis that `log_axis` makes of the values."""
+    return np.geomspace(min(values) / 1.12, max(values) * 1.12, n + 1)
+
+
+def _means(measured: Sequence[Observation]) -> list[Row]:
+    cells: dict[tuple[int, int], list[float]] = {}
+    for o in measured:
+        cells.setdefault((o.point.lora_rank, o.supervised_tokens), []).append(o.delta_loss)
+    return [
+        {
+            "lora_rank": rank,
+            "seq_len": length,
+            "n_runs": len(found),
+            "delta_loss": round(float(np.mean(found)), 5),
+        }
+        for (rank, length), found in sorted(cells.items())
+    ]

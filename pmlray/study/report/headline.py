@@ -1,0 +1,146 @@
+"""The first paragraph of a report: the law in plain words and as a formula."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pmlray.law import CAPPED, FitStatus, LawSummary
+from pmlray.study.findings.result import SearchResult
+from pmlray.study.report.tables import number, percent
+
+DIGITS = 3
+_SYMBOLS = {
+    "coef": "C",
+    "rank_exponent": "α",
+    "len_exponent": "β",
+    "offset": "b",
+    "budget_exponent": "γ",
+    "sharpness": "n",
+    "rank_drop": "d",
+    "break_rank": "r_b",
+}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of the formula with its 90% interval, ready to be shown."""
+
+    symbol: str
+    name: str
+    value: str
+    low: str
+    high: str
+
+
+@dataclass(frozen=True)
+class Formula:
+    """The chosen form with its numbers put in; `spoken` is the same on one line of text."""
+
+    form: str
+    values: dict[str, str]
+    offset_sign: str
+    fits_budget: bool
+    spoken: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What a hurried reader must know. `formula` is None while there is no law."""
+
+    sentences: tuple[str, ...]
+    formula: Formula | None
+    parameters: tuple[Parameter, ...]
+    status: str
+    message: str
+
+
+def headline(result: SearchResult) -> Headline:
+    """The law, its errors, its points and its cost, in words."""
+    spent = result.gpu_seconds()
+    cost = (
+        f"{number(spent['spent'])} of {number(spent['budget'])} gpu_seconds were spent"
+        f" ({percent(spent['spent'] / spent['budget'])} of the budget)."
+    )
+    law, n = result.law, len(result.law_observations)
+    if law is None:
+        first = f"There is no law yet: {n} runs are measured, too few to fit one."
+        return Headline((first, cost), None, (), "NO LAW", "measure more points")
+    return Headline(
+        sentences=(
+            law.headline,
+            *_seen_errors(law),
+            *_effects(law),
+            f"It rests on {n} observations. " + cost,
+        ),
+        formula=_formula(law),
+        parameters=tuple(
+            Parameter(
+                _SYMBOLS.get(name, name),
+                name,
+                number(float(getattr(law.fit.law, name)), DIGITS),
+                number(low, DIGITS),
+                number(high, DIGITS),
+            )
+            for name, (low, high) in law.intervals.items()
+        ),
+        status=str(law.fit.status),
+        message=law.fit.message,
+    )
+
+
+def _seen_errors(law: LawSummary) -> tuple[str, ...]:
+    """Errors at ranks and lengths that were measured; none speaks for a law that is still open."""
+    if law.fit.status is FitStatus.UNDERDETERMINED or law.heldout_mape is None:
+        return ()
+    words = f"Between its points it was off by {percent(law.heldout_mape)} on average"
+    if law.sequence_mape is not None:
+        words += f", and by {percent(law.sequence_mape)} on a text that it had not seen"
+    return (words + ".",)
+
+
+def _effects(law: LawSummary) -> tuple[str, ...]:
+    fitted = law.fit.law
+    alpha, beta = fitted.rank_exponent, fitted.len_exponent
+    by_rank = [2**x for x in (alpha, *law.intervals["rank_exponent"])]
+    by_len = [2**-x for x in (beta, *reversed(law.intervals["len_exponent"]))]
+    words = (
+        "In the middle of the points, doubling the rank multiplies the loss reduction by"
+        f" {by_rank[0]:.2f}"
+        f" (90% interval {by_rank[1]:.2f} to {by_rank[2]:.2f}); doubling the text's length"
+        f" multiplies it by {by_len[0]:.2f} ({by_len[1]:.2f} to {by_len[2]:.2f}), up to the"
+        " offset b. Away from there the exponents drift, which curves and intervals hold and the"
+        " formula does not."
+    )
+    if fitted.form in CAPPED:
+        words += (
+            " Near the ceiling it gains less: no reduction can exceed the base loss of"
+            f" {number(float(fitted.to_json()['base_loss']), DIGITS)} nats per token."
+        )
+    return (words,)
+
+
+def _formula(law: LawSummary) -> Formula:
+    fitted = law.fit.law
+    stored = fitted.to_json()
+    names = ["coef", "rank_exponent", "len_exponent", "budget_exponent", "ref_steps"]
+    names += ["sharpness", "base_loss", "rank_drop", "break_rank"]
+    values = {name: number(float(stored[name]), DIGITS) for name in names if name in stored}
+    values["offset"] = number(abs(float(stored["offset"])), DIGITS)
+    sign = "−" if stored["offset"] < 0 else "+"
+    fits_budget = bool(stored["fits_budget"])
+    steps = f" · (t / {values['ref_steps']})^{values['budget_exponent']}" if fits_budget else ""
+    bend = ""
+    if fitted.form == "broken":
+        bend = f" · (1 + (r / {values['break_rank']})^4)^(−{values['rank_drop']}/4)"
+    power = (
+        f"{values['coef']} · r^{values['rank_exponent']}{bend} · l^−{values['len_exponent']}{steps}"
+        f" {sign} {values['offset']}"
+    )
+    spoken = f"delta_loss = {power}"
+    if fitted.form == "exponential_ceiling":
+        base = values["base_loss"]
+        spoken = f"delta_loss = {base} (1 − e^(−z / {base})) with z = {power}"
+    if fitted.form == "ceiling":
+        base, n = values["base_loss"], values["sharpness"]
+        spoken = f"delta_loss = z / (1 + (z / {base})^{n})^(1/{n}) with z = {power}"
+    return Formula(fitted.form, values, sign, fits_budget, spoken)

@@ -1,0 +1,84 @@
+"""Pages that draw their own figures: one HTML file each, the drawing code inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pmlray.study.report.figures.style import VEGA_LITE, Panel, theme
+from pmlray.study.report.tables import Table, cell
+
+# Twice the size of the SVG, for screens of high density and for slides.
+PNG_SCALE = 2.0
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page under its own heading; `text` explains what it shows."""
+
+    key: str
+    title: str
+    text: str
+    panels: tuple[Panel, ...] = ()
+    tables: tuple[Table, ...] = ()
+    items: tuple[tuple[str, str], ...] = ()
+
+
+def write_page(
+    page: Path,
+    template: str,
+    sections: Sequence[Section],
+    pictures: Path,
+    **values: Any,
+) -> None:
+    """Write a page, and each of its figures as an SVG file into the folder `pictures`.
+
+    template: extends page.html.j2; values: what it names, `title`, `kind` and `identity` for all.
+    Raises OSError when a folder cannot be written.
+    """
+    pictures.mkdir(parents=True, exist_ok=True)
+    specs: dict[str, Mapping[str, Any]] = {}
+    for panel in (panel for section in sections for panel in section.panels):
+        specs[panel.key] = panel.spec()
+        svg = panel.svg(specs[panel.key])
+        (pictures / f"{panel.key}.svg").write_text(svg, encoding="utf-8")
+    environment = Environment(
+        loader=PackageLoader("pmlray.study.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = cell
+    html = environment.get_template(template).render(
+        sections=sections,
+        specs=specs,
+        themes={"light": theme(dark=False), "dark": theme(dark=True)},
+        bundle=_bundle(),
+        **values,
+    )
+    page.write_text(html, encoding="utf-8")
+
+
+def write_pngs(pictures: Iterable[Path]) -> tuple[Path, ...]:
+    """Each SVG file as a PNG file beside it; their paths. Takes some 0.1 s a figure."""
+    written = []
+    for svg in pictures:
+        png = svg.with_suffix(".png")
+        png.write_bytes(vl_convert.svg_to_png(svg.read_text(encoding="utf-8"), scale=PNG_SCALE))
+        written.append(png)
+    return tuple(written)
+
+
+@cache
+def _bundle() -> Markup:
+    """Vega, Vega-Lite and Vega-Embed as one script; it is code, so it must not be escaped."""
+    code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
+    return Markup(code.replace("</script", r"<\/script"))

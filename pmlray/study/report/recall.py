@@ -1,0 +1,185 @@
+"""How recall follows the loss: figures, tables and what they say."""
+
+from __future__ import annotations
+
+import altair as alt
+import numpy as np
+
+from pmlray.law import RecallLaw, TokenRun, token_runs
+from pmlray.law.recall.transition import Transition
+from pmlray.study.findings.recall import RecallResult
+from pmlray.study.findings.result import SearchResult
+from pmlray.study.report.figures.style import (
+    QUARTERS,
+    Panel,
+    Row,
+    data,
+    layered,
+    observation_row,
+    tips,
+)
+from pmlray.study.report.figures.transition import phase_panels
+from pmlray.study.report.tables import Cell, Table, number, percent
+
+CURVE_POINTS = 30
+WANTED_EXACT = (0.5, 0.9, 0.99)
+_SHOWN = ("lora_rank", "seq_len", "train_steps", "sequence_id", "seed")
+
+
+def recall_text(found: RecallResult) -> str:
+    """What happens around p = 0.5, and whether there is a law of it."""
+    if found.transition is None:
+        return f"No law of recall: {found.why_not}."
+    text = _transition_text(found.transition)
+    if found.law is None:
+        return f"{text} No law of recall: {found.why_not}."
+    return (
+        f"{text} Curves are the fitted law of recall; points are runs. Where a run is one record,"
+        " its exact recall is 0 or 1 and the curve says how often it is 1."
+    )
+
+
+def _transition_text(found: Transition) -> str:
+    if found.sure_wrong:
+        text = (
+            f"WRONG MEASUREMENT: {found.sure_wrong:,} tokens with p above 0.5 count as not"
+            " recalled, which cannot be; p and the argmax do not come from one pass."
+        )
+    elif found.sure_recalled is None:
+        text = "No token holds more than half of the probability yet."
+    else:
+        text = "Every token that holds more than half of the probability is recalled."
+    if (share := found.stubborn_recalled) is not None:
+        text += f" Of the others, {percent(share)} are recalled all the same."
+    if (onset := found.onset) is not None:
+        text += (
+            " Where a record's first token at or below 0.5 lies tells where it first fails with a"
+            f" rank correlation of {number(onset.value, 3)} (90%: {number(onset.low, 3)} to"
+            f" {number(onset.high, 3)}, {found.n_failed:,} records that fail)."
+        )
+    if (passed := found.crossings) is not None:
+        text += (
+            f" Of {passed.n_tokens:,} tokens followed while they trained {passed.crossed:,} passed"
+            f" 0.5, half of them between {percent(passed.early)} and {percent(passed.late)} of"
+            f" their run's steps; {passed.lost:,} were above it and ended below."
+        )
+        if passed.by_base_p is not None:
+            text += (
+                " When they did goes with p before training by a rank correlation of"
+                f" {number(passed.by_base_p, 3)}"
+            )
+            if passed.by_place is not None:
+                text += f", with the place in the record by {number(passed.by_place, 3)}"
+            text += "."
+    return text
+
+
+def recall_panels(result: SearchResult) -> tuple[Panel, ...]:
+    """Token and exact recall against the final loss, with the law where there is one, and one run's
+    tokens while it trains."""
+    found = result.recall_result
+    if found.transition is None:
+        return ()
+    runs = token_runs(result.observations)
+    by_loss = (
+        _panel(name, title, runs, found.law)
+        for name, title in (("token_recall", "Token recall"), ("exact_recall", "Exact recall"))
+    )
+    return (*by_loss, *phase_panels(runs))
+
+
+def _panel(name: str, title: str, runs: tuple[TokenRun, ...], law: RecallLaw | None) -> Panel:
+    losses = [run.observation.final_loss for run in runs]
+    x = alt.X(
+        "final_loss",
+        type="quantitative",
+        title="final loss, nats per token (log)",
+        scale=alt.Scale(type="log", domain=[min(losses) / 1.2, max(losses) * 1.2], nice=False),
+        axis=alt.Axis(grid=False, tickCount=5, format=".2~g"),
+    )
+    y = alt.Y(
+        name,
+        type="quantitative",
+        title=name,
+        scale=alt.Scale(domain=[0, 1]),
+        axis=alt.Axis(values=QUARTERS, format=".2~f"),
+    )
+    columns = 8 if max(run.observation.point.seq_len for run in runs) < 1000 else 5
+    colour = alt.Color(
+        "seq_len",
+        type="ordinal",
+        title="seq_len",
+        legend=alt.Legend(columns=columns, format=",d"),
+    )
+    shown = (*_SHOWN, "final_loss", name)
+    rows = [observation_row(run.observation) for run in runs]
+    dots = alt.Chart(data({key: row[key] for key in shown} for row in rows)).mark_point(
+        filled=True, size=56, opacity=0.9, stroke="#7d8590", strokeWidth=0.6
+    )
+    chart = [dots.encode(x=x, y=y, color=colour, tooltip=tips(*shown))]
+    if law is not None:
+        curves = _curve(law, name, runs)
+        line = alt.Chart(data(curves)).mark_line(strokeWidth=2).encode(x=x, y=y)
+        # One record a run: recall depends on its length, so that each has its own curve.
+        chart.insert(0, line.encode(color=colour) if "seq_len" in curves[0] else line)
+    return Panel(
+        name.replace("_", "-") + "-by-loss",
+        f"{title} by final loss",
+        f"Scatter of every run's {name} against its final loss, with the law of recall as curves.",
+        layered(chart, 280),
+    )
+
+
+def _curve(law: RecallLaw, name: str, runs: tuple[TokenRun, ...]) -> list[Row]:
+    losses = [run.observation.final_loss for run in runs]
+    along = np.geomspace(min(losses), max(losses), CURVE_POINTS)
+    rows: list[Row] = []
+    for tokens, named in _record_lengths(law, runs):
+        recall = law.predict(along, tokens)
+        shares = recall.token if name == "token_recall" else recall.exact
+        rows += [
+            {"final_loss": round(loss, 6), name: round(share, 4), **named}
+            for loss, share in zip(along.tolist(), shares.tolist(), strict=True)
+        ]
+    return rows
+
+
+def _record_lengths(
+    law: RecallLaw, runs: tuple[TokenRun, ...]
+) -> list[tuple[float, dict[str, int]]]:
+    """Tokens of a record, and the seq_len that they belong to where it is the record's own."""
+    if law.tokens_per_record is not None:
+        return [(law.tokens_per_record, {})]
+    lengths = sorted({run.observation.point.seq_len for run in runs})
+    return [(float(length), {"seq_len": length}) for length in lengths]
+
+
+def recall_tables(result: SearchResult) -> tuple[Table, ...]:
+    """Recall of one new run at the targets, and the loss that exact recall takes."""
+    found = result.recall_result
+    if found.law is None:
+        return ()
+    names = ("final_loss", "token", "prefix", "exact")
+    rows: list[tuple[Cell, ...]] = []
+    for forecast in found.forecasts:
+        p = forecast.point
+        row: list[Cell] = [p.lora_rank, p.seq_len, p.train_steps]
+        for estimate in (getattr(forecast, name) for name in names):
+            row += [estimate.value, f"{number(estimate.low, 3)} to {number(estimate.high, 3)}"]
+        rows.append(tuple(row))
+    columns = ("lora_rank", "seq_len", "train_steps")
+    columns += tuple(part for name in names for part in (name, f"{name} 90%"))
+    lengths = _record_lengths(found.law, token_runs(result.observations))
+    losses = tuple(
+        (round(tokens), wanted, found.law.loss_for(wanted, tokens))
+        for tokens, _ in lengths
+        for wanted in WANTED_EXACT
+    )
+    return (
+        Table("What one new run would recall at the targets", columns, tuple(rows)),
+        Table(
+            "Final loss at which a share of records is recalled whole",
+            ("tokens a record", "exact recall", "final loss, nats per token"),
+            losses,
+        ),
+    )

@@ -1,0 +1,115 @@
+"""The report of a search: one HTML file, one JSON file and the figures as SVG."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pmlray.study.findings.result import SearchResult
+from pmlray.study.report.capacity import capacities, capacity_json
+from pmlray.study.report.headline import headline
+from pmlray.study.report.page import write_page
+from pmlray.study.report.sections import report_sections
+from pmlray.study.report.tables import without_credentials
+from pmlray.types import DesignPoint, Observation
+
+
+def write_report(result: SearchResult, folder: Path, facts: Mapping[str, Any]) -> Path:
+    """Write report.html, report.json and figures/*.svg, and return the path of report.html.
+
+    facts: what the search's result does not know, all optional: wall_seconds, training_share,
+    tracking_uri, store, versions, machine; credentials in addresses are left out. Raises OSError
+    when the folder cannot be written.
+    """
+    facts = without_credentials(facts)
+    page = folder / "report.html"
+    write_page(
+        page,
+        "report.html.j2",
+        report_sections(result, facts),
+        folder / "figures",
+        title=result.spec.name,
+        kind="memory law",
+        identity=result.spec.search_id,
+        headline=headline(result),
+    )
+    stored = json.dumps(report_json(result, facts), indent=1, allow_nan=False)
+    (folder / "report.json").write_text(stored + "\n", encoding="utf-8")
+    return page
+
+
+def report_json(result: SearchResult, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole report for machines; numbers that are not finite become null."""
+    return _finite(
+        {
+            **result.to_json(),
+            "name": result.spec.name,
+            "observations": [
+                {**_compact(o), "certificate": c and asdict(c)}
+                for o, c in zip(result.observations, result.certificates, strict=True)
+            ],
+            "failures": [
+                {
+                    "run_key": f.run_key,
+                    "point": _point(f.point),
+                    "round": f.round,
+                    "reason": f.reason,
+                    "gpu_seconds": f.gpu_seconds,
+                }
+                for f in result.failures
+            ],
+            "snapshots": [
+                {
+                    "round": s.round,
+                    "n_observations": s.n_observations,
+                    "gpu_seconds": s.gpu_seconds,
+                    "law": s.law.to_json(),
+                }
+                for s in result.snapshots
+            ],
+            "capacity": capacity_json(capacities(result)),
+            "facts": facts,
+        }
+    )
+
+
+def _compact(o: Observation) -> dict[str, Any]:
+    return {
+        "run_key": o.run_key,
+        "point": _point(o.point),
+        "sequence_id": o.sequence_id,
+        "seed": o.seed,
+        "method": o.method,
+        "phase": o.phase,
+        "round": o.round,
+        "supervised_tokens": o.supervised_tokens,
+        "base_loss": o.base_loss,
+        "final_loss": o.final_loss,
+        "delta_loss": o.delta_loss,
+        "recall": {
+            "token": o.recall.token,
+            "prefix": o.recall.prefix,
+            "exact": o.recall.exact,
+            "n_stubborn": o.recall.n_stubborn,
+        },
+        "gpu_seconds": o.gpu_seconds,
+    }
+
+
+def _point(point: DesignPoint) -> dict[str, int]:
+    return {name: getattr(point, name) for name in ("lora_rank", "seq_len", "train_steps")}
+
+
+def _finite(value: Any) -> Any:
+    """JSON types only: what JSON cannot say becomes null or text."""
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)

@@ -1,0 +1,270 @@
+"""Tables of a report, and the checklist that a reader needs to repeat the search."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pmlray.config.base_models import DESCRIPTIONS
+from pmlray.config.model_spec import Model
+from pmlray.law import CAPPED, LawSummary
+from pmlray.law.validation.convergence import Certificate
+from pmlray.study.findings.memft_pairs import MemftPair
+from pmlray.study.findings.result import SearchResult
+
+Cell = str | int | float | None
+_FACT_NAMES = {
+    "machine": "Machine",
+    "versions": "Versions",
+    "wall_seconds": "Wall time, s",
+    "training_share": "Share of wall time inside training",
+    "tracking_uri": "Tracking",
+    "store": "Store",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its caption; numbers are set right."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Which columns hold numbers alone, the dash for a missing one included."""
+        return tuple(
+            bool(self.rows) and not any(isinstance(row[i], str) for row in self.rows)
+            for i in range(len(self.columns))
+        )
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number as a reader wants it: significant digits alone, thousands set apart."""
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}".replace("-", "−")
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.{digits}g}"
+    return text.replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """A fraction in per cent."""
+    return "–" if value is None else f"{100 * value:.3g}%"
+
+
+def cell(value: Cell) -> str:
+    """What a table's cell shows."""
+    return value if isinstance(value, str) else number(value)
+
+
+def without_credentials(value: Any) -> Any:
+    """The same facts with `user:password@` and `password=` taken out of every address."""
+    if isinstance(value, str):
+        value = re.sub(r"(?<=://)[^/?\s]+@", "", value)
+        return re.sub(r"(?<=[?&])(ssl)?password=[^&\s]*&?", "", value)
+    if isinstance(value, Mapping):
+        return {str(k): without_credentials(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_credentials(v) for v in value]
+    return value
+
+
+def pairs_table(pairs: Sequence[MemftPair]) -> Table:
+    """Every MemFT run beside its SFT run."""
+    rows: list[tuple[Cell, ...]] = []
+    for i, pair in enumerate(pairs, start=1):
+        p, sft, memft = pair.point, pair.sft, pair.memft
+        rows.append(
+            (
+                *(i, pair.method, p.lora_rank, p.seq_len, p.train_steps),
+                *(pair.sequence_id, pair.seed),
+                *(sft.recall.exact, memft.recall.exact),
+                *(sft.recall.prefix, memft.recall.prefix),
+                *(sft.recall.token, memft.recall.token),
+                *(sft.recall.n_stubborn, memft.recall.n_stubborn),
+                *(sft.final_loss, memft.final_loss, sft.gpu_seconds, memft.gpu_seconds),
+            )
+        )
+    columns = ("pair", "method", "lora_rank", "seq_len", "train_steps", "sequence", "seed")
+    measures = ("exact", "prefix", "token", "stubborn", "final_loss", "gpu_seconds")
+    both = tuple(f"{name} {who}" for name in measures for who in ("SFT", "MemFT"))
+    return Table("Pairs of SFT and MemFT runs", columns + both, tuple(rows))
+
+
+def observations_table(result: SearchResult) -> Table:
+    """Every run in the order of the store."""
+    columns = (
+        *("round", "phase", "method", "lora_rank", "seq_len", "tokens", "train_steps"),
+        *("sequence", "seed", "base_loss", "final_loss", "delta_loss"),
+        *("token", "prefix", "exact", "stubborn", "decoded", "certificate", "expected_fall"),
+        *("gpu_seconds", "run_key"),
+    )
+    decoded = {None: "not run", True: "matches", False: "differs"}
+    rows = tuple(
+        (
+            *(o.round, o.phase, o.method, o.point.lora_rank, o.point.seq_len),
+            *(o.supervised_tokens, o.point.train_steps, o.sequence_id, o.seed),
+            *(o.base_loss, o.final_loss, o.delta_loss),
+            *(o.recall.token, o.recall.prefix, o.recall.exact, o.recall.n_stubborn),
+            *(decoded[o.generated_match], *_certificate_cells(c), o.gpu_seconds, o.run_key),
+        )
+        for o, c in zip(result.observations, result.certificates, strict=True)
+    )
+    return Table("All observations", columns, rows)
+
+
+def _certificate_cells(certificate: Certificate | None) -> tuple[Cell, Cell]:
+    if certificate is None:
+        return "no curve", None
+    slope = certificate.slope
+    return certificate.status, slope if math.isfinite(slope) else None
+
+
+def failures_table(result: SearchResult) -> Table:
+    """Every run that ended without a result."""
+    columns = ("round", "lora_rank", "seq_len", "train_steps", "gpu_seconds", "reason", "run_key")
+    rows = tuple(
+        (
+            *(f.round, f.point.lora_rank, f.point.seq_len, f.point.train_steps),
+            *(f.gpu_seconds, f.reason, f.run_key),
+        )
+        for f in result.failures
+    )
+    return Table("Failed runs", columns, rows)
+
+
+def law_table(law: LawSummary) -> Table:
+    """The law's parameters with their intervals; the given ones have none."""
+    fitted = law.fit.law
+    given = ["base_loss"] if fitted.form in CAPPED else []
+    given += ["ref_steps"] if "budget_exponent" in law.intervals else []
+    rows: list[tuple[Cell, ...]] = [
+        (name, float(getattr(fitted, name)), low, high)
+        for name, (low, high) in law.intervals.items()
+    ]
+    rows += [(f"{name} (given)", float(getattr(fitted, name)), None, None) for name in given]
+    columns = ("parameter", "value", "90% low", "90% high")
+    return Table(f"Parameters of the {fitted.form} form", columns, tuple(rows))
+
+
+def fit_table(law: LawSummary) -> Table:
+    """The numbers that qualify the fit."""
+    fit = law.fit
+    rows = (
+        ("mean extrapolation error", percent(law.extrapolation_mape)),
+        ("residual noise sigma, nats per token", number(fit.sigma)),
+        ("R²", number(law.r2)),
+        ("mean error at the fitted points", percent(law.mape)),
+        ("mean held-out error", percent(law.heldout_mape)),
+        ("mean error at a sequence left out", percent(law.sequence_mape)),
+        ("largest relative half-width at the targets", percent(law.relative_interval)),
+        ("points fitted", number(fit.n_obs)),
+        ("points set aside", number(fit.n_censored)),
+        ("status", f"{fit.status} {fit.message}".strip()),
+    )
+    return Table("Quality of the fit", ("measure", "value"), rows)
+
+
+def targets_table(law: LawSummary) -> Table:
+    """The law at the targets."""
+    columns = ("lora_rank", "seq_len", "train_steps", "delta_loss", "90% low", "90% high")
+    rows = tuple(
+        (
+            *(t.point.lora_rank, t.point.seq_len, t.point.train_steps, t.delta_loss, t.low, t.high),
+            *(t.run_low, t.run_high, t.point.seq_len * t.delta_loss / math.log(2.0)),
+        )
+        for t in law.targets
+    )
+    columns = (*columns, "a run's 90% low", "a run's 90% high", "stored bits")
+    return Table("Predictions at the targets, nats per token", columns, rows)
+
+
+def checklist(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What determines the result, as (name, value)."""
+    spec, law = result.spec, result.law
+    seen: Mapping[str, Any] = result.observations[-1].provenance if result.observations else {}
+    unit = seen.get("gpu_seconds_unit")
+    items: list[tuple[str, Any]] = [
+        ("Model", _base_name(spec.model)),
+        ("Base weights", seen.get("model")),
+        ("dtype of the base", _base_dtype(result)),
+        ("Task", _settings(spec.task.model_dump(exclude_none=True))),
+        ("Probe", f"{spec.probe.placement}, layer {spec.probe.layer}"),
+        ("Space", _settings(spec.space.model_dump())),
+        ("Recipe", _settings(spec.recipe.model_dump(exclude={"schedule"}))),
+        ("Schedule", spec.recipe.schedule),
+        ("Sequences", _join(spec.sequences)),
+        ("Seeds", _join(spec.seeds)),
+        ("Design", _settings(spec.design.model_dump(exclude={"targets"}))),
+        ("Law forms tried", _join(spec.law.forms)),
+    ]
+    if law is not None:
+        fit = law.fit
+        items += [
+            ("Law form", fit.law.form),
+            (
+                "Fit",
+                "forms, sizes of the noise and drift of the exponents by their evidence; intervals"
+                f" by {law.average_samples.sigma.size} samples of what is believed",
+            ),
+            ("Points", f"{fit.n_obs} fitted, {fit.n_censored} set aside (censored)"),
+        ]
+    if spec.memft is not None:
+        items.append(("MemFT", _settings(spec.memft.model_dump())))
+    items.append(("Unit of gpu_seconds", f"{unit} seconds inside training loops" if unit else None))
+    known = {"versions": seen.get("versions"), "machine": seen.get("device_name")} | dict(facts)
+    return (*_said(items), *fact_items(known))
+
+
+def _base_name(model: Model) -> str:
+    """Its id, and what it is where the id is pmlray's own name for it."""
+    pinned = f" @ {model.revision}" if model.revision else ""
+    known = DESCRIPTIONS.get(model.id)
+    return model.id + pinned + (f" ({known})" if known else "")
+
+
+def _base_dtype(result: SearchResult) -> str:
+    """The weights' dtype, and the runs whose CPU does not multiply it."""
+    dtype, runs = result.spec.model.base_dtype, result.observations
+    others = sum(o.provenance.get("base_computed_in", dtype) != dtype for o in runs)
+    where = f", computed in float32 in {others} of {len(runs)} runs" if others else ""
+    return f"{dtype}{where} (adapters and optimiser state: float32)"
+
+
+def fact_items(facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """What is known of a run beside its result, as (name, value), the known names first."""
+    items: list[tuple[str, Any]] = []
+    for name in (*_FACT_NAMES, *sorted(set(facts) - set(_FACT_NAMES))):
+        value = facts.get(name)
+        if name == "training_share" and isinstance(value, float):
+            value = percent(value)
+        items.append((_FACT_NAMES.get(name, name), value))
+    return _said(items)
+
+
+def _said(items: Sequence[tuple[str, Any]]) -> tuple[tuple[str, str], ...]:
+    return tuple((name, _text(value)) for name, value in items if value not in (None, "", {}))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return _settings(value)
+    return number(value) if isinstance(value, int | float) else str(value)
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {_join(v)}" for k, v in values.items())
+
+
+def _join(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,287 @@
+"""A search as a state machine: packs go out, results come in, the law is refitted in between.
+
+It knows no framework. Whoever runs packs (Ray Tune, a loop in this process) asks for the next one
+and hands back what came of it; everything finished is in the store, so that a new LawSearch on the
+same store goes on where the old one stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.design import CostModel
+from pmlray.design.packing import LEAST_RUNS
+from pmlray.errors import RunError
+from pmlray.law import LawSummary
+from pmlray.live_packs import Calibration
+from pmlray.ports import ObservationStore, PointSource, Tracker
+from pmlray.study.budget.accounts import Accounts
+from pmlray.study.budget.packs import Draft, packs_of, room_for, trunk_families
+from pmlray.study.budget.run_statistics import Measured
+from pmlray.study.findings.result import REFIT_GROWTH, fit_observations, refit_is_due
+from pmlray.study.search.live import ended_before, open_runs
+from pmlray.study.search.memft_schedule import memft_runs
+from pmlray.study.search.plan import first_pack
+from pmlray.study.search.progress import Progress, law_metrics, progress_metrics
+from pmlray.study.search.remaining_cost import open_seconds
+from pmlray.types import Pack, PackResult, Phase, PlannedRun
+
+log = logging.getLogger(__name__)
+
+
+class LawSearch:
+    """Chooses packs for the law, then for MemFT, until the target or the budget is reached.
+
+    cost: the cost model before anything was measured. max_pack_failures: packs without a single
+    observation, one after another, after which `next_pack` raises RunError.
+    """
+
+    def __init__(
+        self,
+        search: PreparedSearch,
+        store: ObservationStore,
+        points: PointSource,
+        tracker: Tracker,
+        cost: CostModel,
+        max_pack_failures: int,
+        announce: Callable[[Progress], None],
+    ) -> None:
+        self._search, self._store, self._points = search, store, points
+        self._tracker, self._announce = tracker, announce
+        self._max_pack_failures = max_pack_failures
+        self._failed_packs, self._n_devices = 0, 1
+        # Packs that are chosen and not handed out, each with whether it is of the initial design.
+        self._ready: deque[tuple[Pack, bool]] = deque()
+        self._starting = False
+        self._pending: dict[str, PlannedRun] = {}
+        observations = store.observations()
+        self._measured = Measured(cost, observations, store.times())
+        self._failures = failures = list(store.failures())
+        self._accounts = Accounts(search, cost, self._measured, failures)
+        self._failed_keys = {f.run_key for f in failures if not f.infrastructure}
+        # What a fault cut off goes on first, each pack as it was.
+        self._cut_off = list(store.unfinished())
+        self._before = ended_before(self._cut_off, observations, failures)
+        self._pending |= open_runs(self._cut_off, self._before)
+        rounds = [o.round for o in observations] + [f.round for f in failures]
+        rounds += [pack.round for pack in self._cut_off]
+        self._round = 1 + max(rounds, default=-1)
+        self._law_over = any(o.phase == "memft" for o in observations)
+        self._n_fitted = 0
+        self.law: LawSummary | None = None
+        self._refit(tell=False)
+        tracker.observe(observations)
+
+    def spread_over(self, n_devices: int) -> None:
+        """Deal the start and MemFT's pairs out over so many packs that train at once."""
+        self._n_devices = n_devices
+
+    def to_calibrate(self) -> Pack | None:
+        """The initial design as it is guessed to be, before anything is measured or known."""
+        if self._measured.observations or self._accounts.calibration is not None or self._cut_off:
+            return None
+        runs = first_pack(self._search, self._measured.cost())
+        room = room_for(runs, self._measured.device(), self._measured.cost())
+        return Pack(self._round, runs, room, calibrates=True)
+
+    def calibrated(self, found: Calibration) -> None:
+        """Plan by what a few steps cost; DesignError where the budget is smaller than one run."""
+        cost = self._accounts.calibrated(found)
+        self._points.calibrate(cost.seconds_per_token, found.spent_gpu_seconds)
+
+    def is_over(self) -> bool:
+        """Whether nothing is left to do, as far as can be told without choosing a point of the
+        law."""
+        return self._law_over and not self._cut_off and not self._memft_packs()
+
+    def next_pack(self) -> Pack | None:
+        """The next pack; RunError when packs keep failing.
+
+        None when there is nothing to do before a pack that is out comes back, and when none is out:
+        the search is over.
+        """
+        if self._failed_packs >= self._max_pack_failures:
+            raise RunError(
+                f"{self._failed_packs} packs failed one after another; the store's failures folder"
+                " says why. What is finished is kept: mend the cause and start the search again"
+            )
+        if self._cut_off:
+            return self._hand_out(self._cut_off.pop(0), initial=False)
+        if not self._ready:
+            self._starting = False
+            packs = self._law_packs()
+            # MemFT's points are the law's to choose, once nothing can change it any more.
+            if not packs and not self._n_law_pending():
+                packs = self._memft_packs()
+            for runs, room in packs:
+                pack = Pack(self._round, runs, room)
+                self._store.put_plan(pack)
+                self._ready.append((pack, self._starting))
+                self._round += 1
+                self._pending |= {run.run_key: run for run in runs}
+        if not self._ready:
+            return None
+        pack, initial = self._ready.popleft()
+        self._tell()
+        return self._hand_out(pack, initial=initial)
+
+    def _hand_out(self, pack: Pack, *, initial: bool) -> Pack:
+        # What comes later is not to be starved by what goes first.
+        waiting = [run for ready, _ in self._ready for run in ready.runs]
+        waiting += [run for cut_off in self._cut_off for run in cut_off.runs]
+        return self._accounts.hand_out(pack, waiting, self._n_devices, initial=initial)
+
+    def absorb(self, result: PackResult) -> None:
+        """Take in what came of a pack: keep it, learn from it, refit the law, tell the tracker."""
+        for run in result.pack.runs:
+            self._pending.pop(run.run_key, None)
+        self._accounts.back(result.pack)
+        self._store.put_times(result.times)
+        self._measured.add(result.observations, result.times)
+        # Of a pack that was cut off, some are known.
+        known = {(f.run_key, f.round) for f in self._failures}
+        failed = [f for f in result.failed if (f.run_key, f.round) not in known]
+        # What was left out says nothing of the pack.
+        broken = [f for f in result.failed if not f.left_out]
+        for observation in result.observations:
+            if observation.phase == "law":
+                self._points.tell(observation)
+        for failure in failed:
+            self._failures.append(failure)
+            self._failed_keys.add(failure.run_key)
+            self._points.fail(failure.run_key, self._accounts.charge(failure))
+        self._failed_packs = self._failed_packs + 1 if broken and not result.observations else 0
+        self._tracker.observe(result.observations)
+        if self._refit_is_due():
+            self._refit()
+        self._tell()
+
+    def _tell(self) -> None:
+        now = self.progress()
+        self._announce(now)
+        self._tracker.progress(progress_metrics(now), now.gpu_seconds_spent)
+
+    def progress(self) -> Progress:
+        """Where the search stands now."""
+        spec, budget = self._search.spec, self._search.spec.budget
+        phase: Phase = "memft" if self._law_over else "law"
+        spent = self._measured.spent[phase]
+        total = budget.memft_seconds if self._law_over else budget.law_seconds
+        law = None if self.law is None else self.law.fit.law
+        known, cost = tuple(self._measured.observations.values()), self._measured.cost()
+        return Progress(
+            phase=phase,
+            n_done=len(known),
+            n_pending=len(self._pending),
+            n_failed=sum(not f.left_out for f in self._failures),
+            gpu_seconds_spent=self._measured.gpu_seconds
+            + sum(f.gpu_seconds for f in self._failures if f.infrastructure),
+            gpu_seconds_left=max(0.0, total - spent),
+            law=self.law,
+            gpu_seconds_open=open_seconds(spec, phase, known, self._failures, law, cost),
+            running=tuple(self._pending.values()),
+            ended_before=self._before,
+        )
+
+    def _law_packs(self) -> Sequence[Draft]:
+        if self._law_over:
+            return ()
+        if self._known_well_enough():
+            log.info("the law is known well enough at every target")
+            self._law_over = True
+            return ()
+        design, measured = self._search.spec.design, self._measured
+        n_law = len(measured.plain)
+        n_pending = self._n_law_pending()
+        missing = design.n_initial - n_law - n_pending
+        if n_pending and missing <= 0 and n_law < design.n_initial and not self._may_choose(n_law):
+            return ()
+        cost, device = measured.cost(), measured.device()
+        runs: tuple[PlannedRun, ...] = ()
+        if missing > 0 and (left := self._accounts.left_to_start(self._pending.values())) > 0:
+            self._starting = True
+            runs = self._points.ask(missing, 1, left)
+            packs = packs_of(trunk_families(runs), self._n_devices, device, cost)
+        elif missing <= 0 or not n_pending:
+            n = self._n_devices
+            runs = (
+                self._points.ask(
+                    measured.runs_to_ask(n), n, self._accounts.of_round, at_least=LEAST_RUNS
+                )
+                if design.pack_size is None
+                else self._points.ask(design.pack_size)
+            )
+            packs = ((runs, room_for(runs, device, cost)),) if runs else ()
+        else:
+            packs = ()
+        # Packs that are out hold back what they may cost, and may cost less.
+        self._law_over = not runs and not n_pending
+        return packs
+
+    def _may_choose(self, n_law: int) -> bool:
+        """Whether the law of half the initial design is one to choose by: of several devices those
+        that are done do not wait for its longest run."""
+        several = self._n_devices > 1 and 2 * n_law >= self._search.spec.design.n_initial
+        return several and self.law is not None
+
+    def _n_law_pending(self) -> int:
+        return sum(run.phase == "law" for run in self._pending.values())
+
+    def _known_well_enough(self) -> bool:
+        wanted = self._search.spec.stop.relative_interval
+        if wanted is None or self.law is None:
+            return False
+        reached = self.law.known_interval
+        enough = len(self._measured.plain) >= self._search.spec.design.n_initial
+        return enough and reached is not None and reached <= wanted
+
+    def _memft_packs(self) -> Sequence[Draft]:
+        """As many groups of paired runs as one pack a device takes; a run that failed is not tried
+        again."""
+        self._refit()
+        if self.law is None:
+            return ()
+        # The law's own runs alone, or the points would move with what MemFT's runs measure.
+        plain, cost = self._measured.plain, self._measured.cost()
+        # What ran its course for the law is what the comparison would measure again.
+        reused = frozenset(
+            self._search.plan_run(o.point, o.method, o.sequence_id, o.seed, "memft").run_key
+            for o in plain
+            if not o.stopped_early
+        )
+        groups = memft_runs(
+            self._search,
+            self.law.fit.law,
+            median(o.base_loss for o in plain),
+            cost,
+            frozenset(self._measured.observations)
+            | reused
+            | self._failed_keys
+            | frozenset(self._pending),
+        )
+        design = self._search.spec.design
+        device = self._measured.device()
+        limit = max(design.n_initial, design.pack_size or self._measured.runs_to_ask(1))
+        packs = packs_of(groups, self._n_devices, device, cost, limit)
+        return packs[: self._n_devices]
+
+    def _refit_is_due(self) -> bool:
+        """Whether the law that is shown is too old, or decides whether the search goes on."""
+        decides = self._search.spec.stop.relative_interval is not None
+        return refit_is_due(
+            len(self._measured.plain), self._n_fitted, 1.0 if decides else REFIT_GROWTH
+        )
+
+    def _refit(self, tell: bool = True) -> None:
+        """Fit the law to everything there is, unless it is; `tell` the tracker."""
+        known = sorted(self._measured.plain, key=lambda o: (o.round, o.place, o.run_key))
+        if len(known) == self._n_fitted:
+            return
+        self._n_fitted = len(known)
+        self.law = fit_observations(self._search.spec, known)
+        if self.law is not None and tell:
+            self._tracker.law(law_metrics(self.law), self.progress().gpu_seconds_spent)

@@ -1,0 +1,73 @@
+"""A study's progress with what its packs tell while they train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from pmlray.live_packs import LivePack
+from pmlray.study.search.progress import Progress
+from pmlray.types import FailedRun, Observation, Pack, PlannedRun
+
+
+def ended_before(
+    packs: Sequence[Pack], observations: Iterable[Observation], failures: Iterable[FailedRun]
+) -> dict[str, dict[str, float]]:
+    """See Progress; packs: those that were cut off. What machines failed has not ended."""
+    ended = {(f.run_key, f.round): f.gpu_seconds for f in failures if not f.infrastructure}
+    ended |= {(o.run_key, o.round): o.gpu_seconds for o in observations}
+    return {
+        pack.pack_id: {
+            run.run_key: ended[run.run_key, pack.round]
+            for run in pack.runs
+            if (run.run_key, pack.round) in ended
+        }
+        for pack in packs
+    }
+
+
+def open_runs(
+    packs: Iterable[Pack], ended: Mapping[str, Mapping[str, float]]
+) -> dict[str, PlannedRun]:
+    """The runs of packs that were cut off that had not `ended_before`, by run_key."""
+    return {r.run_key: r for p in packs for r in p.runs if r.run_key not in ended[p.pack_id]}
+
+
+def with_live(progress: Progress, packs: Sequence[LivePack], *, by_pack: bool = True) -> Progress:
+    """Where a study stands, with what the packs tell that are out.
+
+    Runs of a pack count as done as they end, and gpu_seconds as spent while they are. by_pack:
+    whether the progress counts runs only once their whole pack is back.
+    """
+    if not packs:
+        return progress
+    ended, spent = 0, sum(pack.open_gpu_seconds for pack in packs)
+    if by_pack:
+        # A pack that goes on tells of all its runs, of which some are counted already.
+        known: list[Mapping[str, float]] = [progress.ended_before.get(p.pack_id, {}) for p in packs]
+        pairs = list(zip(packs, known, strict=True))
+        ended = sum(max(0, pack.n_ended - len(runs)) for pack, runs in pairs)
+        spent = sum(max(0.0, pack.gpu_seconds - sum(runs.values())) for pack, runs in pairs)
+    return replace(
+        progress,
+        n_done=progress.n_done + ended,
+        n_pending=max(0, progress.n_pending - ended),
+        gpu_seconds_spent=progress.gpu_seconds_spent + spent,
+        gpu_seconds_left=max(0.0, progress.gpu_seconds_left - spent),
+        gpu_seconds_open=max(0.0, progress.gpu_seconds_open - spent),
+        packs=tuple(packs),
+    )
+
+
+def live_metrics(packs: Sequence[LivePack]) -> dict[str, float]:
+    """What packs tell, as flat metrics, of all that are out together."""
+    steps, wanted = sum(p.steps for p in packs), sum(p.train_steps for p in packs)
+    metrics = {"live/steps": steps, "live/train_steps": wanted}
+    metrics["live/gpu_seconds"] = sum(pack.gpu_seconds for pack in packs)
+    losses = [loss for pack in packs if (loss := pack.mean_loss) is not None]
+    if losses:
+        metrics["live/mean_loss"] = sum(losses) / len(losses)
+    left = [pack.seconds_left for pack in packs if pack.seconds_left is not None]
+    if left:
+        metrics["live/seconds_left"] = max(left)
+    return metrics

@@ -1,0 +1,93 @@
+"""Which MemFT runs to make once the law is known: where it says that they can matter.
+
+A token is safe below a loss of ln 2. Where SFT ends far below it there is nothing left to gain, and
+far above it no weighting helps; the runs go where the law puts SFT's final loss near ln 2.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.search_spec import SearchSpec
+from pmlray.design import CostModel
+from pmlray.law import Law
+from pmlray.types import DesignPoint, Method, PlannedRun
+
+log = logging.getLogger(__name__)
+
+WHY = "MemFT beside plain fine-tuning, where the law puts its loss near ln 2"
+LN2 = math.log(2.0)
+
+
+def boundary_points(
+    law: Law, base_loss: float, cells: Sequence[DesignPoint], n: int
+) -> tuple[DesignPoint, ...]:
+    """The n cells whose predicted SFT loss is nearest to ln 2, longer ones first among equals.
+
+    Each seq_len is used once before any is used again, so that the comparison spans lengths.
+    """
+
+    def distance(cell: DesignPoint) -> float:
+        delta = float(law.predict(cell.lora_rank, cell.seq_len, cell.train_steps))
+        return abs(base_loss - delta - LN2)
+
+    ranked = sorted(cells, key=lambda c: (distance(c), -c.seq_len, c))
+    first_of_length = list({c.seq_len: c for c in reversed(ranked)}.values())
+    first_of_length.sort(key=ranked.index)
+    others = [c for c in ranked if c not in first_of_length]
+    return tuple((first_of_length + others)[:n])
+
+
+def compared_points(
+    spec: SearchSpec, law: Law, base_loss: float
+) -> tuple[tuple[DesignPoint, int, int], ...]:
+    """Where methods meet, (point, sequence_id, seed), whatever it costs; none without `memft`."""
+    if spec.memft is None:
+        return ()
+    points = boundary_points(law, base_loss, spec.space.points(), spec.memft.n_points)
+    pairs = spec.replicates()[: spec.memft.n_pairs]
+    return tuple((point, *pair) for point in points for pair in pairs)
+
+
+def memft_runs(
+    search: PreparedSearch,
+    law: Law,
+    base_loss: float,
+    cost: CostModel,
+    done: frozenset[str],
+) -> tuple[tuple[PlannedRun, ...], ...]:
+    """Groups of paired runs, SFT and each MemFT method, still to be made within the budget.
+
+    done: run_keys that are measured already (the law's own SFT runs among them). A group shares
+    point, text and seed; groups that would overspend the MemFT budget are left out from the end.
+    """
+    spec = search.spec
+    if spec.memft is None:
+        return ()
+    methods: tuple[Method, ...] = ("sft", *spec.memft.methods)
+    groups, spent = [], 0.0
+    for point, sequence_id, seed in compared_points(spec, law, base_loss):
+        runs = tuple(
+            replace(search.plan_run(point, method, sequence_id, seed, "memft"), why=WHY)
+            for method in methods
+        )
+        missing = tuple(run for run in runs if run.run_key not in done)
+        spent += sum(
+            cost.predict(run.point) for run in runs if run.method != "sft" or run in missing
+        )
+        if spent > spec.budget.memft_seconds:
+            if not groups:
+                log.warning(
+                    "budget.memft_gpu_seconds %.0f pays for no more runs of MemFT beside plain"
+                    " fine-tuning: those of the next text take it to about %.0f here",
+                    spec.budget.memft_seconds,
+                    spent,
+                )
+            break
+        if missing:
+            groups.append(missing)
+    return tuple(groups)

@@ -1,0 +1,191 @@
+"""What a search would do, before it does anything: cost model, candidates, first pack."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypedDict
+
+from pmlray.config.base_models import Geometry
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.search_spec import SearchSpec
+from pmlray.design import (
+    OPTUNA_RULES,
+    ChosenRun,
+    CostModel,
+    DesignSettings,
+    DesignSpace,
+    Knowledge,
+    PendingSpend,
+    choose_run,
+    prior_cost,
+)
+from pmlray.design.cost import CPU_CORE_FLOPS, GPU_FLOPS
+from pmlray.errors import DesignError
+from pmlray.study.budget.allowance import budget_advice
+from pmlray.types import DesignPoint, PlannedRun
+
+CHAT_PROMPT_TOKENS = 40
+PLAIN_PROMPT_TOKENS = 16
+# Bases of so many weights and more are planned for GPUs.
+LARGE_WEIGHTS = 1e9
+
+
+class CostTerms(TypedDict):
+    """All of a CostModel but its rate."""
+
+    prompt_tokens: int
+    batch_records: int | None
+    decay_share: float | None
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """What a search would do, and cost: every amount in gpu_seconds (on a CPU core-seconds), by
+    rates that are guesses until something is measured.
+
+    `cells` are the design points of the grid with the cost of one run, each of which may be
+    measured on `replicates` (sequence, seed) pairs; `first_pack` are the runs it begins with.
+    `advice`: what to do about a budget that is too small, None where it is not.
+    """
+
+    search_id: str
+    on_gpu: bool
+    cells: tuple[tuple[DesignPoint, float], ...]
+    replicates: int
+    budget: float
+    first_pack: tuple[tuple[PlannedRun, float], ...]
+    advice: str | None = None
+
+    @property
+    def device(self) -> str:
+        """What the seconds are counted on."""
+        return "GPU" if self.on_gpu else "CPU core"
+
+    @property
+    def full_grid(self) -> float:
+        """What measuring everything would cost, gpu_seconds."""
+        return self.replicates * sum(seconds for _, seconds in self.cells)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {
+            "search_id": self.search_id,
+            "device": self.device,
+            "candidates": [asdict(p) | {"gpu_seconds": seconds} for p, seconds in self.cells],
+            "replicates": self.replicates,
+            "full_grid_gpu_seconds": self.full_grid,
+            "budget_gpu_seconds": self.budget,
+            "advice": self.advice,
+            "first_pack": [
+                {"run_key": run.run_key}
+                | asdict(run.point)
+                | {"sequence_id": run.sequence_id, "seed": run.seed, "gpu_seconds": seconds}
+                for run, seconds in self.first_pack
+            ],
+        }
+
+    def describe(self) -> str:
+        """The same for people."""
+        lines = [
+            f"{self.search_id}: {len(self.cells)} design points x {self.replicates} replicates",
+            f"all of them would cost about {self.full_grid:.0f} {self.device}-seconds;"
+            f" the budget is {self.budget:.0f} (rates are guesses until measured)",
+            *([self.advice] if self.advice else []),
+            "first pack:",
+        ]
+        for run, seconds in self.first_pack:
+            point = run.point
+            lines.append(
+                f"  lora_rank={point.lora_rank} seq_len={point.seq_len}"
+                f" train_steps={point.train_steps} sequence={run.sequence_id} seed={run.seed}:"
+                f" about {seconds:.0f} gpu_seconds"
+            )
+        return "\n".join(lines)
+
+
+def plan_search(search: PreparedSearch, gpu: bool) -> SearchPlan:
+    """What a search would do; DesignError when its budget is too small for its first pack.
+
+    gpu: on GPUs for certain; without, on the CPU where the base is small enough for one.
+    """
+    on_gpu = gpu or is_large(search.source.geometry)
+    cost = first_cost(search, on_gpu)
+    return SearchPlan(
+        search.spec.search_id,
+        on_gpu,
+        tuple((cell, cost.predict(cell)) for cell in search.spec.space.points()),
+        len(search.spec.replicates()),
+        search.spec.budget.law_seconds,
+        tuple((run, cost.predict(run.point)) for run in first_pack(search, cost)),
+        budget_advice(search.spec, cost),
+    )
+
+
+def is_large(geometry: Geometry) -> bool:
+    """Whether a base is planned for GPUs."""
+    return geometry.n_layers * geometry.layer_weights >= LARGE_WEIGHTS
+
+
+def design_space(search: PreparedSearch) -> DesignSpace:
+    """The grid and its replicates."""
+    return DesignSpace(search.spec.space.points(), search.spec.replicates())
+
+
+def design_settings(search: PreparedSearch) -> DesignSettings:
+    """How the spec wants points to be chosen."""
+    design = search.spec.design
+    return DesignSettings(
+        design.n_initial,
+        design.validation_share,
+        search.spec.target_points(),
+        design.acquisition,
+        design.seed,
+    )
+
+
+def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
+    """The cost model before anything was measured."""
+    spec, geometry = search.spec, search.source.geometry
+    return prior_cost(
+        (geometry.n_layers - 1 - spec.probe.layer) * geometry.layer_weights,
+        geometry.vocab * geometry.hidden,
+        flops=GPU_FLOPS if gpu else CPU_CORE_FLOPS[spec.model.base_dtype],
+        **cost_terms(spec),
+    )
+
+
+def cost_terms(spec: SearchSpec) -> CostTerms:
+    """How the cost of a search's runs follows from their points."""
+    chat = spec.task.prompt_format == "chat"
+    return {
+        "prompt_tokens": CHAT_PROMPT_TOKENS if chat else PLAIN_PROMPT_TOKENS,
+        "batch_records": None if spec.task.kind == "long_context" else spec.recipe.batch_size,
+        "decay_share": spec.recipe.decay_share if spec.recipe.shares_trunks else None,
+    }
+
+
+def first_pack(search: PreparedSearch, cost: CostModel) -> tuple[PlannedRun, ...]:
+    """The runs of the first pack; DesignError with the budget needed when it is too small.
+
+    Optuna's own samplers begin at random: for them it is such a pack, not the one that they draw.
+    """
+    spec, space, settings = search.spec, design_space(search), design_settings(search)
+    if settings.acquisition in OPTUNA_RULES:
+        settings = replace(settings, acquisition="random")
+    budget = spec.budget.law_seconds
+    chosen: list[ChosenRun] = []
+    for _ in range(settings.n_initial):
+        pending = PendingSpend(cost, chosen).gpu_seconds
+        known = Knowledge(tuple(chosen), (), math.inf, cost, budget - pending, pack=tuple(chosen))
+        choice = choose_run(space, settings, known)
+        if choice is None:
+            cheapest = min(cost.predict(cell) for cell in space.open_cells(chosen))
+            raise DesignError(
+                f"the budget of {budget:.0f} gpu_seconds is too small for the first pack of"
+                f" {settings.n_initial} runs: {len(chosen)} fit; it needs at least"
+                f" {pending + cheapest * (settings.n_initial - len(chosen)):.0f} gpu_seconds"
+                " (budget.gpu_seconds), or a smaller design.n_initial"
+            )
+        chosen.append(ChosenRun(*choice, done=False))
+    return tuple(search.plan_run(run.point, "sft", *run.replicate, "law") for run in chosen)

@@ -1,0 +1,226 @@
+"""What an adapter's card says, as JSON and as text: what it holds, by what law, at what cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pmlray.config.model_card import card_head, loading
+from pmlray.config.search_spec import SearchSpec
+from pmlray.law import FitStatus, LawSummary
+from pmlray.law.capacity import stored_bits
+from pmlray.study.sizing.choose_rank import Choice
+from pmlray.study.sizing.request import RecordSet, Wanted
+from pmlray.types import Observation
+
+CARD_FILE = "card.json"
+TEXT_FILE = "README.md"
+NOT_RECALLED_FILE = "not_recalled.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Recitation:
+    """What greedy decoding answered to every (query, target), and whether it was the target."""
+
+    pairs: tuple[tuple[str, str], ...]
+    answers: tuple[str, ...]
+    right: tuple[bool, ...]
+
+    @property
+    def n_right(self) -> int:
+        """Records recalled word for word."""
+        return sum(self.right)
+
+    @property
+    def exact_recall(self) -> float:
+        """Their share."""
+        return self.n_right / len(self.right)
+
+    def missed(self) -> list[dict[str, str]]:
+        """The others, with what was decoded instead."""
+        return [
+            {"query": query, "target": target, "answer": answer}
+            for (query, target), answer, right in zip(
+                self.pairs, self.answers, self.right, strict=True
+            )
+            if not right
+        ]
+
+
+def plain(number: float) -> float | None:
+    """A number as JSON has it: inf becomes null."""
+    return number if math.isfinite(number) else None
+
+
+def answer(
+    choice: Choice, wanted: Wanted, law: LawSummary, params_per_rank: int, gpu_seconds: float
+) -> dict[str, Any]:
+    """What `pmlray size` answers before it trains: JSON types, inf as null.
+
+    Each end of `interval` is sure at `confidence`, one-sided; between both lies the rank with the
+    smaller `interval_level`. gpu_seconds: predicted for training an adapter of the chosen rank.
+    """
+    point = choice.point
+    n_params = point.lora_rank * params_per_rank
+    bits = stored_bits(choice.delta_loss, point.seq_len, n_params)
+    return {
+        "lora_rank": point.lora_rank,
+        "basis": choice.basis,
+        "law_lora_rank": plain(choice.rank.value),
+        "interval": [plain(choice.rank.low), plain(choice.rank.high)],
+        "confidence": wanted.confidence,
+        "interval_level": round(2.0 * wanted.confidence - 1.0, 12),
+        "law_status": str(law.fit.status),
+        "law_n_obs": law.fit.n_obs,
+        "law_headline": law.headline,
+        "law_message": law.fit.message,
+        "parameters": n_params,
+        "bits": bits.total,
+        "bits_per_parameter": bits.per_param,
+        "supervised_tokens": point.seq_len,
+        "train_steps": point.train_steps,
+        "needed_loss": choice.needed.value,
+        "needed_loss_by": choice.needed.basis,
+        "no_recall_law": choice.needed.why,
+        "needed_delta_loss": choice.delta_loss,
+        "predicted_gpu_seconds": gpu_seconds,
+    }
+
+
+def describe_answer(found: Mapping[str, Any]) -> str:
+    """The answer in four lines, the last of them about the law that it is by."""
+    low, high = ("inf" if x is None else f"{x:.3g}" for x in found["interval"])
+    value = "inf" if found["law_lora_rank"] is None else f"{found['law_lora_rank']:.3g}"
+    sure = f"at {100 * found['confidence']:.4g} % confidence"
+    why = {
+        "law": f"the law's upper bound {sure}, rounded up",
+        "measured": "a run of the search at this rank recalled enough",
+        "failed_below": "a run of the search at one rank less recalled too little, though the law's"
+        " bound is lower",
+        "largest": f"the largest allowed; what is enough {sure} lies above it, the law's estimate"
+        " does not",
+    }[found["basis"]]
+    by = (
+        "by the law of recall of the law's runs"
+        if found["needed_loss_by"] == "recall_law"
+        else f"by a rule of thumb, since no law of recall holds: {found['no_recall_law']}"
+    )
+    # What leaves a law open says more than that it is.
+    law = found["law_status"] + (
+        f": {found['law_message']}"
+        if found["law_status"] == FitStatus.UNDERDETERMINED
+        else f". {found['law_headline']}"
+    )
+    return (
+        f"rank {found['lora_rank']}: {why} (the law's estimate {value}, one-sided bounds {low} and"
+        f" {high} {sure})\n"
+        f"{found['parameters']} parameters for {found['bits']:.0f} bits in"
+        f" {found['supervised_tokens']} tokens, about {found['predicted_gpu_seconds']:.0f}"
+        f" gpu_seconds for {found['train_steps']} steps\n"
+        f"plain fine-tuning needs a loss of at most {found['needed_loss']:.3g} nats per token,"
+        f" {by}\n"
+        f"law of {found['law_n_obs']} runs, status {law}"
+    )
+
+
+def make_card(
+    spec: SearchSpec,
+    identity: str,
+    records: RecordSet,
+    wanted: Wanted,
+    sized: Mapping[str, Any],
+    law: LawSummary,
+    adapter: Observation,
+    attempts: Sequence[Mapping[str, Any]],
+    cost: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The card of the adapter that is kept.
+
+    spec: of its training; identity: of the base model's weights; adapter: its observation;
+    attempts: of every rank tried, the kept one's recall by real decoding among them.
+    """
+    kept = next(a for a in attempts if a["run_key"] == adapter.run_key)
+    n_params = sized["parameters"] // sized["lora_rank"] * adapter.point.lora_rank
+    bits = stored_bits(adapter.delta_loss, adapter.supervised_tokens, n_params)
+    return {
+        "base_model": {
+            "id": spec.model.id,
+            "revision": spec.model.revision,
+            "identity": identity,
+            "dtype": spec.model.base_dtype,
+        },
+        "prompt_format": spec.task.prompt_format,
+        "adapter": {
+            "lora_rank": adapter.point.lora_rank,
+            **spec.probe.model_dump(),
+            "parameters": n_params,
+            "method": adapter.method,
+            "train_steps": adapter.point.train_steps,
+            "recipe": spec.recipe.model_dump(),
+        },
+        "holds": {
+            "n_records": len(records.pairs),
+            "supervised_tokens": adapter.supervised_tokens,
+            "content_hash": records.content_hash,
+            "base_loss": adapter.base_loss,
+            "final_loss": adapter.final_loss,
+            "bits": bits.total,
+            "bits_per_parameter": bits.per_param,
+        },
+        "recall": {
+            "wanted": wanted.recall,
+            "reached": kept["exact_recall"] >= wanted.recall,
+            "exact_recall": kept["exact_recall"],
+            "n_recalled": kept["n_recalled"],
+            "checked_by": "greedy decoding of every record",
+        },
+        "sized": dict(sized),
+        "law": {
+            **law.fit.law.to_json(),
+            "status": str(law.fit.status),
+            "n_obs": law.fit.n_obs,
+            "weights": dict(law.weights),
+            "headline": law.headline,
+            "message": law.fit.message,
+        },
+        "attempts": [dict(attempt) for attempt in attempts],
+        "cost": dict(cost),
+    }
+
+
+def describe_card(card: Mapping[str, Any], spec: SearchSpec) -> str:
+    """The card for people and for the hub, as Markdown; `spec` is that of its training."""
+    base, own, holds = card["base_model"], card["adapter"], card["holds"]
+    recall, sized, law, cost = card["recall"], card["sized"], card["law"], card["cost"]
+    pinned = f" at {base['revision']}" if base["revision"] else ""
+    tries = ", ".join(
+        f"rank {a['lora_rank']} recalled {a['n_recalled']} ({a['exact_recall']:.4f})"
+        for a in card["attempts"]
+    )
+    beside = ""
+    if own["method"] != "sft":
+        beside = (
+            f"\nIt is of plain fine-tuning's loss. {own['method']} trains only what is not yet sure"
+            " to be decoded, so that its loss is higher at the same recall."
+        )
+    return f"""{card_head(spec)}# Adapter of rank {own["lora_rank"]} for {base["id"]}{pinned}
+
+Holds {holds["n_records"]} records ({holds["supervised_tokens"]} target tokens, content
+{holds["content_hash"]}) with {own["parameters"]} parameters at {own["placement"]} of layer
+{own["layer"]}: {holds["bits"]:.0f} bits, {holds["bits_per_parameter"]:.3g} a parameter. Prompts are
+the queries in the {card["prompt_format"]} format, in {base["dtype"]}.
+
+Recall: {recall["n_recalled"]} of {holds["n_records"]} records word for word
+({recall["exact_recall"]:.4f}; {recall["wanted"]:.4g} wanted), checked by {recall["checked_by"]}.
+Those missed are in {NOT_RECALLED_FILE}. Tried: {tries}.
+
+Sized by: {describe_answer(sized)}
+
+The law's form is {law["form"]}.{beside}
+
+Cost: {cost["search_gpu_seconds"]:.0f} gpu_seconds for the law, {cost["training_gpu_seconds"]:.0f}
+for adapters beside it ({own["train_steps"]} steps of {own["method"]}), unit {cost["unit"]}.
+
+{loading(spec)}"""

@@ -1,0 +1,203 @@
+"""What every way of training is given: the same base, records in the same order, first weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
+
+from pmlray.config.base_models import KNOWN, SMOLLM2, TINY, Geometry, resolve_model
+from pmlray.config.recipe import Recipe
+from pmlray.config.search_spec import Probe
+from pmlray.engine.adapters.packed_lora import initial_A
+from pmlray.engine.model.base_model import render_prompt
+from pmlray.memory import Record, TaskSource, build_memory
+
+# Speed does not depend on the weights' values, and no hub is in reach: these two are random.
+RANDOM_WEIGHTS = {
+    "qwen3-8b": (KNOWN["Qwen/Qwen3-8B"], Qwen3Config),
+    "llama-3.1-8b": (KNOWN["meta-llama/Llama-3.1-8B-Instruct"], LlamaConfig),
+}
+LAYERS = {SMOLLM2: 20, TINY: 1, "qwen3-8b": 24, "llama-3.1-8b": 18}
+# The authors' prompts of both tasks with their chat template, and PhoneBook's digits (paper.md).
+RANDOM_PROMPT, RANDOM_TARGET = 36, 10
+KEY_PROMPT = "Please output the content of the vector memory injected into the activations."
+LEARNING_RATE = 1e-3
+Weights = tuple[Tensor, Tensor]
+Task = Literal["phonebook", "long_context"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is trained. `train_steps` is the schedule's horizon (linear to 0, no warm-up);
+    `seq_len` and `batch_size` are those of each adapter."""
+
+    model: str
+    task: Task
+    seq_len: int
+    batch_size: int
+    lora_rank: int
+    n_adapters: int = 1
+    dtype: Dtype = "bfloat16"
+    train_steps: int = 4096
+    seed: int = 0
+
+    @property
+    def layer(self) -> int:
+        """The adapted decoder layer k."""
+        return LAYERS[self.model]
+
+    @property
+    def probe(self) -> Probe:
+        """LoRA on layer k's down_proj: the one placement that every way can express."""
+        return Probe(placement="down_proj", layer=self.layer)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The base's sizes."""
+        if self.model in RANDOM_WEIGHTS:
+            return RANDOM_WEIGHTS[self.model][0]
+        return KNOWN[self.model]
+
+    @property
+    def recipe(self) -> Recipe:
+        """AdamW without decay, clipped at 1; no rule that ends a run early."""
+        return Recipe(
+            learning_rate=LEARNING_RATE,
+            schedule="linear",
+            warmup_steps=0,
+            batch_size=self.batch_size,
+            stop_loss=0.0,
+            stop_gain=0.0,
+        )
+
+    def alone(self) -> Work:
+        """The same with a single adapter."""
+        return replace(self, n_adapters=1)
+
+    def to_json(self) -> str:
+        """As one line, for a process of its own."""
+        return json.dumps(asdict(self))
+
+
+def work_from_json(text: str) -> Work:
+    """What `to_json` wrote."""
+    return Work(**json.loads(text))
+
+
+def tokenizer_of(work: Work) -> Any:
+    """The base's tokenizer; SmolLM2's stands in where weights are random, and only its pad token
+    is ever used."""
+    name = SMOLLM2 if work.model in RANDOM_WEIGHTS else work.model
+    return AutoTokenizer.from_pretrained(str(resolve_model(name, None).folder))
+
+
+def load_model(work: Work) -> Any:
+    """The base in `work.dtype` on the best device there is, frozen, without dropout."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, work.dtype)
+    if work.model in RANDOM_WEIGHTS:
+        g, make_config = RANDOM_WEIGHTS[work.model]
+        config = make_config(
+            vocab_size=g.vocab,
+            hidden_size=g.hidden,
+            intermediate_size=g.intermediate,
+            num_hidden_layers=g.n_layers,
+            num_attention_heads=g.n_heads,
+            num_key_value_heads=g.n_kv_heads,
+            head_dim=g.head_dim,
+            max_position_embeddings=g.context,
+            tie_word_embeddings=False,
+        )
+        with device:
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation="sdpa"
+            )
+    else:
+        folder = str(resolve_model(work.model, None).folder)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa"
+        )
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model.to(device).eval()
+
+
+def records_of(work: Work, tokenizer: Any) -> tuple[Record, ...]:
+    """What an adapter memorises."""
+    if work.model in RANDOM_WEIGHTS:
+        return _random_records(work)
+    task = TaskSource(work.task, data_seed=work.seed, key_prompt=KEY_PROMPT)
+    render = partial(render_prompt, tokenizer, prompt_format="plain")
+    return build_memory(task, 0, work.seq_len, tokenizer.backend_tokenizer, render).records
+
+
+def _random_records(work: Work) -> tuple[Record, ...]:
+    target = RANDOM_TARGET if work.task == "phonebook" else work.seq_len
+    rng = np.random.default_rng(work.seed)
+    ids = rng.integers(1000, work.geometry.vocab, (work.seq_len // target, RANDOM_PROMPT + target))
+    return tuple(
+        Record(tuple(row[:RANDOM_PROMPT]), tuple(row[RANDOM_PROMPT:])) for row in ids.tolist()
+    )
+
+
+def batch_at(work: Work, n_records: int, step: int) -> list[int]:
+    """The records of a step, as `Member.rows_at` picks them."""
+    if n_records <= work.batch_size:
+        return list(range(n_records))
+    chosen = []
+    for position in range(step * work.batch_size, (step + 1) * work.batch_size):
+        epoch, index = divmod(position, n_records)
+        chosen.append(int(np.random.default_rng([work.seed, epoch]).permutation(n_records)[index]))
+    return chosen
+
+
+def first_A(work: Work) -> Tensor:
+    """The adapter's A (X, r) before training; B is 0."""
+    return initial_A("down_proj", work.geometry.intermediate, work.lora_rank, work.seed)
+
+
+def collate(records: Sequence[Record]) -> dict[str, Tensor]:
+    """Records as a rectangle, padded on the right; only targets are labelled."""
+    longest = max(len(record.prompt_ids) + len(record.target_ids) for record in records)
+    ids = torch.zeros(len(records), longest, dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for row, record in enumerate(records):
+        start, end = len(record.prompt_ids), len(record.prompt_ids) + len(record.target_ids)
+        ids[row, :end] = torch.tensor(record.prompt_ids + record.target_ids)
+        labels[row, start:end] = ids[row, start:end]
+        mask[row, :end] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def peft_model(work: Work, model: Any) -> Any:
+    """The base with PEFT's LoRA at the probe (scale 1), started from the same weights."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=work.lora_rank,
+        lora_alpha=work.lora_rank,
+        lora_dropout=0.0,
+        target_modules=["down_proj"],
+        layers_to_transform=[work.layer],
+    )
+    adapted = get_peft_model(model, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_A" in name:
+            parameter.data.copy_(first_A(work).T)
+    return adapted
+
+
+def peft_weights(adapted: Any) -> Weights:
+    """The trained A (X, r) and B (r, D) of `peft_model`."""
+    found = {n.split(".")[-3]: p.detach().T for n, p in adapted.named_parameters() if "lora_" in n}
+    return found["lora_A"], found["lora_B"]

@@ -1,0 +1,81 @@
+"""Which search `pmlray size` goes on with, and what it says that is left to spend."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pmlray.api.sizing import search as size_search
+from pmlray.api.sizing.plan import SizePlan, SizeRequest, prepare_size
+from pmlray.backends.store.file_store import FileStore
+from pmlray.cli import app
+from pmlray.config import ClusterProfile
+from pmlray.config.base_models import TINY
+from pmlray.errors import StoreError
+from pmlray.study.sizing.request import UNSETTLED, Wanted
+from tests.fakes import observe
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    path = tmp_path / "facts.jsonl"
+    rows = [{"query": f"key {i}:", "target": f" {7 * i + 10}"} for i in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def planned(*options: str | Path) -> dict[str, Any]:
+    arguments = ["size", "--model", TINY, *map(str, options), "--dry-run", "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return json.loads(result.stdout)
+
+
+def prepared(records: Path) -> SizePlan:
+    """As the command line's defaults have it."""
+    wanted, profile = Wanted(0.99, 0.9), ClusterProfile()
+    return prepare_size(
+        SizeRequest(
+            records, TINY, None, "auto", wanted, None, None, None, None, None, None, None, profile
+        )
+    )
+
+
+def test_what_was_begun_goes_on_with_its_own_budget(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from before the first runs told the budget, which named the folder then."""
+    monkeypatch.setenv("PMLRAY_STORE", str(tmp_path))
+    options = ["--records", records, "--address", "http://elsewhere"]
+    fresh = planned(*options)
+    assert fresh["rates"] == "guessed" and fresh["calibration_gpu_seconds"] == 0.0
+    plan = prepared(records)
+    assert plan.search.spec.budget == UNSETTLED and str(plan.out) == fresh["out"]
+    former = size_search._as_formerly(
+        plan.search.spec, plan.records, plan.search.source, plan.search.task, ClusterProfile()
+    )
+    folder = tmp_path / former.search_id
+    assert folder != plan.out and former.budget.law_seconds > 0
+    (folder / "law").mkdir(parents=True)
+    (folder / "law" / "search.json").write_text(former.model_dump_json())
+    begun = prepared(records)
+    assert begun.out == folder and begun.search.spec == former
+    store = FileStore(folder / "law")
+    point = former.space.points()[0]
+    run = begun.search.plan_run(point, "sft", 0, 0, "law")
+    store.put(replace(observe(run, 0, 0, 0.0, 1e-3), gpu_seconds=0.25))
+    left = planned(*options)
+    assert left["rates"] == "law" and left["out"] == str(folder)
+    spent = former.budget.law_seconds - left["predicted_search_gpu_seconds"]
+    assert spent == pytest.approx(0.25)
+    # Other records are another sizing.
+    other = tmp_path / "other.jsonl"
+    other.write_text(records.read_text().replace(" 10", " 11"))
+    assert prepared(other).search.spec.budget == UNSETTLED
+    refused = ["size", "--model", TINY, "--records", str(other), "--out", str(folder), "--dry-run"]
+    assert isinstance(CliRunner().invoke(app, refused).exception, StoreError)

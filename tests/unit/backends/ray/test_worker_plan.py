@@ -1,0 +1,107 @@
+"""What Ray is asked for a pack's workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+from pmlray.backends.ray import worker_plan
+from pmlray.backends.ray.controllers import trainer_of
+from pmlray.backends.ray.worker_plan import WorkerPlan, packs_of
+from pmlray.engine.runtime.malloc_settings import CPU_ALLOCATOR
+from pmlray.engine.runtime.thread_barriers import BOUNDED_SPIN, CHOICES
+
+
+@pytest.fixture
+def plan_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., WorkerPlan]:
+    """Plans made where nobody has chosen how threads wait."""
+    for name in (*CHOICES, "RAY_worker_niceness"):
+        monkeypatch.delenv(name, raising=False)
+
+    def make(gpus: int, cpus: int, workers: int) -> WorkerPlan:
+        search: Any = None
+        return WorkerPlan(search, "store", gpus, cpus, 1, 60.0, workers)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cpus", "resources", "environment"),
+    [(0, 2, {"CPU": 2}, CPU_ALLOCATOR), (1, 4, {"GPU": 1}, {})],
+    ids=["cpu", "gpu"],
+)
+def test_a_worker_that_trains_on_a_cpu_gets_the_allocators_environment(
+    plan_of: Callable[..., WorkerPlan],
+    gpus: int,
+    cpus: int,
+    resources: dict[str, int],
+    environment: dict[str, str],
+) -> None:
+    scaling = plan_of(gpus, cpus, 3).scaling()
+    assert (scaling.num_workers, scaling.resources_per_worker) == (3, resources)
+    # A worker alone bounds the waits of its threads itself; into others Ray Train loads torch.
+    started = {**environment, "RAY_worker_niceness": "0"}
+    assert plan_of(gpus, cpus, 1).environment == started
+    assert plan_of(gpus, cpus, 3).environment == {**started, **BOUNDED_SPIN}
+
+
+def test_workers_give_way_as_the_cluster_was_told(
+    plan_of: Callable[..., WorkerPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_worker_niceness", "5")
+    assert plan_of(1, 4, 1).environment == {"RAY_worker_niceness": "5"}
+
+
+def test_workers_wait_as_the_driver_or_the_node_has_chosen(
+    plan_of: Callable[..., WorkerPlan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    plan, niceness = plan_of(1, 4, 3), {"RAY_worker_niceness": "0"}
+    assert plan.barriers == {"OMP_WAIT_POLICY": "ACTIVE"}
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert plan.environment == {"OMP_WAIT_POLICY": "ACTIVE", **niceness}
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    assert plan.environment == {"GOMP_SPINCOUNT": "5", **niceness}
+
+
+def test_no_cleaner_that_may_ask_a_foreign_cluster_runs_beside_a_job(
+    plan_of: Callable[..., WorkerPlan],
+) -> None:
+    trainer = trainer_of(plan_of(0, 1, 1), lambda _: None, "name", 0, None)
+
+    def has_cleaner(callbacks: list[Any]) -> bool:
+        return any(isinstance(one, PlacementGroupCleanerCallback) for one in callbacks)
+
+    assert has_cleaner(type(trainer)._create_default_callbacks(trainer))
+    assert not has_cleaner(trainer._create_default_callbacks())
+
+
+class Actor:
+    """Answers `next_pack` with what it is given, one after the other; an error is raised."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Any) -> None:
+        self._answers = list(answers)
+        self.next_pack: Any = SimpleNamespace(remote=lambda _number: self._answers.pop(0))
+
+        def get(answer: Any) -> Any:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(ray, "get", get)
+        monkeypatch.setattr(worker_plan, "RETRY_SECONDS", 0.0)
+
+
+def test_a_worker_whose_actor_is_gone_ends_instead_of_failing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pack: Any = object()
+    away, gone = ActorUnavailableError("busy", None), ActorDiedError()
+    assert list(packs_of(Actor(monkeypatch, pack, away, "wait", gone), 0)) == [pack, None]
+    assert list(packs_of(Actor(monkeypatch, "wait", pack, "end"), 0)) == [None, pack]

@@ -1,0 +1,86 @@
+"""A `down_proj` run is a PEFT run: same losses step by step, and PEFT loads what we save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+
+from pmlray.config import Recipe
+from pmlray.engine.adapters.packed_lora import initial_A
+from pmlray.engine.adapters.peft_io import load_mlp_adapter, save_adapter
+from pmlray.engine.model.base_model import BaseModel
+from tests.unit.engine.conftest import make_run, random_record, train
+
+RECIPE = Recipe(learning_rate=3e-3, weight_decay=0.01)
+STEPS = 30
+
+
+def test_down_proj_run_equals_peft_with_adamw(
+    tiny: Callable[..., BaseModel], fresh_tiny: Callable[..., BaseModel]
+) -> None:
+    record = random_record(24)
+    run = make_run(4, 24, STEPS, seed=7)
+    ours = train(tiny("down_proj", 2), [run], [[record]], RECIPE).members[0]
+
+    model = fresh_tiny("down_proj", 2).model
+    config = peft.LoraConfig(
+        r=4, lora_alpha=4, lora_dropout=0.0, target_modules=["down_proj"], layers_to_transform=[2]
+    )
+    peft_model = peft.get_peft_model(model, config)
+    lora = [p for p in peft_model.parameters() if p.requires_grad]
+    a = next(p for p in lora if p.shape[0] == 4)
+    a.data = initial_A("down_proj", a.shape[1], 4, seed=7).T.contiguous()
+    optimizer = torch.optim.AdamW(lora, lr=1.0, weight_decay=RECIPE.weight_decay)
+    ids = torch.tensor([[*record.prompt_ids, *record.target_ids]])
+    labels = ids.clone()
+    labels[0, : len(record.prompt_ids)] = -100
+    losses = []
+    for step in range(STEPS):
+        loss = peft_model(ids, labels=labels).loss
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(lora, RECIPE.clip_norm)
+        optimizer.param_groups[0]["lr"] = RECIPE.rate_at(step, STEPS)
+        optimizer.step()
+    assert ours.step_losses == pytest.approx(losses, rel=1e-5)
+    # Training moved the loss by far more than the tolerance.
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_peft_loads_a_saved_adapter_with_the_same_logits(
+    tiny: Callable[..., BaseModel],
+    fresh_tiny: Callable[..., BaseModel],
+    tiny_folder: str,
+    tmp_path: Path,
+) -> None:
+    base = tiny("down_proj", 1)
+    record = random_record(16)
+    trained = train(base, [make_run(2, 16, 20)], [[record]], RECIPE)
+    a, b = trained.model.lora.weights(0)
+    save_adapter(tmp_path, base.probe, (a, b), tiny_folder)
+    ids = torch.tensor([[*record.prompt_ids, *record.target_ids]])
+    with torch.no_grad(), base.with_adapter(lambda x: x @ a @ b):
+        ours = base.model(ids).logits
+    with torch.no_grad():
+        bare = base.model(ids).logits
+        loaded = peft.PeftModel.from_pretrained(fresh_tiny("down_proj", 1).model, str(tmp_path))
+        theirs = loaded(ids).logits
+    # Logits are of order 10: this is fp32's own rounding.
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(bare, ours, atol=1e-3)
+
+
+def test_mlp_adapter_round_trips(tiny: Callable[..., BaseModel], tmp_path: Path) -> None:
+    base = tiny("mlp", 1)
+    trained = train(base, [make_run(3, 8, 5)], [[random_record(8)]], RECIPE)
+    weights = trained.model.lora.weights(0)
+    save_adapter(tmp_path, base.probe, weights, "base")
+    probe, loaded = load_mlp_adapter(tmp_path)
+    assert probe == base.probe
+    for mine, theirs in zip(weights, loaded, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)

@@ -1,0 +1,140 @@
+"""Greedy decoding of records, against plain argmax loops and PEFT's own adapters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+
+from pmlray.config import Recipe
+from pmlray.engine.adapters.peft_io import MLP_CONFIG_FILE, save_adapter
+from pmlray.engine.evaluation.greedy_decode import check_fits, read_adapter, recite
+from pmlray.engine.model.base_model import BaseModel
+from pmlray.errors import DataError, ModelError
+from pmlray.memory import Record
+from tests.unit.engine.conftest import make_run, random_record, train
+
+RECORDS = (
+    random_record(4, 0, prompt=5),
+    random_record(2, 1, prompt=3),
+    random_record(6, 2, prompt=5),
+    random_record(3, 3, prompt=4),
+)
+Weights = tuple[torch.Tensor, torch.Tensor]
+
+
+def random_weights(width: int, rank: int = 3) -> Weights:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(width, rank, generator=generator)
+    # Large enough that the adapter changes what is decoded.
+    return a, 0.2 * torch.randn(rank, 64, generator=generator)
+
+
+def by_hand(base: BaseModel, record: Record, weights: Weights | None) -> tuple[int, ...]:
+    """One token at a time, without a cache."""
+    a, b = weights or (torch.zeros(base.adapter_width, 1), torch.zeros(1, 64))
+    ids = list(record.prompt_ids)
+    for _ in record.target_ids:
+        with torch.no_grad(), base.with_adapter(lambda x: x @ a @ b):
+            ids.append(int(base.model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return tuple(ids[len(record.prompt_ids) :])
+
+
+def test_answers_are_those_of_a_plain_loop_in_file_order(tiny: Callable[..., BaseModel]) -> None:
+    base = tiny()
+    weights = random_weights(64)
+    recited = recite(base, weights, RECORDS)
+    assert [r.record for r in recited] == list(RECORDS)
+    assert [r.answer_ids for r in recited] == [by_hand(base, r, weights) for r in RECORDS]
+    assert any(r.answer_ids != by_hand(base, r.record, None) for r in recited)
+
+
+def test_right_means_every_token_of_the_target(tiny: Callable[..., BaseModel]) -> None:
+    base = tiny()
+    weights = random_weights(64)
+    said = [by_hand(base, record, weights) for record in RECORDS]
+    exact = Record(RECORDS[0].prompt_ids, said[0])
+    last_wrong = Record(RECORDS[2].prompt_ids, (*said[2][:-1], (said[2][-1] + 1) % 258))
+    assert [r.right for r in recite(base, weights, [exact, last_wrong])] == [True, False]
+
+
+def test_a_trained_adapter_recites_what_it_learnt(
+    tiny: Callable[..., BaseModel], tmp_path: Path
+) -> None:
+    base = tiny()
+    recipe = Recipe(batch_size=4, stop_loss=0.0, stop_gain=0.0)
+    trained = train(base, [make_run(8, 15, 60)], [RECORDS], recipe)
+    save_adapter(tmp_path, base.probe, trained.model.lora.weights(0), "tiny-random-llama")
+    adapter = read_adapter(tmp_path)
+    assert adapter.base_model == "tiny-random-llama" and adapter.lora_rank == 8
+    right = [r.right for r in recite(base, adapter.weights, RECORDS)]
+    wrong = trained.members[0].scores.wrong
+    assert right == [not any(row) for row in wrong] and any(right)
+
+
+@pytest.mark.parametrize(("alpha", "rslora"), [(3, False), (12, False), (6, True)])
+def test_a_peft_folder_answers_as_peft_does(
+    tiny: Callable[..., BaseModel],
+    fresh_tiny: Callable[..., BaseModel],
+    tmp_path: Path,
+    alpha: int,
+    rslora: bool,
+) -> None:
+    config = peft.LoraConfig(
+        r=3, lora_alpha=alpha, use_rslora=rslora, target_modules=["down_proj"],
+        layers_to_transform=[2],
+    )  # fmt: skip
+    theirs = peft.get_peft_model(fresh_tiny("down_proj", 2).model, config).eval()
+    torch.manual_seed(0)
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    theirs.save_pretrained(str(tmp_path))
+    adapter = read_adapter(tmp_path)
+    base = tiny("down_proj", 2)
+    check_fits(base, adapter)
+    for recited in recite(base, adapter.weights, RECORDS):
+        prompt = torch.tensor([recited.record.prompt_ids])
+        with torch.no_grad():
+            said = theirs.generate(
+                input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
+                max_new_tokens=len(recited.record.target_ids), pad_token_id=0,
+            )  # fmt: skip
+        assert recited.answer_ids == tuple(said[0, prompt.shape[1] :].tolist())
+
+
+def test_what_is_no_adapter_is_refused(
+    tiny: Callable[..., BaseModel], fresh_tiny: Callable[..., BaseModel], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="holds no adapter"):
+        read_adapter(tmp_path)
+    (tmp_path / MLP_CONFIG_FILE).write_text("{")
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_adapter(tmp_path)
+    everywhere = tmp_path / "everywhere"
+    peft.get_peft_model(
+        fresh_tiny().model, peft.LoraConfig(r=1, target_modules=["q_proj", "v_proj"])
+    ).save_pretrained(str(everywhere))
+    with pytest.raises(ModelError, match="q_proj, v_proj"):
+        read_adapter(everywhere)
+
+
+def test_an_adapter_of_other_widths_is_refused(
+    tiny: Callable[..., BaseModel], tmp_path: Path
+) -> None:
+    base = tiny()
+    save_adapter(tmp_path, base.probe, (torch.zeros(96, 2), torch.zeros(2, 64)), "another")
+    config = json.loads((tmp_path / MLP_CONFIG_FILE).read_text())
+    assert config["base_model"] == "another"
+    with pytest.raises(ModelError, match=r"96 to 64 values.*64 to 64.*another"):
+        check_fits(base, read_adapter(tmp_path))
+
+
+def test_a_record_beyond_the_context_is_named(tiny: Callable[..., BaseModel]) -> None:
+    long = random_record(1020, prompt=5)
+    with pytest.raises(DataError, match="record 2 needs 1025 tokens"):
+        recite(tiny(), random_weights(64), [RECORDS[0], long])

@@ -1,0 +1,47 @@
+"""What `size` answers before it trains, as JSON and as text, and what was not recalled."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pmlray.study.sizing.card import Recitation, answer, describe_answer
+from pmlray.study.sizing.choose_rank import choose_rank
+from pmlray.study.sizing.request import (
+    Wanted,
+)
+from pmlray.types import DesignPoint
+from tests.unit.study.sizing.test_choose_rank import BASE_LOSS, LN2, grid, summary_of
+
+
+def test_the_answer_has_bits_parameters_cost_and_interval() -> None:
+    total = 800
+    point = DesignPoint(64, total, 100)
+    observations = grid(total, (1, 2, 4))
+    law = summary_of(observations, point)
+    choice = choose_rank(law, observations, Wanted(0.9, 0.9), point, 8.0)
+    found = json.loads(
+        json.dumps(answer(choice, Wanted(0.9, 0.9), law, 128, 12.5), allow_nan=False)
+    )
+    assert found["parameters"] == 128 * found["lora_rank"]
+    assert found["bits"] == pytest.approx(total * (BASE_LOSS - found["needed_loss"]) / LN2)
+    assert found["predicted_gpu_seconds"] == 12.5
+    assert found["interval"] == [choice.rank.low, choice.rank.high]
+    assert found["interval_level"] == 0.8 and found["law_n_obs"] == law.fit.n_obs
+    text = describe_answer(found)
+    assert f"law of {law.fit.n_obs} runs, status CONVERGED. {law.headline}" in text
+    left_open = {**found, "law_status": "UNDERDETERMINED", "law_message": "two ranks are needed"}
+    assert describe_answer(left_open).endswith("status UNDERDETERMINED: two ranks are needed")
+    assert f"rank {found['lora_rank']}" in text and "90 % confidence" in text
+    assert "by a rule of thumb, since no law of recall holds" in text
+    by_law = {**found, "needed_loss_by": "recall_law"}
+    assert "by the law of recall" in describe_answer(by_law)
+    unsure = {**found, "interval": [3.0, None], "basis": "largest"}
+    assert "bounds 3 and inf" in describe_answer(unsure)
+
+
+def test_what_was_not_recalled_is_listed_with_what_was_said() -> None:
+    recitation = Recitation((("a", "x"), ("b", "y")), ("x", "z"), (True, False))
+    assert recitation.n_right == 1 and recitation.exact_recall == 0.5
+    assert recitation.missed() == [{"query": "b", "target": "y", "answer": "z"}]
