@@ -12,24 +12,19 @@ from typing import Any
 
 from pmlray.api.follower import Follower
 from pmlray.api.machine import await_imports, machine_facts
-from pmlray.api.search_run import ready_to_train, spooled_tracker
-from pmlray.atomic_files import write_over
+from pmlray.api.search_run import ready_to_train
+from pmlray.api.stores import claim_comparison
+from pmlray.api.tracking import spooled_tracker
 from pmlray.backends.ray.session import ray_session
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
-from pmlray.config.dtype import check_same_dtype
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.config.stored_files import read_kept
-from pmlray.errors import StoreError
+from pmlray.config.stored_files import COMPARISON_FILE, read_kept
 from pmlray.study.comparison.comparison_search import Arena
-from pmlray.study.comparison.results import compare_methods
+from pmlray.study.comparison.results import Comparison, compare_methods
 from pmlray.study.search.plan import first_cost
 from pmlray.study.search.progress import Progress
-
-SPEC_FILE = "comparison.json"
-# What runs of one store have in common; the rest of a spec only says which runs there are.
-SAME = ("task", "model", "probe", "recipe", "memft", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,23 @@ class ComparisonRun:
     store: Path
     tracking_uri: str
     address: str | None
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """A comparison's result with its table as text, and facts of the run that measured it.
+
+    facts: store, tracking_uri, wall_seconds, machine and versions; page: the report's HTML file.
+    """
+
+    result: Comparison
+    text: str
+    facts: dict[str, Any]
+    page: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only, as `pmlray compare --json` prints them."""
+        return {**self.result.to_json(), **self.facts, "report": str(self.page)}
 
 
 def planned_runs(
@@ -59,13 +71,11 @@ def planned_runs(
     }
 
 
-def run_comparison(
-    run: ComparisonRun, announce: Callable[[Progress], None]
-) -> tuple[dict[str, Any], str]:
-    """Run or continue a comparison; its machine-readable result and the same as text."""
+def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> ComparisonReport:
+    """Run or continue a comparison and return its result, which is in its store too."""
     # Drawing libraries take a second to import, which the command line should not wait for.
+    from pmlray.config.secrets import without_credentials
     from pmlray.study.report.comparison_report import describe_comparison, write_comparison
-    from pmlray.study.report.tables import without_credentials
 
     started = time.perf_counter()
     search = _settled(run)
@@ -73,7 +83,7 @@ def run_comparison(
     search = ready_to_train(search)
     store = FileStore(run.store)
     with store.driver_lock() as driver, ExitStack() as following:
-        claim_store(run.store, spec)
+        claim_comparison(run.store, spec)
         tracker = spooled_tracker(store, run.tracking_uri, spec.compare_id, spec)
         follower = following.enter_context(Follower(run.store, announce, tracker))
         arena = Arena(spec, search, store, tracker, run.profile.max_pack_failures, follower)
@@ -105,31 +115,12 @@ def run_comparison(
             # Nothing is told of a study that is closed.
             following.close()
             tracker.finish(files, status)
-    found = {**comparison.to_json(), **without_credentials(facts), "report": str(files[0])}
-    return found, f"{describe_comparison(comparison)}\n{files[0]}"
+    text = describe_comparison(comparison)
+    return ComparisonReport(comparison, text, without_credentials(facts), Path(files[0]))
 
 
 def _settled(run: ComparisonRun) -> PreparedSearch:
     """The runs in the dtype that the store was begun with, else in the device's."""
-    file = run.store / SPEC_FILE
+    file = run.store / COMPARISON_FILE
     kept = read_kept(CompareSpec, file).model if file.is_file() else None
     return run.search.settled(run.profile.gpus_per_pack > 0, kept)
-
-
-def claim_store(folder: Path, spec: CompareSpec) -> None:
-    """Keep the spec in its store, which may hold more points, texts, rates and methods of one and
-    the same comparison."""
-    path = folder / SPEC_FILE
-    if path.is_file():
-        owner = read_kept(CompareSpec, path)
-        differing = [name for name in SAME if getattr(owner, name) != getattr(spec, name)]
-        was, now = ((m.id, m.revision) for m in (owner.model, spec.model))
-        if "model" in differing and was == now:
-            differing.remove("model")
-        if differing:
-            raise StoreError(
-                f"{folder} holds the comparison {owner.compare_id}, whose {', '.join(differing)}"
-                " differ; choose another --store"
-            )
-        check_same_dtype(folder, f"comparison {owner.compare_id}", owner.model, spec.model)
-    write_over(path, spec.model_dump_json(indent=2).encode())

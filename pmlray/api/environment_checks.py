@@ -16,9 +16,9 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-import pmlray
 from pmlray.config.base_models import PULLABLE, cache_root, require_present, resolve_model
 from pmlray.errors import INSTALL_TRAIN, ModelError, PmlrayError
+from pmlray.version import SOURCE
 
 State = Literal["ok", "warn", "fail"]
 MIN_FREE_GIB = 5.0
@@ -74,7 +74,7 @@ def packages() -> Iterator[Check]:
 
 def locked_versions() -> Check:
     """Whether what is installed is what pmlray is tested with."""
-    lock = Path(pmlray.__file__).parents[1] / LOCK
+    lock = SOURCE.parent / LOCK
     if not lock.is_file():
         return Check(LOCK, "ok", "not here; versions are held to the ranges above")
     pinned = re.findall(r"^([\w.-]+)==([\w.+!-]+)", lock.read_text(encoding="utf-8"), re.MULTILINE)

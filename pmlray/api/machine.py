@@ -9,7 +9,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pmlray import __version__
+from pmlray.version import __version__
 
 TRAIN_PACKAGES = ("torch", "transformers", "deepspeed", "pandas")
 

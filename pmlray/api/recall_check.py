@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pmlray.api.search_run import SPEC_FILE
 from pmlray.config.base_models import require_present, resolve_model
 from pmlray.config.model_spec import Dtype, DtypeChoice, Model
 from pmlray.config.prepared_search import PreparedSearch
@@ -19,11 +18,11 @@ from pmlray.config.search_spec import (
     Space,
     Task,
 )
-from pmlray.config.stored_files import Card, read_kept
+from pmlray.config.stored_files import SEARCH_FILE, Card, read_kept
 from pmlray.engine.evaluation.greedy_decode import check_fits, read_adapter, recite
 from pmlray.engine.model.base_model import load_base_model, render_prompt
 from pmlray.engine.model.bfloat16_support import multiplies_bfloat16
-from pmlray.engine.ready_pack import pick_device
+from pmlray.engine.model.device import pick_device
 from pmlray.errors import ModelError
 from pmlray.memory import TaskSource, build_memory, encode_texts, read_records
 from pmlray.study.sizing.card import CARD_FILE, Recitation
@@ -121,7 +120,7 @@ def _trained_with(folder: Path) -> dict[str, Any]:
     """id, revision, dtype, identity and prompt_format, as far as the folder tells."""
     if (folder / CARD_FILE).is_file():
         return read_kept(Card, folder / CARD_FILE).trained_with()
-    search_file = folder.absolute().parent.parent / SPEC_FILE
+    search_file = folder.absolute().parent.parent / SEARCH_FILE
     if search_file.is_file():
         spec = read_kept(SearchSpec, search_file)
         return {**spec.model.pinned().model_dump(), "prompt_format": spec.task.prompt_format}

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import typer
 import yaml
 
-from pmlray.api.search import read_profile
 from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit
 from pmlray.cli.search_commands import PROFILE_OPTION, SPEC_ARGUMENT
 from pmlray.config import SearchSpec
 from pmlray.config.cluster_address import jobs_address
+from pmlray.config.load import read_profile
 from pmlray.config.prepared_search import prepare_search
 from pmlray.config.secrets import no_password
 from pmlray.study.search.plan import plan_search

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import typer
 
-from pmlray.api.search import read_profile
+from pmlray.api.comparison import Comparison
 from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit
 from pmlray.cli.search_commands import PROFILE_OPTION
-from pmlray.config.prepared_search import prepare_comparison
 from pmlray.config.secrets import no_password
 
 
@@ -28,24 +27,23 @@ def compare(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Compare training methods at equal cost, or continue the comparison that is in the store."""
-    from pmlray.api.comparison_run import ComparisonRun, planned_runs, run_comparison
-    from pmlray.api.live_progress import live_progress
-    from pmlray.api.search_run import default_store, tracking_uri_for
-
-    comparison, search = prepare_comparison(spec, overrides or ())
-    settings = read_profile(profile)
+    comparison = Comparison.load(
+        spec,
+        overrides=overrides or (),
+        store=store,
+        profile=profile,
+        tracking_uri=tracking_uri,
+        address=address,
+    )
     if dry_run:
-        plan = planned_runs(comparison, search, settings)
+        plan = comparison.plan()
         emit(plan, "\n".join(f"{name}: {value}" for name, value in plan.items()), as_json)
         return
-    folder = store.absolute() if store is not None else default_store(search, settings)
-    uri = tracking_uri_for(folder, settings, tracking_uri)
-    run = ComparisonRun(comparison, search, settings, folder, uri, address)
     try:
         # Ray and Tune print as they please; stdout is for the result alone.
-        with contextlib.redirect_stdout(sys.stderr), live_progress() as announce:
-            found, text = run_comparison(run, announce)
+        with contextlib.redirect_stdout(sys.stderr):
+            found = comparison.run()
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; the same command continues from {folder}", err=True)
+        typer.echo(f"interrupted; the same command continues from {comparison.store}", err=True)
         raise typer.Exit(130) from None
-    emit(found, text, as_json)
+    emit(found.to_json(), f"{found.text}\n{found.page}", as_json)

@@ -100,6 +100,6 @@ def _ask_mlflow(uri: str) -> str:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from pmlray.backends.mlflow.watch import experiments
-    from pmlray.study.report.tables import without_credentials
+    from pmlray.config.secrets import without_credentials
 
     return f"{without_credentials(uri)} answers, {experiments(uri)} experiments"

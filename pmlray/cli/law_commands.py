@@ -115,9 +115,10 @@ def _law_of(file: Path) -> tuple[tuple[Form, ...] | None, FitOptions]:
 def _search_of(file: Path) -> tuple[SearchSpec, FileStore] | None:
     """The search whose store a folder is, with that store; None for anything else."""
     if file.is_dir():
-        from pmlray.api.search_run import SPEC_FILE, open_store
+        from pmlray.api.stores import open_store
+        from pmlray.config.stored_files import SEARCH_FILE
 
-        if (file / SPEC_FILE).is_file():
+        if (file / SEARCH_FILE).is_file():
             return open_store(file.absolute())
     return None
 
@@ -146,7 +147,7 @@ def table(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Write a store's measurements as one table, which `pmlray search --replay` can look up."""
-    from pmlray.api.search_run import open_store
+    from pmlray.api.stores import open_store
     from pmlray.study.search.replay_table import table_provenance, write_table
 
     spec, kept = open_store(store.absolute())

@@ -40,15 +40,15 @@ def _from_store(folder: Path) -> dict[str, Any]:
     from pmlray.api.search_run import report_store
     from pmlray.study.report.page import write_pngs
 
-    found = report_store(folder.absolute())
+    report = report_store(folder.absolute())
     # A search's own report has SVG alone: pixels take longer to draw than all the rest of it.
-    write_pngs(sorted((Path(found["report"]).parent / "figures").glob("*.svg")))
-    return found
+    write_pngs(sorted((report.page.parent / "figures").glob("*.svg")))
+    return report.to_json()
 
 
 def _from_mlflow(search_id: str, uri: str, out: Path | None) -> dict[str, Any]:
     from pmlray.backends.mlflow.reports import fetch_report
-    from pmlray.study.report.tables import without_credentials
+    from pmlray.config.secrets import without_credentials
 
     folder = Path("runs") / search_id / "report" if out is None else out
     page, numbers = fetch_report(uri, search_id, folder.absolute())

@@ -77,7 +77,7 @@ def search(
     try:
         # Ray and Tune print as they please; stdout is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
-            found = wanted.run(replay=replay)
+            found = wanted.run(replay=replay).to_json()
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command continues from {wanted.store}", err=True)
         raise typer.Exit(130) from None

@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 import typer
 
-from pmlray.api.search import carry_out, read_profile, train_extra
+from pmlray.api.environment import train_extra
+from pmlray.api.sizing.size import carry_out
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.search_commands import PROFILE_OPTION
+from pmlray.config.load import read_profile
 from pmlray.config.model_spec import DtypeChoice
 from pmlray.config.secrets import no_password
 from pmlray.study.sizing.card import describe_answer
@@ -82,7 +84,7 @@ def size(
     try:
         # Ray and Tune print as they please; stdout is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
-            found = carry_out(plan, address, tracking_uri, say)
+            found = carry_out(plan, address, tracking_uri, say).to_json()
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command continues from {plan.out}", err=True)
         raise typer.Exit(130) from None

@@ -12,6 +12,7 @@ import typer
 from pmlray.cli.describe_tokens import describe_tokens
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.config.prepared_search import prepare_search
+from pmlray.config.stored_files import SEARCH_FILE
 from pmlray.errors import INSTALL_TRAIN, DataError, PmlrayError
 from pmlray.study.findings.stubborn_tokens import (
     TokenTally,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 # Without a suspect, so many of the least likely are shown all the same.
 SHOWN_AT_LEAST = 5
-SPEC_FILE = "search.json"
 
 
 def tokens(
@@ -44,7 +44,7 @@ def tokens(
     With --layer the moved run is kept in STORE/layers/N, a store of its own; nothing that STORE
     holds is changed. At the search's own layer it shows how far a run differs from itself.
     """
-    from pmlray.api.search_run import open_store
+    from pmlray.api.stores import open_store
 
     if layer is not None and run_key is None:
         raise typer.BadParameter("name the RUN_KEY to train again", param_hint="--layer")
@@ -110,7 +110,7 @@ def _traces(
     except ImportError as error:
         return {}, f"no token texts and activations: {error}; run: {INSTALL_TRAIN}"
     try:
-        search = prepare_search(store / SPEC_FILE)
+        search = prepare_search(store / SEARCH_FILE)
         require_present(search.spec.model.id, search.source)
         return trace_tokens(search, observations), None
     except PmlrayError as error:
@@ -127,10 +127,10 @@ def _moved(store: Path, run: Observation, layer: int) -> Observation:
         ) from error
     from pmlray.backends.store.file_store import FileStore
 
-    search = at_layer(prepare_search(store / SPEC_FILE), run, layer)
+    search = at_layer(prepare_search(store / SEARCH_FILE), run, layer)
     kept = FileStore(_layer_store(store, layer))
     with kept.driver_lock():
-        (kept.folder / SPEC_FILE).write_text(search.spec.model_dump_json(indent=2))
+        (kept.folder / SEARCH_FILE).write_text(search.spec.model_dump_json(indent=2))
         return measure_moved(search, run, kept, kept.adapters)
 
 

@@ -40,9 +40,9 @@ def watch(
         look, pause = _at_mlflow(source, search_id_of(search)), MLFLOW_SECONDS
     else:
         folder, pause = _store_of(search, source), STORE_SECONDS
-        from pmlray.api.comparison_run import SPEC_FILE
+        from pmlray.config.stored_files import COMPARISON_FILE
 
-        if (folder / SPEC_FILE).is_file():
+        if (folder / COMPARISON_FILE).is_file():
             look, kind = _at_comparison(folder), "comparison"
         else:
             look = _at_search(folder)
@@ -73,7 +73,7 @@ def _store_of(search: str, source: str | None) -> Path:
 
 
 def _at_search(folder: Path) -> Look:
-    from pmlray.api.search_run import open_store
+    from pmlray.api.stores import open_store
     from pmlray.backends.store.file_store import DRIVER
     from pmlray.study.search.store_follower import FollowedSearch
 
@@ -93,15 +93,14 @@ def _at_search(folder: Path) -> Look:
 
 
 def _at_comparison(folder: Path) -> Look:
-    from pmlray.api.comparison_run import SPEC_FILE
     from pmlray.backends.store.file_store import DRIVER, FileStore
     from pmlray.config.compare_spec import CompareSpec
-    from pmlray.config.stored_files import read_kept
+    from pmlray.config.stored_files import COMPARISON_FILE, read_kept
     from pmlray.study.comparison.progress import FollowedComparison
     from pmlray.study.report.comparison_report import shown_row
 
     store = FileStore(folder)
-    followed = FollowedComparison(read_kept(CompareSpec, folder / SPEC_FILE), store)
+    followed = FollowedComparison(read_kept(CompareSpec, folder / COMPARISON_FILE), store)
 
     def look() -> tuple[Standing, str | None]:
         over = store.leases.is_free(DRIVER)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.search_spec import SearchSpec
 from pmlray.config.yaml_reader import KeyPath, dotted, parse_yaml
 from pmlray.errors import SpecError
+
+if TYPE_CHECKING:
+    pass
 
 Spec = TypeVar("Spec", bound=BaseModel)
 # Of a value that is refused, so much is shown.
@@ -102,3 +106,8 @@ def _keys_at(kind: type[BaseModel], at: KeyPath) -> list[str]:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def read_profile(path: str | Path | None) -> ClusterProfile:
+    """The profile of a file, or that of one machine without a GPU."""
+    return ClusterProfile() if path is None else load_spec(ClusterProfile, Path(path))

@@ -3,6 +3,9 @@ list processes or a cluster's jobs."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 from pmlray.errors import SpecError
@@ -27,3 +30,16 @@ def no_password(uri: str | None) -> str | None:
             " MLFLOW_TRACKING_URI"
         )
     return uri
+
+
+def without_credentials(value: Any) -> Any:
+    """The same facts with `user:password@` and `password=` taken out of every address."""
+    if isinstance(value, str):
+        value = re.sub(r"(?<=://)[^/?\s]+@", "", value)
+        return re.sub(r"(?<=[?&])(ssl)?password=[^&\s]*&?", "", value)
+    if isinstance(value, Mapping):
+        facts = cast("Mapping[Any, Any]", value)
+        return {str(k): without_credentials(v) for k, v in facts.items()}
+    if isinstance(value, Sequence):
+        return [without_credentials(v) for v in cast("Sequence[Any]", value)]
+    return value

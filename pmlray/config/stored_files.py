@@ -1,4 +1,4 @@
-"""What a study keeps as JSON beside its results, read back: whoever can write there may have."""
+"""Validated readers of the JSON files in a store. Stores are untrusted input."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 
 from pmlray.errors import StoreError
+
+SEARCH_FILE = "search.json"
+COMPARISON_FILE = "comparison.json"
+SUMMARY_FILE = "summary.json"
 
 Kept = TypeVar("Kept", bound=BaseModel)
 

@@ -10,8 +10,9 @@ from statistics import median
 
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.model.base_model import LoadBase, load_base_model
+from pmlray.engine.model.device import pick_device
 from pmlray.engine.model.prefix_store import PrefixStore
-from pmlray.engine.ready_pack import MakeStepper, pick_device, ready_pack
+from pmlray.engine.ready_pack import MakeStepper, ready_pack
 from pmlray.engine.runtime.device_clock import paid_seconds
 from pmlray.engine.scheduling.pack_watch import PackWatch, Tell, untold
 from pmlray.engine.training.pack_loop import PackLoop

@@ -20,9 +20,10 @@ from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.evaluation.control_text import Control
 from pmlray.engine.evaluation.scores import Decoding, decode_exactly
 from pmlray.engine.model.base_model import BaseModel, LoadBase, load_base_model
+from pmlray.engine.model.device import pick_device
 from pmlray.engine.model.prefix_store import PrefixCount, PrefixStore
 from pmlray.engine.provenance import pack_provenance, run_provenance
-from pmlray.engine.ready_pack import MakeStepper, pick_device, ready_pack
+from pmlray.engine.ready_pack import MakeStepper, ready_pack
 from pmlray.engine.runtime.checkpoints import Checkpoints
 from pmlray.engine.runtime.device_clock import paid_seconds
 from pmlray.engine.scheduling.pack_watch import PackWatch, Tell, untold

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from pmlray import __version__
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.runtime.device_clock import CLOCKS
 from pmlray.memory import MemorySet
 from pmlray.types import Pack
+from pmlray.version import __version__
 
 VERSIONED = ("torch", "transformers", "peft")
 

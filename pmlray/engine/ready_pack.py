@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW
 from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.evaluation.control_text import Prefixes
 from pmlray.engine.model.base_model import BaseModel, LoadBase, load_base_model, render_prompt
+from pmlray.engine.model.device import pick_device
 from pmlray.engine.model.prefix_cache import CachedRecord, build_prefix_cache
 from pmlray.engine.model.prefix_store import PrefixStore
 from pmlray.engine.scheduling.admission import Admission
@@ -42,11 +41,6 @@ class ReadyPack:
     render: PromptRenderer
     prefixes: Prefixes
     facts: Mapping[str, Any]
-
-
-def pick_device() -> torch.device:
-    """The GPU this process was given, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def ready_pack(

@@ -17,8 +17,8 @@ from pmlray.engine.evaluation.scores import score_tokens
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.model.base_model import BaseModel, load_base_model, render_prompt
 from pmlray.engine.model.batches import Row
+from pmlray.engine.model.device import pick_device
 from pmlray.engine.model.prefix_cache import build_prefix_cache
-from pmlray.engine.ready_pack import pick_device
 from pmlray.engine.training.stepper import TorchStepper
 from pmlray.errors import DataError, RunError
 from pmlray.memory import MemorySet, build_memory, prefix

@@ -30,10 +30,10 @@ def main() -> None:
         records, "tiny-random-llama", recall=0.75, steps=200, max_rank=32,
         out=folder / "out", say=print,
     )  # fmt: skip
-    sized, recall = found["sized"], found["recall"]
-    print(f"rank {found['adapter']['lora_rank']} recalls {recall['n_recalled']} of 8 records")
+    sized = found.card["sized"]
+    print(f"rank {found.lora_rank} recalls {found.decoded.n_right} of 8 records")
     print(f"chosen before training: rank {sized['lora_rank']}, by {sized['basis']}")
-    print(f"adapter, card and the records not recalled: {found['adapter_folder']}")
+    print(f"adapter, card and the records not recalled: {found.adapter_folder}")
 
 
 if __name__ == "__main__":

@@ -44,10 +44,10 @@ def main() -> None:
     search = Search.load(folder / "search.yaml", store=folder / "store")
     print(search.plan().describe())
     found = search.run()
-    print(*found["answer"], sep="\n")
+    print(*found.answer, sep="\n")
     law = search.law()
     print("too few points for a law" if law is None else law.headline)
-    print(f"report: {found['report']}")
+    print(f"report: {found.page}")
 
 
 if __name__ == "__main__":

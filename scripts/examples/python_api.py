@@ -30,8 +30,9 @@ print(plan.describe())
 
 # %% Run it. Given again, this continues; without `replay` it trains, on Ray.
 found = search.run(replay=TABLES / "smollm2_phonebook.csv")
-spent = found["gpu_seconds"]["spent"]
-print(f"{found['n_observations']} runs, {spent:.0f} of {plan.full_grid:.0f} gpu_seconds of a grid")
+spent = found.to_json()["gpu_seconds"]["spent"]
+n_runs = len(found.result.observations)
+print(f"{n_runs} runs, {spent:.0f} of {plan.full_grid:.0f} gpu_seconds of a grid")
 
 # %% The law, with what it does not know.
 law = search.law()

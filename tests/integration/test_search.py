@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from pmlray.api.search_run import open_store
 from pmlray.api.status import standing_of
+from pmlray.api.stores import open_store
 from pmlray.backends.mlflow.system_metrics import node_name
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli.watch_command import mirrored_standing

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pmlray.api.search_run import SPEC_FILE, SUMMARY_FILE, report_store
+from pmlray.api.search_run import report_store
 from pmlray.backends.mlflow.journal import MirrorJournal
 from pmlray.backends.store.attempts import Attempt, AttemptLog
 from pmlray.backends.store.file_leases import LeaseFolder
 from pmlray.cli import app
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.config.stored_files import Card, Summary, read_kept
+from pmlray.config.stored_files import SEARCH_FILE, SUMMARY_FILE, Card, Summary, read_kept
 from pmlray.errors import StoreError
 
 DAMAGED = ("", "{", "[]", "null", '{"name": 1}', "[" * 50_000)
@@ -27,18 +27,18 @@ COMMANDS = (["report"], ["watch", "--once"], ["fit"], ["sync"], ["table"])
 def store(make_search: Callable[..., PreparedSearch], tmp_path: Path) -> Path:
     folder = tmp_path / "store"
     folder.mkdir()
-    (folder / SPEC_FILE).write_text(make_search().spec.model_dump_json())
+    (folder / SEARCH_FILE).write_text(make_search().spec.model_dump_json())
     return folder
 
 
 @pytest.mark.parametrize("content", DAMAGED)
 def test_a_store_with_a_damaged_search_says_which_file(content: str, store: Path) -> None:
-    (store / SPEC_FILE).write_text(content)
+    (store / SEARCH_FILE).write_text(content)
     for command, *options in COMMANDS:
         more = [str(store.parent / "table.csv")] if command == "table" else []
         error = CliRunner().invoke(app, [command, *options, str(store), *more]).exception
         assert isinstance(error, StoreError), (command, error)
-        assert str(store / SPEC_FILE) in str(error) and "move it away" in str(error)
+        assert str(store / SEARCH_FILE) in str(error) and "move it away" in str(error)
 
 
 @pytest.mark.parametrize("content", [*DAMAGED, '{"facts": 1}', '{"facts": {"versions": {"a": 1}}}'])
@@ -52,15 +52,15 @@ def test_a_damaged_summary_is_named(content: str, store: Path) -> None:
 def test_a_report_keeps_the_facts_of_the_run_before_it(store: Path) -> None:
     facts = {"machine": "two cores", "versions": {"ray": "2"}, "training_share": None}
     for told in (facts, None):
-        assert report_store(store, told)["machine"] == "two cores"
+        assert report_store(store, told).to_json()["machine"] == "two cores"
         kept = read_kept(Summary, store / SUMMARY_FILE).facts
         assert kept.model_dump(exclude_unset=True) == facts
 
 
 def test_an_error_shows_nothing_of_what_a_link_leads_to(store: Path) -> None:
     (store.parent / "secret").write_text('"hunter2"')
-    (store / SPEC_FILE).unlink()
-    os.symlink(store.parent / "secret", store / SPEC_FILE)
+    (store / SEARCH_FILE).unlink()
+    os.symlink(store.parent / "secret", store / SEARCH_FILE)
     with pytest.raises(StoreError) as caught:
         report_store(store)
     assert "hunter2" not in str(caught.value)

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 import pmlray
 from pmlray import Search, fit_law, law_data, size
-from pmlray.api.search_run import SPEC_FILE, SearchRun
+from pmlray.api.search_run import SearchRun
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
 from pmlray.config import load_search
 from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.stored_files import SEARCH_FILE
 from pmlray.engine import calibrate_apart
 from pmlray.errors import ModelError, SpecError, StoreError
 from pmlray.law import LawSummary
@@ -79,7 +80,7 @@ def test_law_and_observations_come_from_the_store(search_file: Path, tmp_path: P
     with pytest.raises(StoreError, match="is no store of a search"):
         search.observations()
     store = FileStore(search.store)
-    (search.store / SPEC_FILE).write_text(search.spec.model_dump_json())
+    (search.store / SEARCH_FILE).write_text(search.spec.model_dump_json())
     assert search.observations() == () and search.law() is None
     prepared = search.prepared
     runs = tuple(
@@ -108,7 +109,8 @@ def test_size_says_what_it_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(calibrate_apart, "time_steps_apart", lambda *given: timed)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     wanted = {"steps": 50, "placement": "mlp", "layer": 2, "dtype": "float32", "recall": 0.9}
-    found = size(records, "tiny-random-llama", out=tmp_path / "out", dry_run=True, **wanted)
+    planned = size(records, "tiny-random-llama", out=tmp_path / "out", dry_run=True, **wanted)
+    found = planned.to_json()
     options = [part for k, v in wanted.items() for part in (f"--{k}", str(v))]
     shown = CliRunner().invoke(
         app,

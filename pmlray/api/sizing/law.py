@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pmlray.api.search_run import SPEC_FILE, SearchRun, open_store, run_search, tracking_uri_for
+from pmlray.api.search_run import SearchRun, run_search
 from pmlray.api.sizing import packs as sizing_packs
 from pmlray.api.sizing.packs import Connect, Say, Shown
 from pmlray.api.sizing.plan import LawAtHand, SizePlan
+from pmlray.api.stores import open_store
+from pmlray.api.tracking import tracking_uri_for
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.stored_files import SEARCH_FILE
 from pmlray.errors import RunError
 from pmlray.study.findings.result import fit_observations
 from pmlray.study.search.plan import first_cost
@@ -51,7 +54,7 @@ def _begun(
     """The search with its first runs measured, and the budget that follows from what they cost."""
     search, store = plan.search, FileStore(folder)
     about = f"[1/4] searching the law of {len(plan.records.pairs)} records"
-    if (folder / SPEC_FILE).is_file():
+    if (folder / SEARCH_FILE).is_file():
         say(f"{about}, about {search.spec.budget.law_seconds:.0f} gpu_seconds in all")
         return search
     say(f"{about}; its first runs tell what that takes")

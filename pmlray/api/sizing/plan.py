@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from pmlray.api.search_run import default_store, open_store
 from pmlray.api.sizing.search import own_search
+from pmlray.api.stores import default_store, open_store
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.base_models import TINY, ModelSource, require_present, resolve_model
 from pmlray.config.model_spec import DtypeChoice

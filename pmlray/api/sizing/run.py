@@ -37,10 +37,42 @@ from pmlray.types import DesignPoint, Observation
 RESULT_FILE = "size.json"
 
 
+@dataclass(frozen=True)
+class Sizing:
+    """An adapter that holds a set of records, checked by greedy decoding.
+
+    card: all that its card says, as JSON types; decoded: the answer to every record; out: the
+    folder of all results.
+    """
+
+    card: dict[str, Any]
+    decoded: Recitation
+    out: Path
+
+    @property
+    def lora_rank(self) -> int:
+        """The adapter's rank."""
+        return int(self.card["adapter"]["lora_rank"])
+
+    @property
+    def reached(self) -> bool:
+        """Whether the wanted share of the records is recalled word for word."""
+        return bool(self.card["recall"]["reached"])
+
+    @property
+    def adapter_folder(self) -> Path:
+        """Folder of the adapter, its card and the records that it does not recall."""
+        return self.out / "adapter"
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only, as `pmlray size --json` prints them."""
+        return {**self.card, "out": str(self.out), "adapter_folder": str(self.adapter_folder)}
+
+
 def run_size(
     plan: SizePlan, address: str | None, tracking_uri: str | None, say: Say, shown: Shown
-) -> dict[str, Any]:
-    """Size, train and check; returns the machine-readable result.
+) -> Sizing:
+    """Size, train and check; returns the result, which is in `plan.out` too.
 
     What is finished is in `plan.out` whatever happens after, and a repeated call continues there.
     say: one line a stage; shown: shows the search. RunError when training fails.
@@ -77,9 +109,9 @@ def run_size(
             say(f"      {trial.recited.n_right} recalled, {wanted:.4g} wanted: {then}")
         best = max(trials, key=lambda trial: trial.recited.n_right)
         card = _card(plan, sized, law, trials, best, clock)
-        result = {**card, "out": str(plan.out), "adapter_folder": str(plan.out / "adapter")}
+        result = Sizing(card, best.recited, plan.out)
         _write(plan, best, card)
-        (plan.out / RESULT_FILE).write_text(json.dumps(result, indent=2), encoding="utf-8")
+        (plan.out / RESULT_FILE).write_text(json.dumps(result.to_json(), indent=2), "utf-8")
     return result
 
 

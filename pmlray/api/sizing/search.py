@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from pmlray.api.search_run import SPEC_FILE, default_store
+from pmlray.api.stores import default_store
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.base_models import ModelSource
 from pmlray.config.dtype import device_dtype
 from pmlray.config.model_spec import Dtype, Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Budget, Probe
-from pmlray.config.stored_files import read_kept
+from pmlray.config.stored_files import SEARCH_FILE, read_kept
 from pmlray.errors import StoreError
 from pmlray.memory import TaskSource
 from pmlray.study.search.plan import first_cost
@@ -69,7 +69,7 @@ def own_search(
     of_device = device_dtype(request.profile.gpus_per_pack > 0)
     fresh = in_dtype(of_device if request.dtype == "auto" else request.dtype)
     for folder in folders():
-        file = folder / "law" / SPEC_FILE
+        file = folder / "law" / SEARCH_FILE
         if not file.is_file():
             continue
         kept = read_kept(SearchSpec, file)

@@ -25,8 +25,8 @@ from pmlray.engine.adapters.peft_model import load_base
 from pmlray.engine.evaluation.scores import TokenScores
 from pmlray.engine.measure import LEFT_OUT
 from pmlray.engine.model.base_model import render_prompt
+from pmlray.engine.model.device import pick_device
 from pmlray.engine.provenance import pack_provenance, run_provenance
-from pmlray.engine.ready_pack import pick_device
 from pmlray.engine.scheduling.pack_watch import Tell, untold
 from pmlray.errors import RunError
 from pmlray.memory import MemorySet, build_memory, prefix

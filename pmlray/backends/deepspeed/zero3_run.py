@@ -34,7 +34,7 @@ from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.recipe import Recipe
 from pmlray.engine.adapters.peft_model import SupervisedLosses, adapted_model, share_of
 from pmlray.engine.evaluation.scores import TokenScores
-from pmlray.engine.ready_pack import pick_device
+from pmlray.engine.model.device import pick_device
 from pmlray.engine.runtime.device_clock import DeviceClock
 from pmlray.engine.runtime.pack_state import State
 from pmlray.engine.scheduling.members import batch_at

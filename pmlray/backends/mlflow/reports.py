@@ -8,8 +8,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pmlray.backends.mlflow.tracker import EXPERIMENT
+from pmlray.config.secrets import without_credentials
 from pmlray.errors import StoreError
-from pmlray.study.report.tables import without_credentials
 
 REPORT_FILES = ("report.html", "report.json")
 

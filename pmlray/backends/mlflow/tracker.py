@@ -20,8 +20,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from pmlray.backends.mlflow.node_load import NodeLoad
 from pmlray.backends.mlflow.runs import run_dataset, run_metrics, run_params, run_times
 from pmlray.backends.mlflow.system_metrics import SystemMetrics, watch
+from pmlray.config.secrets import without_credentials
+from pmlray.config.stored_files import SEARCH_FILE
 from pmlray.errors import TrackerAway
-from pmlray.study.report.tables import without_credentials
 from pmlray.study.run_names import run_name, run_tags
 from pmlray.types import Observation
 
@@ -200,7 +201,7 @@ class MlflowTracker:
         )
         params = [Param(key, value) for key, value in _flat(spec)]
         self._client.log_batch(run.info.run_id, params=params)
-        self._client.log_dict(run.info.run_id, dict(spec), "search.json")
+        self._client.log_dict(run.info.run_id, dict(spec), SEARCH_FILE)
         return run.info.run_id
 
     def _mirrored_keys(self) -> set[str]:

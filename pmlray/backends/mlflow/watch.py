@@ -13,12 +13,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pmlray.backends.mlflow.tracker import EXPERIMENT
 from pmlray.config.search_spec import SearchSpec
-from pmlray.config.stored_files import read_kept
+from pmlray.config.secrets import without_credentials
+from pmlray.config.stored_files import SEARCH_FILE, read_kept
 from pmlray.errors import StoreError, TrackerAway
-from pmlray.study.report.tables import without_credentials
 
 ASKING_ERRORS = (MlflowException, SQLAlchemyError, OSError)
-SPEC_ARTIFACT = "search.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class MlflowWatch:
                 )
             self._run_id: str = runs[0].info.run_id
             with TemporaryDirectory() as folder:
-                file = self._client.download_artifacts(self._run_id, SPEC_ARTIFACT, folder)
+                file = self._client.download_artifacts(self._run_id, SEARCH_FILE, folder)
                 try:
                     self.spec = read_kept(SearchSpec, Path(file))
                 except StoreError as error:

@@ -24,8 +24,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pmlray.backends.optuna.sampler import LawSampler
 from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.secrets import without_credentials
 from pmlray.errors import StoreError
-from pmlray.study.report.tables import without_credentials
 from pmlray.types import DesignPoint, FailedRun, Observation, Pack, PlannedRun
 
 JOURNAL = "optuna.journal"

@@ -6,8 +6,8 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import pmlray
 from pmlray.errors import SpecError
+from pmlray.version import SOURCE
 
 # Below Ray's own limit of 100 MiB, which it reports as a bare HTTP 413.
 MAX_UPLOAD_BYTES = 50 * 2**20
@@ -19,7 +19,7 @@ def pack_working_dir(archive: Path, files: Mapping[str, Path]) -> int:
     A file may be a folder. The cluster then runs the very code that validated the search. Returns
     the size in bytes; SpecError when it is too large.
     """
-    source = {"pmlray": Path(pmlray.__file__).parent}
+    source = {"pmlray": SOURCE}
     # Ray would pack a folder without compressing it, four times as large.
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, path in _each_file({**source, **files}):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pmlray.config.secrets import without_credentials
 from pmlray.study.comparison.equal_recall import EqualRecall
 from pmlray.study.comparison.results import FIGURES, Comparison, Difference, MethodResult
 from pmlray.study.report.figures.memft import (
@@ -17,7 +18,7 @@ from pmlray.study.report.figures.memft import (
     point_label,
 )
 from pmlray.study.report.page import Section, write_page, write_pngs
-from pmlray.study.report.tables import Table, fact_items, without_credentials
+from pmlray.study.report.tables import Table, fact_items
 
 
 def write_comparison(

@@ -9,12 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pmlray.config.secrets import without_credentials
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.capacity import capacities, capacity_json
 from pmlray.study.report.headline import headline
 from pmlray.study.report.page import write_page
 from pmlray.study.report.sections import report_sections
-from pmlray.study.report.tables import without_credentials
 from pmlray.types import DesignPoint, Observation
 
 

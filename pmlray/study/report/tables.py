@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,18 +62,6 @@ def percent(value: float | None) -> str:
 def cell(value: Cell) -> str:
     """What a table's cell shows."""
     return value if isinstance(value, str) else number(value)
-
-
-def without_credentials(value: Any) -> Any:
-    """The same facts with `user:password@` and `password=` taken out of every address."""
-    if isinstance(value, str):
-        value = re.sub(r"(?<=://)[^/?\s]+@", "", value)
-        return re.sub(r"(?<=[?&])(ssl)?password=[^&\s]*&?", "", value)
-    if isinstance(value, Mapping):
-        return {str(k): without_credentials(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_credentials(v) for v in value]
-    return value
 
 
 def pairs_table(pairs: Sequence[MemftPair]) -> Table:

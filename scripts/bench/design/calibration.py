@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from pmlray.law import LawData, fit_law
 from pmlray.types import DesignPoint
+from scripts.bench.common.machine import machine
 from scripts.bench.design.calibration_rivals import RIVALS
 from scripts.bench.design.calibration_worlds import (
     SIZES,
@@ -41,7 +42,6 @@ from scripts.bench.design.calibration_worlds import (
     synthetic_designs,
     table_designs,
 )
-from scripts.bench.design.shares import machine
 from scripts.bench.design.worlds import KINDS
 
 LEVEL = 0.9

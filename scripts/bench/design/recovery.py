@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from pmlray.config.search_spec import LawOptions
 from pmlray.law import average_laws, param_intervals
+from scripts.bench.common.machine import machine
 from scripts.bench.design.offline import POLICIES, full_grid_errors, replay, run_data, seeds_of
-from scripts.bench.design.shares import Curve, curve, evaluate, machine, share_line
+from scripts.bench.design.shares import Curve, curve, evaluate, share_line
 from scripts.bench.design.worlds import KINDS, WELL_SPECIFIED, Kind, Truth, world
 
 LAW = LawOptions()

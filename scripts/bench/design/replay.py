@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from pmlray.config.search_spec import LawOptions
 from pmlray.errors import FitError
 from pmlray.law import average_laws
+from scripts.bench.common.machine import machine
 from scripts.bench.design.offline import (
     POLICIES,
     Run,
@@ -39,7 +40,7 @@ from scripts.bench.design.offline import (
     run_data,
     seeds_of,
 )
-from scripts.bench.design.shares import Curve, curve, evaluate, machine, share_line
+from scripts.bench.design.shares import Curve, curve, evaluate, share_line
 from scripts.bench.design.table_worlds import table_names, table_world
 
 LAW = LawOptions()

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -138,21 +134,3 @@ def share_line(policy: str, found: dict[str, dict[str, Any]]) -> str:
         f"{share} {'-' if e is None else f'{e:.3f}'}" for share, e in found["error"][policy].items()
     )
     return f"{policy:17s} {value} [{low}, {high}] n={at['n']}  error at share {errors}"
-
-
-def machine() -> dict[str, Any]:
-    """What a reader needs to place the numbers."""
-    packages = ("numpy", "scipy", "optuna")
-    return {
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.platform()}",
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-    }
-
-
-def _processor() -> str:
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.is_file():
-        for line in cpu_info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -24,13 +24,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from pmlray.api.search_run import spooled_tracker, study_of
+from pmlray.api.search_run import study_of
+from pmlray.api.tracking import spooled_tracker
 from pmlray.backends.mlflow.spooled_tracker import local_tracking_uri
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config.prepared_search import prepare_search
 from pmlray.design import CostModel
 from pmlray.study.search.law_search import LawSearch
-from scripts.bench.design.shares import machine
+from scripts.bench.common.machine import machine
 from tests.fakes import SyntheticRunner
 
 # 960 cells: none has to be measured twice for want of others.

@@ -29,8 +29,8 @@ from pmlray.backends.store.file_store import FileStore
 from pmlray.config.base_models import SMOLLM2, TINY
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.types import DesignPoint, Pack
+from scripts.bench.common.machine import machine
 from scripts.bench.common.statistics import spread
-from scripts.bench.design.shares import machine
 
 LAYERS = {TINY: 1, SMOLLM2: 15}
 PACKS = 3

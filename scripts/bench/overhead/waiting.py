@@ -31,8 +31,8 @@ from pmlray.engine.model.prefix_cache import CachedRecord, build_prefix_cache
 from pmlray.memory import Record
 from pmlray.types import DesignPoint, PlannedRun, Room
 from scripts.bench.common.bare_pack import train_bare
+from scripts.bench.common.machine import machine
 from scripts.bench.common.statistics import paired_ratio, spread
-from scripts.bench.design.shares import machine
 
 RUNS, AT_ONCE, LENGTH, RANK = 24, 8, 50, 16
 RECIPE = Recipe(schedule="linear", warmup_steps=0, stop_loss=0.0)

@@ -31,7 +31,7 @@ from scipy.stats import binomtest
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from pmlray.memory.names import FIRST_NAMES
-from scripts.bench.design.shares import machine
+from scripts.bench.common.machine import machine
 from scripts.bench.sizing.facts import facts
 
 KINDS = ("codes", "names", "facts")

@@ -35,8 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from pmlray.config.base_models import SMOLLM2
 from pmlray.engine.model.bfloat16_support import multiplies_bfloat16
+from scripts.bench.common.machine import machine
 from scripts.bench.common.resumable import KeptParts, SittingOver
-from scripts.bench.design.shares import machine
 from scripts.bench.speed.cells import RIVALS, Plan, growth, measure_group, ratios
 from scripts.bench.speed.whole_law import (
     LAW,

@@ -30,7 +30,7 @@ from pmlray.engine.model.prefix_cache import build_prefix_cache
 from pmlray.memory import Record
 from pmlray.types import DesignPoint, PlannedRun
 from scripts.bench.common.bare_pack import train_bare
-from scripts.bench.design.shares import machine
+from scripts.bench.common.machine import machine
 
 PROMPT, LENGTHS, RANKS, SEEDS = 8, (20, 80, 120), (2, 16), (0, 1)
 

@@ -89,9 +89,7 @@ def test_other_versions_than_the_tested_ones_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "requirements.lock").write_text("# pins\nnumpy==1.0.0\nnot-here==1.0\n")
-    monkeypatch.setattr(
-        environment_checks.pmlray, "__file__", str(tmp_path / "pmlray" / "__init__.py")
-    )
+    monkeypatch.setattr(environment_checks, "SOURCE", tmp_path / "pmlray")
     found = environment_checks.locked_versions()
     assert found.state == "warn" and "(1.0.0)" in found.detail and "not-here" not in found.detail
     assert "pip install -r" in found.remedy and "requirements.lock" in found.remedy

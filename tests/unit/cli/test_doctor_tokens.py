@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from pmlray.api.search_run import open_store
+from pmlray.api.stores import open_store
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
 from pmlray.cli.describe_tokens import describe_tokens

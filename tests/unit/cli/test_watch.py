@@ -11,13 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from pmlray.api.live_progress import Pace
-from pmlray.api.search_run import SPEC_FILE, study_of
+from pmlray.api.search_run import study_of
 from pmlray.api.status import Standing, standing_of
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
 from pmlray.cli.watch_command import mirrored_standing
 from pmlray.config import load_search
 from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.stored_files import SEARCH_FILE
 from pmlray.errors import SpecError, StoreError
 from pmlray.live_packs import LivePack, put_live
 from pmlray.study.search.law_search import LawSearch
@@ -49,7 +50,7 @@ def test_it_shows_what_the_search_shows(
         phases.add((of_store.phase, of_store.n_failed > 0, "ETA at most" in line))
         return of_store
 
-    (folder / SPEC_FILE).write_text(search.spec.model_dump_json())
+    (folder / SEARCH_FILE).write_text(search.spec.model_dump_json())
     cost = first_cost(search, gpu=False)
     running = LawSearch(search, store, study_of(search, store, cost), tracker, cost, 2, said.append)
     runs = SyntheticRunner(store, noise=0.05, fails=lambda run: run.run_key < "3")
@@ -131,7 +132,7 @@ def test_a_search_is_found_by_its_file_or_its_id(
     search = load_search(search_file)
     monkeypatch.setenv("PMLRAY_STORE", str(tmp_path / "stores"))
     FileStore(tmp_path / "stores" / search.search_id)
-    spec = tmp_path / "stores" / search.search_id / SPEC_FILE
+    spec = tmp_path / "stores" / search.search_id / SEARCH_FILE
     spec.write_text(search.model_dump_json())
     for named in (
         [str(search_file)],

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from pmlray.api.comparison_run import claim_store
 from pmlray.api.live_progress import shown_live
 from pmlray.api.status import Standing
+from pmlray.api.stores import claim_comparison
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
 from pmlray.config.prepared_search import prepare_comparison
@@ -35,7 +35,7 @@ def broken(run: PlannedRun) -> bool:
 def test_it_shows_what_the_comparison_shows(tmp_path: Path) -> None:
     spec, search = prepare_comparison(SMOKE, ["pack_size=6"])
     store, said = FileStore(tmp_path), list[Progress]()
-    claim_store(tmp_path, spec)
+    claim_comparison(tmp_path, spec)
     arena = Arena(spec, search, store, MemoryTracker(), 2, said.append)
     runs, followed = SyntheticRunner(store, fails=broken), FollowedComparison(spec, store)
     with store.driver_lock():
@@ -68,7 +68,7 @@ def test_it_shows_what_the_comparison_shows(tmp_path: Path) -> None:
 def test_one_that_was_killed_is_said_to_be_continued(tmp_path: Path) -> None:
     spec, search = prepare_comparison(SMOKE)
     store = FileStore(tmp_path)
-    claim_store(tmp_path, spec)
+    claim_comparison(tmp_path, spec)
     arena = Arena(spec, search, store, MemoryTracker(), 2, lambda progress: None)
     arena.absorb(SyntheticRunner(store).run(arena.next_pack()))
     done = runner.invoke(app, ["watch", str(tmp_path)])

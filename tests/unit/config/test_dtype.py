@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pmlray.api.search_run import settled_in
+from pmlray.api.stores import settled_in
 from pmlray.cli import app
 from pmlray.config import ClusterProfile, dtype
 from pmlray.config.dtype import cpu_multiplies_bfloat16, settle

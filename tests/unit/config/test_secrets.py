@@ -6,9 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pmlray.cli import app
-from pmlray.config.secrets import no_password
+from pmlray.config.secrets import no_password, without_credentials
 from pmlray.errors import SpecError
-from pmlray.study.report.tables import without_credentials
 
 WITH_SECRET = (
     "postgresql+psycopg://user:hunter2@host/db", "https://user:hunter2@mlflow.example.org",

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pmlray.api.search_run import SPEC_FILE, mirror_of
+from pmlray.api.sync import sync_store
+from pmlray.api.tracking import mirror_of
 from pmlray.backends.mlflow.journal import MirrorJournal
 from pmlray.backends.mlflow.node_load import NodeLoad
 from pmlray.backends.mlflow.spooled_tracker import Replay, local_tracking_uri
 from pmlray.backends.mlflow.tracker import MlflowTracker
 from pmlray.backends.mlflow.watch import MlflowWatch
 from pmlray.backends.store.file_store import FileStore
-from pmlray.cli.sync_command import sync_store
 from pmlray.config.prepared_search import PreparedSearch, prepare_comparison
+from pmlray.config.stored_files import SEARCH_FILE
 from pmlray.errors import StoreError
 from pmlray.study.run_names import run_name, run_tags
 from pmlray.types import FailedRun
@@ -161,7 +162,7 @@ def test_sync_ends_what_a_killed_search_has_left_running(
     search, uri = make_search("name=killed"), local_tracking_uri(database)
     search_id, folder = search.spec.search_id, tmp_path / "store"
     store = FileStore(folder)
-    (folder / SPEC_FILE).write_text(search.spec.model_dump_json())
+    (folder / SEARCH_FILE).write_text(search.spec.model_dump_json())
     runs = [search.plan_run(p, "sft", 0, 0, "law") for p in search.spec.space.points()[:3]]
     journal = MirrorJournal(folder)
     journal.add("start")

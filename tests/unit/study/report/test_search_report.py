@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from pmlray.config.secrets import without_credentials
 from pmlray.law import LawSummary
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.figures.law import law_panels
@@ -21,7 +22,7 @@ from pmlray.study.report.figures.runs import chosen_runs, heat_panels
 from pmlray.study.report.figures.search import order_panels
 from pmlray.study.report.headline import headline
 from pmlray.study.report.search_report import report_json, write_report
-from pmlray.study.report.tables import number, pairs_table, without_credentials
+from pmlray.study.report.tables import number, pairs_table
 from tests.unit.study.conftest import MakeResult, Page
 
 ALL_FIGURES = {

@@ -1,0 +1,99 @@
+"""`pmlray.Comparison`: training methods beside each other at equal cost, in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pmlray.api.environment import own_signals
+from pmlray.config import ClusterProfile
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.load import read_profile
+from pmlray.config.prepared_search import PreparedSearch, prepare_comparison
+
+if TYPE_CHECKING:
+    from pmlray.api.comparison_run import ComparisonReport
+    from pmlray.study.search.progress import Progress
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison and where it keeps its results; `Comparison.load` makes one.
+
+    The same comparison on the same store continues.
+
+    Example:
+        >>> comparison = Comparison.load("searches/comparisons/smoke.yaml")
+        >>> comparison.plan()["compared_runs"]      # before anything is started
+        >>> comparison.run().text                   # means, and differences from plain SFT
+    """
+
+    spec: CompareSpec
+    prepared: PreparedSearch
+    profile: ClusterProfile
+    store: Path
+    tracking_uri: str | None = None
+    address: str | None = None
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        overrides: Sequence[str] = (),
+        store: str | Path | None = None,
+        profile: ClusterProfile | str | Path | None = None,
+        tracking_uri: str | None = None,
+        address: str | None = None,
+    ) -> Comparison:
+        """Read a comparison from its YAML file; starts nothing.
+
+        Args:
+            source: the file, as those of searches/comparisons.
+            overrides: keys of the file given anew, as `["seeds=[0, 1]"]`.
+            store: folder of the results; by default that of `pmlray compare`.
+            profile: where and how packs run; by default this machine's CPU.
+            tracking_uri: MLflow's; by default MLFLOW_TRACKING_URI, the profile's, or a database
+                in the store.
+            address: a Ray cluster; by default RAY_ADDRESS, or Ray is started on this machine.
+
+        Raises:
+            SpecError, DataError, ModelError: say what to mend.
+        """
+        from pmlray.api.stores import default_store
+
+        spec, prepared = prepare_comparison(Path(source), overrides)
+        settings = profile if isinstance(profile, ClusterProfile) else read_profile(profile)
+        folder = default_store(prepared, settings) if store is None else Path(store).absolute()
+        return cls(spec, prepared, settings, folder, tracking_uri, address)
+
+    def plan(self) -> dict[str, Any]:
+        """Count the runs and about how many gpu_seconds they take."""
+        from pmlray.api.comparison_run import planned_runs
+
+        return planned_runs(self.spec, self.prepared, self.profile)
+
+    def run(self, announce: Callable[[Progress], None] | None = None) -> ComparisonReport:
+        """Run the comparison, or continue it, to its end.
+
+        Args:
+            announce: told every change, and every second while packs train, from a thread of its
+                own; by default progress is shown on stderr.
+
+        Raises:
+            RunError: packs keep failing.
+            StoreError: the store holds another comparison.
+        """
+        from pmlray.api.comparison_run import ComparisonRun, run_comparison
+        from pmlray.api.live_progress import live_progress
+        from pmlray.api.tracking import tracking_uri_for
+
+        uri = tracking_uri_for(self.store, self.profile, self.tracking_uri)
+        run = ComparisonRun(self.spec, self.prepared, self.profile, self.store, uri, self.address)
+        with own_signals():
+            if announce is not None:
+                return run_comparison(run, announce)
+            with live_progress() as shown:
+                return run_comparison(run, shown)

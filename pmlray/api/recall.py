@@ -1,0 +1,53 @@
+"""`pmlray.check_recall`: which records an adapter recalls word for word, by greedy decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pmlray.api.environment import train_extra
+from pmlray.config.model_spec import DtypeChoice
+
+if TYPE_CHECKING:
+    from pmlray.study.sizing.card import Recitation
+
+
+def check_recall(
+    adapter: str | Path,
+    records: str | Path,
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    dtype: DtypeChoice = "auto",
+    prompt_format: Literal["plain", "chat"] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Recitation:
+    """Decode every record greedily with an adapter, as `pmlray recall` does.
+
+    Args:
+        adapter: folder of an adapter, of `size`, of a store or PEFT's own.
+        records: file or folder of records with a query and a target each.
+        model, revision, dtype, prompt_format: of the base; by default what the adapter was
+            trained with, as its card or its store says.
+        say: called with each line of progress; by default none is shown.
+
+    Returns:
+        The answers, one a record, in the records' order, with `n_right` and `exact_recall`.
+
+    Raises:
+        SpecError: the train extra is not installed.
+        ModelError, DataError, StoreError: the adapter, its base or the records do not fit.
+
+    Example:
+        >>> found = pmlray.check_recall("out/adapter", "facts.jsonl")
+        >>> print(found.n_right, "of", len(found.pairs))
+    """
+    with train_extra():
+        from pmlray.api import recall_check
+
+    request = recall_check.RecallRequest(
+        Path(adapter), Path(records), model, revision, dtype, prompt_format
+    )
+    search = recall_check.prepare_recall(request)
+    return recall_check.check_recall(search, request.adapter, say or (lambda _: None))

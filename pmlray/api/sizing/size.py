@@ -1,0 +1,114 @@
+"""`pmlray.size`: the smallest rank that holds a set of records, trained and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pmlray.api.environment import own_signals, train_extra
+from pmlray.config import ClusterProfile
+from pmlray.config.load import read_profile
+from pmlray.config.model_spec import DtypeChoice
+from pmlray.study.sizing.request import Wanted
+
+if TYPE_CHECKING:
+    from pmlray.api.sizing.plan import SizePlan
+    from pmlray.api.sizing.run import Sizing
+    from pmlray.study.sizing.cost import SizeCost
+
+
+@dataclass(frozen=True)
+class PlannedSizing:
+    """What a sizing would do and about what it would cost; nothing was trained."""
+
+    plan: SizePlan
+    cost: SizeCost
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON types only, as `pmlray size --dry-run --json` prints them."""
+        return self.plan.to_json(self.cost)
+
+
+def size(
+    records: str | Path,
+    model: str,
+    *,
+    recall: float = 0.99,
+    confidence: float = 0.9,
+    law: str | Path | None = None,
+    out: str | Path | None = None,
+    steps: int | None = None,
+    max_rank: int | None = None,
+    placement: Literal["mlp", "down_proj"] | None = None,
+    layer: int | None = None,
+    prompt_format: Literal["plain", "chat"] | None = None,
+    revision: str | None = None,
+    dtype: DtypeChoice = "auto",
+    profile: ClusterProfile | str | Path | None = None,
+    tracking_uri: str | None = None,
+    address: str | None = None,
+    dry_run: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Sizing | PlannedSizing:
+    """Find the smallest rank that holds these records, train that adapter and check it.
+
+    Args:
+        records: file or folder of records with a query and a target each.
+        model: base model, a pulled name, a hub id or a folder.
+        recall: share of the records to recall word for word.
+        confidence: how sure the rank must be to reach it, one-sided.
+        law: store of an earlier records search, whose law is used.
+        out: folder of the results, continued when given again.
+        steps: optimiser steps; by default 40 epochs.
+        max_rank: largest rank allowed.
+        placement, layer, prompt_format, revision, dtype: as options of `pmlray size`.
+        profile, tracking_uri, address: as of `Search.load`.
+        dry_run: take a few steps where this machine trains, and only tell the plan and its cost.
+        say: called with a line at each stage; by default none is shown.
+
+    Returns:
+        The adapter with its card and its decoded records, or the plan of a dry run.
+
+    Raises:
+        SpecError, DataError, ModelError, RunError: say what to mend.
+
+    Example:
+        >>> found = pmlray.size("facts.jsonl", "smollm2-135m", recall=0.99, out="out")
+        >>> print(found.lora_rank, found.reached, found.adapter_folder)
+    """
+    from pmlray.api.sizing.plan import SizeRequest, prepare_size
+
+    settings = profile if isinstance(profile, ClusterProfile) else read_profile(profile)
+    plan = prepare_size(
+        SizeRequest(
+            *(Path(records), model, revision, dtype, Wanted(recall, confidence)),
+            None if law is None else Path(law),
+            None if out is None else Path(out),
+            *(placement, layer, prompt_format, steps, max_rank, settings),
+        )
+    )
+    if dry_run:
+        from pmlray.api.sizing.forecast import forecast
+
+        return PlannedSizing(plan, forecast(plan, address, say or _silent))
+    return carry_out(plan, address, tracking_uri, say or _silent)
+
+
+def carry_out(
+    plan: SizePlan, address: str | None, tracking_uri: str | None, say: Callable[[str], None]
+) -> Sizing:
+    """Do what was planned, or go on with it."""
+    with train_extra():
+        import pmlray.backends.ray.train
+        import pmlray.engine.measure  # noqa: F401
+    from pmlray.api.live_progress import live_progress
+    from pmlray.api.sizing.run import run_size
+
+    with own_signals():
+        return run_size(plan, address, tracking_uri, say, live_progress)
+
+
+def _silent(_line: str) -> None:
+    """Whoever asked for no lines gets none."""

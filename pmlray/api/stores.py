@@ -1,0 +1,88 @@
+"""Folders of results: where one lies, whose it is, and how it is opened."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pmlray.atomic_files import write_over
+from pmlray.backends.store.file_store import FileStore
+from pmlray.config import ClusterProfile, SearchSpec
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.dtype import check_same_dtype
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.stored_files import COMPARISON_FILE, SEARCH_FILE, read_kept
+from pmlray.errors import StoreError
+from pmlray.study.findings.result import SearchResult, assemble
+
+# What runs of one comparison's store have in common; the rest of a spec only says which there are.
+SAME = ("task", "model", "probe", "recipe", "memft", "evaluate")
+
+
+def default_store(search: PreparedSearch, profile: ClusterProfile) -> Path:
+    """`profile.storage`, else PMLRAY_STORE, else ./runs; in a Ray job, whose working folder is
+    temporary, ~/pmlray-runs."""
+    root = profile.storage or os.environ.get("PMLRAY_STORE")
+    if root is None:
+        in_ray_job = "working_dir_files" in Path.cwd().parts
+        root = Path.home() / "pmlray-runs" if in_ray_job else Path("runs")
+    return (Path(root) / search.spec.search_id).absolute()
+
+
+def open_store(folder: Path) -> tuple[SearchSpec, FileStore]:
+    """A search and its store; StoreError when the folder is none, or damaged."""
+    spec_file = folder / SEARCH_FILE
+    if not spec_file.is_file():
+        raise StoreError(f"{folder} is no store of a search (it has no {SEARCH_FILE})")
+    return read_kept(SearchSpec, spec_file), FileStore(folder)
+
+
+def read_result(folder: Path) -> SearchResult:
+    """A search's result from its store; StoreError when the folder is none."""
+    spec, store = open_store(folder)
+    return assemble(
+        spec, store.observations(), store.failures(), store.times(), store.calibration()
+    )
+
+
+def settled_in(folder: Path, search: PreparedSearch, profile: ClusterProfile) -> PreparedSearch:
+    """The search in the dtype that its store was begun with, else in that of the device that the
+    profile trains on; without GPUs this machine's CPU stands for all."""
+    file = folder / SEARCH_FILE
+    kept = read_kept(SearchSpec, file) if file.is_file() else None
+    of_it = kept is not None and kept.search_id == search.spec.search_id
+    return search.settled(profile.gpus_per_pack > 0, kept.model if kept and of_it else None)
+
+
+def claim_search(folder: Path, spec: SearchSpec) -> None:
+    """Keep the spec in its store; a store serves one search."""
+    path = folder / SEARCH_FILE
+    if path.is_file():
+        owner = read_kept(SearchSpec, path)
+        if owner.search_id != spec.search_id:
+            raise StoreError(
+                f"{folder} holds the search {owner.search_id}, not {spec.search_id}; choose another"
+                " --store"
+            )
+        check_same_dtype(folder, f"search {owner.search_id}", owner.model, spec.model)
+        return
+    write_over(path, spec.model_dump_json(indent=2).encode())
+
+
+def claim_comparison(folder: Path, spec: CompareSpec) -> None:
+    """Keep the spec in its store, which may hold more points, texts, rates and methods of one and
+    the same comparison."""
+    path = folder / COMPARISON_FILE
+    if path.is_file():
+        owner = read_kept(CompareSpec, path)
+        differing = [name for name in SAME if getattr(owner, name) != getattr(spec, name)]
+        was, now = ((m.id, m.revision) for m in (owner.model, spec.model))
+        if "model" in differing and was == now:
+            differing.remove("model")
+        if differing:
+            raise StoreError(
+                f"{folder} holds the comparison {owner.compare_id}, whose {', '.join(differing)}"
+                " differ; choose another --store"
+            )
+        check_same_dtype(folder, f"comparison {owner.compare_id}", owner.model, spec.model)
+    write_over(path, spec.model_dump_json(indent=2).encode())

@@ -1,0 +1,57 @@
+"""MLflow and the Optuna study of a store, brought to what the store holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pmlray.api.search_run import study_of
+from pmlray.api.tracking import mirror_of, tracking_uri_for
+from pmlray.backends.mlflow.journal import MirrorJournal
+from pmlray.backends.mlflow.spooled_tracker import Replay
+from pmlray.backends.store.file_store import FileStore
+from pmlray.config import ClusterProfile, SearchSpec
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.prepared_search import prepare_search
+from pmlray.config.stored_files import COMPARISON_FILE, SEARCH_FILE, read_kept
+from pmlray.errors import StoreError
+from pmlray.study.search.plan import first_cost
+
+
+def sync_store(
+    folder: Path, tracking_uri: str | None, optuna_storage: str | None
+) -> dict[str, Any]:
+    """Send the journal and make the study anew; returns what was done.
+
+    TrackerAway while MLflow is away; StoreError where a search is running on the store.
+    """
+    search_file, comparison_file = folder / SEARCH_FILE, folder / COMPARISON_FILE
+    if not search_file.is_file() and not comparison_file.is_file():
+        raise StoreError(f"{folder} is no store of a search or a comparison")
+    store, trials = FileStore(folder), None
+    uri = tracking_uri_for(folder, ClusterProfile(), tracking_uri)
+    with store.driver_lock():
+        if search_file.is_file():
+            spec = read_kept(SearchSpec, search_file)
+            connect = mirror_of(store, uri, spec.search_id, spec)
+            search = prepare_search(search_file).settled(gpu=False)
+            cost = first_cost(search, gpu=False)
+            trials = study_of(search, store, cost, optuna_storage).n_trials
+        else:
+            comparison = read_kept(CompareSpec, comparison_file)
+            connect = mirror_of(store, uri, comparison.compare_id, comparison)
+        journal, observations = MirrorJournal(folder), store.observations()
+        known = journal.run_keys()
+        if missing := [o.run_key for o in observations if o.run_key not in known]:
+            journal.add("observe", run_keys=missing)
+        if journal.is_open():
+            # Whoever drove it was killed before it could say so: what trained, and runs that were
+            # left out, would be shown as running for ever.
+            journal.add("finish", artifacts=[], status="KILLED")
+        sent = Replay(store, journal, uri, connect).send()
+    return {
+        "store": str(folder),
+        "sent": sent,
+        "observations": len(observations),
+        "optuna_trials": trials,
+    }
