@@ -28,7 +28,7 @@ from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_search, load_spec
 from pmlray.config.prepared_search import prepare_comparison, prepare_search
 from pmlray.config.search_spec import SearchSpec
-from pmlray.config.stored_files import Card, Summary, read_kept
+from pmlray.config.stored_files import Card, Summary, read_stored
 from pmlray.engine.adapters.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE
 from pmlray.engine.evaluation.greedy_decode import PEFT_CONFIG_FILE, read_adapter
 from pmlray.engine.runtime.checkpoint_files import file_name
@@ -145,7 +145,7 @@ def _kept(content: bytes, folder: Path) -> None:
     path = _file(folder, "kept.json", content)
     for kind in (SearchSpec, CompareSpec, Summary, Card):
         with suppress(PmlrayError):
-            read_kept(kind, path)
+            read_stored(kind, path)
 
 
 def _lease(content: bytes, folder: Path) -> None:

@@ -20,8 +20,8 @@ from pmlray.backends.store.file_store import FileStore
 from pmlray.config import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.config.stored_files import COMPARISON_FILE, read_kept
-from pmlray.study.comparison.comparison_search import Arena
+from pmlray.config.stored_files import COMPARISON_FILE, read_stored
+from pmlray.study.comparison.comparison_search import ComparisonSearch
 from pmlray.study.comparison.results import Comparison, compare_methods
 from pmlray.study.search.plan import first_cost
 from pmlray.study.search.progress import Progress
@@ -86,17 +86,19 @@ def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> 
         claim_comparison(run.store, spec)
         tracker = spooled_tracker(store, run.tracking_uri, spec.compare_id, spec)
         follower = following.enter_context(Follower(run.store, announce, tracker))
-        arena = Arena(spec, search, store, tracker, run.profile.max_pack_failures, follower)
+        comparing = ComparisonSearch(
+            spec, search, store, tracker, run.profile.max_pack_failures, follower
+        )
         status = "FAILED"
         try:
-            if not arena.is_over():
+            if not comparing.is_over():
                 follower.stage("starting Ray")
-                follower(arena.progress())
+                follower(comparing.progress())
                 with ray_session(run.address):
                     from pmlray.backends.ray.run_packs import run_packs_on_ray
 
                     follower.stage("waiting for a worker")
-                    run_packs_on_ray(search, arena, run.store, run.profile, driver)
+                    run_packs_on_ray(search, comparing, run.store, run.profile, driver)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -122,5 +124,5 @@ def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> 
 def _settled(run: ComparisonRun) -> PreparedSearch:
     """The runs in the dtype that the store was begun with, else in the device's."""
     file = run.store / COMPARISON_FILE
-    kept = read_kept(CompareSpec, file).model if file.is_file() else None
+    kept = read_stored(CompareSpec, file).model if file.is_file() else None
     return run.search.settled(run.profile.gpus_per_pack > 0, kept)

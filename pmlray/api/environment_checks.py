@@ -20,7 +20,7 @@ from pmlray.config.base_models import PULLABLE, cache_root, require_present, res
 from pmlray.errors import INSTALL_TRAIN, ModelError, PmlrayError
 from pmlray.version import SOURCE
 
-State = Literal["ok", "warn", "fail"]
+CheckState = Literal["ok", "warn", "fail"]
 MIN_FREE_GIB = 5.0
 MIN_MEMORY_GIB = 4.0
 LOCK = "requirements.lock"
@@ -31,7 +31,7 @@ class Check:
     """What was looked at, how it is, what was found, and what to do about it."""
 
     name: str
-    state: State
+    state: CheckState
     detail: str
     remedy: str = ""
 

@@ -10,7 +10,7 @@ from pmlray.api.environment import train_extra
 from pmlray.config.model_spec import DtypeChoice
 
 if TYPE_CHECKING:
-    from pmlray.study.sizing.card import Recitation
+    from pmlray.study.sizing.card import DecodedRecords
 
 
 def check_recall(
@@ -22,7 +22,7 @@ def check_recall(
     dtype: DtypeChoice = "auto",
     prompt_format: Literal["plain", "chat"] | None = None,
     say: Callable[[str], None] | None = None,
-) -> Recitation:
+) -> DecodedRecords:
     """Decode every record greedily with an adapter, as `pmlray recall` does.
 
     Args:

@@ -18,14 +18,14 @@ from pmlray.config.search_spec import (
     Space,
     Task,
 )
-from pmlray.config.stored_files import SEARCH_FILE, Card, read_kept
-from pmlray.engine.evaluation.greedy_decode import check_fits, read_adapter, recite
+from pmlray.config.stored_files import SEARCH_FILE, Card, read_stored
+from pmlray.engine.evaluation.greedy_decode import check_fits, decode_records, read_adapter
 from pmlray.engine.model.base_model import load_base_model, render_prompt
 from pmlray.engine.model.bfloat16_support import multiplies_bfloat16
 from pmlray.engine.model.device import pick_device
 from pmlray.errors import ModelError
 from pmlray.memory import TaskSource, build_memory, encode_texts, read_records
-from pmlray.study.sizing.card import CARD_FILE, Recitation
+from pmlray.study.sizing.card import CARD_JSON, DecodedRecords
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def prepare_recall(request: RecallRequest) -> PreparedSearch:
     return PreparedSearch(spec, source, TaskSource("records", 0, pairs=pairs))
 
 
-def check_recall(search: PreparedSearch, folder: Path, say: Callable[[str], None]) -> Recitation:
+def check_recall(
+    search: PreparedSearch, folder: Path, say: Callable[[str], None]
+) -> DecodedRecords:
     """Decode every record of a search's task greedily under the adapter in a folder."""
     adapter, model = read_adapter(folder), search.spec.model
     base = load_base_model(
@@ -101,8 +103,8 @@ def check_recall(search: PreparedSearch, folder: Path, say: Callable[[str], None
     render = partial(render_prompt, base.tokenizer, prompt_format=search.spec.task.prompt_format)
     records = build_memory(search.task, 0, total, tokenizer, render).records
     say(f"decoding {len(records)} records greedily at rank {adapter.lora_rank}")
-    answers = recite(base, adapter.weights, records)
-    return Recitation(
+    answers = decode_records(base, adapter.weights, records)
+    return DecodedRecords(
         pairs,
         tuple(base.tokenizer.decode(answer.answer_ids) for answer in answers),
         tuple(answer.right for answer in answers),
@@ -118,10 +120,10 @@ def _dtype(asked: DtypeChoice, known: Mapping[str, Any]) -> Dtype:
 
 def _trained_with(folder: Path) -> dict[str, Any]:
     """id, revision, dtype, identity and prompt_format, as far as the folder tells."""
-    if (folder / CARD_FILE).is_file():
-        return read_kept(Card, folder / CARD_FILE).trained_with()
+    if (folder / CARD_JSON).is_file():
+        return read_stored(Card, folder / CARD_JSON).trained_with()
     search_file = folder.absolute().parent.parent / SEARCH_FILE
     if search_file.is_file():
-        spec = read_kept(SearchSpec, search_file)
+        spec = read_stored(SearchSpec, search_file)
         return {**spec.model.pinned().model_dump(), "prompt_format": spec.task.prompt_format}
     return {}

@@ -25,7 +25,7 @@ from pmlray.config import ClusterProfile
 from pmlray.config.base_models import TINY, require_present, resolve_model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.secrets import without_credentials
-from pmlray.config.stored_files import SUMMARY_FILE, kept_facts
+from pmlray.config.stored_files import SUMMARY_FILE, stored_facts
 from pmlray.design import CostModel
 from pmlray.errors import INSTALL_TRAIN, SpecError
 from pmlray.study.findings.result import SearchResult
@@ -179,7 +179,7 @@ def report_store(folder: Path, facts: dict[str, Any] | None = None) -> SearchRep
 
     result = read_result(folder)
     summary_file = folder / SUMMARY_FILE
-    shown = kept_facts(summary_file) if facts is None else facts
+    shown = stored_facts(summary_file) if facts is None else facts
     page = write_report(result, folder / "report", shown)
     report = SearchReport(result, tuple(plain_answer(result)), without_credentials(shown), page)
     summary = {**report.to_json(), "facts": report.facts}

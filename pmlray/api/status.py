@@ -16,7 +16,7 @@ NO_LAW, NOT_KNOWN = "no law yet", "targets not known yet"
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class Status:
     """One moment of a study. Counts are of runs, amounts gpu_seconds.
 
     `law` is the fitted law in one line, `known` the largest half-width of the 90 % interval at a
@@ -54,12 +54,12 @@ class Standing:
         return None if whole <= 0 else self.spent / whole
 
 
-def standing_of(progress: Progress) -> Standing:
+def status_of(progress: Progress) -> Status:
     """A running study's progress."""
     law = progress.law
     # A comparison fits no law, nor does what is named otherwise.
     fits = law is not None or (progress.phase == "law" and not progress.what)
-    return Standing(
+    return Status(
         phase=progress.what or (progress.phase if progress.n_all is None else "comparison"),
         n_done=progress.n_done,
         n_running=progress.n_pending,

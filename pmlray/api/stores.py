@@ -11,7 +11,7 @@ from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.dtype import check_same_dtype
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.config.stored_files import COMPARISON_FILE, SEARCH_FILE, read_kept
+from pmlray.config.stored_files import COMPARISON_FILE, SEARCH_FILE, read_stored
 from pmlray.errors import StoreError
 from pmlray.study.findings.result import SearchResult, assemble
 
@@ -34,7 +34,7 @@ def open_store(folder: Path) -> tuple[SearchSpec, FileStore]:
     spec_file = folder / SEARCH_FILE
     if not spec_file.is_file():
         raise StoreError(f"{folder} is no store of a search (it has no {SEARCH_FILE})")
-    return read_kept(SearchSpec, spec_file), FileStore(folder)
+    return read_stored(SearchSpec, spec_file), FileStore(folder)
 
 
 def read_result(folder: Path) -> SearchResult:
@@ -49,7 +49,7 @@ def settled_in(folder: Path, search: PreparedSearch, profile: ClusterProfile) ->
     """The search in the dtype that its store was begun with, else in that of the device that the
     profile trains on; without GPUs this machine's CPU stands for all."""
     file = folder / SEARCH_FILE
-    kept = read_kept(SearchSpec, file) if file.is_file() else None
+    kept = read_stored(SearchSpec, file) if file.is_file() else None
     of_it = kept is not None and kept.search_id == search.spec.search_id
     return search.settled(profile.gpus_per_pack > 0, kept.model if kept and of_it else None)
 
@@ -58,7 +58,7 @@ def claim_search(folder: Path, spec: SearchSpec) -> None:
     """Keep the spec in its store; a store serves one search."""
     path = folder / SEARCH_FILE
     if path.is_file():
-        owner = read_kept(SearchSpec, path)
+        owner = read_stored(SearchSpec, path)
         if owner.search_id != spec.search_id:
             raise StoreError(
                 f"{folder} holds the search {owner.search_id}, not {spec.search_id}; choose another"
@@ -74,7 +74,7 @@ def claim_comparison(folder: Path, spec: CompareSpec) -> None:
     the same comparison."""
     path = folder / COMPARISON_FILE
     if path.is_file():
-        owner = read_kept(CompareSpec, path)
+        owner = read_stored(CompareSpec, path)
         differing = [name for name in SAME if getattr(owner, name) != getattr(spec, name)]
         was, now = ((m.id, m.revision) for m in (owner.model, spec.model))
         if "model" in differing and was == now:

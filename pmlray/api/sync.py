@@ -13,7 +13,7 @@ from pmlray.backends.store.file_store import FileStore
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.prepared_search import prepare_search
-from pmlray.config.stored_files import COMPARISON_FILE, SEARCH_FILE, read_kept
+from pmlray.config.stored_files import COMPARISON_FILE, SEARCH_FILE, read_stored
 from pmlray.errors import StoreError
 from pmlray.study.search.plan import first_cost
 
@@ -32,13 +32,13 @@ def sync_store(
     uri = tracking_uri_for(folder, ClusterProfile(), tracking_uri)
     with store.driver_lock():
         if search_file.is_file():
-            spec = read_kept(SearchSpec, search_file)
+            spec = read_stored(SearchSpec, search_file)
             connect = mirror_of(store, uri, spec.search_id, spec)
             search = prepare_search(search_file).settled(gpu=False)
             cost = first_cost(search, gpu=False)
             trials = study_of(search, store, cost, optuna_storage).n_trials
         else:
-            comparison = read_kept(CompareSpec, comparison_file)
+            comparison = read_stored(CompareSpec, comparison_file)
             connect = mirror_of(store, uri, comparison.compare_id, comparison)
         journal, observations = MirrorJournal(folder), store.observations()
         known = journal.run_keys()

@@ -12,7 +12,7 @@ import typer
 
 from pmlray.api.live_progress import shown_live
 from pmlray.api.search import Search
-from pmlray.api.status import NO_LAW, Standing, standing_of
+from pmlray.api.status import NO_LAW, Status, status_of
 from pmlray.cli.search_source import SOURCE_OPTION, in_mlflow, is_file, search_id_of
 from pmlray.config import SearchSpec
 from pmlray.live_packs import fresh_packs
@@ -22,7 +22,7 @@ from pmlray.study.search.live import with_live
 STORE_SECONDS, MLFLOW_SECONDS = 2.0, 10.0
 
 # Where a study stands, and how it ended, None while it runs.
-Look = Callable[[], tuple[Standing, str | None]]
+Poll = Callable[[], tuple[Status, str | None]]
 
 
 def watch(
@@ -46,7 +46,7 @@ def watch(
             look, kind = _at_comparison(folder), "comparison"
         else:
             look = _at_search(folder)
-    last: Standing | None = None
+    last: Status | None = None
     try:
         with shown_live("pmlray watch", "looking ...") as show:
             while True:
@@ -72,7 +72,7 @@ def _store_of(search: str, source: str | None) -> Path:
     return Path(search).absolute()
 
 
-def _at_search(folder: Path) -> Look:
+def _at_search(folder: Path) -> Poll:
     from pmlray.api.stores import open_store
     from pmlray.backends.store.file_store import DRIVER
     from pmlray.study.search.store_follower import FollowedSearch
@@ -80,11 +80,11 @@ def _at_search(folder: Path) -> Look:
     spec, store = open_store(folder)
     followed = FollowedSearch(spec, store)
 
-    def look() -> tuple[Standing, str | None]:
+    def look() -> tuple[Status, str | None]:
         # In this order: what a driver wrote before it left is seen.
         over = store.leases.is_free(DRIVER)
         packs = () if over else fresh_packs(folder)
-        standing = standing_of(with_live(followed.look(final=over), packs, by_pack=False))
+        standing = status_of(with_live(followed.look(final=over), packs, by_pack=False))
         again = "nobody is at work on it; the same pmlray search continues it"
         ended = again if standing.n_running else "the search has ended; pmlray report shows it"
         return standing, ended if over else None
@@ -92,22 +92,22 @@ def _at_search(folder: Path) -> Look:
     return look
 
 
-def _at_comparison(folder: Path) -> Look:
+def _at_comparison(folder: Path) -> Poll:
     from pmlray.backends.store.file_store import DRIVER, FileStore
     from pmlray.config.compare_spec import CompareSpec
-    from pmlray.config.stored_files import COMPARISON_FILE, read_kept
+    from pmlray.config.stored_files import COMPARISON_FILE, read_stored
     from pmlray.study.comparison.progress import FollowedComparison
     from pmlray.study.report.comparison_report import shown_row
 
     store = FileStore(folder)
-    followed = FollowedComparison(read_kept(CompareSpec, folder / COMPARISON_FILE), store)
+    followed = FollowedComparison(read_stored(CompareSpec, folder / COMPARISON_FILE), store)
 
-    def look() -> tuple[Standing, str | None]:
+    def look() -> tuple[Status, str | None]:
         over = store.leases.is_free(DRIVER)
         progress, results = followed.look()
         packs = () if over else fresh_packs(folder)
         progress = with_live(progress, packs, by_pack=False)
-        standing = replace(standing_of(progress), table=tuple(map(shown_row, results)))
+        standing = replace(status_of(progress), table=tuple(map(shown_row, results)))
         missing = followed.spec.n_runs - progress.n_done - progress.n_failed
         page = folder / "report" / "comparison.html"
         again = "nobody is at work on it; the same pmlray compare continues it"
@@ -117,12 +117,12 @@ def _at_comparison(folder: Path) -> Look:
     return look
 
 
-def _at_mlflow(uri: str, search_id: str) -> Look:
+def _at_mlflow(uri: str, search_id: str) -> Poll:
     from pmlray.backends.mlflow.watch import MlflowWatch
 
     mirror = MlflowWatch(uri, search_id)
 
-    def look() -> tuple[Standing, str | None]:
+    def look() -> tuple[Status, str | None]:
         found = mirror.look()
         ended = None if found.status == "RUNNING" else f"the search has ended: {found.status}"
         return mirrored_standing(mirror.spec, found.metrics), ended
@@ -130,14 +130,14 @@ def _at_mlflow(uri: str, search_id: str) -> Look:
     return look
 
 
-def mirrored_standing(spec: SearchSpec, metrics: Mapping[str, float]) -> Standing:
+def mirrored_standing(spec: SearchSpec, metrics: Mapping[str, float]) -> Status:
     """Where a search stands by the metrics of its run in MLflow, as its driver told them."""
 
     def told(name: str, before: float = 0.0) -> float:
         return metrics.get(f"progress/{name}", before)
 
     phase = "memft" if "progress/memft_gpu_seconds_left" in metrics else "law"
-    return Standing(
+    return Status(
         phase=phase,
         n_done=int(told("n_done")),
         n_running=int(told("n_running")),

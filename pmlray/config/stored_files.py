@@ -13,7 +13,7 @@ SEARCH_FILE = "search.json"
 COMPARISON_FILE = "comparison.json"
 SUMMARY_FILE = "summary.json"
 
-Kept = TypeVar("Kept", bound=BaseModel)
+Stored = TypeVar("Stored", bound=BaseModel)
 
 
 class Facts(BaseModel, strict=True, allow_inf_nan=False):
@@ -53,7 +53,7 @@ class Card(BaseModel, strict=True):
         return {**self.base_model.model_dump(), "prompt_format": self.prompt_format}
 
 
-def read_kept(kind: type[Kept], path: Path) -> Kept:
+def read_stored(kind: type[Stored], path: Path) -> Stored:
     """A kept file as `kind`; StoreError when it cannot be read or holds anything else."""
     try:
         return kind.model_validate_json(path.read_bytes())
@@ -69,8 +69,8 @@ def read_kept(kind: type[Kept], path: Path) -> Kept:
         ) from error
 
 
-def kept_facts(summary: Path) -> dict[str, Any]:
+def stored_facts(summary: Path) -> dict[str, Any]:
     """The facts that a search's summary keeps; none before there is one. StoreError as above."""
     if not summary.is_file():
         return {}
-    return read_kept(Summary, summary).facts.model_dump(exclude_unset=True)
+    return read_stored(Summary, summary).facts.model_dump(exclude_unset=True)

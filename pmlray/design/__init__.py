@@ -1,8 +1,8 @@
 """Which run to measure next, and what it will cost."""
 
-from pmlray.design.acquisition import LAW_RULES, OPTUNA_RULES, RULES, Acquisition, Knowledge
+from pmlray.design.acquisition import LAW_RULES, OPTUNA_RULES, RULES, Acquisition, DesignState
 from pmlray.design.cost import CostModel, charged_steps, prior_cost
-from pmlray.design.field import Belief, LawField, law_field
+from pmlray.design.field import FittedForm, LawField, law_field
 from pmlray.design.history import History
 from pmlray.design.planner import (
     DesignSettings,
@@ -10,7 +10,7 @@ from pmlray.design.planner import (
     PendingSpend,
     choose_run,
     device_share,
-    offers,
+    open_candidates,
 )
 from pmlray.design.reasons import why_chosen
 from pmlray.design.space import ChosenRun, DesignSpace, Replicate, nearest_cell
@@ -20,14 +20,14 @@ __all__ = [
     "OPTUNA_RULES",
     "RULES",
     "Acquisition",
-    "Belief",
     "ChosenRun",
     "CostModel",
     "DesignSettings",
     "DesignSpace",
+    "DesignState",
     "DeviceShare",
+    "FittedForm",
     "History",
-    "Knowledge",
     "LawField",
     "PendingSpend",
     "Replicate",
@@ -36,7 +36,7 @@ __all__ = [
     "device_share",
     "law_field",
     "nearest_cell",
-    "offers",
+    "open_candidates",
     "prior_cost",
     "why_chosen",
 ]

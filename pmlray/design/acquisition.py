@@ -1,6 +1,6 @@
 """The rules that pick the next run from the affordable ones: pmlray's own, and rivals.
 
-A rule sees an offer for every open cell within the budget and everything known, and takes one.
+A rule sees a candidate for every open cell within the budget and everything known, and takes one.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 import scipy
 
 from pmlray.design.cost import CostModel
-from pmlray.design.field import Belief, FloatArray
+from pmlray.design.field import FittedForm, FloatArray
 from pmlray.design.grid_field import GridField
 from pmlray.design.history import History
-from pmlray.design.space import ChosenRun, Offer, level_coordinates, log_coordinates
+from pmlray.design.space import Candidate, ChosenRun, level_coordinates, log_coordinates
 from pmlray.types import DesignPoint
 
 Acquisition = Literal[
@@ -36,7 +36,7 @@ Acquisition = Literal[
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class DesignState:
     """What the search knows: its runs, its fitted forms (best first), cost and remaining budget.
 
     `base_loss`: typical loss of the adapter-free base, nats. `budget_left`: gpu_seconds, already
@@ -46,7 +46,7 @@ class Knowledge:
     """
 
     chosen: tuple[ChosenRun, ...]
-    beliefs: tuple[Belief, ...]
+    beliefs: tuple[FittedForm, ...]
     base_loss: float
     cost: CostModel
     budget_left: float
@@ -76,48 +76,48 @@ class Knowledge:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a rule chooses from: offers within the budget, the whole grid, and the targets."""
+class Candidates:
+    """What a rule chooses from: candidates within the budget, the whole grid, and the targets."""
 
-    offers: tuple[Offer, ...]
+    candidates: tuple[Candidate, ...]
     grid: tuple[DesignPoint, ...]
     targets: tuple[DesignPoint, ...]
     seed: int
 
     @property
     def cells(self) -> list[DesignPoint]:
-        """The offers' design points, each once."""
-        return [offer.point for offer in self.offers]
+        """The candidates' design points, each once."""
+        return [candidate.point for candidate in self.candidates]
 
 
-Rule = Callable[[Choice, Knowledge], Offer]
+Rule = Callable[[Candidates, DesignState], Candidate]
 
 
-def _v_optimal(choice: Choice, known: Knowledge) -> Offer:
+def _v_optimal(choice: Candidates, known: DesignState) -> Candidate:
     """The most variance removed at the targets per gpu_second, over the mixture of forms."""
     field = known.field("v_optimal", choice.grid, choice.targets)
-    return _best(choice.offers, field, field.gains(known.pending))
+    return _best(choice.candidates, field, field.gains(known.pending))
 
 
-def _v_optimal_single(choice: Choice, known: Knowledge) -> Offer:
+def _v_optimal_single(choice: Candidates, known: DesignState) -> Candidate:
     """V-optimal under the one form that fits best, as if it were true."""
     field = known.field("v_optimal_single", choice.grid, choice.targets)
-    return _best(choice.offers, field, field.gains(known.pending))
+    return _best(choice.candidates, field, field.gains(known.pending))
 
 
-def _d_optimal(choice: Choice, known: Knowledge) -> Offer:
+def _d_optimal(choice: Candidates, known: DesignState) -> Candidate:
     """The most information about the best form's parameters per gpu_second."""
     field = known.field("d_optimal", choice.grid, choice.targets)
-    return _best(choice.offers, field, field.information(known.pending))
+    return _best(choice.candidates, field, field.information(known.pending))
 
 
-def _random(choice: Choice, known: Knowledge) -> Offer:
+def _random(choice: Candidates, known: DesignState) -> Candidate:
     """Uniform over the affordable cells; the same history gives the same choice."""
     rng = np.random.default_rng([choice.seed, len(known.chosen)])
-    return choice.offers[int(rng.integers(len(choice.offers)))]
+    return choice.candidates[int(rng.integers(len(choice.candidates)))]
 
 
-def _sobol(choice: Choice, known: Knowledge) -> Offer:
+def _sobol(choice: Candidates, known: DesignState) -> Candidate:
     """The affordable cell nearest to the next point of a scrambled Sobol sequence, in log space."""
     sequence = scipy.stats.qmc.Sobol(3, rng=np.random.default_rng(choice.seed))
     if known.chosen:
@@ -125,7 +125,7 @@ def _sobol(choice: Choice, known: Knowledge) -> Offer:
     return _nearest(choice, log_coordinates(choice.cells, choice.grid), sequence.random(1))
 
 
-def _lhs(choice: Choice, known: Knowledge) -> Offer:
+def _lhs(choice: Candidates, known: DesignState) -> Candidate:
     """The affordable cell nearest to the next point of a Latin hypercube over the grid's values.
 
     Hypercubes follow one another, each with as many points as the longest axis has values, so that
@@ -138,24 +138,24 @@ def _lhs(choice: Choice, known: Knowledge) -> Offer:
     return _nearest(choice, at, scipy.stats.qmc.LatinHypercube(3, rng=rng).random(size)[place])
 
 
-def _cheapest_first(choice: Choice, known: Knowledge) -> Offer:
+def _cheapest_first(choice: Candidates, known: DesignState) -> Candidate:
     """The cheapest cell, unmeasured ones before repeats."""
     seen = known.history.seen
-    return min(choice.offers, key=lambda o: (seen[o.point], o.gpu_seconds, o.point))
+    return min(choice.candidates, key=lambda o: (seen[o.point], o.gpu_seconds, o.point))
 
 
-def _full_grid(choice: Choice, known: Knowledge) -> Offer:
+def _full_grid(choice: Candidates, known: DesignState) -> Candidate:
     """Every cell in the order of the grid, then the next replicate of every cell."""
     seen = known.history.seen
-    return min(choice.offers, key=lambda o: (seen[o.point], o.point))
+    return min(choice.candidates, key=lambda o: (seen[o.point], o.point))
 
 
-def fill_space(choice: Choice, known: Knowledge) -> Offer:
+def fill_space(choice: Candidates, known: DesignState) -> Candidate:
     """The cell farthest from everything chosen, in log space (Johnson, Moore and Ylvisaker 1990,
     DOI 10.1016/0378-3758(90)90122-B); the first when nothing is chosen yet."""
     farthest = known.history.distances(choice.grid)
     place = {cell: i for i, cell in enumerate(choice.grid)}
-    return choice.offers[int(np.argmax(farthest[[place[o.point] for o in choice.offers]]))]
+    return choice.candidates[int(np.argmax(farthest[[place[o.point] for o in choice.candidates]]))]
 
 
 RULES: dict[str, Rule] = {
@@ -174,10 +174,12 @@ OPTUNA_RULES: frozenset[Acquisition] = frozenset({"tpe", "gp"})
 LAW_RULES = frozenset({"v_optimal", "v_optimal_single", "d_optimal"})
 
 
-def _nearest(choice: Choice, at: FloatArray, wanted: FloatArray) -> Offer:
-    return choice.offers[int(np.argmin(np.linalg.norm(at - wanted, axis=1)))]
+def _nearest(choice: Candidates, at: FloatArray, wanted: FloatArray) -> Candidate:
+    return choice.candidates[int(np.argmin(np.linalg.norm(at - wanted, axis=1)))]
 
 
-def _best(offers: Sequence[Offer], field: GridField, gain_M: FloatArray) -> Offer:
-    gain = gain_M[[field.place(offer.point) for offer in offers]]
-    return offers[int(np.argmax(gain / np.array([offer.gpu_seconds for offer in offers])))]
+def _best(candidates: Sequence[Candidate], field: GridField, gain_M: FloatArray) -> Candidate:
+    gain = gain_M[[field.place(candidate.point) for candidate in candidates]]
+    return candidates[
+        int(np.argmax(gain / np.array([candidate.gpu_seconds for candidate in candidates])))
+    ]

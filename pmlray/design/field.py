@@ -20,7 +20,7 @@ LN2 = math.log(2.0)
 
 
 @dataclass(frozen=True)
-class Belief:
+class FittedForm:
     """One fitted form and the weight that it has earned on points it had not seen."""
 
     fit: LawFit
@@ -38,7 +38,7 @@ class LawField:
     and sqrt(w_f) (mu_f - mu), so that S starts as the identity.
     """
 
-    beliefs: tuple[Belief, ...]
+    beliefs: tuple[FittedForm, ...]
     base_loss: float
     roots: tuple[FloatArray, ...]
     cov_GG: FloatArray
@@ -128,10 +128,10 @@ class LawField:
         return np.log1p(own_M / noise_M)
 
 
-def law_field(beliefs: Sequence[Belief], base_loss: float) -> LawField:
+def law_field(beliefs: Sequence[FittedForm], base_loss: float) -> LawField:
     """The field of fitted forms; base_loss (nats) is the most that any form can be right about."""
     total = sum(belief.weight for belief in beliefs)
-    shared = tuple(Belief(b.fit, b.weight / total) for b in beliefs)
+    shared = tuple(FittedForm(b.fit, b.weight / total) for b in beliefs)
     roots = tuple(_root(belief.fit.cov) for belief in shared)
     size = sum(root.shape[1] for root in roots) + len(roots)
     return LawField(shared, base_loss, roots, np.eye(size))

@@ -11,7 +11,7 @@ from operator import is_
 
 import numpy as np
 
-from pmlray.design.field import Belief, FloatArray, LawField, law_field
+from pmlray.design.field import FittedForm, FloatArray, LawField, law_field
 from pmlray.types import DesignPoint
 
 
@@ -24,7 +24,7 @@ class GridField:
 
     def __init__(
         self,
-        beliefs: Sequence[Belief],
+        beliefs: Sequence[FittedForm],
         base_loss: float,
         grid: tuple[DesignPoint, ...],
         targets: tuple[DesignPoint, ...],
@@ -39,7 +39,7 @@ class GridField:
 
     def is_of(
         self,
-        beliefs: Sequence[Belief],
+        beliefs: Sequence[FittedForm],
         base_loss: float,
         grid: tuple[DesignPoint, ...],
         targets: tuple[DesignPoint, ...],

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from pmlray.design.cost import CostModel
-from pmlray.design.field import Belief, FloatArray
+from pmlray.design.field import FittedForm, FloatArray
 from pmlray.design.grid_field import GridField
 from pmlray.design.space import ChosenRun, Replicate, log_coordinates
 from pmlray.types import DesignPoint
@@ -80,7 +80,7 @@ class History:
 
     def field(
         self,
-        beliefs: Sequence[Belief],
+        beliefs: Sequence[FittedForm],
         base_loss: float,
         grid: tuple[DesignPoint, ...],
         targets: tuple[DesignPoint, ...],

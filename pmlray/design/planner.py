@@ -9,9 +9,16 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from pmlray.design.acquisition import LAW_RULES, RULES, Acquisition, Choice, Knowledge, fill_space
+from pmlray.design.acquisition import (
+    LAW_RULES,
+    RULES,
+    Acquisition,
+    Candidates,
+    DesignState,
+    fill_space,
+)
 from pmlray.design.cost import CostModel
-from pmlray.design.space import ChosenRun, DesignSpace, Offer, Replicate
+from pmlray.design.space import Candidate, ChosenRun, DesignSpace, Replicate
 from pmlray.types import DesignPoint
 
 # The start must not swallow the budget: a fifth of what is left of it, evenly shared, is the most
@@ -31,7 +38,7 @@ class DesignSettings:
     seed: int = 0
 
 
-def offers(space: DesignSpace, known: Knowledge) -> Iterator[Offer]:
+def open_candidates(space: DesignSpace, known: DesignState) -> Iterator[Candidate]:
     """Every open cell within the remaining budget, at the replicate that suits it best.
 
     That is the one that the search has used least, unless another lets the run share the trunk of
@@ -45,26 +52,26 @@ def offers(space: DesignSpace, known: Knowledge) -> Iterator[Offer]:
     history = known.history
     for cell, balanced in history.next_replicates(space.cells, space.replicates):
         trunks = in_pack.get((cell.lora_rank, cell.seq_len), {})
-        best = Offer(cell, balanced, known.cost.added(cell, trunks.get(balanced, ())))
+        best = Candidate(cell, balanced, known.cost.added(cell, trunks.get(balanced, ())))
         for replicate, budgets in trunks.items() if shares else ():
             seconds = known.cost.added(cell, budgets)
             if seconds < best.gpu_seconds and not history.took(cell, replicate):
-                best = Offer(cell, replicate, seconds)
+                best = Candidate(cell, replicate, seconds)
         if best.gpu_seconds <= known.budget_left:
             yield best
 
 
 def choose_run(
-    space: DesignSpace, settings: DesignSettings, known: Knowledge, longest: float = math.inf
+    space: DesignSpace, settings: DesignSettings, known: DesignState, longest: float = math.inf
 ) -> tuple[DesignPoint, Replicate] | None:
     """The next run, or None when no open cell is within the remaining budget.
 
     longest: gpu_seconds; a rule that weighs costs takes no longer run unless all are.
     """
-    open_offers = tuple(offers(space, known))
-    if not open_offers:
+    candidates = tuple(open_candidates(space, known))
+    if not candidates:
         return None
-    choice = Choice(open_offers, space.cells, settings.targets, settings.seed)
+    choice = Candidates(candidates, space.cells, settings.targets, settings.seed)
     rule = RULES[settings.acquisition]
     if settings.acquisition not in LAW_RULES:
         chosen = rule(choice, known)
@@ -92,7 +99,7 @@ class DeviceShare:
     planned: float = math.inf
     at_least: int = 0
 
-    def room(self, known: Knowledge) -> float:
+    def room(self, known: DesignState) -> float:
         """How long the next run of the pack that is being filled may take; that of an empty pack
         is no longer than a run may be, whatever a pack may."""
         if not known.pack:
@@ -101,7 +108,7 @@ class DeviceShare:
         return most - PendingSpend(known.cost, known.pack).gpu_seconds
 
 
-def device_share(known: Knowledge, devices: int) -> DeviceShare:
+def device_share(known: DesignState, devices: int) -> DeviceShare:
     """What leaves the other devices enough to end at the same time; without bounds for one device.
 
     A pack takes half of a device's share of the budget that no run has taken yet, for runs may take
@@ -134,18 +141,20 @@ class PendingSpend:
         budgets.append(point.train_steps)
 
 
-def _initial(choice: Choice, settings: DesignSettings, known: Knowledge) -> Offer:
+def _initial(choice: Candidates, settings: DesignSettings, known: DesignState) -> Candidate:
     limit = known.budget_left * START_SHARE / max(1, settings.n_initial - len(known.chosen))
     return fill_space(_no_longer(choice, limit), known)
 
 
-def _no_longer(choice: Choice, gpu_seconds: float) -> Choice:
-    """Without the offers that take more, the cheapest excepted."""
-    within = tuple(offer for offer in choice.offers if offer.gpu_seconds <= gpu_seconds)
-    cheapest = within or (min(choice.offers, key=lambda offer: offer.gpu_seconds),)
-    return replace(choice, offers=cheapest)
+def _no_longer(choice: Candidates, gpu_seconds: float) -> Candidates:
+    """Without the candidates that take more, the cheapest excepted."""
+    within = tuple(
+        candidate for candidate in choice.candidates if candidate.gpu_seconds <= gpu_seconds
+    )
+    cheapest = within or (min(choice.candidates, key=lambda candidate: candidate.gpu_seconds),)
+    return replace(choice, candidates=cheapest)
 
 
-def validates(settings: DesignSettings, known: Knowledge) -> bool:
+def validates(settings: DesignSettings, known: DesignState) -> bool:
     """Whether the next run fills space: the share of the spend that did has fallen short."""
     return known.history.fills_too_little(settings.n_initial, settings.validation_share, known.cost)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pmlray.design.acquisition import LAW_RULES, Knowledge
+from pmlray.design.acquisition import LAW_RULES, DesignState
 from pmlray.design.planner import DesignSettings, validates
 from pmlray.design.space import DesignSpace, Replicate
 from pmlray.types import DesignPoint
@@ -21,7 +21,7 @@ LEAST_SHARE = 0.005
 def why_chosen(
     space: DesignSpace,
     settings: DesignSettings,
-    known: Knowledge,
+    known: DesignState,
     point: DesignPoint,
     replicate: Replicate,
 ) -> str:

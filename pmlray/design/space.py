@@ -27,7 +27,7 @@ class ChosenRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class Candidate:
     """A run that may be chosen next, and what it would add to the cost, gpu_seconds."""
 
     point: DesignPoint

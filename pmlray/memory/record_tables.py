@@ -14,10 +14,10 @@ from pmlray.errors import DataError
 STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
 
 # A row's place in its file, for messages, and its cells by the name of their column.
-Row = tuple[str, Mapping[str, Any]]
+RecordRow = tuple[str, Mapping[str, Any]]
 
 
-def csv_rows(path: Path) -> Iterator[Row]:
+def csv_rows(path: Path) -> Iterator[RecordRow]:
     """The rows of a CSV in UTF-8 with a header; DataError where a row has other columns."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -43,7 +43,7 @@ def csv_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path}: not a CSV ({error})") from error
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
+def parquet_rows(path: Path) -> Iterator[RecordRow]:
     """The rows of a Parquet file; DataError where it is none, or pyarrow is missing."""
     arrow, parquet = _arrow("pyarrow", path), _arrow("pyarrow.parquet", path)
     try:
@@ -53,7 +53,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     yield from _table_rows(table, path, 0)
 
 
-def dataset_rows(folder: Path) -> Iterator[Row]:
+def dataset_rows(folder: Path) -> Iterator[RecordRow]:
     """The rows of a folder that `datasets.Dataset.save_to_disk` wrote.
 
     That of a DatasetDict with one split is that split; DataError asks which where there are more.
@@ -91,7 +91,7 @@ def _arrow(module: str, path: Path) -> Any:
         raise DataError(f"{path}: reading it needs pyarrow; run: pip install pyarrow") from error
 
 
-def _table_rows(table: Any, path: Path, n_before: int) -> Iterator[Row]:
+def _table_rows(table: Any, path: Path, n_before: int) -> Iterator[RecordRow]:
     try:
         rows = cast("list[dict[str, Any]]", table.to_pylist())
     except UnicodeDecodeError as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pmlray.errors import DataError
-from pmlray.memory.record_tables import Row, csv_rows, dataset_rows, parquet_rows
+from pmlray.memory.record_tables import RecordRow, csv_rows, dataset_rows, parquet_rows
 
 _FIELD_PAIRS = (("query", "target"), ("question", "matching"))
 
@@ -127,7 +127,7 @@ def read_records(path: Path) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[RecordRow]:
     if path.is_dir():
         return dataset_rows(path)
     if path.suffix.lower() == ".csv":
@@ -135,7 +135,7 @@ def _rows(path: Path) -> Iterator[Row]:
     return parquet_rows(path) if path.suffix.lower() == ".parquet" else _json_rows(path)
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path) -> Iterator[RecordRow]:
     try:
         content = path.read_bytes()
     except OSError as error:

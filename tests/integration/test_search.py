@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from pmlray.api.status import standing_of
+from pmlray.api.status import status_of
 from pmlray.api.stores import open_store
 from pmlray.backends.mlflow.system_metrics import node_name
 from pmlray.backends.store.file_store import FileStore
@@ -103,7 +103,7 @@ def test_mlflow_and_optuna_mirror_the_store(smoke: Finished) -> None:
     # Watched from either, it ended with the same counts, seconds and ETA.
     spec, store = open_store(smoke.store)
     of_mlflow = mirrored_standing(spec, parent.data.metrics)
-    of_store = standing_of(FollowedSearch(spec, store).look(final=True))
+    of_store = status_of(FollowedSearch(spec, store).look(final=True))
     for name in ("phase", "n_done", "n_running", "n_failed", "spent", "left"):
         assert getattr(of_mlflow, name) == getattr(of_store, name), name
     assert of_mlflow.needed == pytest.approx(of_store.needed)

@@ -34,7 +34,7 @@ folder = Path(sys.argv[1])
 
 def train(config):
     config["note"].write_text(json.dumps({"pid": os.getpid(), "torch": "torch" in sys.modules}))
-    worker_pool.packs_of = lambda workers, number: iter(())
+    worker_pool.pack_stream = lambda workers, number: iter(())
     worker_pool.train_packs(config)
     assert "torch" in sys.modules
 

@@ -16,7 +16,7 @@ from pmlray.backends.store.attempts import Attempt, AttemptLog
 from pmlray.backends.store.file_leases import LeaseFolder
 from pmlray.cli import app
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.config.stored_files import SEARCH_FILE, SUMMARY_FILE, Card, Summary, read_kept
+from pmlray.config.stored_files import SEARCH_FILE, SUMMARY_FILE, Card, Summary, read_stored
 from pmlray.errors import StoreError
 
 DAMAGED = ("", "{", "[]", "null", '{"name": 1}', "[" * 50_000)
@@ -53,7 +53,7 @@ def test_a_report_keeps_the_facts_of_the_run_before_it(store: Path) -> None:
     facts = {"machine": "two cores", "versions": {"ray": "2"}, "training_share": None}
     for told in (facts, None):
         assert report_store(store, told).to_json()["machine"] == "two cores"
-        kept = read_kept(Summary, store / SUMMARY_FILE).facts
+        kept = read_stored(Summary, store / SUMMARY_FILE).facts
         assert kept.model_dump(exclude_unset=True) == facts
 
 
@@ -74,10 +74,10 @@ def test_a_card_with_another_base_than_a_models_is_refused(
     card = {"base_model": base, "prompt_format": "chat", "more": 1}
     path = tmp_path / "card.json"
     path.write_text(json.dumps(card))
-    assert read_kept(Card, path).trained_with() == {**base, "prompt_format": "chat"}
+    assert read_stored(Card, path).trained_with() == {**base, "prompt_format": "chat"}
     path.write_text(json.dumps({**card, "base_model": base | change}))
     with pytest.raises(StoreError, match="base_model"):
-        read_kept(Card, path)
+        read_stored(Card, path)
 
 
 @pytest.mark.parametrize("content", ["", "{", "5", '{"host": 1}', '{"pid": "../../1"}', "[" * 9999])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pmlray.api.search_run import SearchRun, run_search
 from pmlray.api.sizing import packs as sizing_packs
-from pmlray.api.sizing.packs import Connect, Say, Shown
+from pmlray.api.sizing.packs import Connect, Log, ShowProgress
 from pmlray.api.sizing.plan import LawAtHand, SizePlan
 from pmlray.api.stores import open_store
 from pmlray.api.tracking import tracking_uri_for
@@ -26,8 +26,8 @@ def law_at_hand(
     address: str | None,
     connect: Connect,
     tracking_uri: str | None,
-    say: Say,
-    shown: Shown,
+    say: Log,
+    shown: ShowProgress,
 ) -> LawAtHand:
     """The stored law, or that of a search on the records, run or continued."""
     if plan.stored is not None:
@@ -49,7 +49,7 @@ def law_at_hand(
 
 
 def _begun(
-    plan: SizePlan, folder: Path, connect: Connect, say: Say, shown: Shown
+    plan: SizePlan, folder: Path, connect: Connect, say: Log, shown: ShowProgress
 ) -> PreparedSearch:
     """The search with its first runs measured, and the budget that follows from what they cost."""
     search, store = plan.search, FileStore(folder)

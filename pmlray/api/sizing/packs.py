@@ -14,10 +14,10 @@ from pmlray.config.prepared_search import PreparedSearch
 from pmlray.study.search.progress import Progress
 from pmlray.types import Pack, PlannedRun
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 Connect = Callable[[], None]
 # A context that shows a search's progress, as `live_progress`.
-Shown = Callable[[], AbstractContextManager[Callable[[Progress], None]]]
+ShowProgress = Callable[[], AbstractContextManager[Callable[[Progress], None]]]
 
 
 def measure(
@@ -28,7 +28,7 @@ def measure(
     profile: ClusterProfile,
     predicted: float,
     connect: Connect,
-    shown: Shown,
+    shown: ShowProgress,
 ) -> None:
     """Train those runs that the store has not got yet, as one pack.
 

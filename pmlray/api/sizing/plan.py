@@ -23,7 +23,7 @@ from pmlray.memory import TaskSource, encode_texts, read_records
 from pmlray.study.findings.result import fit_observations
 from pmlray.study.search.plan import first_cost
 from pmlray.study.sizing.card import answer
-from pmlray.study.sizing.choose_rank import Choice, choose_rank
+from pmlray.study.sizing.choose_rank import RankChoice, choose_rank
 from pmlray.study.sizing.cost import SizeCost
 from pmlray.study.sizing.request import (
     RecordSet,
@@ -105,7 +105,7 @@ class SizePlan:
             "out": str(self.out),
         }
 
-    def answer(self, law: LawAtHand) -> tuple[Choice, dict[str, Any]]:
+    def answer(self, law: LawAtHand) -> tuple[RankChoice, dict[str, Any]]:
         """The rank by a law, and the answer as JSON; DataError when none that is allowed does."""
         wanted, training = self.request.wanted, self.training
         choice = choose_rank(

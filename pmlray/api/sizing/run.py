@@ -13,7 +13,7 @@ from typing import Any
 from pmlray.api.recall_check import check_recall
 from pmlray.api.sizing import packs as sizing_packs
 from pmlray.api.sizing.law import law_at_hand
-from pmlray.api.sizing.packs import Connect, Say, Shown
+from pmlray.api.sizing.packs import Connect, Log, ShowProgress
 from pmlray.api.sizing.plan import LawAtHand, SizePlan
 from pmlray.api.sizing.stage_clock import StageClock
 from pmlray.backends.ray.session import ray_session
@@ -21,10 +21,10 @@ from pmlray.backends.store.file_leases import Lease
 from pmlray.backends.store.file_store import FileStore
 from pmlray.errors import RunError
 from pmlray.study.sizing.card import (
-    CARD_FILE,
+    CARD_JSON,
     NOT_RECALLED_FILE,
     TEXT_FILE,
-    Recitation,
+    DecodedRecords,
     describe_answer,
     describe_card,
     make_card,
@@ -46,7 +46,7 @@ class Sizing:
     """
 
     card: dict[str, Any]
-    decoded: Recitation
+    decoded: DecodedRecords
     out: Path
 
     @property
@@ -70,7 +70,7 @@ class Sizing:
 
 
 def run_size(
-    plan: SizePlan, address: str | None, tracking_uri: str | None, say: Say, shown: Shown
+    plan: SizePlan, address: str | None, tracking_uri: str | None, say: Log, shown: ShowProgress
 ) -> Sizing:
     """Size, train and check; returns the result, which is in `plan.out` too.
 
@@ -121,7 +121,7 @@ class _Trial:
 
     observation: Observation
     folder: Path
-    recited: Recitation
+    recited: DecodedRecords
     in_search: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -146,9 +146,9 @@ def _try(
     kept: FileStore,
     driver: Lease,
     connect: Connect,
-    shown: Shown,
+    shown: ShowProgress,
     predicted: float,
-    say: Say,
+    say: Log,
     clock: StageClock,
 ) -> _Trial:
     """Train a rank, unless the search has, and check it."""
@@ -202,9 +202,9 @@ def _train(
     store: FileStore,
     driver: Lease,
     connect: Connect,
-    shown: Shown,
+    shown: ShowProgress,
     predicted: float,
-    say: Say,
+    say: Log,
 ) -> Observation:
     """The adapter of this rank, trained on all records unless it is there from an earlier call."""
     point = DesignPoint(rank, plan.largest.seq_len, plan.largest.train_steps)
@@ -232,7 +232,7 @@ def _write(plan: SizePlan, best: _Trial, card: dict[str, Any]) -> None:
     folder.mkdir(exist_ok=True)
     for file in best.folder.iterdir():
         shutil.copyfile(file, folder / file.name)
-    (folder / CARD_FILE).write_text(json.dumps(card, indent=2), encoding="utf-8")
+    (folder / CARD_JSON).write_text(json.dumps(card, indent=2), encoding="utf-8")
     spec = (plan.search if best.in_search else plan.training).spec
     (folder / TEXT_FILE).write_text(describe_card(card, spec), encoding="utf-8")
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in best.recited.missed()]

@@ -13,7 +13,7 @@ from pmlray.config.dtype import device_dtype
 from pmlray.config.model_spec import Dtype, Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Budget, Probe
-from pmlray.config.stored_files import SEARCH_FILE, read_kept
+from pmlray.config.stored_files import SEARCH_FILE, read_stored
 from pmlray.errors import StoreError
 from pmlray.memory import TaskSource
 from pmlray.study.search.plan import first_cost
@@ -72,7 +72,7 @@ def own_search(
         file = folder / "law" / SEARCH_FILE
         if not file.is_file():
             continue
-        kept = read_kept(SearchSpec, file)
+        kept = read_stored(SearchSpec, file)
         if _asked(kept) == _asked(fresh) and (auto or kept.model.base_dtype == request.dtype):
             return kept, folder
         if request.out is not None:

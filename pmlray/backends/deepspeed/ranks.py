@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from pmlray.engine.runtime.checkpoints import AskedToLeave, Checkpoints
 from pmlray.engine.runtime.device_clock import DeviceClock
-from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.runtime.pack_state import PackState
 
 KEEP, GO_ON, LEAVE = "keep", "go on", "leave"
 
@@ -59,7 +59,7 @@ class SharedRun(Protocol):
         """Whether it has had all its steps."""
         ...
 
-    def take_out(self) -> State:
+    def get_state(self) -> PackState:
         """All that its later steps depend on; every rank must call it."""
         ...
 
@@ -67,7 +67,7 @@ class SharedRun(Protocol):
 class SharedCheckpoints(Protocol):
     """A pack's checkpoints, of which every rank has its side."""
 
-    def resume(self) -> State | None:
+    def resume(self) -> PackState | None:
         """The state of the run at which the pack was cut off, on every rank."""
         ...
 
@@ -83,7 +83,7 @@ class Leading:
     def __init__(self, ranks: Ranks, checkpoints: Checkpoints) -> None:
         self._ranks, self._checkpoints = ranks, checkpoints
 
-    def resume(self) -> State | None:
+    def resume(self) -> PackState | None:
         found = _Found()
         self._checkpoints.resume(found)
         self._ranks.say(found.state)
@@ -104,12 +104,12 @@ class Following:
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
 
-    def resume(self) -> State | None:
+    def resume(self) -> PackState | None:
         return self._ranks.hear()
 
     def after(self, run: SharedRun, step: int, anyone_finished: bool = False) -> None:
         while (word := self._ranks.hear()) == KEEP:
-            run.take_out()
+            run.get_state()
         if word == LEAVE:
             raise AskedToLeave(f"rank 0 was asked to leave after step {step}")
 
@@ -117,9 +117,9 @@ class Following:
 class _Found:
     """The state that rank 0's files hold, if any."""
 
-    state: State | None = None
+    state: PackState | None = None
 
-    def put_back(self, state: State) -> None:
+    def set_state(self, state: PackState) -> None:
         self.state = state
 
 
@@ -131,6 +131,6 @@ class _OfAllRanks:
         self.clock = run.clock
         self._ranks, self._run = ranks, run
 
-    def take_out(self) -> State:
+    def get_state(self) -> PackState:
         self._ranks.say(KEEP)
-        return self._run.take_out()
+        return self._run.get_state()

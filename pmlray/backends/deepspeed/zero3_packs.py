@@ -120,7 +120,7 @@ class ShardedPacks:
                 continue
             with closing(ShardedRun(self._search, run, memory.records, self._base)) as trained:
                 if state is not None and state.facts["run_key"] == run.run_key:
-                    trained.put_back(state)
+                    trained.set_state(state)
                 else:
                     # Whoever goes on from here need not know of the runs before.
                     checkpoints.after(trained, before, anyone_finished=place > 0)

@@ -36,7 +36,7 @@ from pmlray.engine.adapters.peft_model import SupervisedLosses, adapted_model, s
 from pmlray.engine.evaluation.scores import TokenScores
 from pmlray.engine.model.device import pick_device
 from pmlray.engine.runtime.device_clock import DeviceClock
-from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.runtime.pack_state import PackState
 from pmlray.engine.scheduling.members import batch_at
 from pmlray.engine.training.run_metrics import curve_steps
 from pmlray.memory import Record
@@ -150,7 +150,7 @@ class ShardedRun:
             if part in name
         }
 
-    def take_out(self) -> State:
+    def get_state(self) -> PackState:
         """All that later steps depend on, whole, on the host; every rank must call it."""
         tensors: dict[str, Tensor] = {}
         # Adam has no moments before its first step.
@@ -162,16 +162,16 @@ class ShardedRun:
             "run_key": self.run.run_key,
             "step": self.step,
             "curve": [list(point) for point in self.curve],
-            "clock": dict(self.clock.take_out().facts),
+            "clock": dict(self.clock.get_state().facts),
         }
-        return State(tensors, facts).on_host()
+        return PackState(tensors, facts).on_host()
 
-    def put_back(self, state: State) -> None:
+    def set_state(self, state: PackState) -> None:
         """Bring a fresh run to a state of it, over however many ranks it was; every rank must call
         it."""
         self.step = state.facts["step"]
         self.curve = [(int(step), float(loss)) for step, loss in state.facts["curve"]]
-        self.clock.put_back(State(facts=state.facts["clock"]))
+        self.clock.set_state(PackState(facts=state.facts["clock"]))
         if not self.step:
             return
         # As torch's Adam makes them at its first step.

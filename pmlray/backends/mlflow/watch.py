@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from pmlray.backends.mlflow.tracker import EXPERIMENT
 from pmlray.config.search_spec import SearchSpec
 from pmlray.config.secrets import without_credentials
-from pmlray.config.stored_files import SEARCH_FILE, read_kept
+from pmlray.config.stored_files import SEARCH_FILE, read_stored
 from pmlray.errors import StoreError, TrackerAway
 
 ASKING_ERRORS = (MlflowException, SQLAlchemyError, OSError)
@@ -52,7 +52,7 @@ class MlflowWatch:
             with TemporaryDirectory() as folder:
                 file = self._client.download_artifacts(self._run_id, SEARCH_FILE, folder)
                 try:
-                    self.spec = read_kept(SearchSpec, Path(file))
+                    self.spec = read_stored(SearchSpec, Path(file))
                 except StoreError as error:
                     raise StoreError(
                         f"what MLflow holds of {search_id} is no search that this version of pmlray"

@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from pmlray.backends.optuna.trial_index import TrialBook
+from pmlray.backends.optuna.trial_index import TrialIndex
 from pmlray.backends.optuna.trials import (
     PARAMS,
     POINT,
@@ -22,17 +22,17 @@ from pmlray.backends.optuna.trials import (
 )
 from pmlray.design import (
     LAW_RULES,
-    Belief,
     CostModel,
     DesignSettings,
     DesignSpace,
+    DesignState,
     DeviceShare,
-    Knowledge,
+    FittedForm,
     Replicate,
     choose_run,
     device_share,
     nearest_cell,
-    offers,
+    open_candidates,
     why_chosen,
 )
 from pmlray.errors import FitError
@@ -72,7 +72,7 @@ class LawSampler(BaseSampler):
     ) -> None:
         self._space, self._settings = space, settings
         self._forms, self._options = tuple(forms), options
-        self._book = TrialBook(cost, budget, self._believe)
+        self._index = TrialIndex(cost, budget, self._believe)
         self._independent = RandomSampler(seed=settings.seed)
         self._pack_from: int | None = None
         self._share = DeviceShare()
@@ -101,15 +101,15 @@ class LawSampler(BaseSampler):
         devices; what the others leave of the budget bounds them, and from the first, and those
         `at_least`, on the gpu_seconds that they may take."""
         self._pack_from = len(study.get_trials(deepcopy=False))
-        with self._book.lock:
-            share = device_share(self._book.knowledge(study, self._pack_from), devices)
+        with self._index.lock:
+            share = device_share(self._index.design_state(study, self._pack_from), devices)
             self._share = replace(share, planned=gpu_seconds, at_least=at_least)
 
     def calibrate(self, seconds_per_token: float, spent: float) -> None:
         """Plan by this rate, gpu_seconds a token of a step, until trials tell another; so many
         gpu_seconds of the budget were spent to learn it."""
-        with self._book.lock:
-            self._book.calibrate(seconds_per_token, spent)
+        with self._index.lock:
+            self._index.calibrate(seconds_per_token, spent)
 
     def why(self, number: int) -> str:
         """Why the point of the trial that was chosen last was chosen."""
@@ -118,10 +118,12 @@ class LawSampler(BaseSampler):
     def within_budget(self, study: Study) -> bool:
         """Whether another run is both open and affordable, and has room in the pack if one is being
         filled."""
-        with self._book.lock:
-            known = self._book.knowledge(study, self._pack_from)
+        with self._index.lock:
+            known = self._index.design_state(study, self._pack_from)
             room = self._share.room(known) if known.pack else math.inf
-            return any(offer.gpu_seconds <= room for offer in offers(self._space, known))
+            return any(
+                candidate.gpu_seconds <= room for candidate in open_candidates(self._space, known)
+            )
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -171,25 +173,27 @@ class LawSampler(BaseSampler):
     def _choose_in_turn(
         self, study: Study, trial: FrozenTrial
     ) -> tuple[DesignPoint, Replicate] | None:
-        with self._book.lock:
-            known = self._book.knowledge(study, self._pack_from, trial.number)
-            if not self._book.has_undecided(trial.number):
+        with self._index.lock:
+            known = self._index.design_state(study, self._pack_from, trial.number)
+            if not self._index.has_undecided(trial.number):
                 return self._choose(study, trial, known)
         await_earlier_choices(study, trial.number, self._given_up)
-        with self._book.lock:
-            known = self._book.knowledge(study, self._pack_from, trial.number)
+        with self._index.lock:
+            known = self._index.design_state(study, self._pack_from, trial.number)
             return self._choose(study, trial, known)
 
     def _choose(
-        self, study: Study, trial: FrozenTrial, known: Knowledge
+        self, study: Study, trial: FrozenTrial, known: DesignState
     ) -> tuple[DesignPoint, Replicate] | None:
         if self._rival is None:
             choice = choose_run(self._space, self._settings, known, self._share.room(known))
             if choice is not None:
                 self._why = {trial.number: why_chosen(self._space, self._settings, known, *choice)}
             return choice
-        open_offers = {offer.point: offer for offer in offers(self._space, known)}
-        if not open_offers:
+        candidates = {
+            candidate.point: candidate for candidate in open_candidates(self._space, known)
+        }
+        if not candidates:
             return None
         space = {n: d for n, d in self.distributions.items() if n in POINT and not d.single()}
         found = self._rival.sample_relative(study, trial, space) if space else {}
@@ -199,10 +203,10 @@ class LawSampler(BaseSampler):
                 found[name] = self._independent.sample_independent(study, trial, name, distribution)
         point = DesignPoint(*(found[name] for name in POINT))
         self._why = {trial.number: f"Optuna's {self._settings.acquisition}"}
-        cell = nearest_cell(list(open_offers), point, self._space.cells)
-        return cell, open_offers[cell].replicate
+        cell = nearest_cell(list(candidates), point, self._space.cells)
+        return cell, candidates[cell].replicate
 
-    def _believe(self, complete: Sequence[FrozenTrial]) -> tuple[Belief, ...]:
+    def _believe(self, complete: Sequence[FrozenTrial]) -> tuple[FittedForm, ...]:
         """The laws of complete trials; none where no rule needs them, or too few carry any."""
         if self._settings.acquisition not in LAW_RULES:
             return ()
@@ -211,5 +215,6 @@ class LawSampler(BaseSampler):
         except FitError:
             return ()
         return tuple(
-            Belief(fit, weight) for fit, weight in zip(average.fits, average.weights, strict=True)
+            FittedForm(fit, weight)
+            for fit, weight in zip(average.fits, average.weights, strict=True)
         )

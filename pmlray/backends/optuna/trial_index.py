@@ -15,7 +15,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from pmlray.backends.optuna.trials import is_chosen, point_of, replicate_of
-from pmlray.design import Belief, ChosenRun, CostModel, History, Knowledge, PendingSpend
+from pmlray.design import ChosenRun, CostModel, DesignState, FittedForm, History, PendingSpend
 from pmlray.types import DesignPoint
 
 # Laws of a tenth more runs choose the same; fitted after every pack, they would take more time than
@@ -51,7 +51,7 @@ class _Entry:
         )
 
 
-class TrialBook:
+class TrialIndex:
     """The trials of one study, in the order of their numbers.
 
     cost: before anything was measured; budget: gpu_seconds; believe: fits laws to complete trials.
@@ -62,7 +62,7 @@ class TrialBook:
         self,
         cost: CostModel,
         budget: float,
-        believe: Callable[[Sequence[FrozenTrial]], tuple[Belief, ...]],
+        believe: Callable[[Sequence[FrozenTrial]], tuple[FittedForm, ...]],
     ) -> None:
         self._first_cost, self._budget, self._believe = cost, budget, believe
         self.lock = threading.Lock()
@@ -70,11 +70,11 @@ class TrialBook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy reads its study for itself."""
-        return TrialBook, (self._first_cost, self._budget, self._believe)
+        return TrialIndex, (self._first_cost, self._budget, self._believe)
 
-    def knowledge(
+    def design_state(
         self, study: Study, pack_from: int | None, except_number: int | None = None
-    ) -> Knowledge:
+    ) -> DesignState:
         """What is known now; the same object as long as nothing happens.
 
         pack_from: number of the first trial of the pack that is being filled, if one is.
@@ -114,7 +114,7 @@ class TrialBook:
 
     def _open(self, study: tuple[BaseStorage, int] | None) -> None:
         self._study = study
-        self._known: Knowledge | None = None
+        self._known: DesignState | None = None
         self._pack_from: int | None = None
         # By number, ascending; the numbers of those that have not ended, and of trials that may
         # still get a design point.
@@ -129,7 +129,7 @@ class TrialBook:
         # gpu_seconds of all that has ended, and of what tells the rate, with its tokens.
         self._spent = self._seconds = self._tokens = 0.0
         self._unmeasured: list[DesignPoint] = []
-        self._beliefs: tuple[Belief, ...] = ()
+        self._beliefs: tuple[FittedForm, ...] = ()
         self._n_fitted = 0
 
     def _enter(self, trials: Sequence[FrozenTrial], except_number: int | None) -> list[int]:
@@ -200,10 +200,10 @@ class TrialBook:
             entry.run = replace(entry.run, done=True)
         self._chosen = [entry.run for entry in self._entries.values()]
 
-    def _knowledge(self) -> Knowledge:
+    def _knowledge(self) -> DesignState:
         # What was not measured is taken to have cost what it was predicted to.
         spent = self._spent + sum(map(self._cost.predict, self._unmeasured))
-        return Knowledge(
+        return DesignState(
             chosen=tuple(self._chosen),
             beliefs=self._beliefs,
             base_loss=median(self._base_losses or [math.inf]),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from pmlray.backends.ray.pack_task import missing_runs, spent_before
-from pmlray.backends.ray.worker_plan import WorkerPlan, let_go_of_pack, packs_of
+from pmlray.backends.ray.worker_plan import WorkerPlan, let_go_of_pack, pack_stream
 from pmlray.backends.store.file_store import FileStore
 from pmlray.live_packs import Calibration, put_calibration, put_live
 from pmlray.types import Pack
@@ -80,7 +80,7 @@ def _lead(
         ranks.say(given)
         return packs.measure(given, Leading(ranks, checkpoints))
 
-    for pack in packs_of(workers, number):
+    for pack in pack_stream(workers, number):
         if pack is None:
             # Those who hear nothing for long take rank 0 for dead.
             ranks.say(None)

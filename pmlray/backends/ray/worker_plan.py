@@ -94,7 +94,7 @@ class WorkerPlan:
         return str(Path(self.store) / "ray" / ray.__version__)
 
 
-def packs_of(workers: Any, number: int) -> Iterator[Pack | None]:
+def pack_stream(workers: Any, number: int) -> Iterator[Pack | None]:
     """The packs of job `number`, as the actor `workers` hands them out; None again and again while
     there is none. An actor that is gone has none to hand out."""
     while True:

@@ -25,7 +25,7 @@ import ray
 
 from pmlray.backends.ray.held_resources import free_groups
 from pmlray.backends.ray.sharded_workers import train_sharded_packs
-from pmlray.backends.ray.worker_plan import WorkerPlan, let_go_of_pack, packs_of
+from pmlray.backends.ray.worker_plan import WorkerPlan, let_go_of_pack, pack_stream
 from pmlray.backends.store.file_store import FileStore
 from pmlray.engine.runtime.thread_barriers import bound_waits
 from pmlray.live_packs import put_live
@@ -270,7 +270,7 @@ def train_packs(config: dict[str, Any]) -> None:
             tell,
         )
 
-    for pack in packs_of(workers, number):
+    for pack in pack_stream(workers, number):
         if pack is None:
             continue
         with sampled(sampler, folder, pack.round):

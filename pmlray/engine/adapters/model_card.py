@@ -8,12 +8,12 @@ from pmlray.config.model_card import card_head, loading
 from pmlray.config.search_spec import SearchSpec
 from pmlray.types import Observation
 
-CARD_FILE = "README.md"
+MODEL_CARD = "README.md"
 
 
 def write_card(folder: Path, spec: SearchSpec, o: Observation) -> None:
     """Write what an adapter is, what it was measured to recall, and how to load it."""
-    (folder / CARD_FILE).write_text(adapter_card(spec, o), encoding="utf-8")
+    (folder / MODEL_CARD).write_text(adapter_card(spec, o), encoding="utf-8")
 
 
 def adapter_card(spec: SearchSpec, o: Observation) -> str:

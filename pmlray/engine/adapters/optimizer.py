@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.runtime.pack_state import PackState
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 # An update goes over its tensors eleven times: on a CPU over so much at once as its caches hold.
@@ -61,18 +61,17 @@ class PackedAdamW(torch.optim.Optimizer):
                     tensor[adapter] = 0
         self._count_N[adapter] = 0
 
-    def take_out(self) -> State:
-        """What `put_back` needs: all that the next step depends on beside parameters and
-        gradients."""
+    def get_state(self) -> PackState:
+        """All that the next step depends on beside parameters and gradients."""
         moments = {
             f"{name}.{i}": tensor
             for i, p in enumerate(self.param_groups[0]["params"])
             for name, tensor in self.state[p].items()
         }
-        return State({**moments, "count_N": self._count_N})
+        return PackState({**moments, "count_N": self._count_N})
 
-    def put_back(self, state: State) -> None:
-        """Go on from what `take_out` gave."""
+    def set_state(self, state: PackState) -> None:
+        """Continue from a state that `get_state` gave."""
         for key, tensor in state.tensors.items():
             if key == "count_N":
                 self._count_N.copy_(tensor)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.batches import MicroBatch
-from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.runtime.pack_state import PackState
 
 
 def initial_A(placement: str, width: int, lora_rank: int, seed: int) -> Tensor:
@@ -81,13 +81,13 @@ class PackedLora(nn.Module):
         self.A[slot, :, :rank] = a.to(self.A.device)
         self._holders[slot], self._slot_N[n] = n, slot
 
-    def take_out(self) -> State:
-        """What `put_back` needs."""
-        return State({"A": self.A.data, "B": self.B.data}, {"holders": self._holders})
+    def get_state(self) -> PackState:
+        """The state that `set_state` continues from."""
+        return PackState({"A": self.A.data, "B": self.B.data}, {"holders": self._holders})
 
     @torch.no_grad()
-    def put_back(self, state: State) -> None:
-        """Go on from what `take_out` gave."""
+    def set_state(self, state: PackState) -> None:
+        """Continue from a state that `get_state` gave."""
         for name, values in self.named_parameters():
             values.copy_(state.tensors[name])
         self._holders = list(state.facts["holders"])

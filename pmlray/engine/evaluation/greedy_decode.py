@@ -43,7 +43,7 @@ class StoredAdapter:
 
 
 @dataclass(frozen=True, slots=True)
-class Recited:
+class DecodedRecord:
     """What greedy decoding answered to one record: as many tokens as its target has."""
 
     record: Record
@@ -98,12 +98,12 @@ def check_fits(base: BaseModel, adapter: StoredAdapter) -> None:
 
 
 @torch.no_grad()
-def recite(
+def decode_records(
     base: BaseModel,
     weights: tuple[Tensor, Tensor],
     records: Sequence[Record],
     progress: Callable[[int], None] = lambda done: None,
-) -> tuple[Recited, ...]:
+) -> tuple[DecodedRecord, ...]:
     """Decode every record greedily under one adapter, in the order given.
 
     weights: A (X, r) and B (r, D). Prompts of equal length share a call of `generate`, so that none
@@ -133,7 +133,7 @@ def recite(
                 for i, ids in zip(part, _generate(base, [records[i] for i in part]), strict=True):
                     answers[i] = tuple(ids[: len(records[i].target_ids)])
                 progress(len(answers))
-    return tuple(Recited(record, answers[i]) for i, record in enumerate(records))
+    return tuple(DecodedRecord(record, answers[i]) for i, record in enumerate(records))
 
 
 def _generate(base: BaseModel, records: Sequence[Record]) -> list[list[int]]:

@@ -24,20 +24,20 @@ from pmlray.engine.runtime.checkpoint_files import (
     superseded,
 )
 from pmlray.engine.runtime.device_clock import DeviceClock, paid_seconds
-from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.runtime.pack_state import PackState
 from pmlray.errors import RunError
 from pmlray.types import PlannedRun
 
 log = logging.getLogger(__name__)
 
-# Part of every checkpoint's identity: raise it when a change of code changes what it must hold.
+# Stateful of every checkpoint's identity: raise it when a change of code changes what it must hold.
 CHECKPOINT_VERSION = 3
 
 
 class Restorable(Protocol):
     """A fresh pack."""
 
-    def put_back(self, state: State) -> None:
+    def set_state(self, state: PackState) -> None:
         """Bring it to a state of the same members."""
         ...
 
@@ -49,7 +49,7 @@ class Kept(Protocol):
     active: list[int]
     clock: DeviceClock
 
-    def take_out(self) -> State:
+    def get_state(self) -> PackState:
         """All that its later steps depend on, on the host; waits for the device."""
         ...
 
@@ -105,7 +105,7 @@ class Checkpoints:
         """Bring a fresh pack to where the last whole checkpoint was taken; the steps it has had."""
         step, state = self._newest()
         if state is not None:
-            pack.put_back(state)
+            pack.set_state(state)
             log.info("training goes on after step %d", step)
         self._note_kept()
         return step
@@ -115,7 +115,7 @@ class Checkpoints:
         leave = self._leave()
         if not pack.active or not (leave or anyone_finished or self.unsaved_seconds >= self._every):
             return
-        self._keep(step, pack.take_out())
+        self._keep(step, pack.get_state())
         self._note_kept()
         pack.clock.restart()
         if leave:
@@ -124,7 +124,7 @@ class Checkpoints:
     def _note_kept(self) -> None:
         self._kept_at, self._paid_then = time.monotonic(), paid_seconds(self._device)
 
-    def _keep(self, step: int, state: State) -> None:
+    def _keep(self, step: int, state: PackState) -> None:
         facts = json.dumps(dict(state.facts))
         metadata = {"identity": self._identity, "step": str(step), "facts": facts}
         content = save(dict(state.tensors), metadata)
@@ -137,7 +137,7 @@ class Checkpoints:
         for name in superseded(path.name for path in self._folder.iterdir()):
             (self._folder / name).unlink(missing_ok=True)
 
-    def _newest(self) -> tuple[int, State | None]:
+    def _newest(self) -> tuple[int, PackState | None]:
         for name in newest_first(path.name for path in self._folder.iterdir()):
             content = (self._folder / name).read_bytes()
             if is_whole(name, content):
@@ -150,10 +150,10 @@ class Checkpoints:
             (self._folder / name).unlink(missing_ok=True)
         return 0, None
 
-    def _read(self, content: bytes) -> State:
+    def _read(self, content: bytes) -> PackState:
         tensors = load(content)
         length = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + length])["__metadata__"]
         if metadata["identity"] != self._identity:
             raise ValueError("it is of other runs, or of another version of pmlray")
-        return State(tensors, json.loads(metadata["facts"]))
+        return PackState(tensors, json.loads(metadata["facts"]))

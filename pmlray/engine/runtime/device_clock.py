@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from pmlray.engine.model.batches import Row
-from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.runtime.pack_state import PackState
 
 # What `gpu_seconds` are, as a result's provenance says it.
 CLOCKS = {
@@ -86,9 +86,9 @@ class DeviceClock:
         self.done_work += total
         self._work = [0.0] * len(self._work)
 
-    def take_out(self) -> State:
-        """What `put_back` needs; what was worked for and not yet shared out must be before."""
-        return State(
+    def get_state(self) -> PackState:
+        """Costs so far, as `set_state` continues from; call `lap` first, which shares them out."""
+        return PackState(
             facts={
                 "gpu_seconds": self.gpu_seconds,
                 "wall_seconds": self.wall_seconds,
@@ -97,8 +97,8 @@ class DeviceClock:
             }
         )
 
-    def put_back(self, state: State) -> None:
-        """Go on from what `take_out` gave."""
+    def set_state(self, state: PackState) -> None:
+        """Continue from a state that `get_state` gave."""
         facts = state.facts
         self.gpu_seconds = list(facts["gpu_seconds"])
         self.wall_seconds = list(facts["wall_seconds"])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class State:
+class PackState:
     """Tensors by name, and the rest as JSON types; a name's first part, up to a dot, may be the
     name of a part."""
 
@@ -22,7 +22,7 @@ class State:
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
-    def of_parts(cls, parts: Mapping[str, State]) -> State:
+    def of_parts(cls, parts: Mapping[str, PackState]) -> PackState:
         """The state of a whole."""
         tensors = {
             f"{name}.{inner}": tensor
@@ -31,7 +31,7 @@ class State:
         }
         return cls(tensors, {name: state.facts for name, state in parts.items()})
 
-    def part(self, name: str) -> State:
+    def part(self, name: str) -> PackState:
         """One part's state; KeyError where there is none of that name."""
         prefix = f"{name}."
         tensors = {
@@ -39,25 +39,25 @@ class State:
             for key, tensor in self.tensors.items()
             if key.startswith(prefix)
         }
-        return State(tensors, self.facts[name])
+        return PackState(tensors, self.facts[name])
 
-    def on_host(self) -> State:
+    def on_host(self) -> PackState:
         """A copy that later steps do not change; waits for the device."""
         tensors = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in self.tensors.items()}
-        return State(tensors, self.facts)
+        return PackState(tensors, self.facts)
 
-    def to(self, device: torch.device) -> State:
+    def to(self, device: torch.device) -> PackState:
         """The same on a device."""
-        return State({n: t.to(device) for n, t in self.tensors.items()}, self.facts)
+        return PackState({n: t.to(device) for n, t in self.tensors.items()}, self.facts)
 
 
-class Part(Protocol):
+class Stateful(Protocol):
     """What carries state from step to step."""
 
-    def take_out(self) -> State:
-        """What `put_back` needs."""
+    def get_state(self) -> PackState:
+        """The state that `set_state` continues from."""
         ...
 
-    def put_back(self, state: State) -> None:
-        """Go on from what `take_out` gave."""
+    def set_state(self, state: PackState) -> None:
+        """Continue from a state that `get_state` gave."""
         ...

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pmlray.engine.runtime.device_clock import DeviceClock
 from pmlray.engine.scheduling.members import Member
-from pmlray.engine.scheduling.schedules import Budgets
+from pmlray.engine.scheduling.schedules import Schedules
 from pmlray.engine.scheduling.trunks import Trunks
 
 # Predictions wobble: a pack that is to end this little above its limit is let be.
@@ -50,7 +50,7 @@ def outlook(
     batch_size: int,
     own_steps: Mapping[int, int],
     left: Collection[int],
-    budgets: Budgets,
+    budgets: Schedules,
     trunks: Trunks,
     clock: DeviceClock,
     charged_steps: float,

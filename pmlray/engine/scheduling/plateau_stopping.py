@@ -29,7 +29,7 @@ LONGEST_AHEAD = 2
 def can_stop(recipe: Recipe, steps: int, train_steps: int) -> bool:
     """Whether a run of `train_steps` may begin its decay early after `steps`, if it is flat."""
     decay = recipe.decay_start(train_steps)
-    # Budgets share their first steps just where these are taken at a constant rate.
+    # Schedules share their first steps just where these are taken at a constant rate.
     constant = recipe.shares_trunks and steps // 2 >= recipe.warmup_steps
     return recipe.stop_gain > 0 and constant and steps < decay <= LONGEST_AHEAD * steps
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pmlray.engine.model.batches import Row
 from pmlray.engine.scheduling.members import Member
-from pmlray.engine.scheduling.threshold_stopping import Settling, above
+from pmlray.engine.scheduling.threshold_stopping import ThresholdStopping, above
 from pmlray.types import MemftRules
 
 # A forward pass over a step that also goes backward, neither with a weight gradient.
@@ -23,7 +23,7 @@ FORWARD_SHARE = 0.5
 MAX_STRETCH = 8
 
 
-class Redistribution(Settling):
+class Redistribution(ThresholdStopping):
     """The rows of one run that still hold something to learn, and what its steps have cost.
 
     Of many records each leaves as a whole, once all of its tokens are above the margin; of a single
@@ -114,7 +114,7 @@ class Redistribution(Settling):
         self._keep(whole | found)
 
     def facts(self) -> dict[str, Any]:
-        """What `put_back` needs, as JSON types."""
+        """The state that `set_state` continues from, as JSON types."""
         return super().facts() | {
             "last_look": self._last_look,
             "epoch": self._epoch,
@@ -123,9 +123,9 @@ class Redistribution(Settling):
             "queue": [row.sample for row in self._queue],
         }
 
-    def put_back(self, facts: Mapping[str, Any]) -> None:
+    def set_state(self, facts: Mapping[str, Any]) -> None:
         """Go on from what `facts` gave."""
-        super().put_back(facts)
+        super().set_state(facts)
         self._last_look, self._epoch = facts["last_look"], facts["epoch"]
         self.progress = facts["progress"]
         whole = {row.sample: row for row in self.rows}

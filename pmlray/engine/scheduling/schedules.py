@@ -6,17 +6,17 @@ import math
 from collections.abc import Sequence
 
 from pmlray.config.recipe import Recipe
-from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.runtime.pack_state import PackState
 from pmlray.engine.scheduling.members import Member
 from pmlray.engine.scheduling.plateau_stopping import STEPS_BETWEEN_LOOKS, can_stop, largest_change
 from pmlray.engine.scheduling.redistribution import MAX_STRETCH
-from pmlray.engine.scheduling.token_stopping import WatchedRuns
+from pmlray.engine.scheduling.token_stopping import TokenStopping
 
 
-class Budgets:
+class Schedules:
     """Steps of every member, by its index; `steps` are always its own."""
 
-    def __init__(self, members: Sequence[Member], recipe: Recipe, watched: WatchedRuns) -> None:
+    def __init__(self, members: Sequence[Member], recipe: Recipe, watched: TokenStopping) -> None:
         self._members, self._recipe, self._watched = members, recipe, watched
         self.most_steps = [
             m.train_steps * (MAX_STRETCH if i in watched.redistributed else 1)
@@ -75,12 +75,12 @@ class Budgets:
         """Steps in which all of a run's records have had their part."""
         return math.ceil(len(self._members[i].rows) / self._recipe.batch_size)
 
-    def take_out(self) -> State:
-        """What `put_back` needs."""
-        return State(facts={"spared": self._spared})
+    def get_state(self) -> PackState:
+        """The state that `set_state` continues from."""
+        return PackState(facts={"spared": self._spared})
 
-    def put_back(self, state: State) -> None:
-        """Go on from what `take_out` gave."""
+    def set_state(self, state: PackState) -> None:
+        """Continue from a state that `get_state` gave."""
         self._spared = list(state.facts["spared"])
 
     def _progress(self, i: int, steps: int) -> float:

@@ -17,7 +17,7 @@ from pmlray.engine.scheduling.members import Member
 STEPS_BETWEEN_CHECKS = 16
 
 
-class Settling:
+class ThresholdStopping:
     """Looks at all of a run's records once its steps have found no token below the threshold, each
     record in its own last step; `done` when the look finds none either."""
 
@@ -49,10 +49,10 @@ class Settling:
         self.done = not self._any_below(nll.values())
 
     def facts(self) -> dict[str, Any]:
-        """What `put_back` needs, as JSON types."""
+        """The state that `set_state` continues from, as JSON types."""
         return {"idle": self._idle, "done": self.done}
 
-    def put_back(self, facts: Mapping[str, Any]) -> None:
+    def set_state(self, facts: Mapping[str, Any]) -> None:
         """Go on from what `facts` gave."""
         self._idle, self.done = facts["idle"], facts["done"]
 

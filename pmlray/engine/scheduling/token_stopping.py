@@ -12,14 +12,14 @@ from pmlray.config.recipe import Recipe
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.evaluation.scores import score_tokens
 from pmlray.engine.model.batches import MicroBatch, Row
-from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.runtime.pack_state import PackState
 from pmlray.engine.scheduling.members import Member
 from pmlray.engine.scheduling.redistribution import Redistribution
-from pmlray.engine.scheduling.threshold_stopping import Settling
+from pmlray.engine.scheduling.threshold_stopping import ThresholdStopping
 from pmlray.types import MemftRules
 
 
-class WatchedRuns:
+class TokenStopping:
     """The `memft_rd` runs of a pack in `redistributed`, by the index of their member, and beside
     them those under the threshold rule that end where nothing is left to train."""
 
@@ -32,8 +32,8 @@ class WatchedRuns:
             for i, member in enumerate(members)
             if member.run.method == "memft_rd"
         }
-        self._runs: dict[int, Settling] = {
-            i: Settling(member, size, rules.threshold)
+        self._runs: dict[int, ThresholdStopping] = {
+            i: ThresholdStopping(member, size, rules.threshold)
             for i, member in enumerate(members)
             if _settles(member, recipe, rules)
         } | self.redistributed
@@ -88,17 +88,17 @@ class WatchedRuns:
                 scored += rows
         return scored
 
-    def take_out(self) -> State:
-        """What `put_back` needs."""
-        return State(
+    def get_state(self) -> PackState:
+        """The state that `set_state` continues from."""
+        return PackState(
             {"last_nll": self._last_nll}, {str(i): r.facts() for i, r in self._runs.items()}
         )
 
-    def put_back(self, state: State) -> None:
-        """Go on from what `take_out` gave."""
+    def set_state(self, state: PackState) -> None:
+        """Continue from a state that `get_state` gave."""
         self._last_nll.copy_(state.tensors["last_nll"])
         for i, run in self._runs.items():
-            run.put_back(state.facts[str(i)])
+            run.set_state(state.facts[str(i)])
 
 
 def _settles(member: Member, recipe: Recipe, rules: MemftRules) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pmlray.config.recipe import Recipe
-from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.runtime.pack_state import PackState
 from pmlray.engine.scheduling.members import Member
 from pmlray.types import MemftRules
 
@@ -65,12 +65,12 @@ class Trunks:
         """The adapter whose steps an adapter shares; itself once it goes on alone."""
         return self._waiting[adapter].trunk if self.waits(adapter) else adapter
 
-    def take_out(self) -> State:
-        """What `put_back` needs."""
-        return State(facts={"waiting": self.waiting})
+    def get_state(self) -> PackState:
+        """The state that `set_state` continues from."""
+        return PackState(facts={"waiting": self.waiting})
 
-    def put_back(self, state: State) -> None:
-        """Go on from what `take_out` gave: who is not waiting has left its trunk."""
+    def set_state(self, state: PackState) -> None:
+        """Continue from a state that `get_state` gave: who is not waiting has left its trunk."""
         left = state.facts["waiting"]
         self._waiting = {i: branch for i, branch in self._waiting.items() if i in left}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pmlray.engine.model.batches import MicroBatch, Row
-from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.runtime.pack_state import PackState
 from pmlray.engine.scheduling.members import Member
 
 
@@ -41,11 +41,11 @@ class Dropout:
         """Let an adapter go on drawing as another would."""
         self._generators[target].set_state(self._generators[source].get_state())
 
-    def take_out(self) -> State:
-        """What `put_back` needs; a generator's state is on the host."""
-        return State({f"{i}": g.get_state() for i, g in enumerate(self._generators)})
+    def get_state(self) -> PackState:
+        """The state that `set_state` continues from; a generator's state is on the host."""
+        return PackState({f"{i}": g.get_state() for i, g in enumerate(self._generators)})
 
-    def put_back(self, state: State) -> None:
-        """Go on from what `take_out` gave."""
+    def set_state(self, state: PackState) -> None:
+        """Continue from a state that `get_state` gave."""
         for i, generator in enumerate(self._generators):
             generator.set_state(state.tensors[f"{i}"].cpu())

@@ -14,13 +14,13 @@ from torch import Tensor
 from pmlray.engine.evaluation.scores import TokenScores
 from pmlray.engine.model.pinned_copies import on_device
 from pmlray.engine.runtime.device_clock import DeviceClock
-from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.runtime.pack_state import PackState
 from pmlray.engine.scheduling.members import Member
 from pmlray.engine.training.run_metrics import TrainedMember, curve_steps
 from pmlray.engine.training.token_curves import TokenCurves
 
 
-class Tracks:
+class PackMetrics:
     """Losses, gradient norms and curves of every member, by its index and its own steps.
 
     `step_losses`: nats per token of each step's batch, before its update, (steps, N), NaN where
@@ -114,9 +114,9 @@ class Tracks:
             pack_steps,
         )
 
-    def take_out(self) -> State:
-        """What `put_back` needs."""
-        tokens = self.tokens.take_out()
+    def get_state(self) -> PackState:
+        """The state that `set_state` continues from."""
+        tokens = self.tokens.get_state()
         tensors = {
             "step_losses": self.step_losses[: self._used],
             "grad_norms": self._grad_norms[: self._used],
@@ -127,10 +127,10 @@ class Tracks:
             "charged": self._charged,
             "tokens": tokens.facts,
         }
-        return State(tensors | {f"tokens.{n}": t for n, t in tokens.tensors.items()}, facts)
+        return PackState(tensors | {f"tokens.{n}": t for n, t in tokens.tensors.items()}, facts)
 
-    def put_back(self, state: State) -> None:
-        """Go on from what `take_out` gave."""
+    def set_state(self, state: PackState) -> None:
+        """Continue from a state that `get_state` gave."""
         self._used = len(state.tensors["step_losses"])
         self.step_losses[: self._used] = state.tensors["step_losses"]
         self._grad_norms[: self._used] = state.tensors["grad_norms"]
@@ -138,4 +138,4 @@ class Tracks:
         self._curves = [[(step, loss) for step, loss in curve] for curve in facts["curves"]]
         self._curve_at = [frozenset(steps) for steps in facts["curve_at"]]
         self._charged = list(facts["charged"])
-        self.tokens.put_back(state.part("tokens"))
+        self.tokens.set_state(state.part("tokens"))

@@ -18,17 +18,17 @@ from pmlray.engine.evaluation.scores import TokenScores, mean_losses, score_toke
 from pmlray.engine.model.batches import Row
 from pmlray.engine.model.pinned_copies import on_device
 from pmlray.engine.runtime.device_clock import DeviceClock
-from pmlray.engine.runtime.pack_state import Part, State
+from pmlray.engine.runtime.pack_state import PackState, Stateful
 from pmlray.engine.scheduling.admission import Admission
 from pmlray.engine.scheduling.members import Member
 from pmlray.engine.scheduling.outlook import Outlook, outlook
 from pmlray.engine.scheduling.plateau_stopping import broken_runs
-from pmlray.engine.scheduling.schedules import Budgets
-from pmlray.engine.scheduling.token_stopping import WatchedRuns
+from pmlray.engine.scheduling.schedules import Schedules
+from pmlray.engine.scheduling.token_stopping import TokenStopping
 from pmlray.engine.scheduling.trunks import Branch, Trunks
 from pmlray.engine.training.cuda_graph_step import step_taker
 from pmlray.engine.training.dropout import Dropout
-from pmlray.engine.training.metrics import Tracks
+from pmlray.engine.training.metrics import PackMetrics
 from pmlray.engine.training.run_metrics import TrainedMember, is_curve_step
 from pmlray.engine.training.step import PackStep
 from pmlray.engine.training.stepper import Stepper
@@ -60,16 +60,16 @@ class PackLoop:
         # Steps that the pack had had when a member entered.
         self._began: dict[int, int] = {}
         self.clock = DeviceClock(n, device, self._trunks.payers, model.head_work)
-        self._watched = WatchedRuns(members, recipe, rules, model.head_work)
-        self._budgets = Budgets(members, recipe, self._watched)
-        self._tracks = Tracks(members, self._budgets.most_steps, device)
+        self._watched = TokenStopping(members, recipe, rules, model.head_work)
+        self._budgets = Schedules(members, recipe, self._watched)
+        self._tracks = PackMetrics(members, self._budgets.most_steps, device)
         # Such a run's next step starts with the loss that an evaluation would find.
         self._read_off = {
             i
             for i, m in enumerate(members)
             if recipe.dropout == 0 and m.sees_everything(recipe.batch_size, rules)
         }
-        self._parts: Mapping[str, Part] = {
+        self._parts: Mapping[str, Stateful] = {
             "adapters": model.lora,
             "optimizer": optimizer,
             "weights": self._weights,
@@ -203,8 +203,8 @@ class PackLoop:
     def _end_plateaus(self, began: int, steps: int) -> None:
         """Let the law's runs decay that the rest of their constant rate would no longer move.
 
-        Budgets that share a trunk are judged by its losses, each over its own way ahead: a shorter
-        one is never flat later than its trunk, so that none is left waiting on a trunk that decays.
+        Runs that share a trunk are judged by its losses, each over its own way ahead: a shorter one
+        is never flat later than its trunk, so that none is left waiting on a trunk that decays.
         """
         there = self._entered(began, (*self._trunks.waiting, *self.active))
         if not (who := [i for i in there if self._budgets.may_decay(i, steps)]):
@@ -252,18 +252,18 @@ class PackLoop:
         decay, pack_steps = self._budgets.decay_start(i), self._began[i] + steps
         return self._tracks.trained(i, steps, decay, scores, self.clock, pack_steps)
 
-    def take_out(self) -> State:
+    def get_state(self) -> PackState:
         """See Resumable."""
         # What was worked for and not yet shared out would be shared out by someone else's time.
         self.clock.lap(training=True)
-        whole = State.of_parts({name: part.take_out() for name, part in self._parts.items()})
+        whole = PackState.of_parts({name: part.get_state() for name, part in self._parts.items()})
         own = {"active": self.active, "began": [*self._began.items()]}
-        return State(whole.tensors, {**whole.facts, **own}).on_host()
+        return PackState(whole.tensors, {**whole.facts, **own}).on_host()
 
-    def put_back(self, state: State) -> None:
+    def set_state(self, state: PackState) -> None:
         """See Resumable."""
         state = state.to(self._model.lora.A.device)
         for name, part in self._parts.items():
-            part.put_back(state.part(name))
+            part.set_state(state.part(name))
         self.active, self._began = list(state.facts["active"]), dict(state.facts["began"])
         self.clock.restart()

@@ -15,8 +15,8 @@ from torch import Tensor
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW
 from pmlray.engine.model.batches import MicroBatch, Row, micro_batches
-from pmlray.engine.runtime.pack_state import State
-from pmlray.engine.scheduling.token_stopping import WatchedRuns
+from pmlray.engine.runtime.pack_state import PackState
+from pmlray.engine.scheduling.token_stopping import TokenStopping
 from pmlray.engine.training.dropout import Dropout
 from pmlray.engine.training.stepper import Stepper
 from pmlray.engine.training.token_weights import TokenWeights
@@ -42,7 +42,7 @@ class PackStep:
         stepper: Stepper,
         optimizer: PackedAdamW,
         weights: TokenWeights,
-        watched: WatchedRuns,
+        watched: TokenStopping,
     ) -> None:
         self._model, self._stepper, self._optimizer = model, stepper, optimizer
         self._weights, self._watched = weights, watched
@@ -85,7 +85,7 @@ class PackStep:
             "weights": self._weights,
             "watched": self._watched,
         }
-        return State.of_parts({name: part.take_out() for name, part in parts.items()}).tensors
+        return PackState.of_parts({name: part.get_state() for name, part in parts.items()}).tensors
 
     def drop_gradients(self) -> None:
         """Forget what a step that was broken off has left."""

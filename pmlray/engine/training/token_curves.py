@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pmlray.engine.model.batches import MicroBatch
-from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.runtime.pack_state import PackState
 from pmlray.engine.scheduling.members import Member
 
 # A table of more tokens would make up nearly all of its observation's file.
@@ -45,9 +45,8 @@ class TokenCurves:
         """Give a member of the same records what another has."""
         self._nll[target] = dict(self._nll[source])
 
-    def take_out(self) -> State:
-        """What `put_back` needs: all losses end to end, and (member, steps, record, tokens) of each
-        stretch of them."""
+    def get_state(self) -> PackState:
+        """All losses end to end, and (member, steps, record, tokens) of each stretch of them."""
         parts, index = [], []
         for i, of_member in enumerate(self._nll):
             for steps, records in of_member.items():
@@ -55,10 +54,10 @@ class TokenCurves:
                     parts.append(nll_L)
                     index.append((i, steps, record, len(nll_L)))
         nll = torch.cat(parts) if parts else torch.zeros(0)
-        return State({"nll": nll}, {"stretches": index})
+        return PackState({"nll": nll}, {"stretches": index})
 
-    def put_back(self, state: State) -> None:
-        """Go on from what `take_out` gave."""
+    def set_state(self, state: PackState) -> None:
+        """Continue from a state that `get_state` gave."""
         self._nll = [{} for _ in self._nll]
         index = state.facts["stretches"]
         parts = state.tensors["nll"].split([tokens for *_, tokens in index]) if index else ()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pmlray.engine.model.batches import MicroBatch
-from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.runtime.pack_state import PackState
 from pmlray.engine.scheduling.members import Member
 from pmlray.memft import (
     WindowState,
@@ -50,12 +50,12 @@ class TokenWeights:
         """Give samples the state of others; both int64 (n,)."""
         self._write(target, self._window_state.gather(source))
 
-    def take_out(self) -> State:
-        """What `put_back` needs."""
-        return State({name: getattr(self._window_state, name) for name in WINDOW})
+    def get_state(self) -> PackState:
+        """The state that `set_state` continues from."""
+        return PackState({name: getattr(self._window_state, name) for name in WINDOW})
 
-    def put_back(self, state: State) -> None:
-        """Go on from what `take_out` gave."""
+    def set_state(self, state: PackState) -> None:
+        """Continue from a state that `get_state` gave."""
         for name in WINDOW:
             getattr(self._window_state, name).copy_(state.tensors[name])
 

@@ -16,7 +16,7 @@ from pmlray.live_packs import Calibration
 from pmlray.ports import ObservationStore, Tracker
 from pmlray.study.budget.packs import Draft, known_device, packs_of
 from pmlray.study.comparison.progress import comparison_progress
-from pmlray.study.comparison.tuning import Cell, tuned_rates
+from pmlray.study.comparison.tuning import MethodCell, tuned_rates
 from pmlray.study.search.live import ended_before, open_runs
 from pmlray.study.search.plan import first_cost
 from pmlray.study.search.progress import Progress
@@ -26,7 +26,7 @@ from pmlray.types import DesignPoint, Pack, PackResult, PlannedRun
 FIRST_PACK_RUNS = 20
 
 
-class Arena:
+class ComparisonSearch:
     """Hands out the packs of a comparison; `search` is that of `spec.search_spec()`.
 
     max_pack_failures: packs without a single observation, one after another, after which
@@ -147,14 +147,14 @@ class Arena:
         best = {cell: (rates[cell],) for cell in self._cells()}
         return self._runs(best, self._spec.sequences, self._spec.seeds)
 
-    def _cells(self) -> list[Cell]:
+    def _cells(self) -> list[MethodCell]:
         spec = self._spec
         points = sorted(spec.design_points(), key=lambda p: p.train_steps)
         return [(point, method) for point in points for method in spec.all_methods()]
 
     def _runs(
         self,
-        rates: Mapping[Cell, Sequence[float]],
+        rates: Mapping[MethodCell, Sequence[float]],
         sequences: Sequence[int],
         seeds: Sequence[int],
     ) -> tuple[PlannedRun, ...]:

@@ -9,17 +9,19 @@ import numpy as np
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.types import DesignPoint, Method, Observation
 
-Cell = tuple[DesignPoint, Method]
+MethodCell = tuple[DesignPoint, Method]
 
 
-def tuned_rates(spec: CompareSpec, observations: Sequence[Observation]) -> Mapping[Cell, float]:
+def tuned_rates(
+    spec: CompareSpec, observations: Sequence[Observation]
+) -> Mapping[MethodCell, float]:
     """Each method's rate at each point: that of its best mean exact recall on the tuning texts.
 
     Token recall, then the loss, decide among equals; rates that have not been tried, or failed,
     are no choice, and without any the first rate of the file is taken.
     """
     tuning, tried = spec.tuning, tuning_runs(spec, observations)
-    rates: dict[Cell, float] = {}
+    rates: dict[MethodCell, float] = {}
     for point in spec.design_points():
         for method in spec.all_methods():
             cell = (point, method)
@@ -34,10 +36,10 @@ def tuned_rates(spec: CompareSpec, observations: Sequence[Observation]) -> Mappi
 
 def tuning_runs(
     spec: CompareSpec, observations: Sequence[Observation]
-) -> Mapping[tuple[Cell, float], Sequence[Observation]]:
+) -> Mapping[tuple[MethodCell, float], Sequence[Observation]]:
     """The runs on tuning texts, by point, method and rate."""
     tuning, points, methods = spec.tuning, spec.design_points(), spec.all_methods()
-    tried: dict[tuple[Cell, float], list[Observation]] = {}
+    tried: dict[tuple[MethodCell, float], list[Observation]] = {}
     for o in observations:
         of_tuning = o.sequence_id in tuning.sequences and o.seed in tuning.seeds
         of_spec = o.point in points and o.method in methods

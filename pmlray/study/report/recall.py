@@ -11,8 +11,8 @@ from pmlray.study.findings.recall import RecallResult
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.figures.style import (
     QUARTERS,
+    ChartRow,
     Panel,
-    Row,
     data,
     layered,
     observation_row,
@@ -130,10 +130,10 @@ def _panel(name: str, title: str, runs: tuple[TokenRun, ...], law: RecallLaw | N
     )
 
 
-def _curve(law: RecallLaw, name: str, runs: tuple[TokenRun, ...]) -> list[Row]:
+def _curve(law: RecallLaw, name: str, runs: tuple[TokenRun, ...]) -> list[ChartRow]:
     losses = [run.observation.final_loss for run in runs]
     along = np.geomspace(min(losses), max(losses), CURVE_POINTS)
-    rows: list[Row] = []
+    rows: list[ChartRow] = []
     for tokens, named in _record_lengths(law, runs):
         recall = law.predict(along, tokens)
         shares = recall.token if name == "token_recall" else recall.exact

@@ -7,7 +7,7 @@ import altair as alt
 from pmlray.law import LawSummary, entangled_pairs, param_correlations
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.figures.law import is_fitted, residual_rows
-from pmlray.study.report.figures.style import Panel, Row, data, layered, log_axis, padded, tips
+from pmlray.study.report.figures.style import ChartRow, Panel, data, layered, log_axis, padded, tips
 from pmlray.study.report.tables import Cell, Table, number, percent
 
 RESIDUAL = "measured − predicted, nats per token"
@@ -19,7 +19,7 @@ _TIPS = (
 
 def residual_panels(result: SearchResult) -> tuple[Panel, ...]:
     """Signed residuals of the fitted runs against rank, prediction, steps and sequence."""
-    rows: list[Row] = [row for row in residual_rows(result) if is_fitted(row)]
+    rows: list[ChartRow] = [row for row in residual_rows(result) if is_fitted(row)]
     if not rows:
         return ()
     rows = [{**row, "pair": f"{row['sequence_id']}, {row['seed']}"} for row in rows]
@@ -52,12 +52,12 @@ def residual_panels(result: SearchResult) -> tuple[Panel, ...]:
     return tuple(panels)
 
 
-def _log_x(rows: list[Row], name: str, title: str) -> alt.X:
+def _log_x(rows: list[ChartRow], name: str, title: str) -> alt.X:
     scale, axis = log_axis([row[name] for row in rows], title)
     return alt.X(name, type="quantitative", scale=scale, axis=axis)
 
 
-def _panel(rows: list[Row], key: str, along: str, x: alt.X) -> Panel:
+def _panel(rows: list[ChartRow], key: str, along: str, x: alt.X) -> Panel:
     limit = 1.15 * max(abs(row["residual"]) for row in rows) or 0.1
     dots = alt.Chart(data(rows)).mark_point(
         filled=True, size=64, opacity=0.95, stroke="#7d8590", strokeWidth=0.6

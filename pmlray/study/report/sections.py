@@ -15,7 +15,7 @@ from pmlray.study.report.capacity import (
     capacity_text,
 )
 from pmlray.study.report.figures.law import (
-    curve_steps,
+    drawn_steps,
     error_panels,
     fitted_points,
     law_panels,
@@ -150,7 +150,7 @@ def _law_text(result: SearchResult) -> str:
         return "Points are measurements. " + NO_LAW
     text = (
         "Points are measurements; curves are the fitted law at"
-        f" {curve_steps(result):,} optimiser steps, and bands the 90% interval of the law itself,"
+        f" {drawn_steps(result):,} optimiser steps, and bands the 90% interval of the law itself,"
         " which single measurements scatter around."
     )
     if len({o.point.train_steps for o in fitted_points(result)}) > 1:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.findings.stubborn_tokens import LEVEL, NEARLY_ALL, TokenTally, token_tallies
-from pmlray.study.report.figures.style import QUARTERS, Panel, Row, data, layered, tips
+from pmlray.study.report.figures.style import QUARTERS, ChartRow, Panel, data, layered, tips
 from pmlray.study.report.tables import Table
 
 MOST_SHOWN = 600
@@ -101,7 +101,7 @@ def stubborn_table(found: Sequence[TokenTally]) -> Table:
     return Table(f"Tokens that fail more often than capacity explains{left}", columns, rows)
 
 
-def _row(t: TokenTally) -> Row:
+def _row(t: TokenTally) -> ChartRow:
     return {
         "sequence_id": t.sequence_id,
         "position": t.position,
@@ -112,7 +112,7 @@ def _row(t: TokenTally) -> Row:
     }
 
 
-def _expected(found: Sequence[TokenTally]) -> list[Row]:
+def _expected(found: Sequence[TokenTally]) -> list[ChartRow]:
     """What capacity lets one expect at each place, the sequences' mean."""
     at: dict[int, list[float]] = {}
     for t in found:

@@ -15,7 +15,7 @@ from pmlray.design import (
     CostModel,
     DesignSettings,
     DesignSpace,
-    Knowledge,
+    DesignState,
     PendingSpend,
     choose_run,
     prior_cost,
@@ -177,7 +177,7 @@ def first_pack(search: PreparedSearch, cost: CostModel) -> tuple[PlannedRun, ...
     chosen: list[ChosenRun] = []
     for _ in range(settings.n_initial):
         pending = PendingSpend(cost, chosen).gpu_seconds
-        known = Knowledge(tuple(chosen), (), math.inf, cost, budget - pending, pack=tuple(chosen))
+        known = DesignState(tuple(chosen), (), math.inf, cost, budget - pending, pack=tuple(chosen))
         choice = choose_run(space, settings, known)
         if choice is None:
             cheapest = min(cost.predict(cell) for cell in space.open_cells(chosen))

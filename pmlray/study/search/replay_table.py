@@ -52,7 +52,7 @@ RunId = tuple[DesignPoint, int, int]
 
 
 @dataclass(frozen=True)
-class Table:
+class ReplayTable:
     """Rows by (point, sequence_id, seed), and the provenance that the file begins with."""
 
     rows: Mapping[RunId, Mapping[str, float]]
@@ -112,7 +112,7 @@ def table_provenance(search_id: str, observations: Sequence[Observation]) -> tup
     )
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> ReplayTable:
     """Read a table; DataError names the line that cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -136,7 +136,7 @@ def read_table(path: Path) -> Table:
             raise DataError(f"{path}, line {number}: {error}") from error
         point = DesignPoint(int(row["rank"]), int(row["length"]), int(row["steps"]))
         rows[point, int(row["sequence"]), int(row["seed"])] = row
-    return Table(rows, provenance)
+    return ReplayTable(rows, provenance)
 
 
 def _cells(path: Path, number: int, line: str) -> list[str]:
@@ -160,7 +160,7 @@ class TableRunner:
     """A PackRunner that looks its measurements up; a run that the table lacks fails."""
 
     def __init__(
-        self, table: Table, store: ObservationStore, task: str, decay_share: float | None
+        self, table: ReplayTable, store: ObservationStore, task: str, decay_share: float | None
     ) -> None:
         self._table, self._store, self._task = table, store, task
         self._decay_share = decay_share

@@ -11,17 +11,17 @@ from pmlray.config.model_card import card_head, loading
 from pmlray.config.search_spec import SearchSpec
 from pmlray.law import FitStatus, LawSummary
 from pmlray.law.capacity import stored_bits
-from pmlray.study.sizing.choose_rank import Choice
+from pmlray.study.sizing.choose_rank import RankChoice
 from pmlray.study.sizing.request import RecordSet, Wanted
 from pmlray.types import Observation
 
-CARD_FILE = "card.json"
+CARD_JSON = "card.json"
 TEXT_FILE = "README.md"
 NOT_RECALLED_FILE = "not_recalled.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Recitation:
+class DecodedRecords:
     """What greedy decoding answered to every (query, target), and whether it was the target."""
 
     pairs: tuple[tuple[str, str], ...]
@@ -55,7 +55,7 @@ def plain(number: float) -> float | None:
 
 
 def answer(
-    choice: Choice, wanted: Wanted, law: LawSummary, params_per_rank: int, gpu_seconds: float
+    choice: RankChoice, wanted: Wanted, law: LawSummary, params_per_rank: int, gpu_seconds: float
 ) -> dict[str, Any]:
     """What `pmlray size` answers before it trains: JSON types, inf as null.
 

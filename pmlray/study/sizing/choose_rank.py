@@ -25,7 +25,7 @@ Basis = Literal["law", "measured", "failed_below", "largest"]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class RankChoice:
     """The rank to train, and why.
 
     `basis`: `law`, its upper confidence bound; `measured`, a run of the search on the whole set
@@ -51,7 +51,7 @@ def choose_rank(
     wanted: Wanted,
     point: DesignPoint,
     tokens_per_record: float,
-) -> Choice:
+) -> RankChoice:
     """The smallest rank that the law is sure of, or that a run of the search has shown to do.
 
     observations: those it was fitted to; point: the largest rank allowed
@@ -88,7 +88,7 @@ def choose_rank(
             " less recall, or split the records over several adapters"
         )
     at = DesignPoint(chosen, point.seq_len, point.train_steps)
-    return Choice(at, basis, needed, delta, rank, shown)
+    return RankChoice(at, basis, needed, delta, rank, shown)
 
 
 def needed_rank(
@@ -157,7 +157,7 @@ def _with_noise(loss: float, noise: float, base_loss: float) -> float:
     return base_loss * odds / (1.0 + odds)
 
 
-def next_rank(rank: int, choice: Choice, largest: int) -> int | None:
+def next_rank(rank: int, choice: RankChoice, largest: int) -> int | None:
     """The rank to try after one that recalled too little: one that a run has shown to do, else half
     as much again; None when it was the largest."""
     if choice.shown is not None and rank < choice.shown.point.lora_rank:

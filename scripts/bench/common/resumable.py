@@ -12,7 +12,7 @@ class SittingOver(Exception):
     """As many parts as this sitting was to measure are measured, and there are more."""
 
 
-class KeptParts:
+class ResumableParts:
     """Measured parts by their key, in a file of one JSON object a line or in memory alone.
 
     file: kept and continued; None keeps nothing. about: machine, versions and whatever else must be

@@ -9,7 +9,7 @@ import numpy as np
 
 from pmlray.config import SearchSpec, load_search
 from pmlray.design import CostModel, DesignSpace
-from pmlray.study.search.replay_table import Table, read_table
+from pmlray.study.search.replay_table import ReplayTable, read_table
 from pmlray.types import DesignPoint
 from scripts.bench.design.offline import Charge, Measured, Run, World
 
@@ -67,11 +67,11 @@ def table_world(name: str, seed: int) -> World:
     )
 
 
-def _row(table: Table, point: DesignPoint, replicate: tuple[int, int]) -> dict[str, float]:
+def _row(table: ReplayTable, point: DesignPoint, replicate: tuple[int, int]) -> dict[str, float]:
     return dict(table.rows[(point, *replicate)])
 
 
-def _cost(spec: SearchSpec, table: Table) -> CostModel:
+def _cost(spec: SearchSpec, table: ReplayTable) -> CostModel:
     one_record = spec.task.kind == "long_context"
     blank = CostModel(
         0.0,

@@ -45,7 +45,7 @@ from pmlray.design import charged_steps
 from pmlray.study.budget.packs import trunk_families
 from pmlray.study.search.law_search import LawSearch
 from pmlray.study.search.plan import first_cost
-from pmlray.study.search.replay_table import Table, read_table
+from pmlray.study.search.replay_table import ReplayTable, read_table
 from pmlray.types import Observation, Pack, PackResult, PackTimes, PlannedRun
 from tests.fakes import observe
 
@@ -94,7 +94,9 @@ class Device:
 class Cluster:
     """Devices in simulated time; a pack occupies one for the time that its runs take."""
 
-    def __init__(self, table: Table, n_devices: int, decay_share: float | None, seed: int) -> None:
+    def __init__(
+        self, table: ReplayTable, n_devices: int, decay_share: float | None, seed: int
+    ) -> None:
         self._decay_share = decay_share
         self._rates: dict[int, list[float]] = {}
         for row in table.rows.values():

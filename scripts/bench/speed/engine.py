@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from pmlray.config.base_models import SMOLLM2
 from pmlray.engine.model.bfloat16_support import multiplies_bfloat16
 from scripts.bench.common.machine import machine
-from scripts.bench.common.resumable import KeptParts, SittingOver
+from scripts.bench.common.resumable import ResumableParts, SittingOver
 from scripts.bench.speed.cells import RIVALS, Plan, growth, measure_group, ratios
 from scripts.bench.speed.whole_law import (
     LAW,
@@ -78,7 +78,7 @@ def law_figures(
     grid: LawGrid,
     dtype: Dtype,
     measured: bool,
-    kept: KeptParts,
+    kept: ResumableParts,
 ) -> list[dict[str, Any]]:
     """The whole job by each way that is installed, measured or estimated from its cells."""
     points = law_points(model, grid, dtype)
@@ -133,7 +133,7 @@ def run(
     about["dtype"] = dtype
     plan = Plan(repeats=5, block_seconds=0.25 if quick else 1.0, resident=not on_gpu)
     packs = (1, 8) if quick else (1, 8, 32)
-    kept = KeptParts(file, {**about, **asdict(plan), "packs": list(packs)}, parts)
+    kept = ResumableParts(file, {**about, **asdict(plan), "packs": list(packs)}, parts)
     cells: list[dict[str, Any]] = []
     todo = works(quick, on_gpu, dtype)
     for i, work in enumerate(todo, start=1):

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pmlray.api.live_progress import Pace, shown_live
 from pmlray.api.search_run import study_of
-from pmlray.api.status import NOT_KNOWN, Standing, describe_runs, standing_of
+from pmlray.api.status import NOT_KNOWN, Status, describe_runs, status_of
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.live_packs import LivePack, LiveRun
@@ -24,7 +24,7 @@ from pmlray.study.search.progress import Progress
 from pmlray.types import DesignPoint, PlannedRun
 from tests.fakes import MemoryTracker, SyntheticRunner
 
-AT = Standing("law", 6, 2, 0, 100.0, 300.0, "power law: C 3", 0.5, ("rank 1 x 16 tokens: random",))
+AT = Status("law", 6, 2, 0, 100.0, 300.0, "power law: C 3", 0.5, ("rank 1 x 16 tokens: random",))
 
 
 class Clock:
@@ -119,7 +119,7 @@ def test_how_far_a_pack_is_stands_below_where_the_study_is() -> None:
         (LiveRun("a", 10, 40, 2.0), LiveRun("b", 10, 40, 4.0), LiveRun("c", 0, 40, math.nan)),
     )  # fmt: skip
     at = Progress("law", 6, 4, 0, 100.0, 300.0, None)
-    shown = standing_of(with_live(at, [pack]))
+    shown = status_of(with_live(at, [pack]))
     assert shown.live == (
         "pack-001-ab: 30 of 120 adapter-steps (25 %), 1 of 4 runs ended, mean loss 3,"
         " 10 gpu_seconds spent, about 31 left, ETA 1:05",
@@ -129,11 +129,11 @@ def test_how_far_a_pack_is_stands_below_where_the_study_is() -> None:
     read = with_live(at, [pack], by_pack=False)
     assert (read.n_done, read.gpu_seconds_spent, read.gpu_seconds_left) == (6, 106.0, 294.0)
     loading = replace(pack, stage="loading the base", train_steps=0.0)
-    assert standing_of(with_live(at, [loading])).live == ("pack-001-ab: loading the base",)
-    waiting = standing_of(replace(at, stage="starting Ray", stage_seconds=8.0))
+    assert status_of(with_live(at, [loading])).live == ("pack-001-ab: loading the base",)
+    waiting = status_of(replace(at, stage="starting Ray", stage_seconds=8.0))
     assert waiting.live == ("starting Ray (8 s)",)
     # Where no law is fitted none is missed.
-    training = standing_of(replace(at, n_all=4, what="training"))
+    training = status_of(replace(at, n_all=4, what="training"))
     assert (training.phase, training.law) == ("training", None)
 
 
@@ -159,7 +159,7 @@ def test_a_search_says_why_its_next_pack_was_chosen(
         "design.validation_share=0.6",
     )
     said = followed_search(search, tmp_path / "store", noise=0.05)
-    first, *later = [standing_of(p) for p in said if p.running]
+    first, *later = [status_of(p) for p in said if p.running]
     assert [line.split(": ", 1)[1] for line in first.running] == ["initial design"]
     law = [line for s in later if s.phase == "law" for line in s.running]
     chosen = [line for line in law if "v_optimal: " in line]
@@ -180,7 +180,7 @@ def test_a_law_through_few_points_is_not_taken_for_known(
     """Without noise the first six points are fitted exactly, and say nothing of how runs repeat."""
     search = make_search("stop.relative_interval=0.05", "law.n_bootstrap=20", "sequences=[0]",
                          "budget={gpu_seconds: 60, memft_gpu_seconds: 1}")  # fmt: skip
-    said = [standing_of(p) for p in followed_search(search, tmp_path / "store", noise=0.0)]
+    said = [status_of(p) for p in followed_search(search, tmp_path / "store", noise=0.0)]
     after_first = next(s for s in said if s.n_done == 6)
     assert after_first.law is not None and "alpha" in after_first.law
     assert after_first.known is None and "[" not in after_first.law

@@ -17,7 +17,7 @@ from pmlray.engine.model.prefix_cache import build_prefix_cache
 from pmlray.engine.model.pull import pull_model
 from pmlray.engine.scheduling.members import Member
 from pmlray.types import DesignPoint, MemftRules, PlannedRun
-from scripts.bench.common.resumable import KeptParts
+from scripts.bench.common.resumable import ResumableParts
 from scripts.bench.common.statistics import growth_exponent, paired_ratio
 from scripts.bench.speed.cells import growth, ratios
 from scripts.bench.speed.engine import law_figures
@@ -154,7 +154,7 @@ def test_an_estimated_law_says_so_and_pays_start_up_once_a_process() -> None:
 
 
 def test_a_law_is_estimated_by_the_nearest_length_and_rank_in_the_largest_pack() -> None:
-    kept = KeptParts(None, {}, None)
+    kept = ResumableParts(None, {}, None)
     cells = [
         {**c, "start_seconds": {"median": 3.0}}
         for c in (

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bench.common.resumable import KeptParts, SittingOver
+from scripts.bench.common.resumable import ResumableParts, SittingOver
 
 ABOUT = {"machine": "one", "repeats": 5}
 
 
-def benchmark(kept: KeptParts, measured: list[str]) -> list[float]:
+def benchmark(kept: ResumableParts, measured: list[str]) -> list[float]:
     def measure(key: str) -> float:
         measured.append(key)
         return len(key) / 3
@@ -23,22 +23,22 @@ def test_sittings_measure_every_part_once(tmp_path: Path) -> None:
     file, measured = tmp_path / "parts.jsonl", list[str]()
     for expected in (["a"], ["a", "bb"]):
         with pytest.raises(SittingOver):
-            benchmark(KeptParts(file, ABOUT, 1), measured)
+            benchmark(ResumableParts(file, ABOUT, 1), measured)
         assert measured == expected
     for most in (1, 0, None):
-        assert benchmark(KeptParts(file, ABOUT, most), measured) == [1 / 3, 2 / 3, 1.0]
+        assert benchmark(ResumableParts(file, ABOUT, most), measured) == [1 / 3, 2 / 3, 1.0]
         assert measured == ["a", "bb", "ccc"]
 
 
 def test_nothing_is_kept_without_a_file(tmp_path: Path) -> None:
     measured: list[str] = []
     for _ in range(2):
-        benchmark(KeptParts(None, ABOUT, None), measured)
+        benchmark(ResumableParts(None, ABOUT, None), measured)
     assert len(measured) == 6 and not list(tmp_path.iterdir())
 
 
 def test_parts_of_another_machine_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "parts.jsonl"
-    KeptParts(file, ABOUT, None).measured("a", lambda: 1)
+    ResumableParts(file, ABOUT, None).measured("a", lambda: 1)
     with pytest.raises(ValueError, match="name another file"):
-        KeptParts(file, ABOUT | {"machine": "two"}, None)
+        ResumableParts(file, ABOUT | {"machine": "two"}, None)

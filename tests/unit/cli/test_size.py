@@ -27,7 +27,7 @@ from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.evaluation.greedy_decode import read_adapter
 from pmlray.errors import DataError, ModelError, PmlrayError, SpecError, StoreError
 from pmlray.law import CeilingLaw
-from pmlray.study.sizing.card import Recitation
+from pmlray.study.sizing.card import DecodedRecords
 from pmlray.study.sizing.request import RecordSet, search_spec
 from pmlray.types import Observation, PlannedRun, Recall
 from tests.fakes import observe
@@ -201,11 +201,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             weights = torch.zeros(64, run.point.lora_rank), torch.zeros(run.point.lora_rank, 64)
             save_adapter(store.adapters / run.run_key, search.spec.probe, weights, TINY)
 
-    def check(search: PreparedSearch, folder: Path, say: object) -> Recitation:
+    def check(search: PreparedSearch, folder: Path, say: object) -> DecodedRecords:
         pairs = search.task.pairs or ()
         right = [True] * len(pairs)
         right[0] = read_adapter(folder).lora_rank >= HOLDS
-        return Recitation(pairs, tuple(target for _, target in pairs), tuple(right))
+        return DecodedRecords(pairs, tuple(target for _, target in pairs), tuple(right))
 
     monkeypatch.setattr(sizing_packs, "measure", measure)
     monkeypatch.setattr(sizing_driver, "check_recall", check)

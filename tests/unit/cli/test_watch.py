@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pmlray.api.live_progress import Pace
 from pmlray.api.search_run import study_of
-from pmlray.api.status import Standing, standing_of
+from pmlray.api.status import Status, status_of
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
 from pmlray.cli.watch_command import mirrored_standing
@@ -40,9 +40,9 @@ def test_it_shows_what_the_search_shows(
     clock, phases = 0.0, set()
     here, there = Pace(lambda: clock), Pace(lambda: clock)
 
-    def told_in_both() -> Standing:
+    def told_in_both() -> Status:
         """What MLflow is told is what the store shows, and so is the ETA."""
-        of_store = standing_of(followed.look())
+        of_store = status_of(followed.look())
         of_mlflow = mirrored_standing(search.spec, tracker.stood)
         assert of_mlflow.needed == pytest.approx(of_store.needed)
         line = here.lines(of_store)[0]
@@ -60,7 +60,7 @@ def test_it_shows_what_the_search_shows(
             pack = running.next_pack()
             if pack is None:
                 break
-            now, seen = standing_of(said[-1]), told_in_both()
+            now, seen = status_of(said[-1]), told_in_both()
             assert (seen.n_done, seen.running, seen.spent) == (now.n_done, now.running, now.spent)
             assert (seen.n_failed, seen.phase, seen.left) == (now.n_failed, now.phase, now.left)
             assert seen.needed == pytest.approx(now.needed)
@@ -84,7 +84,7 @@ def test_it_shows_what_the_search_shows(
     # Nobody is at work any more: it returns by itself.
     done = runner.invoke(app, ["watch", str(folder)])
     assert done.exit_code == 0 and "the search has ended" in done.stderr
-    assert standing_of(running.progress()).law in done.stderr
+    assert status_of(running.progress()).law in done.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
@@ -110,10 +110,10 @@ def test_memft_is_followed_by_the_law_that_chose_its_points(
 def test_what_stays_is_said_once_and_leaving_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = Standing("law", 1, 2, 0, 10.0, 90.0, None, None)
+    first = Status("law", 1, 2, 0, 10.0, 90.0, None, None)
     looks = iter([first, first, first, replace(first, n_done=2, n_failed=1)])
 
-    def look() -> tuple[Standing, str | None]:
+    def look() -> tuple[Status, str | None]:
         for standing in looks:
             return standing, None
         raise KeyboardInterrupt

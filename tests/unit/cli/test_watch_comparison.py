@@ -11,12 +11,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pmlray.api.live_progress import shown_live
-from pmlray.api.status import Standing
+from pmlray.api.status import Status
 from pmlray.api.stores import claim_comparison
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
 from pmlray.config.prepared_search import prepare_comparison
-from pmlray.study.comparison.comparison_search import Arena
+from pmlray.study.comparison.comparison_search import ComparisonSearch
 from pmlray.study.comparison.progress import FollowedComparison
 from pmlray.study.search.progress import Progress
 from pmlray.types import PlannedRun
@@ -36,11 +36,11 @@ def test_it_shows_what_the_comparison_shows(tmp_path: Path) -> None:
     spec, search = prepare_comparison(SMOKE, ["pack_size=6"])
     store, said = FileStore(tmp_path), list[Progress]()
     claim_comparison(tmp_path, spec)
-    arena = Arena(spec, search, store, MemoryTracker(), 2, said.append)
+    comparing = ComparisonSearch(spec, search, store, MemoryTracker(), 2, said.append)
     runs, followed = SyntheticRunner(store, fails=broken), FollowedComparison(spec, store)
     with store.driver_lock():
         for n_packs in range(100):
-            pack = arena.next_pack()
+            pack = comparing.next_pack()
             if pack is None:
                 break
             progress, results = followed.look()
@@ -48,7 +48,7 @@ def test_it_shows_what_the_comparison_shows(tmp_path: Path) -> None:
             assert (progress.n_done, progress.n_all) == (6 * n_packs, N_RUNS)
             # Nothing is compared on the texts that rates are chosen by.
             assert bool(results) == (n_packs > 2)
-            arena.absorb(runs.run(pack))
+            comparing.absorb(runs.run(pack))
         shown = runner.invoke(app, ["watch", str(tmp_path), "--once"])
     assert shown.exit_code == 0 and "the comparison is running" in shown.stderr
     assert f"comparison: {N_RUNS - 1} of {N_RUNS} runs done, 0 running, 1 failed" in shown.stderr
@@ -69,8 +69,8 @@ def test_one_that_was_killed_is_said_to_be_continued(tmp_path: Path) -> None:
     spec, search = prepare_comparison(SMOKE)
     store = FileStore(tmp_path)
     claim_comparison(tmp_path, spec)
-    arena = Arena(spec, search, store, MemoryTracker(), 2, lambda progress: None)
-    arena.absorb(SyntheticRunner(store).run(arena.next_pack()))
+    comparing = ComparisonSearch(spec, search, store, MemoryTracker(), 2, lambda progress: None)
+    comparing.absorb(SyntheticRunner(store).run(comparing.next_pack()))
     done = runner.invoke(app, ["watch", str(tmp_path)])
     assert done.exit_code == 0 and "the same pmlray compare continues it" in done.stderr
 
@@ -79,9 +79,9 @@ def test_runs_of_an_earlier_spec_are_none_of_this_one_s(tmp_path: Path) -> None:
     """Its store may hold other points and texts of the same comparison; they were paid for."""
     store = FileStore(tmp_path)
     spec, search = prepare_comparison(SMOKE)
-    arena = Arena(spec, search, store, MemoryTracker(), 2, lambda progress: None)
-    while (pack := arena.next_pack()) is not None:
-        arena.absorb(SyntheticRunner(store).run(pack))
+    comparing = ComparisonSearch(spec, search, store, MemoryTracker(), 2, lambda progress: None)
+    while (pack := comparing.next_pack()) is not None:
+        comparing.absorb(SyntheticRunner(store).run(pack))
     one_point = "points=[{lora_rank: 4, seq_len: 40, train_steps: 60}]"
     fewer, _ = prepare_comparison(SMOKE, [one_point, "sequences=[0, 2]"])
     now, _ = FollowedComparison(fewer, store).look()
@@ -98,7 +98,7 @@ def test_a_terminal_shows_the_methods_as_a_table() -> None:
         {"point": "r4", "method": "SFT", "runs": "2"},
         {"point": "r4", "method": "OT", "runs": "1"},
     )
-    standing = Standing("comparison", 3, 0, 0, 9.0, 3.0, None, None, n_all=4, table=rows)
+    standing = Status("comparison", 3, 0, 0, 9.0, 3.0, None, None, n_all=4, table=rows)
     with shown_live("pmlray watch", "looking ...", console) as show:
         show(standing)
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", written.getvalue())

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pmlray.design import Belief, law_field
+from pmlray.design import FittedForm, law_field
 from pmlray.law import Form, LawData, LawFit, average_laws
 from pmlray.types import DesignPoint
 from tests.fakes import TRUE_LAW
@@ -40,7 +40,7 @@ def variance_of_a_run(fit: LawFit, level: np.ndarray) -> np.ndarray:
 
 def test_covariance_is_within_forms_plus_between_them() -> None:
     fits = [fitted("ceiling"), fitted("power")]
-    field = law_field([Belief(f, w) for f, w in zip(fits, (3.0, 1.0), strict=True)], BASE)
+    field = law_field([FittedForm(f, w) for f, w in zip(fits, (3.0, 1.0), strict=True)], BASE)
     r, n, t = arrays(TARGETS)
     mean = [np.minimum(f.law.predict(r, n, t), BASE) for f in fits]
     middle = 0.75 * mean[0] + 0.25 * mean[1]
@@ -57,10 +57,10 @@ def test_covariance_is_within_forms_plus_between_them() -> None:
 def test_a_run_tells_less_where_its_noise_is_larger() -> None:
     fit = fitted("ceiling")
     louder = replace(fit, noise=replace(fit.noise, sigma=2.0 * fit.sigma))
-    field = law_field([Belief(louder, 1.0)], BASE)
+    field = law_field([FittedForm(louder, 1.0)], BASE)
     mean = fit.law.predict(*arrays(CELLS))
     assert field.noise(CELLS) == pytest.approx(variance_of_a_run(louder, mean))
-    plain = law_field([Belief(fit, 1.0)], BASE)
+    plain = law_field([FittedForm(fit, 1.0)], BASE)
     middle = CELLS[int(np.argmin(np.abs(mean - BASE / 2)))]
     assert field.information([middle]) < plain.information([middle])
     # A run repeats the better the nearer it is to saturation, down to the floor.
@@ -75,7 +75,7 @@ def test_a_run_tells_less_where_its_noise_is_larger() -> None:
 def test_a_measured_point_is_what_one_form_would_learn() -> None:
     """With a single form the field is the linearised refit: information adds up."""
     fit = fitted("ceiling")
-    field = law_field([Belief(fit, 1.0)], BASE)
+    field = law_field([FittedForm(fit, 1.0)], BASE)
     extra = (CELLS[3], CELLS[5], CELLS[3])
     jac = fit.law.jacobian(*arrays(extra))
     variance = variance_of_a_run(fit, fit.law.predict(*arrays(extra)))
@@ -86,7 +86,7 @@ def test_a_measured_point_is_what_one_form_would_learn() -> None:
 
 
 def test_gain_is_the_mean_variance_that_measuring_removes() -> None:
-    field = law_field([Belief(fitted("ceiling"), 1.0), Belief(fitted("power"), 2.0)], BASE)
+    field = law_field([FittedForm(fitted("ceiling"), 1.0), FittedForm(fitted("power"), 2.0)], BASE)
     before = field.variance(TARGETS).mean()
     removed = [before - field.after([cell]).variance(TARGETS).mean() for cell in CELLS]
     assert field.gains(CELLS, TARGETS) == pytest.approx(removed, rel=1e-6, abs=1e-12)
@@ -94,7 +94,7 @@ def test_gain_is_the_mean_variance_that_measuring_removes() -> None:
 
 
 def test_saturated_points_tell_the_power_form_nothing() -> None:
-    field = law_field([Belief(fitted("power"), 1.0)], BASE)
+    field = law_field([FittedForm(fitted("power"), 1.0)], BASE)
     saturated = DesignPoint(512, 32, 100)
     assert field.gains([saturated], TARGETS) == pytest.approx([0.0])
     assert field.information([saturated]) == pytest.approx([0.0])

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pmlray.design import Belief, ChosenRun, CostModel, History, PendingSpend, law_field
+from pmlray.design import ChosenRun, CostModel, FittedForm, History, PendingSpend, law_field
 from pmlray.design.grid_field import GridField
 from pmlray.law import LawData, average_laws
 from pmlray.types import DesignPoint
@@ -89,20 +89,20 @@ def test_what_pending_runs_cost_is_that_of_all_together() -> None:
 
 
 @pytest.fixture(scope="module")
-def beliefs() -> tuple[Belief, ...]:
+def beliefs() -> tuple[FittedForm, ...]:
     rng = np.random.default_rng(0)
     r, n, t = np.array([(c.lora_rank, c.seq_len, c.train_steps) for c in CELLS[::2]], float).T
     delta = TRUE_LAW.predict(r, n, t) + 0.05 * rng.standard_normal(r.size)
     base = np.full(r.size, 12.0)
     data = LawData(r, n, t, delta, base, base - delta, np.arange(r.size))
     return (
-        Belief(average_laws(data, ("ceiling",)).best, 0.7),
-        Belief(average_laws(data, ("power",)).best, 0.3),
+        FittedForm(average_laws(data, ("ceiling",)).best, 0.7),
+        FittedForm(average_laws(data, ("power",)).best, 0.3),
     )
 
 
 def test_a_field_that_is_kept_up_is_the_field_of_all_pending_runs(
-    beliefs: tuple[Belief, ...],
+    beliefs: tuple[FittedForm, ...],
 ) -> None:
     kept = GridField(beliefs, 12.0, CELLS, TARGETS)
     # One of them was added by hand, off the grid.
@@ -119,7 +119,7 @@ def test_a_field_that_is_kept_up_is_the_field_of_all_pending_runs(
         assert np.array_equal(anew.gains(Counter(pending[:n][::-1])), gains)
 
 
-def test_a_history_keeps_a_field_as_long_as_it_is_believed(beliefs: tuple[Belief, ...]) -> None:
+def test_a_history_keeps_a_field_as_long_as_it_is_believed(beliefs: tuple[FittedForm, ...]) -> None:
     history = History()
     field = history.field(beliefs, 12.0, CELLS, TARGETS)
     assert history.field(tuple(beliefs), 12.0, CELLS, TARGETS) is field

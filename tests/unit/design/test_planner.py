@@ -13,18 +13,18 @@ from pmlray.design import (
     OPTUNA_RULES,
     RULES,
     Acquisition,
-    Belief,
     ChosenRun,
     CostModel,
     DesignSettings,
     DesignSpace,
+    DesignState,
     DeviceShare,
-    Knowledge,
+    FittedForm,
     charged_steps,
     choose_run,
     device_share,
     law_field,
-    offers,
+    open_candidates,
     why_chosen,
 )
 from pmlray.law import LawData, average_laws
@@ -48,14 +48,14 @@ def fitted(points: list[DesignPoint]):
 
 def test_chooses_the_best_gain_per_cost_and_counts_pending() -> None:
     known = [CELLS[i] for i in (0, 3, 5, 10, 12, 15)]
-    beliefs = (Belief(fitted(known), 1.0),)
+    beliefs = (FittedForm(fitted(known), 1.0),)
     chosen = tuple(ChosenRun(p, (0, 0), True) for p in known)
     settings = DesignSettings(n_initial=6, validation_share=0.0, targets=TARGET)
     field = law_field(beliefs, 12.0)
     for _ in range(5):
         cells = SPACE.open_cells(chosen)
         costs = [COST.predict(c) for c in cells]
-        choice = choose_run(SPACE, settings, Knowledge(chosen, beliefs, 12.0, COST, 1e9))
+        choice = choose_run(SPACE, settings, DesignState(chosen, beliefs, 12.0, COST, 1e9))
         assert choice is not None
         assert choice[0] == cells[int(np.argmax(field.gains(cells, TARGET) / costs))]
         field = field.after([choice[0]])
@@ -67,7 +67,7 @@ def test_start_spans_the_space_and_replicates_stay_balanced() -> None:
     settings = DesignSettings(n_initial=8, validation_share=0.2, targets=TARGET)
     chosen: tuple[ChosenRun, ...] = ()
     for _ in range(8):
-        choice = choose_run(SPACE, settings, Knowledge(chosen, (), 12.0, COST, 1e9))
+        choice = choose_run(SPACE, settings, DesignState(chosen, (), 12.0, COST, 1e9))
         assert choice is not None
         chosen = (*chosen, ChosenRun(*choice, done=False))
     assert len({c.point for c in chosen}) == 8
@@ -79,20 +79,20 @@ def test_start_spans_the_space_and_replicates_stay_balanced() -> None:
 def test_nothing_beyond_the_budget_or_the_space() -> None:
     settings = DesignSettings(n_initial=2, validation_share=0.2, targets=TARGET)
     too_little = 0.99 * COST.predict(CELLS[0])
-    assert choose_run(SPACE, settings, Knowledge((), (), 0.0, COST, too_little)) is None
+    assert choose_run(SPACE, settings, DesignState((), (), 0.0, COST, too_little)) is None
     every = tuple(ChosenRun(c, r, True) for c in CELLS for r in SPACE.replicates)
-    assert choose_run(SPACE, settings, Knowledge(every, (), 0.0, COST, 1e9)) is None
+    assert choose_run(SPACE, settings, DesignState(every, (), 0.0, COST, 1e9)) is None
 
 
 def test_a_share_of_the_spend_fills_space() -> None:
     known = [CELLS[i] for i in (0, 3, 5, 10, 12, 15)]
-    beliefs = (Belief(fitted(known), 1.0),)
+    beliefs = (FittedForm(fitted(known), 1.0),)
     spent = {0.0: 0.0, 0.5: 0.0}
     for share in spent:
         settings = DesignSettings(6, share, TARGET)
         chosen = tuple(ChosenRun(p, (0, 0), True) for p in known)
         for _ in range(12):
-            knowledge = Knowledge(chosen, beliefs, 12.0, COST, 1e9)
+            knowledge = DesignState(chosen, beliefs, 12.0, COST, 1e9)
             choice = choose_run(SPACE, settings, knowledge)
             assert choice is not None
             field = law_field(beliefs, 12.0).after([c.point for c in chosen[6:]])
@@ -116,13 +116,13 @@ def test_a_share_of_the_spend_fills_space() -> None:
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_every_rule_keeps_to_the_grid_the_budget_and_its_history(rule: str) -> None:
     settings = DesignSettings(4, 0.2, TARGET, rule, seed=3)  # type: ignore[arg-type]
-    beliefs = (Belief(fitted(list(CELLS)), 1.0),)
+    beliefs = (FittedForm(fitted(list(CELLS)), 1.0),)
     histories = []
     for _ in range(2):
         chosen: tuple[ChosenRun, ...] = ()
         left = 0.5 * 2 * sum(COST.predict(c) for c in CELLS)
         while (
-            choice := choose_run(SPACE, settings, Knowledge(chosen, beliefs, 12.0, COST, left))
+            choice := choose_run(SPACE, settings, DesignState(chosen, beliefs, 12.0, COST, left))
         ) is not None:
             left -= COST.predict(choice[0])
             chosen = (*chosen, ChosenRun(*choice, done=True))
@@ -136,7 +136,7 @@ def test_plain_rules_do_what_they_say() -> None:
         settings = DesignSettings(4, 0.2, TARGET, rule)  # type: ignore[arg-type]
         chosen: tuple[ChosenRun, ...] = ()
         for _ in range(n):
-            choice = choose_run(SPACE, settings, Knowledge(chosen, (), 12.0, COST, 1e9))
+            choice = choose_run(SPACE, settings, DesignState(chosen, (), 12.0, COST, 1e9))
             assert choice is not None
             chosen = (*chosen, ChosenRun(*choice, done=True))
         return [run.point for run in chosen]
@@ -163,7 +163,7 @@ def test_latin_hypercubes_meet_every_value_equally_often(seed: int) -> None:
     settings = DesignSettings(4, 0.2, TARGET, "lhs", seed)
     chosen: tuple[ChosenRun, ...] = ()
     for _ in range(12):
-        choice = choose_run(space, settings, Knowledge(chosen, (), 12.0, COST, 1e9))
+        choice = choose_run(space, settings, DesignState(chosen, (), 12.0, COST, 1e9))
         assert choice is not None
         chosen = (*chosen, ChosenRun(*choice, done=True))
     hypercubes = [[run.point for run in chosen[i : i + 4]] for i in (0, 4, 8)]
@@ -180,22 +180,24 @@ def test_a_pack_prefers_budgets_that_share_a_trunk() -> None:
     space = DesignSpace(cells, ((0, 0), (1, 0)))
     cost = CostModel(1e-3, prompt_tokens=0, batch_records=None, decay_share=0.2)
     running = ChosenRun(DesignPoint(4, 256, 200), (1, 0), done=False)
-    known = Knowledge((running,), (), 12.0, cost, 1e9, pack=(running,))
-    found = {offer.point: offer for offer in offers(space, known)}
+    known = DesignState((running,), (), 12.0, cost, 1e9, pack=(running,))
+    found = {candidate.point: candidate for candidate in open_candidates(space, known)}
     shared = found[DesignPoint(4, 256, 100)]
     assert shared.replicate == (1, 0)
     assert shared.gpu_seconds == pytest.approx(0.2 * 100 * 256 * 1e-3)
     assert found[DesignPoint(4, 64, 100)].replicate == (0, 0)
-    alone = Knowledge((running,), (), 12.0, cost, 1e9)
-    assert {o.point: o for o in offers(space, alone)}[DesignPoint(4, 256, 100)].replicate == (0, 0)
+    alone = DesignState((running,), (), 12.0, cost, 1e9)
+    assert {o.point: o for o in open_candidates(space, alone)}[
+        DesignPoint(4, 256, 100)
+    ].replicate == (0, 0)
 
 
 def test_no_run_outlasts_what_all_devices_have_before_them() -> None:
     known = [CELLS[i] for i in (0, 3, 5, 10, 12, 15)]
-    beliefs = (Belief(fitted(known), 1.0),)
+    beliefs = (FittedForm(fitted(known), 1.0),)
     chosen = tuple(ChosenRun(p, (0, 0), True) for p in known)
     settings = DesignSettings(n_initial=6, validation_share=0.0, targets=TARGET)
-    knowledge = Knowledge(chosen, beliefs, 12.0, COST, 60.0, training=40.0)
+    knowledge = DesignState(chosen, beliefs, 12.0, COST, 60.0, training=40.0)
     assert device_share(knowledge, 1) == DeviceShare(math.inf, math.inf)
     share = device_share(knowledge, 8)
     assert share == DeviceShare(60 / 16, (60 + 40 / 2) / 8) and share.room(knowledge) == share.run
@@ -255,17 +257,17 @@ def test_offers_are_the_cheapest_of_the_replicates_that_are_allowed(
                 prices[replicate] = cost.added(cell, trunk)
             if prices and min(prices.values()) <= 30.0:
                 expected.append((cell, min(prices.values())))
-        found = list(offers(space, Knowledge(chosen, (), 12.0, cost, 30.0, pack=pack)))
+        found = list(open_candidates(space, DesignState(chosen, (), 12.0, cost, 30.0, pack=pack)))
         assert [(o.point, o.gpu_seconds) for o in found] == expected
         assert all(ChosenRun(o.point, o.replicate, False) not in chosen for o in found)
 
 
 def test_the_reason_for_a_run_is_what_the_rule_looked_at() -> None:
     known = [CELLS[i] for i in (0, 3, 5, 10, 12, 15)]
-    beliefs = (Belief(fitted(known), 1.0),)
+    beliefs = (FittedForm(fitted(known), 1.0),)
     chosen = tuple(ChosenRun(p, (0, 0), True) for p in known)
     settings = DesignSettings(n_initial=6, validation_share=0.0, targets=TARGET)
-    knowledge = Knowledge(chosen, beliefs, 12.0, COST, 1e9)
+    knowledge = DesignState(chosen, beliefs, 12.0, COST, 1e9)
     choice = choose_run(SPACE, settings, knowledge)
     assert choice is not None
     point, replicate = choice
@@ -276,7 +278,7 @@ def test_the_reason_for_a_run_is_what_the_rule_looked_at() -> None:
         f"v_optimal: {value:.2g} nats^2 of variance per gpu_second, sharpens rank 8 x 256 tokens"
         f" +-{before:.2g} -> {after:.2g}"
     )
-    start = Knowledge(chosen[:3], (), 12.0, COST, 1e9)
+    start = DesignState(chosen[:3], (), 12.0, COST, 1e9)
     assert why_chosen(SPACE, settings, start, point, replicate) == "initial design"
     filling = replace(settings, n_initial=3, validation_share=1.0)
     assert why_chosen(SPACE, filling, knowledge, point, replicate).startswith("checks the law")

@@ -11,8 +11,8 @@ from pmlray.law import CAPPED, LawSummary, law_data, usable_points
 from pmlray.study.findings.result import SearchResult, fitted_runs
 from pmlray.study.report.figures.style import (
     AnyChart,
+    ChartRow,
     Panel,
-    Row,
     data,
     layered,
     log_axis,
@@ -41,7 +41,7 @@ def fitted_points(result: SearchResult) -> tuple[Observation, ...]:
     return tuple(o for o in result.law_observations if o.method == "sft")
 
 
-def curve_steps(result: SearchResult) -> int:
+def drawn_steps(result: SearchResult) -> int:
     """The optimiser steps for which the law's curves are drawn: the largest measured."""
     return max(o.point.train_steps for o in fitted_points(result))
 
@@ -98,7 +98,7 @@ def _law_chart(
         low, high = min(*grid, *measured_at), max(*grid, *measured_at)
         high = max(high, *(getattr(p, along) for p in targets))
         curves = data(
-            _curve_rows(result.law, observed, along, colour, (low, high), curve_steps(result))
+            _curve_rows(result.law, observed, along, colour, (low, high), drawn_steps(result))
         )
         band = alt.Chart(curves).mark_area(opacity=0.22, clip=True)
         layers.append(
@@ -133,7 +133,7 @@ def _law_chart(
         tooltip=tips(*_RUN_TIPS),
     )
     if len({o.point.train_steps for o in observed}) > 1:
-        drawn = f"datum.train_steps == {curve_steps(result)}"
+        drawn = f"datum.train_steps == {drawn_steps(result)}"
         encoded = encoded.encode(
             shape=alt.Shape("train_steps", type="nominal"),
             opacity=alt.condition(drawn, alt.value(0.95), alt.value(0.25)),
@@ -148,8 +148,8 @@ def _curve_rows(
     colour: str,
     span: tuple[float, float],
     steps: int,
-) -> list[Row]:
-    rows: list[Row] = []
+) -> list[ChartRow]:
+    rows: list[ChartRow] = []
     xs = np.geomspace(*span, CURVE_POINTS) if span[1] > span[0] else np.array([span[0]])
     for level in sorted({getattr(o.point, colour) for o in observed}):
         same = np.full_like(xs, level, dtype=float)
@@ -176,7 +176,7 @@ def _ceiling(observed: tuple[Observation, ...]) -> alt.Chart:
     return rule.encode(y=alt.Y("base_loss", type="quantitative"), tooltip=tips("base_loss"))
 
 
-def residual_rows(result: SearchResult) -> list[Row]:
+def residual_rows(result: SearchResult) -> list[ChartRow]:
     """Every SFT run of the law beside what the law predicts: predicted, residual (nats per token,
     measured less predicted) and whether it was `fitted`. Empty without a law."""
     law, observed = result.law, fitted_points(result)
@@ -197,7 +197,7 @@ def residual_rows(result: SearchResult) -> list[Row]:
     return rows
 
 
-def is_fitted(row: Row) -> bool:
+def is_fitted(row: ChartRow) -> bool:
     """Whether a row of `residual_rows` took part in the fit."""
     return row["role"] == "fitted"
 

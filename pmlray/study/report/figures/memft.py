@@ -12,8 +12,8 @@ from pmlray.study.findings.memft_pairs import MemftPair
 from pmlray.study.report.figures.style import (
     QUARTERS,
     AnyChart,
+    ChartRow,
     Panel,
-    Row,
     data,
     layered,
     padded,
@@ -61,7 +61,7 @@ def pair_differences(pairs: Sequence[MemftPair]) -> list[Changed]:
 
 def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
     """Each method's differences from SFT in recall, with their intervals; None without any."""
-    rows: list[Row] = []
+    rows: list[ChartRow] = []
     for point, method, differences in changed:
         for name in RECALLS:
             if (found := differences.get(name)) is not None:
@@ -126,8 +126,8 @@ def pair_label(number: int, pair: MemftPair) -> str:
 
 def _pair_panel(pairs: Sequence[MemftPair], name: str) -> Panel:
     labels = [pair_label(i, pair) for i, pair in enumerate(pairs, start=1)]
-    dots: list[Row] = []
-    joins: list[Row] = []
+    dots: list[ChartRow] = []
+    joins: list[ChartRow] = []
     for label, pair in zip(labels, pairs, strict=True):
         recall = {o.method: float(getattr(o.recall, name)) for o in (pair.sft, pair.memft)}
         joins.append({"pair": label, "low": recall["sft"], "high": recall[pair.method]})

@@ -11,8 +11,8 @@ import altair as alt
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.figures.style import (
     QUARTERS,
+    ChartRow,
     Panel,
-    Row,
     data,
     layered,
     log_axis,
@@ -81,7 +81,7 @@ def heat_panels(result: SearchResult) -> tuple[Panel, ...]:
     return tuple(panels)
 
 
-def _cells(runs: Sequence[Observation]) -> list[Row]:
+def _cells(runs: Sequence[Observation]) -> list[ChartRow]:
     by_cell: dict[tuple[int, int], list[Observation]] = {}
     for o in runs:
         by_cell.setdefault((o.point.lora_rank, o.point.seq_len), []).append(o)
@@ -89,7 +89,7 @@ def _cells(runs: Sequence[Observation]) -> list[Row]:
     for (rank, length), measured in sorted(by_cell.items()):
         steps = max(o.point.train_steps for o in measured)
         used = [o for o in measured if o.point.train_steps == steps]
-        row: Row = {"lora_rank": rank, "seq_len": length, "train_steps": steps}
+        row: ChartRow = {"lora_rank": rank, "seq_len": length, "train_steps": steps}
         row["n_runs"] = len(used)
         row["final_loss"] = round(sum(o.final_loss for o in used) / len(used), 5)
         row["token_recall"] = round(sum(o.recall.token for o in used) / len(used), 5)
@@ -168,7 +168,7 @@ def token_panels(result: SearchResult) -> tuple[Panel, ...]:
 
 def cost_panels(result: SearchResult) -> tuple[Panel, ...]:
     """gpu_seconds by round, stacked by phase, and of every run against its length."""
-    rows: list[Row] = [{**observation_row(o), "kind": o.phase} for o in result.observations]
+    rows: list[ChartRow] = [{**observation_row(o), "kind": o.phase} for o in result.observations]
     spent: dict[tuple[int, str], float] = defaultdict(float)
     for row in rows:
         spent[row["round"], row["kind"]] += row["gpu_seconds"]

@@ -11,8 +11,8 @@ import altair as alt
 from pmlray.study.findings.result import LawSnapshot, SearchResult
 from pmlray.study.report.figures.style import (
     AnyChart,
+    ChartRow,
     Panel,
-    Row,
     data,
     layered,
     observation_row,
@@ -30,7 +30,7 @@ def order_panels(result: SearchResult) -> tuple[Panel, ...]:
 
     Runs are numbered while a cell holds few of them; the many of a grid are tiles without numbers.
     """
-    rows: list[Row] = []
+    rows: list[ChartRow] = []
     visits: Counter[tuple[int, int]] = Counter()
     for number, o in enumerate(sorted(result.law_observations, key=lambda o: o.round), start=1):
         cell = (o.point.lora_rank, o.point.seq_len)
@@ -176,7 +176,7 @@ def _relative_interval(result: SearchResult) -> Panel | None:
     )
 
 
-def _known(snapshot: LawSnapshot) -> Row:
+def _known(snapshot: LawSnapshot) -> ChartRow:
     return {
         "round": snapshot.round,
         "n_runs": snapshot.n_observations,
@@ -184,7 +184,7 @@ def _known(snapshot: LawSnapshot) -> Row:
     }
 
 
-def _spent(rows: Sequence[Row]) -> alt.X:
+def _spent(rows: Sequence[ChartRow]) -> alt.X:
     scale = alt.Scale(domain=padded([row["gpu_seconds"] for row in rows]), nice=False)
     axis = alt.Axis(tickCount=6, grid=False, title="gpu_seconds spent")
     return alt.X("gpu_seconds", type="quantitative", scale=scale, axis=axis)

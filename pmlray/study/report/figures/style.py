@@ -11,7 +11,7 @@ import vl_convert
 
 from pmlray.types import Observation
 
-Row = dict[str, Any]
+ChartRow = dict[str, Any]
 AnyChart = alt.Chart | alt.LayerChart
 
 EXPORT_WIDTH = 640
@@ -119,7 +119,7 @@ def theme(*, dark: bool) -> dict[str, Any]:
     }
 
 
-def data(rows: Iterable[Row]) -> alt.InlineData:
+def data(rows: Iterable[ChartRow]) -> alt.InlineData:
     """Rows as inline data of a chart."""
     return alt.InlineData(values=list(rows))
 
@@ -159,7 +159,7 @@ def padded(values: Sequence[float], share: float = 0.06) -> list[float]:
     return [low - pad, high + pad]
 
 
-def observation_row(o: Observation) -> Row:
+def observation_row(o: Observation) -> ChartRow:
     """An observation as one row, under the names of its fields."""
     return {
         "lora_rank": o.point.lora_rank,

@@ -13,8 +13,16 @@ import numpy as np
 from pmlray.law import LawSummary
 from pmlray.law.summary import SURE_LOSS
 from pmlray.study.findings.result import SearchResult
-from pmlray.study.report.figures.law import DELTA, curve_steps, fitted_points
-from pmlray.study.report.figures.style import AnyChart, Panel, Row, data, layered, log_axis, tips
+from pmlray.study.report.figures.law import DELTA, drawn_steps, fitted_points
+from pmlray.study.report.figures.style import (
+    AnyChart,
+    ChartRow,
+    Panel,
+    data,
+    layered,
+    log_axis,
+    tips,
+)
 from pmlray.types import Observation
 
 COLUMNS, LINES = 32, 18
@@ -27,7 +35,7 @@ def surface_panels(result: SearchResult) -> tuple[Panel, ...]:
     """The law over rank and length at the most optimiser steps measured; empty without a law."""
     if result.law is None:
         return ()
-    steps = curve_steps(result)
+    steps = drawn_steps(result)
     measured = [o for o in fitted_points(result) if o.point.train_steps == steps]
     space, targets = result.spec.space, result.spec.target_points()
     ranks = sorted({*space.lora_rank, *(p.lora_rank for p in targets)})
@@ -85,7 +93,7 @@ def surface_panels(result: SearchResult) -> tuple[Panel, ...]:
 
 def surface_rows(
     law: LawSummary, ranks: Sequence[int], lengths: Sequence[int], steps: int
-) -> list[Row]:
+) -> list[ChartRow]:
     """delta_loss of the law at the middle of R x L cells that fill the range of both, on a log
     scale, with what each cell covers."""
     r_R, l_L = _edges(ranks, LINES), _edges(lengths, COLUMNS)
@@ -110,7 +118,7 @@ def surface_rows(
 
 def boundary_rows(
     law: LawSummary, wanted: float, ranks: Sequence[int], lengths: Sequence[int], steps: int
-) -> list[Row]:
+) -> list[ChartRow]:
     """The rank that lowers the loss by `wanted` nats per token at each length, with its 90%
     interval; ranks beyond the figure end at its edge, lengths that none of it reaches are left out.
     """
@@ -124,7 +132,7 @@ def boundary_rows(
         if high < low_edge or low > high_edge:
             continue
         low, high = (float(np.clip(end, low_edge, high_edge)) for end in (low, high))
-        row: Row = {"seq_len": float(f"{length:.5g}"), "low": low, "high": high}
+        row: ChartRow = {"seq_len": float(f"{length:.5g}"), "low": low, "high": high}
         row["lora_rank"] = float(f"{rank:.4g}") if low_edge <= rank <= high_edge else None
         rows.append(row)
     return rows
@@ -135,7 +143,7 @@ def _edges(values: Sequence[int], n: int) -> np.ndarray:
     return np.geomspace(min(values) / 1.12, max(values) * 1.12, n + 1)
 
 
-def _means(measured: Sequence[Observation]) -> list[Row]:
+def _means(measured: Sequence[Observation]) -> list[ChartRow]:
     cells: dict[tuple[int, int], list[float]] = {}
     for o in measured:
         cells.setdefault((o.point.lora_rank, o.supervised_tokens), []).append(o.delta_loss)

@@ -13,7 +13,7 @@ import torch
 from pmlray.backends.deepspeed.ranks import Following, Leading, Ranks
 from pmlray.engine.runtime.checkpoints import AskedToLeave, Checkpoints
 from pmlray.engine.runtime.device_clock import DeviceClock
-from pmlray.engine.runtime.pack_state import State
+from pmlray.engine.runtime.pack_state import PackState
 from pmlray.types import DesignPoint, PlannedRun
 
 RUN = PlannedRun(DesignPoint(1, 16, 10), "sft", 0, 0, "law", "a" * 16)
@@ -32,18 +32,18 @@ class Told(Ranks):
         return self.words.popleft()
 
 
-class Part:
+class Stateful:
     """One rank's part of a run."""
 
     def __init__(self, *, is_done: bool = False) -> None:
         self.clock = DeviceClock(1, torch.device("cpu"), lambda _: (0,), 0.0)
         self.is_done, self.taken = is_done, 0
 
-    def take_out(self) -> State:
+    def get_state(self) -> PackState:
         self.taken += 1
-        return State({"a": torch.tensor([0.1, 0.2])}, {"step": 7})
+        return PackState({"a": torch.tensor([0.1, 0.2])}, {"step": 7})
 
-    def put_back(self, state: State) -> None:
+    def set_state(self, state: PackState) -> None:
         raise AssertionError("another one's state")
 
 
@@ -60,7 +60,7 @@ def sides(
 
 def test_all_ranks_give_their_part_when_rank_0_keeps_a_run(tmp_path: Path) -> None:
     told, leading, following = sides(tmp_path)
-    first, second = Part(), Part()
+    first, second = Stateful(), Stateful()
     for step in (1, 2):
         leading.after(first, step)
         following.after(second, step)
@@ -72,7 +72,7 @@ def test_between_two_checkpoints_a_run_is_kept_only_after_another(
     tmp_path: Path, finished: bool, kept: int
 ) -> None:
     told, leading, following = sides(tmp_path, every=1000.0)
-    first, second = Part(), Part()
+    first, second = Stateful(), Stateful()
     leading.after(first, 1, finished)
     following.after(second, 1)
     assert first.taken == second.taken == kept and not told.words
@@ -80,7 +80,7 @@ def test_between_two_checkpoints_a_run_is_kept_only_after_another(
 
 def test_all_ranks_leave_when_rank_0_is_asked_to_and_go_on_from_there(tmp_path: Path) -> None:
     told, leading, following = sides(tmp_path, every=1000.0, leave=lambda: True)
-    first, second = Part(), Part()
+    first, second = Stateful(), Stateful()
     with pytest.raises(AskedToLeave):
         leading.after(first, 7)
     with pytest.raises(AskedToLeave):
@@ -95,7 +95,7 @@ def test_all_ranks_leave_when_rank_0_is_asked_to_and_go_on_from_there(tmp_path: 
 
 def test_no_rank_leaves_a_run_that_is_done(tmp_path: Path) -> None:
     told, leading, following = sides(tmp_path, leave=lambda: True)
-    first, second = Part(is_done=True), Part(is_done=True)
+    first, second = Stateful(is_done=True), Stateful(is_done=True)
     leading.after(first, 10)
     following.after(second, 10)
     assert first.taken == second.taken == 0 and not told.words
@@ -103,9 +103,9 @@ def test_no_rank_leaves_a_run_that_is_done(tmp_path: Path) -> None:
 
 def test_neither_way_of_training_goes_on_from_the_other_ones_state(tmp_path: Path) -> None:
     _told, leading, _ = sides(tmp_path)
-    leading.after(Part(), 7)
+    leading.after(Stateful(), 7)
     packed = Checkpoints(tmp_path, [RUN], 0.0, lambda: False)
-    assert packed.resume(Part()) == 0
+    assert packed.resume(Stateful()) == 0
 
 
 def test_a_fresh_pack_has_no_state_on_any_rank(tmp_path: Path) -> None:

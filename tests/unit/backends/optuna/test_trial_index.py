@@ -11,8 +11,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from pmlray.backends.optuna import trial_index
-from pmlray.backends.optuna.trial_index import TrialBook
-from pmlray.design import CostModel, Knowledge
+from pmlray.backends.optuna.trial_index import TrialIndex
+from pmlray.design import CostModel, DesignState
 from pmlray.types import DesignPoint
 from tests.unit.backends.optuna.test_sampler import COST, objective, sampler
 
@@ -23,7 +23,7 @@ def nothing(_complete: Sequence[FrozenTrial]) -> tuple[()]:
     return ()
 
 
-def numbers(known: Knowledge) -> tuple[float, ...]:
+def numbers(known: DesignState) -> tuple[float, ...]:
     cost = known.cost.seconds_per_token
     return cost, known.budget_left, known.training, known.base_loss
 
@@ -47,7 +47,7 @@ def test_a_book_kept_up_says_what_a_new_one_says(seed: int) -> None:
     rng, space = np.random.default_rng(seed), sampler(1e9).distributions
     plain = optuna.samplers.RandomSampler(seed=seed)
     study = optuna.create_study(sampler=plain, direction="maximize")
-    book, open_ = TrialBook(COST, BUDGET, nothing), []
+    book, open_ = TrialIndex(COST, BUDGET, nothing), []
     for i in range(28):
         # Every fifth gets its design point later than those that ask after it, or never.
         trial = study.ask(fixed_distributions=space if i % 5 else None)
@@ -63,25 +63,25 @@ def test_a_book_kept_up_says_what_a_new_one_says(seed: int) -> None:
                 ended.set_user_attr("gpu_seconds", float(rng.uniform(1, 5)))
                 ended.set_user_attr("base_loss", 12.0 + rng.random())
                 study.tell(ended, float(rng.normal()))
-        known = book.knowledge(study, pack_from=5)
-        anew = TrialBook(COST, BUDGET, nothing).knowledge(study, pack_from=5)
+        known = book.design_state(study, pack_from=5)
+        anew = TrialIndex(COST, BUDGET, nothing).design_state(study, pack_from=5)
         assert (known.chosen, known.pack) == (anew.chosen, anew.pack)
         # What ends in another order is added up in another order: the last bits may differ.
         assert numbers(known) == pytest.approx(numbers(anew), rel=1e-12)
         assert known.history.points == [run.point for run in known.chosen]
         assert known.budget_left == pytest.approx(plain_budget(study, known.cost))
-        assert book.knowledge(study, pack_from=5) is known
+        assert book.design_state(study, pack_from=5) is known
 
 
 def test_a_trial_that_does_not_count_yet_counts_later() -> None:
     study = optuna.create_study(sampler=sampler(1e9), direction="maximize")
     study.optimize(objective, n_trials=3)
-    book = TrialBook(COST, BUDGET, nothing)
-    assert len(book.knowledge(study, None, except_number=1).chosen) == 2
-    assert len(book.knowledge(study, None).chosen) == 3
+    book = TrialIndex(COST, BUDGET, nothing)
+    assert len(book.design_state(study, None, except_number=1).chosen) == 2
+    assert len(book.design_state(study, None).chosen) == 3
     # Another study is another book.
     other = optuna.create_study(sampler=sampler(1e9), direction="maximize")
-    assert book.knowledge(other, None).chosen == ()
+    assert book.design_state(other, None).chosen == ()
 
 
 def test_each_trial_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ def test_each_trial_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_laws_are_fitted_to_the_first_that_were_complete_when_they_were_due() -> None:
     fitted: list[list[int]] = []
     design = sampler(1e9, "random")
-    book = TrialBook(COST, BUDGET, lambda trials: fitted.append([t.number for t in trials]) or ())
+    book = TrialIndex(COST, BUDGET, lambda trials: fitted.append([t.number for t in trials]) or ())
     study = optuna.create_study(sampler=design, direction="maximize")
 
     def add(value: float | None) -> None:
@@ -113,13 +113,13 @@ def test_laws_are_fitted_to_the_first_that_were_complete_when_they_were_due() ->
     add(None)
     for _ in range(42):
         add(1.0)
-    known = book.knowledge(study, None)
+    known = book.design_state(study, None)
     assert fitted == [list(range(1, 41))]
     # One that was asked for first and ends late moves no law before the next is due.
     study.tell(0, 1.0)
-    assert book.knowledge(study, None).chosen[0].done is False and len(known.chosen) == 43
+    assert book.design_state(study, None).chosen[0].done is False and len(known.chosen) == 43
     add(1.0)
-    assert book.knowledge(study, None).chosen[0].done
+    assert book.design_state(study, None).chosen[0].done
     assert fitted[1:] == [list(range(44))]
 
 

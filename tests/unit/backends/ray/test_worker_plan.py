@@ -13,7 +13,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 
 from pmlray.backends.ray import worker_plan
 from pmlray.backends.ray.controllers import trainer_of
-from pmlray.backends.ray.worker_plan import WorkerPlan, packs_of
+from pmlray.backends.ray.worker_plan import WorkerPlan, pack_stream
 from pmlray.engine.runtime.malloc_settings import CPU_ALLOCATOR
 from pmlray.engine.runtime.thread_barriers import BOUNDED_SPIN, CHOICES
 
@@ -103,5 +103,5 @@ def test_a_worker_whose_actor_is_gone_ends_instead_of_failing(
 ) -> None:
     pack: Any = object()
     away, gone = ActorUnavailableError("busy", None), ActorDiedError()
-    assert list(packs_of(Actor(monkeypatch, pack, away, "wait", gone), 0)) == [pack, None]
-    assert list(packs_of(Actor(monkeypatch, "wait", pack, "end"), 0)) == [None, pack]
+    assert list(pack_stream(Actor(monkeypatch, pack, away, "wait", gone), 0)) == [pack, None]
+    assert list(pack_stream(Actor(monkeypatch, "wait", pack, "end"), 0)) == [None, pack]

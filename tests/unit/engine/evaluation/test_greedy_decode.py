@@ -12,7 +12,7 @@ import torch
 
 from pmlray.config import Recipe
 from pmlray.engine.adapters.peft_io import MLP_CONFIG_FILE, save_adapter
-from pmlray.engine.evaluation.greedy_decode import check_fits, read_adapter, recite
+from pmlray.engine.evaluation.greedy_decode import check_fits, decode_records, read_adapter
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.errors import DataError, ModelError
 from pmlray.memory import Record
@@ -47,7 +47,7 @@ def by_hand(base: BaseModel, record: Record, weights: Weights | None) -> tuple[i
 def test_answers_are_those_of_a_plain_loop_in_file_order(tiny: Callable[..., BaseModel]) -> None:
     base = tiny()
     weights = random_weights(64)
-    recited = recite(base, weights, RECORDS)
+    recited = decode_records(base, weights, RECORDS)
     assert [r.record for r in recited] == list(RECORDS)
     assert [r.answer_ids for r in recited] == [by_hand(base, r, weights) for r in RECORDS]
     assert any(r.answer_ids != by_hand(base, r.record, None) for r in recited)
@@ -59,7 +59,7 @@ def test_right_means_every_token_of_the_target(tiny: Callable[..., BaseModel]) -
     said = [by_hand(base, record, weights) for record in RECORDS]
     exact = Record(RECORDS[0].prompt_ids, said[0])
     last_wrong = Record(RECORDS[2].prompt_ids, (*said[2][:-1], (said[2][-1] + 1) % 258))
-    assert [r.right for r in recite(base, weights, [exact, last_wrong])] == [True, False]
+    assert [r.right for r in decode_records(base, weights, [exact, last_wrong])] == [True, False]
 
 
 def test_a_trained_adapter_recites_what_it_learnt(
@@ -71,7 +71,7 @@ def test_a_trained_adapter_recites_what_it_learnt(
     save_adapter(tmp_path, base.probe, trained.model.lora.weights(0), "tiny-random-llama")
     adapter = read_adapter(tmp_path)
     assert adapter.base_model == "tiny-random-llama" and adapter.lora_rank == 8
-    right = [r.right for r in recite(base, adapter.weights, RECORDS)]
+    right = [r.right for r in decode_records(base, adapter.weights, RECORDS)]
     wrong = trained.members[0].scores.wrong
     assert right == [not any(row) for row in wrong] and any(right)
 
@@ -97,7 +97,7 @@ def test_a_peft_folder_answers_as_peft_does(
     adapter = read_adapter(tmp_path)
     base = tiny("down_proj", 2)
     check_fits(base, adapter)
-    for recited in recite(base, adapter.weights, RECORDS):
+    for recited in decode_records(base, adapter.weights, RECORDS):
         prompt = torch.tensor([recited.record.prompt_ids])
         with torch.no_grad():
             said = theirs.generate(
@@ -137,4 +137,4 @@ def test_an_adapter_of_other_widths_is_refused(
 def test_a_record_beyond_the_context_is_named(tiny: Callable[..., BaseModel]) -> None:
     long = random_record(1020, prompt=5)
     with pytest.raises(DataError, match="record 2 needs 1025 tokens"):
-        recite(tiny(), random_weights(64), [RECORDS[0], long])
+        decode_records(tiny(), random_weights(64), [RECORDS[0], long])

@@ -51,7 +51,7 @@ def test_adapters_pay_by_their_work_and_followers_share_their_trunks() -> None:
     a, b, c = clock.gpu_seconds
     assert a == b and c == pytest.approx(6 * a)
     assert clock.done_work == 8.0
-    state = clock.take_out()
+    state = clock.get_state()
     other = DeviceClock(3, CPU, lambda i: (i,), 0.0)
-    other.put_back(state)
+    other.set_state(state)
     assert (other.gpu_seconds, other.done_work) == (clock.gpu_seconds, 8.0)

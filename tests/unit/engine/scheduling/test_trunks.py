@@ -1,4 +1,4 @@
-"""Budgets that share a trunk measure what they would alone; saturated runs end early."""
+"""Schedules that share a trunk measure what they would alone; saturated runs end early."""
 
 from __future__ import annotations
 

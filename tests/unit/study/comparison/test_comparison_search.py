@@ -14,7 +14,7 @@ from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.prepared_search import PreparedSearch, prepare_comparison
 from pmlray.errors import RunError, SpecError
 from pmlray.live_packs import LivePack
-from pmlray.study.comparison.comparison_search import Arena
+from pmlray.study.comparison.comparison_search import ComparisonSearch
 from pmlray.study.comparison.results import compare_methods
 from pmlray.study.search.live import with_live
 from pmlray.types import Observation, Pack, PackResult
@@ -49,11 +49,13 @@ def _with_recall(o: Observation) -> Observation:
 
 def start(
     made: Prepared, folder: Path, tracker: MemoryTracker | None = None
-) -> tuple[Arena, FileStore]:
+) -> tuple[ComparisonSearch, FileStore]:
     store = FileStore(folder)
     spec, search = made
-    arena = Arena(spec, search, store, tracker or MemoryTracker(), 2, lambda progress: None)
-    return arena, store
+    comparing = ComparisonSearch(
+        spec, search, store, tracker or MemoryTracker(), 2, lambda progress: None
+    )
+    return comparing, store
 
 
 def test_every_method_has_the_same_tries_and_its_own_best_rate(
@@ -61,17 +63,17 @@ def test_every_method_has_the_same_tries_and_its_own_best_rate(
 ) -> None:
     made = prepared()
     tracker = MemoryTracker()
-    arena, store = start(made, tmp_path, tracker)
+    comparing, store = start(made, tmp_path, tracker)
     runner = TunedRunner(store)
     packs = []
-    while (pack := arena.next_pack()) is not None:
+    while (pack := comparing.next_pack()) is not None:
         # Budgets in one pack would share their steps, and what they cost.
         assert len({run.point.train_steps for run in pack.runs}) == 1
         # Whatever slows a pack down slows all methods of a text.
         texts = {(run.point, run.sequence_id, run.seed) for run in pack.runs}
         assert {run.method for run in pack.runs} == set(BEST) and len(texts) <= 2
         packs.append(pack)
-        arena.absorb(runner.run(pack))
+        comparing.absorb(runner.run(pack))
     runs = [run for pack in packs for run in pack.runs]
     tuning = [run for run in runs if run.sequence_id == 100]
     tries = Counter((run.point, run.method, run.learning_rate) for run in tuning)
@@ -81,7 +83,9 @@ def test_every_method_has_the_same_tries_and_its_own_best_rate(
     assert all(run.learning_rate == BEST[run.method] for run in compared)
     assert len(runs) == made[0].n_runs == len(set(runner.ran))
     assert sorted(tracker.observed) == sorted(runner.ran)
-    assert arena.progress().n_done == made[0].n_runs and arena.progress().gpu_seconds_left == 0
+    assert (
+        comparing.progress().n_done == made[0].n_runs and comparing.progress().gpu_seconds_left == 0
+    )
 
 
 def test_it_goes_on_after_a_kill_and_repeats_nothing(
@@ -90,9 +94,9 @@ def test_it_goes_on_after_a_kill_and_repeats_nothing(
     made = prepared("pack_size=5")
     ran: list[str] = []
     for _ in range(100):
-        arena, store = start(made, tmp_path)
-        over = arena.is_over()
-        pack = arena.next_pack()
+        comparing, store = start(made, tmp_path)
+        over = comparing.is_over()
+        pack = comparing.next_pack()
         assert over == (pack is None)
         if pack is None:
             break
@@ -110,8 +114,8 @@ def test_runs_of_a_pack_that_was_cut_off_count_once(
     prepared: Callable[..., Prepared], tmp_path: Path
 ) -> None:
     made = prepared("pack_size=5")
-    arena, store = start(made, tmp_path)
-    pack = arena.next_pack()
+    comparing, store = start(made, tmp_path)
+    pack = comparing.next_pack()
     assert pack is not None
     SyntheticRunner(store).run(replace(pack, runs=pack.runs[:2]))
     again, store = start(made, tmp_path)
@@ -127,23 +131,23 @@ def test_a_run_that_fails_is_not_tried_again_and_leaves_no_pair(
     prepared: Callable[..., Prepared], tmp_path: Path
 ) -> None:
     made = prepared("tuning.learning_rates=[1e-2]")
-    arena, store = start(made, tmp_path)
+    comparing, store = start(made, tmp_path)
     runner = SyntheticRunner(store, fails=lambda run: run.method == "sft" and run.sequence_id == 1)
-    while (pack := arena.next_pack()) is not None:
-        arena.absorb(runner.run(pack))
+    while (pack := comparing.next_pack()) is not None:
+        comparing.absorb(runner.run(pack))
     assert len(runner.ran) == len(set(runner.ran)) == 12
     found = compare_methods(made[0], store.observations())
     one_text = [r.differences["token_recall"] for r in found.results if r.method != "sft"]
     assert all(d.n == 1 and d.low is None for d in one_text)
-    assert arena.progress().n_failed == 2
+    assert comparing.progress().n_failed == 2
 
 
 def test_packs_that_keep_failing_end_it(prepared: Callable[..., Prepared], tmp_path: Path) -> None:
-    arena, store = start(prepared("pack_size=2"), tmp_path)
+    comparing, store = start(prepared("pack_size=2"), tmp_path)
     runner = SyntheticRunner(store, fails=lambda run: True)
     with pytest.raises(RunError, match="2 packs failed one after another"):
-        while (pack := arena.next_pack()) is not None:
-            arena.absorb(runner.run(pack))
+        while (pack := comparing.next_pack()) is not None:
+            comparing.absorb(runner.run(pack))
 
 
 def test_a_rate_is_never_chosen_on_a_text_that_is_compared_on(
@@ -160,18 +164,18 @@ def test_without_a_pack_size_whole_texts_are_dealt_out_over_devices(
     prepared: Callable[..., Prepared], tmp_path: Path
 ) -> None:
     made = prepared("sequences=[0, 1, 2, 3, 4]", "tuning.sequences=[100, 101]")
-    arena, store = start(made, tmp_path)
-    arena.spread_over(2)
+    comparing, store = start(made, tmp_path)
+    comparing.spread_over(2)
     runner, out, seen = TunedRunner(store), [], []
     while True:
-        while len(out) < 2 and (pack := arena.next_pack()) is not None:
+        while len(out) < 2 and (pack := comparing.next_pack()) is not None:
             out.append(pack)
             seen.append(pack)
             texts = Counter((run.point, run.sequence_id, run.seed) for run in pack.runs)
             assert len(set(texts.values())) == 1
         if not out:
             break
-        arena.absorb(runner.run(out.pop(0)))
+        comparing.absorb(runner.run(out.pop(0)))
     assert len(runner.ran) == len(set(runner.ran)) == made[0].n_runs
     compared = [{run.sequence_id for run in pack.runs} for pack in seen]
     compared = [texts for texts in compared if max(texts) < 100]
@@ -182,19 +186,19 @@ def test_without_a_pack_size_whole_texts_are_dealt_out_over_devices(
 def test_devices_train_packs_side_by_side_once_the_rates_are_tuned(
     prepared: Callable[..., Prepared], tmp_path: Path
 ) -> None:
-    arena, store = start(prepared("pack_size=3", "sequences=[0, 1, 2]"), tmp_path)
-    arena.spread_over(2)
+    comparing, store = start(prepared("pack_size=3", "sequences=[0, 1, 2]"), tmp_path)
+    comparing.spread_over(2)
     runner = TunedRunner(store)
-    first = [arena.next_pack()]
-    while (pack := arena.next_pack()) is not None:
+    first = [comparing.next_pack()]
+    while (pack := comparing.next_pack()) is not None:
         first.append(pack)
     # The comparison's rates are those that the tuning runs tell, all of them.
     assert {run.sequence_id for pack in first if pack for run in pack.runs} == {100}
     for pack in first[:-1]:
         assert pack is not None
-        arena.absorb(runner.run(pack))
-        assert arena.next_pack() is None
+        comparing.absorb(runner.run(pack))
+        assert comparing.next_pack() is None
     assert first[-1] is not None
-    arena.absorb(runner.run(first[-1]))
-    side_by_side = [arena.next_pack(), arena.next_pack()]
+    comparing.absorb(runner.run(first[-1]))
+    side_by_side = [comparing.next_pack(), comparing.next_pack()]
     assert all(p and p.runs[0].sequence_id < 100 for p in side_by_side)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from pmlray.study.sizing.card import Recitation, answer, describe_answer
+from pmlray.study.sizing.card import DecodedRecords, answer, describe_answer
 from pmlray.study.sizing.choose_rank import choose_rank
 from pmlray.study.sizing.request import (
     Wanted,
@@ -42,6 +42,6 @@ def test_the_answer_has_bits_parameters_cost_and_interval() -> None:
 
 
 def test_what_was_not_recalled_is_listed_with_what_was_said() -> None:
-    recitation = Recitation((("a", "x"), ("b", "y")), ("x", "z"), (True, False))
+    recitation = DecodedRecords((("a", "x"), ("b", "y")), ("x", "z"), (True, False))
     assert recitation.n_right == 1 and recitation.exact_recall == 0.5
     assert recitation.missed() == [{"query": "b", "target": "y", "answer": "z"}]

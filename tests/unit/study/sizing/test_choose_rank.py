@@ -15,7 +15,13 @@ from pmlray.errors import DataError
 from pmlray.law import AveragedSamples, CeilingLaw, Estimate, LawSummary
 from pmlray.law.fitting.averaging import Drawn
 from pmlray.study.findings.result import fit_observations
-from pmlray.study.sizing.choose_rank import RUN_NOISE, Choice, choose_rank, needed_rank, next_rank
+from pmlray.study.sizing.choose_rank import (
+    RUN_NOISE,
+    RankChoice,
+    choose_rank,
+    needed_rank,
+    next_rank,
+)
 from pmlray.study.sizing.needed_loss import NeededLoss
 from pmlray.study.sizing.request import (
     Wanted,
@@ -178,7 +184,7 @@ def test_records_that_the_largest_rank_cannot_hold_are_refused() -> None:
 
 def test_ranks_rise_by_half_up_to_the_largest() -> None:
     at = DesignPoint(1, 800, 100)
-    choice = Choice(at, "law", surely(0.05), 3.95, Estimate(1.0, 1.0, 1.0))
+    choice = RankChoice(at, "law", surely(0.05), 3.95, Estimate(1.0, 1.0, 1.0))
     tried = [1]
     while (rank := next_rank(tried[-1], choice, 20)) is not None:
         tried.append(rank)
