@@ -22,7 +22,7 @@ from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.stored_files import COMPARISON_FILE, read_stored
 from pmlray.study.comparison.comparison_search import ComparisonSearch
-from pmlray.study.comparison.results import Comparison, compare_methods
+from pmlray.study.comparison.results import MethodComparison, compare_methods
 from pmlray.study.search.plan import first_cost
 from pmlray.study.search.progress import Progress
 
@@ -46,7 +46,7 @@ class ComparisonReport:
     facts: store, tracking_uri, wall_seconds, machine and versions; page: the report's HTML file.
     """
 
-    result: Comparison
+    result: MethodComparison
     text: str
     facts: dict[str, Any]
     page: Path

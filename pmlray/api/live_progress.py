@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pmlray.api.status import NO_LAW, Status, clock, describe_known, status_of
+from pmlray.api.status import NO_LAW, StudyStatus, clock, describe_known, status_of
 from pmlray.study.search.progress import Progress
 
 BAR_WIDTH = 40
@@ -34,7 +34,7 @@ class Pace:
     _began: tuple[float, float] | None = None
     _known: list[float | None] = field(default_factory=list[float | None])
 
-    def lines(self, now: Status) -> list[str]:
+    def lines(self, now: StudyStatus) -> list[str]:
         """Where the study stands."""
         # What passes before anything is spent is start-up.
         if self._began is None or now.spent <= self._began[1]:
@@ -47,7 +47,7 @@ class Pace:
             lines.append(f"{now.law}{known}")
         return [*lines, *(f"  {line}" for line in (*now.live, *now.running))]
 
-    def _counts(self, now: Status) -> str:
+    def _counts(self, now: StudyStatus) -> str:
         left = f", {now.left:.0f} left in this phase"
         whole = "" if now.n_all is None else f" of {now.n_all} runs"
         if now.needed < now.left:
@@ -56,7 +56,7 @@ class Pace:
         counts += f", {now.n_failed} failed"
         return f"{counts}; {now.spent:.0f} gpu_seconds spent{left}"
 
-    def _eta(self, now: Status) -> str:
+    def _eta(self, now: StudyStatus) -> str:
         """At most, since the law may be known well enough before the budget is spent, or its last
         point measured."""
         assert self._began is not None
@@ -67,7 +67,7 @@ class Pace:
         return f", ETA at most {clock(now.most_left * elapsed / spent)}"
 
 
-Show = Callable[[Status], None]
+Show = Callable[[StudyStatus], None]
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def shown_live(
         shown: list[str] = []
         last: list[tuple[object, float]] = []
 
-        def print_lines(now: Status) -> None:
+        def print_lines(now: StudyStatus) -> None:
             # What runs get done is news enough every now and then, all else at once.
             news = replace(
                 now, spent=0.0, left=0.0, needed=0.0, n_done=0, n_running=0, live=(), table=()
@@ -117,7 +117,7 @@ def live_progress() -> Generator[Callable[[Progress], None]]:
         yield lambda progress: show(status_of(progress))
 
 
-def _picture(now: Status, pace: Pace) -> RenderableType:
+def _picture(now: StudyStatus, pace: Pace) -> RenderableType:
     first, *rest = pace.lines(now)
     parts: list[RenderableType] = [Text(first)]
     if now.share_spent is not None:

@@ -50,4 +50,4 @@ def check_recall(
         Path(adapter), Path(records), model, revision, dtype, prompt_format
     )
     search = recall_check.prepare_recall(request)
-    return recall_check.check_recall(search, request.adapter, say or (lambda _: None))
+    return recall_check.decode_task(search, request.adapter, say or (lambda _: None))

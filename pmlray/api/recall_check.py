@@ -88,9 +88,7 @@ def prepare_recall(request: RecallRequest) -> PreparedSearch:
     return PreparedSearch(spec, source, TaskSource("records", 0, pairs=pairs))
 
 
-def check_recall(
-    search: PreparedSearch, folder: Path, say: Callable[[str], None]
-) -> DecodedRecords:
+def decode_task(search: PreparedSearch, folder: Path, say: Callable[[str], None]) -> DecodedRecords:
     """Decode every record of a search's task greedily under the adapter in a folder."""
     adapter, model = read_adapter(folder), search.spec.model
     base = load_base_model(

@@ -5,7 +5,7 @@ Frameworks are loaded by what needs them: validating, planning and reading a sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +18,9 @@ from pmlray.study.search.plan import SearchPlan, plan_search
 from pmlray.types import Observation
 
 if TYPE_CHECKING:
+    from pmlray.api.follower import Announce
     from pmlray.api.search_run import SearchReport
     from pmlray.law import LawSummary
-    from pmlray.study.search.progress import Progress
-
-Announce = Callable[["Progress"], None]
 
 
 @dataclass(frozen=True)

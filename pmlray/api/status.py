@@ -16,7 +16,7 @@ NO_LAW, NOT_KNOWN = "no law yet", "targets not known yet"
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class StudyStatus:
     """One moment of a study. Counts are of runs, amounts gpu_seconds.
 
     `law` is the fitted law in one line, `known` the largest half-width of the 90 % interval at a
@@ -54,12 +54,12 @@ class Status:
         return None if whole <= 0 else self.spent / whole
 
 
-def status_of(progress: Progress) -> Status:
+def status_of(progress: Progress) -> StudyStatus:
     """A running study's progress."""
     law = progress.law
     # A comparison fits no law, nor does what is named otherwise.
     fits = law is not None or (progress.phase == "law" and not progress.what)
-    return Status(
+    return StudyStatus(
         phase=progress.what or (progress.phase if progress.n_all is None else "comparison"),
         n_done=progress.n_done,
         n_running=progress.n_pending,

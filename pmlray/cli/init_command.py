@@ -17,7 +17,13 @@ from pmlray.atomic_files import write_once, write_over
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.schema_command import file_schema
 from pmlray.config import SearchSpec
-from pmlray.config.base_models import KNOWN, KNOWN_REVISIONS, PULLABLE, ModelSource, resolve_model
+from pmlray.config.base_models import (
+    KNOWN_MODELS,
+    KNOWN_REVISIONS,
+    PULLABLE,
+    ModelSource,
+    resolve_model,
+)
 from pmlray.config.prepared_search import prepare_search
 from pmlray.errors import PmlrayError, SpecError
 from pmlray.memory import TaskKind, encode_texts, read_records
@@ -30,7 +36,7 @@ def init(
     file: Path = typer.Argument(None, help="The file to write; by default TASK_MODEL.yaml here."),
     task: TaskKind = typer.Option(None, help="What is memorised."),
     model: str = typer.Option(
-        None, help=f"Base model: {', '.join(KNOWN)}, another hub id, or a folder."
+        None, help=f"Base model: {', '.join(KNOWN_MODELS)}, another hub id, or a folder."
     ),
     revision: str = typer.Option(None, help="Commit hash of a hub model."),
     records: Path = typer.Option(None, help="The records, for --task records."),
@@ -50,7 +56,7 @@ def init(
             "Base model, a hub id or a folder",
             PULLABLE[0],
             lambda answer: resolve_model(answer, revision or KNOWN_REVISIONS.get(answer)),
-            tuple(KNOWN),
+            tuple(KNOWN_MODELS),
         )
         if task == "records" and records is None:
             records = Path(_ask("File of the records", None, lambda x: read_records(Path(x))))

@@ -107,11 +107,11 @@ def recall(
 ) -> None:
     """Check which records an adapter recalls word for word, by real greedy decoding."""
     with train_extra():
-        from pmlray.api.recall_check import RecallRequest, check_recall, prepare_recall
+        from pmlray.api.recall_check import RecallRequest, decode_task, prepare_recall
 
     search = prepare_recall(RecallRequest(adapter, records, model, revision, dtype, prompt_format))
     with contextlib.redirect_stdout(sys.stderr):
-        recited = check_recall(search, adapter, lambda line: typer.echo(line, err=True))
+        recited = decode_task(search, adapter, lambda line: typer.echo(line, err=True))
     passed = None if least is None else recited.exact_recall >= least
     found = {
         "adapter": str(adapter),

@@ -12,7 +12,7 @@ import typer
 
 from pmlray.api.live_progress import shown_live
 from pmlray.api.search import Search
-from pmlray.api.status import NO_LAW, Status, status_of
+from pmlray.api.status import NO_LAW, StudyStatus, status_of
 from pmlray.cli.search_source import SOURCE_OPTION, in_mlflow, is_file, search_id_of
 from pmlray.config import SearchSpec
 from pmlray.live_packs import fresh_packs
@@ -22,7 +22,7 @@ from pmlray.study.search.live import with_live
 STORE_SECONDS, MLFLOW_SECONDS = 2.0, 10.0
 
 # Where a study stands, and how it ended, None while it runs.
-Poll = Callable[[], tuple[Status, str | None]]
+Poll = Callable[[], tuple[StudyStatus, str | None]]
 
 
 def watch(
@@ -46,7 +46,7 @@ def watch(
             look, kind = _at_comparison(folder), "comparison"
         else:
             look = _at_search(folder)
-    last: Status | None = None
+    last: StudyStatus | None = None
     try:
         with shown_live("pmlray watch", "looking ...") as show:
             while True:
@@ -80,7 +80,7 @@ def _at_search(folder: Path) -> Poll:
     spec, store = open_store(folder)
     followed = FollowedSearch(spec, store)
 
-    def look() -> tuple[Status, str | None]:
+    def look() -> tuple[StudyStatus, str | None]:
         # In this order: what a driver wrote before it left is seen.
         over = store.leases.is_free(DRIVER)
         packs = () if over else fresh_packs(folder)
@@ -102,7 +102,7 @@ def _at_comparison(folder: Path) -> Poll:
     store = FileStore(folder)
     followed = FollowedComparison(read_stored(CompareSpec, folder / COMPARISON_FILE), store)
 
-    def look() -> tuple[Status, str | None]:
+    def look() -> tuple[StudyStatus, str | None]:
         over = store.leases.is_free(DRIVER)
         progress, results = followed.look()
         packs = () if over else fresh_packs(folder)
@@ -122,7 +122,7 @@ def _at_mlflow(uri: str, search_id: str) -> Poll:
 
     mirror = MlflowWatch(uri, search_id)
 
-    def look() -> tuple[Status, str | None]:
+    def look() -> tuple[StudyStatus, str | None]:
         found = mirror.look()
         ended = None if found.status == "RUNNING" else f"the search has ended: {found.status}"
         return mirrored_standing(mirror.spec, found.metrics), ended
@@ -130,14 +130,14 @@ def _at_mlflow(uri: str, search_id: str) -> Poll:
     return look
 
 
-def mirrored_standing(spec: SearchSpec, metrics: Mapping[str, float]) -> Status:
+def mirrored_standing(spec: SearchSpec, metrics: Mapping[str, float]) -> StudyStatus:
     """Where a search stands by the metrics of its run in MLflow, as its driver told them."""
 
     def told(name: str, before: float = 0.0) -> float:
         return metrics.get(f"progress/{name}", before)
 
     phase = "memft" if "progress/memft_gpu_seconds_left" in metrics else "law"
-    return Status(
+    return StudyStatus(
         phase=phase,
         n_done=int(told("n_done")),
         n_running=int(told("n_running")),

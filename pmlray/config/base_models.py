@@ -62,7 +62,7 @@ class ModelSource:
     folder: Path | None
 
 
-KNOWN: Mapping[str, Geometry] = {
+KNOWN_MODELS: Mapping[str, Geometry] = {
     SMOLLM2: Geometry(30, 576, 1536, 9, 3, 64, 49152, 8192),
     TINY: Geometry(4, 64, 128, 4, 2, 16, 512, 1024),
     "Qwen/Qwen3-8B": Geometry(36, 4096, 12288, 32, 8, 128, 151936, 40960),
@@ -97,7 +97,7 @@ def resolve_model(model_id: str, revision: str | None) -> ModelSource:
     if model_id in PULLABLE:
         folder = pulled_folder(model_id)
         pulled = (folder / PULLED_MARK).is_file()
-        return ModelSource(model_id, KNOWN[model_id], folder if pulled else None)
+        return ModelSource(model_id, KNOWN_MODELS[model_id], folder if pulled else None)
     folder = _folder_of(model_id)
     if folder is not None:
         return ModelSource(_folder_identity(folder), _folder_geometry(folder), folder.resolve())
@@ -112,8 +112,8 @@ def resolve_model(model_id: str, revision: str | None) -> ModelSource:
             " measured weights can never change under the search"
         )
     identity = f"{model_id}@{revision}"
-    if model_id in KNOWN:
-        return ModelSource(identity, KNOWN[model_id], None)
+    if model_id in KNOWN_MODELS:
+        return ModelSource(identity, KNOWN_MODELS[model_id], None)
     return ModelSource(identity, _hub_geometry(model_id, revision), None)
 
 

@@ -16,7 +16,7 @@ from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import SearchSpec
 from pmlray.memory import TaskKind, TaskSource
 from pmlray.study.search.plan import first_cost, is_large
-from pmlray.study.sizing.request import BATCH_SIZE, SHARES, default_layer, default_steps
+from pmlray.study.sizing.request import BATCH_SIZE, SUBSET_SHARES, default_layer, default_steps
 
 # Replays of exhaustive grids needed 12 and 19 % of their cost (scripts/bench/results/design.md),
 # and rates are guesses.
@@ -124,8 +124,8 @@ def _grid(wanted: NewSearch, large: bool) -> Grid:
     steps = default_steps(len(wanted.target_tokens))
     return Grid(
         LARGE_RANKS if large else SMALL_RANKS,
-        sorted({max(longest, round(share * total)) for share in SHARES}),
-        sorted({max(1, round(share * steps)) for share in SHARES}),
+        sorted({max(longest, round(share * total)) for share in SUBSET_SHARES}),
+        sorted({max(1, round(share * steps)) for share in SUBSET_SHARES}),
         BATCH_SIZE,
     )
 

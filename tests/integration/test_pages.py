@@ -12,7 +12,7 @@ from playwright.sync_api import Browser
 
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_spec
-from pmlray.study.comparison.results import Comparison, Difference, MethodResult
+from pmlray.study.comparison.results import Difference, MethodComparison, MethodResult
 from pmlray.study.report.comparison_report import write_comparison
 from pmlray.study.report.search_report import write_report
 from pmlray.types import DesignPoint, Observation
@@ -66,7 +66,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     changed[name] = Difference(mean, mean - 0.1, mean + 0.1, 10)
             means = {"exact_recall": 0.7, "gpu_seconds": 30.0}
             results.append(MethodResult(point, method, 4e-2, 20, means, changed))
-    found = Comparison(f"{EVIL}", tuple(results), ())
+    found = MethodComparison(f"{EVIL}", tuple(results), ())
     folder = tmp_path_factory.mktemp("comparison")
     return write_comparison(found, folder, {"machine": EVIL})[0]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pmlray.api.recall_check import check_recall
+from pmlray.api.recall_check import decode_task
 from pmlray.api.sizing import packs as sizing_packs
 from pmlray.api.sizing.law import law_at_hand
 from pmlray.api.sizing.packs import Connect, Log, ShowProgress
@@ -38,7 +38,7 @@ RESULT_FILE = "size.json"
 
 
 @dataclass(frozen=True)
-class Sizing:
+class SizedAdapter:
     """An adapter that holds a set of records, checked by greedy decoding.
 
     card: all that its card says, as JSON types; decoded: the answer to every record; out: the
@@ -71,7 +71,7 @@ class Sizing:
 
 def run_size(
     plan: SizePlan, address: str | None, tracking_uri: str | None, say: Log, shown: ShowProgress
-) -> Sizing:
+) -> SizedAdapter:
     """Size, train and check; returns the result, which is in `plan.out` too.
 
     What is finished is in `plan.out` whatever happens after, and a repeated call continues there.
@@ -109,7 +109,7 @@ def run_size(
             say(f"      {trial.recited.n_right} recalled, {wanted:.4g} wanted: {then}")
         best = max(trials, key=lambda trial: trial.recited.n_right)
         card = _card(plan, sized, law, trials, best, clock)
-        result = Sizing(card, best.recited, plan.out)
+        result = SizedAdapter(card, best.recited, plan.out)
         _write(plan, best, card)
         (plan.out / RESULT_FILE).write_text(json.dumps(result.to_json(), indent=2), "utf-8")
     return result
@@ -159,7 +159,7 @@ def _try(
         say(f"[3/4] rank {rank} was trained on all records in the search")
         observation, folder = found, plan.out / "law" / "adapters" / found.run_key
     clock.lap("training")
-    recited = check_recall(plan.training, folder, lambda line: say(f"[4/4] {line}"))
+    recited = decode_task(plan.training, folder, lambda line: say(f"[4/4] {line}"))
     clock.lap("check")
     return _Trial(observation, folder, recited, found is not None)
 

@@ -15,12 +15,12 @@ from pmlray.study.sizing.request import Wanted
 
 if TYPE_CHECKING:
     from pmlray.api.sizing.plan import SizePlan
-    from pmlray.api.sizing.run import Sizing
+    from pmlray.api.sizing.run import SizedAdapter
     from pmlray.study.sizing.cost import SizeCost
 
 
 @dataclass(frozen=True)
-class PlannedSizing:
+class SizingPlan:
     """What a sizing would do and about what it would cost; nothing was trained."""
 
     plan: SizePlan
@@ -51,7 +51,7 @@ def size(
     address: str | None = None,
     dry_run: bool = False,
     say: Callable[[str], None] | None = None,
-) -> Sizing | PlannedSizing:
+) -> SizedAdapter | SizingPlan:
     """Find the smallest rank that holds these records, train that adapter and check it.
 
     Args:
@@ -92,13 +92,13 @@ def size(
     if dry_run:
         from pmlray.api.sizing.forecast import forecast
 
-        return PlannedSizing(plan, forecast(plan, address, say or _silent))
+        return SizingPlan(plan, forecast(plan, address, say or _silent))
     return carry_out(plan, address, tracking_uri, say or _silent)
 
 
 def carry_out(
     plan: SizePlan, address: str | None, tracking_uri: str | None, say: Callable[[str], None]
-) -> Sizing:
+) -> SizedAdapter:
     """Do what was planned, or go on with it."""
     with train_extra():
         import pmlray.backends.ray.train

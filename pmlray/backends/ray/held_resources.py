@@ -22,7 +22,7 @@ from ray.core.generated.gcs_pb2 import (
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 COMMAND_LETTERS = 80
 # The actor that leads a job of Ray Train, and reserves its devices.
 CONTROLLER = "TrainController"
@@ -87,7 +87,7 @@ def free_groups(creators: Collection[str], seconds: float, held: Collection[str]
             return True
         if time.monotonic() > until:
             return False
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def can_grow() -> bool:

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 START_SECONDS, GROWN_SECONDS = 300.0, 3600.0
 # What Ray's own tables may be answered with, whose form it does not promise.
 UNTOLD = (LookupError, ValueError, TypeError, AttributeError, RuntimeError, OSError)
-SAY_SECONDS, LOOK_SECONDS = 30.0, 2.0
+SAY_SECONDS, POLL_SECONDS = 30.0, 2.0
 
 
 def await_actors(runner: RayTrainRunner) -> None:
@@ -60,7 +60,7 @@ def watching(runner: RayTrainRunner) -> Generator[None]:
 
 def _watch(runner: RayTrainRunner, over: threading.Event) -> None:
     said = waited = 0.0
-    while not over.wait(LOOK_SECONDS):
+    while not over.wait(POLL_SECONDS):
         try:
             waited = runner.waited()
             if waited < min(SAY_SECONDS, START_SECONDS):

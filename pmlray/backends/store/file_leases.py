@@ -32,7 +32,7 @@ from pmlray.types import MALFORMED, rebuild
 log = logging.getLogger(__name__)
 
 # How often a holder looks whether it still is one; between beats this reads a folder, no more.
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 # Leases are files on shared storage, which tells nobody of a change: who waits looks this often.
 WAIT_SECONDS = 0.2
 
@@ -172,7 +172,7 @@ def beating(
 
     def beat() -> None:
         next_beat = time.monotonic() + every
-        while not over.wait(min(LOOK_SECONDS, every)):
+        while not over.wait(min(POLL_SECONDS, every)):
             try:
                 look()
                 if time.monotonic() < next_beat:
@@ -191,7 +191,7 @@ def beating(
         yield
     finally:
         over.set()
-        thread.join(timeout=10 * LOOK_SECONDS)
+        thread.join(timeout=10 * POLL_SECONDS)
         for lease in leases:
             lease.give_back()
 

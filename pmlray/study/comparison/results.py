@@ -62,7 +62,7 @@ class MethodResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class MethodComparison:
     """All that a comparison found so far."""
 
     compare_id: str
@@ -89,10 +89,10 @@ class Comparison:
         }
 
 
-def compare_methods(spec: CompareSpec, observations: Sequence[Observation]) -> Comparison:
+def compare_methods(spec: CompareSpec, observations: Sequence[Observation]) -> MethodComparison:
     """Compare what is measured so far; a point without both methods of a pair has no difference."""
     costs = equal_recall(compared_cells(spec, observations))
-    return Comparison(spec.compare_id, method_results(spec, observations), costs)
+    return MethodComparison(spec.compare_id, method_results(spec, observations), costs)
 
 
 def compared_cells(spec: CompareSpec, observations: Sequence[Observation]) -> Cells:

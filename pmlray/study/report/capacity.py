@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from pmlray.config.base_models import KNOWN
+from pmlray.config.base_models import KNOWN_MODELS
 from pmlray.config.search_spec import SearchSpec
 from pmlray.law.capacity import StoredBits, phonebook_entropy, stored_bits
 from pmlray.study.findings.result import SearchResult
@@ -56,7 +56,7 @@ def params_per_rank(spec: SearchSpec, o: Observation) -> int | None:
     are known by name, else None (runs of older versions, tables of measurements)."""
     if (recorded := o.provenance.get("adapter_params_per_rank")) is not None:
         return int(recorded)
-    geometry = KNOWN.get(spec.model.id)
+    geometry = KNOWN_MODELS.get(spec.model.id)
     return None if geometry is None else geometry.params_per_rank(spec.probe.placement)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pmlray.config.secrets import without_credentials
 from pmlray.study.comparison.equal_recall import EqualRecall
-from pmlray.study.comparison.results import FIGURES, Comparison, Difference, MethodResult
+from pmlray.study.comparison.results import FIGURES, Difference, MethodComparison, MethodResult
 from pmlray.study.report.figures.memft import (
     RECALLS,
     SHORT_METHOD,
@@ -22,7 +22,7 @@ from pmlray.study.report.tables import Table, fact_items
 
 
 def write_comparison(
-    comparison: Comparison, folder: Path, facts: Mapping[str, Any]
+    comparison: MethodComparison, folder: Path, facts: Mapping[str, Any]
 ) -> tuple[Path, ...]:
     """Write comparison.html, .csv, .json and, with any difference, .svg and .png into a folder, and
     return their paths, the page's first.
@@ -56,7 +56,9 @@ def write_comparison(
     return (page, table, stored, *pictures)
 
 
-def comparison_sections(comparison: Comparison, facts: Mapping[str, Any]) -> tuple[Section, ...]:
+def comparison_sections(
+    comparison: MethodComparison, facts: Mapping[str, Any]
+) -> tuple[Section, ...]:
     """The parts of the page in their order."""
     panel = difference_panel(
         "comparison", [(r.point, r.method, r.differences) for r in comparison.results]
@@ -94,7 +96,7 @@ def comparison_sections(comparison: Comparison, facts: Mapping[str, Any]) -> tup
     return (*sections, Section("measured", "How it was measured", said, items=items))
 
 
-def describe_comparison(comparison: Comparison) -> str:
+def describe_comparison(comparison: MethodComparison) -> str:
     """The comparison in plain text, a line a method and point."""
     lines = [f"{comparison.compare_id}: mean, and difference from SFT [95 % interval over texts]"]
     for row in map(shown_row, comparison.results):

@@ -43,12 +43,12 @@ from pmlray.study.report.stubborn import (
     stubborn_tokens,
 )
 from pmlray.study.report.tables import (
-    checklist,
     failures_table,
     fit_table,
     law_table,
     observations_table,
     pairs_table,
+    settings_list,
     targets_table,
 )
 
@@ -129,7 +129,7 @@ def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Sec
             "reproduce",
             "To reproduce this",
             "The same settings make the same search, and the same search_id.",
-            items=checklist(result, facts),
+            items=settings_list(result, facts),
         ),
         Section(
             "checklist",

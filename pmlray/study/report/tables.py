@@ -174,7 +174,7 @@ def targets_table(law: LawSummary) -> Table:
     return Table("Predictions at the targets, nats per token", columns, rows)
 
 
-def checklist(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def settings_list(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """What determines the result, as (name, value)."""
     spec, law = result.spec, result.law
     seen: Mapping[str, Any] = result.observations[-1].provenance if result.observations else {}

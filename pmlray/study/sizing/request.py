@@ -47,13 +47,13 @@ LEAST_BITS_PER_PARAM = 1.0
 # know that a set with fewer parameters than that a token is beyond an adapter.
 MOST_BITS_PER_PARAM = 4.0
 # Shares of the records and of the steps at which the law is measured.
-SHARES = (0.125, 0.25, 0.5, 1.0)
+SUBSET_SHARES = (0.125, 0.25, 0.5, 1.0)
 # Nats per token below which the adapter is done: a twentieth of what 0.99 recall takes or less.
 STOP_LOSS = 0.002
 # Any name: the records are hashed into the search's, and their file may lie anywhere.
 RECORDS_FILE = "records.jsonl"
 # The law is known well enough once its 90 % interval at the likely ranks is so narrow, as a share.
-KNOWN = 0.02
+KNOWN_MODELS = 0.02
 # Orders of the records, each drawn at random from a seed of its own, whose beginnings are the
 # subsets. Order 0, the file's, is none of them: where a file begins with what is easy, so would
 # every subset.
@@ -158,8 +158,8 @@ def search_spec(
     subset gets as many epochs as the whole set.
     """
     total, longest = records.supervised_tokens, max(records.target_tokens)
-    lengths = sorted({max(longest, round(share * total)) for share in SHARES})
-    steps = sorted({max(1, round(share * train_steps)) for share in SHARES})
+    lengths = sorted({max(longest, round(share * total)) for share in SUBSET_SHARES})
+    steps = sorted({max(1, round(share * train_steps)) for share in SUBSET_SHARES})
     ranks = tuple(2**i for i in range(largest.bit_length()) if 2**i < largest) or (1,)
     # A quarter and half of the largest: where records were found to begin to fit, and the law must
     # be known. Far smaller ranks, at which it is least known, would draw the search to themselves.
@@ -177,7 +177,7 @@ def search_spec(
             targets=Targets(lora_rank=likely, seq_len=(total,), train_steps=(train_steps,)),
         ),
         budget=UNSETTLED,
-        stop=Stop(relative_interval=KNOWN),
+        stop=Stop(relative_interval=KNOWN_MODELS),
         evaluate=Evaluate(generate_max_tokens=0),
         sequences=ORDERS,
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
 
-from pmlray.config.base_models import KNOWN, SMOLLM2, TINY, Geometry, resolve_model
+from pmlray.config.base_models import KNOWN_MODELS, SMOLLM2, TINY, Geometry, resolve_model
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.packed_lora import initial_A
@@ -22,8 +22,8 @@ from pmlray.memory import Record, TaskSource, build_memory
 
 # Speed does not depend on the weights' values, and no hub is in reach: these two are random.
 RANDOM_WEIGHTS = {
-    "qwen3-8b": (KNOWN["Qwen/Qwen3-8B"], Qwen3Config),
-    "llama-3.1-8b": (KNOWN["meta-llama/Llama-3.1-8B-Instruct"], LlamaConfig),
+    "qwen3-8b": (KNOWN_MODELS["Qwen/Qwen3-8B"], Qwen3Config),
+    "llama-3.1-8b": (KNOWN_MODELS["meta-llama/Llama-3.1-8B-Instruct"], LlamaConfig),
 }
 LAYERS = {SMOLLM2: 20, TINY: 1, "qwen3-8b": 24, "llama-3.1-8b": 18}
 # The authors' prompts of both tasks with their chat template, and PhoneBook's digits (paper.md).
@@ -65,7 +65,7 @@ class Work:
         """The base's sizes."""
         if self.model in RANDOM_WEIGHTS:
             return RANDOM_WEIGHTS[self.model][0]
-        return KNOWN[self.model]
+        return KNOWN_MODELS[self.model]
 
     @property
     def recipe(self) -> Recipe:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from pmlray.api.live_progress import Pace, shown_live
 from pmlray.api.search_run import study_of
-from pmlray.api.status import NOT_KNOWN, Status, describe_runs, status_of
+from pmlray.api.status import NOT_KNOWN, StudyStatus, describe_runs, status_of
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.live_packs import LivePack, LiveRun
@@ -24,7 +24,9 @@ from pmlray.study.search.progress import Progress
 from pmlray.types import DesignPoint, PlannedRun
 from tests.fakes import MemoryTracker, SyntheticRunner
 
-AT = Status("law", 6, 2, 0, 100.0, 300.0, "power law: C 3", 0.5, ("rank 1 x 16 tokens: random",))
+AT = StudyStatus(
+    "law", 6, 2, 0, 100.0, 300.0, "power law: C 3", 0.5, ("rank 1 x 16 tokens: random",)
+)
 
 
 class Clock:

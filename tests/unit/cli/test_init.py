@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from pmlray.cli import app
 from pmlray.cli.init_command import KINDS
 from pmlray.config import load_search
-from pmlray.config.base_models import KNOWN, KNOWN_REVISIONS, resolve_model
+from pmlray.config.base_models import KNOWN_MODELS, KNOWN_REVISIONS, resolve_model
 from pmlray.config.prepared_search import prepare_search
 from pmlray.errors import PmlrayError, SpecError
 from pmlray.study.search.plan import first_cost, first_pack
@@ -42,7 +42,7 @@ def written(*arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("model", KNOWN)
+@pytest.mark.parametrize("model", KNOWN_MODELS)
 @pytest.mark.parametrize("task", KINDS)
 def test_every_task_and_model_gives_a_valid_search(here: Path, task: str, model: str) -> None:
     options = ["--records", "facts.jsonl"] if task == "records" else []

@@ -208,7 +208,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return DecodedRecords(pairs, tuple(target for _, target in pairs), tuple(right))
 
     monkeypatch.setattr(sizing_packs, "measure", measure)
-    monkeypatch.setattr(sizing_driver, "check_recall", check)
+    monkeypatch.setattr(sizing_driver, "decode_task", check)
     return ranks
 
 

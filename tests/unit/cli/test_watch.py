@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pmlray.api.live_progress import Pace
 from pmlray.api.search_run import study_of
-from pmlray.api.status import Status, status_of
+from pmlray.api.status import StudyStatus, status_of
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
 from pmlray.cli.watch_command import mirrored_standing
@@ -40,7 +40,7 @@ def test_it_shows_what_the_search_shows(
     clock, phases = 0.0, set()
     here, there = Pace(lambda: clock), Pace(lambda: clock)
 
-    def told_in_both() -> Status:
+    def told_in_both() -> StudyStatus:
         """What MLflow is told is what the store shows, and so is the ETA."""
         of_store = status_of(followed.look())
         of_mlflow = mirrored_standing(search.spec, tracker.stood)
@@ -110,10 +110,10 @@ def test_memft_is_followed_by_the_law_that_chose_its_points(
 def test_what_stays_is_said_once_and_leaving_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = Status("law", 1, 2, 0, 10.0, 90.0, None, None)
+    first = StudyStatus("law", 1, 2, 0, 10.0, 90.0, None, None)
     looks = iter([first, first, first, replace(first, n_done=2, n_failed=1)])
 
-    def look() -> tuple[Status, str | None]:
+    def look() -> tuple[StudyStatus, str | None]:
         for standing in looks:
             return standing, None
         raise KeyboardInterrupt

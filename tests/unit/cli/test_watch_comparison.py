@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pmlray.api.live_progress import shown_live
-from pmlray.api.status import Status
+from pmlray.api.status import StudyStatus
 from pmlray.api.stores import claim_comparison
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
@@ -98,7 +98,7 @@ def test_a_terminal_shows_the_methods_as_a_table() -> None:
         {"point": "r4", "method": "SFT", "runs": "2"},
         {"point": "r4", "method": "OT", "runs": "1"},
     )
-    standing = Status("comparison", 3, 0, 0, 9.0, 3.0, None, None, n_all=4, table=rows)
+    standing = StudyStatus("comparison", 3, 0, 0, 9.0, 3.0, None, None, n_all=4, table=rows)
     with shown_live("pmlray watch", "looking ...", console) as show:
         show(standing)
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", written.getvalue())

@@ -48,7 +48,7 @@ def _told(answer: Any) -> Any:
 
 def watched(runner: Any, monkeypatch: pytest.MonkeyPatch, grows: bool | Exception) -> list[str]:
     """With what the runs are given up, once the last look was had."""
-    monkeypatch.setattr(ray_waits, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(ray_waits, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(ray_waits, "can_grow", lambda: _told(grows))
     with watching(runner):
         assert runner.looked.wait(30)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pmlray.config.base_models import KNOWN, TINY
+from pmlray.config.base_models import KNOWN_MODELS, TINY
 from pmlray.study.findings.result import SearchResult, assemble
 from pmlray.study.report.capacity import (
     capacities,
@@ -25,7 +25,7 @@ from pmlray.study.report.residuals import (
     sizes_table,
 )
 from pmlray.study.report.search_report import report_json
-from pmlray.study.report.tables import checklist, number, percent
+from pmlray.study.report.tables import number, percent, settings_list
 from tests.unit.study.conftest import MakeResult, make_spec
 from tests.unit.study.report.test_search_report import law_of, rows_of
 
@@ -76,7 +76,7 @@ def test_the_checklist_says_which_runs_computed_the_base_in_another_dtype(
             for o, dtype in zip(result.observations, computed_in, strict=False)
         )
         mixed = replace(result, observations=(*runs, *result.observations[len(runs) :]))
-        return dict(checklist(mixed, {}))["dtype of the base"]
+        return dict(settings_list(mixed, {}))["dtype of the base"]
 
     said = "bfloat16, computed in float32 in 2 of {} runs (adapters and optimiser state: float32)"
     assert row("float32", "bfloat16", "float32") == said.format(len(result.observations))
@@ -85,7 +85,7 @@ def test_the_checklist_says_which_runs_computed_the_base_in_another_dtype(
 
 
 def test_bits_are_counted_run_by_run(result: SearchResult) -> None:
-    hidden = KNOWN[TINY].hidden
+    hidden = KNOWN_MODELS[TINY].hidden
     found = capacities(result)
     assert [c.run.run_key for c in found] == [o.run_key for o in result.law_observations]
     for c, stored in zip(found, capacity_json(found), strict=True):
@@ -135,7 +135,7 @@ def test_parameters_come_from_the_run_then_the_known_base_then_nowhere(
     recorded = replace(o, provenance={**o.provenance, "adapter_params_per_rank": 999})
     assert params_per_rank(result.spec, recorded) == 999
     down = make_spec(probe={"layer": 1, "placement": "down_proj"})
-    geometry = KNOWN[TINY]
+    geometry = KNOWN_MODELS[TINY]
     assert params_per_rank(down, o) == geometry.intermediate + geometry.hidden
     foreign = make_spec(model={"id": "someone/else", "revision": "abc"})
     assert params_per_rank(foreign, o) is None

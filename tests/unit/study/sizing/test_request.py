@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pmlray.config.base_models import KNOWN, SMOLLM2, TINY
+from pmlray.config.base_models import KNOWN_MODELS, SMOLLM2, TINY
 from pmlray.config.search_spec import Model, Probe
 from pmlray.errors import DataError, SpecError
 from pmlray.study.sizing.request import (
@@ -41,7 +41,7 @@ def test_a_confidence_outside_its_range_is_refused(confidence: float) -> None:
 
 
 def test_the_search_spans_what_the_records_can_need() -> None:
-    records, geometry = records_of(300, 8), KNOWN[SMOLLM2]
+    records, geometry = records_of(300, 8), KNOWN_MODELS[SMOLLM2]
     largest = largest_rank(records, geometry, "mlp")
     # A power of two that gives every token as many parameters as a vocabulary of 49152 has bits.
     assert largest == 64 and 32 * 1152 < 2400 * math.log2(49152) <= 64 * 1152
@@ -61,7 +61,7 @@ def test_the_search_spans_what_the_records_can_need() -> None:
 
 
 def test_one_record_makes_a_search_too() -> None:
-    records, geometry = records_of(1, 5), KNOWN[TINY]
+    records, geometry = records_of(1, 5), KNOWN_MODELS[TINY]
     largest = largest_rank(records, geometry, "mlp")
     spec = search_spec(records, Model(id=TINY), Probe(layer=1), largest, 3, "plain")
     assert spec.space.seq_len == (5,) and spec.space.train_steps[-1] == 3
@@ -78,7 +78,10 @@ def test_the_adapter_is_trained_as_in_the_search_but_not_stopped_for_being_flat(
 
 
 def test_the_papers_layers() -> None:
-    assert default_layer(KNOWN["Qwen/Qwen3-8B"]) == 24 and default_layer(KNOWN[SMOLLM2]) == 20
+    assert (
+        default_layer(KNOWN_MODELS["Qwen/Qwen3-8B"]) == 24
+        and default_layer(KNOWN_MODELS[SMOLLM2]) == 20
+    )
 
 
 def test_records_beyond_any_adapter_are_refused_with_the_rank_they_need() -> None:
