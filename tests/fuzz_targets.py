@@ -31,8 +31,7 @@ from pmlray.config.search_spec import SearchSpec
 from pmlray.config.stored_files import Card, Summary, read_stored
 from pmlray.engine.adapters.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE
 from pmlray.engine.evaluation.greedy_decode import PEFT_CONFIG_FILE, read_adapter
-from pmlray.engine.runtime.checkpoint_files import file_name
-from pmlray.engine.runtime.checkpoints import Checkpoints
+from pmlray.engine.runtime.checkpoints import Checkpoints, file_name
 from pmlray.errors import PmlrayError
 from pmlray.law.read import read_law_data
 from pmlray.live_packs import Calibration, LivePack, LiveRun, live_packs

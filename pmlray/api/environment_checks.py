@@ -105,7 +105,7 @@ def device() -> Check:
         free, total = torch.cuda.mem_get_info()
         memory = f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
         return Check("device", "ok", f"{torch.cuda.get_device_name()}, {memory}, {cores} cores")
-    from pmlray.engine.model.bfloat16_support import multiplies_bfloat16
+    from pmlray.engine.model.device import multiplies_bfloat16
 
     slow = not multiplies_bfloat16(torch.device("cpu"))
     also = ", which computes bases of bfloat16 in float32" if slow else ""

@@ -21,8 +21,7 @@ from pmlray.config.search_spec import (
 from pmlray.config.stored_files import SEARCH_FILE, Card, read_stored
 from pmlray.engine.evaluation.greedy_decode import check_fits, decode_records, read_adapter
 from pmlray.engine.model.base_model import load_base_model, render_prompt
-from pmlray.engine.model.bfloat16_support import multiplies_bfloat16
-from pmlray.engine.model.device import pick_device
+from pmlray.engine.model.device import multiplies_bfloat16, pick_device
 from pmlray.errors import ModelError
 from pmlray.memory import TaskSource, build_memory, encode_texts, read_records
 from pmlray.study.sizing.card import CARD_JSON, DecodedRecords

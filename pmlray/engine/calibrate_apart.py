@@ -55,7 +55,7 @@ def main() -> None:
     import torch
 
     from pmlray.engine.calibrate import time_steps
-    from pmlray.engine.training.stepper import TorchStepper
+    from pmlray.engine.training.step import TorchStepper
 
     if torch.cuda.is_available() != gpu:
         return

@@ -28,7 +28,7 @@ from pmlray.engine.runtime.checkpoints import Checkpoints
 from pmlray.engine.runtime.device_clock import paid_seconds
 from pmlray.engine.scheduling.pack_watch import PackWatch, Tell, untold
 from pmlray.engine.training.loop import train_pack
-from pmlray.engine.training.run_metrics import TrainedMember
+from pmlray.engine.training.metrics import TrainedMember
 from pmlray.memory import MemorySet
 from pmlray.ports import ObservationStore
 from pmlray.types import FailedRun, Observation, Pack

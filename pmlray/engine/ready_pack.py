@@ -17,9 +17,8 @@ from pmlray.engine.model.base_model import BaseModel, LoadBase, load_base_model,
 from pmlray.engine.model.device import pick_device
 from pmlray.engine.model.prefix_cache import CachedRecord, build_prefix_cache
 from pmlray.engine.model.prefix_store import PrefixStore
-from pmlray.engine.scheduling.admission import Admission
-from pmlray.engine.scheduling.members import Member, make_members
-from pmlray.engine.training.stepper import Stepper
+from pmlray.engine.scheduling.members import Admission, Member, make_members
+from pmlray.engine.training.step import Stepper
 from pmlray.memory import MemorySet, PromptRenderer, Record, build_memory, prefix
 from pmlray.types import Pack
 

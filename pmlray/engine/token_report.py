@@ -19,7 +19,7 @@ from pmlray.engine.model.base_model import BaseModel, load_base_model, render_pr
 from pmlray.engine.model.batches import Row
 from pmlray.engine.model.device import pick_device
 from pmlray.engine.model.prefix_cache import build_prefix_cache
-from pmlray.engine.training.stepper import TorchStepper
+from pmlray.engine.training.step import TorchStepper
 from pmlray.errors import DataError, RunError
 from pmlray.memory import MemorySet, build_memory, prefix
 from pmlray.ports import ObservationStore

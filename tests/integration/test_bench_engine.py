@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from pmlray.engine.model.bfloat16_support import multiplies_bfloat16
+from pmlray.engine.model.device import multiplies_bfloat16
 from pmlray.engine.model.pull import pull_model
 from scripts.bench.speed.cells import RIVALS, Plan, measure_group, ratios
 from scripts.bench.speed.ways import way_named

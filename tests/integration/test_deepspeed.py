@@ -25,7 +25,7 @@ from pmlray.engine.model import head
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.model.base_model import load_base_model
 from pmlray.engine.training.loop import train_pack
-from pmlray.engine.training.stepper import TorchStepper
+from pmlray.engine.training.step import TorchStepper
 from pmlray.engine.scheduling.members import make_members
 from pmlray.engine.adapters.optimizer import PackedAdamW
 from pmlray.engine.adapters.packed_lora import PackedLora

@@ -16,7 +16,7 @@ from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Model, Probe
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.model.pull import pull_model
-from pmlray.engine.training.stepper import TorchStepper
+from pmlray.engine.training.step import TorchStepper
 from pmlray.memory import TaskSource
 from pmlray.study.sizing.request import RecordSet, search_spec
 from pmlray.types import Pack

@@ -34,7 +34,7 @@ from pmlray.engine.runtime.malloc_settings import CPU_ALLOCATOR
 from pmlray.engine.runtime.thread_barriers import BOUNDED_SPIN
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.model.pull import pull_model
-from pmlray.engine.training.stepper import TorchStepper
+from pmlray.engine.training.step import TorchStepper
 from pmlray.types import DesignPoint, Pack
 
 STARTED_WITH = {**CPU_ALLOCATOR, **BOUNDED_SPIN}

@@ -38,7 +38,7 @@ from pmlray.engine.model.device import pick_device
 from pmlray.engine.runtime.device_clock import DeviceClock
 from pmlray.engine.runtime.pack_state import PackState
 from pmlray.engine.scheduling.members import batch_at
-from pmlray.engine.training.run_metrics import curve_steps
+from pmlray.engine.training.metrics import curve_steps
 from pmlray.memory import Record
 from pmlray.types import PlannedRun
 

@@ -23,8 +23,8 @@ from pmlray.config.search_spec import Probe
 from pmlray.engine.kernels.compiled_mlp import compile_mlps
 from pmlray.engine.kernels.frozen_norm import FrozenRMSNorm, FusedRMSNorm, freeze_norms
 from pmlray.engine.kernels.row_attention import RowAttention, RowGroups
-from pmlray.engine.model.bfloat16_support import multiplies_bfloat16
 from pmlray.engine.model.cpu_offload import HostedWeights, nothing_hosted
+from pmlray.engine.model.device import multiplies_bfloat16
 from pmlray.errors import ModelError
 
 SYSTEM_PROMPT = "You are a helpful assistant."

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pmlray.engine.kernels.row_attention import RowGroups
-from pmlray.engine.model.pinned_copies import on_device
+from pmlray.engine.model.device import on_device
 from pmlray.engine.model.prefix_cache import CachedRecord
 
 MAX_MICRO_BATCH_TOKENS = 16384

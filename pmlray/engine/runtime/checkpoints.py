@@ -1,13 +1,17 @@
-"""A pack's checkpoints while it trains: whole files or none, safetensors, the newest whole one
-counts."""
+"""Checkpoints of a pack while it trains: safetensors files, of which the newest whole one counts.
+
+A file's name tells the step and a digest of the content: one that was cut short, or damaged in any
+other way, does not match its name, and the one before it is used.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,13 +20,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from pmlray.atomic_files import write_once
-from pmlray.engine.runtime.checkpoint_files import (
-    file_name,
-    is_whole,
-    newest_first,
-    step_of,
-    superseded,
-)
 from pmlray.engine.runtime.device_clock import DeviceClock, paid_seconds
 from pmlray.engine.runtime.pack_state import PackState
 from pmlray.errors import RunError
@@ -30,8 +27,11 @@ from pmlray.types import PlannedRun
 
 log = logging.getLogger(__name__)
 
-# Stateful of every checkpoint's identity: raise it when a change of code changes what it must hold.
+# Part of every checkpoint's identity: raise it when a change of code changes what it must hold.
 CHECKPOINT_VERSION = 3
+# One may turn out to be cut short.
+KEPT = 2
+_NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.safetensors")
 
 
 class Restorable(Protocol):
@@ -42,7 +42,7 @@ class Restorable(Protocol):
         ...
 
 
-class Kept(Protocol):
+class Resumable(Protocol):
     """A pack between two steps. One that is put back goes on bit for bit as the one that was taken
     out would have, on the same kind of device."""
 
@@ -110,7 +110,7 @@ class Checkpoints:
         self._note_kept()
         return step
 
-    def after(self, pack: Kept, step: int, anyone_finished: bool) -> None:
+    def after(self, pack: Resumable, step: int, anyone_finished: bool) -> None:
         """Keep the pack after a step, if it is time: what has finished must never train again."""
         leave = self._leave()
         if not pack.active or not (leave or anyone_finished or self.unsaved_seconds >= self._every):
@@ -157,3 +157,37 @@ class Checkpoints:
         if metadata["identity"] != self._identity:
             raise ValueError("it is of other runs, or of another version of pmlray")
         return PackState(tensors, json.loads(metadata["facts"]))
+
+
+def digest_of(content: bytes) -> str:
+    """A digest of a checkpoint's bytes, against damage and not against forgery."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def file_name(step: int, content: bytes) -> str:
+    """The name of a checkpoint after so many steps."""
+    return f"step-{step:08d}-{digest_of(content)}.safetensors"
+
+
+def is_whole(name: str, content: bytes) -> bool:
+    """Whether a file has the content that its name tells."""
+    found = _NAME.fullmatch(name)
+    return found is not None and found[2] == digest_of(content)
+
+
+def newest_first(names: Iterable[str]) -> tuple[str, ...]:
+    """The checkpoints among the names of a folder's files, the one of most steps first."""
+    return tuple(sorted((n for n in names if _NAME.fullmatch(n)), key=step_of, reverse=True))
+
+
+def step_of(name: str) -> int:
+    """The steps of a checkpoint by its name; ValueError where it is none's."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"{name} is no checkpoint's name")
+    return int(found[1])
+
+
+def superseded(names: Iterable[str]) -> tuple[str, ...]:
+    """The checkpoints that newer ones make dispensable."""
+    return newest_first(names)[KEPT:]

@@ -10,9 +10,9 @@ from pmlray.engine.adapters.optimizer import PackedAdamW
 from pmlray.engine.runtime.checkpoints import Checkpoints
 from pmlray.engine.scheduling.members import Member
 from pmlray.engine.scheduling.pack_watch import PackWatch
+from pmlray.engine.training.metrics import TrainedMember
 from pmlray.engine.training.pack_loop import PackLoop
-from pmlray.engine.training.run_metrics import TrainedMember
-from pmlray.engine.training.stepper import Stepper
+from pmlray.engine.training.step import Stepper
 from pmlray.types import MemftRules, Room
 
 

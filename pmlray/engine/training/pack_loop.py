@@ -16,11 +16,10 @@ from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW
 from pmlray.engine.evaluation.scores import TokenScores, mean_losses, score_tokens
 from pmlray.engine.model.batches import Row
-from pmlray.engine.model.pinned_copies import on_device
+from pmlray.engine.model.device import on_device
 from pmlray.engine.runtime.device_clock import DeviceClock
 from pmlray.engine.runtime.pack_state import PackState, Stateful
-from pmlray.engine.scheduling.admission import Admission
-from pmlray.engine.scheduling.members import Member
+from pmlray.engine.scheduling.members import Admission, Member
 from pmlray.engine.scheduling.outlook import Outlook, outlook
 from pmlray.engine.scheduling.plateau_stopping import broken_runs
 from pmlray.engine.scheduling.schedules import Schedules
@@ -28,10 +27,8 @@ from pmlray.engine.scheduling.token_stopping import TokenStopping
 from pmlray.engine.scheduling.trunks import Branch, Trunks
 from pmlray.engine.training.cuda_graph_step import step_taker
 from pmlray.engine.training.dropout import Dropout
-from pmlray.engine.training.metrics import PackMetrics
-from pmlray.engine.training.run_metrics import TrainedMember, is_curve_step
-from pmlray.engine.training.step import PackStep
-from pmlray.engine.training.stepper import Stepper
+from pmlray.engine.training.metrics import PackMetrics, TrainedMember, is_curve_step
+from pmlray.engine.training.step import PackStep, Stepper
 from pmlray.engine.training.token_weights import TokenWeights
 from pmlray.types import MemftRules, Room
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pmlray.engine.model.batches import MicroBatch, Row, blocks_of
-from pmlray.engine.model.pinned_copies import on_device
+from pmlray.engine.model.device import on_device
 from pmlray.engine.scheduling.members import Member
 from pmlray.engine.training.dropout import Dropout
 

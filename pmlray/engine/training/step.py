@@ -1,13 +1,14 @@
-"""One optimiser step of a pack on the device: forward, weights, backward, update.
+"""One optimiser step of a pack: forward, token weights, backward, update.
 
 Shapes: S slots of adapters, R rows, L supervised tokens of the longest row, T positions, D hidden
-size.
+size. A captured step calls a stepper's `losses`, `backward` and `step` while it is captured, and a
+few times more where it is checked, but not while it is replayed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +16,10 @@ from torch import Tensor
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW
 from pmlray.engine.model.batches import MicroBatch, Row, micro_batches
+from pmlray.engine.model.head import TokenLosses
 from pmlray.engine.runtime.pack_state import PackState
 from pmlray.engine.scheduling.token_stopping import TokenStopping
 from pmlray.engine.training.dropout import Dropout
-from pmlray.engine.training.stepper import Stepper
 from pmlray.engine.training.token_weights import TokenWeights
 from pmlray.memft import weighted_nll_per_row
 
@@ -113,3 +114,47 @@ class EagerStep:
         if rows != self._rows:
             self._rows, self._batches = rows, micro_batches(rows)
         return Taken(self._batches, self._step(self._batches, self._dropout.mask, rate_S), False)
+
+
+class Stepper(Protocol):
+    """Runs forward, backward and update of an AdaptedModel (bare torch, DeepSpeed, ...)."""
+
+    def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
+        """Per-token losses with a graph."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a sum over tokens to those already there."""
+        ...
+
+    def step(self) -> None:
+        """Update the adapters and clear their gradients."""
+        ...
+
+    def stepped(self, replayed: bool) -> None:
+        """Told after every step of the pack; `replayed` where a captured graph took it and none of
+        the other methods was called."""
+        ...
+
+
+class TorchStepper:
+    """The bare loop, without any training framework."""
+
+    def __init__(self, model: AdaptedModel, optimizer: PackedAdamW) -> None:
+        self._model, self._optimizer = model, optimizer
+
+    def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
+        """See Stepper."""
+        return self._model(batch, keep_TD)
+
+    def backward(self, loss: Tensor) -> None:
+        """See Stepper."""
+        loss.backward()
+
+    def step(self) -> None:
+        """See Stepper."""
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def stepped(self, replayed: bool) -> None:
+        """See Stepper; the bare loop counts nothing."""

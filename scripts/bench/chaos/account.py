@@ -19,8 +19,8 @@ from pmlray.api.machine import machine_facts
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.measure import measure_pack
-from pmlray.engine.runtime.checkpoint_files import step_of
-from pmlray.engine.training.stepper import TorchStepper
+from pmlray.engine.runtime.checkpoints import step_of
+from pmlray.engine.training.step import TorchStepper
 from pmlray.types import Observation
 from scripts.bench.chaos.faults import Scene
 

@@ -17,7 +17,7 @@ from typing import Protocol
 from safetensors.torch import load, save
 
 from pmlray.backends.store.file_store import FileStore
-from pmlray.engine.runtime.checkpoint_files import file_name, newest_first
+from pmlray.engine.runtime.checkpoints import file_name, newest_first
 from scripts.bench.chaos.servers import (
     MlflowServer,
     Postgres,

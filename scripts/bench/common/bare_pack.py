@@ -10,11 +10,10 @@ from pmlray.engine.adapters.optimizer import PackedAdamW
 from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.prefix_cache import CachedRecord
-from pmlray.engine.scheduling.admission import Admission
-from pmlray.engine.scheduling.members import make_members
+from pmlray.engine.scheduling.members import Admission, make_members
 from pmlray.engine.training.loop import train_pack
-from pmlray.engine.training.run_metrics import TrainedMember
-from pmlray.engine.training.stepper import TorchStepper
+from pmlray.engine.training.metrics import TrainedMember
+from pmlray.engine.training.step import TorchStepper
 from pmlray.types import MemftRules, PlannedRun, Room
 
 

@@ -32,7 +32,7 @@ from pmlray.backends.store.file_store import FileStore
 from pmlray.config import Recipe
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.engine.measure import measure_pack
-from pmlray.engine.training.stepper import TorchStepper
+from pmlray.engine.training.step import TorchStepper
 from pmlray.types import DesignPoint, Observation, Pack
 
 SEARCH = Path(__file__).resolve().parents[3] / "searches/tables/smollm2_long_context.yaml"

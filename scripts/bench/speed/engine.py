@@ -34,7 +34,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from pmlray.config.base_models import SMOLLM2
-from pmlray.engine.model.bfloat16_support import multiplies_bfloat16
+from pmlray.engine.model.device import multiplies_bfloat16
 from scripts.bench.common.machine import machine
 from scripts.bench.common.resumable import ResumableParts, SittingOver
 from scripts.bench.speed.cells import RIVALS, Plan, growth, measure_group, ratios

@@ -17,7 +17,7 @@ from pmlray.engine.model.head import TokenLosses
 from pmlray.engine.model.prefix_cache import build_prefix_cache
 from pmlray.engine.scheduling.members import make_members
 from pmlray.engine.training.loop import train_pack
-from pmlray.engine.training.stepper import Stepper, TorchStepper
+from pmlray.engine.training.step import Stepper, TorchStepper
 from pmlray.types import DesignPoint, MemftRules, PlannedRun
 from scripts.bench.speed.pace import Pace
 from scripts.bench.speed.work import Weights, Work, load_model, records_of, tokenizer_of

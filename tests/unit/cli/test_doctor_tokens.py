@@ -16,7 +16,7 @@ from pmlray.cli.describe_tokens import describe_tokens
 from pmlray.config.prepared_search import prepare_search
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.model.pull import pull_model
-from pmlray.engine.training.stepper import TorchStepper
+from pmlray.engine.training.step import TorchStepper
 from pmlray.errors import DataError, StoreError
 from pmlray.types import Pack
 from tests.unit.cli.test_commands import run_json

@@ -14,7 +14,7 @@ from pmlray.config import ClusterProfile, dtype
 from pmlray.config.dtype import cpu_multiplies_bfloat16, settle
 from pmlray.config.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
-from pmlray.engine.model.bfloat16_support import multiplies_bfloat16
+from pmlray.engine.model.device import multiplies_bfloat16
 from pmlray.errors import SpecError, StoreError
 from pmlray.types import DesignPoint
 

@@ -19,11 +19,10 @@ from pmlray.engine.model.base_model import BaseModel, load_base_model
 from pmlray.engine.model.prefix_cache import build_prefix_cache
 from pmlray.engine.model.pull import pull_model
 from pmlray.engine.runtime.checkpoints import Checkpoints
-from pmlray.engine.scheduling.admission import Admission
-from pmlray.engine.scheduling.members import make_members
+from pmlray.engine.scheduling.members import Admission, make_members
 from pmlray.engine.training.loop import train_pack
-from pmlray.engine.training.run_metrics import TrainedMember
-from pmlray.engine.training.stepper import TorchStepper
+from pmlray.engine.training.metrics import TrainedMember
+from pmlray.engine.training.step import TorchStepper
 from pmlray.memory import Record
 from pmlray.types import DesignPoint, MemftRules, Method, PlannedRun, Room
 

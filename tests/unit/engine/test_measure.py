@@ -20,7 +20,7 @@ from pmlray.engine.adapters.peft_io import load_mlp_adapter
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.model import base_model
 from pmlray.engine.model.base_model import load_base_model
-from pmlray.engine.training.stepper import TorchStepper
+from pmlray.engine.training.step import TorchStepper
 from pmlray.errors import ModelError
 from pmlray.types import METHODS, DesignPoint, Observation, Pack
 from tests.unit.engine.conftest import make_run, random_record, train

@@ -14,7 +14,7 @@ from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.token_report import at_layer, measure_moved, trace_tokens
-from pmlray.engine.training.stepper import TorchStepper
+from pmlray.engine.training.step import TorchStepper
 from pmlray.errors import DataError, ModelError
 from pmlray.memory import build_memory
 from pmlray.types import DesignPoint, Observation, Pack

@@ -19,7 +19,7 @@ from pmlray.engine.evaluation.control_text import Control
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.prefix_cache import build_prefix_cache
-from pmlray.engine.training.stepper import TorchStepper
+from pmlray.engine.training.step import TorchStepper
 from pmlray.memory import FRESH_SEQUENCE_ID, Record, build_memory
 from pmlray.types import Observation, Pack
 

@@ -11,7 +11,7 @@ import torch
 from pmlray.config.base_models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
 from pmlray.engine.model.base_model import BaseModel, load_base_model
-from pmlray.engine.model.bfloat16_support import multiplies_bfloat16
+from pmlray.engine.model.device import multiplies_bfloat16
 
 CPU = torch.device("cpu")
 

@@ -21,7 +21,7 @@ from pmlray.engine.model import prefix_store
 from pmlray.engine.model.base_model import BaseModel, load_base_model
 from pmlray.engine.model.prefix_cache import CachedRecord, build_prefix_cache
 from pmlray.engine.model.prefix_store import PrefixStore, entry_name
-from pmlray.engine.training.stepper import TorchStepper
+from pmlray.engine.training.step import TorchStepper
 from pmlray.memory import Record
 from pmlray.types import DesignPoint, Observation, Pack
 from tests.unit.engine.conftest import random_record

@@ -14,10 +14,16 @@ from safetensors import safe_open
 
 from pmlray.config import Recipe
 from pmlray.engine.model.base_model import BaseModel
-from pmlray.engine.runtime.checkpoint_files import file_name, is_whole, newest_first, superseded
-from pmlray.engine.runtime.checkpoints import AskedToLeave, Checkpoints
+from pmlray.engine.runtime.checkpoints import (
+    AskedToLeave,
+    Checkpoints,
+    file_name,
+    is_whole,
+    newest_first,
+    superseded,
+)
+from pmlray.engine.training.metrics import TrainedMember
 from pmlray.engine.training.pack_loop import PackLoop
-from pmlray.engine.training.run_metrics import TrainedMember
 from pmlray.memory import Record
 from pmlray.types import METHODS, MemftRules, PlannedRun
 from scripts.bench.chaos.faults import with_nan

@@ -15,9 +15,8 @@ from pmlray.config import Recipe
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.prefix_cache import CachedRecord
 from pmlray.engine.runtime.checkpoints import AskedToLeave, Checkpoints
-from pmlray.engine.scheduling.admission import Admission
-from pmlray.engine.scheduling.members import Member, make_members
-from pmlray.engine.training.run_metrics import TrainedMember
+from pmlray.engine.scheduling.members import Admission, Member, make_members
+from pmlray.engine.training.metrics import TrainedMember
 from pmlray.types import METHODS, MemftRules, Room
 from tests.unit.engine.conftest import make_run, random_record, train
 

@@ -16,7 +16,7 @@ from pmlray.engine.calibrate import calibrate_pack
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.runtime.checkpoints import AskedToLeave, Checkpoints
 from pmlray.engine.scheduling import pack_watch
-from pmlray.engine.training.stepper import TorchStepper
+from pmlray.engine.training.step import TorchStepper
 from pmlray.live_packs import LivePack, calibration_of
 from pmlray.types import DesignPoint, Pack
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from pmlray.engine.evaluation.scores import TokenScores
-from pmlray.engine.training.run_metrics import TrainedMember
+from pmlray.engine.training.metrics import TrainedMember
 
 
 def trained(*losses: float) -> TrainedMember:
