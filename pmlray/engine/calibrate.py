@@ -15,7 +15,7 @@ from pmlray.engine.model.prefix_store import PrefixStore
 from pmlray.engine.ready_pack import MakeStepper, ready_pack
 from pmlray.engine.runtime.device_clock import paid_seconds
 from pmlray.engine.scheduling.pack_watch import PackWatch, Tell, untold
-from pmlray.engine.training.pack_loop import PackLoop
+from pmlray.engine.training.loop import PackLoop
 from pmlray.live_packs import Calibration, put_calibration
 from pmlray.types import Pack
 

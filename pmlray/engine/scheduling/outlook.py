@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from pmlray.engine.runtime.device_clock import DeviceClock
 from pmlray.engine.scheduling.members import Member
-from pmlray.engine.scheduling.schedules import Schedules
-from pmlray.engine.scheduling.trunks import Trunks
+from pmlray.engine.scheduling.schedules import Schedules, Trunks
 
 # Predictions wobble: a pack that is to end this little above its limit is let be.
 TOLERANCE = 0.02

@@ -27,9 +27,8 @@ from torch import Tensor
 from pmlray.engine.kernels.numerics import difference
 from pmlray.engine.model.batches import MicroBatch, Row
 from pmlray.engine.scheduling.members import Member
-from pmlray.engine.training.dropout import Dropout
 from pmlray.engine.training.static_batch import Fit, FixedBatch, Layout, Layouts
-from pmlray.engine.training.step import EagerStep, PackStep, StepFound, Taken
+from pmlray.engine.training.step import Dropout, EagerStep, PackStep, StepFound, Taken
 
 log = logging.getLogger(__name__)
 

@@ -1,19 +1,261 @@
-"""The training loop of a pack."""
+"""The training loop of a pack: many adapters, one frozen base, no framework of its own.
+
+Shapes: N adapters in S slots, R rows, L supervised tokens of the longest row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+
+import torch
 
 from pmlray.config.recipe import Recipe
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW
+from pmlray.engine.evaluation.scores import TokenScores, mean_losses, score_tokens
+from pmlray.engine.model.batches import Row
+from pmlray.engine.model.device import on_device
 from pmlray.engine.runtime.checkpoints import Checkpoints
-from pmlray.engine.scheduling.members import Member
+from pmlray.engine.runtime.device_clock import DeviceClock
+from pmlray.engine.runtime.pack_state import PackState, Stateful
+from pmlray.engine.scheduling.members import Admission, Member
+from pmlray.engine.scheduling.outlook import Outlook, outlook
 from pmlray.engine.scheduling.pack_watch import PackWatch
-from pmlray.engine.training.metrics import TrainedMember
-from pmlray.engine.training.pack_loop import PackLoop
-from pmlray.engine.training.step import Stepper
+from pmlray.engine.scheduling.plateau_stopping import broken_runs
+from pmlray.engine.scheduling.schedules import Branch, Schedules, Trunks
+from pmlray.engine.scheduling.token_stopping import TokenStopping
+from pmlray.engine.training.cuda_graph_step import step_taker
+from pmlray.engine.training.metrics import PackMetrics, TrainedMember, is_curve_step
+from pmlray.engine.training.step import Dropout, PackStep, Stepper
+from pmlray.engine.training.token_weights import TokenWeights
 from pmlray.types import MemftRules, Room
+
+
+class PackLoop:
+    """The state of a pack while it trains; `active` are the adapters that take steps."""
+
+    def __init__(
+        self,
+        model: AdaptedModel,
+        stepper: Stepper,
+        optimizer: PackedAdamW,
+        members: Sequence[Member],
+        recipe: Recipe,
+        rules: MemftRules,
+        room: Room | None,
+    ) -> None:
+        self._model, self._stepper, self._optimizer = model, stepper, optimizer
+        self._members, self._recipe, self._rules = members, recipe, rules
+        n, device = len(members), model.lora.A.device
+        self._weights = TokenWeights(members, rules)
+        self._dropout = Dropout(members, recipe.dropout, device)
+        self._trunks = Trunks(members, recipe, rules)
+        self._admission = Admission(members, recipe, room)
+        self.active: list[int] = []
+        # Steps that the pack had had when a member entered.
+        self._began: dict[int, int] = {}
+        self.clock = DeviceClock(n, device, self._trunks.payers, model.head_work)
+        self._stopping = TokenStopping(members, recipe, rules, model.head_work)
+        self._schedules = Schedules(members, recipe, self._stopping)
+        self._metrics = PackMetrics(members, self._schedules.most_steps, device)
+        # Their next step starts with the loss that an evaluation would find.
+        self._read_off = {
+            i
+            for i, m in enumerate(members)
+            if recipe.dropout == 0 and m.sees_everything(recipe.batch_size, rules)
+        }
+        self._parts: Mapping[str, Stateful] = {
+            "adapters": model.lora,
+            "optimizer": optimizer,
+            "weights": self._weights,
+            "dropout": self._dropout,
+            "trunks": self._trunks,
+            "clock": self.clock,
+            "watched": self._stopping,
+            "budgets": self._schedules,
+            "tracks": self._metrics,
+        }
+        step = PackStep(model, stepper, optimizer, self._weights, self._stopping)
+        self._take_step = step_taker(step, self._dropout, members, recipe.batch_size)
+
+    def admit(self, step: int) -> None:
+        """Start the members that there is room for after `step` steps of the pack."""
+        inside = [*self.active, *(i for i in self._trunks.waiting if i in self._began)]
+        entrants = self._admission.enter(inside, self._began)
+        for i in entrants:
+            self._optimizer.forget(self._model.lora.begin(i, inside))
+            self._began[i] = step
+            inside.append(i)
+        self.active = sorted([*self.active, *(i for i in entrants if not self._trunks.waits(i))])
+        if entrants:
+            self._look_at(step, 0)
+
+    def outlook(self, step: int) -> Outlook:
+        """See Watched."""
+        self.clock.lap(training=True)
+        entered = self._began.keys() - {*self.active, *self._trunks.waiting}
+        outside = [i for i in range(len(self._members)) if i not in entered]
+        return outlook(
+            *(self._members, self._admission.groups, self._recipe.batch_size),
+            *(self._own_steps(step), outside, self._schedules, self._trunks),
+            *(self.clock, self._metrics.charged_steps),
+        )
+
+    def running(self, step: int) -> dict[int, tuple[int, float]]:
+        """See Watched."""
+        own = self._own_steps(step)
+        losses = self._metrics.last_losses(own)
+        return {i: (steps, losses[i]) for i, steps in own.items()}
+
+    def leave_out(self, members: Sequence[int], step: int) -> dict[int, float]:
+        """Drop members, in whole groups, and return what each has cost, gpu_seconds."""
+        for i in members:
+            if self._trunks.waits(i):
+                self._trunks.release(i)
+            # A member that has begun is not admitted again.
+            self._began.setdefault(i, step)
+        self.active = [i for i in self.active if i not in members]
+        return {i: self.clock.gpu_seconds[i] for i in members}
+
+    def _own_steps(self, step: int) -> dict[int, int]:
+        """Return the steps of each active member after `step` steps of the pack."""
+        return {i: step - self._began[i] for i in self.active}
+
+    def train_step(self, step: int) -> None:
+        """Take one optimiser step of all active adapters, after `step` steps of the pack."""
+        for branch in self._trunks.leave(self._own_steps(step)):
+            self._join(branch, step - self._began[branch.trunk])
+        lora, own = self._model.lora, self._own_steps(step)
+        rows_of = {i: self._rows_of(i, steps) for i, steps in own.items()}
+        rows = tuple(row for chosen in rows_of.values() for row in chosen)
+        rates = [0.0] * lora.A.shape[0]
+        slots = [lora.slot_of(i) for i in own]
+        for slot, (i, steps) in zip(slots, own.items(), strict=True):
+            rates[slot] = self._schedules.rate(i, steps)
+        device = lora.A.device
+        taken = self._take_step(rows, on_device(rates, torch.float32, device))
+        for steps in {steps for steps in own.values() if is_curve_step(steps)}:
+            who = {i for i in self._read_off if own.get(i) == steps}
+            for batch, nll_RL in zip(taken.batches, taken.found.nll_RL, strict=True):
+                # A graph writes the next step's to the same place.
+                self._metrics.tokens.keep(steps, batch, nll_RL.clone(), who)
+        at = on_device(slots, torch.int64, device)
+        self._metrics.keep_step(own, taken.found.loss_S[at], taken.found.norm_S[at])
+        self._stepper.stepped(taken.replayed)
+        self._stopping.stepped(rows_of)
+        self.clock.add(rows)
+        for i in self.active:
+            self._metrics.charge(i, self._trunks.payers(i))
+
+    def _rows_of(self, i: int, step: int) -> tuple[Row, ...]:
+        if i in self._stopping.redistributed:
+            return self._stopping.redistributed[i].next_rows()
+        return self._members[i].rows_at(step, self._recipe.batch_size, self._rules)
+
+    def look(self, step: int) -> list[TrainedMember]:
+        """Evaluate the curves that are due after `step` steps; return the members that ended."""
+        began = sorted({self._began[i] for i in self.active})
+        return [member for at in began for member in self._look_at(at, step - at)]
+
+    def _entered(self, began: int, members: Iterable[int]) -> list[int]:
+        return [i for i in members if self._began.get(i) == began]
+
+    def _look_at(self, began: int, steps: int) -> list[TrainedMember]:
+        """Do the work of `look` for the members that entered together."""
+        self._end_plateaus(began, steps)
+        active = self._entered(began, self.active)
+        if due := self._stopping.due(steps, active):
+            self.clock.lap(training=True)
+            self.clock.add(self._stopping.check(steps, due, self._model))
+        at_curve = [i for i in active if self._metrics.is_curve_step(i, steps)]
+        checked = [
+            i
+            for i in active
+            if self._schedules.may_saturate(i, steps) or self._schedules.has_ended(i, steps)
+        ] + broken_runs(self._metrics.step_losses, steps, active)
+        if not at_curve and not checked:
+            return []
+        self.clock.lap(training=True)
+        ended = [i for i in {*at_curve, *checked} if steps and self._is_over(i, steps)]
+        self._evaluate(steps, [i for i in at_curve if i not in {*ended, *self._read_off}])
+        if ended:
+            for branch in self._trunks.leave(dict.fromkeys(active, steps), ended):
+                self._join(branch, steps)
+                if branch.trunk in ended:
+                    ended.append(branch.follower)
+        scores = {i: score_tokens(self._model, self._members[i].rows) for i in sorted(ended)}
+        self.clock.add([row for i in scores for row in self._members[i].rows])
+        self.clock.lap(training=False)
+        self.active = [i for i in self.active if i not in scores]
+        return [self._trained(i, steps, scored) for i, scored in scores.items()]
+
+    def _end_plateaus(self, began: int, steps: int) -> None:
+        """Start the decay of the law's runs that the rest of their constant rate would not move.
+
+        Runs that share a trunk are judged by its losses, each over its own way ahead: a shorter one
+        is never flat later than its trunk, so that none is left waiting on a trunk that decays.
+        """
+        there = self._entered(began, (*self._trunks.waiting, *self.active))
+        if not (who := [i for i in there if self._schedules.may_decay(i, steps)]):
+            return
+        trunks = [self._trunks.trunk_of(i) for i in who]
+        recent = self._metrics.step_losses[steps // 2 : steps, trunks].T.tolist()
+        for i, losses in zip(who, recent, strict=True):
+            if self._schedules.decays_now(i, steps, losses):
+                self._metrics.ends_at(i, self._schedules.end(i))
+                if self._trunks.waits(i):
+                    self._join(self._trunks.release(i), steps)
+
+    def _is_over(self, i: int, steps: int) -> bool:
+        """Return whether a run has had its steps, has diverged, or has nothing left to learn, by
+        its last epoch, so that every record counts."""
+        recent = self._metrics.recent_loss(i, steps, self._schedules.epoch(i))
+        saturated = self._schedules.may_saturate(i, steps) and recent <= self._recipe.stop_loss
+        return self._schedules.has_ended(i, steps) or not math.isfinite(recent) or saturated
+
+    def _evaluate(self, steps: int, who: Sequence[int]) -> None:
+        if not who:
+            return
+        rows = [row for i in who for row in self._members[i].rows]
+        keep = partial(self._metrics.tokens.keep, steps)
+        losses = mean_losses(self._model, rows, len(self._members), keep).tolist()
+        self.clock.add(rows)
+        for i in who:
+            self._metrics.keep_loss(i, steps, losses[i])
+
+    def _join(self, branch: Branch, step: int) -> None:
+        """Start a follower as a copy of its trunk before `step`."""
+        follower, trunk = branch.follower, branch.trunk
+        self._optimizer.copy_adapter(*map(self._model.lora.slot_of, (trunk, follower)))
+        samples = [[row.sample for row in self._members[i].rows] for i in (trunk, follower)]
+        of_trunk, of_follower = torch.tensor(samples, device=self._model.lora.A.device)
+        self._weights.copy_samples(of_trunk, of_follower)
+        self._stopping.copy_samples(of_trunk, of_follower)
+        self._dropout.copy(trunk, follower)
+        self._metrics.copy(trunk, follower, step)
+        self.active = sorted([*self.active, follower])
+
+    def _trained(self, i: int, steps: int, scores: TokenScores) -> TrainedMember:
+        decay, pack_steps = self._schedules.decay_start(i), self._began[i] + steps
+        return self._metrics.trained(i, steps, decay, scores, self.clock, pack_steps)
+
+    def get_state(self) -> PackState:
+        """See Resumable."""
+        # Charge pending work now; otherwise it would be priced with a later interval's time.
+        self.clock.lap(training=True)
+        whole = PackState.of_parts({name: part.get_state() for name, part in self._parts.items()})
+        own = {"active": self.active, "began": [*self._began.items()]}
+        return PackState(whole.tensors, {**whole.facts, **own}).on_host()
+
+    def set_state(self, state: PackState) -> None:
+        """See Resumable."""
+        state = state.to(self._model.lora.A.device)
+        for name, part in self._parts.items():
+            part.set_state(state.part(name))
+        self.active, self._began = list(state.facts["active"]), dict(state.facts["began"])
+        self.clock.restart()
 
 
 def train_pack(
@@ -30,13 +272,12 @@ def train_pack(
     room: Room | None = None,
     watch: PackWatch | None = None,
 ) -> float:
-    """Train every member to its own end; returns wall seconds inside optimiser steps.
+    """Train every member to its end and return the wall seconds inside optimiser steps.
 
-    `on_finished` is called with the members that are done as soon as they are, while the others go
-    on; its time counts for nobody. With `checkpoints` a pack goes on from where the last was taken.
-    Members that find no `room` begin once others have ended; each counts its own steps. What
-    `watch` finds too much is left undone: `on_left_out` is told the gpu_seconds of each such
-    member, by its index.
+    `on_finished` is called with members as soon as they are done; its time is charged to no run.
+    With `checkpoints` a pack continues from the last one. Members without `room` begin once others
+    have ended; each counts its own steps. Members that would overspend, as `watch` finds, are
+    dropped: `on_left_out` is called with the gpu_seconds of each, by its index.
     """
     pack = PackLoop(model, stepper, optimizer, members, recipe, rules, room)
     step = 0 if checkpoints is None else checkpoints.resume(pack)

@@ -20,7 +20,7 @@ from torch import Tensor
 from pmlray.engine.model.batches import MicroBatch, Row, blocks_of
 from pmlray.engine.model.device import on_device
 from pmlray.engine.scheduling.members import Member
-from pmlray.engine.training.dropout import Dropout
+from pmlray.engine.training.step import Dropout
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from pmlray.engine.adapters.optimizer import PackedAdamW
 from pmlray.engine.model.batches import MicroBatch, Row, micro_batches
 from pmlray.engine.model.head import TokenLosses
 from pmlray.engine.runtime.pack_state import PackState
+from pmlray.engine.scheduling.members import Member
 from pmlray.engine.scheduling.token_stopping import TokenStopping
-from pmlray.engine.training.dropout import Dropout
 from pmlray.engine.training.token_weights import TokenWeights
 from pmlray.memft import weighted_nll_per_row
 
@@ -46,7 +46,7 @@ class PackStep:
         watched: TokenStopping,
     ) -> None:
         self._model, self._stepper, self._optimizer = model, stepper, optimizer
-        self._weights, self._watched = weights, watched
+        self._weights, self._stopping = weights, watched
 
     def __call__(
         self,
@@ -69,7 +69,7 @@ class PackStep:
             sum_R, weight_sum_R = weighted_nll_per_row(nll_RL, w_RL)
             self._stepper.backward(sum_R.sum())
             found.append(nll_RL.detach())
-            self._watched.keep_losses(batch, found[-1])
+            self._stopping.keep_losses(batch, found[-1])
             at = lora.slots_of(batch.adapter_of_row_R)
             weight_sum_S.index_add_(0, at, weight_sum_R)
             loss_sum_S.index_add_(0, at, found[-1].sum(dim=1))
@@ -84,7 +84,7 @@ class PackStep:
             "adapters": self._model.lora,
             "optimizer": self._optimizer,
             "weights": self._weights,
-            "watched": self._watched,
+            "watched": self._stopping,
         }
         return PackState.of_parts({name: part.get_state() for name, part in parts.items()}).tensors
 
@@ -158,3 +158,42 @@ class TorchStepper:
 
     def stepped(self, replayed: bool) -> None:
         """See Stepper; the bare loop counts nothing."""
+
+
+class Dropout:
+    """Masks that depend on an adapter's seed and own steps alone, whatever else is in the pack."""
+
+    def __init__(self, members: Sequence[Member], share: float, device: torch.device) -> None:
+        self._share = share
+        self._generators = [torch.Generator(device).manual_seed(m.run.seed) for m in members]
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is ever dropped."""
+        return not self._share
+
+    def mask(self, batch: MicroBatch) -> Tensor | None:
+        """What the adapter output of a step is multiplied with, (T, D); None without dropout."""
+        return None if self.is_off else torch.cat(self.of_rows(batch.rows))
+
+    def of_rows(self, rows: Sequence[Row]) -> list[Tensor]:
+        """The next mask of each row, (T of the row, D)."""
+        return [
+            torch.empty(row.record.hidden_TD.shape, device=row.record.hidden_TD.device)
+            .bernoulli_(1 - self._share, generator=self._generators[row.adapter])
+            .div_(1 - self._share)
+            for row in rows
+        ]
+
+    def copy(self, source: int, target: int) -> None:
+        """Let an adapter go on drawing as another would."""
+        self._generators[target].set_state(self._generators[source].get_state())
+
+    def get_state(self) -> PackState:
+        """The state that `set_state` continues from; a generator's state is on the host."""
+        return PackState({f"{i}": g.get_state() for i, g in enumerate(self._generators)})
+
+    def set_state(self, state: PackState) -> None:
+        """Continue from a state that `get_state` gave."""
+        for i, generator in enumerate(self._generators):
+            generator.set_state(state.tensors[f"{i}"].cpu())

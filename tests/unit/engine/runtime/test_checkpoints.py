@@ -22,8 +22,8 @@ from pmlray.engine.runtime.checkpoints import (
     newest_first,
     superseded,
 )
+from pmlray.engine.training.loop import PackLoop
 from pmlray.engine.training.metrics import TrainedMember
-from pmlray.engine.training.pack_loop import PackLoop
 from pmlray.memory import Record
 from pmlray.types import METHODS, MemftRules, PlannedRun
 from scripts.bench.chaos.faults import with_nan
@@ -95,7 +95,7 @@ def test_a_pack_cut_off_again_and_again_ends_bit_for_bit_as_undisturbed(
 
 def test_a_checkpoint_holds_all_state_of_the_loop() -> None:
     """Whoever adds state to the loop decides here whether a checkpoint must hold it."""
-    parts = "_weights _dropout _trunks clock _watched _tracks _budgets"
+    parts = "_weights _dropout _trunks clock _stopping _metrics _schedules"
     own_state = "active _began"
     same_anew = "_model _stepper _optimizer _members _recipe _rules _read_off _take_step"
     same_anew += " _parts _admission"

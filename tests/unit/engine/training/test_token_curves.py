@@ -9,7 +9,7 @@ import torch
 
 from pmlray.config import Recipe
 from pmlray.engine.model.base_model import BaseModel
-from pmlray.engine.training import token_curves
+from pmlray.engine.training import metrics
 from pmlray.memory import Record
 from pmlray.types import MemftRules, PlannedRun
 from tests.unit.engine.conftest import make_run, random_record, train
@@ -69,7 +69,7 @@ def test_tables_do_not_depend_on_the_pack(tiny: Callable[..., BaseModel]) -> Non
 def test_runs_of_too_many_tokens_keep_no_table(
     tiny: Callable[..., BaseModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(token_curves, "MOST_TOKENS", 8)
+    monkeypatch.setattr(metrics, "MOST_TOKENS", 8)
     records = [[random_record(9)], [random_record(8)]]
     trained = train(tiny(), [make_run(2, 9, 3), make_run(2, 8, 3)], records, STEADY).members
     assert trained[0].token_p_curve == () and len(trained[1].token_p_curve) == 3
