@@ -11,13 +11,12 @@ from dataclasses import replace
 
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.errors import RunError
 from pmlray.live_packs import Calibration
 from pmlray.ports import ObservationStore, Tracker
+from pmlray.study.budget.pack_queue import PackQueue
 from pmlray.study.budget.packs import Draft, known_device, packs_of
 from pmlray.study.comparison.progress import comparison_progress
 from pmlray.study.comparison.tuning import MethodCell, tuned_rates
-from pmlray.study.search.live import ended_before, open_runs
 from pmlray.study.search.plan import first_cost
 from pmlray.study.search.progress import Progress
 from pmlray.types import DesignPoint, Pack, PackResult, PlannedRun
@@ -42,19 +41,13 @@ class ComparisonSearch:
         max_pack_failures: int,
         announce: Callable[[Progress], None],
     ) -> None:
-        self._spec, self._search, self._store = spec, search, store
+        self._spec, self._search = spec, search
         self._tracker, self._announce = tracker, announce
-        self._max_pack_failures, self._failed_packs = max_pack_failures, 0
         self._observations = {o.run_key: o for o in store.observations()}
         self._failures = failures = list(store.failures())
         self._failed_keys = {f.run_key for f in failures if not f.infrastructure}
-        # What a fault cut off goes on first, each pack as it was.
-        self._cut_off = list(store.unfinished())
-        self._before = ended_before(self._cut_off, self._observations.values(), failures)
-        self._pending = open_runs(self._cut_off, self._before)
-        rounds = [o.round for o in self._observations.values()] + [f.round for f in failures]
-        rounds += [pack.round for pack in self._cut_off]
-        self._round = 1 + max(rounds, default=-1)
+        known = tuple(self._observations.values())
+        self._queue = PackQueue(store, known, failures, max_pack_failures)
         self._times = list(store.times())
         self._n_devices = 1
         self._out: dict[str, Pack] = {}
@@ -75,16 +68,12 @@ class ComparisonSearch:
         """Whether every run is measured, or has failed."""
         every = (self.tuning_runs, self.compared_runs)
         # Which rates are compared is known once all are tuned.
-        return not self._cut_off and not any(self._missing(runs()) for runs in every)
+        return not self._queue.cut_off and not any(self._missing(runs()) for runs in every)
 
     def next_pack(self) -> Pack | None:
         """The next pack, or None when every run is measured; RunError when packs keep failing."""
-        if self._failed_packs >= self._max_pack_failures:
-            raise RunError(
-                f"{self._failed_packs} packs failed one after another; the store's failures folder"
-                " says why. What is finished is kept: mend the cause and start again"
-            )
-        pack = self._cut_off.pop(0) if self._cut_off else self._new_pack()
+        self._queue.check()
+        pack = self._queue.cut_off.pop(0) if self._queue.cut_off else self._new_pack()
         if pack is not None:
             self._out[pack.pack_id] = pack
             self._announce(self.progress())
@@ -93,29 +82,22 @@ class ComparisonSearch:
     def _new_pack(self) -> Pack | None:
         tuning = self.tuning_runs()
         runs = self._missing(tuning)
-        if not runs and not any(run.run_key in self._pending for run in tuning):
+        if not runs and not any(run.run_key in self._queue.pending for run in tuning):
             runs = self._missing(self.compared_runs())
         if not runs:
             return None
         size = self._spec.pack_size
         chosen, room = (tuple(runs[:size]), None) if size else self._whole_texts(runs)
-        pack = Pack(self._round, chosen, room)
-        self._store.put_plan(pack)
-        self._round += 1
-        self._pending |= {run.run_key: run for run in pack.runs}
-        return pack
+        return self._queue.plan(chosen, room)
 
     def absorb(self, result: PackResult) -> None:
         """Take in what came of a pack."""
         self._out.pop(result.pack.pack_id, None)
-        for run in result.pack.runs:
-            self._pending.pop(run.run_key, None)
-        self._store.put_times(result.times)
+        self._queue.take_back(result)
         self._times.append(result.times)
         self._observations |= {o.run_key: o for o in result.observations}
         self._failed_keys |= {f.run_key for f in result.failed}
         self._failures += result.failed
-        self._failed_packs = 0 if result.observations else self._failed_packs + 1
         self._tracker.observe(result.observations)
         self._announce(self.progress())
 
@@ -126,9 +108,9 @@ class ComparisonSearch:
             tuple(self._observations.values()),
             self._failures,
             len(self._failed_keys),
-            tuple(self._pending.values()),
+            tuple(self._queue.pending.values()),
         )
-        return replace(found, ended_before=self._before)
+        return replace(found, ended_before=self._queue.ended_before)
 
     def tuning_runs(self) -> tuple[PlannedRun, ...]:
         """Every method at every rate, alike, on texts of their own; none where there is no choice.
@@ -183,6 +165,6 @@ class ComparisonSearch:
 
     def _missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
         """Those of the first budget of which any are missing."""
-        done = self._observations.keys() | self._failed_keys | self._pending.keys()
+        done = self._observations.keys() | self._failed_keys | self._queue.pending.keys()
         left = [run for run in runs if run.run_key not in done]
         return [run for run in left if run.point.train_steps == left[0].point.train_steps]

@@ -15,15 +15,14 @@ from statistics import median
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.design import CostModel
 from pmlray.design.packing import LEAST_RUNS
-from pmlray.errors import RunError
 from pmlray.law import LawSummary
 from pmlray.live_packs import Calibration
 from pmlray.ports import ObservationStore, PointSource, Tracker
 from pmlray.study.budget.accounts import Accounts
+from pmlray.study.budget.pack_queue import PackQueue
 from pmlray.study.budget.packs import Draft, packs_of, room_for, trunk_families
 from pmlray.study.budget.run_statistics import Measured
 from pmlray.study.findings.result import REFIT_GROWTH, fit_observations, refit_is_due
-from pmlray.study.search.live import ended_before, open_runs
 from pmlray.study.search.memft_schedule import memft_runs
 from pmlray.study.search.plan import first_pack
 from pmlray.study.search.progress import Progress, law_metrics, progress_metrics
@@ -50,26 +49,18 @@ class LawSearch:
         max_pack_failures: int,
         announce: Callable[[Progress], None],
     ) -> None:
-        self._search, self._store, self._points = search, store, points
+        self._search, self._points = search, points
         self._tracker, self._announce = tracker, announce
-        self._max_pack_failures = max_pack_failures
-        self._failed_packs, self._n_devices = 0, 1
+        self._n_devices = 1
         # Packs that are chosen and not handed out, each with whether it is of the initial design.
         self._ready: deque[tuple[Pack, bool]] = deque()
         self._starting = False
-        self._pending: dict[str, PlannedRun] = {}
         observations = store.observations()
         self._measured = Measured(cost, observations, store.times())
         self._failures = failures = list(store.failures())
         self._accounts = Accounts(search, cost, self._measured, failures)
         self._failed_keys = {f.run_key for f in failures if not f.infrastructure}
-        # What a fault cut off goes on first, each pack as it was.
-        self._cut_off = list(store.unfinished())
-        self._before = ended_before(self._cut_off, observations, failures)
-        self._pending |= open_runs(self._cut_off, self._before)
-        rounds = [o.round for o in observations] + [f.round for f in failures]
-        rounds += [pack.round for pack in self._cut_off]
-        self._round = 1 + max(rounds, default=-1)
+        self._queue = PackQueue(store, observations, failures, max_pack_failures)
         self._law_over = any(o.phase == "memft" for o in observations)
         self._n_fitted = 0
         self.law: LawSummary | None = None
@@ -82,11 +73,15 @@ class LawSearch:
 
     def to_calibrate(self) -> Pack | None:
         """The initial design as it is guessed to be, before anything is measured or known."""
-        if self._measured.observations or self._accounts.calibration is not None or self._cut_off:
+        if (
+            self._measured.observations
+            or self._accounts.calibration is not None
+            or self._queue.cut_off
+        ):
             return None
         runs = first_pack(self._search, self._measured.cost())
         room = room_for(runs, self._measured.device(), self._measured.cost())
-        return Pack(self._round, runs, room, calibrates=True)
+        return Pack(self._queue.next_round, runs, room, calibrates=True)
 
     def calibrated(self, found: Calibration) -> None:
         """Plan by what a few steps cost; DesignError where the budget is smaller than one run."""
@@ -96,7 +91,7 @@ class LawSearch:
     def is_over(self) -> bool:
         """Whether nothing is left to do, as far as can be told without choosing a point of the
         law."""
-        return self._law_over and not self._cut_off and not self._memft_packs()
+        return self._law_over and not self._queue.cut_off and not self._memft_packs()
 
     def next_pack(self) -> Pack | None:
         """The next pack; RunError when packs keep failing.
@@ -104,13 +99,9 @@ class LawSearch:
         None when there is nothing to do before a pack that is out comes back, and when none is out:
         the search is over.
         """
-        if self._failed_packs >= self._max_pack_failures:
-            raise RunError(
-                f"{self._failed_packs} packs failed one after another; the store's failures folder"
-                " says why. What is finished is kept: mend the cause and start the search again"
-            )
-        if self._cut_off:
-            return self._hand_out(self._cut_off.pop(0), initial=False)
+        self._queue.check()
+        if self._queue.cut_off:
+            return self._hand_out(self._queue.cut_off.pop(0), initial=False)
         if not self._ready:
             self._starting = False
             packs = self._law_packs()
@@ -118,11 +109,7 @@ class LawSearch:
             if not packs and not self._n_law_pending():
                 packs = self._memft_packs()
             for runs, room in packs:
-                pack = Pack(self._round, runs, room)
-                self._store.put_plan(pack)
-                self._ready.append((pack, self._starting))
-                self._round += 1
-                self._pending |= {run.run_key: run for run in runs}
+                self._ready.append((self._queue.plan(runs, room), self._starting))
         if not self._ready:
             return None
         pack, initial = self._ready.popleft()
@@ -132,21 +119,17 @@ class LawSearch:
     def _hand_out(self, pack: Pack, *, initial: bool) -> Pack:
         # What comes later is not to be starved by what goes first.
         waiting = [run for ready, _ in self._ready for run in ready.runs]
-        waiting += [run for cut_off in self._cut_off for run in cut_off.runs]
+        waiting += [run for cut_off in self._queue.cut_off for run in cut_off.runs]
         return self._accounts.hand_out(pack, waiting, self._n_devices, initial=initial)
 
     def absorb(self, result: PackResult) -> None:
         """Take in what came of a pack: keep it, learn from it, refit the law, tell the tracker."""
-        for run in result.pack.runs:
-            self._pending.pop(run.run_key, None)
+        self._queue.take_back(result)
         self._accounts.back(result.pack)
-        self._store.put_times(result.times)
         self._measured.add(result.observations, result.times)
         # Of a pack that was cut off, some are known.
         known = {(f.run_key, f.round) for f in self._failures}
         failed = [f for f in result.failed if (f.run_key, f.round) not in known]
-        # What was left out says nothing of the pack.
-        broken = [f for f in result.failed if not f.left_out]
         for observation in result.observations:
             if observation.phase == "law":
                 self._points.tell(observation)
@@ -154,7 +137,6 @@ class LawSearch:
             self._failures.append(failure)
             self._failed_keys.add(failure.run_key)
             self._points.fail(failure.run_key, self._accounts.charge(failure))
-        self._failed_packs = self._failed_packs + 1 if broken and not result.observations else 0
         self._tracker.observe(result.observations)
         if self._refit_is_due():
             self._refit()
@@ -176,15 +158,15 @@ class LawSearch:
         return Progress(
             phase=phase,
             n_done=len(known),
-            n_pending=len(self._pending),
+            n_pending=len(self._queue.pending),
             n_failed=sum(not f.left_out for f in self._failures),
             gpu_seconds_spent=self._measured.gpu_seconds
             + sum(f.gpu_seconds for f in self._failures if f.infrastructure),
             gpu_seconds_left=max(0.0, total - spent),
             law=self.law,
             gpu_seconds_open=open_seconds(spec, phase, known, self._failures, law, cost),
-            running=tuple(self._pending.values()),
-            ended_before=self._before,
+            running=tuple(self._queue.pending.values()),
+            ended_before=self._queue.ended_before,
         )
 
     def _law_packs(self) -> Sequence[Draft]:
@@ -202,7 +184,7 @@ class LawSearch:
             return ()
         cost, device = measured.cost(), measured.device()
         runs: tuple[PlannedRun, ...] = ()
-        if missing > 0 and (left := self._accounts.left_to_start(self._pending.values())) > 0:
+        if missing > 0 and (left := self._accounts.left_to_start(self._queue.pending.values())) > 0:
             self._starting = True
             runs = self._points.ask(missing, 1, left)
             packs = packs_of(trunk_families(runs), self._n_devices, device, cost)
@@ -229,7 +211,7 @@ class LawSearch:
         return several and self.law is not None
 
     def _n_law_pending(self) -> int:
-        return sum(run.phase == "law" for run in self._pending.values())
+        return sum(run.phase == "law" for run in self._queue.pending.values())
 
     def _known_well_enough(self) -> bool:
         wanted = self._search.spec.stop.relative_interval
@@ -261,7 +243,7 @@ class LawSearch:
             frozenset(self._measured.observations)
             | reused
             | self._failed_keys
-            | frozenset(self._pending),
+            | frozenset(self._queue.pending),
         )
         design = self._search.spec.design
         device = self._measured.device()

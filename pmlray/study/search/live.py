@@ -2,35 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pmlray.live_packs import LivePack
 from pmlray.study.search.progress import Progress
-from pmlray.types import FailedRun, Observation, Pack, PlannedRun
-
-
-def ended_before(
-    packs: Sequence[Pack], observations: Iterable[Observation], failures: Iterable[FailedRun]
-) -> dict[str, dict[str, float]]:
-    """See Progress; packs: those that were cut off. What machines failed has not ended."""
-    ended = {(f.run_key, f.round): f.gpu_seconds for f in failures if not f.infrastructure}
-    ended |= {(o.run_key, o.round): o.gpu_seconds for o in observations}
-    return {
-        pack.pack_id: {
-            run.run_key: ended[run.run_key, pack.round]
-            for run in pack.runs
-            if (run.run_key, pack.round) in ended
-        }
-        for pack in packs
-    }
-
-
-def open_runs(
-    packs: Iterable[Pack], ended: Mapping[str, Mapping[str, float]]
-) -> dict[str, PlannedRun]:
-    """The runs of packs that were cut off that had not `ended_before`, by run_key."""
-    return {r.run_key: r for p in packs for r in p.runs if r.run_key not in ended[p.pack_id]}
 
 
 def with_live(progress: Progress, packs: Sequence[LivePack], *, by_pack: bool = True) -> Progress:
