@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import typer
@@ -26,6 +27,7 @@ from pmlray.cli.schema_command import schema
 from pmlray.cli.search_commands import plan, search, validate
 from pmlray.cli.size_commands import recall, size
 from pmlray.cli.sync_command import sync
+from pmlray.cli.token_commands import tokens
 from pmlray.cli.watch_command import watch
 from pmlray.engine.runtime.thread_barriers import bound_waits
 from pmlray.errors import PmlrayError, RunError, StoreError
@@ -35,29 +37,19 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-COMMANDS = (
-    init,
-    validate,
-    plan,
-    search,
-    compare,
-    size,
-    recall,
-    fit,
-    report,
-    table,
-    schema,
-    sync,
-    watch,
-    submit,
-)
-JOB_COMMANDS = {"list": list_jobs, "status": status, "logs": logs, "stop": stop}
-for command in COMMANDS:
-    app.command()(command)
-for name, command in JOB_COMMANDS.items():
-    app.command(name)(command)
-app.add_typer(doctor, name="doctor")
-app.add_typer(models, name="models")
+# In the order of the help, by its panels.
+PANELS: Mapping[str, tuple[Callable[..., None], ...]] = {
+    "Search": (init, validate, plan, search, watch, fit, report, tokens, table, compare),
+    "Records": (size, recall),
+    "Cluster": (submit, list_jobs, status, logs, stop, sync),
+    "Machine": (schema,),
+}
+for panel, commands in PANELS.items():
+    for command in commands:
+        name = "list" if command is list_jobs else None
+        app.command(name, rich_help_panel=panel)(command)
+app.add_typer(doctor, name="doctor", rich_help_panel="Machine")
+app.add_typer(models, name="models", rich_help_panel="Machine")
 
 
 @dataclass
@@ -88,7 +80,7 @@ def main() -> None:
     session = Session()
     try:
         app(obj=session)
-    # The boundary of the process: whatever comes through was meant for nobody else.
+    # Last-resort handler: print one line instead of a traceback.
     except Exception as error:
         if session.debug:
             raise

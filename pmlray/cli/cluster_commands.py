@@ -37,7 +37,10 @@ CLEAR_TEXT_OPTION = typer.Option(
 def submit(
     spec: Path = SPEC_ARGUMENT,
     address: str = ADDRESS_OPTION,
-    store: str = typer.Option(None, help="Folder of the results, as the cluster sees it."),
+    store: str = typer.Option(
+        None,
+        help="Folder of the results, as the cluster sees it; default: as of pmlray search there.",
+    ),
     overrides: list[str] = SET_OPTION,
     profile: Path = PROFILE_OPTION,
     tracking_uri: str = typer.Option(

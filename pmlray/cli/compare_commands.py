@@ -16,7 +16,11 @@ from pmlray.config.secrets import no_password
 
 def compare(
     spec: Path = typer.Argument(..., help="A comparison's YAML file."),
-    store: Path = typer.Option(None, help="Folder of the results; kept and continued."),
+    store: Path = typer.Option(
+        None,
+        help="Folder of the results; kept and continued. Default: the comparison's id as a folder"
+        " of the profile's storage, of PMLRAY_STORE or of ./runs.",
+    ),
     overrides: list[str] = SET_OPTION,
     profile: Path = PROFILE_OPTION,
     tracking_uri: str = typer.Option(

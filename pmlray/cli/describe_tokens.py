@@ -1,4 +1,4 @@
-"""What `pmlray doctor tokens` found, in words for a terminal."""
+"""Findings of `pmlray tokens` in words for a terminal."""
 
 from __future__ import annotations
 

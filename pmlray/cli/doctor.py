@@ -1,4 +1,4 @@
-"""`pmlray doctor`: is this machine ready, and if not, what to do; `doctor tokens` is beside."""
+"""`pmlray doctor`: checks of this machine, each with its remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pmlray.cli.token_commands import tokens
 from pmlray.config.cluster_address import jobs_address
 
 doctor = typer.Typer(invoke_without_command=True)
-doctor.command()(tokens)
+# The name of `pmlray tokens` before 0.2.
+doctor.command(hidden=True)(tokens)
 
 
 @doctor.callback()

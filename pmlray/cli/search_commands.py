@@ -14,7 +14,9 @@ from pmlray.config.prepared_search import prepare_search
 from pmlray.config.secrets import no_password
 
 SPEC_ARGUMENT = typer.Argument(..., help="A searches/*.yaml file.")
-PROFILE_OPTION = typer.Option(None, help="A cluster/profiles/*.yaml file.")
+PROFILE_OPTION = typer.Option(
+    None, help="A cluster/profiles/*.yaml file; default: this machine, on its CPU."
+)
 
 
 def validate(
@@ -47,7 +49,11 @@ def plan(
 
 def search(
     spec: Path = SPEC_ARGUMENT,
-    store: Path = typer.Option(None, help="Folder of the search's results; kept and continued."),
+    store: Path = typer.Option(
+        None,
+        help="Folder of the search's results; kept and continued. Default: its id as a folder of"
+        " the profile's storage, of PMLRAY_STORE or of ./runs.",
+    ),
     overrides: list[str] = SET_OPTION,
     profile: Path = PROFILE_OPTION,
     tracking_uri: str = typer.Option(

@@ -40,7 +40,11 @@ def size(
     recall: float = typer.Option(0.99, help="Share of the records to recall word for word."),
     confidence: float = typer.Option(0.9, help="How sure the rank must be to reach it."),
     law: Path = typer.Option(None, help="Store of a records search whose law to use."),
-    out: Path = typer.Option(None, help="Folder of the results; kept and continued."),
+    out: Path = typer.Option(
+        None,
+        help="Folder of the results; kept and continued. Default: a folder of PMLRAY_STORE or of"
+        " ./runs, by what is asked.",
+    ),
     steps: int = typer.Option(None, min=1, help="Optimiser steps; by default 40 epochs."),
     max_rank: int = typer.Option(None, min=1, help="Largest rank allowed."),
     placement: Literal["mlp", "down_proj"] = typer.Option(

@@ -1,4 +1,4 @@
-"""`pmlray doctor tokens`: which tokens fail again and again, and whether capacity explains it."""
+"""`pmlray tokens`: tokens that fail again and again, and whether capacity explains it."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ BESIDE = (
     "pmlray watch runs/smoke",
     "pmlray fit runs/smoke --target 8,512",
     "pmlray report runs/smoke",
-    "pmlray doctor tokens runs/smoke",
+    "pmlray tokens runs/smoke",
     "pmlray search searches/tables/smollm2_phonebook.yaml --replay"
     " searches/tables/smollm2_phonebook.csv --store runs/replayed --set design.acquisition=random"
     " --set design.n_initial=8 --set design.pack_size=8 --set budget.gpu_seconds=300",
