@@ -15,7 +15,7 @@ from pmlray.cli.token_commands import tokens
 from pmlray.config.cluster_address import jobs_address
 
 doctor = typer.Typer(invoke_without_command=True)
-# The name of `pmlray tokens` before 0.2.
+# The former name of `pmlray tokens`, which scripts may use.
 doctor.command(hidden=True)(tokens)
 
 

@@ -15,8 +15,7 @@ sys.path.insert(0, str(ROOT))  # not needed where pmlray is installed
 
 import optuna
 
-from pmlray import DesignPoint, LawSampler
-from pmlray.design import CostModel, DesignSettings, DesignSpace
+from pmlray import CostModel, DesignPoint, DesignSettings, DesignSpace, LawSampler
 
 TABLE = ROOT / "searches" / "tables" / "smollm2_phonebook.csv"
 CELL = ("rank", "length", "steps", "sequence", "seed")
