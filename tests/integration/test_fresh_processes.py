@@ -24,7 +24,9 @@ import time
 import pmlray
 loaded = {"torch", "ray", "mlflow", "optuna", "numpy", "typer"} & set(sys.modules)
 assert not loaded, loaded
-from pmlray import Search, fit_law, size
+from pmlray import Comparison, Search, check_recall, fit_law, size
+loaded = {"typer", "rich", "pmlray.cli", "torch", "ray"} & set(sys.modules)
+assert not loaded, loaded
 import pmlray.study.search.law_search, pmlray.study.search.plan
 import pmlray.design, pmlray.law, pmlray.cli
 from typer.testing import CliRunner
