@@ -1,4 +1,4 @@
-"""What a search has spent, what is out, and what its next pack may take."""
+"""The spend of a search, by phase and by pack, and the limit of its next pack."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class Accounts:
-    """Keeps the spend of `measured` up, and says what packs may take. All amounts are gpu_seconds.
+    """Spend and limits of a search's packs. All amounts are gpu_seconds.
 
     first_cost: the cost model before anything was measured; failures: those there are already.
     """
@@ -52,8 +52,8 @@ class Accounts:
             self.charge(failure)
 
     def charge(self, failure: FailedRun) -> float:
-        """Count what a run without a result has cost the budget; 0 for what machines have lost, and
-        for what was measured after all."""
+        """Charge a run without a result and return its cost: 0 where a machine lost it, and where it
+        was measured after all."""
         if not is_charged(failure, self._measured.observations):
             return 0.0
         self._measured.charge(failure.phase, failure.gpu_seconds)
@@ -61,7 +61,7 @@ class Accounts:
         return failure.gpu_seconds
 
     def calibrated(self, found: Calibration) -> CostModel:
-        """The cost model by what a few steps cost, by which is planned until runs are measured.
+        """Return the cost model of a few measured steps, used until whole runs are measured.
 
         A budget that is too small for a law is said to be; DesignError where it is smaller than
         one run.
@@ -83,19 +83,19 @@ class Accounts:
         return cost
 
     def left_to_start(self, pending: Iterable[PlannedRun]) -> float:
-        """What the initial design may still take, beside what is out."""
+        """Return the budget left to the initial design, less what its packs in flight may take."""
         taken = self._measured.spent["law"] + self._predicted(pending, "law")
         return self._allowances["law"].left_to_start(taken)
 
     @property
     def of_round(self) -> float:
-        """What an adaptive pack is planned to take at most."""
+        """Return the most that an adaptive pack is planned to take."""
         return self._allowances["law"].of_round
 
     def hand_out(
         self, pack: Pack, waiting: Iterable[PlannedRun], n_devices: int, *, initial: bool
     ) -> Pack:
-        """A pack with the most that it may spend, until it is `back`.
+        """Return a pack with its limit, and count it as in flight until `back`.
 
         That is what it is predicted to take and a device's share of what nobody claims: all limits
         together are within the phase's budget, whatever packs take. waiting: runs of packs that are
@@ -108,7 +108,7 @@ class Accounts:
         planned = self._predicted(pack.runs, phase)
         left = self._allowances[phase].of_pack(taken, initial)
         if planned > left:
-            # The first run of a start may be dearer than all that a start is given.
+            # The first run may be dearer than the whole share of the initial design.
             left = self._allowances[phase].of_pack(taken)
         limit = min(left, planned + max(0.0, left - planned) / n_devices)
         self._out[pack.pack_id] = (phase, limit)
@@ -118,11 +118,11 @@ class Accounts:
         return replace(pack, gpu_seconds=before + self._lost[pack.round] + limit)
 
     def back(self, pack: Pack) -> None:
-        """A pack that was handed out has come back."""
+        """Count a pack as no longer in flight."""
         self._out.pop(pack.pack_id, None)
 
     def _predicted(self, runs: Iterable[PlannedRun], phase: Phase) -> float:
-        """What those of the runs are predicted to take that have no result, trunks shared."""
+        """Return the predicted cost of the runs without a result, shared steps counted once."""
         cost, of_method = self._measured.cost(), dict[Method, PendingSpend]()
         for run in runs:
             if run.phase == phase and run.run_key not in self._measured.observations:

@@ -1,4 +1,4 @@
-"""What each part of a search may spend, and which budget is too small to tell anything.
+"""Shares of a search's budget by phase, and budgets too small to tell anything.
 
 All amounts are gpu_seconds.
 """
@@ -15,16 +15,16 @@ from pmlray.design.packing import LEAST_RUNS
 from pmlray.live_packs import Calibration
 from pmlray.types import FailedRun, Observation, Phase
 
-# The start chooses without a law: the larger part of the budget is for what a law chooses.
+# The initial design is chosen without a law; most of the budget is for runs that a law chooses.
 INITIAL_SHARE = 0.4
 LEAST_ROUNDS, LEAST_OBSERVATIONS = 4, 12
-# What a pack's watch may find out too late.
+# Overspend that a pack's watch may notice too late.
 SLACK = 0.05
 
 
 @dataclass(frozen=True)
 class Allowance:
-    """What the packs of a phase may take of its budget."""
+    """Limits of the packs of one phase."""
 
     budget: float
 
@@ -34,12 +34,12 @@ class Allowance:
         return self.budget * (1 - INITIAL_SHARE) / LEAST_ROUNDS
 
     def left_to_start(self, taken: float) -> float:
-        """For the initial design, of which so much is spent or out."""
+        """Return what is left to the initial design, of which so much is spent or in flight."""
         return INITIAL_SHARE * self.budget - taken
 
     def of_pack(self, taken: float, initial: bool = False) -> float:
-        """The most that a pack may spend where the phase's other packs have taken so much, or are
-        predicted to."""
+        """Return the limit of a pack when the phase's other packs have taken, or are predicted to
+        take, so much."""
         share = INITIAL_SHARE if initial else 1.0
         return max(0.0, (share + SLACK) * self.budget - taken)
 
@@ -49,7 +49,7 @@ def spent_seconds(
     failures: Iterable[FailedRun],
     calibration: Calibration | None,
 ) -> dict[Phase, float]:
-    """What each phase has spent; what machines failed is in neither."""
+    """Return the spend of each phase, without runs that machines lost."""
     spent: dict[Phase, float] = {"law": 0.0, "memft": 0.0}
     if calibration is not None:
         spent["law"] += calibration.spent_gpu_seconds
@@ -64,20 +64,20 @@ def spent_seconds(
 
 
 def is_charged(failure: FailedRun, measured: Container[str]) -> bool:
-    """Whether a run without a result was paid for: not where machines lost it, nor where it was
-    left out by a worker that was lost itself, and measured by the next."""
+    """Return whether a run without a result is charged: not where a machine lost it, nor where it
+    was left out by a worker that was lost itself, and measured by the next."""
     again = failure.left_out and failure.run_key in measured
     return not failure.infrastructure and not again
 
 
 def calibrated_cost(cost: CostModel, calibration: Calibration) -> CostModel:
-    """The cost model with the rate of a few steps."""
+    """Return the cost model with the rate that a few steps took."""
     tokens = sum(n * cost.tokens_per_step(point) for point, n in calibration.steps)
     return cost.at_rate(calibration.gpu_seconds, tokens)
 
 
 def least_budget(spec: SearchSpec, cost: CostModel) -> float:
-    """The law's budget that gives LEAST_ROUNDS adaptive rounds and LEAST_OBSERVATIONS: a start of
+    """Return the law's budget that gives LEAST_ROUNDS adaptive rounds and LEAST_OBSERVATIONS: a start of
     the cheapest runs within its share, and rounds of runs as dear as the middle of the grid."""
     costs = sorted(cost.predict(point) for point in spec.space.points())
     n_initial = spec.design.n_initial
@@ -90,7 +90,7 @@ def least_budget(spec: SearchSpec, cost: CostModel) -> float:
 
 
 def budget_advice(spec: SearchSpec, cost: CostModel) -> str | None:
-    """What to say of a budget that is too small; None where it is not."""
+    """Return advice for a budget that is too small; None where it is not."""
     budget, least = spec.budget.law_seconds, least_budget(spec, cost)
     if budget >= least:
         return None

@@ -1,4 +1,4 @@
-"""The queue of a study's packs: those that a fault cut off, those planned, and those that are out.
+"""The queue of a study's packs: cut off by a fault, planned, and in flight.
 
 A search and a comparison share it, so that both continue and fail in the same way.
 """
@@ -51,7 +51,7 @@ class PackQueue:
             )
 
     def plan(self, runs: Sequence[PlannedRun], room: Room | None) -> Pack:
-        """Make the pack of the next round, and store its plan before anybody trains it."""
+        """Make the pack of the next round, and store its plan before it is trained."""
         pack = Pack(self.next_round, tuple(runs), room)
         self._store.put_plan(pack)
         self.next_round += 1
@@ -59,7 +59,7 @@ class PackQueue:
         return pack
 
     def take_back(self, result: PackResult) -> None:
-        """Note that a pack is back, and whether it failed: runs that were left out say nothing."""
+        """Record that a pack is back, and whether it failed; runs that were left out do not count."""
         for run in result.pack.runs:
             self.pending.pop(run.run_key, None)
         self._store.put_times(result.times)

@@ -1,4 +1,4 @@
-"""How a study's runs become packs: what its packs have shown of the device decides.
+"""Packs made of a study's runs, by the speed and memory that earlier packs have shown.
 
 The planner itself is `pmlray.design.packing`; here observations and pack times become its terms.
 """
@@ -17,9 +17,9 @@ from pmlray.design.packing import (
 )
 from pmlray.types import Observation, PackTimes, PlannedRun, Room
 
-# Runs that find no room in a pack wait in it, up to so many times what its device holds at once:
-# its last runs leave the device thin once, not once a roomful, and what one pack can lose, or keeps
-# from the law, is bounded.
+# Runs without room wait inside a pack, up to so many times what its device holds at once: the
+# device is then under-used at the end of a pack only, and the runs that one pack can lose, or keep
+# from the law, stay bounded.
 ROOMFULS = 4.0
 
 Draft = tuple[tuple[PlannedRun, ...], Room | None]
@@ -29,7 +29,7 @@ Family = tuple[int, int, int, int, str, float | None]
 def known_device(
     observations: Iterable[Observation], times: Iterable[PackTimes], cost: CostModel
 ) -> Device | None:
-    """What the packs so far have shown of the device; None before one has ended."""
+    """Return the device's speed and memory by the packs so far; None before one has ended."""
     of_round: dict[int, list[Observation]] = {}
     for o in observations:
         of_round.setdefault(o.round, []).append(o)
@@ -46,8 +46,8 @@ def packs_of(
     most_runs: int | None = None,
     out: Sequence[Sequence[PlannedRun]] = (),
 ) -> tuple[Draft, ...]:
-    """Groups of runs that stay together, as the runs of one pack a device, or of more, each with
-    the room that it has there; without what is better left to the devices that have packs `out`."""
+    """Deal groups of runs that stay together to packs, one a device or more, each with its room;
+    groups that devices with packs `out` would end sooner are kept for them."""
 
     def holds(runs: int, rows: int, positions: int) -> bool:
         few = most_runs is None or runs <= most_runs
@@ -60,7 +60,7 @@ def packs_of(
 
 
 def room_for(runs: Sequence[PlannedRun], device: Device | None, cost: CostModel) -> Room | None:
-    """What a step of a pack of these runs may hold; None where all of them are safe together."""
+    """Return the limit of a step of a pack of these runs; None where all fit together."""
     load = load_of(runs, cost)
     share = 1.0 if device is None else device.share_held(load.rows, load.positions)
     if share >= 1:
@@ -69,7 +69,7 @@ def room_for(runs: Sequence[PlannedRun], device: Device | None, cost: CostModel)
 
 
 def trunk_families(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
-    """Runs that differ in nothing but their budget, and so may share steps, together."""
+    """Group runs that differ in nothing but train_steps, and so may share steps."""
     families: dict[Family, list[PlannedRun]] = {}
     for run in runs:
         families.setdefault(_family(run), []).append(run)
@@ -77,7 +77,7 @@ def trunk_families(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
 
 
 def load_of(group: Sequence[PlannedRun], cost: CostModel) -> Load:
-    """What a group asks of a device while all of its runs train."""
+    """Return the load of a group on a device while all of its runs train."""
     return Load(
         len(group),
         sum(cost.rows_per_step(run.point) for run in group),
@@ -87,8 +87,8 @@ def load_of(group: Sequence[PlannedRun], cost: CostModel) -> Load:
 
 
 def pack_use(pack: Sequence[Observation], times: PackTimes, cost: CostModel) -> PackUse:
-    """What a pack took, by its observations and times."""
-    # Of runs that share a trunk one trains at a time, at least: what is seen is not overstated.
+    """Return the time and memory that a pack took, by its observations and times."""
+    # Of runs that share a trunk at least one trains at a time, so the estimate is never too high.
     at_once = {_family(o): o.point for o in pack}.values()
     room = next((Room(**o.provenance["room"]) for o in pack if o.provenance.get("room")), None)
     rows = sum(cost.rows_per_step(point) for point in at_once)

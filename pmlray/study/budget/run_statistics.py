@@ -1,4 +1,4 @@
-"""What a search's runs have measured so far, kept up as packs come back.
+"""Statistics of a search's runs so far, updated as packs come back.
 
 Whatever is asked of all of them is not worked out from thousands of runs for every pack.
 """
@@ -49,35 +49,35 @@ class Measured:
             self._weigh(of_pack)
 
     def add(self, observations: Sequence[Observation], times: PackTimes) -> None:
-        """A pack has come back."""
+        """Add the observations and times of a pack."""
         self._keep(observations)
         self._weigh(times)
 
     def charge(self, phase: Phase, gpu_seconds: float) -> None:
-        """Count what was spent on no observation."""
+        """Add spend that gave no observation."""
         self.spent[phase] += gpu_seconds
 
     def calibrate(self, first_cost: CostModel) -> None:
-        """Take another cost model for as long as nothing is measured."""
+        """Replace the cost model used before anything is measured."""
         self._first_cost = first_cost
 
     @property
     def gpu_seconds(self) -> float:
-        """What was spent in all."""
+        """Spend in all, gpu_seconds."""
         return sum(self.spent.values())
 
     def cost(self) -> CostModel:
-        """The cost model by the rate that was measured."""
+        """Return the cost model at the measured rate."""
         return self._first_cost.at_rate(self._seconds, self._tokens)
 
     def device(self) -> Device | None:
-        """What the packs so far have shown of the device; None before one has ended."""
+        """Return the device's speed and memory by the packs so far; None before one has ended."""
         if self._device[0] != len(self._uses):
             self._device = (len(self._uses), learn_device(self._uses))
         return self._device[1]
 
     def runs_to_ask(self, n_devices: int) -> int:
-        """How many runs the next pack of an adaptive search should have."""
+        """Return the number of runs that the next adaptive pack should have."""
         if not self.plain:
             return LEAST_RUNS
         rows, positions, steps = (round(median(sizes)) for sizes in self._sizes)

@@ -1,7 +1,7 @@
-"""A comparison as a state machine: rates are tuned for every method alike, then methods meet.
+"""A comparison as a state machine: learning rates are tuned for each method, then methods meet.
 
-Like a search it knows no framework: whoever runs packs asks for the next one and hands back what
-came of it, and everything finished is in the store.
+Like a search it knows no framework: the caller asks for the next pack and returns its result, and
+everything finished is in the store.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pmlray.study.search.plan import first_cost
 from pmlray.study.search.progress import Progress
 from pmlray.types import DesignPoint, Pack, PackResult, PlannedRun
 
-# Runs of a pack before one has shown what the device holds.
+# Runs of the first pack, before the device's memory is known.
 FIRST_PACK_RUNS = 20
 
 
 class ComparisonSearch:
-    """Hands out the packs of a comparison; `search` is that of `spec.search_spec()`.
+    """Source of the packs of a comparison; `search` is that of `spec.search_spec()`.
 
     max_pack_failures: packs without a single observation, one after another, after which
     `next_pack` raises RunError.
@@ -54,24 +54,24 @@ class ComparisonSearch:
         tracker.observe(self._observations.values())
 
     def spread_over(self, n_devices: int) -> None:
-        """Deal what is left out over so many packs that train at once."""
+        """Plan for so many packs that train at once."""
         self._n_devices = n_devices
 
     def to_calibrate(self) -> Pack | None:
-        """Nothing: which runs there are does not depend on what they cost."""
+        """Return None: the runs of a comparison do not depend on their cost."""
         return None
 
     def calibrated(self, found: Calibration) -> None:
-        """Nothing is planned by it."""
+        """Ignore the cost of a few steps."""
 
     def is_over(self) -> bool:
-        """Whether every run is measured, or has failed."""
+        """Return whether every run is measured, or has failed."""
         every = (self.tuning_runs, self.compared_runs)
-        # Which rates are compared is known once all are tuned.
+        # The compared rates are known once all are tuned.
         return not self._queue.cut_off and not any(self._missing(runs()) for runs in every)
 
     def next_pack(self) -> Pack | None:
-        """The next pack, or None when every run is measured; RunError when packs keep failing."""
+        """Return the next pack, None when every run is measured; RunError when packs keep failing."""
         self._queue.check()
         pack = self._queue.cut_off.pop(0) if self._queue.cut_off else self._new_pack()
         if pack is not None:
@@ -91,7 +91,7 @@ class ComparisonSearch:
         return self._queue.plan(chosen, room)
 
     def absorb(self, result: PackResult) -> None:
-        """Take in what came of a pack."""
+        """Take in the result of a pack."""
         self._out.pop(result.pack.pack_id, None)
         self._queue.take_back(result)
         self._times.append(result.times)
@@ -102,7 +102,7 @@ class ComparisonSearch:
         self._announce(self.progress())
 
     def progress(self) -> Progress:
-        """Where the comparison stands."""
+        """Return the state of the comparison."""
         found = comparison_progress(
             self._spec,
             tuple(self._observations.values()),
@@ -113,7 +113,7 @@ class ComparisonSearch:
         return replace(found, ended_before=self._queue.ended_before)
 
     def tuning_runs(self) -> tuple[PlannedRun, ...]:
-        """Every method at every rate, alike, on texts of their own; none where there is no choice.
+        """Return every method at every rate on the tuning texts; none where there is one rate.
 
         Runs of one budget stand together: in one pack, budgets would share steps and their cost.
         """
@@ -124,7 +124,7 @@ class ComparisonSearch:
         return self._runs(every, tuning.sequences, tuning.seeds)
 
     def compared_runs(self) -> tuple[PlannedRun, ...]:
-        """Every method at every point, text and seed, at its own best rate."""
+        """Return every method at every point, text and seed, at its best rate."""
         rates = tuned_rates(self._spec, tuple(self._observations.values()))
         best = {cell: (rates[cell],) for cell in self._cells()}
         return self._runs(best, self._spec.sequences, self._spec.seeds)
@@ -140,8 +140,8 @@ class ComparisonSearch:
         sequences: Sequence[int],
         seeds: Sequence[int],
     ) -> tuple[PlannedRun, ...]:
-        """All methods of one text and seed stand together: what else a device does while a pack
-        trains then slows them alike."""
+        """Order runs so that all methods of one text and seed share a pack: other load on the device
+        then slows them alike."""
         return tuple(
             self._search.plan_run(point, method, sequence_id, seed, "memft", rate)
             for point in dict.fromkeys(point for point, _ in rates)
@@ -152,8 +152,8 @@ class ComparisonSearch:
         )
 
     def _whole_texts(self, runs: Sequence[PlannedRun]) -> Draft:
-        """The next pack's: all that is missing of some texts, as much of what is left as falls to
-        a device without a pack."""
+        """Return the next pack's runs: whole texts, as much of what is left as falls to a device
+        without a pack."""
         texts: dict[tuple[DesignPoint, int, int], list[PlannedRun]] = {}
         for run in runs:
             texts.setdefault((run.point, run.sequence_id, run.seed), []).append(run)
@@ -164,7 +164,7 @@ class ComparisonSearch:
         return packs_of(list(texts.values()), self._n_devices, device, cost, most, out)[0]
 
     def _missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-        """Those of the first budget of which any are missing."""
+        """Return the missing runs of the first train_steps that has any."""
         done = self._observations.keys() | self._failed_keys | self._queue.pending.keys()
         left = [run for run in runs if run.run_key not in done]
         return [run for run in left if run.point.train_steps == left[0].point.train_steps]

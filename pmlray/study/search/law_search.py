@@ -1,8 +1,8 @@
 """A search as a state machine: packs go out, results come in, the law is refitted in between.
 
-It knows no framework. Whoever runs packs (Ray Tune, a loop in this process) asks for the next one
-and hands back what came of it; everything finished is in the store, so that a new LawSearch on the
-same store goes on where the old one stopped.
+It knows no framework. The caller (Ray Tune, or a loop in this process) asks for the next pack and
+returns its result; everything finished is in the store, so that a new LawSearch on the same store
+continues where the old one stopped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class LawSearch:
-    """Chooses packs for the law, then for MemFT, until the target or the budget is reached.
+    """Source of packs for the law, then for MemFT, until the target or the budget is reached.
 
     cost: the cost model before anything was measured. max_pack_failures: packs without a single
     observation, one after another, after which `next_pack` raises RunError.
@@ -52,7 +52,7 @@ class LawSearch:
         self._search, self._points = search, points
         self._tracker, self._announce = tracker, announce
         self._n_devices = 1
-        # Packs that are chosen and not handed out, each with whether it is of the initial design.
+        # Planned packs that are not handed out, each with whether it is of the initial design.
         self._ready: deque[tuple[Pack, bool]] = deque()
         self._starting = False
         observations = store.observations()
@@ -68,11 +68,12 @@ class LawSearch:
         tracker.observe(observations)
 
     def spread_over(self, n_devices: int) -> None:
-        """Deal the start and MemFT's pairs out over so many packs that train at once."""
+        """Plan for so many packs that train at once."""
         self._n_devices = n_devices
 
     def to_calibrate(self) -> Pack | None:
-        """The initial design as it is guessed to be, before anything is measured or known."""
+        """Return a pack of the likely initial design to take a few steps of; None once costs are
+        known."""
         if (
             self._measured.observations
             or self._accounts.calibration is not None
@@ -84,17 +85,16 @@ class LawSearch:
         return Pack(self._queue.next_round, runs, room, calibrates=True)
 
     def calibrated(self, found: Calibration) -> None:
-        """Plan by what a few steps cost; DesignError where the budget is smaller than one run."""
+        """Plan by the cost of a few steps; DesignError where the budget is smaller than one run."""
         cost = self._accounts.calibrated(found)
         self._points.calibrate(cost.seconds_per_token, found.spent_gpu_seconds)
 
     def is_over(self) -> bool:
-        """Whether nothing is left to do, as far as can be told without choosing a point of the
-        law."""
+        """Return whether nothing is left to do, as far as can be told without choosing a point."""
         return self._law_over and not self._queue.cut_off and not self._memft_packs()
 
     def next_pack(self) -> Pack | None:
-        """The next pack; RunError when packs keep failing.
+        """Return the next pack; RunError when packs keep failing.
 
         None when there is nothing to do before a pack that is out comes back, and when none is out:
         the search is over.
@@ -105,7 +105,7 @@ class LawSearch:
         if not self._ready:
             self._starting = False
             packs = self._law_packs()
-            # MemFT's points are the law's to choose, once nothing can change it any more.
+            # MemFT's points follow from the law, so they wait until no run of the law is pending.
             if not packs and not self._n_law_pending():
                 packs = self._memft_packs()
             for runs, room in packs:
@@ -117,17 +117,17 @@ class LawSearch:
         return self._hand_out(pack, initial=initial)
 
     def _hand_out(self, pack: Pack, *, initial: bool) -> Pack:
-        # What comes later is not to be starved by what goes first.
+        # A pack's limit leaves enough for the packs planned after it.
         waiting = [run for ready, _ in self._ready for run in ready.runs]
         waiting += [run for cut_off in self._queue.cut_off for run in cut_off.runs]
         return self._accounts.hand_out(pack, waiting, self._n_devices, initial=initial)
 
     def absorb(self, result: PackResult) -> None:
-        """Take in what came of a pack: keep it, learn from it, refit the law, tell the tracker."""
+        """Take in the result of a pack: update costs, refit the law, inform the tracker."""
         self._queue.take_back(result)
         self._accounts.back(result.pack)
         self._measured.add(result.observations, result.times)
-        # Of a pack that was cut off, some are known.
+        # Some failures of a pack that was cut off are known already.
         known = {(f.run_key, f.round) for f in self._failures}
         failed = [f for f in result.failed if (f.run_key, f.round) not in known]
         for observation in result.observations:
@@ -148,7 +148,7 @@ class LawSearch:
         self._tracker.progress(progress_metrics(now), now.gpu_seconds_spent)
 
     def progress(self) -> Progress:
-        """Where the search stands now."""
+        """Return the state of the search now."""
         spec, budget = self._search.spec, self._search.spec.budget
         phase: Phase = "memft" if self._law_over else "law"
         spent = self._measured.spent[phase]
@@ -200,13 +200,13 @@ class LawSearch:
             packs = ((runs, room_for(runs, device, cost)),) if runs else ()
         else:
             packs = ()
-        # Packs that are out hold back what they may cost, and may cost less.
+        # Packs in flight reserve their limits and may cost less, so the law is not over before.
         self._law_over = not runs and not n_pending
         return packs
 
     def _may_choose(self, n_law: int) -> bool:
-        """Whether the law of half the initial design is one to choose by: of several devices those
-        that are done do not wait for its longest run."""
+        """Return whether half of the initial design is enough to choose by, so that idle devices do
+        not wait for its longest run."""
         several = self._n_devices > 1 and 2 * n_law >= self._search.spec.design.n_initial
         return several and self.law is not None
 
@@ -222,14 +222,13 @@ class LawSearch:
         return enough and reached is not None and reached <= wanted
 
     def _memft_packs(self) -> Sequence[Draft]:
-        """As many groups of paired runs as one pack a device takes; a run that failed is not tried
-        again."""
+        """Return paired runs for one pack a device; runs that failed are not tried again."""
         self._refit()
         if self.law is None:
             return ()
-        # The law's own runs alone, or the points would move with what MemFT's runs measure.
+        # By the law's own runs alone: with MemFT's, the chosen points would move as they are measured.
         plain, cost = self._measured.plain, self._measured.cost()
-        # What ran its course for the law is what the comparison would measure again.
+        # Runs of the law that were not stopped early serve as the plain side of a pair.
         reused = frozenset(
             self._search.plan_run(o.point, o.method, o.sequence_id, o.seed, "memft").run_key
             for o in plain
@@ -252,14 +251,14 @@ class LawSearch:
         return packs[: self._n_devices]
 
     def _refit_is_due(self) -> bool:
-        """Whether the law that is shown is too old, or decides whether the search goes on."""
+        """Return whether the law is outdated, or decides whether the search continues."""
         decides = self._search.spec.stop.relative_interval is not None
         return refit_is_due(
             len(self._measured.plain), self._n_fitted, 1.0 if decides else REFIT_GROWTH
         )
 
     def _refit(self, tell: bool = True) -> None:
-        """Fit the law to everything there is, unless it is; `tell` the tracker."""
+        """Fit the law to all runs where there are new ones; `tell`: send it to the tracker."""
         known = sorted(self._measured.plain, key=lambda o: (o.round, o.place, o.run_key))
         if len(known) == self._n_fitted:
             return
