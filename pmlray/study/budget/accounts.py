@@ -52,8 +52,8 @@ class Accounts:
             self.charge(failure)
 
     def charge(self, failure: FailedRun) -> float:
-        """Charge a run without a result and return its cost: 0 where a machine lost it, and where it
-        was measured after all."""
+        """Charge a run without a result and return its cost: 0 where a machine lost it, or where
+        it was measured after all."""
         if not is_charged(failure, self._measured.observations):
             return 0.0
         self._measured.charge(failure.phase, failure.gpu_seconds)

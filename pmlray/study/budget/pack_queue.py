@@ -59,7 +59,7 @@ class PackQueue:
         return pack
 
     def take_back(self, result: PackResult) -> None:
-        """Record that a pack is back, and whether it failed; runs that were left out do not count."""
+        """Record that a pack is back, and whether it failed; left-out runs do not count."""
         for run in result.pack.runs:
             self.pending.pop(run.run_key, None)
         self._store.put_times(result.times)

@@ -71,7 +71,7 @@ class ComparisonSearch:
         return not self._queue.cut_off and not any(self._missing(runs()) for runs in every)
 
     def next_pack(self) -> Pack | None:
-        """Return the next pack, None when every run is measured; RunError when packs keep failing."""
+        """Return the next pack, or None when all is measured; RunError when packs keep failing."""
         self._queue.check()
         pack = self._queue.cut_off.pop(0) if self._queue.cut_off else self._new_pack()
         if pack is not None:
@@ -140,8 +140,8 @@ class ComparisonSearch:
         sequences: Sequence[int],
         seeds: Sequence[int],
     ) -> tuple[PlannedRun, ...]:
-        """Order runs so that all methods of one text and seed share a pack: other load on the device
-        then slows them alike."""
+        """Order runs so that all methods of one text and seed share a pack: other load on the
+        device then slows them alike."""
         return tuple(
             self._search.plan_run(point, method, sequence_id, seed, "memft", rate)
             for point in dict.fromkeys(point for point, _ in rates)

@@ -226,7 +226,7 @@ class LawSearch:
         self._refit()
         if self.law is None:
             return ()
-        # By the law's own runs alone: with MemFT's, the chosen points would move as they are measured.
+        # By the law's own runs alone: with MemFT's, points would move as they are measured.
         plain, cost = self._measured.plain, self._measured.cost()
         # Runs of the law that were not stopped early serve as the plain side of a pair.
         reused = frozenset(
