@@ -77,8 +77,11 @@ def calibrated_cost(cost: CostModel, calibration: Calibration) -> CostModel:
 
 
 def least_budget(spec: SearchSpec, cost: CostModel) -> float:
-    """Return the law's budget that gives LEAST_ROUNDS adaptive rounds and LEAST_OBSERVATIONS: a
-    start of the cheapest runs within its share, and rounds of runs as dear as the middle of the grid."""
+    """Return the budget of the law for LEAST_ROUNDS adaptive rounds and LEAST_OBSERVATIONS.
+
+    The initial design takes the cheapest runs within its share, and rounds take runs as dear as the
+    middle of the grid.
+    """
     costs = sorted(cost.predict(point) for point in spec.space.points())
     n_initial = spec.design.n_initial
     in_rounds = max(
