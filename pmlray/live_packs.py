@@ -70,8 +70,8 @@ class LivePack:
         return fmean(losses) if losses else None
 
     def is_stale(self, now: float) -> bool:
-        """Whether it has told nothing for so long that it says nothing of `now`, seconds since
-        1970."""
+        """Return whether it has told nothing for so long that it says nothing of `now`, seconds
+        since 1970."""
         most = STALE_SECONDS if self.train_steps else STALE_LOADING_SECONDS
         return not now - self.time < most
 

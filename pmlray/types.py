@@ -190,7 +190,7 @@ class Observation:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether the run ended before its last step: nothing left to learn, or no way to it."""
+        """True if the run ended before its last step: nothing left to learn, or no way to it."""
         return self.curve[-1][0] < self.point.train_steps
 
     @property

@@ -59,7 +59,7 @@ class ComparisonReport:
 def planned_runs(
     spec: CompareSpec, search: PreparedSearch, profile: ClusterProfile
 ) -> dict[str, Any]:
-    """How many runs a comparison takes, and about how many gpu_seconds."""
+    """Return how many runs a comparison takes, and about how many gpu_seconds."""
     on_gpu = profile.gpus_per_pack > 0
     cost = first_cost(search.settled(on_gpu), on_gpu)
     mean = fmean(cost.predict(p) for p in spec.design_points())

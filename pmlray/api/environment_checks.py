@@ -73,7 +73,7 @@ def packages() -> Iterator[Check]:
 
 
 def locked_versions() -> Check:
-    """Whether what is installed is what pmlray is tested with."""
+    """Return whether what is installed is what pmlray is tested with."""
     lock = SOURCE.parent / LOCK
     if not lock.is_file():
         return Check(LOCK, "ok", "not here; versions are held to the ranges above")
@@ -129,7 +129,8 @@ def memory() -> Check:
 
 
 def storage(name: str, folder: Path) -> Check:
-    """Whether a folder, or the first one above it that is there, can be written, and its space."""
+    """Return whether a folder, or the first one above it that is there, can be written, and its
+    space."""
     place = next(p for p in (folder, *folder.parents) if p.exists())
     try:
         with tempfile.TemporaryFile(dir=place):
@@ -162,7 +163,7 @@ def models_cache() -> Check:
 
 
 def ray_token() -> Check:
-    """Whether the token that clusters may want is there."""
+    """Return whether the token that clusters may want is there."""
     mode = os.environ.get("RAY_AUTH_MODE", "")
     if mode != "token":
         return Check("ray token", "ok", "not used (RAY_AUTH_MODE=token turns it on)")

@@ -77,7 +77,8 @@ def status_of(progress: Progress) -> StudyStatus:
 
 
 def describe_live(progress: Progress) -> tuple[str, ...]:
-    """How far each pack is that is out, a line each; else what is done now, and for how long."""
+    """Return how far each pack is that is out, a line each; else what is done now, and for how
+    long."""
     if progress.packs:
         return tuple(map(_of_pack, progress.packs))
     return (f"{progress.stage} ({progress.stage_seconds:.0f} s)",) if progress.stage else ()

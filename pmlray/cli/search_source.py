@@ -34,12 +34,13 @@ def search_id_of(search: str) -> str:
 
 
 def is_file(search: str) -> bool:
-    """Whether a search is given by its file."""
+    """Return whether a search is given by its file."""
     return search.endswith((".yaml", ".yml"))
 
 
 def in_mlflow(source: str) -> bool:
-    """Whether a source is MLflow's URI, else a folder; SpecError where MLflow reads none such.
+    """Return whether a source is MLflow's URI, else a folder; SpecError where MLflow reads none
+    such.
 
     From here on a server that is away is said to be so within seconds, not after MLflow's minutes
     of retries.

@@ -13,7 +13,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def cpu_multiplies_bfloat16(cpu_info: Path = CPU_INFO) -> bool:
-    """Whether this machine's CPU has instructions for products of bfloat16 that torch uses.
+    """Return whether this machine's CPU has instructions for products of bfloat16 that torch uses.
 
     Only Linux says so in a file. On a Mac torch comes without oneDNN, which has those products.
     """

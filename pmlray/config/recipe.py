@@ -36,7 +36,7 @@ class Recipe(Part):
 
     @property
     def shares_trunks(self) -> bool:
-        """Whether a run of a shorter budget takes the steps of a longer one up to its decay."""
+        """True if a run of a shorter budget takes the steps of a longer one up to its decay."""
         return self.schedule == "warmup_constant_decay"
 
     def decay_start(self, train_steps: int) -> int:

@@ -44,7 +44,7 @@ class GridField:
         grid: tuple[DesignPoint, ...],
         targets: tuple[DesignPoint, ...],
     ) -> bool:
-        """Whether this is the field of those."""
+        """Return whether this is the field of those."""
         same = len(beliefs) == len(self._beliefs) and all(map(is_, beliefs, self._beliefs))
         return (
             same

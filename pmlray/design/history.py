@@ -41,7 +41,7 @@ class History:
         self._taken.setdefault(run.point, set()).add(run.replicate)
 
     def took(self, point: DesignPoint, replicate: Replicate) -> bool:
-        """Whether this run was chosen already."""
+        """Return whether this run was chosen already."""
         return replicate in self._taken.get(point, set())
 
     def next_replicates(
@@ -66,8 +66,8 @@ class History:
         return self._coverage.after(self.points)
 
     def fills_too_little(self, n_initial: int, share: float, cost: CostModel) -> bool:
-        """Whether runs that fill space have taken less than this share of the predicted spend:
-        the first `n_initial`, and those that were chosen while this was so.
+        """Return whether runs that fill space have taken less than this share of the predicted
+        spend: the first `n_initial`, and those that were chosen while this was so.
 
         Which those were follows from this rule alone, so that a search that starts again needs no
         record of it.

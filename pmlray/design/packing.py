@@ -86,7 +86,8 @@ class Device:
         return self.memory_bytes + self.row_bytes * rows + self.position_bytes * positions
 
     def holds(self, rows: int, positions: int) -> bool:
-        """Whether such a pack is safe: within the memory, and not far beyond what was seen."""
+        """Return whether such a pack is safe: within the memory, and not far beyond what was
+        seen."""
         if rows > GROWTH * self.seen_rows or positions > GROWTH * self.seen_positions:
             return False
         return not self.limit_bytes or (
@@ -139,7 +140,7 @@ def learn_device(packs: Sequence[PackUse]) -> Device | None:
 def worthwhile_runs(
     device: Device | None, run: Load, train_steps: int, known_runs: int, n_devices: int = 1
 ) -> int:
-    """How many runs like `run` the next pack of an adaptive search should have.
+    """Return how many runs like `run` the next pack of an adaptive search should have.
 
     As few as keep the overhead of a step and the start of the pack within their shares, since every
     run is chosen knowing only what earlier packs measured; for the same reason the packs of all

@@ -156,5 +156,5 @@ def _no_longer(choice: Candidates, gpu_seconds: float) -> Candidates:
 
 
 def validates(settings: DesignSettings, known: DesignState) -> bool:
-    """Whether the next run fills space: the share of the spend that did has fallen short."""
+    """Return whether the next run fills space: the share of the spend that did has fallen short."""
     return known.history.fills_too_little(settings.n_initial, settings.validation_share, known.cost)

@@ -93,7 +93,8 @@ class _Runs:
     def is_new(
         self, where: str, number: int, run: tuple[object, ...], row: Mapping[str, float]
     ) -> bool:
-        """Whether a row is of a run not seen so far; DataError where it contradicts an earlier."""
+        """Return whether a row is of a run not seen so far; DataError where it contradicts an
+        earlier."""
         first, before = self.seen.setdefault(run, (number, row))
         if first == number:
             return True

@@ -30,7 +30,7 @@ def prefix_ratio_curriculum(
     boundaries: Sequence[float] = BOUNDARIES,
     ratios: Sequence[float] = RATIOS,
 ) -> int:
-    """How many leading records of curriculum_order are in play at this step.
+    """Return how many leading records of curriculum_order are in play at this step.
 
     n_records: at least 1; step: optimiser steps done, from 0; train_steps: the whole budget;
     boundaries: ascending fractions of train_steps, at each of which the next ratio begins; ratios:

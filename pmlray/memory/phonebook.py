@@ -45,7 +45,7 @@ def phonebook_records(n: int, seed: int, sequence_id: int = 0) -> tuple[tuple[st
 
 
 def phonebook_size(max_seq_len: int, seed: int, sequence_id: int, encode: TargetEncoder) -> int:
-    """How many entries it takes to hold at least max_seq_len target tokens.
+    """Return how many entries it takes to hold at least max_seq_len target tokens.
 
     max_seq_len: supervised tokens; encode: the numbers' tokeniser, whose tokens per number are not
     known beforehand. DataError when all MAX_RECORDS entries hold fewer tokens.

@@ -72,7 +72,7 @@ def _known(plan: SizePlan) -> tuple[tuple[Observation, ...], float]:
 
 
 def _rates(plan: SizePlan, address: str | None) -> Rates:
-    """Whether a few steps can be taken: on this machine, with all that it takes."""
+    """Return whether a few steps can be taken: on this machine, with all that it takes."""
     elsewhere = address or os.environ.get("RAY_ADDRESS")
     sharded = plan.request.profile.workers_per_pack > 1
     # What is still to be downloaded is not, for a dry run.

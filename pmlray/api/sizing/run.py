@@ -56,7 +56,7 @@ class SizedAdapter:
 
     @property
     def reached(self) -> bool:
-        """Whether the wanted share of the records is recalled word for word."""
+        """True if the wanted share of the records is recalled word for word."""
         return bool(self.card["recall"]["reached"])
 
     @property

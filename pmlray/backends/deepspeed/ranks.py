@@ -56,7 +56,7 @@ class SharedRun(Protocol):
 
     @property
     def is_done(self) -> bool:
-        """Whether it has had all its steps."""
+        """True if it has had all its steps."""
         ...
 
     def get_state(self) -> PackState:

@@ -54,7 +54,7 @@ class ShardedWatch:
 
     @property
     def is_spent(self) -> bool:
-        """Whether nothing is left to begin another run with."""
+        """True if nothing is left to begin another run with."""
         return self._pack.gpu_seconds is not None and self.spent >= self._pack.gpu_seconds
 
     def stage(self, words: str) -> None:

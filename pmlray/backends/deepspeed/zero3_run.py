@@ -91,7 +91,7 @@ class ShardedRun:
 
     @property
     def is_done(self) -> bool:
-        """Whether it has had all its steps."""
+        """True if it has had all its steps."""
         return self.step >= self.run.point.train_steps
 
     def train_step(self) -> None:

@@ -80,7 +80,7 @@ class MirrorJournal:
         return {key for _, entry in self.entries() for key in entry.get("run_keys", ())}
 
     def is_open(self) -> bool:
-        """Whether its last `start` has no `finish`."""
+        """Return whether its last `start` has no `finish`."""
         last = ""
         for _, entry in self.entries():
             if entry["kind"] in ("start", "finish"):
@@ -88,11 +88,12 @@ class MirrorJournal:
         return last == "start"
 
     def waiting(self, uri: str) -> int:
-        """How many entries a mirror has not taken yet."""
+        """Return how many entries a mirror has not taken yet."""
         return self._last - self._all_sent().get(_key(uri), ("", 0))[1]
 
     def sent(self, uri: str, identity: str) -> int:
-        """How many entries a mirror has taken; none, if what is at its address now is another."""
+        """Return how many entries a mirror has taken; none, if what is at its address now is
+        another."""
         of, number = self._all_sent().get(_key(uri), ("", 0))
         return number if of == identity else 0
 
@@ -117,7 +118,7 @@ class MirrorJournal:
 
 
 def _is_entry(found: Any) -> bool:
-    """Whether it has what a mirror is told of its kind."""
+    """Return whether it has what a mirror is told of its kind."""
     if not isinstance(found, dict):
         return False
 
@@ -151,7 +152,7 @@ def _is_entry(found: Any) -> bool:
 
 
 def _is_live(row: Any) -> bool:
-    """Whether it tells of a run that trains."""
+    """Return whether it tells of a run that trains."""
     if not isinstance(row, dict):
         return False
     tags, steps, loss = row.get("tags"), row.get("steps"), row.get("loss")

@@ -125,7 +125,8 @@ class Replay:
         return NAME.fullmatch(run_key) is not None and self._store.has_observation(run_key)
 
     def _is_ours(self, file: Path) -> bool:
-        """Whether a file lies in the store: a mirror is shown no other file of this machine."""
+        """Return whether a file lies in the store: a mirror is shown no other file of this
+        machine."""
         try:
             return file.is_file() and file.resolve().is_relative_to(self._store.folder.resolve())
         except OSError:  # Too long for a name.
@@ -181,7 +182,8 @@ class SpooledTracker:
             )
 
     def live(self, runs: Mapping[str, PlannedRun], packs: Iterable[LivePack]) -> None:
-        """How far runs are that train; those that are not in `runs`, by run_key, are left out."""
+        """Return how far runs are that train; those that are not in `runs`, by run_key, are left
+        out."""
         rows = [
             {
                 "name": run_name(run),

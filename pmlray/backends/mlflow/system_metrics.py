@@ -114,7 +114,8 @@ def _means(monitor: BaseMetricsMonitor) -> Mapping[str, float]:
 
 
 def is_due(since_last: float, since_begin: float) -> bool:
-    """Whether a sample is worth keeping so many seconds after the last one, and into the pack."""
+    """Return whether a sample is worth keeping so many seconds after the last one, and into the
+    pack."""
     return since_last >= max(SHORTEST_SECONDS, APART * since_begin)
 
 

@@ -71,7 +71,8 @@ class MlflowWatch:
 
 
 def experiments(uri: str) -> int:
-    """How many experiments an MLflow shows to this user; TrackerAway where it does not answer."""
+    """Return how many experiments an MLflow shows to this user; TrackerAway where it does not
+    answer."""
     try:
         return len(MlflowClient(tracking_uri=uri).search_experiments())
     except ASKING_ERRORS as error:

@@ -116,8 +116,8 @@ class LawSampler(BaseSampler):
         return self._why.get(number, "")
 
     def within_budget(self, study: Study) -> bool:
-        """Whether another run is both open and affordable, and has room in the pack if one is being
-        filled."""
+        """Return whether another run is both open and affordable, and has room in the pack if
+        one is being filled."""
         with self._index.lock:
             known = self._index.design_state(study, self._pack_from)
             room = self._share.room(known) if known.pack else math.inf

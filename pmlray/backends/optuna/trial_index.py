@@ -109,7 +109,7 @@ class TrialIndex:
         self._open(None)
 
     def has_undecided(self, before: int) -> bool:
-        """Whether a trial of a lower number may still get its design point."""
+        """Return whether a trial of a lower number may still get its design point."""
         return any(number < before for number in self._undecided)
 
     def _open(self, study: tuple[BaseStorage, int] | None) -> None:

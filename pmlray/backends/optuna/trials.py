@@ -80,5 +80,5 @@ def await_earlier_choices(study: Study, number: int, given_up: set[int]) -> None
 
 
 def is_chosen(trial: FrozenTrial) -> bool:
-    """Whether the trial has its design point."""
+    """Return whether the trial has its design point."""
     return all(name in trial.params for name in PARAMS)

@@ -91,7 +91,7 @@ def free_groups(creators: Collection[str], seconds: float, held: Collection[str]
 
 
 def can_grow() -> bool:
-    """Whether an autoscaler adds nodes to the cluster."""
+    """Return whether an autoscaler adds nodes to the cluster."""
     told = _internal_kv_get("__autoscaling_status")
     report = json.loads(told).get("autoscaler_report") if told else None
     if report and any(not kind.startswith(FIXED_NODE) for kind in report["active_nodes"]):
@@ -194,7 +194,8 @@ def _remove(group_id: str) -> None:
 
 
 def _held_by(groups: Collection[str]) -> bool:
-    """Whether a node lists a resource of these placement groups: CPU_group_0_ID and the like."""
+    """Return whether a node lists a resource of these placement groups: CPU_group_0_ID and the
+    like."""
     return bool(groups) and any(
         kind.rpartition("_")[2] in groups
         for resources in state.total_resources_per_node().values()

@@ -116,8 +116,8 @@ class RayJobs:
                 ) from error
 
     def worker_niceness(self) -> int | None:
-        """How far the cluster's workers give way to others for a core (0: not at all), as a job of
-        some seconds finds out; None where it did not within PROBE_SECONDS."""
+        """Return how far the cluster's workers give way to others for a core (0: not at all), as
+        a job of some seconds finds out; None where it did not within PROBE_SECONDS."""
         try:
             job = self._client.submit_job(entrypoint=f"python -c {shlex.quote(PROBE)}")
             if not JobStatus(self._wait(job, PROBE_SECONDS).status).is_terminal():

@@ -43,7 +43,8 @@ def cpus_of(profile: ClusterProfile) -> int:
 
 
 def packs_at_once(profile: ClusterProfile) -> int:
-    """How many packs train at once: what the profile says, else one for each device there is."""
+    """Return how many packs train at once: what the profile says, else one for each device there
+    is."""
     if profile.concurrent_packs is not None:
         return profile.concurrent_packs
     kind, needed = "GPU", profile.gpus_per_pack
@@ -143,7 +144,7 @@ class RayTrainRunner:
         return ray.get(self._workers.waited.remote(), timeout=seconds)
 
     def niceness(self) -> int:
-        """How far what the cluster starts gives way to others for a core; 0: not at all."""
+        """Return how far what the cluster starts gives way to others for a core; 0: not at all."""
         return ray.get(self._workers.niceness.remote(), timeout=ANSWER_SECONDS)
 
     def describe_shortage(self) -> str:

@@ -157,7 +157,7 @@ class WarmWorkers:
         self._jobs[number].controller = controller
 
     def has_workers(self, number: int, there: bool) -> None:
-        """Whether the workers of job `number` are there, or are waited for."""
+        """Return whether the workers of job `number` are there, or are waited for."""
         job, now = self._jobs[number], time.monotonic()
         with self._lock:
             if there:
@@ -176,8 +176,8 @@ class WarmWorkers:
             return max(0.0, now - max(min(since, default=now), self._last_worker))
 
     def niceness(self) -> int:
-        """How far this process, like all that the cluster starts, gives way to others for a core:
-        15 at Ray's default, 0 not at all."""
+        """Return how far this process, like all that the cluster starts, gives way to others for
+        a core: 15 at Ray's default, 0 not at all."""
         return os.nice(0)
 
     def give_up(self, reason: str) -> None:

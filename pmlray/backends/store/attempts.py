@@ -30,7 +30,8 @@ class Attempt:
 
 
 def without_progress(attempts: Sequence[Attempt]) -> int:
-    """How many attempts in a row, up to the last, were cut off before they got any further."""
+    """Return how many attempts in a row, up to the last, were cut off before they got any
+    further."""
     n = 0
     for attempt in reversed(attempts):
         if attempt.over or attempt.step != attempts[-1].step:

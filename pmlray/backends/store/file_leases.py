@@ -68,11 +68,11 @@ class LeaseFolder:
             time.sleep(WAIT_SECONDS)
 
     def still_in_force(self, name: str, generation: int) -> bool:
-        """Whether work under someone's lease may go on."""
+        """Return whether work under someone's lease may go on."""
         return in_force(generation, self._there(name))
 
     def is_free(self, name: str) -> bool:
-        """Whether nobody is at work under this lease."""
+        """Return whether nobody is at work under this lease."""
         try:
             return may_take(self._seen(name), _this_process(), _start_of, self._stale)
         except FileNotFoundError:

@@ -117,7 +117,7 @@ class FileStore:
         return next(_read_all([path], Observation.from_json), None)
 
     def has_observation(self, run_key: str) -> bool:
-        """Whether a run has been measured."""
+        """Return whether a run has been measured."""
         return (self._observations / f"{run_key}.json").exists()
 
     def failures_of(self, run_key: str) -> tuple[FailedRun, ...]:
@@ -126,7 +126,7 @@ class FileStore:
         return tuple(_read_all(takewhile(Path.exists, paths), _failure_from))
 
     def has_ended(self, run_key: str, round_: int) -> bool:
-        """Whether a run has an observation, or failed in this round."""
+        """Return whether a run has an observation, or failed in this round."""
         if self.has_observation(run_key):
             return True
         return any(failure.round == round_ for failure in self.failures_of(run_key))

@@ -47,7 +47,7 @@ class Seen:
 def may_take(
     seen: Seen | None, here: Holder, start_of: Callable[[int], str | None], stale: float
 ) -> bool:
-    """Whether a lease is free, stale, or held by a process that is known to be dead.
+    """Return whether a lease is free, stale, or held by a process that is known to be dead.
 
     start_of: start of a process of this place, None where there is none. stale: seconds.
     """
@@ -70,6 +70,6 @@ def generations(files: Iterable[str]) -> dict[int, frozenset[str]]:
 
 
 def in_force(generation: int, there: dict[int, frozenset[str]]) -> bool:
-    """Whether work under this generation may go on: it is the last one, held, and its holder does
-    not want to leave."""
+    """Return whether work under this generation may go on: it is the last one, held, and its
+    holder does not want to leave."""
     return max(there, default=0) == generation and there[generation] == frozenset({""})

@@ -51,7 +51,7 @@ class DecodedRecord:
 
     @property
     def right(self) -> bool:
-        """Whether the answer is the target, token for token."""
+        """True if the answer is the target, token for token."""
         return self.answer_ids == self.record.target_ids
 
 

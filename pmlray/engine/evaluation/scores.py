@@ -106,7 +106,7 @@ class Decoding:
 def decode_exactly(
     base: BaseModel, decodings: Sequence[Decoding], max_tokens: int
 ) -> tuple[bool | None, ...]:
-    """Whether real greedy decoding reproduces each adapter's records, all adapters at once.
+    """Return whether real greedy decoding reproduces each adapter's records, all adapters at once.
 
     An adapter's first records are decoded, up to `max_tokens` target tokens in all; None when not
     even the first is within it. Rows whose prompts are equally long share a call, so that none is

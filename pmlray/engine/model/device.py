@@ -30,7 +30,7 @@ def on_device(
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether a device has instructions for products of bfloat16; a GPU has.
+    """Return whether a device has instructions for products of bfloat16; a GPU has.
 
     Without them a product of torch 2.13 in bfloat16 (1,024 x 1,536 x 1,024, AMD EPYC with AVX2, two
     threads) took 188 times as long as in float32.

@@ -88,7 +88,8 @@ class _FrozenHeadNll(torch.autograd.Function):
 
 
 def _in_caches(values: Tensor) -> bool:
-    """Whether to spare a CPU's caches and to ask values for the way: a GPU is never waited for."""
+    """Return whether to spare a CPU's caches and to ask values for the way: a GPU is never
+    waited for."""
     return values.is_cpu
 
 
@@ -122,7 +123,8 @@ def _workspace(n_bytes: int, vocab: int, dtype: torch.dtype) -> Tensor:
 
 
 def _misses(logits_CV: Tensor, target_C: Tensor, at_peak_C: Tensor, total_C: Tensor) -> Tensor:
-    """Whether argmax is another token than the target, looking for it only where that is open.
+    """Return whether argmax is another token than the target, looking for it only where that is
+    open.
 
     A target below the peak is missed. One at the peak with more than half of the mass
     (total_C < 2) has no equal; with less it may share the peak, of which argmax takes the first.
@@ -149,5 +151,5 @@ def token_losses(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Toke
 
 
 def _rows_within(n_bytes: int, itemsize: int, vocab: int) -> int:
-    """How many tokens' logits of so many bytes each take n_bytes."""
+    """Return how many tokens' logits of so many bytes each take n_bytes."""
     return max(1, n_bytes // (itemsize * vocab))

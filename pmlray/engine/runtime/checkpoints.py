@@ -170,7 +170,7 @@ def file_name(step: int, content: bytes) -> str:
 
 
 def is_whole(name: str, content: bytes) -> bool:
-    """Whether a file has the content that its name tells."""
+    """Return whether a file has the content that its name tells."""
     found = _NAME.fullmatch(name)
     return found is not None and found[2] == digest_of(content)
 

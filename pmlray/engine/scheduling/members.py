@@ -28,11 +28,11 @@ class Member:
         return self.run.point.train_steps
 
     def grows(self, rules: MemftRules) -> bool:
-        """Whether the set of its records in play grows while it trains."""
+        """Return whether the set of its records in play grows while it trains."""
         return rules.temporal and self.run.method == "memft_sw"
 
     def sees_everything(self, batch_size: int, rules: MemftRules) -> bool:
-        """Whether every optimiser step scores all of its records."""
+        """Return whether every optimiser step scores all of its records."""
         left_out = self.grows(rules) or self.run.method == "memft_rd"
         return len(self.rows) <= batch_size and not left_out
 
@@ -149,7 +149,7 @@ def _ask(member: Member, batch_size: int) -> Room:
 
 
 def _count_within(limit: int, sizes: Iterable[int]) -> int:
-    """How many of the smallest are within a limit together."""
+    """Return how many of the smallest are within a limit together."""
     return sum(total <= limit for total in accumulate(sorted(sizes)))
 
 

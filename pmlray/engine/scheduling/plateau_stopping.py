@@ -27,7 +27,8 @@ LONGEST_AHEAD = 2
 
 
 def can_stop(recipe: Recipe, steps: int, train_steps: int) -> bool:
-    """Whether a run of `train_steps` may begin its decay early after `steps`, if it is flat."""
+    """Return whether a run of `train_steps` may begin its decay early after `steps`, if it is
+    flat."""
     decay = recipe.decay_start(train_steps)
     # Schedules share their first steps just where these are taken at a constant rate.
     constant = recipe.shares_trunks and steps // 2 >= recipe.warmup_steps

@@ -37,24 +37,24 @@ class Schedules:
         return self._members[i].rate_at(self._recipe, self._progress(i, steps))
 
     def has_ended(self, i: int, steps: int) -> bool:
-        """Whether a run has had its steps, or has nothing left that it would train."""
+        """Return whether a run has had its steps, or has nothing left that it would train."""
         if self._stopping.done(i):
             return True
         had = self._progress(i, steps) >= self._members[i].train_steps
         return had or steps >= self.most_steps[i]
 
     def may_saturate(self, i: int, steps: int) -> bool:
-        """Whether it is time to see if a run's loss is so low that it ends."""
+        """Return whether it is time to see if a run's loss is so low that it ends."""
         return self._recipe.stop_loss > 0 and self._may_look(i, steps)
 
     def may_decay(self, i: int, steps: int) -> bool:
-        """Whether it is time to see if a run's loss is so flat that its decay begins."""
+        """Return whether it is time to see if a run's loss is so flat that its decay begins."""
         free = self._may_look(i, steps) and not self._spared[i]
         return free and can_stop(self._recipe, steps, self._members[i].train_steps)
 
     def decays_now(self, i: int, steps: int, losses: Sequence[float]) -> bool:
-        """Whether a run's decay begins now, by the losses of its last half of steps; its end moves
-        with it."""
+        """Return whether a run's decay begins now, by the losses of its last half of steps; its
+        end moves with it."""
         decay = self._recipe.decay_start(self._members[i].train_steps)
         flat = largest_change(losses, steps, decay, self.epoch(i)) <= self._recipe.stop_gain
         if flat:
@@ -66,8 +66,8 @@ class Schedules:
         return self._members[i].train_steps - self._spared[i]
 
     def ahead(self, i: int, steps: int) -> int:
-        """How many steps a member has before it, of which one that is watched takes more than it
-        is given, at the pace of those so far."""
+        """Return how many steps a member has before it, of which one that is watched takes more
+        than it is given, at the pace of those so far."""
         if (watched := self._stopping.redistributed.get(i)) is None:
             return max(0, self.end(i) - steps)
         left = max(0.0, self._members[i].train_steps - watched.progress)
@@ -91,13 +91,13 @@ class Schedules:
         self._spared = list(state.facts["spared"])
 
     def _progress(self, i: int, steps: int) -> float:
-        """How far a run is on its schedule, in its own nominal steps."""
+        """Return how far a run is on its schedule, in its own nominal steps."""
         if i in self._stopping.redistributed:
             return self._stopping.redistributed[i].progress
         return steps + self._spared[i]
 
     def _may_look(self, i: int, steps: int) -> bool:
-        """Whether a run may end early now."""
+        """Return whether a run may end early now."""
         of_law = self._members[i].run.phase == "law"
         return of_law and steps > 0 and steps % STEPS_BETWEEN_LOOKS == 0
 
@@ -136,7 +136,7 @@ class Trunks:
                     self._waiting[i] = Branch(i, trunk, start)
 
     def waits(self, adapter: int) -> bool:
-        """Whether the adapter is still part of its trunk."""
+        """Return whether the adapter is still part of its trunk."""
         return adapter in self._waiting
 
     def branch_step(self, adapter: int) -> int:

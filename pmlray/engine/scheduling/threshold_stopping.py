@@ -28,7 +28,7 @@ class ThresholdStopping:
         self.done = False
 
     def is_due(self, steps: int) -> bool:
-        """Whether it is time to read what the steps have found."""
+        """Return whether it is time to read what the steps have found."""
         every = max(STEPS_BETWEEN_CHECKS, self._steps_of_epoch)
         return steps > 0 and steps % every == 0
 
@@ -61,6 +61,6 @@ class ThresholdStopping:
 
 
 def above(loss: float, p: float) -> bool:
-    """Whether a token's loss, nats, is above that of probability p."""
+    """Return whether a token's loss, nats, is above that of probability p."""
     # Not `loss > -log p`: a NaN loss must stay and show.
     return not loss <= -math.log(p)

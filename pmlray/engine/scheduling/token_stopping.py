@@ -64,7 +64,7 @@ class TokenStopping:
                 run.stepped(rows_of[i])
 
     def done(self, i: int) -> bool:
-        """Whether a member's tokens are all recalled, so that nothing is left to train."""
+        """Return whether a member's tokens are all recalled, so that nothing is left to train."""
         return i in self._runs and self._runs[i].done
 
     def due(self, steps: int, active: Sequence[int]) -> list[int]:
@@ -102,7 +102,8 @@ class TokenStopping:
 
 
 def _settles(member: Member, recipe: Recipe, rules: MemftRules) -> bool:
-    """Whether a run takes no step any more once all is recalled: not where dropout may still find a
-    token below the threshold, nor by the paper's rules, which then take a plain step."""
+    """Return whether a run takes no step any more once all is recalled: not where dropout may
+    still find a token below the threshold, nor by the paper's rules, which then take a plain
+    step."""
     by_threshold = member.run.method == "memft_ot" or member.grows(rules)
     return by_threshold and rules.compat == "mended" and recipe.dropout == 0

@@ -72,8 +72,8 @@ def curve_steps(train_steps: int) -> frozenset[int]:
 
 
 def is_curve_step(step: int) -> bool:
-    """Whether every run's curve has this step, unless it ends there or before: 0, or a power of
-    two."""
+    """Return whether every run's curve has this step, unless it ends there or before: 0, or a
+    power of two."""
     return step & (step - 1) == 0
 
 
@@ -110,7 +110,7 @@ class PackMetrics:
             self._charged[payer] += 1.0 / len(payers)
 
     def is_curve_step(self, i: int, steps: int) -> bool:
-        """Whether a member's curve has a point after so many steps."""
+        """Return whether a member's curve has a point after so many steps."""
         return steps in self._curve_at[i]
 
     def ends_at(self, i: int, steps: int) -> None:

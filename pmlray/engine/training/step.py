@@ -169,7 +169,7 @@ class Dropout:
 
     @property
     def is_off(self) -> bool:
-        """Whether nothing is ever dropped."""
+        """True if nothing is ever dropped."""
         return not self._share
 
     def mask(self, batch: MicroBatch) -> Tensor | None:

@@ -48,7 +48,7 @@ class AveragedLaw:
 
     @property
     def base_loss_known(self) -> bool:
-        """Whether any point's base loss is."""
+        """True if any point's base loss is."""
         return self.base.known
 
     @property

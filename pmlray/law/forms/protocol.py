@@ -52,7 +52,7 @@ class Law(Protocol):
 
     @property
     def fits_budget(self) -> bool:
-        """Whether gamma is a free parameter."""
+        """True if gamma is a free parameter."""
         ...
 
     @property

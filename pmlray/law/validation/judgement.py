@@ -65,7 +65,7 @@ def judge(
     half_widths: Sequence[tuple[DesignPoint, float]],
     beyond: Sequence[DesignPoint] = (),
 ) -> Judgement:
-    """Whether the law is known where it is used.
+    """Return whether the law is known where it is used.
 
     half_widths: of each target, the half-width of its 90 % interval as a share of the prediction.
     beyond: the targets that the law puts above all that was measured, where no base loss is known.
@@ -92,7 +92,7 @@ def judge(
 
 
 def is_far(data: LawData, point: DesignPoint) -> bool:
-    """Whether a point lies beyond FAR times the measured ranks or lengths."""
+    """Return whether a point lies beyond FAR times the measured ranks or lengths."""
     axes = ((data.lora_rank, point.lora_rank), (data.seq_len, point.seq_len))
     return any(at > FAR * values.max() or at < values.min() / FAR for values, at in axes)
 

@@ -144,7 +144,7 @@ def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> L
 
 
 def refit_is_due(n_runs: int, n_fitted: int, growth: float = REFIT_GROWTH) -> bool:
-    """Whether the runs have become so many more since a law was last fitted to them."""
+    """Return whether the runs have become so many more since a law was last fitted to them."""
     return n_runs > n_fitted and n_runs >= growth * n_fitted
 
 

@@ -23,7 +23,7 @@ def stubborn_tokens(result: SearchResult) -> tuple[TokenTally, ...]:
 
 
 def stubborn_text(found: Sequence[TokenTally]) -> str:
-    """How many tokens fail by themselves, and what that means."""
+    """Return how many tokens fail by themselves, and what that means."""
     if not found:
         return "No run kept the probability of its tokens."
     pathology = sum(t.verdict == "pathology" for t in found)

@@ -123,7 +123,7 @@ def plan_search(search: PreparedSearch, gpu: bool) -> SearchPlan:
 
 
 def is_large(geometry: Geometry) -> bool:
-    """Whether a base is planned for GPUs."""
+    """Return whether a base is planned for GPUs."""
     return geometry.n_layers * geometry.layer_weights >= LARGE_WEIGHTS
 
 

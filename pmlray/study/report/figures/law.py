@@ -198,7 +198,7 @@ def residual_rows(result: SearchResult) -> list[ChartRow]:
 
 
 def is_fitted(row: ChartRow) -> bool:
-    """Whether a row of `residual_rows` took part in the fit."""
+    """Return whether a row of `residual_rows` took part in the fit."""
     return row["role"] == "fitted"
 
 
