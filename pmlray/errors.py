@@ -17,7 +17,7 @@ class SpecError(PmlrayError):
 
 
 class DataError(PmlrayError):
-    """What is to be memorised, or a file of observations, cannot be used."""
+    """Text to memorise, or a file of observations, that cannot be used."""
 
 
 class ModelError(PmlrayError):

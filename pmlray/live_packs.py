@@ -1,8 +1,8 @@
-"""What a pack tells of itself before it is back, as files of its store.
+"""Live progress of packs, as files of their store.
 
 `live/<pack_id>.json`: where it stands. Its worker writes the file anew every few seconds; drivers
-and watchers read what the folder lists. It is gone once the pack is back. `calibration.json`: what
-the first steps of a search cost.
+and watchers read what the folder lists. It is gone once the pack is back. `calibration.json`: the
+cost of a search's first steps.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class LiveRun:
 
 @dataclass(frozen=True, slots=True)
 class LivePack:
-    """Where a pack stands.
+    """Progress of a pack.
 
     `stage`: what it does now, in words. `time`: when that was, seconds since 1970. `steps` and
     `train_steps`: adapter-steps taken, and in all. `n_ended`: of its `n_runs` runs. `gpu_seconds`:
-    spent so far, and `open_gpu_seconds` of them by runs that have not ended; `gpu_seconds_left`:
-    what the rest will take at the pace so far, and `seconds_left`
-    the same in wall seconds, both None until there is a pace. `runs`: those that train now.
+    spent so far, and `open_gpu_seconds` of them by runs that have not ended; `gpu_seconds_left`: what
+    the rest will take at the pace so far, and `seconds_left` the same in wall seconds, both None until
+    there is a pace. `runs`: those that train now.
     """
 
     pack_id: str
@@ -78,9 +78,9 @@ class LivePack:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What a few steps cost before a search chose its first runs.
+    """Cost of a few steps before a search chose its first runs.
 
-    `steps`: how many were timed of a run at each of these points; `gpu_seconds`: what these cost;
+    `steps`: number timed of a run at each of these points; `gpu_seconds`: what these cost;
     `spent_gpu_seconds`: with those that came before them.
     """
 
@@ -110,7 +110,7 @@ def calibration_of(store: Path) -> Calibration | None:
 
 
 def live_file(store: Path, pack_id: str) -> Path:
-    """Where a pack of a store tells of itself."""
+    """Return the path of a pack's progress in a store."""
     return store / "live" / f"{pack_id}.json"
 
 
@@ -125,7 +125,7 @@ def put_live(store: Path, pack: LivePack) -> None:
 
 
 def live_pack(store: Path, pack_id: str) -> LivePack | None:
-    """Where a pack stands; None while it has told nothing that can be read."""
+    """Read the progress of a pack; None while there is none that can be read."""
     try:
         with open(live_file(store, pack_id), encoding="utf-8", opener=open_here) as file:
             return _from_json(json.load(file))

@@ -1,4 +1,4 @@
-"""What the study needs from the outside, as protocols; `pmlray.backends` implements them."""
+"""Protocols of what the study needs from outside; `pmlray.backends` implements them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ObservationStore(Protocol):
         ...
 
     def calibration(self) -> Calibration | None:
-        """What the first steps cost, where that was told."""
+        """Return the cost of the first steps, where that was stored."""
         ...
 
     def times(self) -> tuple[PackTimes, ...]:
@@ -64,7 +64,7 @@ class Tracker(Protocol):
 
     @property
     def uri(self) -> str:
-        """Where the mirror is."""
+        """Address of the mirror."""
         ...
 
     def observe(self, observations: Iterable[Observation]) -> None:

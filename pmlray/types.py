@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, order=True)
 class DesignPoint:
-    """Where the law is measured: adapter rank, supervised target tokens, optimiser steps."""
+    """A point of the law's design: adapter rank, supervised target tokens, optimiser steps."""
 
     lora_rank: int
     seq_len: int
@@ -44,7 +44,7 @@ class DesignPoint:
 
 @dataclass(frozen=True, slots=True)
 class MemftRules:
-    """What the MemFT methods of a pack have in common.
+    """Rules that the MemFT methods of a pack share.
 
     `threshold`: probability from which a token counts as recalled. `temporal`: `memft_sw` grows the
     set of records in play instead of sliding a window over each. `compat`: `paper` for the rules of
@@ -64,7 +64,7 @@ class MemftRules:
     equal: Equal = "gpu_seconds"
 
     def of_method(self, method: Method) -> dict[str, Any]:
-        """Those that bear on one method's result."""
+        """Return the rules that bear on one method's result."""
         names = ["compat", "threshold"]
         if method == "memft_rd":
             names += ["margin", "recheck_epochs", "equal"]
@@ -93,7 +93,7 @@ class PlannedRun:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What an optimiser step of a pack holds: rows (records), and positions (tokens through the
+    """Capacity of an optimiser step of a pack: rows (records), and positions (tokens through the
     suffix) of all of them."""
 
     rows: int
@@ -125,10 +125,10 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """What greedy decoding would reproduce, read off a teacher-forced pass.
+    """Recall under greedy decoding, read off a teacher-forced pass.
 
-    `token`: share of supervised tokens whose argmax is right. `prefix`: tokens right before the
-    first error of each record, over all supervised tokens. `exact`: share of records wholly right.
+    `token`: share of supervised tokens whose argmax is right. `prefix`: tokens right before the first
+    error of each record, over all supervised tokens. `exact`: share of records wholly right.
     `n_stubborn`: supervised tokens with p <= 0.5.
     """
 
@@ -243,9 +243,9 @@ class FailedRun:
 
 @dataclass(frozen=True, slots=True)
 class PackTimes:
-    """Where a pack's wall time went: inside optimiser steps, and from its submission to its result
-    with start-up and model load. `lost_gpu_seconds`: device-seconds that faults took, each since
-    the last checkpoint; they are in no run's cost."""
+    """Wall time of a pack: inside optimiser steps, and from its submission to its result with
+    start-up and model load. `lost_gpu_seconds`: device-seconds that faults took, each since the
+    last checkpoint; they are in no run's cost."""
 
     pack_id: str
     round: int
@@ -256,7 +256,7 @@ class PackTimes:
 
 @dataclass(frozen=True, slots=True)
 class PackResult:
-    """What came of one pack: its observations, its failures and its times."""
+    """Result of one pack: its observations, its failures and its times."""
 
     pack: Pack
     observations: tuple[Observation, ...]

@@ -28,8 +28,8 @@ MOST_STEPS = 300
 def time_steps_apart(
     search: PreparedSearch, pack: Pack, gpu: bool, cpus: int, seconds: float
 ) -> Calibration | None:
-    """What a few steps cost on this machine's GPU, or on so many cores; None where there is no such
-    device, or no step came to its end. seconds: of timed steps, wall."""
+    """Return the cost of a few steps on this machine's GPU, or on so many cores; None without
+    such a device, or where no step ended. seconds: of timed steps, wall."""
     # From wherever this process has its modules.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     bound_waits(environment)
@@ -50,7 +50,7 @@ def time_steps_apart(
 
 
 def main() -> None:
-    """What the process does: it is asked by its standard input."""
+    """Time the steps that standard input asks for, in this process."""
     search, pack, gpu, cpus, seconds, folder = pickle.load(sys.stdin.buffer)
     import torch
 

@@ -1,4 +1,4 @@
-"""What every observation says of where it comes from, however its run was trained."""
+"""Provenance of an observation, the same however its run was trained."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ def pack_provenance(
     devices: int,
     backend: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What the runs of a pack have in common.
+    """Return the provenance that the runs of a pack share.
 
-    devices: GPUs or CPU cores that they trained on. backend: names and versions of what drove them.
+    devices: GPUs or CPU cores that they trained on. backend: names and versions of the frameworks
+    that drove them.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
@@ -53,7 +54,7 @@ def pack_provenance(
 
 
 def run_provenance(memory: MemorySet) -> dict[str, Any]:
-    """What a run learnt, and when it had ended: now."""
+    """Return a run's own provenance, with now as its end."""
     return {
         "content_hash": memory.content_hash,
         "n_records": len(memory.records),

@@ -28,8 +28,8 @@ Stage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ReadyPack:
-    """What a pack trains with; `memories` and `members` are by the place of its runs. `prefixes`
-    gives the cache of records. `facts`: where its preparation's time went, seconds."""
+    """A pack ready to train; `memories` and `members` are by the place of its runs. `prefixes`
+    gives the cache of records. `facts`: seconds that each part of its preparation took."""
 
     base: BaseModel
     memories: tuple[MemorySet, ...]

@@ -1,4 +1,4 @@
-"""What the base model makes of single tokens, and whether the adapter's layer is to blame."""
+"""Single tokens as the base model sees them, and runs with their adapter at another layer."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TracedToken:
 def trace_tokens(
     search: PreparedSearch, observations: Sequence[Observation]
 ) -> dict[int, tuple[TracedToken, ...]]:
-    """By sequence_id, every supervised token of the longest text that these runs memorised.
+    """Trace every supervised token of the longest text that these runs memorised, by sequence_id.
 
     The base is loaded once. DataError when the texts are not those that the runs were trained on.
     """

@@ -1,7 +1,7 @@
-"""What the ranks of one job must do alike: rank 0 decides, and says it to the others.
+"""Agreement of the ranks of one job: rank 0 decides and broadcasts.
 
-Words go over gloo, whatever carries the tensors: they make no GPU wait, and keep none busy while
-there is no pack.
+Messages go over gloo, whatever carries the tensors: they keep no GPU waiting or busy while there is
+no pack.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Ranks:
         return said[0]
 
     def agree(self, found: bool) -> bool:
-        """What rank 0 has found, on every rank; every rank must ask."""
+        """Return rank 0's value on every rank; every rank must call it."""
         if self.rank:
             return self.hear()
         self.say(found)

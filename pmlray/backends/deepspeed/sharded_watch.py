@@ -1,8 +1,8 @@
-"""How a pack is watched whose runs train one after another on ranks that share a base.
+"""Watch of a pack whose runs train one after another on ranks that share a base.
 
-Unlike a packed loop's watch it judges the run that trains, by that run's own pace, and no run that
-waits: what a step takes on a sharded base follows from neither tokens nor steps of another run, and
-whoever is left out stays so.
+Unlike a packed loop's watch it judges only the run that trains, by that run's own pace: the cost of
+a step on a sharded base does not follow from tokens or steps of another run, and a run that was
+left out stays so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Team(Protocol):
     world: int
 
     def agree(self, found: bool) -> bool:
-        """What rank 0 has found, on every rank; every rank must ask."""
+        """Return rank 0's value on every rank; every rank must call it."""
         ...
 
 

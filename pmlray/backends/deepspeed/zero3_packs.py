@@ -36,8 +36,8 @@ from pmlray.types import FailedRun, Observation, Pack, PlannedRun
 
 @dataclass(frozen=True)
 class ShardedPack:
-    """What every rank is told of a pack: what its runs that are left to do memorise, by place, and
-    gpu_seconds of those that have ended."""
+    """A pack as every rank gets it: the texts of the runs still to do, by place, and gpu_seconds
+    of those that have ended."""
 
     pack: Pack
     memories: Mapping[int, MemorySet]

@@ -1,4 +1,4 @@
-"""What a tracker was told, in order, on disk: a mirror that was away, or is new, gets all of it."""
+"""Ordered journal of a tracker's entries on disk, so that a late or new mirror gets all of them."""
 
 from __future__ import annotations
 

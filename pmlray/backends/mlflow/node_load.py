@@ -1,4 +1,4 @@
-"""How busy nodes were while packs trained there, as files of the store: `load/<round>-<n>.json`.
+"""Load of nodes while packs trained there, as files of the store: `load/<round>-<n>.json`.
 
 They are found by their names, since a shared folder's list may be a minute old on another node.
 """
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class NodeLoad:
-    """What a node did while the pack of a round trained there. `samples`: when, ms since 1970, and
-    percent, megabytes or watts by name."""
+    """Load of a node during the pack of a round. `samples`: when, ms since 1970, and percent,
+    megabytes or watts by name."""
 
     round: int
     node: str
@@ -42,7 +42,7 @@ def put_load(store: Path, load: NodeLoad) -> None:
 
 
 def loads_of(store: Path, rounds: Iterable[int]) -> Iterator[NodeLoad]:
-    """What is kept of these rounds' packs; what cannot be read is left out."""
+    """Read the loads of these rounds' packs; unreadable files are left out."""
     for round_ in sorted(set(rounds)):
         for path in takewhile(Path.exists, _places(store, round_)):
             try:

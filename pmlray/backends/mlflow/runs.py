@@ -1,4 +1,4 @@
-"""What an observation is in MLflow: the name, tags, params, metrics and dataset of its run."""
+"""An observation as an MLflow run: its name, tags, params, metrics and dataset."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pmlray.types import Observation
 
 
 def run_times(o: Observation, now_ms: int) -> tuple[int, int]:
-    """When a run began to train and when it had ended, ms since 1970; `now_ms` for both where it
-    did not say, as in a replay."""
+    """Return the start and the end of a run's training, ms since 1970; `now_ms` for both where
+    it has none, as in a replay."""
     if (finished := o.provenance.get("finished")) is None:
         return now_ms, now_ms
     end = round(datetime.fromisoformat(finished).timestamp() * 1000)
@@ -22,7 +22,7 @@ def run_times(o: Observation, now_ms: int) -> tuple[int, int]:
 
 
 def run_params(o: Observation) -> list[Param]:
-    """What determines a run."""
+    """Return the parameters that determine a run."""
     values = {
         "lora_rank": o.point.lora_rank,
         "seq_len": o.point.seq_len,
@@ -40,7 +40,7 @@ def run_params(o: Observation) -> list[Param]:
 
 
 def run_metrics(o: Observation, time_ms: int) -> list[Metric]:
-    """What was measured, and the loss by steps."""
+    """Return the metrics of a run, and its loss by steps."""
     optional = {
         "control_delta_loss": o.control_delta_loss,
         "control_recall": o.control_recall,

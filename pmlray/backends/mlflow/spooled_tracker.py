@@ -29,12 +29,12 @@ FLUSH_SECONDS = 10.0
 
 
 def local_tracking_uri(store: Path) -> str:
-    """Where a mirror is by default: an SQLite file in the search's own folder."""
+    """Return the default mirror: an SQLite file in the search's own folder."""
     return f"sqlite:///{store / 'mlflow.db'}"
 
 
 class Mirror(Protocol):
-    """Where entries go; every method raises TrackerAway when it cannot be reached.
+    """Receiver of journal entries; every method raises TrackerAway when it cannot be reached.
 
     `identity`: tells this mirror from an emptied one at the same address, which gets everything.
     """

@@ -1,7 +1,7 @@
-"""How busy machines are while a search runs, by MLflow's own monitors.
+"""Load of machines while a search runs, by MLflow's own monitors.
 
 The driver's machine is watched from its process. A worker's node is sampled by the worker into the
-store, and is mirrored with what it measured: no training waits for a server.
+store and mirrored with its results: no training waits for a server.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class NodeSampler:
             self._began = time.monotonic()
 
     def take(self) -> tuple[tuple[int, Mapping[str, float]], ...]:
-        """What was sampled since `begin`, and now: when, in ms since 1970, and the values."""
+        """Return the samples since `begin`, and now: when, in ms since 1970, and the values."""
         if self._thread.is_alive():
             self._answered.clear()
             self._asked.set()

@@ -112,8 +112,8 @@ class MlflowTracker:
         return {"mlflow.parentRunId": self._parent, "pmlray.search_id": self._search_id}
 
     def load(self, loads: Iterable[NodeLoad]) -> None:
-        """How busy nodes were while packs trained there, as system metrics of the parent run; the
-        step counts seconds from its start."""
+        """Log the load of nodes while packs trained there as system metrics of the parent run;
+        the step counts seconds from its start."""
         found = tuple(loads)
         if not found:
             return
@@ -140,7 +140,7 @@ class MlflowTracker:
     def progress(
         self, metrics: Mapping[str, float], gpu_seconds: float, time_ms: int | None = None
     ) -> None:
-        """Where the search stands; see `law`."""
+        """Log the state of the search; see `law`."""
         self._log_metrics(metrics, gpu_seconds, time_ms)
 
     def _log_metrics(

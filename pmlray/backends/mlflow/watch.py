@@ -22,7 +22,7 @@ ASKING_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 
 @dataclass(frozen=True, slots=True)
 class Mirrored:
-    """What MLflow tells of a search: the status and the newest metrics of its parent run."""
+    """A search as MLflow has it: the status and the newest metrics of its parent run."""
 
     status: str
     metrics: Mapping[str, float]
@@ -62,7 +62,7 @@ class MlflowWatch:
             raise _away(self._uri, error) from error
 
     def look(self) -> Mirrored:
-        """What is there now."""
+        """Return the present state."""
         try:
             parent = self._client.get_run(self._run_id)
         except ASKING_ERRORS as error:

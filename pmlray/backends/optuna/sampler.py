@@ -112,7 +112,7 @@ class LawSampler(BaseSampler):
             self._index.calibrate(seconds_per_token, spent)
 
     def why(self, number: int) -> str:
-        """Why the point of the trial that was chosen last was chosen."""
+        """Reason for the point of the trial that was chosen last."""
         return self._why.get(number, "")
 
     def within_budget(self, study: Study) -> bool:

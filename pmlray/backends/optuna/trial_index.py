@@ -1,4 +1,4 @@
-"""What a sampler knows of an Optuna study, kept up trial by trial."""
+"""Incremental index of a study's trials."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ class TrialIndex:
     def design_state(
         self, study: Study, pack_from: int | None, except_number: int | None = None
     ) -> DesignState:
-        """What is known now; the same object as long as nothing happens.
+        """Return the present state of the design; the same object until something changes.
 
-        pack_from: number of the first trial of the pack that is being filled, if one is.
-        except_number: of a trial that does not count.
+        pack_from: number of the first trial of the pack that is being filled, if one is. except_number:
+        of a trial that does not count.
         """
         of = (study._storage, study._study_id)
         if of != self._study:

@@ -1,4 +1,4 @@
-"""What an Optuna study's trials mean to a law: their design points, their data, and their order."""
+"""Trials of an Optuna study as a law reads them: design points, data and order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ POLL_SECONDS = 0.02
 
 
 def point_of(trial: FrozenTrial) -> DesignPoint:
-    """Where the trial measures the law."""
+    """Return the design point of a trial."""
     return DesignPoint(*(trial.params[name] for name in POINT))
 
 

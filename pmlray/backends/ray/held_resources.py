@@ -1,7 +1,7 @@
-"""What holds a cluster's resources, asked of the tables of the Ray that this process is part of.
+"""Holders of a cluster's resources, by the tables of the Ray that this process is part of.
 
-Ray's State API would tell the same, but through a dashboard, which a Ray of one command has not
-got, and at an address that it looks up for itself, which may be another cluster's.
+Ray's State API has the same, but through a dashboard, which the Ray of one command does not start,
+and at an address that it looks up by itself, which may be another cluster's.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def can_grow() -> bool:
 
 
 def describe_holders(wanted: Mapping[str, float], workers: int) -> str:
-    """What the nodes have of the wanted resources of one worker, what of it is free, and what holds
-    the rest; or that this job has them, and what is to run there has not started."""
+    """Describe the nodes' share of one worker's resources, what is free, and what holds the
+    rest; or that this job has them and its workers have not started."""
     kinds, groups, job = set(wanted), placement_groups(), ray.get_runtime_context().get_job_id()
     free = state.available_resources_per_node()
     total = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}

@@ -1,4 +1,4 @@
-"""What a search takes along to a cluster: pmlray's own source and the search's files."""
+"""Upload of a search to a cluster: pmlray's own source and the search's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a cluster's processes give way to others for a core.
+"""Niceness of a cluster's processes.
 
 Ray starts its workers at niceness 15, unless RAY_worker_niceness says otherwise where a node
 starts, or in the environment that a worker is asked for with.
@@ -21,13 +21,13 @@ REMEDY = (
 
 
 def told_niceness(text: str) -> int | None:
-    """What PROBE has printed, in the log of its job."""
+    """Read the niceness that PROBE has printed from the log of its job."""
     found = re.search(r"^niceness (-?\d+)$", text, re.MULTILINE)
     return None if found is None else int(found[1])
 
 
 def describe_niceness(niceness: int) -> str:
-    """What it means that a cluster's workers give way to others."""
+    """Describe the effect of a niceness on a cluster's workers."""
     return (
         f"this cluster's workers run at niceness {niceness}: beside other work on their nodes they"
         " get little of a core (pmlray starts those that train at 0, and no others)"

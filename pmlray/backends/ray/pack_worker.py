@@ -1,5 +1,5 @@
-"""What a worker does with a pack: under leases, from its last checkpoint, until it is done or asked
-to leave."""
+"""A worker's handling of a pack: under leases, from its last checkpoint, until it is done or the
+worker is asked to leave."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def ray_session(address: str | None) -> Generator[None]:
 
 @contextmanager
 def _explained(address: str) -> Generator[None]:
-    """What keeps Ray from starting, or from answering, as a RunError that says what to do."""
+    """Turn the reason why Ray does not start, or does not answer, into a RunError with its cure."""
     try:
         yield
     except ConnectionError as error:

@@ -148,7 +148,7 @@ class RayTrainRunner:
         return ray.get(self._workers.niceness.remote(), timeout=ANSWER_SECONDS)
 
     def describe_shortage(self) -> str:
-        """What a worker wants of the cluster, and what holds it."""
+        """Describe the resources that a worker wants of the cluster, and what holds them."""
         return describe_holders(*self._wanted)
 
     def give_up(self, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""What the workers of a Ray Train job are told: how to measure packs, and which, one by one."""
+"""Instructions of a Ray Train job's workers: how to measure packs, and which, one by one."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ RETRY_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """What a worker needs to measure packs; `store` is a folder that every node sees.
+    """Settings of the workers of a job; `store` is a folder that every node sees.
 
-    Each of a pack's `workers` has `gpus` GPUs; 0: it trains on `cpus` cores. `driver`: generation
-    of the lease of the driver that wants the packs; `checkpoint_seconds`: between two checkpoints.
-    `barriers`: how threads wait for each other, as environment variables: the driver's.
+    Each of a pack's `workers` has `gpus` GPUs; 0: it trains on `cpus` cores. `driver`: generation of
+    the lease of the driver that wants the packs; `checkpoint_seconds`: between two checkpoints.
+    `barriers`: environment variables that set how threads wait for each other, as the driver has them.
     """
 
     search: PreparedSearch
@@ -70,7 +70,7 @@ class WorkerPlan:
 
     @property
     def resources(self) -> dict[str, float]:
-        """What one worker takes of the cluster."""
+        """Resources of one worker."""
         return {"GPU": self.gpus} if self.gpus else {"CPU": self.cpus}
 
     @property

@@ -1,4 +1,4 @@
-"""How often a pack was begun, from where, and what each time lost: one small file an attempt."""
+"""Attempts at a pack, one small file each: where each began, and what it lost."""
 
 from __future__ import annotations
 

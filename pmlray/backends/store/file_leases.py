@@ -197,7 +197,7 @@ def beating(
 
 
 def _holder_from(content: bytes) -> Holder:
-    """Whom a lease names; UNKNOWN where it is damaged."""
+    """Read the holder of a lease from its file; UNKNOWN where it is damaged."""
     try:
         holder = rebuild(Holder, json.loads(content))
         # Half of a surrogate pair could not be shown.
@@ -221,8 +221,8 @@ def _place() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process of this machine started, in ticks; None when there is none, or a dead one that
-    nobody has waited for."""
+    """Return the start of a process of this machine, in ticks; None when there is none, or it is
+    dead and not yet reaped."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -137,7 +137,7 @@ class FileStore:
         return tuple(sorted(found, key=lambda f: (f.round, f.place, f.run_key)))
 
     def calibration(self) -> Calibration | None:
-        """What the first steps cost, where that was told."""
+        """Return the cost of the first steps, where that was stored."""
         return calibration_of(self.folder)
 
     def times(self) -> tuple[PackTimes, ...]:
@@ -174,7 +174,7 @@ def _write_once(path: Path, content: dict[str, Any]) -> None:
 
 
 def _read_all(paths: Iterable[Path], build: Callable[[dict[str, Any]], T]) -> Iterator[T]:
-    """What is in files that anybody may have written who can write to the store."""
+    """Read files that anybody with access to the store may have written."""
     for path in sorted(paths):
         try:
             with open(path, encoding="utf-8", opener=open_here) as file:

@@ -1,4 +1,4 @@
-"""When a lease is somebody's and when it may be taken: pure rules, no files, no clocks.
+"""Rules of leases, without files or clocks: who holds one, and when it may be taken.
 
 A lease is a folder with a file `<generation>`, touched while its holder lives. Generations only
 grow: a taker makes the next one, which one of several takers alone can do, and a holder that finds
@@ -58,9 +58,9 @@ def may_take(
 
 
 def generations(files: Iterable[str]) -> dict[int, frozenset[str]]:
-    """What is there of a lease: its generations, and what each file's name ends on after them
-    ('' for the lease itself, FREE once given back, STOP where its holder wants to leave). Other
-    files are none of a lease's."""
+    """Return the generations of a lease, with the endings of each one's file names ('' for the
+    lease itself, FREE once given back, STOP where its holder wants to leave). Other files are
+    ignored."""
     found: dict[int, set[str]] = {}
     for file in files:
         number, dot, kind = file.partition(".")

@@ -96,7 +96,7 @@ class PackedLora(nn.Module):
                 self._slot_N[n] = slot
 
     def delta(self, batch: MicroBatch) -> Tensor:
-        """What each row's adapter adds to its block output, (T, D), in fp32."""
+        """Return each row's adapter output, added to its block's output, (T, D), in fp32."""
         x_TX = batch.adapter_in_TX.to(self.A.dtype)
         parts, row, start = [], 0, 0
         for block in batch.blocks:

@@ -75,7 +75,7 @@ class Control:
         self._of_length = {n: fresh[own] for n, own in records.items() if own}
 
     def score(self, adapter: int, seq_len: int) -> ControlScore:
-        """What a trained adapter does to the texts that it was not trained on."""
+        """Score a trained adapter on texts that it was not trained on."""
         delta_loss, recall, prose_delta_loss = None, None, None
         if (fresh := self._of_length.get(seq_len)) is not None:
             scores = self._scores(adapter, fresh.records)

@@ -44,7 +44,7 @@ class StoredAdapter:
 
 @dataclass(frozen=True, slots=True)
 class DecodedRecord:
-    """What greedy decoding answered to one record: as many tokens as its target has."""
+    """Greedy answer to one record: as many tokens as its target has."""
 
     record: Record
     answer_ids: tuple[int, ...]

@@ -45,7 +45,7 @@ class TokenScores:
 
     @property
     def recall(self) -> Recall:
-        """What greedy decoding would reproduce."""
+        """Recall under greedy decoding."""
         tokens = sum(map(len, self.wrong))
         prefix = sum(row.index(True) if True in row else len(row) for row in self.wrong)
         return Recall(
@@ -96,7 +96,7 @@ def score_tokens(model: AdaptedModel, rows: Sequence[Row]) -> TokenScores:
 
 @dataclass(frozen=True, eq=False)
 class Decoding:
-    """What greedy decoding should reproduce: an adapter, A (X, r) and B (r, D), and its records."""
+    """One adapter to decode with, A (X, r) and B (r, D), and its records."""
 
     weights: tuple[torch.Tensor, torch.Tensor]
     records: tuple[Record, ...]
@@ -106,7 +106,7 @@ class Decoding:
 def decode_exactly(
     base: BaseModel, decodings: Sequence[Decoding], max_tokens: int
 ) -> tuple[bool | None, ...]:
-    """Return whether real greedy decoding reproduces each adapter's records, all adapters at once.
+    """Return whether greedy decoding reproduces each adapter's records, all adapters at once.
 
     An adapter's first records are decoded, up to `max_tokens` target tokens in all; None when not
     even the first is within it. Rows whose prompts are equally long share a call, so that none is

@@ -74,7 +74,7 @@ def _call(mlp: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def _difference(mlp: nn.Module, compiled: Call, size: int) -> str | None:
-    """What differs in the output or in the input's gradient, None where nothing does."""
+    """Return a difference in the output or the input's gradient; None where there is none."""
     weight = next(mlp.parameters())
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(2, 1, POSITIONS, size, generator=generator).to(weight)

@@ -1,4 +1,4 @@
-"""Whether a step came out the same when it was taken in another way."""
+"""Comparison of a step with the same step taken in another way."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ROUNDING = 1e-6
 def difference(
     before: Mapping[str, Tensor], expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> str | None:
-    """What of `found` is not as `expected`, None where nothing is; waits for the device.
+    """Return how `found` differs from `expected`, None where it does not; waits for the device.
 
-    before: what the tensors were, by the same names; zero for those that were not there. The same
-    infinity, or not a number in both, is no difference.
+    before: the tensors before the step, by the same names; zero for those that were not there. The
+    same infinity, or not a number in both, is no difference.
     """
     for name, right in expected.items():
         was = before[name] if name in before else torch.zeros_like(right)

@@ -76,7 +76,7 @@ class RowAttention(nn.Module):
         row_groups: RowGroups | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """As transformers calls it; with rows, of hidden states (1, T, D).
+        """Attend as transformers' modules do; with rows, hidden states are (1, T, D).
 
         row_groups: (rows, length) of each group, in order.
         """

@@ -36,7 +36,7 @@ FIXED_DATE = "26 Jul 2024"
 
 
 class LayerInputs(NamedTuple):
-    """What the trainable part needs of the frozen one: block k's output, the adapter's input."""
+    """Outputs of the frozen part: block k's output and the adapter's input."""
 
     hidden_BTD: Tensor
     adapter_in_BTX: Tensor
@@ -57,7 +57,7 @@ class BaseModel:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of its weights."""
         return self.head_weight.device
 
     @cached_property

@@ -43,7 +43,7 @@ SUFFIX = ".safetensors"
 
 @dataclass
 class PrefixCount:
-    """What a store did: entries built and found, and bytes of those that were handed out."""
+    """Counts of a store: entries built and found, and bytes of those handed out."""
 
     built: int = 0
     found: int = 0

@@ -59,11 +59,11 @@ class AskedToLeave(RunError):
 
 
 class Checkpoints:
-    """Where a pack's state is kept.
+    """Folder of a pack's checkpoints, and when to take one.
 
-    every: seconds between two. leave: whether the process was asked to leave; training then ends
-    with a checkpoint and AskedToLeave. sharded: its runs train one by one, on a sharded base; such
-    a state is of no use to the packed loop, nor the other way round.
+    every: seconds between two. leave: True when the process was asked to leave; training then ends
+    with a checkpoint and AskedToLeave. sharded: its runs train one by one on a sharded base; the packed
+    loop cannot read such a state, nor the other way round.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Checkpoints:
 
     @property
     def unsaved_paid_seconds(self) -> float:
-        """What that training was charged to this process, by `paid_seconds`."""
+        """Training since the last checkpoint as charged to this process, by `paid_seconds`."""
         return 0.0 if self._kept_at is None else paid_seconds(self._device) - self._paid_then
 
     @property

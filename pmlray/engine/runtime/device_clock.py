@@ -1,4 +1,4 @@
-"""What a pack costs while it trains: a clock of what is paid for, shared out over its adapters."""
+"""Cost of a pack while it trains: the device's paid time, shared out over its adapters."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class DeviceClock:
         self.restart()
 
     def work_of(self, row: Row) -> float:
-        """What putting a row through the device once counts."""
+        """Return the work of one pass of a row through the device."""
         return row.length + self._head_work * row.n_scored
 
     def add(self, rows: Sequence[Row]) -> None:

@@ -1,6 +1,6 @@
-"""What a pack's later steps depend on, as tensors by name and JSON types.
+"""State of a pack between two steps, as tensors by name and JSON types.
 
-Each part of the loop takes its own state out and is put back to one; a whole is made of its parts.
+Each part of the loop gets and sets its own state; the state of the whole is made of those.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PackState:
 
 
 class Stateful(Protocol):
-    """What carries state from step to step."""
+    """A part of the loop that carries state from step to step."""
 
     def get_state(self) -> PackState:
         """The state that `set_state` continues from."""

@@ -1,10 +1,10 @@
-"""How the threads of a step wait for each other on a CPU.
+"""Bounded waiting of a training step's threads at barriers, on a CPU.
 
-torch's threads are GNU OpenMP's. Each waits at the end of a parallel loop, thousands of times a
-step, by asking again and again whether the others are there: as long as a time slice, by default.
-Alone on its cores that is the fastest way. Where others want the cores too, the thread that is
-waited for may not have one, and those that wait use up the time that it needs: a step then cost 2
-to 20 times the CPU time (scripts/bench/results/thread_barriers.md).
+torch's threads are GNU OpenMP's. At the end of a parallel loop, thousands of times a step, each
+spins until the others arrive, by default for a whole time slice. On idle cores that is fastest.
+Where other processes want the cores, the last thread may have none while the waiting ones use up
+its time: a step then cost 2 to 20 times the CPU time
+(scripts/bench/results/thread_barriers.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 
 def chosen(environment: Mapping[str, str]) -> dict[str, str]:
-    """What somebody has set there of how threads wait; empty where nobody has."""
+    """Return the variables that set how threads wait and are in an environment."""
     return {name: environment[name] for name in CHOICES if name in environment}
 
 

@@ -1,4 +1,4 @@
-"""What a pack has done and what is still before it, and who is left out where that is too much."""
+"""Steps of a pack, done and left, and the members to drop where they would cost too much."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def outlook(
     clock: DeviceClock,
     charged_steps: float,
 ) -> Outlook:
-    """Where a pack stands.
+    """Return the work that a pack has done and still has.
 
-    groups: of members that enter together. own_steps: steps that those have had that train now;
-    left: all that have not ended. charged_steps: adapter-steps taken so far.
+    groups: of members that enter together. own_steps: steps of the members that train now; left: all
+    that have not ended. charged_steps: adapter-steps taken so far.
     """
     ahead, work = dict[int, int](), dict[int, float]()
     for i in left:

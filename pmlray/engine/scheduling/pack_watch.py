@@ -25,7 +25,7 @@ class Watched(Protocol):
     active: list[int]
 
     def outlook(self, step: int) -> Outlook:
-        """What it has done and what is before it; waits for the device."""
+        """Return its work, done and left; waits for the device."""
         ...
 
     def running(self, step: int) -> dict[int, tuple[int, float]]:

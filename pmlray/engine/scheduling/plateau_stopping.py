@@ -1,4 +1,4 @@
-"""When the rest of a run at its constant rate can no longer move its loss by much.
+"""Early decay of runs whose remaining steps would hardly move their loss.
 
 The rule looks at how flat a curve is, never at how high: a run that stays bad tells the law as much
 as one that gets good, and must be as likely to be stopped.
@@ -36,8 +36,7 @@ def can_stop(recipe: Recipe, steps: int, train_steps: int) -> bool:
 
 
 def broken_runs(step_losses: Tensor, steps: int, active: Sequence[int]) -> list[int]:
-    """Those of the active runs whose last loss is not a number, when it is time to look: no step
-    would mend them.
+    """Return the active runs whose last loss is not a number, on steps where that is checked.
 
     step_losses: nats per token of every step and run, (steps, N).
     """

@@ -49,8 +49,8 @@ class Redistribution(ThresholdStopping):
         self.progress = 0.0
 
     def to_look_at(self, steps: int) -> tuple[Row, ...]:
-        """What has to be looked at after so many steps: everything where no token in the batch was
-        below the threshold, else what has left it, when its time has come."""
+        """Return the records to evaluate after so many steps: all where no token in the batch
+        was below the threshold, else those that have left it, once they are due."""
         if self._idle:
             return self.rows
         since = steps - self._last_look

@@ -91,7 +91,7 @@ class Schedules:
         self._spared = list(state.facts["spared"])
 
     def _progress(self, i: int, steps: int) -> float:
-        """Return how far a run is on its schedule, in its own nominal steps."""
+        """Return a run's place on its schedule, in its own nominal steps."""
         if i in self._stopping.redistributed:
             return self._stopping.redistributed[i].progress
         return steps + self._spared[i]
@@ -166,11 +166,12 @@ class Trunks:
         return self._waiting.pop(adapter)
 
     def payers(self, adapter: int) -> tuple[int, ...]:
-        """Whom a step of the adapter serves: itself and those that are still part of it."""
+        """Return the members that a step of the adapter serves: itself and those still part of
+        it."""
         return (adapter, *(b.follower for b in self._waiting.values() if b.trunk == adapter))
 
     def leave(self, steps: Mapping[int, int], ended: Sequence[int] = ()) -> list[Branch]:
-        """Those that branch off before the next step, or whose trunk has ended; they wait no more.
+        """Return the members that branch off before the next step, or whose trunk has ended.
 
         steps: how many steps the adapters that train have had.
         """

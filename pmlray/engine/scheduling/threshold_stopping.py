@@ -1,4 +1,4 @@
-"""When a run under the threshold rule has nothing left to train.
+"""End of a run under the threshold rule, once nothing is left to train.
 
 Once every token of a run is above the threshold none carries weight, so that no later step would
 change the adapter: the run may end there, for the same result at less cost.

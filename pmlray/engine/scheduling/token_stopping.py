@@ -68,7 +68,7 @@ class TokenStopping:
         return i in self._runs and self._runs[i].done
 
     def due(self, steps: int, active: Sequence[int]) -> list[int]:
-        """Those of the active members that have to be checked after so many steps."""
+        """Return the active members to check after so many steps."""
         return [i for i in active if i in self._runs and self._runs[i].is_due(steps)]
 
     def check(self, steps: int, due: Sequence[int], model: AdaptedModel) -> list[Row]:

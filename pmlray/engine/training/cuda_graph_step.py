@@ -50,7 +50,8 @@ class Recorder(Protocol):
         ...
 
     def record(self, step: Callable[[], StepFound]) -> tuple[StepFound, Callable[[], None]]:
-        """Where a replay's findings lie, and the replay; RuntimeError where capture fails."""
+        """Capture a step: its outputs, and a function that replays it; RuntimeError where that
+        fails."""
         ...
 
 
@@ -103,7 +104,7 @@ class _FixedStep:
 
     @property
     def batches(self) -> tuple[MicroBatch, ...]:
-        """What was loaded last."""
+        """The micro-batches loaded last."""
         return (self._batch.batch,)
 
     def load(self, rows: tuple[Row, ...], rate_S: Tensor) -> None:
@@ -198,7 +199,7 @@ class CapturedStep:
 def step_taker(
     step: PackStep, dropout: Dropout, members: Sequence[Member], batch_size: int
 ) -> EagerStep | CapturedStep:
-    """What takes a pack's steps on the device where its rows are."""
+    """Return the object that takes a pack's steps on the device of its rows."""
     eager = EagerStep(step, dropout)
     recorder = recorder_for(members[0].rows[0].record.hidden_TD.device)
     if recorder is None:
@@ -207,7 +208,7 @@ def step_taker(
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
-    """What captures steps on a device; None where nothing does."""
+    """Return the recorder of steps on a device; None where steps cannot be captured."""
     if device.type == "cuda":
         return CudaGraphs(device)
     log.info("steps are not captured: there are no CUDA graphs on a %s", device.type)

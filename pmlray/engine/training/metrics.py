@@ -29,16 +29,14 @@ MOST_TOKENS = 2048
 
 @dataclass(frozen=True)
 class TrainedMember:
-    """What the loop measured of one adapter.
+    """Measurements of one adapter by the training loop.
 
-    `step_losses`: mean nll of each optimiser step's batch, before its update. `curve`: (step,
-    loss over all records) after that many steps, from step 0. `gpu_seconds`: what it cost and
-    `wall_seconds`: the time that it took, both shared out by work, optimiser steps and curve
-    evaluations together; `charged_steps`: the optimiser steps in it, those shared with other
-    budgets in part. `grad_norm`: mean norm of
-    the gradient before clipping, over the last tenth of the steps before the decay.
-    `token_p_curve`: as in `Observation`. `pack_steps`: steps that the pack had had when the member
-    ended.
+    `step_losses`: mean nll of each optimiser step's batch, before its update. `curve`: (step, loss over
+    all records) after that many steps, from step 0. `gpu_seconds`: its cost, and `wall_seconds`: its
+    time, both shared out by work, optimiser steps and curve evaluations together; `charged_steps`: the
+    optimiser steps in it, those shared with other budgets in part. `grad_norm`: mean norm of the
+    gradient before clipping, over the last tenth of the steps before the decay. `token_p_curve`: as in
+    `Observation`. `pack_steps`: steps of the pack when the member ended.
     """
 
     index: int
@@ -54,7 +52,7 @@ class TrainedMember:
 
     @property
     def divergence(self) -> str | None:
-        """What went wrong where the run has no usable result; None where nothing did."""
+        """Return why the run has no usable result; None where it has one."""
         if not all(math.isfinite(loss) for _, loss in self.curve):
             return "the loss stopped being a number; lower recipe.learning_rate"
         (_, base_loss), *_, (_, last) = self.curve

@@ -57,7 +57,7 @@ class Layouts:
         self._mean = [sum(r.length for r in m.rows) / len(m.rows) for m in members]
 
     def of(self, rows: Sequence[Row]) -> Fit:
-        """Where the rows of a step lie."""
+        """Return the layout of a step's rows."""
         pairs = [(row, self._longest[row.adapter] or _own(row)) for row in rows]
         pairs.sort(key=lambda pair: -pair[1].length)
         places = tuple(place for _, place in pairs)

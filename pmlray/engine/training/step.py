@@ -25,8 +25,9 @@ from pmlray.memft import weighted_nll_per_row
 
 
 class StepFound(NamedTuple):
-    """What a step found before its update: each slot's loss (nats per token, NaN where a slot had
-    no row) and norm of the gradient, (S,); of every micro-batch the loss of each token, (R, L)."""
+    """Findings of a step before its update: each slot's loss (nats per token, NaN where a slot
+    had no row) and norm of the gradient, (S,); of every micro-batch the loss of each token, (R,
+    L)."""
 
     loss_S: Tensor
     norm_S: Tensor
@@ -173,7 +174,7 @@ class Dropout:
         return not self._share
 
     def mask(self, batch: MicroBatch) -> Tensor | None:
-        """What the adapter output of a step is multiplied with, (T, D); None without dropout."""
+        """Return the factors of a step's adapter output, (T, D); None without dropout."""
         return None if self.is_off else torch.cat(self.of_rows(batch.rows))
 
     def of_rows(self, rows: Sequence[Row]) -> list[Tensor]:

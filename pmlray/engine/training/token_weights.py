@@ -1,4 +1,4 @@
-"""Which tokens a step trains on: plain SFT, or one of the MemFT rules (arXiv 2605.30260)."""
+"""Weights of a step's tokens: plain SFT, or one of the MemFT rules (arXiv 2605.30260)."""
 
 from __future__ import annotations
 
