@@ -45,9 +45,9 @@ class LivePack:
 
     `stage`: what it does now, in words. `time`: when that was, seconds since 1970. `steps` and
     `train_steps`: adapter-steps taken, and in all. `n_ended`: of its `n_runs` runs. `gpu_seconds`:
-    spent so far, and `open_gpu_seconds` of them by runs that have not ended; `gpu_seconds_left`: what
-    the rest will take at the pace so far, and `seconds_left` the same in wall seconds, both None until
-    there is a pace. `runs`: those that train now.
+    spent so far, and `open_gpu_seconds` of them by runs that have not ended; `gpu_seconds_left`:
+    what the rest will take at the pace so far, and `seconds_left` the same in wall seconds, both
+    None until there is a pace. `runs`: those that train now.
     """
 
     pack_id: str

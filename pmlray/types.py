@@ -127,8 +127,8 @@ class Pack:
 class Recall:
     """Recall under greedy decoding, read off a teacher-forced pass.
 
-    `token`: share of supervised tokens whose argmax is right. `prefix`: tokens right before the first
-    error of each record, over all supervised tokens. `exact`: share of records wholly right.
+    `token`: share of supervised tokens whose argmax is right. `prefix`: tokens right before the
+    first error of each record, over all supervised tokens. `exact`: share of records wholly right.
     `n_stubborn`: supervised tokens with p <= 0.5.
     """
 

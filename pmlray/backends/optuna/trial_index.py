@@ -77,8 +77,8 @@ class TrialIndex:
     ) -> DesignState:
         """Return the present state of the design; the same object until something changes.
 
-        pack_from: number of the first trial of the pack that is being filled, if one is. except_number:
-        of a trial that does not count.
+        pack_from: number of the first trial of the pack that is being filled, if one is.
+        except_number: of a trial that does not count.
         """
         of = (study._storage, study._study_id)
         if of != self._study:

@@ -13,10 +13,10 @@ from pmlray.types import FailedRun, Pack, PlannedRun
 class PackWork:
     """Input of a worker that measures a pack.
 
-    `store`: a folder that every node sees. `driver`: generation of the lease of the driver that wants
-    it; work for another one ends. `checkpoint_seconds`: between two checkpoints. `devices`: factor from
-    one process's charge to the pack's cost: its GPUs, or on a CPU its processes. `sharded`: True if
-    several workers share its base.
+    `store`: a folder that every node sees. `driver`: generation of the lease of the driver that
+    wants it; work for another one ends. `checkpoint_seconds`: between two checkpoints. `devices`:
+    factor from one process's charge to the pack's cost: its GPUs, or on a CPU its processes.
+    `sharded`: True if several workers share its base.
     """
 
     search: PreparedSearch

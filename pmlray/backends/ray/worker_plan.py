@@ -31,9 +31,10 @@ RETRY_SECONDS = 1.0
 class WorkerPlan:
     """Settings of the workers of a job; `store` is a folder that every node sees.
 
-    Each of a pack's `workers` has `gpus` GPUs; 0: it trains on `cpus` cores. `driver`: generation of
-    the lease of the driver that wants the packs; `checkpoint_seconds`: between two checkpoints.
-    `barriers`: environment variables that set how threads wait for each other, as the driver has them.
+    Each of a pack's `workers` has `gpus` GPUs; 0: it trains on `cpus` cores. `driver`: generation
+    of the lease of the driver that wants the packs; `checkpoint_seconds`: between two checkpoints.
+    `barriers`: environment variables that set how threads wait for each other, as the driver has
+    them.
     """
 
     search: PreparedSearch

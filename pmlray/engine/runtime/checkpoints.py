@@ -62,8 +62,8 @@ class Checkpoints:
     """Folder of a pack's checkpoints, and when to take one.
 
     every: seconds between two. leave: True when the process was asked to leave; training then ends
-    with a checkpoint and AskedToLeave. sharded: its runs train one by one on a sharded base; the packed
-    loop cannot read such a state, nor the other way round.
+    with a checkpoint and AskedToLeave. sharded: its runs train one by one on a sharded base; the
+    packed loop cannot read such a state, nor the other way round.
     """
 
     def __init__(

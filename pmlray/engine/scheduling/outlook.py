@@ -56,8 +56,8 @@ def outlook(
 ) -> Outlook:
     """Return the work that a pack has done and still has.
 
-    groups: of members that enter together. own_steps: steps of the members that train now; left: all
-    that have not ended. charged_steps: adapter-steps taken so far.
+    groups: of members that enter together. own_steps: steps of the members that train now; left:
+    all that have not ended. charged_steps: adapter-steps taken so far.
     """
     ahead, work = dict[int, int](), dict[int, float]()
     for i in left:

@@ -31,12 +31,13 @@ MOST_TOKENS = 2048
 class TrainedMember:
     """Measurements of one adapter by the training loop.
 
-    `step_losses`: mean nll of each optimiser step's batch, before its update. `curve`: (step, loss over
-    all records) after that many steps, from step 0. `gpu_seconds`: its cost, and `wall_seconds`: its
-    time, both shared out by work, optimiser steps and curve evaluations together; `charged_steps`: the
-    optimiser steps in it, those shared with other budgets in part. `grad_norm`: mean norm of the
-    gradient before clipping, over the last tenth of the steps before the decay. `token_p_curve`: as in
-    `Observation`. `pack_steps`: steps of the pack when the member ended.
+    `step_losses`: mean nll of each optimiser step's batch, before its update. `curve`: (step, loss
+    over all records) after that many steps, from step 0. `gpu_seconds`: its cost, and
+    `wall_seconds`: its time, both shared out by work, optimiser steps and curve evaluations
+    together; `charged_steps`: the optimiser steps in it, those shared with other budgets in part.
+    `grad_norm`: mean norm of the gradient before clipping, over the last tenth of the steps before
+    the decay. `token_p_curve`: as in `Observation`. `pack_steps`: steps of the pack when the member
+    ended.
     """
 
     index: int
