@@ -1,4 +1,4 @@
-"""What a search is, validated before anything starts."""
+"""Validated files of pmlray: searches, comparisons, cluster profiles."""
 
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.load import load_search, load_spec

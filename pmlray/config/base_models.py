@@ -1,4 +1,4 @@
-"""Where a base model comes from and its geometry, without loading any weights."""
+"""Base models by name: where they come from and their geometry, without loading any weights."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ KNOWN_REVISIONS: Mapping[str, str] = {
 
 
 def cache_root() -> Path:
-    """Where pulled models live: `PMLRAY_CACHE`, else the user's cache folder."""
+    """Return the folder of pulled models: `PMLRAY_CACHE`, else the user's cache folder."""
     if chosen := os.environ.get("PMLRAY_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pmlray"
 
 
 def pulled_folder(model_id: str) -> Path:
-    """Where `pmlray models pull` puts this model."""
+    """Return the folder that `pmlray models pull` uses for a model."""
     return cache_root() / "models" / model_id
 
 

@@ -1,4 +1,4 @@
-"""Where and how packs run: the validated form of a `cluster/profiles/*.yaml` file."""
+"""Cluster profiles, where and how packs run: the validated form of `cluster/profiles/*.yaml`."""
 
 from __future__ import annotations
 

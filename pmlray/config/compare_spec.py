@@ -1,4 +1,4 @@
-"""What a comparison of training methods is: the validated form of its YAML file."""
+"""Comparisons of training methods: the validated form of their YAML files."""
 
 from __future__ import annotations
 

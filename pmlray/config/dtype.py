@@ -1,4 +1,4 @@
-"""Which dtype a base is best computed in where a search trains, told without loading torch."""
+"""Choice of a base's dtype by the device that trains, without loading torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a search or a comparison uses MemFT."""
+"""MemFT options of a search or a comparison."""
 
 from __future__ import annotations
 

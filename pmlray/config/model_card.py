@@ -30,7 +30,7 @@ def card_head(spec: SearchSpec) -> str:
 
 
 def loading(spec: SearchSpec) -> str:
-    """How to use an adapter of this search, as Markdown."""
+    """Return instructions for using an adapter of this search, as Markdown."""
     if spec.probe.placement == "mlp":
         return (
             "It adds `x A B` to the output of a block's MLP, in a layout of its own; `pmlray recall"

@@ -51,7 +51,8 @@ class Model(Part):
 
 
 def without_former_dtype(chosen: dict[str, Any]) -> dict[str, Any]:
-    """What a spec says beside its defaults, of now and of before; and not what `auto` became."""
+    """Return the fields that differ from the defaults, present and former, without the dtype
+    that `auto` became."""
     model = {name: value for name, value in chosen["model"].items() if name != "resolved"}
     if model.get("dtype") == FORMER_DTYPE:
         del model["dtype"]

@@ -95,14 +95,16 @@ def prepare_search(path: Path, overrides: Sequence[str] = ()) -> PreparedSearch:
 
 
 def prepare_spec(spec: SearchSpec, folder: Path) -> PreparedSearch:
-    """As prepare_search, for a spec that is in no file; its task's files are below `folder`."""
+    """Prepare a spec that is in no file; its task's files are below `folder`. See
+    prepare_search."""
     return _prepare(spec, folder / spec.name)
 
 
 def prepare_comparison(
     path: Path, overrides: Sequence[str] = ()
 ) -> tuple[CompareSpec, PreparedSearch]:
-    """As prepare_search, for a comparison's file: its spec, and the search whose runs it makes."""
+    """Prepare a comparison's file: its spec, and the search whose runs it makes. See
+    prepare_search."""
     spec = load_spec(CompareSpec, path, overrides)
     return spec, _prepare(spec.search_spec(), path)
 

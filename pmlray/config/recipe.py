@@ -1,4 +1,4 @@
-"""How one adapter is trained; the same for every run of a search."""
+"""Training recipe of an adapter; the same for every run of a search."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search is: the validated form of a `searches/*.yaml` file.
+"""Searches: the validated form of `searches/*.yaml` files.
 
 `SearchSpec` is frozen and refuses unknown keys. `search_id` hashes the canonical form, so the same
 search always finds its own store again.
@@ -85,7 +85,7 @@ class Space(Part):
 
     @property
     def n_points(self) -> int:
-        """How many cells the grid has."""
+        """Number of cells of the grid."""
         return len(self.lora_rank) * len(self.seq_len) * len(self.train_steps)
 
     def points(self) -> tuple[DesignPoint, ...]:
@@ -122,7 +122,7 @@ class LawOptions(Part):
     optimisation_limited: Literal["keep", "leave_out"] = "keep"
 
     def fit_options(self) -> FitOptions:
-        """How points count in every fit of the search."""
+        """Treatment of points in every fit of the search."""
         return FitOptions(self.loss, self.saturated, self.floor)
 
 
@@ -252,11 +252,12 @@ class SearchSpec(Part):
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
     def memft_rules(self) -> MemftRules:
-        """How MemFT's methods weigh tokens; the default rules where none are asked for."""
+        """Rules of MemFT's methods; the default ones where none are asked for."""
         return (self.memft or MemftOptions()).rules(self.task.kind)
 
     def target_points(self) -> tuple[DesignPoint, ...]:
-        """Where the law must be known: `design.targets`, else the largest cell of the space."""
+        """Points where the law must be known: `design.targets`, else the largest cell of the
+        space."""
         targets = self.design.targets
         if targets is None:
             space = self.space

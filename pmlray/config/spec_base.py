@@ -1,4 +1,4 @@
-"""What every part of a spec has in common."""
+"""Base class of all parts of a spec."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Stored = TypeVar("Stored", bound=BaseModel)
 
 
 class Facts(BaseModel, strict=True, allow_inf_nan=False):
-    """What a report shows of the run that it ended, as far as it was kept."""
+    """Facts of the run that wrote a report, as far as they were stored."""
 
     store: str | None = None
     tracking_uri: str | None = None

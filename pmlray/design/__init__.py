@@ -1,4 +1,4 @@
-"""Which run to measure next, and what it will cost."""
+"""Choice of the next run to measure, and the cost of runs."""
 
 from pmlray.design.acquisition import LAW_RULES, OPTUNA_RULES, RULES, Acquisition, DesignState
 from pmlray.design.cost import CostModel, charged_steps, prior_cost

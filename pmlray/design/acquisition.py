@@ -37,7 +37,8 @@ Acquisition = Literal[
 
 @dataclass(frozen=True)
 class DesignState:
-    """What the search knows: its runs, its fitted forms (best first), cost and remaining budget.
+    """State of a search's design: its runs, its fitted forms (best first), cost and remaining
+    budget.
 
     `base_loss`: typical loss of the adapter-free base, nats. `budget_left`: gpu_seconds, already
     without what pending runs are predicted to cost, which is `training`. `pack`: those of the
@@ -56,12 +57,12 @@ class DesignState:
 
     @cached_property
     def history(self) -> History:
-        """What the rules ask of all chosen runs."""
+        """History of all chosen runs, as the rules need it."""
         return History(self.chosen) if self.kept is None else self.kept
 
     @cached_property
     def pending(self) -> Counter[DesignPoint]:
-        """How often each point is chosen and not measured yet."""
+        """Number of runs chosen and not measured yet, by point."""
         return Counter(run.point for run in self.chosen if not run.done)
 
     def field(
@@ -77,7 +78,7 @@ class DesignState:
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a rule chooses from: candidates within the budget, the whole grid, and the targets."""
+    """Input of a rule: candidates within the budget, the whole grid, and the targets."""
 
     candidates: tuple[Candidate, ...]
     grid: tuple[DesignPoint, ...]

@@ -1,4 +1,4 @@
-"""What a run will cost in gpu_seconds: a guess from FLOPs, then the rates that were measured."""
+"""Cost of runs in gpu_seconds: a guess from FLOPs, then the measured rates."""
 
 from __future__ import annotations
 

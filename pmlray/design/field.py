@@ -100,7 +100,7 @@ class LawField:
     def gains(
         self, candidates: Sequence[DesignPoint], targets: Sequence[DesignPoint]
     ) -> FloatArray:
-        """By how much measuring each candidate lowers the mean variance at the targets, (M,).
+        """Return the decrease of the mean variance at the targets by each candidate, (M,).
 
         The V-criterion (Atkinson, Donev and Tobias 2007, section 10.6) of the mixture: with K the
         covariance, mean_t K(c, t)^2 / (noise + K(c, c)), nats^2.
@@ -118,8 +118,8 @@ class LawField:
         return ((along_MG @ phi_TG.T) ** 2).mean(axis=1) / (noise_M + own_M)
 
     def information(self, candidates: Sequence[DesignPoint]) -> FloatArray:
-        """What each candidate tells about all parameters, log(1 + K(c, c) / noise), (M,): the
-        D-criterion's gain (Atkinson, Donev and Tobias 2007, section 10.1)."""
+        """Return each candidate's information on all parameters, log(1 + K(c, c) / noise), (M,):
+        the D-criterion's gain (Atkinson, Donev and Tobias 2007, section 10.1)."""
         return self.information_of(self.features(candidates, measured=True), self.noise(candidates))
 
     def information_of(self, phi_MG: FloatArray, noise_M: FloatArray) -> FloatArray:

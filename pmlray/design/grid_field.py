@@ -76,5 +76,5 @@ class GridField:
         return self.after(pending).information_of(self._phi_MG, self._noise_M)
 
     def place(self, cell: DesignPoint) -> int:
-        """Where a cell stands in the grid."""
+        """Return the place of a cell in the grid."""
         return self._at[cell]

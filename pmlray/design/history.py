@@ -1,4 +1,4 @@
-"""What the rules ask of all runs that were ever chosen, kept up run by run.
+"""History of all chosen runs as the rules need it, updated run by run.
 
 A run is never taken back, so that a choice costs what was added since the last one, however many
 runs there are. Shapes: M cells of the grid.
@@ -85,7 +85,7 @@ class History:
         grid: tuple[DesignPoint, ...],
         targets: tuple[DesignPoint, ...],
     ) -> GridField:
-        """What these beliefs say of the grid, worked out once."""
+        """Return the field of these fitted forms over the grid, computed once."""
         if self._field is None or not self._field.is_of(beliefs, base_loss, grid, targets):
             self._field = GridField(beliefs, base_loss, grid, targets)
         return self._field
@@ -112,7 +112,7 @@ class _Coverage:
 
 
 class _Spend:
-    """What a list of runs that grows is predicted to cost, and what of it filled space."""
+    """Predicted cost of a growing list of runs, and the part of it that filled space."""
 
     def __init__(self, n_initial: int, share: float, cost: CostModel) -> None:
         self.rule = (n_initial, share, cost)

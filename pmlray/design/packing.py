@@ -1,7 +1,7 @@
-"""Which runs share a device: how many are worth packing, how they are dealt out, what fits.
+"""Packing of runs onto devices: how many to a pack, how they are dealt, what fits.
 
-Nothing here is a constant of a machine: time and memory are learnt from packs that were measured.
-A pack's step is told by its rows (records) and positions (tokens through the suffix, without any
+Nothing here is a constant of a machine: time and memory are learnt from packs that were measured. A
+pack's step is told by its rows (records) and positions (tokens through the suffix, without any
 padding: the engine lays rows end to end).
 """
 
@@ -32,8 +32,8 @@ ONE_KIND, LEAST_APART = 0.1, 0.02
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What runs that stay together ask of a device: rows and positions of their step at its
-    fullest, and the device-seconds that they take."""
+    """Load of runs that stay together: rows and positions of their step at its fullest, and the
+    device-seconds that they take."""
 
     runs: int
     rows: int
@@ -43,7 +43,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class PackUse:
-    """What one pack took, as measured.
+    """Measured use of one pack.
 
     `rows` and `positions`: of its step at its fullest. `steps`: optimiser steps until its last run
     ended; `position_steps`: positions put through the suffix in all of them. `memory_bytes`: the

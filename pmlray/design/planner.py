@@ -1,4 +1,4 @@
-"""Which run to measure next: adaptive, cost-aware, and aware of what is still running.
+"""Choice of the next run: adaptive, aware of cost and of what is still running.
 
 A pack is chosen run by run, each counting those before it as measured: the greedy joint choice.
 """
@@ -88,7 +88,7 @@ def choose_run(
 
 @dataclass(frozen=True, slots=True)
 class DeviceShare:
-    """What one of several devices may be given next, gpu_seconds: as a `pack`, and as one `run`.
+    """Limits of one of several devices, gpu_seconds: of a `pack`, and of one `run`.
 
     `planned`: what a pack is to take however few devices there are, but for its first runs, of
     which there are `at_least` so many.
@@ -100,8 +100,8 @@ class DeviceShare:
     at_least: int = 0
 
     def room(self, known: DesignState) -> float:
-        """How long the next run of the pack that is being filled may take; that of an empty pack
-        is no longer than a run may be, whatever a pack may."""
+        """Return the longest that the next run of the pack being filled may take; in an empty
+        pack no longer than a run may, whatever a pack may."""
         if not known.pack:
             return self.run
         most = self.pack if len(known.pack) < self.at_least else min(self.pack, self.planned)
@@ -109,7 +109,7 @@ class DeviceShare:
 
 
 def device_share(known: DesignState, devices: int) -> DeviceShare:
-    """What leaves the other devices enough to end at the same time; without bounds for one device.
+    """Return the limits that let all devices end at the same time; none for one device.
 
     A pack takes half of a device's share of the budget that no run has taken yet, for runs may take
     twice as long as predicted (factoring: Hummel, Schonberg and Flynn 1992, DOI
@@ -123,8 +123,8 @@ def device_share(known: DesignState, devices: int) -> DeviceShare:
 
 
 class PendingSpend:
-    """What runs that were asked for together are predicted to cost, trunks shared: `gpu_seconds`,
-    kept up run by run."""
+    """Predicted cost of runs that were asked for together, trunks shared: `gpu_seconds`, updated
+    run by run."""
 
     def __init__(self, cost: CostModel, runs: Iterable[ChosenRun] = ()) -> None:
         self.gpu_seconds = 0.0

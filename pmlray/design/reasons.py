@@ -1,4 +1,4 @@
-"""Why a run was chosen, in words: what the rule looked at when it took it."""
+"""Reasons for chosen runs in words, by what the rule looked at."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def why_chosen(
 def _sharpened(
     targets: Sequence[DesignPoint], before: Sequence[float], after: Sequence[float]
 ) -> str:
-    """Which targets' standard deviations fall most, nats per token."""
+    """Return the targets whose standard deviations fall most, nats per token."""
     share = [1.0 - b / a if a > 0 else 0.0 for a, b in zip(before, after, strict=True)]
     named = [
         f"rank {targets[i].lora_rank} x {targets[i].seq_len} tokens +-{math.sqrt(before[i]):.2g}"

@@ -1,4 +1,4 @@
-"""How many bits an adapter holds: a loss reduction as stored information.
+"""Capacity of adapters in bits: a loss reduction as stored information.
 
 A text of l tokens whose loss fell by delta_loss nats per token takes l delta_loss / ln 2 fewer bits
 to write down with the adapter than without it (arithmetic coding). Part of that is what the adapter

@@ -147,7 +147,7 @@ def read_csv_points(source: Path, lines: Sequence[str], base_loss: float) -> Law
 
 
 def _run(header: _Header, cells: list[str], row: Mapping[str, float]) -> tuple[object, ...]:
-    """Which run a row is of; row: what the file itself gives.
+    """Return the identity of a row's run; row: the cells of the file itself.
 
     Without a sequence and a seed only rows that are the same in everything are one run: replicates
     may well share their rank, length and steps.

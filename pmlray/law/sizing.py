@@ -1,4 +1,4 @@
-"""What rank, length and steps a wanted loss reduction takes, as surely as the law is known."""
+"""Rank, length and steps that a wanted loss reduction needs, with intervals."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """What it takes to lower the loss by `delta_loss` nats per token at a point, moving one axis
-    and keeping the other two.
+    """Need of a loss reduction of `delta_loss` nats per token at a point, along one axis with the
+    other two kept.
 
     `lora_rank`: the rank needed, 1 when any does and inf when none does. `seq_len`: the longest l,
     inf when any does and 0 when none does. `train_steps`: the optimiser steps needed, as the rank;

@@ -1,4 +1,4 @@
-"""What a search and its report say about the law: one fit with everything that qualifies it."""
+"""Summary of the law for a search and its report: one fit with everything that qualifies it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TargetPrediction:
 
 @dataclass(frozen=True, slots=True)
 class LawSummary:
-    """What is believed of the law, and how it is qualified.
+    """A fitted law with its qualifications.
 
     `fit` is of the form with the largest of the `weights`, with the status that `judgement` gives
     it; the targets are predicted by all forms. `samples` (n, P) are that form's and `intervals`
@@ -117,7 +117,7 @@ class LawSummary:
 
     @property
     def headline(self) -> str:
-        """What to know first, in a sentence: how far off the law is where it was not measured."""
+        """Most important sentence: how far off the law is where it was not measured."""
         if self.fit.status is FitStatus.UNDERDETERMINED:
             return "The points leave the law open where it is asked about: see the status."
         if (found := self.extrapolation) is not None:
@@ -135,7 +135,7 @@ class LawSummary:
 
     @property
     def limits(self) -> tuple[str, ...]:
-        """What bounds the predictions, a sentence each."""
+        """Bounds of the predictions, a sentence each."""
         found: list[str] = []
         if not self.average.base_loss_known:
             found.append(

@@ -22,7 +22,7 @@ def target_json(target: TargetPrediction) -> dict[str, Any]:
 
 
 def residuals_json(found: ResidualStructure) -> dict[str, Any]:
-    """What residuals still hold, with every point's own."""
+    """Return the structure left in the residuals, with every point's own, as JSON types."""
     names = ("lora_rank", "seq_len", "train_steps", "predicted", "residual")
     return {
         "structure_left": list(found.left),

@@ -45,12 +45,13 @@ def prefix_ratio_curriculum(
 
 
 def paper_curriculum(n_records: int, step: int, train_steps: int, batch_size: int) -> int:
-    """As prefix_ratio_curriculum, by the paper's own count: in epochs, and whole batches only.
+    """Return the prefix as prefix_ratio_curriculum, by the paper's count: in epochs, and whole
+    batches only.
 
     batch_size: records in a step, at most n_records. An epoch of a shorter prefix has fewer steps,
     so the boundaries, shares of the epochs, come earlier than as shares of the steps. Returns a
-    multiple of batch_size: a prefix below one batch is one batch.
-    Source: memft_curriculum of the code of arXiv 2605.30260, with drop_last and without shuffling.
+    multiple of batch_size: a prefix below one batch is one batch. Source: memft_curriculum of the
+    code of arXiv 2605.30260, with drop_last and without shuffling.
     """
     batches = [max(1, int(n_records * ratio) // batch_size) for ratio in RATIOS]
     edges = (0.0, *BOUNDARIES, 1.0)

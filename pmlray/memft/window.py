@@ -21,7 +21,7 @@ _MAX_EXPANSION = 4.0
 
 @dataclass(frozen=True, slots=True)
 class WindowState:
-    """What the window remembers of each sample; tensors (n,), never changed in place.
+    """State of the window of each sample; tensors (n,), never changed in place.
 
     `anchor`: int64, the first wrong token at the last step, counted from the sample's first
     supervised token, NO_ANCHOR when there was none. `patience`: int64, steps for which the anchor

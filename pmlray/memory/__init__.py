@@ -1,4 +1,4 @@
-"""What is memorised: every task as prompts and supervised targets in token ids."""
+"""Texts to memorise: every task as prompts and supervised targets in token ids."""
 
 from pmlray.memory.fresh import FRESH_SEQUENCE_ID, fresh_records
 from pmlray.memory.long_context import RANDOM_RATIOS, long_context_ids, replaced_positions

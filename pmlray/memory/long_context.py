@@ -14,7 +14,7 @@ RANDOM_RATIOS = (0, 20, 40, 60, 80, 100)
 
 
 def replaced_positions(seq_len: int, random_ratio: int) -> NDArray[np.bool_]:
-    """Which of seq_len positions hold a random token: bool (seq_len,), evenly spaced.
+    """Return the positions of seq_len that hold a random token: bool (seq_len,), evenly spaced.
 
     random_ratio: percent; 20 gives positions 2, 7, 12, ... as in arXiv 2605.30260. Whether a
     position is replaced does not depend on seq_len.

@@ -23,7 +23,7 @@ PromptRenderer = Callable[[str], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class TaskSource:
-    """Where the text to memorise comes from.
+    """Source of the text to memorise.
 
     `data_seed` seeds every draw. Only long_context reads `random_ratio` (percent of random tokens),
     `key_prompt` (the user message that asks for the sequence) and `text` (the base text, not needed
@@ -45,14 +45,15 @@ def build_memory(
     tokenizer: Tokenizer,
     render_prompt: PromptRenderer,
 ) -> MemorySet:
-    """What replicate sequence_id of the task memorises at max_seq_len supervised tokens.
+    """Build the text that replicate sequence_id of a task memorises, of max_seq_len supervised
+    tokens.
 
-    sequence_id: 0, 1, ...; another random draw, stretch of text, phone book or order of records
-    (0 keeps the records' own order). max_seq_len: the longest length of a search; `prefix` gives
-    the shorter ones. render_prompt: a user message to the prompt's token ids, up to the place where
-    the answer begins. Only the target's own tokens are supervised: no suffix, no end of sequence.
-    DataError: the task lacks what its kind needs, or holds fewer tokens than max_seq_len.
-    Source: the tasks of arXiv 2605.30260.
+    sequence_id: 0, 1, ...; another random draw, stretch of text, phone book or order of records (0
+    keeps the records' own order). max_seq_len: the longest length of a search; `prefix` gives the
+    shorter ones. render_prompt: a user message to the prompt's token ids, up to the place where the
+    answer begins. Only the target's own tokens are supervised: no suffix, no end of sequence.
+    DataError: the task lacks what its kind needs, or holds fewer tokens than max_seq_len. Source:
+    the tasks of arXiv 2605.30260.
     """
     check_seq_len(max_seq_len)
     if task.kind == "long_context":

@@ -36,7 +36,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class MemorySet:
-    """What one adapter memorises.
+    """Records that one adapter memorises.
 
     `whole_records`: shorter sets drop whole records; if False the set is one record whose target
     may be cut anywhere. `unfilled_tokens`: how far the set falls short of the length that was asked
@@ -83,7 +83,7 @@ def take_tokens(records: Sequence[Record], seq_len: int) -> MemorySet:
 
 
 def longest_prefix(records: Sequence[Record], seq_len: int) -> MemorySet:
-    """As take_tokens, where fewer than seq_len tokens in all are allowed.
+    """Take records as take_tokens does, where fewer than seq_len tokens in all are allowed.
 
     DataError when the first record alone has more than seq_len target tokens.
     """

@@ -95,7 +95,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class AveragedSamples:
-    """What is believed, as samples of every form that has any.
+    """Samples of the law, from every form that has any.
 
     `base`: the base loss, beyond which no delta_loss is believed. `shift` (n,), nats per token: by
     how much it is another, as surely as the mean of so many texts is known.
@@ -141,7 +141,7 @@ class AveragedSamples:
 
     @property
     def _places(self) -> list[slice]:
-        """Where the samples of each part lie among all."""
+        """Yield the places of each part's samples among all."""
         ends = np.cumsum([part.sigma.size for part in self.parts]).tolist()
         return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -194,7 +194,7 @@ def default_forms(data: LawData) -> tuple[Form, ...]:
 def average_laws(
     data: LawData, forms: Sequence[Form] | None = None, options: FitOptions | None = None
 ) -> AveragedLaw:
-    """What is believed of the law after these points, over all forms that they carry.
+    """Fit all forms that these points can carry, and weigh them by their evidence.
 
     forms: by default `default_forms`; options: how points count. FitError when no form can be
     fitted.

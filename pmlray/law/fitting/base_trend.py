@@ -1,4 +1,4 @@
-"""What the loss without an adapter is at a length: the most that any law can promise there."""
+"""Loss without an adapter as a function of length: no law can promise a larger reduction."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from pmlray.law.forms.registry import CAPPED
 
 
 class FitStatus(StrEnum):
-    """Whether a law can be trusted where it is asked about; the message says why not."""
+    """Verdict on a law where it is asked about; the message gives the reason."""
 
     CONVERGED = "CONVERGED"
     UNDERDETERMINED = "UNDERDETERMINED"
@@ -29,7 +29,7 @@ HUBER_K = 1.345
 
 @dataclass(frozen=True, slots=True)
 class FitOptions:
-    """How points count in a fit.
+    """Treatment of points in a fit.
 
     `loss`: `gaussian`, or `huber`, which takes the noise of a point beyond 1.345 of it larger, so
     that an outlier bends no law. `saturated`: `censor` takes from points that are saturated only
@@ -89,7 +89,7 @@ def usable_points(data: LawData, form: Form, options: FitOptions | None = None) 
 
 
 def censored_points(points: LawData, form: Form, options: FitOptions) -> BoolArray:
-    """Those of the points (N,) that a form is fitted to which count as lower bounds only."""
+    """Return the points (N,) that a form's fit takes as lower bounds only."""
     if options.saturated == "filter":
         return np.zeros(len(points), dtype=bool)
     return saturated_points(points, options.floor if form in CAPPED else math.log(2.0))

@@ -66,7 +66,7 @@ class FormModel:
 
     @property
     def form(self) -> Form:
-        """Which form it is."""
+        """Name of the form."""
         return self.blank.form
 
     @property
@@ -79,7 +79,7 @@ class FormModel:
         return slice(first, first + self.drift_NQ.shape[1])
 
     def starts(self) -> FloatArray:
-        """Where the search for the likeliest theta begins, (S, P)."""
+        """Return the starts of the search for the likeliest theta, (S, P)."""
         theta = np.repeat(self.mean_P[None], len(START_EXPONENTS), axis=0)
         theta[:, 1:3] = START_EXPONENTS
         return theta
@@ -154,7 +154,7 @@ class FormModel:
 def build_model(
     data: LawData, form: Form, scale: float, limit_N: FloatArray, inside_N: BoolArray
 ) -> FormModel:
-    """What is believed of a form before its points.
+    """Return the prior of a form, before its points.
 
     scale: the base loss, or the largest delta_loss where it is not known, nats per token. inside_N:
     the points that say how the law goes on among them, which are those that are not saturated.

@@ -27,7 +27,7 @@ TINY = 1e-300
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Where each problem ended: theta (B, P) and rss (B,)."""
+    """Solutions of the problems: theta (B, P) and rss (B,)."""
 
     theta_BP: FloatArray
     rss_B: FloatArray

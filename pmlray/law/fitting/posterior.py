@@ -1,4 +1,4 @@
-"""What is believed of the law after some points: forms, noise and drift, each as likely as it is.
+"""Posterior of the law given points: forms, noise and drift, each with its weight.
 
 One form is a nonlinear regression with a prior; its noise is known but for its size. Sizes and
 forms are weighed by their evidence, by Laplace's approximation (MacKay 2003, Information Theory,
@@ -78,7 +78,7 @@ class FormPosterior:
 
 
 def form_posterior(data: LawData, form: Form, options: FitOptions) -> FormPosterior:
-    """What these points say of one form. FitError when they carry none."""
+    """Return the posterior of one form. FitError when the points carry none."""
     _require_points(data, form, options)
     known = data.base_loss[np.isfinite(data.base_loss)]
     capped = known.size > 0
@@ -155,7 +155,7 @@ def _likeliest(
 
 
 def _outlying(found: FormPosterior, theta_P: FloatArray) -> FloatArray:
-    """By how much the noise of each point is taken larger, so that its pull is Huber's."""
+    """Return the factor on each point's noise that makes its pull Huber's."""
     sigma = SIGMAS[int(np.argmax(found.weight_G))]
     residual = found.data.delta_loss - found.model.values(theta_P[None])[0][0]
     apart = np.abs(residual) / np.hypot(sigma * found.unit_N, found.floor_N)
@@ -216,7 +216,7 @@ def _require_points(data: LawData, form: Form, options: FitOptions) -> None:
 def all_posteriors(
     data: LawData, forms: Sequence[Form], options: FitOptions
 ) -> tuple[FormPosterior, ...]:
-    """What these points say of every form that they carry; FitError when they carry none."""
+    """Return the posterior of every form that the points carry; FitError when they carry none."""
     found: list[FormPosterior] = []
     reasons: list[str] = []
     for form in forms:

@@ -1,4 +1,4 @@
-"""How far single runs lie from the law: by their level, within a text and between texts.
+"""Noise of single runs about the law: by their level, within a text and between texts.
 
 Shapes: B problems, N points, C texts with two points or more, P parameters.
 """

@@ -1,4 +1,4 @@
-"""What many samples of one form's params predict, at once.
+"""Predictions of many samples of one form's params at once.
 
 Shapes: n samples, P parameters, M points.
 """

@@ -164,11 +164,11 @@ class BrokenLaw:
         return _bisect(lambda r: float(self.predict(r, seq_len, train_steps)), delta_loss, peak)
 
     def invert_len(self, lora_rank: float, train_steps: float, delta_loss: float) -> float:
-        """As the power law, with the amplitude that the bend leaves at this rank."""
+        """Invert as the power law, with the amplitude that the bend leaves at this rank."""
         return self._at_rank(lora_rank).invert_len(lora_rank, train_steps, delta_loss)
 
     def invert_steps(self, lora_rank: float, seq_len: float, delta_loss: float) -> float:
-        """As the power law, with the amplitude that the bend leaves at this rank."""
+        """Invert as the power law, with the amplitude that the bend leaves at this rank."""
         return self._at_rank(lora_rank).invert_steps(lora_rank, seq_len, delta_loss)
 
     def _at_rank(self, lora_rank: float) -> PowerLaw:

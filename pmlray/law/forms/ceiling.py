@@ -23,7 +23,7 @@ from pmlray.law.forms.saturation import (
 
 
 class _CappedLaw(ABC):
-    """What the capped forms share: delta_loss = cap(z, L0), z the power law with offset u."""
+    """Base of the capped forms: delta_loss = cap(z, L0), z the power law with offset u."""
 
     __slots__ = ()
 
@@ -34,7 +34,7 @@ class _CappedLaw(ABC):
 
     @abstractmethod
     def _base_losses(self, given: ArrayLike | None) -> FloatArray:
-        """Those given, else the law's own L0."""
+        """Return the base losses given, else the law's own L0."""
 
     @abstractmethod
     def _cap(self, z: FloatArray, base_loss: FloatArray) -> tuple[FloatArray, ...]:

@@ -1,4 +1,4 @@
-"""How a law's exponents change away from the middle of its points, and beyond them.
+"""Change of a law's exponents away from the middle of its points, and beyond them.
 
 No power law says so of itself, but no form is quite true (the discrepancy of Kennedy and O'Hagan
 2001, doi:10.1111/1467-9868.00294). Among the points the logarithm of the amplitude is quadratic in
@@ -31,7 +31,7 @@ REACH = 14.0
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """What multiplies a law's amplitude: the exponential of `coefs` times `terms`.
+    """Factor on a law's amplitude: the exponential of `coefs` times `terms`.
 
     `log_rank`, `log_len`, `log_steps`: the middle of the points, natural logarithms. With u = log r
     - log_rank, v = log_len - log l and s = log t - log_steps the terms are u^2, u v, v^2 (and u s,
@@ -48,7 +48,7 @@ class Drift:
 
     @property
     def n_curves(self) -> int:
-        """How many of the terms are quadratic."""
+        """Number of quadratic terms."""
         return 3 if len(self.low) == 2 else 6
 
     @property
@@ -77,7 +77,7 @@ class Drift:
     def log_factor(
         self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
     ) -> FloatArray:
-        """What is added to the log amplitude, broadcast over the arguments."""
+        """Return the term added to the log amplitude, broadcast over the arguments."""
         return self.terms(lora_rank, seq_len, train_steps) @ np.array(self.coefs)
 
 
@@ -114,7 +114,7 @@ def rising_place(
 
 
 def _rising_root(bend: float, slope: float, level: float) -> float:
-    """Where bend x^2 + slope x + level rises through 0; nan where it does not."""
+    """Return the root at which bend x^2 + slope x + level rises through 0; nan without one."""
     square = slope * slope - 4.0 * bend * level
     if square <= 0.0:
         return math.nan

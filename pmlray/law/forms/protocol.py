@@ -1,4 +1,4 @@
-"""What every form of the law offers."""
+"""Interface of every form of the law."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Law(Protocol):
 
     @property
     def form(self) -> Form:
-        """Which form it is."""
+        """Name of the form."""
         ...
 
     @property
@@ -57,7 +57,7 @@ class Law(Protocol):
 
     @property
     def drift(self) -> Drift | None:
-        """How the exponents change away from the middle of the points; None where they do not."""
+        """Change of the exponents away from the middle of the points; None where there is none."""
         ...
 
     @property

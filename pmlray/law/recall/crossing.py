@@ -1,4 +1,4 @@
-"""When tokens come to hold more than half of the probability: the transition in time.
+"""Crossing of p = 0.5 by tokens during training: the transition in time.
 
 Shapes: S steps at which a run's tokens are known, l tokens of the run.
 """
@@ -25,7 +25,7 @@ LEAST_TOKENS = 3
 
 @dataclass(frozen=True, slots=True)
 class Crossings:
-    """When the tokens of some runs passed p = 0.5 for good, all runs together.
+    """Steps at which the tokens of some runs passed p = 0.5 for good, all runs together.
 
     `crossed`: tokens that began at or below 0.5 and ended above, of `n_tokens`; `lost`: those that
     were above at some step and ended at or below. `early`, `middle` and `late`: quartiles of the

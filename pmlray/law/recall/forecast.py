@@ -1,4 +1,4 @@
-"""What one new run would recall at (r, l, t): the law of the loss and the law of recall together.
+"""Forecast of a new run's recall at (r, l, t): the law of the loss and the law of recall together.
 
 Shapes: N measured runs, S draws.
 """
@@ -24,7 +24,7 @@ NEAREST_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class RecallForecast:
-    """What one new run would measure at a point, mean and central interval of each.
+    """Forecast of one new run at a point, mean and central interval of each quantity.
 
     `final_loss` in nats per token; token, prefix and exact recall are shares. Where a run is one
     record, exact recall is 0 or 1 and `exact.value` the probability of 1.

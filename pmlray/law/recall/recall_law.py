@@ -1,4 +1,4 @@
-"""What is recalled word for word at a mean loss: token, prefix and exact recall.
+"""Law of recall: token, prefix and exact recall at a mean loss.
 
 A mean loss is spread over tokens, some of which lie far above it. The law says which share of them
 ends up wrong, token by token: with m the final loss, B the base loss and j a token's place in its
@@ -74,7 +74,7 @@ class RecallLaw:
 
     @property
     def params(self) -> FloatArray:
-        """What `cov` is the covariance of, (4,)."""
+        """Parameters in the order of `cov`, (4,)."""
         half = float(logit(self.half_loss / self.base_loss))
         return np.array([half, np.log(self.steepness), self.lead, np.log(self.spread)])
 
@@ -102,7 +102,7 @@ class RecallLaw:
     def sample(
         self, loss: FloatArray, tokens_per_record: float, n_records: int, rng: np.random.Generator
     ) -> RecallShares:
-        """What single runs that end at these losses (N,) would measure, one draw each.
+        """Draw what single runs that end at these losses (N,) would measure, one draw each.
 
         Draws hold how well the parameters are known, what runs of one loss differ by, and the
         counting of whole tokens and records.

@@ -1,1 +1,1 @@
-"""How far a fit can be trusted: residuals, unseen points, intervals, the verdict."""
+"""Trust in a fit: residuals, unseen points, intervals, the verdict."""

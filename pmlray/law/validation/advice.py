@@ -1,4 +1,4 @@
-"""What to measure next when points do not identify a law."""
+"""Advice on what to measure next when points do not identify a law."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader needs to repeat a fit and to judge it.
+"""Checklist of what a reader needs to repeat a fit and to judge it.
 
 The items are those whose absence "(Mis)Fitting: A Survey of Scaling Laws" (arXiv 2502.18969) finds
 in most papers that fit such laws.
@@ -113,7 +113,7 @@ def checklist(
 
 
 def _parameters(fit: LawFit) -> str:
-    """As many digits as give the same floats back."""
+    """List parameters with as many digits as give the same floats back."""
     stored = fit.law.to_json()
     if (drift := fit.law.drift) is not None:
         stored |= {"log r_mid": drift.log_rank, "log l_mid": drift.log_len}

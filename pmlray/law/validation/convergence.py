@@ -1,4 +1,4 @@
-"""Whether more steps would change a run: converged, or limited by its optimisation.
+"""Convergence of runs: would more steps change them, or are they limited by their optimisation?
 
 Checked on pairs of unsaturated SFT runs of which one has twice the other's steps. SmolLM2-135M, 503
 pairs: of those judged converged 83 % fell by less than CONVERGED_FALL, of those that did so 86 %
@@ -47,7 +47,7 @@ MIN_POINTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What more steps would change.
+    """Effect of more steps on a run.
 
     `slope`: how much further the loss would fall with twice the steps, nats per token; NaN for a
     run that diverged.

@@ -1,4 +1,4 @@
-"""Which parameters of a fit cannot be told apart."""
+"""Correlation of a fit's parameters: which of them cannot be told apart."""
 
 from __future__ import annotations
 

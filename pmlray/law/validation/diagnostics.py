@@ -1,4 +1,4 @@
-"""How well a law describes the points that it was fitted to."""
+"""Goodness of fit at the points that a law was fitted to."""
 
 from __future__ import annotations
 

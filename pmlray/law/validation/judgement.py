@@ -1,4 +1,4 @@
-"""Whether points say enough of a law where it is used: at its targets."""
+"""Judgement of a law at its targets: are the points enough?"""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Judgement:
 
 
 def shortages(data: LawData, fit: LawFit) -> list[str]:
-    """What is missing for an interval to be believed.
+    """List what is missing for an interval to be trusted.
 
     One informative cell more than the law has parameters without its drift: with fewer some are
     known from what was believed before alone, and none of the noise is.

@@ -1,4 +1,4 @@
-"""What a fit leaves over: patterns along a variable, and differences between sequences.
+"""Residuals of a fit: patterns along a variable, and differences between sequences.
 
 Shapes: N points, P parameters.
 """
@@ -27,7 +27,7 @@ LEAST_SHARE = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class ResidualTrend:
-    """Whether residuals still follow `along`: lora_rank, seq_len, train_steps or predicted.
+    """Test of residuals along `along`: lora_rank, seq_len, train_steps or predicted.
 
     `correlation`: Spearman's, of the signed residual with the variable. `share`: of the residual
     sum of squares that a parabola in the variable explains beyond what the law's own parameters
@@ -77,14 +77,14 @@ class ResidualStructure:
 
 
 def residual_structure(data: LawData, fit: LawFit) -> ResidualStructure:
-    """What the residuals of a fit to `data` still hold.
+    """Test the residuals of a fit to `data` for structure.
 
     A variable is tested by adding two columns to the law's Jacobian: its logarithm and the square
     of that, or for the prediction its square and its cube (Ramsey 1969, RESET,
     doi:10.1111/j.2517-6161.1969.tb00796.x), and asking by an F test whether they explain more than
-    chance. Least squares has already taken from the residuals what the parameters explain; the
-    test allows for that, where a plain correlation would not. It takes points as independent:
-    where sequences differ (`spread`), it finds structure more often.
+    chance. Least squares has already taken from the residuals what the parameters explain; the test
+    allows for that, where a plain correlation would not. It takes points as independent: where
+    sequences differ (`spread`), it finds structure more often.
     """
     points = data.subset(usable_points(data, fit.law.form, fit.options))
     measured = ~censored_points(points, fit.law.form, fit.options)

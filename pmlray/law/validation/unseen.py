@@ -1,4 +1,4 @@
-"""How far off the law is at points that its fit did not see.
+"""Errors of the law at points that its fit did not see.
 
 Only points that were not saturated count: of the others any law is right.
 
@@ -43,8 +43,8 @@ class UnseenError:
 
 @dataclass(frozen=True)
 class UnseenErrors:
-    """How far off a law is at points that a fit did not see, found when it is first asked for: a
-    search refits its law after every pack, and asks for little of it.
+    """Errors at points held out, computed when first asked for: a search refits its law after every
+    pack, and needs few of them.
 
     `average` is the law of `data` by these `forms` and `options`. Each is None where too few points
     are left.
