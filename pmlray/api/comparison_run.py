@@ -29,7 +29,7 @@ from pmlray.study.search.progress import Progress
 
 @dataclass(frozen=True)
 class ComparisonRun:
-    """Where a comparison keeps its store, and how it reaches Ray and MLflow."""
+    """One run of a comparison: its store, and how it reaches Ray and MLflow."""
 
     spec: CompareSpec
     search: PreparedSearch

@@ -1,4 +1,4 @@
-"""What `pmlray doctor` looks at: each check is one line, with the remedy where it is not ok."""
+"""Checks of `pmlray doctor`: each is one line, with the remedy where it is not ok."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOCK = "requirements.lock"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was looked at, how it is, what was found, and what to do about it."""
+    """One check: what was looked at, its state, what was found, and what to do about it."""
 
     name: str
     state: CheckState
@@ -49,7 +49,7 @@ def python_version() -> Check:
 
 
 def packages() -> Iterator[Check]:
-    """What pmlray declares that it needs, a line each."""
+    """Check the packages that pmlray declares, a line each."""
     try:
         declared = requires("pmlray") or []
     except PackageNotFoundError:
@@ -90,7 +90,7 @@ def locked_versions() -> Check:
 
 
 def device() -> Check:
-    """What searches would train on here."""
+    """Check the device that searches would train on here."""
     cores = os.cpu_count()
     try:
         import torch
@@ -158,7 +158,7 @@ def base_model(model_id: str | None, revision: str | None) -> Iterator[Check]:
 
 
 def models_cache() -> Check:
-    """Where base models are kept."""
+    """Check the folder of base models."""
     return storage("cache", cache_root())
 
 

@@ -27,7 +27,7 @@ BETWEEN_PACKS = "between two packs"
 
 
 class LiveTracker(Protocol):
-    """Who is told how runs get on."""
+    """Receiver of the live progress of runs."""
 
     def progress(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
         """Record where the study stands at this spend."""
@@ -67,13 +67,13 @@ class Follower:
         self._thread.join()
 
     def __call__(self, progress: Progress) -> None:
-        """Where the study stands now."""
+        """Announce the progress of the study."""
         with self._lock:
             self._last = progress
         self._show()
 
     def stage(self, words: str) -> None:
-        """What the study does while no pack tells anything; "" for nothing in particular."""
+        """Set what the study does while no pack tells anything; "" for nothing in particular."""
         with self._lock:
             self._stage, self._since = words, time.monotonic()
         self._show()

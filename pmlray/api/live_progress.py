@@ -25,7 +25,7 @@ SECONDS_BETWEEN_LINES = 12.0
 
 @dataclass
 class Pace:
-    """How fast a study spends and what it knew before: what one moment does not tell.
+    """Speed of a study's spend, and what it knew before: both need more than one moment.
 
     clock: seconds, from any beginning.
     """
@@ -35,7 +35,7 @@ class Pace:
     _known: list[float | None] = field(default_factory=list[float | None])
 
     def lines(self, now: StudyStatus) -> list[str]:
-        """Where the study stands."""
+        """Return the lines that tell the progress."""
         # What passes before anything is spent is start-up.
         if self._began is None or now.spent <= self._began[1]:
             self._began = self.clock(), now.spent

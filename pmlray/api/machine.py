@@ -1,4 +1,4 @@
-"""What a result was measured on, and what training needs to be installed."""
+"""Machine and versions of a result, and packages that training needs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def await_imports() -> None:
 
 
 def machine_facts() -> dict[str, Any]:
-    """What a result was measured on: the machine, and the versions of what counts."""
+    """Return the machine that a result was measured on, and the versions that count."""
     versions = {"pmlray": __version__}
     for name in ("ray", "optuna", "mlflow-skinny", *TRAIN_PACKAGES, "peft"):
         # A replay needs no train extra.

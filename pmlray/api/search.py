@@ -74,7 +74,7 @@ class Search:
 
     @property
     def spec(self) -> SearchSpec:
-        """What is searched."""
+        """Spec of the search."""
         return self.prepared.spec
 
     @property

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SearchRun:
-    """Where one run of a search keeps its store, and how it reaches Ray and MLflow.
+    """One run of a search: its store, and how it reaches Ray and MLflow.
 
     replay: a table that answers instead of a cluster.
     """

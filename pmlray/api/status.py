@@ -1,4 +1,4 @@
-"""Where a study stands, in the words of a terminal; whatever it was read from."""
+"""Status of a study in the words of a terminal, whatever it was read from."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StudyStatus:
 
     @property
     def most_left(self) -> float:
-        """What this phase still takes at most: it ends with its budget or its runs."""
+        """Most that this phase still takes: it ends with its budget or its runs."""
         return min(self.left, self.needed)
 
     @property
@@ -151,7 +151,7 @@ def _span(values: Sequence[int]) -> str:
 
 
 def describe_known(history: Sequence[float | None]) -> str:
-    """How well the targets are known, and how that came about; the newest comes last."""
+    """Describe how well the targets are known, and were before; the newest comes last."""
     known = history[-1] if history else None
     if known is None:
         return NOT_KNOWN

@@ -32,7 +32,7 @@ def spooled_tracker(
 def mirror_of(
     store: FileStore, uri: str, name: str, spec: SearchSpec | CompareSpec
 ) -> Callable[[], Mirror]:
-    """What reaches the study's run in MLflow, when it is called."""
+    """Return a function that connects to the study's run in MLflow."""
     # An entry that is not taken is sent again: MLflow's own minutes of retries would only hide that
     # the server is back.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")

@@ -54,7 +54,7 @@ app.add_typer(models, name="models", rich_help_panel="Machine")
 
 @dataclass
 class Session:
-    """What options before the command say of every command."""
+    """Options before the command, which hold for every command."""
 
     debug: bool = False
 

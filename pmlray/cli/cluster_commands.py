@@ -136,8 +136,8 @@ def _say_who_gives_way(jobs: RayJobs) -> None:
 
 
 def _place_in_upload(name: str, key: str) -> str:
-    """Where a task's file lies in the upload: at its own relative path, so that the search keeps
-    its id, unless that leads onto what pmlray puts there itself."""
+    """Return the place of a task's file in the upload: its own relative path, so that the search
+    keeps its id, unless that leads onto what pmlray puts there itself."""
     if PurePath(name).parts[0] not in RESERVED_NAMES:
         return name
     # Which the suffix says how to read.

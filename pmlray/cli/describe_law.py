@@ -1,4 +1,4 @@
-"""What a search found, in words for a terminal."""
+"""Findings of a search, in words for a terminal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def describe_law_json(law: Mapping[str, Any]) -> str:
 
 
 def describe_checklist(law: Mapping[str, Any]) -> str:
-    """What a reader needs to repeat the fit, from its JSON object."""
+    """Describe what a reader needs to repeat the fit, from its JSON object."""
     items = law["checklist"].items()
     return "\n".join(["to reproduce the fit:", *(f"  {name}: {text}" for name, text in items)])
 

@@ -195,7 +195,7 @@ def _relative(path: Path, file: Path) -> str:
 
 
 def _name_of(text: str) -> str:
-    """What a search may be called, from a file's or a model's name."""
+    """Return a name for a search, from a file's or a model's name."""
     last = text.rstrip("/").rpartition("/")[2].lower()
     return re.sub(r"[^a-z0-9]+", "_", last).strip("_")[:60] or "search"
 
@@ -207,7 +207,7 @@ def _at_a_terminal() -> bool:
 def _ask(
     what: str, default: str | None, check: Callable[[str], object], options: Sequence[str] = ()
 ) -> str:
-    """What a user answers, asked again while `check` refuses it."""
+    """Ask until `check` accepts the answer, and return it."""
 
     def checked(answer: str) -> str:
         try:

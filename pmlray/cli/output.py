@@ -1,4 +1,4 @@
-"""What every command prints: JSON for machines on stdout, text for people."""
+"""Output of every command: JSON for machines on stdout, text for people."""
 
 from __future__ import annotations
 

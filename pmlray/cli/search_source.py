@@ -1,4 +1,4 @@
-"""Where a search that ran elsewhere is read from: a cluster's storage, or MLflow."""
+"""Sources of a search that ran elsewhere: a cluster's storage, or MLflow."""
 
 from __future__ import annotations
 

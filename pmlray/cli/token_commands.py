@@ -90,7 +90,7 @@ def _run(observations: Sequence[Observation], run_key: str) -> Observation:
 
 
 def _shown(tallies: Sequence[TokenTally], run: Observation | None) -> list[TokenTally]:
-    """What a run fails, or the suspects."""
+    """Return the tokens to show: those that a run fails, or the suspects."""
     if run is not None:
         failed = failing(run)
         here = [t for t in tallies if t.sequence_id == run.sequence_id and t.position < failed.size]

@@ -131,7 +131,8 @@ def _at_mlflow(uri: str, search_id: str) -> Poll:
 
 
 def mirrored_standing(spec: SearchSpec, metrics: Mapping[str, float]) -> StudyStatus:
-    """Where a search stands by the metrics of its run in MLflow, as its driver told them."""
+    """Return the status of a search by the metrics of its run in MLflow, as its driver logged
+    them."""
 
     def told(name: str, before: float = 0.0) -> float:
         return metrics.get(f"progress/{name}", before)

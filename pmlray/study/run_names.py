@@ -1,4 +1,4 @@
-"""How a run is named, and what it is found by, wherever people look at it."""
+"""Names and tags of runs, the same wherever people look at them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def run_name(run: Observation | PlannedRun) -> str:
 
 
 def run_tags(run: Observation | PlannedRun) -> dict[str, str]:
-    """What runs are found, filtered and grouped by."""
+    """Return the tags by which runs are found, filtered and grouped."""
     tags = {
         "pmlray.kind": "observation",
         "pmlray.run_key": run.run_key,

@@ -52,7 +52,7 @@ LARGE = {
 
 @dataclass(frozen=True)
 class NewSearch:
-    """What a user says of a search; None where pmlray chooses.
+    """A user's choices for a new search; None where pmlray chooses.
 
     `records` and `text` are paths as the file will hold them. `target_tokens`: supervised tokens of
     each record, guessed by `guessed_tokens` where `tokens_guessed`.

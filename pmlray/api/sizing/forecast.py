@@ -1,4 +1,4 @@
-"""What `pmlray size` would cost, by a few real steps where the device is this machine's."""
+"""Forecast of the cost of `pmlray size`, by a few real steps where the device is this machine's."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ ENOUGH_SECONDS = 10.0
 
 
 def forecast(plan: SizePlan, address: str | None, say: Callable[[str], None]) -> SizeCost:
-    """What the plan would cost; say: told before the few steps, which take seconds.
+    """Return the predicted cost of a plan; say: called before the few steps, which take seconds.
 
-    A law that is there knows the rate, and so does one that was begun. On a cluster, or without
-    the train extra, it is guessed.
+    A law that is there knows the rate, and so does one that was begun. On a cluster, or without the
+    train extra, it is guessed.
     """
     gpu, spent = plan.request.profile.gpus_per_pack > 0, 0.0
     cost, rates = first_cost(plan.training, gpu), _rates(plan, address)
@@ -82,7 +82,7 @@ def _rates(plan: SizePlan, address: str | None) -> Rates:
 
 
 def _few_steps(plan: SizePlan) -> Calibration | None:
-    """What steps of the adapter cost on the device that the profile trains on."""
+    """Return the cost of a few steps of the adapter on the device that the profile trains on."""
     from pmlray.engine.calibrate_apart import time_steps_apart
 
     run = plan.training.plan_run(plan.largest, METHOD, 0, 0, "law")

@@ -40,7 +40,7 @@ from pmlray.types import DesignPoint, Observation
 
 @dataclass(frozen=True)
 class SizeRequest:
-    """What the user asked for; None where pmlray chooses, or the stored law does."""
+    """A user's request; None where pmlray chooses, or the stored law does."""
 
     records: Path
     model: str
@@ -84,7 +84,7 @@ class SizePlan:
     out: Path
 
     def to_json(self, cost: SizeCost) -> dict[str, Any]:
-        """What would be done, and at what cost."""
+        """Return the plan and its cost as JSON types."""
         spec, space = self.training.spec, self.search.spec.space
         return {
             "records": str(self.request.records),
@@ -116,7 +116,7 @@ class SizePlan:
         return choice, answer(choice, wanted, law.summary, per_rank, cost.predict(choice.point))
 
     def cost_by(self, observations: Iterable[Observation]) -> CostModel:
-        """What runs cost, by the rate of those that are measured."""
+        """Return the cost model at the rate of the runs that are measured."""
         return first_cost(self.training, self.request.profile.gpus_per_pack > 0).learn(
             (o.point, o.charged_steps, o.gpu_seconds) for o in observations
         )

@@ -125,7 +125,7 @@ class _Trial:
     in_search: bool
 
     def to_json(self) -> dict[str, Any]:
-        """As the card lists it."""
+        """Return the trial as the card lists it."""
         o = self.observation
         return {
             "lora_rank": o.point.lora_rank,

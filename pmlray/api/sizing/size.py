@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SizingPlan:
-    """What a sizing would do and about what it would cost; nothing was trained."""
+    """Plan of a sizing with its predicted cost; nothing was trained."""
 
     plan: SizePlan
     cost: SizeCost
@@ -111,4 +111,4 @@ def carry_out(
 
 
 def _silent(_line: str) -> None:
-    """Whoever asked for no lines gets none."""
+    """Discard progress lines."""

@@ -13,7 +13,7 @@ class StageClock:
         self._mark = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        """What has passed since the last lap belongs to this stage."""
+        """Charge the time since the last lap to a stage."""
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._mark
         self._mark = now

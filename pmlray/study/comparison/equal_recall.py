@@ -1,4 +1,4 @@
-"""What a method costs to reach the recall of plain SFT: in lora_rank, or in gpu_seconds."""
+"""Cost of a method at the recall of plain SFT: in lora_rank, or in gpu_seconds."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ N_RESAMPLES, LEVEL = 1000, 0.95
 
 @dataclass(frozen=True, slots=True)
 class EqualRecall:
-    """What a method needs to reach the mean `recall` that SFT has at a point, and over what SFT
-    spends there: ranks are compared at equal length and steps, gpu_seconds at equal rank and
-    length, over budgets.
+    """Need of a method to reach the mean `recall` that SFT has at a point, over what SFT spends
+    there: ranks are compared at equal length and steps, gpu_seconds at equal rank and length, over
+    budgets.
 
     Only texts that were measured in every cell of a comparison count. Between its own points a
     method's mean recall is taken to be linear in log(cost). `needed` and `ratio` are None where its

@@ -1,4 +1,4 @@
-"""Where a comparison stands, told from its spec and its store."""
+"""Progress of a comparison, by its spec and its store."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def comparison_progress(
     n_failed: int,
     running: Sequence[PlannedRun],
 ) -> Progress:
-    """Where it stands; what is left is told by the mean cost of a run so far.
+    """Return the progress; what is left is told by the mean cost of a run so far.
 
     A store may hold runs of earlier specs: they cost, but are none of this one's. failures: all
     attempts, of which `n_failed` runs are not tried again.
@@ -51,7 +51,7 @@ class FollowedComparison:
     store: ObservationStore
 
     def look(self) -> tuple[Progress, tuple[MethodResult, ...]]:
-        """Where it stands now, and what its methods have recalled so far."""
+        """Return the progress now, and what the methods have recalled so far."""
         observations, failures = self.store.observations(), self.store.failures()
         # What machines failed is tried again.
         failed = {f.run_key for f in failures if not f.infrastructure}

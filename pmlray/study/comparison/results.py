@@ -1,4 +1,4 @@
-"""What a comparison found: each method's means, and its paired differences from plain SFT.
+"""Results of a comparison: each method's means, and its paired differences from plain SFT.
 
 Runs are paired by point, text and seed. Texts are independent of each other, seeds of one text are
 not: differences are averaged over seeds first, and their interval is Student's over texts.

@@ -1,4 +1,4 @@
-"""Which learning rate each method is compared at."""
+"""Learning rates at which methods are compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search found in plain words: which rank recalls how much, at what cost, and what to do
+"""Answer of a search in plain words: which rank recalls how much, at what cost, and what to do
 next. It is told from the runs alone; no law has to hold for it."""
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ PLURALS = {"text": "texts", "record": "records", "entry": "entries", "pair": "pa
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """What plain fine-tuning recalled at one point, all its runs together: `n_right` of `n` texts
-    or records word for word, for `gpu_seconds` a run."""
+    """Recall of plain fine-tuning at one point, all its runs together: `n_right` of `n` texts or
+    records word for word, for `gpu_seconds` a run."""
 
     point: DesignPoint
     n_right: int
@@ -41,9 +41,9 @@ class Tried:
     gpu_seconds: float
 
     def least_share(self, n_points: int = 1) -> float:
-        """What share would be recalled of many more like them, at least, with CONFIDENCE, where
-        this is the best of so many points (Clopper and Pearson's limit, one-sided; DOI
-        10.1093/biomet/26.4.404; for the choice Bonferroni's correction)."""
+        """Return the share that would be recalled of many more like them, at least, with
+        CONFIDENCE, where this is the best of so many points (Clopper and Pearson's limit,
+        one-sided; DOI 10.1093/biomet/26.4.404; for the choice Bonferroni's correction)."""
         if self.n_right == 0:
             return 0.0
         error = (1 - CONFIDENCE) / n_points

@@ -25,7 +25,7 @@ from pmlray.types import Observation
 
 @dataclass(frozen=True)
 class RecallResult:
-    """What a search found about recall; `why_not` says what is missing, empty when nothing is.
+    """Recall of a search; `why_not` says what is missing, empty when nothing is.
 
     `law` is None while the runs cannot carry one, `transition` while no run's tokens are known.
     `forecasts` are at the targets of the law of the loss.

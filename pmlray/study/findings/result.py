@@ -53,17 +53,17 @@ class SearchResult:
 
     @property
     def law_observations(self) -> tuple[Observation, ...]:
-        """Those measured for the law, in the order in which they were chosen."""
+        """Observations of the law, in the order in which they were chosen."""
         return tuple(o for o in self.observations if o.phase == "law")
 
     @cached_property
     def certificates(self) -> tuple[Certificate | None, ...]:
-        """What more steps would change of each observation; None where no curve was kept."""
+        """Effect of more steps on each observation; None where no curve was kept."""
         return tuple(certificate(o, self.spec.recipe) for o in self.observations)
 
     @cached_property
     def recall_result(self) -> RecallResult:
-        """How recall follows the loss, from all observations."""
+        """Recall against loss, from all observations."""
         return recall_result(self.observations, self.law, fitted_runs(self.spec, self.observations))
 
     @property
@@ -102,7 +102,7 @@ class SearchResult:
 
 
 def certificate(observation: Observation, recipe: Recipe) -> Certificate | None:
-    """What more steps would change of a run; None where no curve was kept, as in a replay."""
+    """Return the effect of more steps on a run; None where no curve was kept, as in a replay."""
     if len(observation.curve) < MIN_POINTS:
         return None
     return certify(

@@ -28,13 +28,13 @@ LEVEL = 0.05
 
 @dataclass(frozen=True, slots=True)
 class TokenTally:
-    """How often one supervised token failed, and what capacity lets one expect.
+    """Failures of one supervised token, and how many capacity lets one expect.
 
     `runs` cover it, `failed` of them leave it at p <= 0.5, `wrong` at another argmax. Of the
-    `families` (one run each), `families_failed` failed it where `expected` were due;
-    `p_value` is the chance of so many or more, `p_adjusted` after Holm's correction over all
-    tokens. `recalling` families recall nearly everything (NEARLY_ALL), `recalling_failed` of these
-    fail it; `recalling_p_value` and `recalling_p_adjusted` test those alone.
+    `families` (one run each), `families_failed` failed it where `expected` were due; `p_value` is
+    the chance of so many or more, `p_adjusted` after Holm's correction over all tokens. `recalling`
+    families recall nearly everything (NEARLY_ALL), `recalling_failed` of these fail it;
+    `recalling_p_value` and `recalling_p_adjusted` test those alone.
 
     Verdict `pathology`: fails significantly, and at least half of the time, where nearly everything
     else is recalled. `hard`: fails significantly more often than the others, but nothing shows that
@@ -60,7 +60,7 @@ class TokenTally:
 
 @dataclass(frozen=True, slots=True)
 class IdTally:
-    """How often one token id failed, over all its `places` (sequence, position) and families.
+    """Failures of one token id, over all its `places` (sequence, position) and families.
 
     `tokens` counts each place in each family, `failed` those at p <= 0.5; `expected`, `p_value` and
     `p_adjusted` as in TokenTally, where a run that fails K of L tokens fails a hypergeometric
@@ -77,7 +77,7 @@ class IdTally:
 
 
 def failing(observation: Observation) -> NDArray[np.bool_]:
-    """Which supervised tokens a run leaves at p <= 0.5: bool (supervised tokens,)."""
+    """Return the supervised tokens that a run leaves at p <= 0.5: bool (supervised tokens,)."""
     return np.asarray(observation.token_p) <= 0.5
 
 
@@ -160,7 +160,7 @@ def _tallies_of(
 def _laid_out(
     runs: Sequence[Observation], length: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which tokens each run fails, and which it covers: bool (runs, length) both."""
+    """Return the tokens that each run fails, and those that it covers: bool (runs, length) both."""
     failed, covers = np.zeros((2, len(runs), length), dtype=bool)
     for row, run in enumerate(runs):
         failed[row, : len(run.token_p)] = failing(run)

@@ -1,4 +1,4 @@
-"""How many bits the adapters hold: a figure, a table and the same as JSON."""
+"""Capacity of adapters in bits: a figure, a table and the same as JSON."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def params_per_rank(spec: SearchSpec, o: Observation) -> int | None:
 
 
 def capacity_text(found: tuple[RunCapacity, ...]) -> str:
-    """What the bits mean, and the most that any run stored."""
+    """Explain the bits, and the most that any run stored."""
     if not found:
         return "Nothing is measured for the law yet."
     text = (

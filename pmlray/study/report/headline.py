@@ -45,7 +45,7 @@ class Formula:
 
 @dataclass(frozen=True)
 class Headline:
-    """What a hurried reader must know. `formula` is None while there is no law."""
+    """First lines of a report. `formula` is None while there is no law."""
 
     sentences: tuple[str, ...]
     formula: Formula | None

@@ -1,4 +1,4 @@
-"""How recall follows the loss: figures, tables and what they say."""
+"""Recall against loss: figures, tables and their text."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SHOWN = ("lora_rank", "seq_len", "train_steps", "sequence_id", "seed")
 
 
 def recall_text(found: RecallResult) -> str:
-    """What happens around p = 0.5, and whether there is a law of it."""
+    """Explain recall around p = 0.5, and whether there is a law of it."""
     if found.transition is None:
         return f"No law of recall: {found.why_not}."
     text = _transition_text(found.transition)

@@ -1,4 +1,4 @@
-"""What the fit leaves over: figures of the residuals, tables of what they hold."""
+"""Residuals of the fit: figures, and tables of the structure left."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _panel(rows: list[ChartRow], key: str, along: str, x: alt.X) -> Panel:
 
 
 def residuals_text(law: LawSummary) -> str:
-    """What the tests say, in words."""
+    """Explain the tests of the residuals in words."""
     found = law.residuals
     tested = [t.along for t in found.trends if t.p_value is not None]
     if found.left:

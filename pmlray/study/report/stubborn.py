@@ -113,7 +113,7 @@ def _row(t: TokenTally) -> ChartRow:
 
 
 def _expected(found: Sequence[TokenTally]) -> list[ChartRow]:
-    """What capacity lets one expect at each place, the sequences' mean."""
+    """Return the failures that capacity lets one expect at each place, the sequences' mean."""
     at: dict[int, list[float]] = {}
     for t in found:
         at.setdefault(t.position, []).append(t.expected / t.families)

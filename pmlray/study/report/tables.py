@@ -35,7 +35,7 @@ class Table:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Which columns hold numbers alone, the dash for a missing one included."""
+        """Flags of columns that hold numbers alone, the dash for a missing one included."""
         return tuple(
             bool(self.rows) and not any(isinstance(row[i], str) for row in self.rows)
             for i in range(len(self.columns))
@@ -60,7 +60,7 @@ def percent(value: float | None) -> str:
 
 
 def cell(value: Cell) -> str:
-    """What a table's cell shows."""
+    """Format a table's cell."""
     return value if isinstance(value, str) else number(value)
 
 
@@ -175,7 +175,7 @@ def targets_table(law: LawSummary) -> Table:
 
 
 def settings_list(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """What determines the result, as (name, value)."""
+    """List the settings that determine the result, as (name, value)."""
     spec, law = result.spec, result.law
     seen: Mapping[str, Any] = result.observations[-1].provenance if result.observations else {}
     unit = seen.get("gpu_seconds_unit")
@@ -227,7 +227,7 @@ def _base_dtype(result: SearchResult) -> str:
 
 
 def fact_items(facts: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """What is known of a run beside its result, as (name, value), the known names first."""
+    """List the facts of a run beside its result, as (name, value), the known names first."""
     items: list[tuple[str, Any]] = []
     for name in (*_FACT_NAMES, *sorted(set(facts) - set(_FACT_NAMES))):
         value = facts.get(name)

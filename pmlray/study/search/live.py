@@ -10,7 +10,7 @@ from pmlray.study.search.progress import Progress
 
 
 def with_live(progress: Progress, packs: Sequence[LivePack], *, by_pack: bool = True) -> Progress:
-    """Where a study stands, with what the packs tell that are out.
+    """Add to a study's progress what packs in flight tell.
 
     Runs of a pack count as done as they end, and gpu_seconds as spent while they are. by_pack:
     whether the progress counts runs only once their whole pack is back.
@@ -36,7 +36,7 @@ def with_live(progress: Progress, packs: Sequence[LivePack], *, by_pack: bool = 
 
 
 def live_metrics(packs: Sequence[LivePack]) -> dict[str, float]:
-    """What packs tell, as flat metrics, of all that are out together."""
+    """Return the live progress of all packs in flight together, as flat metrics."""
     steps, wanted = sum(p.steps for p in packs), sum(p.train_steps for p in packs)
     metrics = {"live/steps": steps, "live/train_steps": wanted}
     metrics["live/gpu_seconds"] = sum(pack.gpu_seconds for pack in packs)

@@ -1,4 +1,4 @@
-"""Which MemFT runs to make once the law is known: where it says that they can matter.
+"""Schedule of MemFT runs once the law is known: where it says that they can matter.
 
 A token is safe below a loss of ln 2. Where SFT ends far below it there is nothing left to gain, and
 far above it no weighting helps; the runs go where the law puts SFT's final loss near ln 2.
@@ -45,7 +45,8 @@ def boundary_points(
 def compared_points(
     spec: SearchSpec, law: Law, base_loss: float
 ) -> tuple[tuple[DesignPoint, int, int], ...]:
-    """Where methods meet, (point, sequence_id, seed), whatever it costs; none without `memft`."""
+    """List the points where methods are compared, (point, sequence_id, seed), whatever they
+    cost; none without `memft`."""
     if spec.memft is None:
         return ()
     points = boundary_points(law, base_loss, spec.space.points(), spec.memft.n_points)

@@ -1,4 +1,4 @@
-"""What a search would do, before it does anything: cost model, candidates, first pack."""
+"""Plan of a search before it does anything: cost model, candidates, first pack."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class CostTerms(TypedDict):
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What a search would do, and cost: every amount in gpu_seconds (on a CPU core-seconds), by
-    rates that are guesses until something is measured.
+    """Plan and cost of a search: every amount in gpu_seconds (on a CPU core-seconds), by rates that
+    are guesses until something is measured.
 
     `cells` are the design points of the grid with the cost of one run, each of which may be
     measured on `replicates` (sequence, seed) pairs; `first_pack` are the runs it begins with.
@@ -59,12 +59,12 @@ class SearchPlan:
 
     @property
     def device(self) -> str:
-        """What the seconds are counted on."""
+        """Unit of the seconds: GPU or CPU core."""
         return "GPU" if self.on_gpu else "CPU core"
 
     @property
     def full_grid(self) -> float:
-        """What measuring everything would cost, gpu_seconds."""
+        """Predicted cost of measuring everything, gpu_seconds."""
         return self.replicates * sum(seconds for _, seconds in self.cells)
 
     def to_json(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class SearchPlan:
 
 
 def plan_search(search: PreparedSearch, gpu: bool) -> SearchPlan:
-    """What a search would do; DesignError when its budget is too small for its first pack.
+    """Plan a search; DesignError when its budget is too small for its first pack.
 
     gpu: on GPUs for certain; without, on the CPU where the base is small enough for one.
     """
@@ -133,7 +133,7 @@ def design_space(search: PreparedSearch) -> DesignSpace:
 
 
 def design_settings(search: PreparedSearch) -> DesignSettings:
-    """How the spec wants points to be chosen."""
+    """Return the settings by which the spec wants points chosen."""
     design = search.spec.design
     return DesignSettings(
         design.n_initial,
@@ -156,7 +156,7 @@ def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
 
 
 def cost_terms(spec: SearchSpec) -> CostTerms:
-    """How the cost of a search's runs follows from their points."""
+    """Return the terms by which a run's cost follows from its point."""
     chat = spec.task.prompt_format == "chat"
     return {
         "prompt_tokens": CHAT_PROMPT_TOKENS if chat else PLAIN_PROMPT_TOKENS,

@@ -1,4 +1,4 @@
-"""Where a study stands, and the same as metrics for a tracker."""
+"""Progress of a study, and the same as metrics for a tracker."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ ERRORS = ("r2", "mape", "heldout_mape", "sequence_mape", "extrapolation_mape")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a search stands; `gpu_seconds_left` and the counts are those of the current phase;
+    """Progress of a search; `gpu_seconds_left` and the counts are those of the current phase;
     `running` are the runs that were handed out, each with why it was chosen. `gpu_seconds_open`:
-    what the phase's runs without a result would take at the rate so far, inf before there is one.
-    `n_all`: runs of a comparison, which are known from its start. `packs`: what those that are out
-    tell of themselves. `stage`: what is done while none tells anything, for `stage_seconds` now.
-    `what`: the name of what is neither a search nor a comparison, and fits no law. `ended_before`:
-    of packs that go on from where they were cut off, by pack_id, the runs that had ended by then
-    and are counted here, by run_key, with their gpu_seconds.
-    """
+    what the phase's runs without a result would take at the rate so far, inf before there is
+    one. `n_all`: runs of a comparison, which are known from its start. `packs`: what those in
+    flight tell of themselves. `stage`: what is done while none tells anything, for
+    `stage_seconds` now. `what`: the name of what is neither a search nor a comparison, and fits
+    no law. `ended_before`: of packs that continue from where they were cut off, by pack_id, the
+    runs that had ended by then and are counted here, by run_key, with their gpu_seconds."""
 
     phase: Phase
     n_done: int
@@ -56,7 +55,7 @@ def law_metrics(law: LawSummary) -> dict[str, float]:
 
 
 def progress_metrics(now: Progress) -> dict[str, float]:
-    """Where a search stands as flat metrics; what is left and what is open under its phase's name,
+    """Return the progress as flat metrics; what is left and what is open under its phase's name,
     the latter once a rate is measured."""
     metrics = {
         "progress/n_done": float(now.n_done),

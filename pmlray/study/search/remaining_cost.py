@@ -1,4 +1,4 @@
-"""What a search would still measure if its budget had no end."""
+"""Cost of what a search would still measure if its budget had no end."""
 
 from __future__ import annotations
 

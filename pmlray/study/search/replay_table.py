@@ -87,7 +87,8 @@ def write_table(path: Path, observations: Iterable[Observation], provenance: Ite
 
 
 def table_provenance(search_id: str, observations: Sequence[Observation]) -> tuple[str, ...]:
-    """Where a table's rows come from: their search, and what each observation says of itself."""
+    """Return the origin of a table's rows: their search, and what each observation says of
+    itself."""
     law = [o for o in observations if o.phase == "law"]
     if not law:
         raise DataError("no observations of the law's phase: there is nothing to put into a table")

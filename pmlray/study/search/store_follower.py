@@ -25,7 +25,7 @@ class FollowedSearch:
     _memft: bool = False
 
     def look(self, final: bool = False) -> Progress:
-        """Where the search stands now; `final`: it has ended, so that the law is fitted to all."""
+        """Return the progress now; `final`: it has ended, so that the law is fitted to all."""
         observations, failures = self.store.observations(), self.store.failures()
         ended = {o.run_key for o in observations} | {f.run_key for f in failures}
         packs = self.store.unfinished()

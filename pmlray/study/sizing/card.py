@@ -1,4 +1,4 @@
-"""What an adapter's card says, as JSON and as text: what it holds, by what law, at what cost."""
+"""Card of a sized adapter, as JSON and as text: what it holds, by what law, at what cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOT_RECALLED_FILE = "not_recalled.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class DecodedRecords:
-    """What greedy decoding answered to every (query, target), and whether it was the target."""
+    """Greedy answers to every (query, target), and whether each is the target."""
 
     pairs: tuple[tuple[str, str], ...]
     answers: tuple[str, ...]
@@ -57,7 +57,7 @@ def plain(number: float) -> float | None:
 def answer(
     choice: RankChoice, wanted: Wanted, law: LawSummary, params_per_rank: int, gpu_seconds: float
 ) -> dict[str, Any]:
-    """What `pmlray size` answers before it trains: JSON types, inf as null.
+    """Return the answer of `pmlray size` before it trains: JSON types, inf as null.
 
     Each end of `interval` is sure at `confidence`, one-sided; between both lies the rank with the
     smaller `interval_level`. gpu_seconds: predicted for training an adapter of the chosen rank.

@@ -1,4 +1,4 @@
-"""Which rank a law says is enough for a wanted recall, and which to try when it was not."""
+"""Choice of the rank that a law says is enough for a wanted recall, and of the next to try."""
 
 from __future__ import annotations
 
@@ -128,7 +128,8 @@ def needed_rank(
     def ranks(
         told: Callable[[Invert, float, tuple[float, float]], float],
     ) -> tuple[FloatArray, FloatArray]:
-        """By each law, with noise and without; ascending, without what is not known."""
+        """Return the rank by each law, with noise and without; ascending, without those not
+        known."""
         drawn = [
             told(one.invert_rank, loss, (own, of_anchor))
             for one, loss, own, of_anchor in zip(laws, losses, *noise.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""What sizing a set of records will cost, before it is begun.
+"""Cost of sizing a set of records, before it is begun.
 
 All amounts are gpu_seconds: of optimiser steps, and of the checks between them. Loading the model,
 starting Ray and decoding are in none of them.
@@ -68,24 +68,24 @@ class SizeCost:
 
 
 def looks_share(n_records: int, batch_size: int, train_steps: int) -> float:
-    """What a run's looks at all of its records cost, as a share of its steps: one at the start, at
-    each power of two, and at the end."""
+    """Return the cost of a run's evaluations of all of its records as a share of its steps: one
+    at the start, at each power of two, and at the end."""
     looks = train_steps.bit_length() + 2
     return LOOK_SHARE * looks * n_records / min(batch_size, n_records) / train_steps
 
 
 def law_budget(cost: CostModel, point: DesignPoint) -> Budget:
-    """What the law of a set may cost; point: the adapter's, of all records."""
+    """Return the budget of the law of a set; point: the adapter's, of all records."""
     return Budget(gpu_seconds=max(0.1, round(SEARCH_COST * cost.predict(point), 1)))
 
 
 def together(cost: CostModel, runs: Sequence[PlannedRun]) -> float:
-    """What runs of one method are predicted to cost in one pack, trunks shared."""
+    """Return the predicted cost of runs of one method in one pack, trunks shared."""
     chosen = [ChosenRun(run.point, (run.sequence_id, run.seed), done=False) for run in runs]
     return PendingSpend(cost, chosen).gpu_seconds
 
 
 def spent_seconds(store: ObservationStore) -> float:
-    """What a store's runs have cost, those without a result included."""
+    """Return the cost of a store's runs, those without a result included."""
     done = sum(o.gpu_seconds for o in store.observations())
     return done + sum(f.gpu_seconds for f in store.failures())

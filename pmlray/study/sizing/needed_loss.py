@@ -1,4 +1,4 @@
-"""Which mean loss a wanted recall takes: by the law of recall, or by a rule of thumb."""
+"""Mean loss that a wanted recall takes: by the law of recall, or by a rule of thumb."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ class NeededLoss:
 def needed_loss(
     observations: Sequence[Observation], recall: float, tokens_per_record: float
 ) -> NeededLoss:
-    """What `recall` of records of so many tokens takes, by the best that these runs carry.
+    """Return the loss that `recall` of records of so many tokens takes, by the best that these runs
+    carry.
 
     The law of recall where it can be fitted and enough runs are recalled in part; else
     `loss_for_recall`. Its draws' seed is fixed, so that the same runs give the same answer.

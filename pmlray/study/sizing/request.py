@@ -1,4 +1,4 @@
-"""What is asked of a set of records, and the search and training that answer it.
+"""Request of a sizing, with the search and the training that answer it.
 
 Symbols: n records of l supervised tokens in all, T optimiser steps.
 """
@@ -184,10 +184,9 @@ def search_spec(
 
 
 def first_points(spec: SearchSpec) -> tuple[DesignPoint, ...]:
-    """Where the search begins: its largest rank on the whole set, whose adapter may be the answer
-    already, with its half budget, which costs little beside it; and small ranks on the smallest
-    subset, at as many epochs. From then on every choice knows the machine's real rate.
-    """
+    """Return the first points: the largest rank on the whole set, whose adapter may be the
+    answer already, with its half budget, which costs little beside it; and small ranks on the
+    smallest subset, at as many epochs. From then on every choice knows the machine's real rate."""
     ranks, lengths, steps = spec.space.lora_rank, spec.space.seq_len, spec.space.train_steps
     points = (
         DesignPoint(ranks[-1], lengths[-1], steps[-1]),
@@ -221,7 +220,7 @@ def sized_spec(spec: SearchSpec, point: DesignPoint) -> SearchSpec:
 
 
 def adapter_spec(spec: SearchSpec, records: RecordSet, point: DesignPoint) -> SearchSpec:
-    """How the adapter that is kept is trained: as in the search, but to its end."""
+    """Return the spec of the adapter that is kept: trained as in the search, but to its end."""
     return SearchSpec(
         name=f"adapter-{records.content_hash}",
         task=spec.task.model_copy(update={"records": RECORDS_FILE}),

@@ -26,7 +26,7 @@ MOST_NUMBERED = 3
 
 
 def order_panels(result: SearchResult) -> tuple[Panel, ...]:
-    """Where the search measured, in the order of choice and coloured by round.
+    """Draw the measured cells in the order of choice, coloured by round.
 
     Runs are numbered while a cell holds few of them; the many of a grid are tiles without numbers.
     """

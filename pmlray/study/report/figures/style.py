@@ -1,4 +1,4 @@
-"""What a report's figures share: their form, colours for light and dark, axes and tooltips."""
+"""Style of all figures: their form, colours for light and dark, axes and tooltips."""
 
 from __future__ import annotations
 
