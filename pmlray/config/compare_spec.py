@@ -30,7 +30,7 @@ NO_LIMIT = 1e12
 
 
 class ComparePoint(Part):
-    """Where methods are compared: adapter rank, supervised tokens, optimiser steps."""
+    """A point where methods are compared: adapter rank, supervised tokens, optimiser steps."""
 
     lora_rank: PositiveInt
     seq_len: PositiveInt

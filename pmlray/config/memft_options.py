@@ -13,7 +13,7 @@ MEMFT_METHODS = Literal["memft_ot", "memft_sw", "memft_fw", "memft_rd"]
 
 
 class MemftOptions(Part):
-    """How the MemFT methods weigh tokens.
+    """Weights that the MemFT methods give to tokens.
 
     `memft_ot`: only tokens below `threshold`. `memft_sw`: by the distance past the first wrong
     token, in a window that widens where it stands still (`shape: spatial`, the default of

@@ -30,7 +30,7 @@ DEFAULT_KEY_PROMPT = "Please output the content of the vector memory injected in
 
 
 class Task(Part):
-    """What is memorised. `text` and `records` are paths, relative to the search file.
+    """The text to memorise. `text` and `records` are paths, relative to the search file.
 
     `linear_rule` (z = 3x + 5y + 7) is learnt rather than memorised: `control_recall` says how much
     of it holds for pairs that the run was not trained on.
@@ -59,7 +59,7 @@ class Task(Part):
 
 
 class Probe(Part):
-    """Where the adapter sits: `mlp` is parallel to the MLP of one decoder layer and added to that
+    """Place of the adapter: `mlp` is parallel to the MLP of one decoder layer and added to that
     layer's output (the paper's); `down_proj` adapts that projection (PEFT's)."""
 
     placement: Literal["mlp", "down_proj"] = "mlp"
@@ -99,7 +99,8 @@ class Space(Part):
 
 
 class LawOptions(Part):
-    """Which forms are fitted and averaged by their evidence, how, and the intervals reported.
+    """Forms of the law that are fitted and averaged by their evidence, the treatment of points, and
+    the intervals reported.
 
     A search knows its base loss, so the default forms are those that it caps. The paper's `power`
     form, which nothing bends before saturation, made replayed searches of real runs spend two to
@@ -107,10 +108,10 @@ class LawOptions(Part):
     not bend. `saturated`: `filter` sets points with final_loss <= ln 2 aside where a form has no
     ceiling; `censor` takes them, and those of a form with a ceiling at or below `floor` nats, as
     lower bounds. `noise` is not read any more: noise follows the level of a run, always; it is
-    taken so that searches begun before go on. `optimisation_limited`: whether runs that
-    twice their steps would lower by 0.2 nats per token or more are kept in the law, or left out of
-    it, so that it tells what adapters can hold rather than what the steps allowed. The choice of
-    the next run counts them in any case.
+    taken so that searches begun before go on. `optimisation_limited`: whether runs that twice their
+    steps would lower by 0.2 nats per token or more are kept in the law, or left out of it, so that
+    it tells what adapters can hold rather than what the steps allowed. The choice of the next run
+    counts them in any case.
     """
 
     forms: tuple[Form, ...] = Field(default=("ceiling", "exponential_ceiling"), min_length=1)
@@ -127,7 +128,7 @@ class LawOptions(Part):
 
 
 class Targets(Part):
-    """Where the law must be known well: the product of these ranks, lengths and steps."""
+    """Points where the law must be known well: the product of these ranks, lengths and steps."""
 
     lora_rank: tuple[PositiveInt, ...] = Field(min_length=1)
     seq_len: tuple[PositiveInt, ...] = Field(min_length=1)
@@ -135,7 +136,7 @@ class Targets(Part):
 
 
 class Design(Part):
-    """How points are chosen: a log-spaced start, then packs of `pack_size` by `acquisition`.
+    """Choice of points: a log-spaced start, then packs of `pack_size` by `acquisition`.
 
     `pack_size` None: as many runs as the packs so far have shown to be worth it on their device.
     `v_optimal` removes the most variance at the targets per gpu_second, over all forms. Its rivals:
@@ -183,14 +184,14 @@ class Budget(Part):
 
 
 class Stop(Part):
-    """When the law is known well enough: the half-width of its 90 % interval at every target, as a
-    share of the prediction."""
+    """End of the search once the law is known well enough: the half-width of its 90 % interval
+    at every target, as a share of the prediction."""
 
     relative_interval: Annotated[float, Field(gt=0)] | None = None
 
 
 class Evaluate(Part):
-    """What is measured of a trained adapter beside its loss and recall.
+    """Measurements of a trained adapter beside its loss and recall.
 
     `generate_max_tokens`: real greedy decoding of the runs that recall everything, up to so many
     tokens (0: none). `control_tokens`: so many tokens of fresh text of the same distribution, on

@@ -118,7 +118,7 @@ class Admission:
 
     @property
     def most_at_once(self) -> int:
-        """How many members train at once, at the most."""
+        """Largest number of members that train at once."""
         if self._room is None:
             return len(self._asks)
         by_rows = _count_within(self._room.rows, (ask.rows for ask in self._asks))
