@@ -27,15 +27,21 @@ if TYPE_CHECKING:
 class Search:
     """One search and where it keeps its results; `Search.load` makes one.
 
-    `store`: its folder, which need not be there yet. `tracking_uri`: MLflow's; by default
-    MLFLOW_TRACKING_URI, the profile's, or a database in the store. `address`: a Ray cluster; by
-    default RAY_ADDRESS, or Ray is started on this machine. The same search on the same store
-    continues.
+    The same search on the same store continues.
 
-        search = Search.load("searches/smoke.yaml")
-        search.plan().full_grid         # gpu_seconds, before anything is started
-        search.run()                    # also a second time: it goes on where it was
-        search.law().targets            # predictions with their 90 % intervals
+    Attributes:
+        prepared: the spec with its files read and its model found.
+        profile: where and how packs run.
+        store: folder of the results, which need not be there yet.
+        tracking_uri: MLflow's; by default MLFLOW_TRACKING_URI, the profile's, or a database in the
+            store.
+        address: a Ray cluster; by default RAY_ADDRESS, or Ray is started on this machine.
+
+    Example:
+        >>> search = Search.load("searches/smoke.yaml")
+        >>> search.plan().full_grid         # gpu_seconds, before anything is started
+        >>> search.run().answer             # also a second time: it goes on where it was
+        >>> search.law().targets            # predictions with their 90 % intervals
     """
 
     prepared: PreparedSearch
@@ -55,11 +61,18 @@ class Search:
         tracking_uri: str | None = None,
         address: str | None = None,
     ) -> Search:
-        """A search from its YAML file, or from a spec made in Python; starts nothing.
+        """Read a search from its YAML file, or take a spec made in Python; starts nothing.
 
-        overrides: of a file's keys, as `["budget.gpu_seconds=600"]`. The files that a spec's task
-        names are looked for in the working folder. SpecError, DataError or ModelError say what to
-        mend.
+        Args:
+            source: the file, or a spec, the files of whose task are looked for in the working
+                folder.
+            overrides: keys of the file given anew, as `["budget.gpu_seconds=600"]`.
+            store: folder of the results; by default that of `pmlray search`.
+            profile: where and how packs run; by default this machine's CPU.
+            tracking_uri, address: see the class.
+
+        Raises:
+            SpecError, DataError, ModelError: say what to mend.
         """
         from pmlray.api.stores import default_store, settled_in
 
@@ -83,18 +96,30 @@ class Search:
         return self.spec.search_id
 
     def plan(self) -> SearchPlan:
-        """Candidates, predicted cost and the first pack; DesignError when the budget is too small
-        for that."""
+        """Plan the search: candidates, predicted cost and the first pack; starts nothing.
+
+        Raises:
+            DesignError: the budget is too small for the first pack.
+        """
         return plan_search(self.prepared, self.profile.gpus_per_pack > 0)
 
     def run(
         self, *, replay: str | Path | None = None, announce: Announce | None = None
     ) -> SearchReport:
-        """Run the search, or continue it, to its end; `to_json()` is `pmlray search --json`.
+        """Run the search, or continue it, to its end.
 
-        replay: a table of measurements that answers in place of training (no Ray). announce: told
-        every change, and every second while packs train, from a thread of its own; by default
-        progress is shown on stderr. RunError where packs keep failing.
+        Args:
+            replay: a table of measurements that answers in place of training (no Ray).
+            announce: called with every change, and every second while packs train, from a thread
+                of its own; by default progress is shown on stderr.
+
+        Returns:
+            The result; its `to_json()` is what `pmlray search --json` prints.
+
+        Raises:
+            SpecError, ModelError, DesignError: found before anything starts.
+            StoreError: the store holds another search.
+            RunError: packs keep failing.
         """
         from pmlray.api.live_progress import live_progress
         from pmlray.api.search_run import SearchRun, run_search
@@ -110,20 +135,23 @@ class Search:
                 return run_search(run, shown)
 
     def observations(self) -> tuple[Observation, ...]:
-        """Everything measured so far, in the order in which it was chosen; StoreError where
-        nothing was started yet."""
+        """Return everything measured so far, in the order in which it was chosen.
+
+        Raises:
+            StoreError: nothing was started yet, or the store is damaged.
+        """
         from pmlray.api.stores import open_store
 
         return open_store(self.store)[1].observations()
 
     def law(self) -> LawSummary | None:
-        """The law fitted to what is measured so far; None while that cannot carry one."""
+        """Fit the law to what is measured so far; None while that cannot carry one."""
         from pmlray.study.findings.result import fit_observations
 
         return fit_observations(self.spec, self.observations())
 
     def report(self) -> Path:
-        """Write the report of what is measured so far; the path of its page."""
+        """Write the report of what is measured so far, and return the path of its page."""
         from pmlray.api.search_run import report_store
 
         return report_store(self.store).page

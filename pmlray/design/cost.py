@@ -20,12 +20,18 @@ TARGET_TOKENS = 10
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """gpu_seconds = seconds_per_token * steps * tokens in one step.
+    """Cost of a run: gpu_seconds = seconds_per_token * steps * tokens in one step.
 
-    `tokens_per_step` of a single long record is its length and prompt; of many records, what a
-    batch holds. `decay_share` is the part of its steps that a run of a shorter budget makes alone
-    when a longer one in its pack shares its trunk; None where budgets share nothing. `measured`
-    says whether the rate comes from runs.
+    Args:
+        seconds_per_token: gpu_seconds of one token in one optimiser step.
+        prompt_tokens: tokens of a record beside its target.
+        batch_records: records of a step; None for a single long record, whose step has all of it.
+        decay_share: part of its steps that a run of a shorter budget makes alone when a longer one
+            in its pack shares the others; None where budgets share nothing.
+        measured: True if the rate comes from runs.
+
+    Example:
+        >>> CostModel(1e-4, prompt_tokens=8, batch_records=None).predict(DesignPoint(4, 64, 100))
     """
 
     seconds_per_token: float

@@ -28,8 +28,19 @@ START_SHARE = 0.2
 
 @dataclass(frozen=True)
 class DesignSettings:
-    """`n_initial` log-spaced runs first, then the rule `acquisition`; at least `validation_share`
-    of the spend fills space, so that the law is also checked where it thinks it is sure."""
+    """Settings of an adaptive design.
+
+    Args:
+        n_initial: log-spaced runs before a law chooses.
+        validation_share: least share of the spend on runs that fill space, so that the law is also
+            checked where it is sure.
+        targets: points where the law must be known.
+        acquisition: rule that chooses, `v_optimal` or a rival of it.
+        seed: of the rules that draw at random.
+
+    Example:
+        >>> settings = DesignSettings(6, 0.2, targets=(DesignPoint(16, 256, 100),))
+    """
 
     n_initial: int
     validation_share: float

@@ -37,7 +37,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class DesignSpace:
-    """Every cell of the grid and every replicate at which a cell may be measured."""
+    """Cells of a grid and the replicates at which each may be measured.
+
+    Args:
+        cells: points of (lora_rank, seq_len, train_steps).
+        replicates: pairs of (sequence_id, seed).
+
+    Example:
+        >>> cells = tuple(DesignPoint(r, l, 100) for r in (1, 4, 16) for l in (32, 64, 128))
+        >>> space = DesignSpace(cells, replicates=((0, 0), (1, 0)))
+    """
 
     cells: tuple[DesignPoint, ...]
     replicates: tuple[Replicate, ...]

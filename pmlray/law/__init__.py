@@ -16,7 +16,8 @@ from pmlray.law.recall.forecast import RecallForecast, forecast_recall
 from pmlray.law.recall.recall_law import RecallLaw, RecallShares
 from pmlray.law.recall.transition import Transition, measure_transition
 from pmlray.law.sizing import Estimate, Sizing, size_for
-from pmlray.law.summary import LawSummary, TargetPrediction, fit_law
+from pmlray.law.summary import LawSummary, fit_law
+from pmlray.law.target_predictions import TargetPrediction
 from pmlray.law.validation.correlation import EntangledPair, entangled_pairs, param_correlations
 from pmlray.law.validation.diagnostics import mape, r2
 from pmlray.law.validation.intervals import param_intervals

@@ -27,7 +27,7 @@ SATURATED_SHARE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class LawData:
-    """Measured points, one entry an observation; all arrays have shape (N,).
+    """Points of a law, one entry an observation; all arrays have shape (N,).
 
     `lora_rank` r >= 1; `seq_len` l >= 1, supervised tokens; `train_steps` t >= 0, 0 when unknown;
     losses are nats per supervised token, `base_loss` and `final_loss` NaN when unknown; `cluster`
@@ -84,13 +84,21 @@ class LawData:
 
 
 def law_data(observations: Iterable[Observation]) -> LawData:
-    """Collect what a law is fitted to: the law phase's runs; l is `supervised_tokens`.
+    """Collect the points of a law from observations; l is `supervised_tokens`.
 
     The SFT runs that MemFT is compared with are left out, so that a store always yields the law
-    that its search went by.
+    that its search went by. A run_key that comes twice with the same values counts once, and a note
+    says so.
 
-    A run_key that comes twice with the same values counts once, and a note says so. Raises
-    DataError, naming the run_key, when a point cannot be used or comes twice with different values.
+    Args:
+        observations: of a search, as `Search.observations` gives them.
+
+    Raises:
+        DataError: names the run_key of a point that cannot be used, or that comes twice with
+            different values.
+
+    Example:
+        >>> law = fit_law(law_data(search.observations()))
     """
     by_key: dict[str, Observation] = {}
     repeats: list[str] = []

@@ -15,7 +15,7 @@ from pmlray.types import MALFORMED, Observation
 
 
 def read_law_data(path: str | Path, base_loss: float | None = None) -> LawData:
-    """Read points from a CSV, a JSONL of stored observations or a store folder.
+    """Read the points of a law from a CSV, a JSONL of stored observations or a store folder.
 
     A CSV has the columns rank, length and delta_loss_nats (lines that begin with # are skipped);
     steps, supervised_tokens (then l is that), base_loss_nats, final_loss_nats, sequence and seed
@@ -26,8 +26,18 @@ def read_law_data(path: str | Path, base_loss: float | None = None) -> LawData:
     `base_loss` (nats per token, None when unknown). A folder holds one stored observation a file,
     in `observations/*.json` or, where there is no such folder, in `*.json`.
 
-    The result's `notes` name the columns that are not used and count the repeats. Raises DataError
-    naming the file and line.
+    Args:
+        path: the file or folder.
+        base_loss: nats per token, for points that do not give theirs; None when unknown.
+
+    Returns:
+        The points; their `notes` name the columns that are not used and count the repeats.
+
+    Raises:
+        DataError: names the file and line.
+
+    Example:
+        >>> law = fit_law(read_law_data("searches/tables/smollm2_phonebook.csv"))
     """
     source = Path(path)
     if base_loss is not None and not (math.isfinite(base_loss) and base_loss > 0):

@@ -15,11 +15,12 @@ from pmlray.law.fitting.fit import FitOptions, FitStatus, LawFit
 from pmlray.law.forms.protocol import Form
 from pmlray.law.sizing import Sizing, size_for
 from pmlray.law.summary_json import residuals_json, target_json
+from pmlray.law.target_predictions import TargetPrediction, predict_targets
 from pmlray.law.validation.checklist import LEVEL, checklist
 from pmlray.law.validation.correlation import entangled_pairs, param_correlations
 from pmlray.law.validation.diagnostics import mape, r2
 from pmlray.law.validation.intervals import param_intervals
-from pmlray.law.validation.judgement import Judgement, is_far, judge
+from pmlray.law.validation.judgement import Judgement, judge
 from pmlray.law.validation.residuals import ResidualStructure, residual_structure
 from pmlray.law.validation.unseen import UnseenError, UnseenErrors
 from pmlray.types import DesignPoint
@@ -29,26 +30,6 @@ from pmlray.types import DesignPoint
 SURE_LOSS = math.log(2.0)
 # A prediction above this share of the most that is believed is held there.
 AT_MOST = 0.98
-
-
-@dataclass(frozen=True, slots=True)
-class TargetPrediction:
-    """The law at a point that a user asked about, with its 90% interval, and the 90% interval of
-    what one new run would measure there; nats per token. `far`: beyond four times what was
-    measured, where nothing has tested how exponents drift."""
-
-    point: DesignPoint
-    delta_loss: float
-    low: float
-    high: float
-    run_low: float
-    run_high: float
-    far: bool
-
-    @property
-    def relative_half_width(self) -> float:
-        """Half of the law's interval over its |prediction|."""
-        return (self.high - self.low) / 2.0 / max(abs(self.delta_loss), 1e-12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,26 +212,39 @@ def fit_law(
 ) -> LawSummary:
     """Fit the law and qualify it.
 
-    form: one alone, or `auto`: every one of `forms`, by default those with a ceiling where each
-    point's base loss is known and else `power`, each with the weight of its evidence. n_bootstrap:
-    samples of what is believed. rng: by default one of seed 0. options: how points count. Status
-    and headline are judged at the targets, and without any at the largest rank, length and steps
-    measured. FitError when no form fits.
+    Args:
+        data: the points, as `read_law_data` or `law_data` give them.
+        form: one form alone, or `auto` for every one of `forms`, each weighed by its evidence.
+        forms: by default those with a ceiling where each point's base loss is known, else `power`.
+        n_bootstrap: samples of the posterior, from which intervals come.
+        rng: source of the samples; by default one of seed 0.
+        targets: points where the law is asked; status and headline are judged there, and without
+            any at the largest rank, length and steps measured.
+        options: treatment of saturated and outlying points.
+
+    Returns:
+        The law with its intervals (90 %), its predictions at the targets, its errors at points
+        held out, and its status.
+
+    Raises:
+        FitError: no form can be fitted to these points.
 
     Example:
         >>> law = fit_law(read_law_data("points.csv"), targets=[DesignPoint(8, 256, 150)])
         >>> law.fit.status, law.targets[0].low, law.targets[0].high
+
+    Source: arXiv 2605.30260 for the power form; `pmlray.law.fitting.posterior` for the inference.
     """
     rng = np.random.default_rng(0) if rng is None else rng
     options = options or FitOptions()
     chosen = tuple(forms or default_forms(data)) if form == "auto" else (form,)
     average = average_laws(data, chosen, options)
     samples = average.sample(n_bootstrap, rng)
-    predicted = _predict(data, samples, targets, rng)
+    predicted = predict_targets(data, samples, targets, rng)
     corner = DesignPoint(
         *(int(axis.max()) for axis in (data.lora_rank, data.seq_len, data.train_steps))
     )
-    asked = predicted or _predict(data, samples, [corner], rng)
+    asked = predicted or predict_targets(data, samples, [corner], rng)
     widths = [(t.point, t.relative_half_width) for t in asked]
     most = math.inf if average.base_loss_known else AT_MOST * average.base_loss
     beyond = [t.point for t in predicted if t.delta_loss > most]
@@ -278,23 +272,3 @@ def fit_law(
 
 def _mean(found: UnseenError | None) -> float | None:
     return None if found is None else found.error
-
-
-def _predict(
-    data: LawData,
-    samples: AveragedSamples,
-    targets: Sequence[DesignPoint],
-    rng: np.random.Generator,
-) -> tuple[TargetPrediction, ...]:
-    if not targets:
-        return ()
-    r, length, t = np.array(
-        [(p.lora_rank, p.seq_len, p.train_steps) for p in targets], dtype=float
-    ).T
-    intervals = (
-        np.median(samples.predict(r, length, t), axis=0),
-        *samples.interval(r, length, t, LEVEL),
-        *samples.run_interval(r, length, t, rng, LEVEL),
-    )
-    rows = zip(targets, *(edge.tolist() for edge in intervals), strict=True)
-    return tuple(TargetPrediction(*row, far=is_far(data, row[0])) for row in rows)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pmlray.law.validation.residuals import ResidualStructure
 
 if TYPE_CHECKING:
-    from pmlray.law.summary import TargetPrediction
+    from pmlray.law.target_predictions import TargetPrediction
 
 
 def target_json(target: TargetPrediction) -> dict[str, Any]:

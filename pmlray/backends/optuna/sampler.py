@@ -41,17 +41,17 @@ from pmlray.types import DesignPoint
 
 
 class LawSampler(BaseSampler):
-    """Chooses the trial that tells most about the law at the targets per predicted gpu_second.
+    """Optuna sampler that takes the trial which tells most of the law per predicted gpu_second.
 
     It works in plain `study.optimize`: an objective suggests `lora_rank`, `seq_len`, `train_steps`,
     `sequence_id` and `seed` from `distributions` (`suggest_int` with the same bounds, the first
     three with log=True), sets the user attributes `base_loss` (nats) and, where they are known,
     `final_loss`, `supervised_tokens` and `gpu_seconds`, and returns delta_loss. Other parameters
     are drawn at random. Running trials count as measured, failed ones as measured without a result.
-    `budget` is in gpu_seconds, `options` say how points count in a fit. The laws are refitted when
-    trials have been completed, not for every choice, and beyond 40 of them once there are a tenth
-    more. `settings.acquisition` may name a rival of the rule; `tpe` and `gp` ask Optuna's own
-    sampler for a large delta_loss and take the nearest open cell. One objective only.
+    The laws are refitted when trials have been completed, not for every choice, and beyond 40 of
+    them once there are a tenth more. `settings.acquisition` may name a rival of the rule; `tpe` and
+    `gp` ask Optuna's own sampler for a large delta_loss and take the nearest open cell. One
+    objective only.
 
     Workers may share a study on any of Optuna's storages, and no two of them choose the same run:
     each waits for those that asked before it to have all design parameters in the storage. An
@@ -59,6 +59,19 @@ class LawSampler(BaseSampler):
     for 10 seconds, then taken for one that died or has no design, and its later choice may repeat
     another's. A worker that is killed afterwards leaves a running trial, which counts as measured
     and as spent until someone fails it (`study.tell`, or the heartbeat of Optuna's RDBStorage).
+
+    Args:
+        space: cells of the grid, and the (sequence_id, seed) pairs of a cell.
+        settings: size of the start, rule, and targets at which the law must be known.
+        forms: forms of the law that are fitted and averaged.
+        cost: cost of a run before any is measured.
+        budget: gpu_seconds; beyond it no trial gets a design point.
+        options: treatment of points in a fit.
+
+    Example:
+        >>> sampler = LawSampler(space, settings, ("ceiling",), cost, budget=600.0)
+        >>> study = optuna.create_study(sampler=sampler, direction="maximize")
+        >>> study.optimize(objective, n_trials=20)     # whole: scripts/examples/optuna_sampler.py
     """
 
     def __init__(
