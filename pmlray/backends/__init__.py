@@ -1,1 +1,1 @@
-"""The outside world, one framework a file."""
+"""The outside world, one framework a folder."""
