@@ -3,8 +3,8 @@
 Every message says what was found and what the user can do about it.
 """
 
-# What a message tells whoever lacks torch. No package index has pmlray: what may come to bear its
-# name there is somebody else's.
+# Remedy in messages where torch is missing. pmlray is on no package index, so a plain pip install
+# could fetch another project of that name.
 INSTALL_TRAIN = "pip install -e '.[train]' in your clone of pmlray"
 
 

@@ -26,9 +26,9 @@ OBSERVATION_SCHEMA = 5
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # What a stored field must be, by its annotation; what is not here is for its reader to check.
 WORDS = {"Method": METHODS, "Phase": PHASES}
-# What a size of 0 or less would break.
+# Fields that must be at least 1.
 SIZES = ("lora_rank", "seq_len", "supervised_tokens", "rows", "positions")
-# What rebuilding something from a file of another form, or of anybody's making, raises.
+# Errors of rebuilding an object from a file of another form; files are untrusted input.
 MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 T = TypeVar("T")
 

@@ -45,8 +45,8 @@ def sync_store(
         if missing := [o.run_key for o in observations if o.run_key not in known]:
             journal.add("observe", run_keys=missing)
         if journal.is_open():
-            # Whoever drove it was killed before it could say so: what trained, and runs that were
-            # left out, would be shown as running for ever.
+            # Its driver was killed before it could close the journal; without this its open runs
+            # would be shown as running for ever.
             journal.add("finish", artifacts=[], status="KILLED")
         sent = Replay(store, journal, uri, connect).send()
     return {

@@ -45,7 +45,7 @@ def mirror_of(
     settings = spec.model_dump(mode="json")
 
     def connect() -> Mirror:
-        # Takes seconds, in a thread that nobody waits for.
+        # Takes seconds, in the mirror's own thread.
         from pmlray.backends.mlflow.tracker import MlflowTracker
 
         return MlflowTracker(uri, name, settings, artifacts, store.adapters)

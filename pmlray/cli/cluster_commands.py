@@ -120,7 +120,7 @@ def submit(
     found = {"submission_id": job, "exit_code": code, "search_id": search_id}
     ended = f"accepted; pmlray logs {job} --follow" if no_wait else f"exit code {code}"
     emit(found, f"{job}: {ended}", as_json)
-    # Whoever has no patience for this has their job all the same.
+    # Ctrl-C only ends the look at the workers; the job is submitted.
     with suppress(KeyboardInterrupt):
         looking.join()
     raise typer.Exit(code)

@@ -42,8 +42,8 @@ class DesignState:
 
     `base_loss`: typical loss of the adapter-free base, nats. `budget_left`: gpu_seconds, already
     without what pending runs are predicted to cost, which is `training`. `pack`: those of the
-    chosen runs that are in the pack being filled. `kept`: the chosen runs' History, from whoever
-    keeps one.
+    chosen runs that are in the pack being filled. `kept`: the chosen runs' History, where
+    the caller keeps one.
     """
 
     chosen: tuple[ChosenRun, ...]

@@ -13,8 +13,8 @@ from pmlray.law.fitting.averaging import AveragedSamples
 from pmlray.law.forms.protocol import Law
 from pmlray.types import DesignPoint
 
-# Beyond these nothing is told but that it is beyond: adapters are at least of rank 1, and no
-# interval ends where nobody could go.
+# Largest values that are told; beyond them only that they are beyond. Adapters have at least rank
+# 1.
 LARGEST = {"lora_rank": 2.0**16, "seq_len": 2.0**24, "train_steps": 2.0**30}
 
 

@@ -70,7 +70,7 @@ class ShardedWatch:
         """After a step of the run: whether it is to be left out, for good, lest the pack spend too
         much. Every rank must ask."""
         found = self._ranks.rank == 0 and self._look(run)
-        # Where there is no limit nobody waits for rank 0's word.
+        # Without a limit no rank waits for rank 0.
         return self._pack.gpu_seconds is not None and self._ranks.agree(found)
 
     def _look(self, run: RunOfRanks) -> bool:

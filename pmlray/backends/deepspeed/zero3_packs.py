@@ -122,7 +122,7 @@ class ShardedPacks:
                 if state is not None and state.facts["run_key"] == run.run_key:
                     trained.set_state(state)
                 else:
-                    # Whoever goes on from here need not know of the runs before.
+                    # A pack that continues from here needs no state of the runs before.
                     checkpoints.after(trained, before, anyone_finished=place > 0)
                 watch.begin(place)
                 gone = False

@@ -28,8 +28,8 @@ def entry_name(number: int) -> str:
 def due(names: Iterable[str], sent: int) -> tuple[int, ...]:
     """The numbers of the entries that come after the first `sent`, in order.
 
-    names: of the files in the journal's folder. It stops at a gap: what is behind one was written
-    by nobody who knew what is in it.
+    names: of the files in the journal's folder. It stops at a gap: an entry
+    behind one was written without knowing the missing one.
     """
     there = {int(name[:8]) for name in names if name[:8].isdigit() and name[8:] == ".json"}
     found = []

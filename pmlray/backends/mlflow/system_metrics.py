@@ -42,7 +42,7 @@ class SystemMetrics:
     def __init__(self, run_id: str, uri: str) -> None:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        # That MLflow is away is told once, by whoever mirrors the search.
+        # An unreachable MLflow is reported once, by the tracker.
         logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
         self._monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
         self._monitor.start()

@@ -32,8 +32,8 @@ JOURNAL = "optuna.journal"
 
 
 class _QuickJournal(JournalFileBackend):
-    """A journal that does not wait for the disk, for after a crash it is written anew anyway, and
-    that is not read back: whoever else has it open only looks."""
+    """A journal that does not wait for the disk, since it is written anew after a crash, and that
+    is not read back, since other processes only read it."""
 
     def __init__(self, path: Path) -> None:
         # The default lock is a symbolic link, which a killed driver would leave behind.

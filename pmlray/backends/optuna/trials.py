@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 POINT = ("lora_rank", "seq_len", "train_steps")
 PARAMS = (*POINT, "sequence_id", "seed")
-# A choice takes a fraction of a second; whoever has not made it by then has died, or has no design.
+# A choice takes a fraction of a second; a worker without one by then has died, or has no design.
 PATIENCE_SECONDS = 10.0
-# A storage tells nobody of what another worker writes.
+# An Optuna storage does not announce what another worker writes.
 POLL_SECONDS = 0.02
 
 

@@ -26,7 +26,7 @@ POLL_SECONDS = 0.1
 COMMAND_LETTERS = 80
 # The actor that leads a job of Ray Train, and reserves its devices.
 CONTROLLER = "TrainController"
-# The node types of a cluster that nobody makes grow are called so by Ray, one for each node.
+# Ray's prefix of node types where no autoscaler runs, one type for each node.
 FIXED_NODE = "node_"
 
 

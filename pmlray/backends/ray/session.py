@@ -50,7 +50,7 @@ def ray_session(address: str | None) -> Generator[None]:
         with _explained(address):
             context: Any = ray.init(
                 address=address,
-                # Of a Ray that ends with the search nobody is told the dashboard's port.
+                # No dashboard for a Ray that ends with the command: its port is shown nowhere.
                 include_dashboard=False if alone else None,
                 log_to_driver=False,
                 logging_level=logging.WARNING,

@@ -100,7 +100,7 @@ def _follow(packs: ShardedPacks, ranks: Ranks, sampler: NodeSampler | None, stor
     while (told := ranks.hear()) != END:
         if told is None:
             continue
-        # Rank 0 says so to whoever wants the pack.
+        # Rank 0 alone reports that it was asked to leave.
         with suppress(AskedToLeave), sampled(sampler, store, told.pack.round):
             packs.measure(told, Following(ranks))
         let_go_of_pack()

@@ -39,7 +39,7 @@ def await_actors(runner: RayTrainRunner) -> None:
         ) from error
     # A cluster that is too busy to tell is not worth an error.
     with suppress(RayError):
-        # Whoever runs all of it under `nice` wants that.
+        # No warning where this process itself runs under `nice`: that is intended.
         if (niceness := runner.niceness()) > max(0, os.nice(0)):
             log.warning("%s; %s", describe_niceness(niceness), REMEDY)
 

@@ -88,7 +88,7 @@ class WarmWorkers:
         self._name = f"workers-{uuid4().hex[:12]}"
         # Ray Train reads both in this process, and passes them on. It notices a worker that has
         # ended only when it polls, which is every 2 s; and it would keep a process for warnings
-        # that a node is about to go, which nobody asks for here.
+        # that a node is about to go, which are not used here.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         self._threads = ThreadPoolExecutor(thread_name_prefix="ray-train")

@@ -31,9 +31,9 @@ from pmlray.types import MALFORMED, rebuild
 
 log = logging.getLogger(__name__)
 
-# How often a holder looks whether it still is one; between beats this reads a folder, no more.
+# Seconds between a holder's checks that it still holds; between beats this only reads a folder.
 POLL_SECONDS = 1.0
-# Leases are files on shared storage, which tells nobody of a change: who waits looks this often.
+# Shared storage announces no changes: a process that waits for a lease reads it this often.
 WAIT_SECONDS = 0.2
 
 

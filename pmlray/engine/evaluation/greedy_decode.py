@@ -21,7 +21,7 @@ from pmlray.errors import DataError, ModelError
 from pmlray.memory import Record
 
 PEFT_CONFIG_FILE = "adapter_config.json"
-# What comes of a folder that somebody else has written.
+# Errors of reading a damaged or foreign adapter folder.
 DAMAGE = (
     SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
     RecursionError,

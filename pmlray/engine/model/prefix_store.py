@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 MOST_BYTES = 64 * 2**30
 LARGEST_SHARE_OF_DISK = 0.25
-# Whoever holds the lock is building; one that takes longer has stopped without dying.
+# The lock's holder is building; one that takes longer hangs.
 PATIENCE_SECONDS = 600.0
 # A file lock that is waited for in the kernel has no time limit.
 POLL_SECONDS = 0.05
@@ -68,7 +68,7 @@ class PrefixStore:
             found = self._read(path, records)
             if found is None:
                 with self._lock():
-                    # Somebody else may have built it in the meantime.
+                    # Another process may have built it in the meantime.
                     found = self._read(path, records)
                     if found is None:
                         self.count.built += 1

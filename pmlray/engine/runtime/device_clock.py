@@ -20,7 +20,7 @@ CLOCKS = {
 def paid_seconds(device: torch.device) -> float:
     """A clock of what this process is charged for, seconds from any beginning.
 
-    On a GPU wall time: nobody else has the device meanwhile. On a CPU the CPU seconds of all of the
+    On a GPU wall time: no other process has the device meanwhile. On a CPU the CPU seconds of all of the
     process's threads, which neighbours on its cores hardly change; what Ray's own threads use there
     is 0.2 % of a core.
     """
@@ -34,8 +34,8 @@ class DeviceClock:
     `lap` closes a stretch: it waits for the device, so it is called only where the loop must wait
     anyway. By adapter, `gpu_seconds` are what it cost by `paid_seconds`, and `wall_seconds` the
     time that it took; `training_seconds` is the wall time of optimiser steps. `done_work` is all
-    that was put through so far. `payers` says whom an adapter's rows serve: each of them pays an
-    equal part.
+    that was put through so far. `payers` gives the members that an adapter's rows serve: each is
+    charged an equal part.
     """
 
     def __init__(

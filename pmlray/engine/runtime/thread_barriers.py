@@ -15,7 +15,7 @@ from collections.abc import Mapping, MutableMapping
 # other processes. Where threads sleep at once, small steps take half as long again on a quiet
 # machine; with more, what waiting uses up on a busy one grows in proportion.
 BOUNDED_SPIN: Mapping[str, str] = {"GOMP_SPINCOUNT": "1000"}
-# Whoever sets one of them has chosen: of GNU OpenMP, of every OpenMP, of Intel's and LLVM's.
+# Variables that choose a wait policy: of GNU OpenMP, of every OpenMP, of Intel's and LLVM's.
 CHOICES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
 

@@ -97,7 +97,7 @@ class Accounts:
     ) -> Pack:
         """Return a pack with its limit, and count it as in flight until `back`.
 
-        That is what it is predicted to take and a device's share of what nobody claims: all limits
+        The limit is its predicted cost and a device's share of the unclaimed budget: all limits
         together are within the phase's budget, whatever packs take. waiting: runs of packs that are
         chosen and not handed out; initial: whether it is of the initial design. A pack that goes on
         may spend what it has spent before besides.
