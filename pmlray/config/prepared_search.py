@@ -144,8 +144,8 @@ def _read_task(spec: SearchSpec, path: Path) -> TaskSource:
 
 
 def file_beside(path: Path, key: str, name: str) -> Path:
-    """Return the file that task.`key` of the search in `path` names; SpecError where it leads out of
-    that search's folder: a search from elsewhere could name any file of this machine."""
+    """Return the file that task.`key` of the search in `path` names; SpecError where it leads out
+    of that search's folder: a search from elsewhere could name any file of this machine."""
     file = path.parent / name
     try:
         inside = file.resolve().is_relative_to(path.parent.resolve())

@@ -18,11 +18,11 @@ CLOCKS = {
 
 
 def paid_seconds(device: torch.device) -> float:
-    """A clock of what this process is charged for, seconds from any beginning.
+    """Return the seconds that this process is charged for, from any beginning.
 
-    On a GPU wall time: no other process has the device meanwhile. On a CPU the CPU seconds of all of the
-    process's threads, which neighbours on its cores hardly change; what Ray's own threads use there
-    is 0.2 % of a core.
+    On a GPU wall time: no other process has the device meanwhile. On a CPU the CPU seconds of all
+    of the process's threads, which neighbours on its cores hardly change; Ray's own threads use
+    0.2 % of a core.
     """
     return time.process_time() if device.type == "cpu" else time.perf_counter()
 
