@@ -114,7 +114,7 @@ def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> 
             }
             await_imports()
             files = write_comparison(comparison, run.store / "report", facts)
-            # Nothing is told of a study that is closed.
+            # The follower stops before the tracker closes.
             following.close()
             tracker.finish(files, status)
     text = describe_comparison(comparison)

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 Announce = Callable[[Progress], None]
 SECONDS_BETWEEN_LOOKS = 1.0
-# A tracker is told at most so often of a pack, and not before it has got a twentieth further.
+# Least seconds between two entries of a pack in the tracker, and least growth of its steps.
 TRACKED_SECONDS, TRACKED_GROWTH = 15.0, 1.05
 BETWEEN_PACKS = "between two packs"
 

@@ -137,7 +137,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
             }
             await_imports()
             report = report_store(run.store, facts)
-            # Nothing is told of a study that is closed.
+            # The follower stops before the tracker closes.
             following.close()
             tracker.finish(
                 [run.store / "report" / "report.html", run.store / "report" / "report.json"], status

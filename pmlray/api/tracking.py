@@ -39,7 +39,7 @@ def mirror_of(
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     # stdout is for a command's result alone.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # That it is away is told once, not at every try.
+    # An unreachable MLflow is reported once, not at every try.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     artifacts = store.folder / "mlflow-artifacts"
     settings = spec.model_dump(mode="json")

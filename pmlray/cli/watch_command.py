@@ -154,7 +154,7 @@ def mirrored_standing(spec: SearchSpec, metrics: Mapping[str, float]) -> StudySt
 
 def _live_line(metrics: Mapping[str, float]) -> tuple[str, ...]:
     steps, wanted = metrics.get("live/steps", 0.0), metrics.get("live/train_steps", 0.0)
-    # Of packs that are back nothing is told any more, and what was told last stands.
+    # Packs that are back tell no more; their last figures stay.
     if not steps or metrics.get("progress/n_running", 0.0) == 0:
         return ()
     said = f"when last told, {steps:.0f} of {wanted:.0f} adapter-steps of the packs that train"

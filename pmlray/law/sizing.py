@@ -13,8 +13,7 @@ from pmlray.law.fitting.averaging import AveragedSamples
 from pmlray.law.forms.protocol import Law
 from pmlray.types import DesignPoint
 
-# Largest values that are told; beyond them only that they are beyond. Adapters have at least rank
-# 1.
+# Largest values that are reported; beyond them it is only said that they are beyond.
 LARGEST = {"lora_rank": 2.0**16, "seq_len": 2.0**24, "train_steps": 2.0**30}
 
 

@@ -30,7 +30,7 @@ def measure(
     connect: Connect,
     shown: ShowProgress,
 ) -> None:
-    """Train those runs that the store has not got yet, as one pack.
+    """Train the runs that are not in the store yet, as one pack.
 
     predicted: gpu_seconds of all of them, for the first line of the progress."""
     done = {o.run_key for o in store.observations()}

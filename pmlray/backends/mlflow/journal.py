@@ -118,7 +118,7 @@ class MirrorJournal:
 
 
 def _is_entry(found: Any) -> bool:
-    """Return whether it has what a mirror is told of its kind."""
+    """Return whether an entry has the fields of its kind."""
     if not isinstance(found, dict):
         return False
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class HostedWeights:
-    """Brings a module's weights in before it is called, and lets go of them after.
+    """Hooks that copy a module's weights to the GPU before its call, and free them after.
 
     weights: by module, its parameters that lie on the host, each of one module only. bring:
     gives a copy on the device. Nothing that is brought in may be written to.

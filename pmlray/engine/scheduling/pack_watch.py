@@ -34,7 +34,7 @@ class Watched(Protocol):
 
 
 def untold(_pack: LivePack) -> None:
-    """Whoever asked to be told nothing is told nothing."""
+    """Discard progress."""
 
 
 class PackWatch:

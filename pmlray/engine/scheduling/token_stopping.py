@@ -1,4 +1,4 @@
-"""The runs of a pack whose tokens are watched: they end, or let go of records, once recalled."""
+"""Runs of a pack whose tokens are watched: they end, or drop records, once recalled."""
 
 from __future__ import annotations
 

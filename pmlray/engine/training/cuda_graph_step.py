@@ -108,7 +108,7 @@ class _FixedStep:
         return (self._batch.batch,)
 
     def load(self, rows: tuple[Row, ...], rate_S: Tensor) -> None:
-        """Write what the next step goes by to where the graph reads it."""
+        """Write the next step's inputs where the graph reads them."""
         self._batch.load(rows)
         self._rate_S.copy_(rate_S)
 

@@ -79,7 +79,7 @@ class AveragedLaw:
                 parts.append(Drawn(fit, *found.sample(count, rng)))
         n_drawn = sum(part.sigma.size for part in parts)
         shift = rng.standard_normal(n_drawn) * self.base.sd / math.sqrt(self.base.n_texts)
-        # Nothing is told above the largest delta_loss where it stands for the base loss.
+        # Without a base loss no prediction exceeds the largest delta_loss.
         shift = shift if self.base.known else -np.abs(shift)
         return AveragedSamples(tuple(parts), self.base, shift)
 

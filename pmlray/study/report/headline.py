@@ -89,7 +89,7 @@ def headline(result: SearchResult) -> Headline:
 
 
 def _seen_errors(law: LawSummary) -> tuple[str, ...]:
-    """Errors at ranks and lengths that were measured; none speaks for a law that is still open."""
+    """Errors at ranks and lengths that were measured; none where the law is still open."""
     if law.fit.status is FitStatus.UNDERDETERMINED or law.heldout_mape is None:
         return ()
     words = f"Between its points it was off by {percent(law.heldout_mape)} on average"
