@@ -84,7 +84,7 @@ def _without_cleaner(trainer: Any) -> Any:
     That actor asks the State API whether the controller lives. Where there is no dashboard it never
     learns; and it finds the address by itself, in the environment or in the file of the last
     `ray start`, so that a foreign cluster may tell it that the controller is dead, whereupon it
-    takes a running job's devices away. What a dead controller leaves, `ray_held` removes.
+    takes a running job's devices away. What a dead controller leaves, `held_resources` removes.
     """
     make = trainer._create_default_callbacks
     trainer._create_default_callbacks = lambda: [

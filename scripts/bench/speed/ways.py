@@ -2,7 +2,7 @@
 
     python -m scripts.bench.speed.ways WAY WORK_JSON SPAWNED
 
-Run by `speed_pace.Child`; the same functions run whole jobs and the tests of equal work.
+Run by `pace.Child`; the same functions run whole jobs and the tests of equal work.
 """
 
 from __future__ import annotations
