@@ -185,7 +185,7 @@ def test_what_pmlray_table_writes_is_not_foreign(tmp_path: Path) -> None:
     write_table(table, [make_observation(DesignPoint(*p), 0, 0, rng) for p in GRID], ("a search",))
     assert {*COLUMNS, *OPTIONAL_COLUMNS} <= set(table.read_text().splitlines()[1].split(","))
     shipped = sorted(SHIPPED.glob("*.csv"))
-    assert len(shipped) == 2
+    assert len(shipped) == 3
     for file in (table, *shipped):
         assert read_law_data(file).notes == ()
 
