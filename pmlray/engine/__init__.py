@@ -1,1 +1,1 @@
-"""Training many adapters on one frozen base: needs torch and transformers."""
+"""Training of many adapters on one frozen base model; needs torch and transformers."""

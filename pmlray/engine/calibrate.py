@@ -1,4 +1,4 @@
-"""A few steps of a pack, to tell what they cost on this device before anything is planned by it."""
+"""Cost calibration: a few optimiser steps of a pack, timed on this device before planning."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pmlray.engine.training.loop import PackLoop
 from pmlray.live_packs import Calibration, put_calibration
 from pmlray.types import Pack
 
-# A process's first steps compile and allocate, and are not timed.
+# The first steps of a process compile and allocate, so they are not timed.
 WARM_UP_STEPS = 2
 LEAST_STEPS, MOST_STEPS, ENOUGH_SECONDS = 3, 20, 2.0
-# Of the law's budget, which many cores spend in no time.
+# Limit on the calibration's cost, as a share of the law's budget: many cores spend it quickly.
 SPENT_SHARE = 0.02
 
 
@@ -35,8 +35,10 @@ def calibrate_pack(
     load_base: LoadBase = load_base_model,
     tell: Tell = untold,
 ) -> float:
-    """Take a few optimiser steps of a pack and keep in the store what they cost; nothing else of
-    it is kept. The arguments are those of `measure_pack`; wall seconds inside the timed steps."""
+    """Time a few optimiser steps of a pack and write their cost, but no results, to the store.
+
+    The arguments are those of `measure_pack`. Returns wall seconds inside the timed steps.
+    """
     most = SPENT_SHARE * search.spec.budget.law_seconds
     shared = (make_stepper, prefix_store, load_base, tell)
     wall, found = time_steps(search, pack, *shared, most, ENOUGH_SECONDS)
@@ -55,9 +57,12 @@ def time_steps(
     seconds: float = math.inf,
     most_steps: int = MOST_STEPS,
 ) -> tuple[float, Calibration]:
-    """Take a few optimiser steps of a pack, of which nothing is kept: wall seconds inside the timed
-    ones, and what they cost. The arguments are those of `measure_pack`; most: gpu_seconds after
-    which LEAST_STEPS are enough, as they are after so many wall `seconds`; most_steps: timed."""
+    """Time a few optimiser steps of a pack; return their wall seconds and their cost.
+
+    Nothing is stored. The arguments are those of `measure_pack`, and: most, seconds: gpu_seconds
+    spent, and wall seconds of timed steps, after either of which LEAST_STEPS timed steps are
+    enough; most_steps: largest number of timed steps.
+    """
     watch, device = PackWatch(pack, tell), pick_device()
     ready = ready_pack(search, pack, prefix_store, load_base, watch.stage)
     watch.stage("taking a few steps to see what they cost")
@@ -92,7 +97,7 @@ def time_steps(
         if n >= LEAST_STEPS and (enough or paid_seconds(device) - began >= most):
             break
     steps = tuple((pack.runs[i].point, n) for i, n in timed.items())
-    # One that captures a graph, or is taken twice to compare it, is not what steps cost.
+    # The median: a step that captures a graph, or is taken twice to check it, costs more.
     ordinary = median(laps) * len(laps)
     found = Calibration(steps, ordinary, paid_seconds(device) - began)
     return time.perf_counter() - wall, found

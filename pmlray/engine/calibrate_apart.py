@@ -1,7 +1,7 @@
-"""A few steps of a pack in a process of its own, which begins as a worker does.
+"""Cost calibration in a subprocess that is set up like a training worker.
 
-In a process that has torch already, how its threads wait can no longer be chosen: beside busy
-neighbours steps take up to several times the CPU seconds there.
+The wait policy of torch's threads cannot be changed once torch is imported, and with the default
+policy steps beside busy processes take up to several times the CPU seconds.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from pmlray.engine.runtime.thread_barriers import bound_waits
 from pmlray.live_packs import Calibration, calibration_of, put_calibration
 from pmlray.types import Pack
 
-# Loading a base from a slow disk is most of it.
+# Mostly for loading a base model from a slow disk.
 LONGEST_SECONDS = 300.0
-# A process's first steps are slower, and many of a small model's are over in no time.
+# Enough to outweigh a process's slower first steps; those of a small model are short.
 MOST_STEPS = 300
 
 
 def time_steps_apart(
     search: PreparedSearch, pack: Pack, gpu: bool, cpus: int, seconds: float
 ) -> Calibration | None:
-    """Return the cost of a few steps on this machine's GPU, or on so many cores; None without
-    such a device, or where no step ended. seconds: of timed steps, wall."""
-    # From wherever this process has its modules.
+    """Return the cost of a few steps on this machine's GPU, or on `cpus` cores.
+
+    None without such a device, or where no step ended. seconds: wall seconds of timed steps after
+    which few steps are enough.
+    """
+    # The subprocess imports modules from the same paths as this process.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     bound_waits(environment)
     if not gpu:
@@ -39,7 +42,7 @@ def time_steps_apart(
         asked = pickle.dumps((search, pack, gpu, cpus, seconds, Path(folder)))
         command = [sys.executable, "-m", __name__]
         try:
-            # What it prints is no result of this process.
+            # The subprocess's stdout must not mix with this process's output.
             subprocess.run(
                 command, input=asked, stdout=subprocess.DEVNULL, env=environment,
                 timeout=LONGEST_SECONDS, check=True,
@@ -50,7 +53,7 @@ def time_steps_apart(
 
 
 def main() -> None:
-    """Time the steps that standard input asks for, in this process."""
+    """Time the steps requested, as a pickle, on standard input."""
     search, pack, gpu, cpus, seconds, folder = pickle.load(sys.stdin.buffer)
     import torch
 

@@ -1,4 +1,4 @@
-"""From a pack to its observations: load, cache, train, evaluate, save."""
+"""Measurement of a pack: load, cache, train, evaluate, save its observations."""
 
 from __future__ import annotations
 
@@ -52,13 +52,28 @@ def measure_pack(
 ) -> float:
     """Train a pack and store each run's observation as soon as it is done.
 
-    adapters: folder that receives one sub-folder a run_key. backend: names and versions of what
-    drives the loop, for the provenance. checkpoints: from where the pack goes on, if it was cut
-    off. prefix_store: where this node's packs share the frozen part's activations; None: nowhere.
-    load_base: loads the base, or has it already. tell: where the pack says every few seconds how
-    it stands. Returns wall seconds inside optimiser steps. A run that diverges is stored as failed,
-    one that would take the pack beyond its gpu_seconds as left out; errors of the whole pack
-    propagate.
+    A run that diverges is stored as failed, one that would take the pack beyond its gpu_seconds as
+    left out.
+
+    Args:
+        search: the spec with its files read and its model found.
+        pack: runs to train together on one base.
+        store: receives observations and failures.
+        adapters: folder that receives one sub-folder per run_key.
+        make_stepper: makes the Stepper from the model and its optimizer.
+        backend: names and versions of the frameworks that drive the loop, for the provenance.
+        checkpoints: an interrupted pack resumes from the newest; None: none are kept.
+        prefix_store: cache of the frozen part's activations, shared by this node's packs; None: no
+            cache.
+        load_base: loads the base, or returns one loaded before.
+        tell: called with the pack's progress every few seconds.
+
+    Returns:
+        Wall seconds inside optimiser steps.
+
+    Raises:
+        ModelError: the base cannot be loaded, or lacks the probe's layer.
+        AskedToLeave: the process was asked to end; a checkpoint was taken first.
     """
     spec, device = search.spec, pick_device()
     devices = torch.get_num_threads() if device.type == "cpu" else 1
@@ -173,7 +188,7 @@ def _decode(
     memories: Sequence[MemorySet],
     finished: Sequence[TrainedMember],
 ) -> dict[int, bool | None]:
-    """The check of real decoding, by index, for those that should recall everything."""
+    """Check by greedy decoding the members whose argmax recall is 1; return results by index."""
     exact = [t.index for t in finished if t.divergence is None and t.scores.recall.exact == 1.0]
     if not exact or not max_tokens:
         return {}
@@ -182,11 +197,11 @@ def _decode(
 
 
 def _forget_peak_memory(device: torch.device) -> None:
-    """Start the peak anew: what an earlier pack of this process took is no part of this one's."""
+    """Reset the peak memory, so that it excludes earlier packs of this process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif CLEAR_REFS.exists():
-        # Where the kernel refuses, the peak is that of the process so far.
+        # If the kernel refuses, the peak is that of the process since its start.
         with contextlib.suppress(OSError):
             CLEAR_REFS.write_text("5")
 
@@ -195,7 +210,7 @@ def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if STATUS.exists():
-        # Since it was forgotten last; getrusage's is that of the whole process.
+        # VmHWM counts from the last reset; getrusage's peak from the start of the process.
         line = next(x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
@@ -203,8 +218,10 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def _device_memory(device: torch.device, threads: int) -> int:
-    """Bytes that a pack may use: the GPU's, or its cores' share of the machine's (or container's)
-    memory."""
+    """Return the bytes that a pack may use.
+
+    The GPU's memory, or the share of its CPU threads in the machine's (or container's) memory.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,4 +1,4 @@
-"""Provenance of an observation, the same however its run was trained."""
+"""Provenance of an observation, common to all training backends."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def pack_provenance(
 ) -> dict[str, Any]:
     """Return the provenance that the runs of a pack share.
 
-    devices: GPUs or CPU cores that they trained on. backend: names and versions of the frameworks
-    that drove them.
+    devices: number of GPUs or CPU cores used. backend: names and versions of the training
+    frameworks.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
@@ -54,7 +54,7 @@ def pack_provenance(
 
 
 def run_provenance(memory: MemorySet) -> dict[str, Any]:
-    """Return a run's own provenance, with now as its end."""
+    """Return the provenance of a single run that ends now."""
     return {
         "content_hash": memory.content_hash,
         "n_records": len(memory.records),

@@ -1,4 +1,4 @@
-"""A pack made ready to train: its base loaded, its texts cached, its adapters laid out."""
+"""Preparation of a pack: load the base, cache the frozen activations, create the adapters."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ Stage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ReadyPack:
-    """A pack ready to train; `memories` and `members` are by the place of its runs. `prefixes`
-    gives the cache of records. `facts`: seconds that each part of its preparation took."""
+    """A pack ready to train.
+
+    `memories` and `members` follow the order of its runs. `prefixes`: returns the cached
+    activations of records. `facts`: seconds taken by each part of the preparation.
+    """
 
     base: BaseModel
     memories: tuple[MemorySet, ...]
@@ -49,10 +52,11 @@ def ready_pack(
     load_base: LoadBase = load_base_model,
     stage: Stage = lambda words: None,
 ) -> ReadyPack:
-    """Load, cache and lay out what a pack trains with.
+    """Load the base, cache the frozen activations and create the adapters of a pack.
 
-    prefix_store: where this node's packs share the frozen part's activations; None: nowhere.
-    load_base: loads the base, or has it already. stage: told what is being done, in words.
+    prefix_store: cache of the frozen part's activations, shared by this node's packs; None: no
+    cache. load_base: loads the base, or returns one loaded before. stage: called with a
+    description of each stage as it begins.
     """
     spec, device = search.spec, pick_device()
     started = time.perf_counter()
@@ -107,10 +111,10 @@ def _memories(
 def _caches(
     base: BaseModel, memories: Mapping[int, MemorySet], pack: Pack, prefixes: Prefixes
 ) -> dict[int, tuple[CachedRecord, ...]]:
-    """Each sequence's cache on the device, cut to what this pack needs.
+    """Return each sequence's cache on the device, cut to the length that this pack needs.
 
-    It is built as long as the search needs it: built shorter, it would be another one for every
-    pack, and rounded otherwise.
+    It is built at the search's full length: a shorter one would differ from pack to pack, also in
+    rounding, and could not be shared.
     """
     caches = {}
     for sequence_id, memory in memories.items():

@@ -1,4 +1,4 @@
-"""Single tokens as the base model sees them, and runs with their adapter at another layer."""
+"""Diagnosis of single tokens: residual norms in the base, and a run with another adapter layer."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from pmlray.types import Observation, Pack, PlannedRun
 
 @dataclass(frozen=True, slots=True)
 class TracedToken:
-    """A supervised token as the frozen base sees it.
+    """Measurements of a supervised token in the frozen base.
 
-    `record` and `place` count from 0: which record, and which of its target's tokens. `base_p`: its
-    probability without an adapter. `norm`: Euclidean norm of the residual stream behind the
-    adapter's layer, where the adapter's change is added, at the position that predicts the token;
-    `norm_ratio`: over the median of its sequence's supervised tokens. Far above 1, it is a massive
-    activation (arXiv 2402.17762), beside which the change is small.
+    `record` and `place`: index of the record and of the token in its target, from 0. `base_p`:
+    probability without an adapter. `norm`: Euclidean norm of the residual stream after the
+    adapter's layer, where the adapter's output is added, at the position that predicts the token;
+    `norm_ratio`: that norm over the median of the sequence's supervised tokens. Far above 1 it is a
+    massive activation (arXiv 2402.17762), beside which the adapter's output is small.
     """
 
     token_id: int
@@ -51,7 +51,7 @@ def trace_tokens(
 ) -> dict[int, tuple[TracedToken, ...]]:
     """Trace every supervised token of the longest text that these runs memorised, by sequence_id.
 
-    The base is loaded once. DataError when the texts are not those that the runs were trained on.
+    The base is loaded once. DataError when a text differs from the one its run was trained on.
     """
     spec = search.spec
     base = load_base_model(
@@ -78,10 +78,10 @@ def trace_tokens(
 def measure_moved(
     moved: PreparedSearch, observation: Observation, store: ObservationStore, adapters: Path
 ) -> Observation:
-    """The same run with its adapter at another layer, everything else equal.
+    """Measure a run again with its adapter at another layer, everything else equal.
 
-    moved: what `at_layer` made of the search for this observation. store: that search's, never
-    the one of the observation; a run that it holds is not trained again. adapters: as in
+    moved: the search that `at_layer` returned for this observation. store: that search's store,
+    never the observation's own; a run that it holds is not trained again. adapters: as in
     `measure_pack`. RunError when the run diverges, ModelError when the base has no such layer.
     """
     run = _planned(moved, observation)
@@ -95,13 +95,13 @@ def measure_moved(
 
 
 def at_layer(search: PreparedSearch, observation: Observation, layer: int) -> PreparedSearch:
-    """A run's search with its adapters at another layer: another search, of another search_id.
+    """Return a run's search with its adapters at another layer; its search_id differs.
 
-    DataError when the observation is not what this search measures today, so that more than the
-    layer would differ.
+    DataError when this search would no longer reproduce the observation's run, so that more than
+    the layer would differ.
     """
     spec = search.spec
-    # A store may be older than the rule for plateaus, whose default would now be read into it.
+    # A store may be older than the plateau rule (stop_gain), whose default would now be applied.
     recipes = (spec.recipe, spec.recipe.model_copy(update={"stop_gain": 0.0}))
     probe = Probe(placement=spec.probe.placement, layer=layer)
     for recipe in recipes:
@@ -135,7 +135,7 @@ def _check_text(memory: MemorySet, observation: Observation) -> None:
 @torch.no_grad()
 def _trace(base: BaseModel, memory: MemorySet) -> tuple[TracedToken, ...]:
     cached = build_prefix_cache(base, memory.records)
-    # An adapter that is not trained changes nothing.
+    # An untrained adapter has B = 0, so these are the base's losses.
     model = AdaptedModel(base, PackedLora(base, [1], [0]))
     scores = score_tokens(model, [Row(0, i, record) for i, record in enumerate(cached)])
     norms = torch.cat([c.hidden_TD[c.first :].float().norm(dim=1) for c in cached])
