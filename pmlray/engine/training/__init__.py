@@ -1,1 +1,1 @@
-"""The training loop: one optimiser step of a pack, again and again."""
+"""The training loop of a pack: optimiser steps, token weights, CUDA graphs and metrics."""

@@ -1,17 +1,16 @@
 """Steps of a pack captured once as a CUDA graph and replayed, where their shapes stay the same.
 
-A step over few tokens is over sooner on a GPU than Python launches its many kernels; a graph is
-launched as one. What is captured is `PackStep`: forward, the tokens' weights with the window's
-state, backward, update. Outside stay the choice of rows, which are then written into a
-`FixedBatch`, dropout's draws from each adapter's own generator, learning rates, and all that is
-noted of a step.
+On a GPU a step over few tokens takes less time than Python needs to launch its many kernels; a
+graph is launched as one. The captured part is `PackStep`: forward, token weights with the window's
+state, backward, update. Not captured are the choice of rows, which are then written into a
+`FixedBatch`, dropout's draws from each adapter's own generator, learning rates, and metrics.
 
 **Never run on a GPU so far.** The tests record and replay steps on a CPU, kernel by kernel, at
-fixed addresses like a graph (`tests/integration/recording.py`); that shows that nothing in a step
-is baked in or waits for the device, not that CUDA captures it. So a graph is not trusted: its first
-replay, and those after 2, 4, 8, ... replays, are taken twice, also kernel by kernel, and compared.
-Where capture fails or a replay differs the pack goes on without, from the step taken kernel by
-kernel, and says so once.
+fixed addresses like a graph (`tests/integration/recording.py`). That shows that a step depends on
+no constant of its capture and never waits for the device, not that CUDA captures it. So replays are
+checked: the first, second, fourth, eighth, ... is also taken kernel by kernel, and compared. Where
+capture fails or a replay differs, the pack continues without graphs, from the result of the step
+taken kernel by kernel, and logs one warning.
 """
 
 from __future__ import annotations
@@ -32,31 +31,33 @@ from pmlray.engine.training.step import Dropout, EagerStep, PackStep, StepFound,
 
 log = logging.getLogger(__name__)
 
-# Steps that a layout has to have had before it is captured: they warm up what is made lazily, and
-# tell layouts that stay from those that change all the time.
+# Steps taken with a layout before it is captured: they trigger lazy initialisation, and rule out
+# layouts that change all the time.
 STEPS_BEFORE_CAPTURE = 3
-# A step over more keeps the device busy for longer than its launches take (by arithmetic one of
-# Qwen3-8B does over a few hundred), and a graph's memory stands beside that of all other work.
+# A step over more positions takes longer than its launches (estimated for Qwen3-8B: a few hundred
+# suffice), and a graph's memory is held in addition to that of all other work.
 MOST_POSITIONS = 4096
-# Positions with the padding to fixed places, over those without.
+# Limit on positions with padding to fixed places, over positions without.
 MOST_PADDING = 1.25
 
 
 class Recorder(Protocol):
-    """Captures what a step does to the device."""
+    """Capture of a step's work on the device."""
 
     def run(self, step: Callable[[], StepFound]) -> StepFound:
-        """Take the step, kernel by kernel, where it could be captured."""
+        """Take the step kernel by kernel, in the stream that captures."""
         ...
 
     def record(self, step: Callable[[], StepFound]) -> tuple[StepFound, Callable[[], None]]:
-        """Capture a step: its outputs, and a function that replays it; RuntimeError where that
-        fails."""
+        """Capture a step; return its outputs and a function that replays it.
+
+        RuntimeError where the capture fails.
+        """
         ...
 
 
 class CudaGraphs:
-    """A Recorder by torch.cuda.CUDAGraph, on a stream of its own."""
+    """Recorder that uses torch.cuda.CUDAGraph, on a stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
@@ -73,10 +74,10 @@ class CudaGraphs:
     def record(self, step: Callable[[], StepFound]) -> tuple[StepFound, Callable[[], None]]:
         """See Recorder."""
         graph = torch.cuda.CUDAGraph()
-        # The outer one, since `graph` leaves its stream in force where its capture fails.
+        # The outer context restores the stream: `graph` does not where its capture fails.
         with (
             torch.cuda.stream(self._stream),
-            # Other threads, such as NCCL's watchdog, may ask the device meanwhile.
+            # Other threads, such as NCCL's watchdog, may query the device during capture.
             torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"),
         ):
             found = step()
@@ -91,7 +92,7 @@ class _Graph:
 
 
 class _FixedStep:
-    """A step over the rows of one layout: called, it takes the step from what was loaded last."""
+    """A step over the rows of one layout; a call takes it on the inputs loaded last."""
 
     def __init__(
         self, step: PackStep, layout: Layout, rows: Sequence[Row], rate_S: Tensor, dropout: Dropout
@@ -108,7 +109,7 @@ class _FixedStep:
         return (self._batch.batch,)
 
     def load(self, rows: tuple[Row, ...], rate_S: Tensor) -> None:
-        """Write the next step's inputs where the graph reads them."""
+        """Write the next step's inputs to the memory that the graph reads."""
         self._batch.load(rows)
         self._rate_S.copy_(rate_S)
 
@@ -117,9 +118,10 @@ class _FixedStep:
 
 
 class CapturedStep:
-    """Takes steps as `EagerStep` does, as replays of a graph from a layout's fourth step on.
+    """Alternative to `EagerStep` that replays a graph from a layout's fourth step on.
 
-    There is one graph at a time: rows that leave or enter make another layout.
+    There is one graph at a time; when rows leave or enter, the layout changes and a new graph is
+    captured.
     """
 
     def __init__(
@@ -146,7 +148,7 @@ class CapturedStep:
             self._fixed = None
             return self._eager(rows, rate_S)
         if self._fixed is None or fit.layout != self._fixed.layout:
-            # The last one's memory is free before the next one's is taken.
+            # Free the last layout's memory before the next one's is allocated.
             self._fixed = None
             self._fixed = _FixedStep(self._step, fit.layout, fit.rows, rate_S, self._dropout)
         self._fixed.load(fit.rows, rate_S)
@@ -179,7 +181,7 @@ class CapturedStep:
         return graph
 
     def _checked(self, fixed: _FixedStep, graph: _Graph) -> tuple[StepFound, bool]:
-        """Take a step kernel by kernel and as a replay, which counts if it is the same."""
+        """Take a step kernel by kernel and as a replay; use the replay if both agree."""
         state = self._step.state()
         before = _copies(state)
         eager = self._recorder.run(fixed)

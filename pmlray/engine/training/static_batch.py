@@ -1,10 +1,10 @@
 """A micro-batch at a fixed place in memory, into which every step's rows are written.
 
-What is captured once is replayed on the same addresses with the same shapes. Rows that are the same
-in every step keep their own length; where a step takes some of many records, each of its rows lies
-in a place as long as the longest of them, padded at its end: causal attention never looks there,
-and nothing is scored there. Shapes: R rows, T positions, L supervised tokens of the longest place,
-N scored tokens, D hidden size.
+A captured graph is replayed on the same addresses with the same shapes. Rows that are the same in
+every step keep their own length; where a step takes some of many records, each of its rows is
+padded at its end to the length of the longest record: causal attention never attends to the
+padding, and no token is scored there. Shapes: R rows, T positions, L supervised tokens of the
+longest place, N scored tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pmlray.engine.training.step import Dropout
 
 @dataclass(frozen=True)
 class Place:
-    """Room for one row of an adapter: positions, supervised tokens, and those that are scored."""
+    """Space for one row of an adapter: numbers of positions, supervised and scored tokens."""
 
     adapter: int
     length: int
@@ -37,8 +37,11 @@ Layout = tuple[Place, ...]
 
 
 class Fit(NamedTuple):
-    """The rows of a step, longest place first, the place of each, all their positions, and these
-    over what rows of their members take on average."""
+    """Rows of a step with their places, longest place first.
+
+    `positions`: of all places together. `padding`: positions over the number that the members' rows
+    take on average.
+    """
 
     rows: tuple[Row, ...]
     layout: Layout
@@ -78,8 +81,11 @@ def _longest(adapter: int, member: Member) -> Place:
 
 
 class FixedBatch:
-    """The tensors of one layout; `batch` is what the rows last loaded make of them, and `keep_TD`
-    dropout's mask, None without dropout."""
+    """Tensors of one layout at fixed addresses.
+
+    `batch`: the micro-batch of the rows loaded last. `keep_TD`: its dropout mask, (T, D); None
+    without dropout.
+    """
 
     def __init__(self, layout: Layout, like: Row, dropout: Dropout) -> None:
         self._layout, self._dropout = layout, dropout
@@ -88,7 +94,7 @@ class FixedBatch:
         r, positions = len(layout), sum(place.length for place in layout)
         self._tokens = max(place.tokens for place in layout)
         scored = sum(place.scored for place in layout)
-        # What comes from the host, end to end, so that it is one copy.
+        # All indices from the host in one tensor, so that they are copied at once.
         self._index = torch.zeros(r + 2 * scored, dtype=torch.int64, device=device)
         sample_R, predict_N, slot_N = self._index.split([r, scored, scored])
         self._mask = torch.zeros(r, self._tokens, dtype=torch.bool, device=device)
@@ -115,7 +121,7 @@ class FixedBatch:
         if rows != self.batch.rows:
             self._load(rows)
         if self.keep_TD is not None:
-            # In the order in which a micro-batch draws, so that an adapter's rows draw the same.
+            # Draw in a micro-batch's order, so that each row gets the same mask as without a graph.
             order = sorted(range(len(rows)), key=lambda r: -rows[r].length)
             drawn = self._dropout.of_rows([rows[r] for r in order])
             keep = dict(zip(order, drawn, strict=True))
@@ -152,7 +158,7 @@ class FixedBatch:
     def _end_to_end(
         self, parts: Sequence[Tensor], target: Tensor, sizes: Sequence[int] | None = None
     ) -> None:
-        """Write parts to their places; what lies between them becomes zero."""
+        """Write parts to their places, padded with zeros."""
         pieces = []
         for part, size in zip(parts, sizes or [p.length for p in self._layout], strict=True):
             pieces.append(part)

@@ -1,8 +1,8 @@
 """One optimiser step of a pack: forward, token weights, backward, update.
 
 Shapes: S slots of adapters, R rows, L supervised tokens of the longest row, T positions, D hidden
-size. A captured step calls a stepper's `losses`, `backward` and `step` while it is captured, and a
-few times more where it is checked, but not while it is replayed.
+size. With CUDA graphs a stepper's `losses`, `backward` and `step` are called during capture and
+when a replay is checked, but not during a replay.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from pmlray.memft import weighted_nll_per_row
 
 
 class StepFound(NamedTuple):
-    """Findings of a step before its update: each slot's loss (nats per token, NaN where a slot
-    had no row) and norm of the gradient, (S,); of every micro-batch the loss of each token, (R,
-    L)."""
+    """Losses and gradient norms of a step, before its update.
+
+    `loss_S`: each slot's mean loss, nats per token, NaN where a slot had no row, (S,). `norm_S`:
+    each slot's gradient norm, (S,). `nll_RL`: per micro-batch, the loss of each token, (R, L) nats.
+    """
 
     loss_S: Tensor
     norm_S: Tensor
@@ -35,8 +37,10 @@ class StepFound(NamedTuple):
 
 
 class PackStep:
-    """The step as a function of tensors: nothing in it waits for the device or goes by a value that
-    is on it, and what it changes it changes in place, so that it can be captured as a graph."""
+    """An optimiser step as a function of tensors that can be captured as a graph.
+
+    It never waits for the device, does not branch on values there, and updates its state in place.
+    """
 
     def __init__(
         self,
@@ -57,7 +61,7 @@ class PackStep:
     ) -> StepFound:
         """Take a step over the micro-batches' rows at each slot's learning rate.
 
-        keep_of: dropout's mask of a micro-batch, (T, D), None without dropout.
+        keep_of: returns a micro-batch's dropout mask, (T, D); None without dropout. rate_S: (S,).
         """
         lora = self._model.lora
         weight_sum_S = torch.zeros(lora.A.shape[0], device=lora.A.device)
@@ -80,7 +84,7 @@ class PackStep:
         return StepFound(loss_sum_S / count_S, self._optimizer.norm_N, tuple(found))
 
     def state(self) -> Mapping[str, Tensor]:
-        """All tensors that a step changes, by name, themselves and not copies."""
+        """Return all tensors that a step changes, by name; not copies."""
         parts = {
             "adapters": self._model.lora,
             "optimizer": self._optimizer,
@@ -90,12 +94,12 @@ class PackStep:
         return PackState.of_parts({name: part.get_state() for name, part in parts.items()}).tensors
 
     def drop_gradients(self) -> None:
-        """Forget what a step that was broken off has left."""
+        """Clear the gradients that an interrupted step has left."""
         self._optimizer.zero_grad()
 
 
 class Taken(NamedTuple):
-    """A step that was taken: its micro-batches, what it found, and whether a graph was replayed."""
+    """A completed step: its micro-batches, its losses, and whether a graph was replayed."""
 
     batches: tuple[MicroBatch, ...]
     found: StepFound
@@ -103,7 +107,7 @@ class Taken(NamedTuple):
 
 
 class EagerStep:
-    """Steps whose kernels are launched one by one, over rows that may be others every time."""
+    """Steps whose kernels are launched one by one, over rows that may change every time."""
 
     def __init__(self, step: PackStep, dropout: Dropout) -> None:
         self._step, self._dropout = step, dropout
@@ -118,14 +122,30 @@ class EagerStep:
 
 
 class Stepper(Protocol):
-    """Runs forward, backward and update of an AdaptedModel (bare torch, DeepSpeed, ...)."""
+    """Driver of an AdaptedModel's forward, backward and update (bare torch, DeepSpeed, ...).
+
+    A step calls `losses` and `backward` for each of its micro-batches, then `step`, then `stepped`.
+    """
 
     def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
-        """Per-token losses with a graph."""
+        """Run the forward pass of a micro-batch.
+
+        Args:
+            batch: rows of many adapters, laid end to end.
+            keep_TD: dropout's factors of the adapter output, (T, D); None without dropout.
+
+        Returns:
+            Loss (nats, fp32) and argmax error of each supervised token, (N,), with the autograd
+            graph.
+        """
         ...
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a sum over tokens to those already there."""
+        """Add a micro-batch's gradients to those already accumulated.
+
+        Args:
+            loss: weighted sum over tokens, nats, a scalar.
+        """
         ...
 
     def step(self) -> None:
@@ -133,13 +153,17 @@ class Stepper(Protocol):
         ...
 
     def stepped(self, replayed: bool) -> None:
-        """Told after every step of the pack; `replayed` where a captured graph took it and none of
-        the other methods was called."""
+        """Count a step of the pack; called once after each.
+
+        Args:
+            replayed: True where a captured graph took the step, so that none of the other methods
+                was called unless the replay was checked.
+        """
         ...
 
 
 class TorchStepper:
-    """The bare loop, without any training framework."""
+    """Stepper in bare torch, without a training framework."""
 
     def __init__(self, model: AdaptedModel, optimizer: PackedAdamW) -> None:
         self._model, self._optimizer = model, optimizer
@@ -158,11 +182,11 @@ class TorchStepper:
         self._optimizer.zero_grad()
 
     def stepped(self, replayed: bool) -> None:
-        """See Stepper; the bare loop counts nothing."""
+        """See Stepper; does nothing."""
 
 
 class Dropout:
-    """Masks that depend on an adapter's seed and own steps alone, whatever else is in the pack."""
+    """Dropout masks that depend only on an adapter's seed and own steps, not on its pack."""
 
     def __init__(self, members: Sequence[Member], share: float, device: torch.device) -> None:
         self._share = share
@@ -174,11 +198,11 @@ class Dropout:
         return not self._share
 
     def mask(self, batch: MicroBatch) -> Tensor | None:
-        """Return the factors of a step's adapter output, (T, D); None without dropout."""
+        """Return the factors of a micro-batch's adapter output, (T, D); None without dropout."""
         return None if self.is_off else torch.cat(self.of_rows(batch.rows))
 
     def of_rows(self, rows: Sequence[Row]) -> list[Tensor]:
-        """The next mask of each row, (T of the row, D)."""
+        """Return the next mask of each row, (T of the row, D)."""
         return [
             torch.empty(row.record.hidden_TD.shape, device=row.record.hidden_TD.device)
             .bernoulli_(1 - self._share, generator=self._generators[row.adapter])
@@ -187,14 +211,14 @@ class Dropout:
         ]
 
     def copy(self, source: int, target: int) -> None:
-        """Let an adapter go on drawing as another would."""
+        """Copy the generator state of one adapter to another."""
         self._generators[target].set_state(self._generators[source].get_state())
 
     def get_state(self) -> PackState:
-        """The state that `set_state` continues from; a generator's state is on the host."""
+        """Return the state that `set_state` restores; a generator's state is on the host."""
         return PackState({f"{i}": g.get_state() for i, g in enumerate(self._generators)})
 
     def set_state(self, state: PackState) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Restore a state returned by `get_state`."""
         for i, generator in enumerate(self._generators):
             generator.set_state(state.tensors[f"{i}"].cpu())

@@ -1,4 +1,4 @@
-"""Weights of a step's tokens: plain SFT, or one of the MemFT rules (arXiv 2605.30260)."""
+"""Token weights of a step: plain SFT, or one of the MemFT rules (arXiv 2605.30260)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ WINDOW = ("anchor", "patience", "expansion")
 class TokenWeights:
     """Per-token weights of a micro-batch, by the method of each row's adapter.
 
-    `memft_ot` and `memft_rd` follow the threshold rule, and so does `memft_sw` where its records in
-    play grow; else it is the sliding window, `memft_fw` the same at a fixed width. The window's
-    state is kept per record. By the paper's code an adapter of which no token carries weight
-    takes a plain step, but for the growing set.
+    `memft_ot` and `memft_rd` use the threshold rule, as does `memft_sw` where its set of records in
+    play grows; otherwise `memft_sw` uses the sliding window, and `memft_fw` the same window at a
+    fixed width. The window's state is kept per record. Under the paper's rules (its code) an
+    adapter none of whose tokens carries weight takes a plain step, except with the growing set.
     """
 
     def __init__(self, members: Sequence[Member], rules: MemftRules) -> None:
@@ -42,25 +42,25 @@ class TokenWeights:
         self._plain_N = flags(lambda m: m.run.method == "sft")
         self._fixed_N = flags(lambda m: m.run.method == "memft_fw")
         self._windowed_N = flags(lambda m: m.run.method in windows and not m.grows(rules))
-        # Known on the host, so that a step never waits to learn which rules it needs.
+        # Kept on the host, so that a step need not read it from the device.
         self._any_window = any(m.run.method in windows and not m.grows(rules) for m in members)
         self._window_state = WindowState.fresh(sum(len(m.rows) for m in members), device)
 
     def copy_samples(self, source: Tensor, target: Tensor) -> None:
-        """Give samples the state of others; both int64 (n,)."""
+        """Copy the window state of samples to others; both int64 (n,)."""
         self._write(target, self._window_state.gather(source))
 
     def get_state(self) -> PackState:
-        """The state that `set_state` continues from."""
+        """Return the state that `set_state` restores."""
         return PackState({name: getattr(self._window_state, name) for name in WINDOW})
 
     def set_state(self, state: PackState) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Restore a state returned by `get_state`."""
         for name in WINDOW:
             getattr(self._window_state, name).copy_(state.tensors[name])
 
     def __call__(self, batch: MicroBatch, nll_RL: Tensor, wrong_RL: Tensor) -> Tensor:
-        """Weights (R, L), zero where there is no token, without a gradient."""
+        """Return the weights, (R, L), zero where there is no token, without a gradient."""
         nll_RL, mask_RL, at_R = nll_RL.detach(), batch.mask_RL, batch.adapter_of_row_R
         weights_RL = threshold_weights(nll_RL, mask_RL, self._rules.threshold)
         if self._any_window:
@@ -87,7 +87,7 @@ class TokenWeights:
         return window_RL
 
     def _write(self, samples: Tensor, state: WindowState) -> None:
-        """Replace the state of samples, int64 (n,), where it lies: a captured step goes there."""
+        """Replace the state of samples, int64 (n,), in place: a captured step uses its address."""
         replaced = self._window_state.scatter(samples, state)
         for name in WINDOW:
             getattr(self._window_state, name).copy_(getattr(replaced, name))
