@@ -1,7 +1,6 @@
-"""The training loop of a pack: many adapters, one frozen base, no framework of its own.
+"""Training loop of a pack: many adapters on one frozen base, independent of a framework.
 
-Shapes: N adapters in S slots, R rows, L supervised tokens of the longest row.
-"""
+Shapes: N adapters in S slots, R rows, L supervised tokens of the longest row."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ from pmlray.types import MemftRules, Room
 
 
 class PackLoop:
-    """The state of a pack while it trains; `active` are the adapters that take steps."""
+    """State of a pack in training; `active`: indices of the adapters that take steps."""
 
     def __init__(
         self,
@@ -54,14 +53,12 @@ class PackLoop:
         self._trunks = Trunks(members, recipe, rules)
         self._admission = Admission(members, recipe, room)
         self.active: list[int] = []
-        # Steps that the pack had had when a member entered.
-        self._began: dict[int, int] = {}
+        self._began: dict[int, int] = {}  # Steps of the pack before each member entered.
         self.clock = DeviceClock(n, device, self._trunks.payers, model.head_work)
         self._stopping = TokenStopping(members, recipe, rules, model.head_work)
         self._schedules = Schedules(members, recipe, self._stopping)
         self._metrics = PackMetrics(members, self._schedules.most_steps, device)
-        # Their next step starts with the loss that an evaluation would find.
-        self._read_off = {
+        self._read_off = {  # Their next step computes the same loss as an evaluation.
             i
             for i, m in enumerate(members)
             if recipe.dropout == 0 and m.sees_everything(recipe.batch_size, rules)
@@ -81,7 +78,7 @@ class PackLoop:
         self._take_step = step_taker(step, self._dropout, members, recipe.batch_size)
 
     def admit(self, step: int) -> None:
-        """Start the members that there is room for after `step` steps of the pack."""
+        """Start the members that fit the room after `step` steps of the pack."""
         inside = [*self.active, *(i for i in self._trunks.waiting if i in self._began)]
         entrants = self._admission.enter(inside, self._began)
         for i in entrants:
@@ -110,12 +107,11 @@ class PackLoop:
         return {i: (steps, losses[i]) for i, steps in own.items()}
 
     def leave_out(self, members: Sequence[int], step: int) -> dict[int, float]:
-        """Drop members, in whole groups, and return what each has cost, gpu_seconds."""
+        """Drop members, in whole groups; return the gpu_seconds each has cost, by index."""
         for i in members:
             if self._trunks.waits(i):
                 self._trunks.release(i)
-            # A member that has begun is not admitted again.
-            self._began.setdefault(i, step)
+            self._began.setdefault(i, step)  # So that it is never admitted again.
         self.active = [i for i in self.active if i not in members]
         return {i: self.clock.gpu_seconds[i] for i in members}
 
@@ -139,8 +135,7 @@ class PackLoop:
         for steps in {steps for steps in own.values() if is_curve_step(steps)}:
             who = {i for i in self._read_off if own.get(i) == steps}
             for batch, nll_RL in zip(taken.batches, taken.found.nll_RL, strict=True):
-                # A graph writes the next step's to the same place.
-                self._metrics.tokens.keep(steps, batch, nll_RL.clone(), who)
+                self._metrics.tokens.keep(steps, batch, nll_RL.clone(), who)  # Graphs overwrite it.
         at = on_device(slots, torch.int64, device)
         self._metrics.keep_step(own, taken.found.loss_S[at], taken.found.norm_S[at])
         self._stepper.stepped(taken.replayed)
@@ -163,7 +158,7 @@ class PackLoop:
         return [i for i in members if self._began.get(i) == began]
 
     def _look_at(self, began: int, steps: int) -> list[TrainedMember]:
-        """Do the work of `look` for the members that entered together."""
+        """Evaluate and end, as `look` does, members that entered together."""
         self._end_plateaus(began, steps)
         active = self._entered(began, self.active)
         if due := self._stopping.due(steps, active):
@@ -192,11 +187,8 @@ class PackLoop:
         return [self._trained(i, steps, scored) for i, scored in scores.items()]
 
     def _end_plateaus(self, began: int, steps: int) -> None:
-        """Start the decay of the law's runs that the rest of their constant rate would not move.
-
-        Runs that share a trunk are judged by its losses, each over its own way ahead: a shorter one
-        is never flat later than its trunk, so that none is left waiting on a trunk that decays.
-        """
+        """Start the decay of the law's runs whose loss is flat. One on a trunk is judged by the
+        trunk's losses over its own remaining steps, so it never waits on a trunk that decays."""
         there = self._entered(began, (*self._trunks.waiting, *self.active))
         if not (who := [i for i in there if self._schedules.may_decay(i, steps)]):
             return
@@ -209,8 +201,7 @@ class PackLoop:
                     self._join(self._trunks.release(i), steps)
 
     def _is_over(self, i: int, steps: int) -> bool:
-        """Return whether a run has had its steps, has diverged, or has nothing left to learn, by
-        its last epoch, so that every record counts."""
+        """Return whether a run has had its steps, or diverged or saturated by its last epoch."""
         recent = self._metrics.recent_loss(i, steps, self._schedules.epoch(i))
         saturated = self._schedules.may_saturate(i, steps) and recent <= self._recipe.stop_loss
         return self._schedules.has_ended(i, steps) or not math.isfinite(recent) or saturated
@@ -226,7 +217,7 @@ class PackLoop:
             self._metrics.keep_loss(i, steps, losses[i])
 
     def _join(self, branch: Branch, step: int) -> None:
-        """Start a follower as a copy of its trunk before `step`."""
+        """Start a follower as a copy of its trunk, before optimiser step `step`."""
         follower, trunk = branch.follower, branch.trunk
         self._optimizer.copy_adapter(*map(self._model.lora.slot_of, (trunk, follower)))
         samples = [[row.sample for row in self._members[i].rows] for i in (trunk, follower)]
@@ -243,8 +234,7 @@ class PackLoop:
 
     def get_state(self) -> PackState:
         """See Resumable."""
-        # Charge pending work now; otherwise it would be priced with a later interval's time.
-        self.clock.lap(training=True)
+        self.clock.lap(training=True)  # Else a later interval's time would price pending work.
         whole = PackState.of_parts({name: part.get_state() for name, part in self._parts.items()})
         own = {"active": self.active, "began": [*self._began.items()]}
         return PackState(whole.tensors, {**whole.facts, **own}).on_host()
@@ -272,12 +262,23 @@ def train_pack(
     room: Room | None = None,
     watch: PackWatch | None = None,
 ) -> float:
-    """Train every member to its end and return the wall seconds inside optimiser steps.
+    """Train every member of a pack to its end.
 
-    `on_finished` is called with members as soon as they are done; its time is charged to no run.
-    With `checkpoints` a pack continues from the last one. Members without `room` begin once others
-    have ended; each counts its own steps. Members that would overspend, as `watch` finds, are
-    dropped: `on_left_out` is called with the gpu_seconds of each, by its index.
+    Args:
+        model, stepper, optimizer: adapters on their base, and what drives and updates them.
+        members: adapters with their rows; each counts its own steps.
+        recipe, rules: training settings, and those of the MemFT methods.
+        on_finished: called with members once they are done; its time is charged to no run.
+        on_left_out: called with the gpu_seconds of each dropped member, by its index.
+        checkpoints: the pack resumes from the newest; None: none are kept.
+        room: rows and positions of a step; members beyond it begin once others end; None: no limit.
+        watch: finds members that would exceed the pack's gpu_seconds; None: none is dropped.
+
+    Returns:
+        Wall seconds inside optimiser steps.
+
+    Raises:
+        AskedToLeave: the process was asked to end; a checkpoint was taken first.
     """
     pack = PackLoop(model, stepper, optimizer, members, recipe, rules, room)
     step = 0 if checkpoints is None else checkpoints.resume(pack)

@@ -1,6 +1,6 @@
-"""Measurements of each member of a pack while it trains, and at its end.
+"""Measurements of each member of a pack during training and at its end.
 
-Probabilities of single tokens come from passes that are made anyway. Shapes: N members, R rows, L
+Token probabilities come from existing passes, at no extra cost. Shapes: N members, R rows, L
 supervised tokens of the longest row.
 """
 
@@ -20,10 +20,10 @@ from pmlray.engine.runtime.device_clock import DeviceClock
 from pmlray.engine.runtime.pack_state import PackState
 from pmlray.engine.scheduling.members import Member
 
-# An adapter that ends so far above the bare base's loss has diverged; one that has learnt nothing
-# ends near it.
+# An adapter diverged if its loss ends above MOST_LOSS times the base's plus SLACK_NATS; one that
+# has learnt nothing ends near the base's.
 MOST_LOSS, SLACK_NATS = 2.0, 1.0
-# A table of more tokens would make up nearly all of its observation's file.
+# The table of a longer text would make up nearly all of its observation's file.
 MOST_TOKENS = 2048
 
 
@@ -32,9 +32,9 @@ class TrainedMember:
     """Measurements of one adapter by the training loop.
 
     `step_losses`: mean nll of each optimiser step's batch, before its update. `curve`: (step, loss
-    over all records) after that many steps, from step 0. `gpu_seconds`: its cost, and
-    `wall_seconds`: its time, both shared out by work, optimiser steps and curve evaluations
-    together; `charged_steps`: the optimiser steps in it, those shared with other budgets in part.
+    over all records) after that many steps, from step 0. `gpu_seconds` and `wall_seconds`: its part
+    of the pack's cost and time, by work, for optimiser steps and curve evaluations together;
+    `charged_steps`: the optimiser steps in them, a step shared with other budgets counted in part.
     `grad_norm`: mean norm of the gradient before clipping, over the last tenth of the steps before
     the decay. `token_p_curve`: as in `Observation`. `pack_steps`: steps of the pack when the member
     ended.
@@ -53,7 +53,7 @@ class TrainedMember:
 
     @property
     def divergence(self) -> str | None:
-        """Return why the run has no usable result; None where it has one."""
+        """Reason why the run has no usable result; None where it has one."""
         if not all(math.isfinite(loss) for _, loss in self.curve):
             return "the loss stopped being a number; lower recipe.learning_rate"
         (_, base_loss), *_, (_, last) = self.curve
@@ -66,13 +66,12 @@ class TrainedMember:
 
 
 def curve_steps(train_steps: int) -> frozenset[int]:
-    """Log-spaced steps at which a run is evaluated: powers of two, and the end."""
+    """Return the steps at which a run is evaluated: powers of two, and its last step."""
     return frozenset(2**i for i in range(train_steps.bit_length())) | {train_steps}
 
 
 def is_curve_step(step: int) -> bool:
-    """Return whether every run's curve has this step, unless it ends there or before: 0, or a
-    power of two."""
+    """Return whether a step is 0 or a power of two, a curve step of every run not ended by then."""
     return step & (step - 1) == 0
 
 
@@ -80,7 +79,7 @@ class PackMetrics:
     """Losses, gradient norms and curves of every member, by its index and its own steps.
 
     `step_losses`: nats per token of each step's batch, before its update, (steps, N), NaN where
-    there was none; it stays on the device, so that no step waits for it.
+    there was no step; on the device, so that no step waits for it.
     """
 
     def __init__(
@@ -92,19 +91,21 @@ class PackMetrics:
         self._curves: list[list[tuple[int, float]]] = [[] for _ in members]
         self._curve_at = [curve_steps(most) | {0} for most in most_steps]
         self._charged = [0.0] * len(members)
-        # Rows of the tables that anything was noted in.
+        # Rows of the tables in use so far.
         self._used = 0
 
     def keep_step(self, steps: Mapping[int, int], loss_M: Tensor, grad_norm_M: Tensor) -> None:
-        """Note what a step found of M members, by how many each had had before; nothing waits for
-        the device."""
+        """Record a step's losses and gradient norms of M members without waiting for the device.
+
+        steps: number of each member's steps before it, by index. Both tensors (M,).
+        """
         self._used = max(self._used, *(step + 1 for step in steps.values()))
         at, who = on_device([[*steps.values()], [*steps]], torch.int64, loss_M.device)
         self.step_losses[at, who] = loss_M
         self._grad_norms[at, who] = grad_norm_M
 
     def charge(self, i: int, payers: Sequence[int]) -> None:
-        """Count a step of a member for those whom it serves."""
+        """Charge a step of a member to the members that share it, in equal parts."""
         for payer in payers:
             self._charged[payer] += 1.0 / len(payers)
 
@@ -113,30 +114,32 @@ class PackMetrics:
         return steps in self._curve_at[i]
 
     def ends_at(self, i: int, steps: int) -> None:
-        """A member will have ended after so many steps: its curve has a point there."""
+        """Move the last point of a member's curve to its new number of steps."""
         self._curve_at[i] = curve_steps(steps) | {0}
 
     def keep_loss(self, i: int, steps: int, loss: float) -> None:
-        """Note the loss over all of a member's records after so many steps."""
+        """Record the loss over all of a member's records after so many steps."""
         self._curves[i].append((steps, loss))
 
     def recent_loss(self, i: int, steps: int, epoch: int) -> float:
-        """Mean loss of a member's last steps, of an epoch's many; waits for the device."""
+        """Return the mean loss of a member's last `epoch` steps; waits for the device."""
         return self.step_losses[max(0, steps - epoch) : steps, i].mean().item()
 
     def last_losses(self, steps: Mapping[int, int]) -> dict[int, float]:
-        """The loss of each member's last step, by how many it has had; NaN before the first. Waits
-        for the device once."""
+        """Return the loss of each member's last step; NaN before the first.
+
+        steps: number of steps each member has had, by index. Waits for the device once.
+        """
         at = [max(0, had - 1) for had in steps.values()]
         return dict(zip(steps, self.step_losses[at, [*steps]].tolist(), strict=True))
 
     @property
     def charged_steps(self) -> float:
-        """Adapter-steps that were taken."""
+        """Adapter-steps taken so far."""
         return sum(self._charged)
 
     def copy(self, source: int, target: int, steps: int) -> None:
-        """Give a member of the same records what another has measured in so many steps."""
+        """Copy a member's measurements of its first `steps` steps to one of the same records."""
         for kept in (self.step_losses, self._grad_norms):
             kept[:steps, target] = kept[:steps, source]
         self._curves[target] = list(self._curves[source])
@@ -151,8 +154,11 @@ class PackMetrics:
         clock: DeviceClock,
         pack_steps: int,
     ) -> TrainedMember:
-        """All that was measured of a member that ends after so many steps, whose decay began, or
-        would have begun, at step `decay`; the pack has had `pack_steps`."""
+        """Return the measurements of a member that ends after `steps` steps.
+
+        decay: the step at which its decay began, or would have begun. pack_steps: steps of the pack
+        so far.
+        """
         losses = tuple(self.step_losses[:steps, i].tolist())
         read_off = ((s, losses[s]) for s in sorted(curve_steps(steps) | {0})[:-1])
         curve = (*(tuple(self._curves[i]) or tuple(read_off)), (steps, scores.mean_nll))
@@ -171,7 +177,7 @@ class PackMetrics:
         )
 
     def get_state(self) -> PackState:
-        """The state that `set_state` continues from."""
+        """Return the state that `set_state` restores."""
         tokens = self.tokens.get_state()
         tensors = {
             "step_losses": self.step_losses[: self._used],
@@ -186,7 +192,7 @@ class PackMetrics:
         return PackState(tensors | {f"tokens.{n}": t for n, t in tokens.tensors.items()}, facts)
 
     def set_state(self, state: PackState) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Restore a state returned by `get_state`."""
         self._used = len(state.tensors["step_losses"])
         self.step_losses[: self._used] = state.tensors["step_losses"]
         self._grad_norms[: self._used] = state.tensors["grad_norms"]
@@ -200,8 +206,8 @@ class PackMetrics:
 class TokenCurves:
     """Losses of every supervised token at some steps, by the index of a member.
 
-    Tensors are kept as they come, so that no step waits for the device. Members of more than
-    MOST_TOKENS supervised tokens are left out.
+    Tensors stay on their device, so that no step waits for it. Members of more than MOST_TOKENS
+    supervised tokens are left out.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
@@ -212,8 +218,10 @@ class TokenCurves:
     def keep(
         self, steps: int, batch: MicroBatch, nll_RL: Tensor, of: Collection[int] | None = None
     ) -> None:
-        """Note what a pass over whole records finds after so many steps, nats; `of` these members
-        alone."""
+        """Record the token losses of a pass over whole records after so many steps.
+
+        nll_RL: (R, L) nats. of: the members to record; None: all.
+        """
         for row, nll_L in zip(batch.rows, nll_RL.detach(), strict=True):
             i = row.adapter
             if self._fits[i] and (of is None or i in of):
@@ -221,11 +229,11 @@ class TokenCurves:
                 records[row.sample - self._first[i]] = nll_L[: row.n_scored]
 
     def copy(self, source: int, target: int) -> None:
-        """Give a member of the same records what another has."""
+        """Copy a member's losses to one of the same records."""
         self._nll[target] = dict(self._nll[source])
 
     def get_state(self) -> PackState:
-        """All losses end to end, and (member, steps, record, tokens) of each stretch of them."""
+        """Return all losses end to end, with the (member, steps, record, tokens) of each part."""
         parts, index = [], []
         for i, of_member in enumerate(self._nll):
             for steps, records in of_member.items():
@@ -236,7 +244,7 @@ class TokenCurves:
         return PackState({"nll": nll}, {"stretches": index})
 
     def set_state(self, state: PackState) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Restore a state returned by `get_state`."""
         self._nll = [{} for _ in self._nll]
         index = state.facts["stretches"]
         parts = state.tensors["nll"].split([tokens for *_, tokens in index]) if index else ()
@@ -244,9 +252,9 @@ class TokenCurves:
             self._nll[i].setdefault(steps, {})[record] = nll_L
 
     def of(self, i: int, before: int) -> tuple[tuple[int, tuple[float, ...]], ...]:
-        """(step, p of every token) at the steps noted before a step, in the order of the records.
+        """Return (step, p of every token) for the recorded steps before `before`, by record.
 
-        p is rounded to three significant digits: what float16 would hold, and short to write.
+        p is rounded to three significant digits, float16's precision, which is short to write.
         """
         table = []
         for step in sorted(s for s in self._nll[i] if s < before):
