@@ -1,1 +1,1 @@
-"""The frozen base model: its files, its prefix computed once, rows of tokens, the loss head."""
+"""The frozen base model: loading, cached prefix activations, rows of tokens, the loss head."""

@@ -1,4 +1,4 @@
-"""The frozen base model, split at the adapted layer k: blocks 0..k, and everything above.
+"""The frozen base model, split at the adapted layer k into blocks 0..k and everything above.
 
 Shapes: B rows, T positions, D hidden size, X width of the adapter's input.
 """
@@ -28,10 +28,10 @@ from pmlray.engine.model.device import multiplies_bfloat16
 from pmlray.errors import ModelError
 
 SYSTEM_PROMPT = "You are a helpful assistant."
-# Nothing of a model is executed: no code of its own, and no weights in pickles.
+# Never execute anything from a model: no code of its own, and no weights in pickles.
 PLAIN_TOKENIZER: dict[str, Any] = {"trust_remote_code": False}
 PLAIN_WEIGHTS: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
-# Some chat templates print today's date when given none, which would change the prompt every day.
+# Some chat templates insert today's date by default, which would change the prompt every day.
 FIXED_DATE = "26 Jul 2024"
 
 
@@ -46,10 +46,10 @@ class LayerInputs(NamedTuple):
 class BaseModel:
     """A frozen causal language model with its tokenizer and the place of the adapter.
 
-    hosted: the weights of the embeddings and of blocks 0..k where they are not on the device.
+    hosted: the weights of the embeddings and of blocks 0..k that are kept in host memory.
     """
 
-    # Typed loosely: a transformers model is built at run time, out of the type checker's sight.
+    # Typed as Any: a transformers model is built at run time, so the type checker cannot see it.
     model: Any
     tokenizer: Any
     probe: Probe
@@ -57,12 +57,12 @@ class BaseModel:
 
     @property
     def device(self) -> torch.device:
-        """The device of its weights."""
+        """Device of the head's weights, on which steps run."""
         return self.head_weight.device
 
     @cached_property
     def prefix_hash(self) -> str:
-        """A hash of the embeddings and of blocks 0..k, as they are in memory: names and values."""
+        """Hash of the config and of the embeddings and blocks 0..k in memory, names and values."""
         digest = hashlib.sha256()
         body = self.model.model
         for module in (body.embed_tokens, *body.layers[: self.probe.layer + 1]):
@@ -75,7 +75,7 @@ class BaseModel:
 
     @property
     def head_weight(self) -> Tensor:
-        """The language-model head, (vocabulary, hidden)."""
+        """Weight of the language-model head, (vocabulary, D)."""
         return self.model.lm_head.weight
 
     @property
@@ -85,7 +85,7 @@ class BaseModel:
 
     @property
     def adapter_width(self) -> int:
-        """X: the hidden size for `mlp`, the intermediate size for `down_proj`."""
+        """Width X of the adapter's input: hidden size for `mlp`, intermediate for `down_proj`."""
         config = self.model.config
         return config.hidden_size if self.probe.placement == "mlp" else config.intermediate_size
 
@@ -97,7 +97,10 @@ class BaseModel:
 
     @torch.no_grad()
     def run_prefix(self, ids_BT: Tensor) -> LayerInputs:
-        """Blocks 0..k on right-padded token ids; causal, so padding changes no real position."""
+        """Run blocks 0..k on right-padded token ids, (B, T).
+
+        Attention is causal, so padding changes no real position.
+        """
         body = self.model.model
         hidden = body.embed_tokens(ids_BT)
         positions = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
@@ -114,9 +117,9 @@ class BaseModel:
         return LayerInputs(hidden, seen[0])
 
     def run_suffix(self, hidden_TD: Tensor, positions_T: Tensor, groups: RowGroups) -> Tensor:
-        """Blocks k+1.. and the final norm, from block k's (adapted) output: (T, D).
+        """Run blocks k+1.. and the final norm on block k's (adapted) output; return (T, D).
 
-        The T positions are rows end to end, `groups` their (rows, length).
+        The T positions are rows laid end to end; groups: their (rows, length), in order.
         """
         body = self.model.model
         hidden = hidden_TD[None]
@@ -156,10 +159,22 @@ def load_base_model(
     probe: Probe,
     device: torch.device,
 ) -> BaseModel:
-    """Load and freeze a base; ModelError when its family or the probe's layer does not fit.
+    """Load a base model and freeze it.
 
-    dtype: of its weights, and of the arithmetic where the device multiplies it; a CPU that does not
-    multiply bfloat16 computes in float32 with the same (rounded) weights.
+    Args:
+        model_id: pulled name, Hugging Face hub id or folder; used for the hub and in errors.
+        source: the model's resolved files; without a folder it is loaded from the hub.
+        revision: revision on the hub; None: its default.
+        dtype: of the weights, and of the arithmetic where the device supports it; a CPU without
+            bfloat16 instructions computes in float32 with the same (rounded) weights.
+        probe: placement and layer of the adapter.
+        device: where steps run; blocks 0..k may stay in host memory.
+
+    Returns:
+        The base, ready for steps.
+
+    Raises:
+        ModelError: it cannot be loaded, its family is not supported, or it lacks the probe's layer.
     """
     where = str(source.folder) if source.folder is not None else model_id
     pinned = {} if source.folder is not None else {"revision": revision}
@@ -182,9 +197,11 @@ def load_base_model(
 
 
 def freeze_base(model: Any, tokenizer: Any, probe: Probe, device: torch.device) -> BaseModel:
-    """A loaded model as a base: its layers above the adapter attend over rows, nothing of it is
-    trained, and its norms know that; on a GPU their MLPs are compiled. Of a model that lies in host
-    memory only what steps need goes to another device."""
+    """Freeze a loaded model and prepare it for steps.
+
+    The layers above the adapter get attention over rows and frozen norms, and on a GPU compiled
+    MLPs. Of a model in host memory only the parts that steps need are moved to another device.
+    """
     model.requires_grad_(False)
     model.eval()
     body, above = model.model, probe.layer + 1
@@ -196,7 +213,7 @@ def freeze_base(model: Any, tokenizer: Any, probe: Probe, device: torch.device) 
     body.norm = frozen(body.norm)
     for module in (body.rotary_emb, suffix, body.norm, model.lm_head):
         module.to(device)
-    # Without embeddings that are the head's weights too.
+    # Leaves out embeddings tied to the head, which are on the device already.
     there = model.lm_head.weight.device
     prefix = {
         module: [weight for weight in module.parameters() if weight.device != there]
@@ -212,7 +229,7 @@ LoadBase = Callable[[str, ModelSource, str | None, Any, Probe, torch.device], Ba
 
 
 class KeptBase:
-    """`load_base_model` for a process that measures one pack after another: the last base stays."""
+    """`load_base_model` with a cache of one base, for a process that measures several packs."""
 
     def __init__(self) -> None:
         self._what: tuple[Any, ...] | None = None
@@ -227,17 +244,17 @@ class KeptBase:
         probe: Probe,
         device: torch.device,
     ) -> BaseModel:
-        """The base, loaded unless it is the one that is there."""
+        """Return the base, loading it unless it is the cached one."""
         what = (model_id, source, revision, dtype, probe, device)
         if self._base is None or what != self._what:
-            # Two bases may not fit at once.
+            # Free the old base first: two may not fit in memory.
             self._base = None
             self._base, self._what = load_base_model(*what), what
         return self._base
 
 
 def check_layer(probe: Probe, n_layers: int) -> None:
-    """ModelError when the base has no such layer."""
+    """Check that the base has the probe's layer; ModelError otherwise."""
     if probe.layer >= n_layers:
         raise ModelError(
             f"probe.layer is {probe.layer}, but the base has layers 0 to {n_layers - 1}"
@@ -245,7 +262,10 @@ def check_layer(probe: Probe, n_layers: int) -> None:
 
 
 def render_prompt(tokenizer: Any, text: str, prompt_format: Literal["plain", "chat"]) -> list[int]:
-    """Token ids of a prompt, as plain text or as a user turn of the model's chat template."""
+    """Return the token ids of a prompt, as plain text or as a user turn of the chat template.
+
+    ModelError for `chat` when the tokenizer has no chat template.
+    """
     if prompt_format == "plain":
         return list(tokenizer(text)["input_ids"])
     if tokenizer.chat_template is None:

@@ -19,13 +19,13 @@ from pmlray.engine.model.device import on_device
 from pmlray.engine.model.prefix_cache import CachedRecord
 
 MAX_MICRO_BATCH_TOKENS = 16384
-# On a CPU larger ones only take memory: their tensors have left the caches anyway.
+# On a CPU larger batches only take more memory: their tensors exceed the caches anyway.
 CPU_MICRO_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One record of one adapter; `sample` numbers (adapter, record) pairs over the whole pack.
+    """One record of one adapter; `sample` numbers the pack's (adapter, record) pairs.
 
     `scored`: ascending indices of the supervised tokens that are scored, None for all of them.
     """
@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows end to end, all of one length: so many of each of these adapters, one after another."""
+    """Rows of one length, end to end: `rows_of_each` rows of each adapter, in order."""
 
     adapters: tuple[int, ...]
     rows_of_each: int
@@ -56,12 +56,12 @@ class Block:
 
     @property
     def rows(self) -> int:
-        """Rows in all."""
+        """Number of rows."""
         return len(self.adapters) * self.rows_of_each
 
 
 def blocks_of(rows: Iterable[tuple[int, int]]) -> tuple[Block, ...]:
-    """Rows, each (adapter, length), as the fewest blocks that keep their order."""
+    """Group rows, each (adapter, length), into the fewest blocks that keep their order."""
     runs = [(*row, len(list(same))) for row, same in groupby(rows)]
     return tuple(
         Block(tuple(adapter for adapter, _, _ in alike), count, length)
@@ -91,23 +91,23 @@ class MicroBatch:
 
     @cached_property
     def groups(self) -> RowGroups:
-        """(rows, length) of rows of equal length."""
+        """Groups of rows of equal length, (rows, length) each."""
         by_length = groupby(self.blocks, key=lambda block: block.length)
         return tuple((sum(block.rows for block in same), length) for length, same in by_length)
 
     def lay_out(self, values_N: Tensor) -> Tensor:
-        """Per-token values as (R, L), zero (False) where there is no token; keeps gradients.
+        """Return per-token values, (N,), as (R, L), zero (False) where there is no token.
 
-        A value whose slot is R L, one past the last, is left out.
+        Gradients are kept. A value whose slot is R L, one past the last, is dropped.
         """
         flat = values_N.new_zeros(self.mask_RL.numel() + 1)
         return flat.index_put((self.slot_N,), values_N)[:-1].view_as(self.mask_RL)
 
 
 def micro_batches(rows: Sequence[Row]) -> tuple[MicroBatch, ...]:
-    """Split rows into micro-batches within the token limit; a longer row stands alone.
+    """Split rows into micro-batches within the token limit; a longer row gets its own.
 
-    Rows of one adapter keep their order, whatever else is in the pack.
+    Rows are sorted by length; those of one adapter are ordered alike in every pack.
     """
     on_cpu = all(row.record.hidden_TD.is_cpu for row in rows)
     most = CPU_MICRO_BATCH_TOKENS if on_cpu else MAX_MICRO_BATCH_TOKENS

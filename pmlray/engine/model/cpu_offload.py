@@ -1,7 +1,7 @@
-"""Weights that steps never touch: in host memory, and on the GPU only while their module is called.
+"""CPU offload of weights that steps do not use; they are on the GPU only during a module's call.
 
-Of Qwen3-8B with its adapter at layer 24 that leaves 5.5 of 16 GB on the GPU. Never run on a GPU so
-far: the tests bring copies in on a CPU, and count those that are alive.
+For Qwen3-8B with its adapter at layer 24 that leaves 5.5 of 16 GB on the GPU. Never run on a GPU so
+far: the tests make the copies on a CPU, and count those that are alive.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 class HostedWeights:
     """Hooks that copy a module's weights to the GPU before its call, and free them after.
 
-    weights: by module, its parameters that lie on the host, each of one module only. bring:
-    gives a copy on the device. Nothing that is brought in may be written to.
+    weights: by module, its parameters in host memory; no two modules may share one. bring: returns
+    a copy on the device. The copies must not be written to.
     """
 
     def __init__(
@@ -36,8 +36,10 @@ class HostedWeights:
 
     @contextmanager
     def held(self) -> Generator[None]:
-        """Keep all of them on the device meanwhile: generation calls every module for every token,
-        and each call would bring its weights in anew."""
+        """Keep all weights on the device within the context.
+
+        Generation calls every module for every token, and each call would copy its weights again.
+        """
         with ExitStack() as stack:
             for module in self._at_home:
                 stack.callback(self._let_go, module)
@@ -58,5 +60,5 @@ class HostedWeights:
 
 
 def nothing_hosted() -> HostedWeights:
-    """For a base whose weights are all on the device."""
+    """Return the hooks of a base whose weights are all on the device: none."""
     return HostedWeights({}, lambda weight: weight)

@@ -12,30 +12,30 @@ import torch
 from torch import Tensor
 
 MAX_LOGITS_BYTES = 56 * 2**20
-# On a CPU a chunk's logits stay in the head's type, and few large chunks multiply up to twice as
+# On a CPU a chunk's logits stay in the head's dtype, and a few large chunks multiply up to twice as
 # fast as many small ones.
 CPU_LOGITS_BYTES = 96 * 2**20
-# Softmax goes over the logits several times: on a CPU in parts that stay in a core's cache.
+# Softmax reads the logits several times: on a CPU in parts that fit a core's cache.
 CPU_PASS_BYTES = 2 * 2**20
-# Of some 380 rows and more times the weights oneDNN makes one thread's work where it has two: 1,024
+# From some 380 rows on oneDNN runs the product with the weights on one of two threads: 1,024 rows
 # at once took 58 ms, in four parts 29 to 36.
 CPU_PRODUCT_ROWS = 320
 
 
 class TokenLosses(NamedTuple):
-    """Per supervised token: negative log-likelihood (nats, fp32) and whether the argmax missed."""
+    """Negative log-likelihood (nats, fp32) and argmax error of each supervised token, (N,) each."""
 
     nll_N: Tensor
     wrong_N: Tensor
 
 
 class _FrozenHeadNll(torch.autograd.Function):
-    """Cross-entropy through a frozen linear head, its gradient taken in the forward pass.
+    """Cross-entropy through a frozen linear head, its gradient computed in the forward pass.
 
     With z = W h, m = max z and e = exp(z - m): nll = log(sum e) + m - z_y, and
     d nll / d h = (e W) / (sum e) - W_y. Each token's nll depends on its own h alone, so the
     backward pass only scales the stored gradient by the incoming one: any per-token weighting is
-    exact, and a chunk of logits is freed before the next one is made.
+    exact, and a chunk of logits is freed before the next one is computed.
     """
 
     @staticmethod
@@ -58,7 +58,7 @@ class _FrozenHeadNll(torch.autograd.Function):
                 rows = slice(first, first + pass_rows)
                 target = target_C[rows]
                 z = _as_fp32(logits_CV[rows])
-                # On a CPU argmax costs several times what the largest value alone does.
+                # On a CPU argmax costs several times as much as the maximum alone.
                 peak, argmax = (z.amax(dim=-1), None) if on_cpu else z.max(dim=-1)
                 at_target = z.gather(1, target[:, None]).squeeze(1)
                 exp = z.sub_(peak[:, None]).exp_()
@@ -88,15 +88,17 @@ class _FrozenHeadNll(torch.autograd.Function):
 
 
 def _in_caches(values: Tensor) -> bool:
-    """Return whether to spare a CPU's caches and to ask values for the way: a GPU is never
-    waited for."""
+    """Return whether to work in parts that fit a CPU's caches, and to branch on values.
+
+    Branching on a GPU's values would wait for the device.
+    """
     return values.is_cpu
 
 
 def _logits(hidden_CD: Tensor, weight_VD: Tensor) -> Tensor:
     if not _in_caches(hidden_CD):
         return hidden_CD @ weight_VD.T
-    # The system's allocator would hand out, and clear, new pages for every chunk.
+    # A reused workspace: the allocator would get new, cleared pages for every chunk.
     space_CV = _workspace(CPU_LOGITS_BYTES, weight_VD.shape[0], weight_VD.dtype)
     return torch.mm(hidden_CD, weight_VD.T, out=space_CV[: hidden_CD.shape[0]])
 
@@ -109,7 +111,7 @@ def _along_weights(exp_CV: Tensor, weight_VD: Tensor) -> Tensor:
 
 
 def _as_fp32(logits_PV: Tensor) -> Tensor:
-    """A part of the logits as fp32; on a CPU a copy, which the next part overwrites."""
+    """Return a part of the logits as fp32; on a CPU a copy, which the next part overwrites."""
     if not _in_caches(logits_PV):
         return logits_PV.float()
     space_PV = _workspace(CPU_PASS_BYTES, logits_PV.shape[1], torch.float32)
@@ -118,16 +120,15 @@ def _as_fp32(logits_PV: Tensor) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _workspace(n_bytes: int, vocab: int, dtype: torch.dtype) -> Tensor:
-    # One for the process, whose steps come one after another.
+    # Shared by the whole process, as its steps run one after another.
     return torch.empty(_rows_within(n_bytes, dtype.itemsize, vocab), vocab, dtype=dtype)
 
 
 def _misses(logits_CV: Tensor, target_C: Tensor, at_peak_C: Tensor, total_C: Tensor) -> Tensor:
-    """Return whether argmax is another token than the target, looking for it only where that is
-    open.
+    """Return whether each token's argmax differs from its target, computing it only if needed.
 
     A target below the peak is missed. One at the peak with more than half of the mass
-    (total_C < 2) has no equal; with less it may share the peak, of which argmax takes the first.
+    (total_C < 2) is the only maximum; with less there may be a tie, where argmax takes the first.
     """
     wrong_C = ~at_peak_C
     shared = (at_peak_C & (total_C >= 2)).nonzero().squeeze(1)
@@ -137,11 +138,11 @@ def _misses(logits_CV: Tensor, target_C: Tensor, at_peak_C: Tensor, total_C: Ten
 
 
 def token_losses(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> TokenLosses:
-    """Losses of target tokens under a frozen head, never holding more than 56 MiB of logits, on a
-    CPU 96 MiB.
+    """Return the losses of target tokens under a frozen head.
 
-    hidden_ND: final hidden states at the positions that predict; weight_VD: the head; target_N:
-    token ids. The gradient reaches hidden_ND only.
+    At most 56 MiB of logits (96 MiB on a CPU) are held at a time. hidden_ND: final hidden states at
+    the positions that predict; weight_VD: the head; target_N: token ids. The gradient reaches
+    hidden_ND only.
     """
     if _in_caches(hidden_ND):
         chunk = _rows_within(CPU_LOGITS_BYTES, weight_VD.dtype.itemsize, len(weight_VD))
@@ -151,5 +152,8 @@ def token_losses(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Toke
 
 
 def _rows_within(n_bytes: int, itemsize: int, vocab: int) -> int:
-    """Return how many tokens' logits of so many bytes each take n_bytes."""
+    """Return the number of tokens, at least 1, whose logits fit n_bytes.
+
+    itemsize: bytes of a logit. vocab: logits per token.
+    """
     return max(1, n_bytes // (itemsize * vocab))

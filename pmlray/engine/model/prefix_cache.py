@@ -1,8 +1,8 @@
 """Activations of the frozen part, computed once per record and shared by every adapter.
 
-A causal model's activations of a prefix are the prefix of its activations, so the cache of the
-longest target serves every shorter one. It is exact because dropout comes after the adapter's
-input.
+In a causal model the activations of a prefix are the prefix of the activations, so the cache of the
+longest target serves every shorter one. The cache is exact because dropout comes after the
+adapter's input.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PREFIX_BATCH_TOKENS = 8192
 
 @dataclass(frozen=True, eq=False)
 class CachedRecord:
-    """One record ready to train on.
+    """Cached activations and targets of one record.
 
     `hidden_TD` and `adapter_in_TX`: activations of prompt and target without the target's last
     token; `targets_L`: the L supervised ids; position `first` predicts the first of them, so
@@ -35,14 +35,14 @@ class CachedRecord:
     first: int
 
     def shortened(self, n_targets: int) -> CachedRecord:
-        """The same record with only its first `n_targets` supervised tokens."""
+        """Return the record with only its first `n_targets` supervised tokens."""
         end = self.first + n_targets
         return CachedRecord(
             self.hidden_TD[:end], self.adapter_in_TX[:end], self.targets_L[:n_targets], self.first
         )
 
     def to(self, device: torch.device) -> CachedRecord:
-        """The same record on a device; itself where it is there."""
+        """Return the record on a device; itself where it is there already."""
         if self.hidden_TD.device == device:
             return self
         return CachedRecord(
@@ -54,12 +54,12 @@ class CachedRecord:
 
 
 def n_positions(record: Record) -> int:
-    """Positions of a record in the cache: the last target token predicts nothing."""
+    """Return a record's number of cached positions; its last target token predicts nothing."""
     return len(record.prompt_ids) + len(record.target_ids) - 1
 
 
 def build_prefix_cache(base: BaseModel, records: Sequence[Record]) -> tuple[CachedRecord, ...]:
-    """Run blocks 0..k once over every record, in padded batches of similar length."""
+    """Run blocks 0..k once over every record, in padded batches of similar lengths."""
     ids = [(*record.prompt_ids, *record.target_ids[:-1]) for record in records]
     cached: dict[int, CachedRecord] = {}
     for batch in padded_batches([len(row) for row in ids], PREFIX_BATCH_TOKENS):

@@ -1,9 +1,9 @@
 """Prefix caches on a node's own disk, memory-mapped, so that its packs share one copy.
 
-An entry is all records of one sequence, named by a hash of everything that determines its
-activations: the weights of blocks 0..k themselves, the probe, the dtype, the device, the versions,
-prompts and tokens. What does not match has another name, so that a stale entry is never read; the
-entries used least recently make room for new ones.
+An entry holds all records of one sequence, named by a hash of everything that determines its
+activations: the weights of blocks 0..k, the probe, the dtype, the device, the versions, prompts and
+tokens. Any change gives another name, so a stale entry is never read. The least recently used
+entries are deleted to make room for new ones.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ log = logging.getLogger(__name__)
 
 MOST_BYTES = 64 * 2**30
 LARGEST_SHARE_OF_DISK = 0.25
-# The lock's holder is building; one that takes longer hangs.
+# Longest wait for the lock: a process that builds an entry for longer has hung.
 PATIENCE_SECONDS = 600.0
-# A file lock that is waited for in the kernel has no time limit.
+# The lock is polled, as a blocking file lock has no time limit.
 POLL_SECONDS = 0.05
 SUFFIX = ".safetensors"
 
 
 @dataclass
 class PrefixCount:
-    """Counts of a store: entries built and found, and bytes of those handed out."""
+    """Counts of a store: entries built and found, and bytes of those returned."""
 
     built: int = 0
     found: int = 0
@@ -51,17 +51,19 @@ class PrefixCount:
 
 
 class PrefixStore:
-    """The caches of a node, in a folder of at most `most_bytes` (None: a quarter of the disk that
-    is free or holds entries, and at most 64 GiB)."""
+    """Prefix caches of a node, in a folder of at most `most_bytes`.
+
+    None: a quarter of the disk space that is free or holds entries, and at most 64 GiB.
+    """
 
     def __init__(self, folder: Path, most_bytes: int | None = None) -> None:
         self._folder, self._most_bytes = folder, most_bytes
         self.count = PrefixCount()
 
     def fetch(self, base: BaseModel, records: Sequence[Record]) -> tuple[CachedRecord, ...]:
-        """The records' cache, mapped from the disk; built, once on this node, when it is not there.
+        """Return the records' cache, mapped from disk, and build it once per node if missing.
 
-        Where the disk cannot take it, it is on the base's device alone.
+        A cache that the disk cannot hold is returned on the base's device.
         """
         path = self._folder / (entry_name(base, records) + SUFFIX)
         try:
@@ -82,7 +84,7 @@ class PrefixStore:
             return build_prefix_cache(base, records)
 
     def bytes_on_disk(self) -> int:
-        """Bytes of all entries, finished or not."""
+        """Return the bytes of all entries, finished or not."""
         return sum(size for _, size, _ in self._entries())
 
     def _read(
@@ -130,7 +132,7 @@ class PrefixStore:
             Path(temporary).unlink(missing_ok=True)
 
     def _make_room(self, needed: int) -> bool:
-        """Let the entries go that were used least recently; False when it can never fit."""
+        """Delete the least recently used entries; return False if `needed` bytes can never fit."""
         entries = self._entries()
         held = sum(size for _, size, _ in entries)
         most = self._most_bytes
@@ -142,7 +144,7 @@ class PrefixStore:
         for path, size, _ in sorted(entries, key=lambda entry: entry[2]):
             if held + needed <= most:
                 break
-            # Packs that have it mapped keep it until they end.
+            # Processes that have it mapped can read it until they end.
             path.unlink(missing_ok=True)
             held -= size
         return True
@@ -153,14 +155,14 @@ class PrefixStore:
             if path.suffix in (SUFFIX, ".part"):
                 try:
                     stat = path.stat()
-                except FileNotFoundError:  # Another pack let it go.
+                except FileNotFoundError:  # Another pack deleted it.
                     continue
                 found.append((path, stat.st_size, stat.st_mtime))
         return found
 
     @contextmanager
     def _lock(self) -> Generator[None]:
-        """One builder a node at a time; the lock of a killed one is free at once."""
+        """Allow one builder per node at a time; a killed process's lock is released at once."""
         _own_folder(self._folder)
         end = time.monotonic() + PATIENCE_SECONDS
         with (self._folder / "lock").open("w") as file:
@@ -176,12 +178,12 @@ class PrefixStore:
 
 
 def node_store() -> PrefixStore:
-    """The store of this node and user, in the folder for temporary files."""
+    """Return the store of this node and user, in the folder for temporary files."""
     return PrefixStore(Path(tempfile.gettempdir()) / f"pmlray-prefixes-{os.getuid()}")
 
 
 def entry_name(base: BaseModel, records: Sequence[Record]) -> str:
-    """A hash of everything that determines the records' activations."""
+    """Return a hash of everything that determines the records' activations."""
     determines = {
         "layout": 1,
         "weights": base.prefix_hash,
@@ -195,7 +197,7 @@ def entry_name(base: BaseModel, records: Sequence[Record]) -> str:
 
 
 def _own_folder(folder: Path) -> None:
-    """Make the folder; PermissionError where another user could have put something into it."""
+    """Make the folder; PermissionError where another user could have written to it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     stat = folder.lstat()
     if folder.is_symlink() or stat.st_uid != os.getuid() or stat.st_mode & 0o022:

