@@ -1,1 +1,1 @@
-"""The adapters of a pack that train, on which records, and for how many steps."""
+"""Scheduling of a pack's adapters: admission, records of a step, stopping, cost limits."""

@@ -1,4 +1,4 @@
-"""The adapters of a pack while they train: their rows, their order, and their turn to begin."""
+"""Members of a pack, its adapters in training: rows of each step, and order of admission."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Member:
 
     @property
     def train_steps(self) -> int:
-        """Optimiser steps this adapter gets."""
+        """Optimiser steps of this adapter's budget."""
         return self.run.point.train_steps
 
     def grows(self, rules: MemftRules) -> bool:
@@ -37,13 +37,13 @@ class Member:
         return len(self.rows) <= batch_size and not left_out
 
     def rate_at(self, recipe: Recipe, progress: float) -> float:
-        """Learning rate after so many of its optimiser steps."""
+        """Return the learning rate after so many of its optimiser steps."""
         own = self.run.learning_rate
         scale = 1.0 if own is None else own / recipe.learning_rate
         return scale * recipe.rate_at(progress, self.train_steps)
 
     def rows_at(self, step: int, batch_size: int, rules: MemftRules) -> tuple[Row, ...]:
-        """The records of optimiser step `step`.
+        """Return the rows of optimiser step `step`.
 
         Epochs are shuffled by the run's seed; where the set in play `grows`, steps cycle through a
         growing prefix of one fixed random order instead.
@@ -64,7 +64,7 @@ class Member:
 
 
 def batch_at(n_records: int, step: int, batch_size: int, seed: int) -> tuple[int, ...]:
-    """The records of an optimiser step, by index: epochs are shuffled by the run's seed."""
+    """Return the indices of an optimiser step's records; epochs are shuffled by the run's seed."""
     if n_records <= batch_size:
         return tuple(range(n_records))
     chosen = []
@@ -78,7 +78,7 @@ def batch_at(n_records: int, step: int, batch_size: int, seed: int) -> tuple[int
 def make_members(
     runs: Sequence[PlannedRun], records: Sequence[Sequence[CachedRecord]]
 ) -> tuple[Member, ...]:
-    """Members from runs and their cached records, with samples numbered over the whole pack."""
+    """Make members of runs and their cached records, samples numbered over the whole pack."""
     members, sample = [], 0
     for adapter, (run, own) in enumerate(zip(runs, records, strict=True)):
         rows = tuple(Row(adapter, sample + i, record) for i, record in enumerate(own))
@@ -88,11 +88,11 @@ def make_members(
 
 
 class Admission:
-    """Groups of members that enter together: what shares a trunk, and all methods and rates of one
-    text, point and seed, whose costs are compared.
+    """Admission of members in groups: runs that share a trunk, and all methods and learning rates
+    of one text, point and seed, whose costs are compared.
 
-    Groups of the longest runs come first, so that few are left alone at the end, else in the order
-    of the pack; one that finds no room lets smaller ones pass. A group that no room would do for
+    Groups with the longest runs enter first, so that few run alone at the end, otherwise in the
+    pack's order; smaller groups may pass one that does not fit. A group too large for the room
     trains alone.
     """
 
@@ -113,7 +113,7 @@ class Admission:
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
-        """The members that enter together, by index."""
+        """Groups of members that enter together, by index."""
         return tuple(map(tuple, self._groups))
 
     @property
@@ -126,7 +126,10 @@ class Admission:
         return max(min(by_rows, by_positions), *map(len, self._groups))
 
     def enter(self, inside: Collection[int], entered: Collection[int]) -> list[int]:
-        """The members that enter now; `inside` have not ended yet, `entered` ever began."""
+        """Return the members to start now.
+
+        inside: members that began and have not ended. entered: all that ever began.
+        """
         there, found = list(inside), list[int]()
         for group in self._groups:
             if group[0] in entered:
@@ -143,13 +146,13 @@ class Admission:
 
 
 def _ask(member: Member, batch_size: int) -> Room:
-    """The most that a member's step holds."""
+    """Return the rows and positions of a member's largest step."""
     lengths = sorted((row.length for row in member.rows), reverse=True)[:batch_size]
     return Room(len(lengths), sum(lengths))
 
 
 def _count_within(limit: int, sizes: Iterable[int]) -> int:
-    """Return how many of the smallest are within a limit together."""
+    """Return how many of the smallest sizes fit a limit together."""
     return sum(total <= limit for total in accumulate(sorted(sizes)))
 
 

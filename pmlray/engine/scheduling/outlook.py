@@ -1,4 +1,4 @@
-"""Steps of a pack, done and left, and the members to drop where they would cost too much."""
+"""Forecast of a pack's remaining work, and the members to drop where it would cost too much."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pmlray.engine.runtime.device_clock import DeviceClock
 from pmlray.engine.scheduling.members import Member
 from pmlray.engine.scheduling.schedules import Schedules, Trunks
 
-# Predictions wobble: a pack that is to end this little above its limit is let be.
+# Predictions are noisy: an excess over the limit of up to this share is accepted.
 TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """A pack between two steps.
+    """Work done and left of a pack between two steps.
 
-    `groups`: members that have not ended, by index, those together that leave together; `ahead`:
-    the steps that each of them still takes by itself, and `work` what these count in the clock.
-    `steps` are all adapter-steps so far, and `train_steps` with those ahead; `open_gpu_seconds` is
-    what of the `gpu_seconds` so far was for members that have not ended.
+    `groups`: members that have not ended, by index, in groups that are dropped together; `ahead`:
+    the remaining steps of each, without those that its trunk takes for it, and `work` their work in
+    the clock's unit. `steps`: adapter-steps so far; `open_gpu_seconds`: the part of the
+    `gpu_seconds` so far charged to members that have not ended. `done_work`: work so far.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -34,12 +34,12 @@ class Outlook:
 
     @property
     def work_left(self) -> float:
-        """Of all members."""
+        """Remaining work of all members."""
         return sum(self.work.values())
 
     @property
     def train_steps(self) -> float:
-        """Adapter-steps of the pack, from its start to its end."""
+        """Adapter-steps of the pack, taken and remaining."""
         return self.steps + sum(self.ahead.values())
 
 
@@ -54,10 +54,10 @@ def outlook(
     clock: DeviceClock,
     charged_steps: float,
 ) -> Outlook:
-    """Return the work that a pack has done and still has.
+    """Return the work that a pack has done and has left.
 
-    groups: of members that enter together. own_steps: steps of the members that train now; left:
-    all that have not ended. charged_steps: adapter-steps taken so far.
+    groups: members that enter together. own_steps: steps of the members that train now; left: all
+    that have not ended. charged_steps: adapter-steps taken so far.
     """
     ahead, work = dict[int, int](), dict[int, float]()
     for i in left:
@@ -65,7 +65,7 @@ def outlook(
         ahead[i] = budgets.ahead(i, begins)
         rows = members[i].rows
         of_step = sum(map(clock.work_of, rows)) * min(1.0, batch_size / len(rows))
-        # Its final scores take each of its rows once more.
+        # Plus the final scoring, a pass over each of its rows.
         work[i] = ahead[i] * of_step + sum(map(clock.work_of, rows))
     kept = (tuple(i for i in group if i in ahead) for group in groups)
     return Outlook(
@@ -80,12 +80,11 @@ def outlook(
 
 
 def too_much(found: Outlook, seconds_of_work: float | None, limit: float | None) -> tuple[int, ...]:
-    """The members that a pack leaves out so that it ends within its limit of gpu_seconds: whole
-    groups, those with most before them first; none without a limit, or where all that is left is
-    less than is tolerated.
+    """Return the members to leave out so that a pack ends within its limit of gpu_seconds.
 
-    seconds_of_work: gpu_seconds that a unit of work takes; None: not known yet, so that only a pack
-    that has spent all leaves the rest undone.
+    Whole groups, those with most remaining work first; none without a limit, or where the remaining
+    work costs less than the tolerance. seconds_of_work: gpu_seconds per unit of work; None: not
+    known yet, so that all are left out once the limit is spent, and none before.
     """
     if limit is None:
         return ()
@@ -105,11 +104,11 @@ def too_much(found: Outlook, seconds_of_work: float | None, limit: float | None)
 
 
 class Pace:
-    """gpu_seconds and wall seconds that a unit of a pack's work takes, by its latest looks.
+    """Estimate of the gpu_seconds and wall seconds that a unit of a pack's work takes.
 
-    The cheaper of the last two stretches between looks counts, and nothing before the first look:
-    a step that compiles, captures a graph or waits for a disk says nothing of the others. clock:
-    wall seconds, from any beginning.
+    It is the cheaper of the last two intervals between looks; time before the first look is
+    ignored: steps that compile, capture a graph or wait for a disk are not typical. clock: returns
+    wall seconds from an arbitrary origin.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -118,7 +117,7 @@ class Pace:
         self._stretches: deque[tuple[float, float]] = deque(maxlen=2)
 
     def look(self, found: Outlook) -> tuple[float, float] | None:
-        """The pace, (gpu_seconds, wall seconds) a unit of work; None while nothing tells it."""
+        """Update and return (gpu_seconds, wall seconds) per unit of work; None until known."""
         now = (found.done_work, found.gpu_seconds, self._clock())
         if self._last is None:
             self._last = now

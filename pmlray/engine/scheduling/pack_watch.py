@@ -1,5 +1,4 @@
-"""A pack's own watchman: every few seconds it tells where the pack stands, and what would overspend
-is left out."""
+"""Monitor of a pack in training: reports progress, and finds members that would overspend."""
 
 from __future__ import annotations
 
@@ -13,23 +12,24 @@ from pmlray.live_packs import LivePack, LiveRun
 from pmlray.types import Pack
 
 Tell = Callable[[LivePack], None]
-# Each look waits for the device once and writes one small file.
+# Every look waits for the device once and writes one small file.
 SECONDS_BETWEEN_LOOKS = 2.0
-# Of what a pack may spend, between two looks; and of its time, by looks.
+# Limits: cost between two looks as a share of the pack's gpu_seconds, and looks as a share of its
+# time.
 LOOKS_SHARE, LOOKS_SHARE_OF_TIME = 0.02, 0.01
 
 
 class Watched(Protocol):
-    """A pack between two steps."""
+    """A pack in training, seen between two steps."""
 
     active: list[int]
 
     def outlook(self, step: int) -> Outlook:
-        """Return its work, done and left; waits for the device."""
+        """Return the work done and left after `step` steps of the pack; waits for the device."""
         ...
 
     def running(self, step: int) -> dict[int, tuple[int, float]]:
-        """The steps that each member has had that trains, and its last loss, nats per token."""
+        """Return the steps of each training member and its last loss, nats per token, by index."""
         ...
 
 
@@ -38,10 +38,10 @@ def untold(_pack: LivePack) -> None:
 
 
 class PackWatch:
-    """Looks at a pack that trains.
+    """Periodic look at a pack in training.
 
-    tell: where to say how it stands. devices: gpu_seconds that a second takes at most, by which a
-    pack with little to spend is looked at more often.
+    tell: called with the pack's progress. devices: largest gpu_seconds spent per wall second; a
+    pack with a small limit is looked at more often.
     """
 
     def __init__(self, pack: Pack, tell: Tell = untold, devices: int = 1) -> None:
@@ -52,12 +52,14 @@ class PackWatch:
         self._next = time.perf_counter() + self._every
 
     def stage(self, words: str) -> None:
-        """Tell what the pack does before it trains."""
+        """Report a stage of the pack before training, described in words."""
         self._tell(LivePack(self._pack.pack_id, words, time.time(), len(self._pack.runs)))
 
     def after(self, loop: Watched, step: int) -> tuple[int, ...]:
-        """After a step of the pack: tell where it stands, if it is time to; the members that it
-        has to leave out, for good."""
+        """Report the pack's progress after a step, if it is due.
+
+        Returns the members to drop for good, by index; none where no report is due.
+        """
         if not loop.active or time.perf_counter() < self._next:
             return ()
         began = time.perf_counter()
@@ -66,7 +68,7 @@ class PackWatch:
         gone = too_much(found, None if pace is None else pace[0], self._pack.gpu_seconds)
         self._tell(self._standing(loop, step, found, pace))
         now = time.perf_counter()
-        # A slow disk is not to slow the pack.
+        # Wait longer after a slow look, so that a slow disk does not slow the pack.
         self._next = now + max(self._every, (now - began) / LOOKS_SHARE_OF_TIME)
         return gone
 

@@ -1,7 +1,7 @@
-"""Early decay of runs whose remaining steps would hardly move their loss.
+"""Early decay of runs whose remaining steps would hardly change their loss.
 
-The rule looks at how flat a curve is, never at how high: a run that stays bad tells the law as much
-as one that gets good, and must be as likely to be stopped.
+The rule uses the slope of a curve, never its level: a run that ends at a high loss is as
+informative to the law as one at a low loss, and must be as likely to be stopped.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from torch import Tensor
 
 from pmlray.config.recipe import Recipe
 
-# Looking whether a run can end early waits for the device, so it is done only so often.
+# Checking whether a run can end early waits for the device, so it is not done at every step.
 STEPS_BETWEEN_LOOKS = 16
-# Means of so many equal stretches are fitted: fewer hide the noise, more are not independent.
+# The line is fitted to means of this many equal blocks of steps: fewer would hide the noise, more
+# would not be independent.
 N_BLOCKS = 8
-# Student's t, 97.5 %, of the N_BLOCKS - 2 degrees of freedom that a line leaves.
+# Student's t, 97.5 %, with the N_BLOCKS - 2 degrees of freedom of a fitted line.
 QUANTILE = 2.447
-# A run is flat for as long again as it has been flat, on the logarithmic axis of steps.
+# A flat curve is extrapolated as far ahead as it was observed, on the logarithmic axis of steps.
 LONGEST_AHEAD = 2
 
 
 def can_stop(recipe: Recipe, steps: int, train_steps: int) -> bool:
-    """Return whether a run of `train_steps` may begin its decay early after `steps`, if it is
-    flat."""
+    """Return whether a run of `train_steps` may begin its decay early after `steps`, if flat."""
     decay = recipe.decay_start(train_steps)
-    # Schedules share their first steps just where these are taken at a constant rate.
+    # `shares_trunks` holds exactly where the first steps are taken at a constant rate.
     constant = recipe.shares_trunks and steps // 2 >= recipe.warmup_steps
     return recipe.stop_gain > 0 and constant and steps < decay <= LONGEST_AHEAD * steps
 
 
 def broken_runs(step_losses: Tensor, steps: int, active: Sequence[int]) -> list[int]:
-    """Return the active runs whose last loss is not a number, on steps where that is checked.
+    """Return the active runs whose last loss is not finite; none on steps without a check.
 
     step_losses: nats per token of every step and run, (steps, N).
     """
@@ -47,13 +47,13 @@ def broken_runs(step_losses: Tensor, steps: int, active: Sequence[int]) -> list[
 
 
 def largest_change(losses: Sequence[float], steps: int, until: int, epoch: int) -> float:
-    """Upper limit of how far a loss moves, up or down, between `steps` and `until`, in nats.
+    """Return an upper limit on a loss's change, up or down, between `steps` and `until`, in nats.
 
     losses: of the last steps / 2 of `steps` optimiser steps, nats per token, before each update.
-    epoch: steps in which every record has its part once; only whole epochs are compared. A line in
-    log(step) through the last half and one through the last quarter are carried on, each with its
-    slope's 97.5 % limit by the scatter around it, and the one that moves more counts: a curve that
-    has begun to bend is told by its end. inf where the steps do not hold enough epochs.
+    epoch: steps in which every record is used once; only whole epochs are compared. Lines in
+    log(step) through the last half and through the last quarter are extrapolated, each with the
+    97.5 % limit of its slope by the scatter around it, and the larger change counts: the last
+    quarter shows a curve that has begun to bend. inf where the steps hold too few epochs.
     """
     ahead = math.log(until / steps)
     curve = np.asarray(losses, dtype=np.float64)
@@ -61,7 +61,10 @@ def largest_change(losses: Sequence[float], steps: int, until: int, epoch: int) 
 
 
 def _steepest(curve: NDArray[np.float64], steps: int, epoch: int) -> float:
-    """Largest plausible slope of a curve that ends after `steps`, nats per unit of log(step)."""
+    """Return the 97.5 % limit on the absolute slope of a curve that ends after `steps`.
+
+    In nats per unit of log(step).
+    """
     block = len(curve) // (N_BLOCKS * epoch) * epoch
     if block == 0:
         return math.inf

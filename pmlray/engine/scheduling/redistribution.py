@@ -1,7 +1,7 @@
-"""`memft_rd`: what is recalled leaves the batch, and its steps go to what is not.
+"""`memft_rd`: recalled tokens leave the batch, and the work saved goes to the others.
 
-Work is counted in positions through the frozen suffix; `head_work` is what scoring one token costs
-beside it.
+Work is counted in positions through the frozen suffix; `head_work` is the cost of scoring one token
+in the same unit.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from pmlray.engine.scheduling.members import Member
 from pmlray.engine.scheduling.threshold_stopping import ThresholdStopping, above
 from pmlray.types import MemftRules
 
-# A forward pass over a step that also goes backward, neither with a weight gradient.
+# Cost of a forward pass over that of forward and backward, without weight gradients.
 FORWARD_SHARE = 0.5
-# A run whose steps cost next to nothing ends after so many times its nominal steps.
+# Limit on steps over nominal steps, for a run whose steps cost next to nothing.
 MAX_STRETCH = 8
 
 
 class Redistribution(ThresholdStopping):
-    """The rows of one run that still hold something to learn, and what its steps have cost.
+    """Rows of one run that still have tokens to learn, and the work of its steps.
 
-    Of many records each leaves as a whole, once all of its tokens are above the margin; of a single
-    one the tokens leave, and nothing after the last that is left is computed. `progress` counts
-    nominal steps, each worth one step of the run with nothing left out; the learning rate and the
-    end of the run go by it. `done` once a look at everything finds no token below the threshold.
+    With several records each leaves as a whole, once all of its tokens are above the margin; with a
+    single record its tokens leave, and nothing after the last one left is computed. `progress`:
+    work so far in nominal steps, those of the run with nothing left out; it sets the learning rate
+    and the end of the run. `done`: True once an evaluation of all records finds no token below the
+    threshold.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Redistribution(ThresholdStopping):
         super().__init__(member, batch_size, rules.threshold)
         self._rules = rules
         self._batch_size, self._seed = batch_size, member.run.seed
-        # In equal tokens only what goes through the layers counts.
+        # With `equal` other than gpu_seconds only positions through the layers count.
         self._head_work = head_work if rules.equal == "gpu_seconds" else 0.0
         share = min(1.0, batch_size / len(member.rows))
         self._step_work = share * sum(map(self._work, member.rows))
@@ -49,15 +50,18 @@ class Redistribution(ThresholdStopping):
         self.progress = 0.0
 
     def to_look_at(self, steps: int) -> tuple[Row, ...]:
-        """Return the records to evaluate after so many steps: all where no token in the batch
-        was below the threshold, else those that have left it, once they are due."""
+        """Return the records to evaluate after so many steps.
+
+        All records where no token in the batch was below the threshold, else those that have left
+        the batch, every `recheck_epochs`.
+        """
         if self._idle:
             return self.rows
         since = steps - self._last_look
         return self.left_out if since >= self._rules.recheck_epochs * self._steps_of_epoch else ()
 
     def next_rows(self) -> tuple[Row, ...]:
-        """The rows of the next step: all that are open, or as many as a batch takes in turn."""
+        """Return the rows of the next step: all open rows, or a batch of them in shuffled order."""
         if len(self.open) <= self._batch_size:
             return self.open
         while len(self._queue) < self._batch_size:
@@ -76,15 +80,15 @@ class Redistribution(ThresholdStopping):
 
     @property
     def left_out(self) -> tuple[Row, ...]:
-        """The records of which something is left out."""
+        """Records that are left out, in whole or in part."""
         whole = {row.sample for row in self.open if row.scored is None}
         return tuple(row for row in self.rows if row.sample not in whole)
 
     def checked(self, in_batch: Mapping[int, Sequence[float]]) -> None:
-        """Leave out what a step has found above the margin.
+        """Leave out the tokens whose probability was above the margin in their last step.
 
-        in_batch: the losses of every supervised token, by the sample of the open rows, nats, as
-        their last step found them (inf before the first); those of tokens not scored do not count.
+        in_batch: losses of every supervised token in its last step, nats, by the sample of the open
+        rows (inf before the first step); those of tokens not scored are ignored.
         """
         unsafe, below = {}, False
         for row in self.open:
@@ -96,9 +100,9 @@ class Redistribution(ThresholdStopping):
         self._keep(unsafe)
 
     def looked(self, steps: int, nll: Mapping[int, Sequence[float]]) -> None:
-        """Count a look, take back what is recalled no longer, and leave out the rest of it.
+        """Take back evaluated tokens below the margin, leave out the others, and count the work.
 
-        nll: of every supervised token of the records in `to_look_at`, by sample, nats.
+        nll: losses of every supervised token of the records in `to_look_at`, by sample, nats.
         """
         rows = [row for row in self.rows if row.sample in nll]
         if self._rules.equal != "steps":
@@ -114,7 +118,7 @@ class Redistribution(ThresholdStopping):
         self._keep(whole | found)
 
     def facts(self) -> dict[str, Any]:
-        """The state that `set_state` continues from, as JSON types."""
+        """Return the state that `set_state` restores, as JSON types."""
         return super().facts() | {
             "last_look": self._last_look,
             "epoch": self._epoch,
@@ -124,7 +128,7 @@ class Redistribution(ThresholdStopping):
         }
 
     def set_state(self, facts: Mapping[str, Any]) -> None:
-        """Go on from what `facts` gave."""
+        """Restore the state returned by `facts`."""
         super().set_state(facts)
         self._last_look, self._epoch = facts["last_look"], facts["epoch"]
         self.progress = facts["progress"]
@@ -137,7 +141,7 @@ class Redistribution(ThresholdStopping):
         self._queue = [kept[sample] for sample in facts["queue"]]
 
     def _keep(self, unsafe: Mapping[int, Sequence[int]]) -> None:
-        """Let go of all rows but those with unsafe tokens, and of a single record's safe tokens."""
+        """Keep only rows with unsafe tokens, and of a single record only those tokens."""
         kept = {}
         for row in self.rows:
             scored = tuple(unsafe.get(row.sample, ()))
@@ -155,5 +159,5 @@ class Redistribution(ThresholdStopping):
 
 
 def _part(row: Row, scored: tuple[int, ...]) -> Row:
-    """A row of which these tokens are scored, and nothing after the last of them computed."""
+    """Return a row that scores only these tokens and computes nothing after the last of them."""
     return replace(row, record=row.record.shortened(scored[-1] + 1), scored=scored)

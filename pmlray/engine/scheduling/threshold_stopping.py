@@ -1,7 +1,7 @@
-"""End of a run under the threshold rule, once nothing is left to train.
+"""Early end of a run under the threshold rule, once no token is left to train.
 
-Once every token of a run is above the threshold none carries weight, so that no later step would
-change the adapter: the run may end there, for the same result at less cost.
+Once every token of a run is above the threshold, none carries weight and no later step would change
+the adapter: ending the run gives the same result at less cost.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ from typing import Any
 from pmlray.engine.model.batches import Row
 from pmlray.engine.scheduling.members import Member
 
-# What steps have found is read where the device is waited for, so only so often.
+# Reading the losses of steps waits for the device, so it is not done at every step.
 STEPS_BETWEEN_CHECKS = 16
 
 
 class ThresholdStopping:
-    """Looks at all of a run's records once its steps have found no token below the threshold, each
-    record in its own last step; `done` when the look finds none either."""
+    """Check of one run's tokens against the threshold.
+
+    Once no token was below the threshold in its record's last step, all records are evaluated;
+    `done`: True if none is below it there either.
+    """
 
     def __init__(self, member: Member, batch_size: int, threshold: float) -> None:
         self.rows, self._threshold = member.rows, threshold
@@ -28,32 +31,32 @@ class ThresholdStopping:
         self.done = False
 
     def is_due(self, steps: int) -> bool:
-        """Return whether it is time to read what the steps have found."""
+        """Return whether the losses of the steps are to be checked now."""
         every = max(STEPS_BETWEEN_CHECKS, self._steps_of_epoch)
         return steps > 0 and steps % every == 0
 
     def checked(self, in_batch: Mapping[int, Sequence[float]]) -> None:
-        """Take in what steps have found.
+        """Check the token losses of the latest steps.
 
-        in_batch: the losses of every supervised token, by sample, nats, as their last step found
-        them (inf before the first).
+        in_batch: losses of every supervised token in its last step, nats, by sample (inf before the
+        first step).
         """
         self._idle = not self._any_below(in_batch[row.sample] for row in self.rows)
 
     def to_look_at(self, steps: int) -> tuple[Row, ...]:
-        """The records to score after so many steps."""
+        """Return the records to evaluate after so many steps."""
         return self.rows if self._idle else ()
 
     def looked(self, steps: int, nll: Mapping[int, Sequence[float]]) -> None:
-        """Take in what a look has found: the losses of the records in `to_look_at`, nats."""
+        """Check an evaluation: nll, the losses of the records in `to_look_at`, by sample, nats."""
         self.done = not self._any_below(nll.values())
 
     def facts(self) -> dict[str, Any]:
-        """The state that `set_state` continues from, as JSON types."""
+        """Return the state that `set_state` restores, as JSON types."""
         return {"idle": self._idle, "done": self.done}
 
     def set_state(self, facts: Mapping[str, Any]) -> None:
-        """Go on from what `facts` gave."""
+        """Restore the state returned by `facts`."""
         self._idle, self.done = facts["idle"], facts["done"]
 
     def _any_below(self, losses: Iterable[Sequence[float]]) -> bool:
@@ -61,6 +64,6 @@ class ThresholdStopping:
 
 
 def above(loss: float, p: float) -> bool:
-    """Return whether a token's loss, nats, is above that of probability p."""
-    # Not `loss > -log p`: a NaN loss must stay and show.
+    """Return whether a token's loss, nats, is above that of probability p; True for NaN."""
+    # Not `loss > -log p`: a token with a NaN loss must stay in training, so that it shows.
     return not loss <= -math.log(p)

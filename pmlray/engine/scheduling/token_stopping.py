@@ -1,4 +1,4 @@
-"""Runs of a pack whose tokens are watched: they end, or drop records, once recalled."""
+"""Early stopping by token: runs that end, or drop records, once their tokens are recalled."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ from pmlray.types import MemftRules
 
 
 class TokenStopping:
-    """The `memft_rd` runs of a pack in `redistributed`, by the index of their member, and beside
-    them those under the threshold rule that end where nothing is left to train."""
+    """Runs of a pack that end, or drop records, by the losses of their tokens.
+
+    `redistributed`: the `memft_rd` runs, by index of their member. The others are runs under the
+    threshold rule that end once no token is left to train.
+    """
 
     def __init__(
         self, members: Sequence[Member], recipe: Recipe, rules: MemftRules, head_work: float
@@ -38,7 +41,7 @@ class TokenStopping:
             if _settles(member, recipe, rules)
         } | self.redistributed
         rows = [row for member in members for row in member.rows]
-        # Of every sample and token, as its last step found it.
+        # Loss of every sample's tokens in its last step, nats.
         self._last_nll = torch.full(
             (len(rows), max(row.n_scored for row in rows)),
             math.inf,
@@ -46,7 +49,7 @@ class TokenStopping:
         )
 
     def keep_losses(self, batch: MicroBatch, nll_RL: Tensor) -> None:
-        """Note what a step finds, (R, L) nats; nothing waits for the device."""
+        """Record a step's token losses, (R, L) nats, without waiting for the device."""
         if self._runs:
             width = nll_RL.shape[1]
             kept_RL = self._last_nll[batch.sample_of_row_R, :width]
@@ -54,7 +57,7 @@ class TokenStopping:
             self._last_nll[batch.sample_of_row_R, :width] = seen_RL
 
     def copy_samples(self, source: Tensor, target: Tensor) -> None:
-        """Note for samples what is known of others; both int64 (n,)."""
+        """Copy the losses of samples to others; both int64 (n,)."""
         self._last_nll[target] = self._last_nll[source]
 
     def stepped(self, rows_of: Mapping[int, Sequence[Row]]) -> None:
@@ -64,7 +67,7 @@ class TokenStopping:
                 run.stepped(rows_of[i])
 
     def done(self, i: int) -> bool:
-        """Return whether a member's tokens are all recalled, so that nothing is left to train."""
+        """Return whether a member's tokens are all recalled, so that none is left to train."""
         return i in self._runs and self._runs[i].done
 
     def due(self, steps: int, active: Sequence[int]) -> list[int]:
@@ -72,8 +75,10 @@ class TokenStopping:
         return [i for i in active if i in self._runs and self._runs[i].is_due(steps)]
 
     def check(self, steps: int, due: Sequence[int], model: AdaptedModel) -> list[Row]:
-        """Tell runs what their steps have found, and where they ask for more, what a look at their
-        records finds; the rows that were scored for it."""
+        """Update runs by their latest token losses, and evaluate the records that they ask for.
+
+        Returns the rows that were evaluated.
+        """
         scored: list[Row] = []
         last_nll = self._last_nll.tolist()
         for i in due:
@@ -89,21 +94,23 @@ class TokenStopping:
         return scored
 
     def get_state(self) -> PackState:
-        """The state that `set_state` continues from."""
+        """Return the state that `set_state` restores."""
         return PackState(
             {"last_nll": self._last_nll}, {str(i): r.facts() for i, r in self._runs.items()}
         )
 
     def set_state(self, state: PackState) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Restore a state returned by `get_state`."""
         self._last_nll.copy_(state.tensors["last_nll"])
         for i, run in self._runs.items():
             run.set_state(state.facts[str(i)])
 
 
 def _settles(member: Member, recipe: Recipe, rules: MemftRules) -> bool:
-    """Return whether a run takes no step any more once all is recalled: not where dropout may
-    still find a token below the threshold, nor by the paper's rules, which then take a plain
-    step."""
+    """Return whether a run takes no more steps once all its tokens are recalled.
+
+    Not with dropout, which may still put a token below the threshold, nor under the paper's rules,
+    which then take a plain step.
+    """
     by_threshold = member.run.method == "memft_ot" or member.grows(rules)
     return by_threshold and rules.compat == "mended" and recipe.dropout == 0
