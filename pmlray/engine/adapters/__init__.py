@@ -1,1 +1,1 @@
-"""Many LoRA adapters at once: their tensors, AdamW, files and cards."""
+"""LoRA adapters packed into shared tensors: AdamW, files and model cards."""

@@ -11,10 +11,10 @@ from pmlray.engine.model.head import TokenLosses, token_losses
 
 
 class AdaptedModel(nn.Module):
-    """Per-token losses of a micro-batch under its rows' adapters.
+    """Module that computes per-token losses of a micro-batch under its rows' adapters.
 
-    Only the adapters are registered: the frozen base stays out of `parameters()`, so that no
-    training framework copies, broadcasts or converts it.
+    Only the adapters are registered: the frozen base is not in `parameters()`, so that no training
+    framework copies, broadcasts or converts it.
     """
 
     def __init__(self, base: BaseModel, lora: PackedLora) -> None:
@@ -24,16 +24,16 @@ class AdaptedModel(nn.Module):
 
     @property
     def head_work(self) -> float:
-        """Scoring one token over one position's way through the suffix, by their weights."""
+        """Work of scoring one token relative to one position's suffix pass, by weight counts."""
         suffix = self._base.model.model.layers[self._base.probe.layer + 1 :]
         weights = sum(p.numel() for layer in suffix for p in layer.parameters())
-        # An adapter at the last layer leaves no suffix: its own weights are all that is left.
+        # No suffix follows an adapter at the last layer: avoid a division by zero.
         return self._base.head_weight.numel() / max(1, weights)
 
     def forward(self, batch: MicroBatch, keep_TD: Tensor | None = None) -> TokenLosses:
-        """Losses of the batch's N supervised tokens.
+        """Return the losses of the batch's N supervised tokens.
 
-        keep_TD: dropout's mask of the adapter output, already scaled; None outside training.
+        keep_TD: dropout mask of the adapter output, already scaled, (T, D); None without dropout.
         """
         delta_TD = self.lora.delta(batch)
         if keep_TD is not None:

@@ -1,4 +1,4 @@
-"""The card of a search's adapter: README.md beside its weights, ready for the Hugging Face hub."""
+"""Model card of a search's adapter: README.md beside its weights, for the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ MODEL_CARD = "README.md"
 
 
 def write_card(folder: Path, spec: SearchSpec, o: Observation) -> None:
-    """Write what an adapter is, what it was measured to recall, and how to load it."""
+    """Write an adapter's card: its origin, its measured recall, and how to load it."""
     (folder / MODEL_CARD).write_text(adapter_card(spec, o), encoding="utf-8")
 
 
 def adapter_card(spec: SearchSpec, o: Observation) -> str:
-    """The card's text."""
+    """Return the card's text."""
     p, recall = o.point, o.recall
     pinned = f" at {spec.model.revision}" if spec.model.revision else ""
     return f"""{card_head(spec)}# Adapter of rank {p.lora_rank} for {spec.model.id}{pinned}

@@ -1,4 +1,4 @@
-"""AdamW for packed adapters: rate, normaliser, clipping and step count of each adapter alone.
+"""AdamW for packed adapters, with a learning rate, normaliser, clipping and step count for each.
 
 Shapes: N adapters; parameters are (N, ., .).
 """
@@ -14,17 +14,17 @@ from torch import Tensor
 from pmlray.engine.runtime.pack_state import PackState
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
-# An update goes over its tensors eleven times: on a CPU over so much at once as its caches hold.
+# An update reads its tensors eleven times: on a CPU in parts of this size, which fit its caches.
 CPU_PART_BYTES = 2**20
 
 
 class PackedAdamW(torch.optim.Optimizer):
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) whose first axis separates adapters.
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) on tensors whose first axis is the adapter.
 
-    Gradients arrive as sums over tokens. `prepare` gives, for the next step, each adapter's rate
-    and the weight sum that turns its gradient into a mean. An adapter whose weight sum is 0 is
-    left wholly alone: neither its moments nor its step count move. `norm_N`: the last step's norm
-    of each adapter's mean gradient, before clipping.
+    Gradients are sums over tokens. `prepare` sets, for the next step, each adapter's rate and the
+    weight sum that turns its gradient into a mean. An adapter whose weight sum is 0 is unchanged,
+    including its moments and step count. `norm_N`: the last step's norm of each adapter's mean
+    gradient, before clipping.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class PackedAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def copy_adapter(self, source: int, target: int) -> None:
-        """Make one adapter what another is: its parameters, moments and step count."""
+        """Copy one adapter's parameters, moments and step count to another."""
         for group in self.param_groups:
             for p in group["params"]:
                 for tensor in (p, *self.state[p].values()):
@@ -54,7 +54,7 @@ class PackedAdamW(torch.optim.Optimizer):
         self._count_N[target] = self._count_N[source]
 
     def forget(self, adapter: int) -> None:
-        """Let an adapter's next step be its first."""
+        """Reset an adapter's moments and step count, so that its next step is its first."""
         for group in self.param_groups:
             for p in group["params"]:
                 for tensor in self.state[p].values():
@@ -62,7 +62,7 @@ class PackedAdamW(torch.optim.Optimizer):
         self._count_N[adapter] = 0
 
     def get_state(self) -> PackState:
-        """All that the next step depends on beside parameters and gradients."""
+        """Return the moments and step counts, which `set_state` restores."""
         moments = {
             f"{name}.{i}": tensor
             for i, p in enumerate(self.param_groups[0]["params"])
@@ -71,7 +71,7 @@ class PackedAdamW(torch.optim.Optimizer):
         return PackState({**moments, "count_N": self._count_N})
 
     def set_state(self, state: PackState) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Restore a state returned by `get_state`."""
         for key, tensor in state.tensors.items():
             if key == "count_N":
                 self._count_N.copy_(tensor)
@@ -122,7 +122,7 @@ class _Update(NamedTuple):
 
     def __call__(self, part: slice, p: Tensor, grad: Tensor, mean: Tensor, square: Tensor) -> None:
         moves, scale, step_size, root = (x_N[part, None, None] for x_N in self)
-        # What does not move may have no finite gradient.
+        # The gradient of an adapter that is not updated may be infinite or NaN.
         grad.mul_(scale).masked_fill_(~moves, 0.0)
         mean.lerp_(grad, (1 - BETA1) * moves)
         square.mul_(torch.where(moves, BETA2, 1.0)).addcmul_(grad, grad, value=1 - BETA2)
@@ -132,7 +132,7 @@ class _Update(NamedTuple):
 
 
 def _parts(p: Tensor) -> list[slice]:
-    """Adapters that are updated at once."""
+    """Return slices of adapters that are updated at once."""
     n = len(p)
     at_once = max(1, CPU_PART_BYTES // p[0].nbytes) if p.is_cpu else n
     return [slice(first, first + at_once) for first in range(0, n, at_once)]

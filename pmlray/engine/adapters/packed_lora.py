@@ -1,4 +1,4 @@
-"""Many LoRA adapters of mixed rank in one pair of tensors.
+"""LoRA adapters of mixed ranks in one pair of tensors.
 
 Shapes: N adapters in S slots, R rows of a batch, T positions of all rows, P those of an adapter's
 rows in a block, X adapter input width, D hidden size, K the largest rank of the pack.
@@ -17,7 +17,7 @@ from pmlray.engine.runtime.pack_state import PackState
 
 
 def initial_A(placement: str, width: int, lora_rank: int, seed: int) -> Tensor:
-    """Initial A of one adapter, (X, r), drawn on the CPU from its own seed.
+    """Return the initial A of one adapter, (X, r), drawn on the CPU from its own seed.
 
     `mlp` follows the paper's code, U(-1/sqrt(r), 1/sqrt(r)) (authors' code of arXiv 2605.30260);
     `down_proj` follows PEFT, U(-1/sqrt(X), 1/sqrt(X)). B starts at 0 in both.
@@ -30,10 +30,10 @@ def initial_A(placement: str, width: int, lora_rank: int, seed: int) -> Tensor:
 class PackedLora(nn.Module):
     """N adapters as A (S, X, K) and B (S, K, D); columns past an adapter's rank stay zero.
 
-    They start at zero, and a zero column of A and row of B give each other zero gradients, so no
-    mask is needed in a step. The scale is 1 (lora_alpha = r).
+    The padding starts at zero, and a zero column of A and row of B give each other zero gradients,
+    so no mask is needed in a step. The scale is 1 (lora_alpha = r).
 
-    Where they are not held all at once, A and B have S < N slots: an adapter takes one when it
+    Where not all adapters train at once, A and B have S < N slots: an adapter takes one when it
     begins, and can be read until another takes it.
     """
 
@@ -51,22 +51,23 @@ class PackedLora(nn.Module):
         self.A = nn.Parameter(torch.zeros(slots, base.adapter_width, largest, device=base.device))
         hidden = base.model.config.hidden_size
         self.B = nn.Parameter(torch.zeros(slots, largest, hidden, device=base.device))
-        # The adapter in each slot, and each adapter's slot; nothing that a framework moves.
+        # The adapter in each slot, and each adapter's slot; not registered, so no framework moves
+        # them.
         self._holders: list[int | None] = [None] * slots
         self._slot_N = torch.zeros(len(ranks), dtype=torch.int64, device=base.device)
         for n in range(slots):
             self._start(n, n)
 
     def slot_of(self, n: int) -> int:
-        """The slot of an adapter; ValueError when it has none."""
+        """Return the slot of an adapter; ValueError when it has none."""
         return self._holders.index(n)
 
     def slots_of(self, adapter_R: Tensor) -> Tensor:
-        """The slots of adapters, int64 (R,)."""
+        """Return the slots of adapters, int64 (R,)."""
         return self._slot_N[adapter_R]
 
     def begin(self, n: int, inside: Collection[int]) -> int:
-        """Give adapter n, untrained, a slot that none of those `inside` holds; the slot."""
+        """Put untrained adapter n into a slot held by none of those `inside`; return the slot."""
         if n in self._holders:
             return self.slot_of(n)
         slot = next(s for s, holder in enumerate(self._holders) if holder not in inside)
@@ -82,12 +83,12 @@ class PackedLora(nn.Module):
         self._holders[slot], self._slot_N[n] = n, slot
 
     def get_state(self) -> PackState:
-        """The state that `set_state` continues from."""
+        """Return the state that `set_state` restores."""
         return PackState({"A": self.A.data, "B": self.B.data}, {"holders": self._holders})
 
     @torch.no_grad()
     def set_state(self, state: PackState) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Restore a state returned by `get_state`."""
         for name, values in self.named_parameters():
             values.copy_(state.tensors[name])
         self._holders = list(state.facts["holders"])
@@ -109,13 +110,13 @@ class PackedLora(nn.Module):
         return torch.cat(parts)
 
     def _of(self, adapters: tuple[int, ...], adapter_N: Tensor) -> tuple[Tensor, Tensor]:
-        # All of them in their order are there already: copies would cost more than the products.
+        # All slots in order need no gather: its copies would cost more than the products.
         if list(adapters) == self._holders:
             return self.A, self.B
         slot_N = self.slots_of(adapter_N)
         return self.A[slot_N], self.B[slot_N]
 
     def weights(self, n: int) -> tuple[Tensor, Tensor]:
-        """A (X, r) and B (r, D) of adapter n, detached, without the padding to K."""
+        """Return A (X, r) and B (r, D) of adapter n, detached, without the padding to K."""
         rank, slot = self.ranks[n], self.slot_of(n)
         return self.A[slot, :, :rank].detach().clone(), self.B[slot, :rank].detach().clone()

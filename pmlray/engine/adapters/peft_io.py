@@ -1,4 +1,4 @@
-"""Adapters on disk: PEFT's own layout for `down_proj`, pmlray's for the paper's `mlp` placement."""
+"""Adapter files: PEFT's own format for `down_proj`, pmlray's for the paper's `mlp` placement."""
 
 from __future__ import annotations
 
@@ -18,13 +18,20 @@ MLP_CONFIG_FILE = "pmlray_adapter.json"
 def save_adapter(folder: Path, probe: Probe, weights: tuple[Tensor, Tensor], base_id: str) -> None:
     """Write one adapter; a `down_proj` folder loads with `peft.PeftModel.from_pretrained`.
 
-    weights: A (X, r) and B (r, D).
+    Args:
+        folder: receives the files; made if missing.
+        probe: placement and layer of the adapter.
+        weights: A (X, r) and B (r, D), scale 1; X is the adapter's input width, D the hidden size.
+        base_id: name of the base model, written to the adapter's config.
+
+    Raises:
+        OSError: the folder cannot be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     a, b = (w.detach().cpu().float() for w in weights)
     rank = a.shape[1]
     if probe.placement == "down_proj":
-        # Importing PEFT takes seconds, which a pack of the other placement need not spend.
+        # Imported here, as it takes seconds and the other placement does not need it.
         from peft import LoraConfig
 
         at = f"base_model.model.model.layers.{probe.layer}.mlp.down_proj"
@@ -47,7 +54,7 @@ def save_adapter(folder: Path, probe: Probe, weights: tuple[Tensor, Tensor], bas
 
 
 def load_mlp_adapter(folder: Path) -> tuple[Probe, tuple[Tensor, Tensor]]:
-    """An `mlp` adapter: its probe, A (X, r) and B (r, D), for `BaseModel.with_adapter`."""
+    """Load an `mlp` adapter: its probe, A (X, r) and B (r, D), for `BaseModel.with_adapter`."""
     config = json.loads((folder / MLP_CONFIG_FILE).read_text())
     tensors: dict[str, torch.Tensor] = load_file(folder / WEIGHTS_FILE)
     probe = Probe(placement=config["placement"], layer=config["layer"])

@@ -1,7 +1,7 @@
-"""A base that no device holds, whole and unpacked: PEFT's adapter, rows dealt out over the ranks.
+"""PEFT model of a base too large for one device: one adapter, records distributed over ranks.
 
 The forward is PEFT's own, so that a framework may shard its weights. Every rank runs equally many
-forwards, with rows of no weight where it has none of its own: collectives need all ranks.
+forwards, with rows of zero weight where it has none of its own: collectives need all ranks.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pmlray.types import PlannedRun
 
 
 class SupervisedLosses(nn.Module):
-    """Per-token losses of whole records under one adapter."""
+    """Module that computes per-token losses of whole records under one adapter."""
 
     def __init__(self, peft_model: Any) -> None:
         super().__init__()
         self.adapted = peft_model
 
     def forward(self, records: Sequence[Record]) -> tuple[Tensor, Tensor]:
-        """nll in nats, and whether the argmax is wrong, of all supervised tokens in order."""
+        """Return the nll in nats and the argmax error of all supervised tokens, in order."""
         causal = self.adapted.get_base_model()
         device = next(self.adapted.parameters()).device
         rows = [torch.tensor([*r.prompt_ids, *r.target_ids[:-1]]) for r in records]
@@ -48,26 +48,28 @@ class SupervisedLosses(nn.Module):
         return nll, wrong
 
     def remove_adapter(self) -> None:
-        """Leave the base as it was before it was adapted."""
+        """Remove the adapter from the base, which is then as it was before."""
         self.adapted.unload()
 
 
 class ScoringHead(nn.Module):
-    """A frozen head that scores tokens in chunks of logits. A module, so that a framework that
-    shards its weight gathers it for the whole call, once."""
+    """Frozen head that scores tokens in chunks of logits.
+
+    It is a module, so that a framework that shards its weight gathers it once for the whole call.
+    """
 
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
         self.weight = weight
 
     def forward(self, hidden_ND: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses in nats, and whether the argmax is wrong."""
+        """Return the nll in nats and the argmax error of each token, (N,) each."""
         nll_N, wrong_N = token_losses(hidden_ND, self.weight, targets_N)
         return nll_N, wrong_N
 
 
 def load_base(search: PreparedSearch) -> Any:
-    """The base with a head that scores, on the CPU or where a framework puts its parts."""
+    """Load the base, with a ScoringHead, to the CPU or where a framework puts its parts."""
     spec = search.spec
     where, pinned = _where(search)
     base = AutoModelForCausalLM.from_pretrained(
@@ -80,7 +82,7 @@ def load_base(search: PreparedSearch) -> Any:
 
 
 def load_tokenizer(search: PreparedSearch) -> Any:
-    """The base's tokenizer."""
+    """Load the base's tokenizer."""
     where, pinned = _where(search)
     return AutoTokenizer.from_pretrained(where, **PLAIN_TOKENIZER, **pinned)
 
@@ -92,9 +94,9 @@ def _where(search: PreparedSearch) -> tuple[str, dict[str, Any]]:
 
 
 def adapted_model(base: Any, search: PreparedSearch, run: PlannedRun) -> SupervisedLosses:
-    """A base with the run's fresh adapter.
+    """Return the base with the run's fresh adapter.
 
-    The start is that of the packed engine: the same A, B at 0, scale 1.
+    It is initialised as in the packed engine: the same A, B at 0, scale 1.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -117,6 +119,9 @@ def adapted_model(base: Any, search: PreparedSearch, run: PlannedRun) -> Supervi
 
 
 def share_of(records: Sequence[Record], rank: int, world: int) -> tuple[list[Record], bool]:
-    """A rank's records of a step, and whether they count: a rank without any runs the first."""
+    """Return a rank's records of a step, and whether they count; a rank without any gets one.
+
+    That is the first record, with zero weight.
+    """
     own = list(records[rank::world])
     return (own, True) if own else ([records[0]], False)

@@ -1,1 +1,1 @@
-"""Measurement of adapters: loss, recall, greedy decoding, the capacity control."""
+"""Evaluation of adapters: loss, recall, greedy decoding, the capacity control."""

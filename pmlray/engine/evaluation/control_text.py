@@ -1,7 +1,7 @@
-"""The capacity control: what an adapter learnt about the kind of text, not about its text.
+"""The capacity control: an adapter's loss reduction on fresh text of the same distribution.
 
-Its loss reduction on fresh text of the same distribution (arXiv 2505.24832's unintended
-memorisation, with the frozen base as the reference, is what is left of delta_loss without it).
+It shows what an adapter learnt about the kind of text rather than about its own text. delta_loss
+minus it is the unintended memorisation of arXiv 2505.24832, with the frozen base as the reference.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ Prefixes = Callable[[BaseModel, Sequence[Record]], tuple[CachedRecord, ...]]
 
 @dataclass(frozen=True, slots=True)
 class ControlScore:
-    """An adapter beside its own text: loss reduction on fresh text of its kind, nats per token, and
-    the share of those records that it gets wholly right; loss reduction on plain prose. None where
-    there is no such text, or where it was not asked for."""
+    """Scores of an adapter on texts that it was not trained on.
+
+    `delta_loss`: loss reduction on fresh text of the same kind, nats per token; `recall`: share of
+    those records recalled exactly; `prose_delta_loss`: loss reduction on plain prose, nats per
+    token. None where there is no such text, or where it was not asked for.
+    """
 
     delta_loss: float | None
     recall: float | None
@@ -33,17 +36,17 @@ class ControlScore:
 
 @dataclass(frozen=True, eq=False)
 class _Fresh:
-    """Cached text, and its loss without an adapter, nats per token."""
+    """Cached fresh text, and its loss without an adapter, nats per token."""
 
     records: tuple[CachedRecord, ...]
     base_loss: float
 
 
 class Control:
-    """A pack's fresh text by the length of its runs, cached and scored without adapters once.
+    """Fresh text of a pack by the length of its runs, cached and scored once without adapters.
 
-    Build it before anything is trained: until then no adapter changes anything. prefixes: gives
-    the cache of records.
+    Create it before training, while every adapter's output is still zero. prefixes: returns the
+    cached activations of records.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Real greedy decoding of records under one stored adapter, record by record."""
+"""Greedy decoding of records under one stored adapter."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DAMAGE = (
 
 @dataclass(frozen=True, eq=False)
 class StoredAdapter:
-    """An adapter read from its folder: A (X, r) and B (r, D), scale included in B."""
+    """An adapter read from its folder; `weights`: A (X, r) and B (r, D), scale included in B."""
 
     base_model: str
     probe: Probe
@@ -38,13 +38,13 @@ class StoredAdapter:
 
     @property
     def lora_rank(self) -> int:
-        """Its rank r."""
+        """Rank r of the adapter."""
         return self.weights[0].shape[1]
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedRecord:
-    """Greedy answer to one record: as many tokens as its target has."""
+    """Greedy answer to one record, of as many tokens as its target."""
 
     record: Record
     answer_ids: tuple[int, ...]
@@ -56,10 +56,17 @@ class DecodedRecord:
 
 
 def read_adapter(folder: Path) -> StoredAdapter:
-    """Read an adapter that pmlray has written: an `mlp` folder, or a PEFT folder whose only adapted
-    module is one layer's `down_proj`.
+    """Read an adapter folder of pmlray's `mlp` format, or of PEFT's for one layer's `down_proj`.
 
-    ModelError when the folder holds no such adapter, says what it holds and what to give.
+    Args:
+        folder: holds `pmlray_adapter.json` or `adapter_config.json`, and the weights.
+
+    Returns:
+        The adapter: A (X, r) and B (r, D), scale included in B, with its base model and probe.
+
+    Raises:
+        ModelError: the folder holds no such adapter, or a damaged one; the message says what it
+            holds and what to give.
     """
     try:
         if (folder / MLP_CONFIG_FILE).is_file():
@@ -86,7 +93,7 @@ def _checked(folder: Path, adapter: StoredAdapter) -> StoredAdapter:
 
 
 def check_fits(base: BaseModel, adapter: StoredAdapter) -> None:
-    """ModelError when the adapter's widths are not those of the base at its layer."""
+    """Check that the adapter's widths are those of the base at its layer; ModelError otherwise."""
     a, b = adapter.weights
     found, wanted = (a.shape[0], b.shape[1]), (base.adapter_width, base.model.config.hidden_size)
     if found != wanted:
@@ -104,11 +111,21 @@ def decode_records(
     records: Sequence[Record],
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[DecodedRecord, ...]:
-    """Decode every record greedily under one adapter, in the order given.
+    """Decode every record greedily under one adapter.
 
-    weights: A (X, r) and B (r, D). Prompts of equal length share a call of `generate`, so that none
-    is padded. progress: is told how many records are done. DataError when a record does not fit the
-    model's context.
+    Prompts of equal length share a call of `generate`, so that none is padded.
+
+    Args:
+        base: the model to decode with.
+        weights: A (X, r) and B (r, D), for an adapter input of width X and hidden size D.
+        records: prompts and targets, as token ids.
+        progress: called with the number of records decoded so far.
+
+    Returns:
+        One answer per record, in the order given, with as many tokens as its target.
+
+    Raises:
+        DataError: a record does not fit the model's context.
     """
     a, b = (w.to(base.device) for w in weights)
     context = base.model.config.max_position_embeddings
@@ -124,7 +141,7 @@ def decode_records(
     answers: dict[int, tuple[int, ...]] = {}
     with base.with_adapter(lambda x_RTX: x_RTX.to(a.dtype) @ a @ b):
         for n_prompt, rows in same_prompt.items():
-            # Records of a like length end together, or the shorter ones would wait for the longer.
+            # Sorted, so that a call generates few tokens beyond the end of its shorter records.
             rows.sort(key=lambda i: len(records[i].target_ids))
             longest = len(records[rows[-1]].target_ids)
             per_call = max(1, MAX_MICRO_BATCH_TOKENS // (n_prompt + longest))
@@ -137,7 +154,7 @@ def decode_records(
 
 
 def _generate(base: BaseModel, records: Sequence[Record]) -> list[list[int]]:
-    """Greedy continuations of equally long prompts."""
+    """Return greedy continuations of equally long prompts, as token ids."""
     prompt = torch.tensor([record.prompt_ids for record in records], device=base.device)
     output = base.model.generate(
         prompt,

@@ -1,7 +1,7 @@
-"""Loss and recall of adapters, read off a teacher-forced pass.
+"""Loss and recall of adapters, from a teacher-forced pass.
 
 Greedy decoding reproduces a target exactly when every teacher-forced argmax is right, so recall
-needs no generation; `decode_exactly` checks that by real decoding.
+needs no generation; `decode_exactly` checks that by generating.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pmlray.types import Recall
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """An adapter's supervised tokens, record by record: nll in nats, argmax wrong or not."""
+    """Scores of an adapter's supervised tokens, by record: nll in nats, and argmax errors."""
 
     nll: tuple[tuple[float, ...], ...]
     wrong: tuple[tuple[bool, ...], ...]
@@ -63,9 +63,9 @@ def mean_losses(
     n_adapters: int,
     keep: Callable[[MicroBatch, torch.Tensor], None],
 ) -> torch.Tensor:
-    """Mean nll of each adapter over its rows, (n_adapters,) fp64; NaN where it has none.
+    """Return the mean nll of each adapter over its rows, (n_adapters,) fp64; NaN without rows.
 
-    keep: is given every batch with the (R, L) nats of its tokens.
+    keep: called with every micro-batch and its token losses, (R, L) nats.
     """
     device = rows[0].record.hidden_TD.device
     total = torch.zeros(n_adapters, dtype=torch.float64, device=device)
@@ -96,7 +96,7 @@ def score_tokens(model: AdaptedModel, rows: Sequence[Row]) -> TokenScores:
 
 @dataclass(frozen=True, eq=False)
 class Decoding:
-    """One adapter to decode with, A (X, r) and B (r, D), and its records."""
+    """One adapter, A (X, r) and B (r, D), and the records to decode with it."""
 
     weights: tuple[torch.Tensor, torch.Tensor]
     records: tuple[Record, ...]
@@ -108,9 +108,8 @@ def decode_exactly(
 ) -> tuple[bool | None, ...]:
     """Return whether greedy decoding reproduces each adapter's records, all adapters at once.
 
-    An adapter's first records are decoded, up to `max_tokens` target tokens in all; None when not
-    even the first is within it. Rows whose prompts are equally long share a call, so that none is
-    padded.
+    An adapter's first records are decoded, up to `max_tokens` target tokens in all; None when even
+    the first has more. Rows whose prompts are equally long share a call, so that none is padded.
     """
     chosen = [_within(decoding.records, max_tokens) for decoding in decodings]
     same_prompt: dict[int, list[tuple[int, Record]]] = {}
@@ -142,7 +141,7 @@ def _within(records: Sequence[Record], max_tokens: int) -> list[Record]:
 def _generate(
     base: BaseModel, rows: Sequence[tuple[tuple[torch.Tensor, torch.Tensor], Record]]
 ) -> list[list[int]]:
-    """Greedy continuations of equally long prompts, each under its own adapter."""
+    """Return greedy continuations of equally long prompts, each under its own adapter."""
     largest = max(a.shape[1] for (a, _), _ in rows)
     a_RXK = torch.stack([pad(a, (0, largest - a.shape[1])) for (a, _), _ in rows])
     b_RKD = torch.stack([pad(b, (0, 0, 0, largest - b.shape[0])) for (_, b), _ in rows])

@@ -1,1 +1,1 @@
-"""Operations of the frozen suffix that cost most: attention, RMSNorm, compiled MLPs."""
+"""Most expensive operations of the frozen suffix: attention, RMSNorm, compiled MLPs."""

@@ -1,10 +1,11 @@
-"""MLPs of the frozen suffix by torch.compile, on a GPU: what stands between their products, fused.
+"""MLPs of the frozen suffix compiled on a GPU, which fuses the operations between their products.
 
-One compilation serves all layers and all numbers of positions; it is made when the base is loaded,
-as none may be made while a CUDA graph is captured. **Never run on a GPU so far**: so it is first
-compared with the MLP as it is, and where it cannot be compiled or differs, layers stay as they are.
-`TORCHDYNAMO_DISABLE=1` in a worker's environment does without. Not on a CPU: there a layer compiled
-gained little and took a minute to compile (`scripts/bench/results/engine_log.md`).
+One compilation serves all layers and all numbers of positions; it happens when the base is loaded,
+as none may happen while a CUDA graph is captured. **Never run on a GPU so far**: so it is first
+compared with the uncompiled MLP, and where compilation fails or the results differ, the layers are
+left unchanged. `TORCHDYNAMO_DISABLE=1` in a worker's environment turns it off. Not used on a CPU:
+there a compiled layer gained little and took a minute to compile
+(`scripts/bench/results/engine_log.md`).
 """
 
 from __future__ import annotations
@@ -21,44 +22,46 @@ from pmlray.engine.kernels.numerics import difference
 
 log = logging.getLogger(__name__)
 
-# Of the comparison, and compiled for all: but not where it equals a width, which torch would take
-# for the same number, nor where it is one.
+# Positions in the comparison, at which the MLP is compiled for all numbers. It must be neither a
+# width of the model, which torch would take for the same symbol, nor 1.
 POSITIONS = 61
 
 Call = Callable[[nn.Module, Tensor], Tensor]
 
 
 class CompiledMLP(nn.Module):
-    """In place of an MLP: compiled where gradients pass. Generation, with its other shapes, would
-    have to be compiled for itself."""
+    """Replacement of an MLP: compiled where gradients pass, otherwise the original.
+
+    Generation has other shapes and would need a compilation of its own.
+    """
 
     def __init__(self, mlp: nn.Module, compiled: Call) -> None:
         super().__init__()
         self.mlp, self._compiled = mlp, compiled
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """The MLP of the hidden states, (1, T, D)."""
+        """Apply the MLP to the hidden states, (1, T, D)."""
         if hidden.requires_grad:
             return self._compiled(self.mlp, hidden)
         return self.mlp(hidden)
 
 
 def compile_mlps(layers: Sequence[Any], size: int) -> bool:
-    """Put a compiled MLP in the place of each layer's, if it gives the same.
+    """Replace each layer's MLP by a compiled one, if that gives the same results.
 
-    layers: decoder layers of one shape, frozen. size: D, of the hidden states. Returns whether it
-    did, and says in the log why not.
+    layers: decoder layers of one shape, frozen. size: D, of the hidden states. Returns whether they
+    were replaced; if not, the reason is logged.
     """
     compiled: Call = torch.compile(
         _call,
         dynamic=True,
         fullgraph=True,
-        # Rounded where torch rounds when nothing is fused: results do not depend on a compiler.
+        # Round where unfused torch operations round, so that results do not depend on the compiler.
         options={"emulate_precision_casts": True},
     )
     try:
         why = _difference(layers[0].mlp, compiled, size)
-    # torch's compilers report by RuntimeError, what they start by the other two.
+    # torch's compilers raise RuntimeError, the programs that they start cause the other two.
     except (RuntimeError, OSError, subprocess.SubprocessError) as error:
         why = str(error).strip().partition("\n")[0]
     if why is not None:
@@ -74,7 +77,7 @@ def _call(mlp: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def _difference(mlp: nn.Module, compiled: Call, size: int) -> str | None:
-    """Return a difference in the output or the input's gradient; None where there is none."""
+    """Return how the output or the input's gradient differs; None where neither does."""
     weight = next(mlp.parameters())
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(2, 1, POSITIONS, size, generator=generator).to(weight)

@@ -1,8 +1,8 @@
 """RMSNorm with a frozen weight: on a CPU a few rows at a time, on a GPU in one kernel each way.
 
-transformers' own goes over whole fp32 copies of its input some ten times, forth and back: on a CPU
-at 1,600 rows that left the cache, and took a seventh of a step; on a GPU (not measured) each time
-is a kernel to launch. Shapes: T positions, D size of a row.
+transformers' own reads whole fp32 copies of its input some ten times in forward and backward: on a
+CPU at 1,600 rows these exceeded the cache, and took a seventh of a step; on a GPU (not measured)
+each pass is a kernel launch. Shapes: T positions, D size of a row.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 NORMS = (LlamaRMSNorm, Qwen3RMSNorm)
-# Two fp32 copies of so many bytes stay in a core's cache beside what they are made of.
+# Two fp32 copies of this size fit a core's cache together with their input.
 PART_BYTES = 576 * 2**10
 
 
 class _FrozenRMSNorm(torch.autograd.Function):
-    """With r = (mean x^2 + eps)^(-1/2): y = w (r x), and of g = dL/dy, h = w g:
-    dL/dx = r (h - x r^2 mean(h x))."""
+    """RMSNorm with a gradient for its input only.
+
+    With r = (mean x^2 + eps)^(-1/2): y = w (r x); with g = dL/dy and h = w g:
+    dL/dx = r (h - x r^2 mean(h x)).
+    """
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
@@ -50,7 +53,7 @@ class _FrozenRMSNorm(torch.autograd.Function):
 
 
 class FrozenRMSNorm(nn.Module):
-    """In place of a norm of `NORMS` whose weight is not trained."""
+    """Replacement of a norm of `NORMS` whose weight is not trained, for a CPU."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
@@ -58,13 +61,13 @@ class FrozenRMSNorm(nn.Module):
         self.variance_epsilon: float = norm.variance_epsilon
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Normalise the last dimension; gradients reach the input alone."""
+        """Normalise the last dimension; gradients reach only the input."""
         rows = hidden.reshape(-1, hidden.shape[-1])
         return _FrozenRMSNorm.apply(rows, self.weight, self.variance_epsilon).view(hidden.shape)
 
 
 class FusedRMSNorm(nn.Module):
-    """In place of a norm of `NORMS`, by torch's own, which rounds once where they round twice."""
+    """Replacement of a norm of `NORMS` by torch's rms_norm, which rounds once instead of twice."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
@@ -77,7 +80,7 @@ class FusedRMSNorm(nn.Module):
 
 
 def freeze_norms(module: nn.Module, frozen: type[FrozenRMSNorm] | type[FusedRMSNorm]) -> None:
-    """Put a frozen norm in the place of every norm below a module."""
+    """Replace every norm below a module by a frozen one."""
     for name, child in module.named_children():
         if isinstance(child, NORMS):
             setattr(module, name, frozen(child))

@@ -1,9 +1,9 @@
-"""Causal attention over longer rows in bfloat16 on a CPU: torch's flash kernel, and a backward pass
-of its own.
+"""Causal attention over longer rows in bfloat16 on a CPU: torch's flash kernel with another
+backward pass.
 
-torch's backward pass goes head by head through small products, at a tenth of what the machine can
-multiply. Here blocks of queries are multiplied, of several rows and all heads at once; scores and
-shares are made anew and are fp32, factors of a product bfloat16.
+torch's backward pass goes head by head through small products, at a tenth of the machine's
+arithmetic throughput. Here products are over blocks of queries, of several rows and all heads at
+once; scores and softmax are recomputed in fp32, and factors of a product are bfloat16.
 
 Shapes: R rows, H heads, G key/value heads, L a row's positions, E head size; of a block, B
 positions, K positions up to its last, N rows times key/value heads, Q the positions of all query
@@ -20,16 +20,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-# Of 9 heads, two threads: 4 rows of 1,013, two at once, took 54 ms in blocks of 64, 45 of 128, 46
-# of 192; 8 of 513, four at once, 32, 29 and 26; torch's own backward pass 55 and 48.
+# Measured with 9 heads and two threads: 4 rows of 1,013 positions, two at once, took 54 ms in
+# blocks of 64, 45 of 128, 46 of 192; 8 rows of 513, four at once, 32, 29 and 26; torch's own
+# backward pass 55 and 48.
 BLOCK_POSITIONS = 128
-# Scores of a block: twice as much did not stay in the caches (45 -> 63 ms).
+# Scores of a block: twice as much exceeded the caches (45 -> 63 ms).
 BLOCK_BYTES = 10 * 2**20
 
 
 class _LongAttention(torch.autograd.Function):
-    """With P = softmax(s Q K^T) and O = P V: dV = P^T dO, dS = s P (dO V^T - sum_E dO O),
-    dQ = dS K, dK = dS^T Q."""
+    """Attention of longer rows, with its gradients.
+
+    With P = softmax(s Q K^T) and O = P V: dV = P^T dO, dS = s P (dO V^T - sum_E dO O),
+    dQ = dS K, dK = dS^T Q.
+    """
 
     @staticmethod
     def forward(
@@ -64,7 +68,7 @@ class _LongAttention(torch.autograd.Function):
 def _gradients(
     query_RHLE: Tensor, key_RGLE: Tensor, value_RGLE: Tensor, grad_RHLE: Tensor, *, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of query, key and value, block by block of the queries."""
+    """Return the gradients of query, key and value, computed in blocks of queries."""
     rows, heads, length, size = query_RHLE.shape
     n, sharing = rows * key_RGLE.shape[1], heads // key_RGLE.shape[1]
     key_NLE, value_NLE = key_RGLE.flatten(0, 1).float(), value_RGLE.flatten(0, 1).float()
@@ -72,7 +76,7 @@ def _gradients(
     to_key_NLE, to_value_NLE = torch.zeros_like(key_NLE), torch.zeros_like(value_NLE)
     most = min(BLOCK_POSITIONS, length)
     future_BB = torch.full((most, most), float("-inf")).triu_(1)
-    # The same memory for all blocks, which stays in the caches.
+    # All blocks use the same memory, which stays in the caches.
     room, more_room = (torch.empty(n * sharing * most * length) for _ in range(2))
     for start in range(0, length, most):
         stop = min(start + most, length)
@@ -104,8 +108,10 @@ def _gradients(
 
 @contextmanager
 def _bfloat16_factors() -> Generator[None]:
-    """Products of fp32 tensors go by factors rounded to bfloat16 and sums in fp32, where the CPU
-    multiplies bfloat16."""
+    """Multiply fp32 tensors with factors rounded to bfloat16 and sums in fp32, in this context.
+
+    Only where the CPU has bfloat16 instructions.
+    """
     onednn: Any = torch.backends.mkldnn
     products = onednn.matmul
     before = products.fp32_precision
@@ -119,8 +125,8 @@ def _bfloat16_factors() -> Generator[None]:
 def long_attention(
     query_RHLE: Tensor, key_RGLE: Tensor, value_RGLE: Tensor, *, scale: float
 ) -> Tensor:
-    """Causal attention within each row, (R, H, L, E), of contiguous bfloat16 tensors on a CPU.
+    """Compute causal attention within each row, (R, H, L, E), for contiguous bfloat16 CPU tensors.
 
-    R rows, H heads, G key/value heads, each for H / G heads that follow one another.
+    R rows, H heads, G key/value heads, each shared by H / G consecutive heads.
     """
     return _LongAttention.apply(query_RHLE, key_RGLE, value_RGLE, scale)

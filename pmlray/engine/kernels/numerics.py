@@ -1,4 +1,4 @@
-"""Comparison of a step with the same step taken in another way."""
+"""Numerical comparison of a step with the same step computed in another way."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# Of the norm of what the step changed. Sums in another order move gradients by about a hundredth of
-# this in fp32 and up to this in bf16; a stale input or a tensor left out moves them by all of it.
+# Relative to the norm of the step's change. Sums in another order change gradients by about a
+# hundredth of this in fp32 and up to this in bf16; a stale input or a missing tensor changes them
+# by the whole norm.
 TOLERANCE = 0.02
-# Of the norm of a tensor itself: what fp32 can tell.
+# Relative to the norm of the tensor itself: the resolution of fp32.
 ROUNDING = 1e-6
 
 
 def difference(
     before: Mapping[str, Tensor], expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
 ) -> str | None:
-    """Return how `found` differs from `expected`, None where it does not; waits for the device.
+    """Return a description of how `found` differs from `expected`, None where it does not.
 
-    before: the tensors before the step, by the same names; zero for those that were not there. The
-    same infinity, or not a number in both, is no difference.
+    before: the tensors before the step, by the same names; a missing one counts as zero. Equal
+    infinities, and NaN in both, are no difference. Waits for the device.
     """
     for name, right in expected.items():
         was = before[name] if name in before else torch.zeros_like(right)
@@ -28,7 +29,7 @@ def difference(
         off = torch.where(equal, 0.0, found[name].double() - right.double()).norm().item()
         change = (_finite(right) - _finite(was)).norm().item()
         most = TOLERANCE * change + ROUNDING * _finite(right).norm().item()
-        # So that a number in one and none in the other is a difference.
+        # Not `off > most`: with NaN in only one of them, `off` is NaN, which is a difference.
         if not off <= most:
             return f"{name} is off by {off:.2g} where {most:.2g} is allowed"
     return None

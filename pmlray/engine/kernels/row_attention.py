@@ -1,10 +1,10 @@
 """Causal attention over rows laid end to end, without padding and without a mask tensor.
 
 A micro-batch is one long sequence of rows; everything but attention works on single positions and
-never sees where a row ends. Rows of equal length lie together (a group) and are attended to at
-once. For many short rows on a CPU attention is products of small matrices in fp32: torch's flash
-kernel goes head by head, which costs more than the arithmetic of a short row. There the query heads
-that share a key head lie end to end, and all rows are multiplied at once.
+is independent of where a row ends. Rows of equal length lie together (a group) and are computed at
+once. For many short rows on a CPU attention is computed as batched products of small fp32 matrices:
+torch's flash kernel goes head by head, which costs more than the arithmetic of a short row. There
+the query heads that share a key head lie end to end, and all rows are multiplied at once.
 
 Shapes: T all positions, R rows of a group, N rows times key/value heads, L a row's positions, Q the
 positions of all query heads that share a key head, H heads, G key/value heads, E head size, D
@@ -23,15 +23,15 @@ from pmlray.engine.kernels.long_attention import long_attention
 
 RowGroups = tuple[tuple[int, int], ...]
 Rotary = tuple[Tensor, Tensor]
-# On a CPU rows up to here attend in fp32, their gradients off by 3e-7 of their norm in place of
-# 2e-3: where that costs next to nothing. Forward and backward of 9 heads over 128 rows of 22 took
-# 5.3 ms so and 8.5 as longer rows do; over 32 of 63 6.1 and 7.0, 21 of 96 8.0 and 5.9, 16 of 128
-# 11.1 and 7.6.
+# On a CPU rows of up to this length use fp32, where it costs next to nothing: the error of their
+# gradients is 3e-7 of the norm instead of 2e-3. Forward and backward of 9 heads over 128 rows of 22
+# positions took 5.3 ms this way and 8.5 ms as for longer rows; 32 of 63 took 6.1 and 7.0, 21 of 96
+# 8.0 and 5.9, 16 of 128 11.1 and 7.6.
 CPU_SHORT_LENGTH = 96
 
 
 class _Rotated(torch.autograd.Function):
-    """Rotary position embedding, and with it the layout and precision that attention wants.
+    """Rotary position embedding, with a change to the layout and precision used in attention.
 
     Of x = (x1, x2), the halves of a head: y1 = c x1 - s x2, y2 = c x2 + s x1.
     """
@@ -62,8 +62,10 @@ def _turn(x_RHLE: Tensor, cos_LE: Tensor, sin_LE: Tensor, sign: int) -> Tensor:
 
 
 class RowAttention(nn.Module):
-    """In place of a Llama's or a Qwen3's attention: over rows where they are given, else as it was
-    (in generation). Its weights are frozen."""
+    """Replacement of a Llama's or a Qwen3's attention, with frozen weights.
+
+    It attends within rows where they are given, otherwise (in generation) as the original does.
+    """
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
@@ -76,7 +78,7 @@ class RowAttention(nn.Module):
         row_groups: RowGroups | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend as transformers' modules do; with rows, hidden states are (1, T, D).
+        """Attend within rows, with hidden states (1, T, D); without rows as the original module.
 
         row_groups: (rows, length) of each group, in order.
         """
@@ -108,9 +110,9 @@ def attend_rows(
     *,
     scale: float,
 ) -> Tensor:
-    """Causal attention within each row, (T, H, E) in the query's precision.
+    """Compute causal attention within each row, (T, H, E) in the query's precision.
 
-    rotary: cosine and sine at every position, (T, E) each; rows of a group have the same.
+    rotary: cosine and sine at every position, (T, E) each, the same for all rows of a group.
     """
     outputs, start = [], 0
     for rows, length in row_groups:
@@ -144,8 +146,11 @@ def attend_rows(
 
 
 class _ShortAttention(torch.autograd.Function):
-    """With P = softmax(s Q K^T) and O = P V: dV = P^T dO, dS = s P (dO V^T - sum_E dO O),
-    dQ = dS K, dK = dS^T Q."""
+    """Attention of short rows, with its gradients.
+
+    With P = softmax(s Q K^T) and O = P V: dV = P^T dO, dS = s P (dO V^T - sum_E dO O),
+    dQ = dS K, dK = dS^T Q.
+    """
 
     @staticmethod
     def forward(
@@ -179,9 +184,9 @@ class _ShortAttention(torch.autograd.Function):
 def short_attention(
     query_RHLE: Tensor, key_RGLE: Tensor, value_RGLE: Tensor, *, scale: float
 ) -> Tensor:
-    """Causal attention within each row, (R, H, L, E), of contiguous fp32 tensors on a CPU.
+    """Compute causal attention within each row, (R, H, L, E), for contiguous fp32 CPU tensors.
 
-    R rows, H heads, G key/value heads, each for H / G heads that follow one another.
+    R rows, H heads, G key/value heads, each shared by H / G consecutive heads.
     """
     rows, heads, length, size = query_RHLE.shape
     groups = key_RGLE.shape[1]

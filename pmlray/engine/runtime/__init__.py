@@ -1,1 +1,1 @@
-"""A training process: its state, checkpoints and clock, its allocator and threads."""
+"""Runtime of a training process: state, checkpoints, clock, allocator and threads."""

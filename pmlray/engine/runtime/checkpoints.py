@@ -1,7 +1,7 @@
-"""Checkpoints of a pack while it trains: safetensors files, of which the newest whole one counts.
+"""Checkpoints of a pack in training: safetensors files, of which the newest intact one is used.
 
-A file's name tells the step and a digest of the content: one that was cut short, or damaged in any
-other way, does not match its name, and the one before it is used.
+A file's name holds the step and a digest of the content: a truncated or otherwise damaged file does
+not match its name, and the previous one is used.
 """
 
 from __future__ import annotations
@@ -27,43 +27,45 @@ from pmlray.types import PlannedRun
 
 log = logging.getLogger(__name__)
 
-# Part of every checkpoint's identity: raise it when a change of code changes what it must hold.
+# Part of every checkpoint's identity; increase it when code changes what a checkpoint must hold.
 CHECKPOINT_VERSION = 3
-# One may turn out to be cut short.
+# More than one, as the newest may be truncated.
 KEPT = 2
 _NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.safetensors")
 
 
 class Restorable(Protocol):
-    """A fresh pack."""
+    """A fresh pack that can be restored."""
 
     def set_state(self, state: PackState) -> None:
-        """Bring it to a state of the same members."""
+        """Restore a state of the same members."""
         ...
 
 
 class Resumable(Protocol):
-    """A pack between two steps. One that is put back goes on bit for bit as the one that was taken
-    out would have, on the same kind of device."""
+    """A pack between two steps that can be saved.
+
+    A restored pack continues bit for bit as the saved one would have, on the same kind of device.
+    """
 
     active: list[int]
     clock: DeviceClock
 
     def get_state(self) -> PackState:
-        """All that its later steps depend on, on the host; waits for the device."""
+        """Return all that later steps depend on, on the host; waits for the device."""
         ...
 
 
 class AskedToLeave(RunError):
-    """Training ended before its end because it was asked to; all is kept."""
+    """Training was asked to stop early; its state was saved."""
 
 
 class Checkpoints:
-    """Folder of a pack's checkpoints, and when to take one.
+    """Folder of a pack's checkpoints, and rule when to take one.
 
-    every: seconds between two. leave: True when the process was asked to leave; training then ends
-    with a checkpoint and AskedToLeave. sharded: its runs train one by one on a sharded base; the
-    packed loop cannot read such a state, nor the other way round.
+    every: seconds between two. leave: returns True when the process was asked to end; training then
+    ends with a checkpoint and AskedToLeave. sharded: True where runs train one by one on a sharded
+    base; the packed loop cannot read such a state, nor the other way round.
     """
 
     def __init__(
@@ -87,22 +89,22 @@ class Checkpoints:
 
     @property
     def unsaved_seconds(self) -> float:
-        """Seconds of training that would be lost now."""
+        """Wall seconds since the last checkpoint or the start of training."""
         return 0.0 if self._kept_at is None else time.monotonic() - self._kept_at
 
     @property
     def unsaved_paid_seconds(self) -> float:
-        """Training since the last checkpoint as charged to this process, by `paid_seconds`."""
+        """Charged seconds since the last checkpoint or the start, by `paid_seconds`."""
         return 0.0 if self._kept_at is None else paid_seconds(self._device) - self._paid_then
 
     @property
     def step(self) -> int:
-        """After how many steps the newest checkpoint was taken; 0 where there is none."""
+        """Number of steps at the newest checkpoint; 0 where there is none."""
         names = newest_first(path.name for path in self._folder.iterdir())
         return step_of(names[0]) if names else 0
 
     def resume(self, pack: Restorable) -> int:
-        """Bring a fresh pack to where the last whole checkpoint was taken; the steps it has had."""
+        """Restore a fresh pack from the newest intact checkpoint; return its number of steps."""
         step, state = self._newest()
         if state is not None:
             pack.set_state(state)
@@ -111,7 +113,10 @@ class Checkpoints:
         return step
 
     def after(self, pack: Resumable, step: int, anyone_finished: bool) -> None:
-        """Keep the pack after a step, if it is time: what has finished must never train again."""
+        """Save the pack after a step if that is due; raise AskedToLeave if asked to end.
+
+        A checkpoint is also due when a member has finished, so that it never trains again.
+        """
         leave = self._leave()
         if not pack.active or not (leave or anyone_finished or self.unsaved_seconds >= self._every):
             return
@@ -131,7 +136,7 @@ class Checkpoints:
         try:
             write_once(self._folder / file_name(step, content), content)
         except OSError as error:
-            # Training is worth more than its checkpoint.
+            # Training continues without a checkpoint.
             log.warning("no checkpoint after step %d: %s", step, error)
             return
         for name in superseded(path.name for path in self._folder.iterdir()):
@@ -160,28 +165,28 @@ class Checkpoints:
 
 
 def digest_of(content: bytes) -> str:
-    """A digest of a checkpoint's bytes, against damage and not against forgery."""
+    """Return a digest of a checkpoint's bytes, against damage and not against forgery."""
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def file_name(step: int, content: bytes) -> str:
-    """The name of a checkpoint after so many steps."""
+    """Return the name of a checkpoint after so many steps."""
     return f"step-{step:08d}-{digest_of(content)}.safetensors"
 
 
 def is_whole(name: str, content: bytes) -> bool:
-    """Return whether a file has the content that its name tells."""
+    """Return whether a file's content matches the digest in its name."""
     found = _NAME.fullmatch(name)
     return found is not None and found[2] == digest_of(content)
 
 
 def newest_first(names: Iterable[str]) -> tuple[str, ...]:
-    """The checkpoints among the names of a folder's files, the one of most steps first."""
+    """Return the checkpoints among file names, the one of most steps first."""
     return tuple(sorted((n for n in names if _NAME.fullmatch(n)), key=step_of, reverse=True))
 
 
 def step_of(name: str) -> int:
-    """The steps of a checkpoint by its name; ValueError where it is none's."""
+    """Return the steps in a checkpoint's name; ValueError where it is not a checkpoint's name."""
     found = _NAME.fullmatch(name)
     if found is None:
         raise ValueError(f"{name} is no checkpoint's name")
@@ -189,5 +194,5 @@ def step_of(name: str) -> int:
 
 
 def superseded(names: Iterable[str]) -> tuple[str, ...]:
-    """The checkpoints that newer ones make dispensable."""
+    """Return the checkpoints older than the newest `KEPT`, which can be deleted."""
     return newest_first(names)[KEPT:]

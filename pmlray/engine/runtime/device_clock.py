@@ -1,4 +1,4 @@
-"""Cost of a pack while it trains: the device's paid time, shared out over its adapters."""
+"""Cost of a pack in training: the device's charged time, distributed over its adapters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from pmlray.engine.model.batches import Row
 from pmlray.engine.runtime.pack_state import PackState
 
-# What `gpu_seconds` are, as a result's provenance says it.
+# Meaning of `gpu_seconds` by device type, as given in a result's provenance.
 CLOCKS = {
     "cpu": "CPU seconds of the training process",
     "cuda": "wall seconds of the device",
@@ -18,24 +18,23 @@ CLOCKS = {
 
 
 def paid_seconds(device: torch.device) -> float:
-    """Return the seconds that this process is charged for, from any beginning.
+    """Return the seconds charged to this process, from an arbitrary origin.
 
-    On a GPU wall time: no other process has the device meanwhile. On a CPU the CPU seconds of all
-    of the process's threads, which neighbours on its cores hardly change; Ray's own threads use
-    0.2 % of a core.
+    On a GPU wall time: no other process uses the device. On a CPU the CPU seconds of all of the
+    process's threads, which other processes on its cores hardly change; Ray's own threads use 0.2 %
+    of a core.
     """
     return time.process_time() if device.type == "cpu" else time.perf_counter()
 
 
 class DeviceClock:
-    """Shares what is paid for out over adapters by the work they put through the device: positions
-    through the suffix, and `head_work` for each token that is scored.
+    """Timer that distributes charged time over adapters by their work on the device.
 
-    `lap` closes a stretch: it waits for the device, so it is called only where the loop must wait
-    anyway. By adapter, `gpu_seconds` are what it cost by `paid_seconds`, and `wall_seconds` the
-    time that it took; `training_seconds` is the wall time of optimiser steps. `done_work` is all
-    that was put through so far. `payers` gives the members that an adapter's rows serve: each is
-    charged an equal part.
+    Work counts positions through the suffix, and `head_work` for each scored token. `lap` ends an
+    interval; it waits for the device, so it is called only where the loop must wait anyway. By
+    adapter, `gpu_seconds`: cost by `paid_seconds`; `wall_seconds`: wall time. `training_seconds`:
+    wall time of optimiser steps. `done_work`: all work so far. payers: returns the members that
+    share an adapter's rows; each is charged an equal part.
     """
 
     def __init__(
@@ -59,18 +58,21 @@ class DeviceClock:
         return row.length + self._head_work * row.n_scored
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Note that these rows went through the device."""
+        """Add the work of a pass of these rows through the device."""
         for row in rows:
             self.note(row.adapter, self.work_of(row))
 
     def note(self, adapter: int, work: float) -> None:
-        """Note work of an adapter for those who pay for it."""
+        """Add an adapter's work, in equal parts, to the members that it is charged to."""
         payers = self._payers(adapter)
         for payer in payers:
             self._work[payer] += work / len(payers)
 
     def lap(self, training: bool) -> None:
-        """Share out what passed since the last lap over the work noted since."""
+        """Distribute the time since the last lap over the work added since then.
+
+        training: True where that time was spent in optimiser steps.
+        """
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         wall, paid = time.perf_counter(), paid_seconds(self._device)
@@ -87,7 +89,7 @@ class DeviceClock:
         self._work = [0.0] * len(self._work)
 
     def get_state(self) -> PackState:
-        """Costs so far, as `set_state` continues from; call `lap` first, which shares them out."""
+        """Return the costs so far, which `set_state` restores; call `lap` first to include all."""
         return PackState(
             facts={
                 "gpu_seconds": self.gpu_seconds,
@@ -98,12 +100,12 @@ class DeviceClock:
         )
 
     def set_state(self, state: PackState) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Restore a state returned by `get_state`."""
         facts = state.facts
         self.gpu_seconds = list(facts["gpu_seconds"])
         self.wall_seconds = list(facts["wall_seconds"])
         self.training_seconds, self.done_work = facts["training_seconds"], facts["done_work"]
 
     def restart(self) -> None:
-        """Start a stretch now: what came since the last lap counts for nobody."""
+        """Restart the timer; time since the last lap is charged to no run."""
         self._wall, self._paid = time.perf_counter(), paid_seconds(self._device)

@@ -1,6 +1,6 @@
 """State of a pack between two steps, as tensors by name and JSON types.
 
-Each part of the loop gets and sets its own state; the state of the whole is made of those.
+Each part of the loop gets and sets its own state; a pack's state is composed of those.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class PackState:
-    """Tensors by name, and the rest as JSON types; a name's first part, up to a dot, may be the
-    name of a part."""
+    """Tensors by name, and everything else as JSON types.
+
+    In a composed state, names begin with the name of a part and a dot.
+    """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @classmethod
     def of_parts(cls, parts: Mapping[str, PackState]) -> PackState:
-        """The state of a whole."""
+        """Compose the states of parts, by name, into one state."""
         tensors = {
             f"{name}.{inner}": tensor
             for name, state in parts.items()
@@ -32,7 +34,7 @@ class PackState:
         return cls(tensors, {name: state.facts for name, state in parts.items()})
 
     def part(self, name: str) -> PackState:
-        """One part's state; KeyError where there is none of that name."""
+        """Return the state of one part; KeyError where there is none of that name."""
         prefix = f"{name}."
         tensors = {
             key.removeprefix(prefix): tensor
@@ -42,22 +44,22 @@ class PackState:
         return PackState(tensors, self.facts[name])
 
     def on_host(self) -> PackState:
-        """A copy that later steps do not change; waits for the device."""
+        """Return a copy on the host that later steps do not change; waits for the device."""
         tensors = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in self.tensors.items()}
         return PackState(tensors, self.facts)
 
     def to(self, device: torch.device) -> PackState:
-        """The same on a device."""
+        """Return the state with its tensors on a device."""
         return PackState({n: t.to(device) for n, t in self.tensors.items()}, self.facts)
 
 
 class Stateful(Protocol):
-    """A part of the loop that carries state from step to step."""
+    """A part of the loop that keeps state from step to step."""
 
     def get_state(self) -> PackState:
-        """The state that `set_state` continues from."""
+        """Return the state that `set_state` restores."""
         ...
 
     def set_state(self, state: PackState) -> None:
-        """Continue from a state that `get_state` gave."""
+        """Restore a state returned by `get_state`."""
         ...
