@@ -1,4 +1,4 @@
-"""The parametric memory law: its forms, their fit, and how sure one can be of it."""
+"""Parametric memory law: its forms, their fit, and its uncertainty."""
 
 from pmlray.law.data import LawData, law_data
 from pmlray.law.fitting.averaging import AveragedLaw, AveragedSamples, average_laws

@@ -44,7 +44,7 @@ class StoredBits:
 
 
 def adapter_params(lora_rank: float, in_width: int, out_width: int) -> float:
-    """Parameters of one LoRA adapter: A (in_width, r) and B (r, out_width)."""
+    """Return the number of parameters of one LoRA adapter: A (in_width, r) and B (r, out_width)."""
     return lora_rank * (in_width + out_width)
 
 
@@ -56,7 +56,7 @@ def stored_bits(
     control_delta_loss: float = 0.0,
     entropy_bits: float | None = None,
 ) -> StoredBits:
-    """Bits held of `supervised_tokens` tokens whose loss fell by delta_loss nats per token.
+    """Return the bits stored of tokens whose loss fell by delta_loss nats per token.
 
     n_params: of the adapter, None where their number is not known. control_delta_loss: the same
     adapter's loss reduction on fresh text of the same distribution, nats per token; below 0 nothing
@@ -85,7 +85,8 @@ def predicted_bits(
     train_steps: float,
     level: float = 0.9,
 ) -> tuple[float, float, float]:
-    """Bits that the law expects to be stored, with the central interval of its samples (n, P)."""
+    """Return the bits that the law expects to be stored, with the central interval of its samples
+    (n, P)."""
     scale = seq_len / math.log(2.0)
     drawn = [
         float(law.with_params(sample).predict(lora_rank, seq_len, train_steps))
@@ -98,5 +99,5 @@ def predicted_bits(
 
 
 def phonebook_entropy(n_records: int) -> float:
-    """Entropy of a PhoneBook's numbers, bits: 31.9 a record."""
+    """Return the entropy of a PhoneBook's numbers in bits: 31.9 a record."""
     return n_records * PHONEBOOK_BITS_PER_RECORD

@@ -1,4 +1,4 @@
-"""Points of a law from a CSV that somebody brings: what its columns are, and which rows count."""
+"""Points of a law from a user's CSV: its columns, and the rows that count."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pmlray.errors import DataError
 from pmlray.law.data import LawData, check_fall, check_point
 
 NEEDED = ("rank", "length", "delta_loss_nats")
-# The run that a row is of; without them every row is its own cluster.
+# Columns that identify a row's run; without them every row is its own cluster.
 RUN = ("sequence", "seed")
 OPTIONAL = ("steps", "supervised_tokens", "base_loss_nats", "final_loss_nats", *RUN)
-# What stored observations, search files and the Python API call the same.
+# Names of the same columns in stored observations, search files and the Python API.
 ALIASES = {
     "lora_rank": "rank",
     "seq_len": "length",
@@ -27,12 +27,12 @@ ALIASES = {
     "final_loss": "final_loss_nats",
     "sequence_id": "sequence",
 }
-# What `pmlray table` also writes: known, and no part of a law.
+# Columns that `pmlray table` also writes; a law does not use them.
 BESIDE = (
     *("token_recall", "prefix_recall", "exact_recall", "stubborn_tokens"),
     *("gpu_seconds", "charged_steps", "control_delta_loss_nats"),
 )
-# What must be the same wherever the same run comes again.
+# Columns that must agree between repeated rows of one run.
 MEASURED = ("delta_loss_nats", "base_loss_nats", "final_loss_nats", "supervised_tokens")
 # Losses of a row may differ by their rounding, not by more than this share of the base loss.
 CONTRADICTION = 0.01
@@ -40,14 +40,15 @@ CONTRADICTION = 0.01
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """Names as the file has them, and the place of each column that is read, by our own name."""
+    """Column names of the file, and the index of each column that is read, by pmlray's name for
+    it."""
 
     where: str
     names: list[str]
     columns: Mapping[str, int]
 
     def cells(self, where: str, line: str) -> list[str]:
-        """A row's cells; DataError where they are not as many as the columns with a name."""
+        """Return a row's cells; DataError where their number is not that of the named columns."""
         cells = _cells(where, line)
         named = max(place for place, name in enumerate(self.names) if name) + 1
         if len(cells) > len(self.names) or any(cells[named:]):
@@ -64,7 +65,7 @@ class _Header:
         return cells
 
     def unused(self) -> str | None:
-        """A note that names the columns which say nothing to a law."""
+        """Return a note that names the columns that a law does not use; None without any."""
         known = {*NEEDED, *OPTIONAL, *BESIDE, *ALIASES}
         named = max(place for place, name in enumerate(self.names) if name)
         strange = [
@@ -82,7 +83,7 @@ class _Header:
 
 @dataclass(slots=True)
 class _Runs:
-    """The rows that came so far, by the run that they are of."""
+    """Rows read so far, by the run that they belong to."""
 
     seen: dict[tuple[object, ...], tuple[int, Mapping[str, float]]] = field(
         default_factory=dict[tuple[object, ...], tuple[int, Mapping[str, float]]]
@@ -93,8 +94,8 @@ class _Runs:
     def is_new(
         self, where: str, number: int, run: tuple[object, ...], row: Mapping[str, float]
     ) -> bool:
-        """Return whether a row is of a run not seen so far; DataError where it contradicts an
-        earlier."""
+        """Return whether a row belongs to a run not seen so far; DataError where it contradicts an
+        earlier row."""
         first, before = self.seen.setdefault(run, (number, row))
         if first == number:
             return True
@@ -112,7 +113,7 @@ class _Runs:
 
 
 def read_csv_points(source: Path, lines: Sequence[str], base_loss: float) -> LawData:
-    """The points of a CSV's lines; base_loss: nats per token where a row has none, or NaN.
+    """Read the points of a CSV's lines; base_loss: nats per token where a row has none, or NaN.
 
     Raises DataError naming the line and what to do about it.
     """
@@ -138,7 +139,7 @@ def read_csv_points(source: Path, lines: Sequence[str], base_loss: float) -> Law
         raise DataError(f"{source}: no points; expected rows of {', '.join(NEEDED)}")
     n_known = sum(row["steps"] > 0 for row in rows)
     if 0 < n_known < len(rows):
-        # A law of such points would leave its budget term out without a word.
+        # Otherwise the law would silently be fitted without its budget term.
         raise DataError(
             f"{source}: steps is known in {n_known} of {len(rows)} rows; give it in all, or leave"
             " the column out"
@@ -149,13 +150,13 @@ def read_csv_points(source: Path, lines: Sequence[str], base_loss: float) -> Law
 def _run(header: _Header, cells: list[str], row: Mapping[str, float]) -> tuple[object, ...]:
     """Return the identity of a row's run; row: the cells of the file itself.
 
-    Without a sequence and a seed only rows that are the same in everything are one run: replicates
-    may well share their rank, length and steps.
+    Without a sequence and a seed, only rows that agree in every cell are one run: replicates may
+    share their rank, length and steps.
     """
     if set(RUN) <= set(row):
         return (row["rank"], row["length"], row.get("steps", 0.0), *(row[name] for name in RUN))
     read = set(header.columns.values())
-    # A column without a name is what pandas numbers rows in.
+    # Columns without a name are skipped: pandas writes its row numbers there.
     beside = [
         (name, cell)
         for place, (name, cell) in enumerate(zip(header.names, cells, strict=False))
@@ -218,7 +219,7 @@ def _numbers(where: str, line: str, header: _Header, cells: list[str]) -> dict[s
 
 
 def _check_losses(where: str, row: Mapping[str, float]) -> None:
-    """DataError where the three losses of a row contradict each other beyond rounding."""
+    """Raise DataError where the three losses of a row contradict each other beyond rounding."""
     base, delta = row["base_loss_nats"], row["delta_loss_nats"]
     final = row.get("final_loss_nats", math.nan)
     check_fall(where, delta, base, final)

@@ -16,12 +16,12 @@ from pmlray.types import Observation
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
-# What float32 and tables of seven digits leave of a final loss of zero, as a share of its fall.
+# Rounding of a final loss of zero, in float32 and tables of seven digits, as a share of its fall.
 ROUNDING = 1e-5
 
 
-# A run whose loss fell by more than this share of the base loss has learnt all there is, and says
-# of the law only that it is no lower.
+# A run whose loss fell by more than this share of the base loss is saturated: it shows only that
+# the law is no lower.
 SATURATED_SHARE = 0.95
 
 
@@ -29,12 +29,25 @@ SATURATED_SHARE = 0.95
 class LawData:
     """Points of a law, one entry an observation; all arrays have shape (N,).
 
-    `lora_rank` r >= 1; `seq_len` l >= 1, supervised tokens; `train_steps` t >= 0, 0 when unknown;
-    losses are nats per supervised token, `base_loss` and `final_loss` NaN when unknown; `cluster`
-    holds one id per (sequence_id, seed). `notes` tell what was not taken as it stood: columns that
-    are not used, repeats that count once; they are no part of equality, and a subset keeps them.
-    Raises DataError on unequal shapes, a delta_loss that is not finite, a base_loss <= 0, or a rank
-    or length below 1.
+    Args:
+        lora_rank: rank r, at least 1.
+        seq_len: length l, supervised tokens, at least 1.
+        train_steps: optimiser steps t; 0 when unknown.
+        delta_loss: loss reduction, nats per supervised token.
+        base_loss: loss without the adapter, nats per supervised token; NaN when unknown.
+        final_loss: loss with the adapter, nats per supervised token; NaN when unknown.
+        cluster: one id per (sequence_id, seed).
+        notes: remarks on the input (unused columns, repeats that count once); ignored by equality
+            and kept by subsets.
+
+    Raises:
+        DataError: unequal shapes, a delta_loss that is not finite, a base_loss <= 0, a negative
+            train_steps, or a rank or length below 1.
+
+    Example:
+        >>> r, l, t = np.array([[1, 64, 100], [4, 64, 100], [4, 256, 100]], dtype=float).T
+        >>> delta, base = np.array([1.1, 2.3, 0.9]), np.full(3, 4.0)
+        >>> data = LawData(r, l, t, delta, base, base - delta, cluster=np.zeros(3, dtype=np.int64))
     """
 
     lora_rank: FloatArray
@@ -63,7 +76,7 @@ class LawData:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "notes"}
 
     def _usable(self) -> BoolArray:
-        """Of which points nothing is wrong: what `check_point` says, at once."""
+        """Return the points (N,) that `check_point` accepts, for all points at once."""
         known = np.stack([self.lora_rank, self.seq_len, self.train_steps, self.delta_loss])
         sizes = (self.lora_rank >= 1) & (self.seq_len >= 1) & (self.train_steps >= 0)
         base = ~(self.base_loss <= 0) & ~np.isinf(self.base_loss)
@@ -73,12 +86,12 @@ class LawData:
         return self.lora_rank.size
 
     def subset(self, mask: BoolArray | IntArray) -> LawData:
-        """The points that a boolean mask (N,) or an index array selects."""
+        """Return the points that a boolean mask (N,) or an index array selects."""
         chosen: dict[str, Any] = {name: array[mask] for name, array in self._arrays().items()}
         return LawData(**chosen, notes=self.notes)
 
     def cells(self) -> IntArray:
-        """Design-cell id of each point, shape (N,): equal where (r, l, t) are equal."""
+        """Return the design-cell id of each point, shape (N,): equal where (r, l, t) are equal."""
         design = np.stack([self.lora_rank, self.seq_len, self.train_steps], axis=1)
         return np.unique(design, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
@@ -86,15 +99,18 @@ class LawData:
 def law_data(observations: Iterable[Observation]) -> LawData:
     """Collect the points of a law from observations; l is `supervised_tokens`.
 
-    The SFT runs that MemFT is compared with are left out, so that a store always yields the law
-    that its search went by. A run_key that comes twice with the same values counts once, and a note
-    says so.
+    The SFT runs of the MemFT comparison are left out, so that a store always yields the points that
+    its search fitted. A run_key that occurs twice with the same values counts once, and a note says
+    so.
 
     Args:
         observations: of a search, as `Search.observations` gives them.
 
+    Returns:
+        The points of the law's phase, one a run_key.
+
     Raises:
-        DataError: names the run_key of a point that cannot be used, or that comes twice with
+        DataError: names the run_key of a point that cannot be used, or that occurs twice with
             different values.
 
     Example:
@@ -125,7 +141,7 @@ def law_data(observations: Iterable[Observation]) -> LawData:
 
 
 def informative_points(data: LawData) -> BoolArray:
-    """The points (N,) that are not saturated; all whose base loss is not known."""
+    """Return the points (N,) that are not saturated, and all whose base loss is not known."""
     saturated = data.delta_loss > SATURATED_SHARE * data.base_loss
     return ~saturated
 
@@ -133,7 +149,7 @@ def informative_points(data: LawData) -> BoolArray:
 def check_point(
     where: str, rank: float, length: float, steps: float, delta: float, base: float
 ) -> None:
-    """DataError, beginning with `where`, when a point cannot be used."""
+    """Raise DataError, its message beginning with `where`, when a point cannot be used."""
     if not (math.isfinite(rank) and rank >= 1 and math.isfinite(length) and length >= 1):
         raise DataError(f"{where}: rank {rank:g} and length {length:g} must both be at least 1")
     if not (math.isfinite(steps) and steps >= 0):
@@ -145,10 +161,10 @@ def check_point(
 
 
 def check_fall(where: str, delta: float, base: float, final: float) -> None:
-    """DataError, beginning with `where`, when a loss fell by more than it was.
+    """Raise DataError, its message beginning with `where`, when a loss fell by more than it was.
 
-    NaN stands for a loss not known. `check_point` leaves this alone: laws are also fitted to points
-    drawn with noise around a law.
+    NaN stands for an unknown loss. `check_point` does not include this check, since laws are also
+    fitted to points drawn with noise around a law.
     """
     if delta > base * (1 + ROUNDING):
         raise DataError(
@@ -164,7 +180,7 @@ def check_fall(where: str, delta: float, base: float, final: float) -> None:
 
 
 def check_observation(where: str, o: Observation) -> None:
-    """DataError, beginning with `where`, when an observation cannot be used."""
+    """Raise DataError, its message beginning with `where`, when an observation cannot be used."""
     point = o.point
     check_point(
         where, point.lora_rank, o.supervised_tokens, point.train_steps, o.delta_loss, o.base_loss

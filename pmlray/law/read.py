@@ -17,24 +17,23 @@ from pmlray.types import MALFORMED, Observation
 def read_law_data(path: str | Path, base_loss: float | None = None) -> LawData:
     """Read the points of a law from a CSV, a JSONL of stored observations or a store folder.
 
-    A CSV has the columns rank, length and delta_loss_nats (lines that begin with # are skipped);
-    steps, supervised_tokens (then l is that), base_loss_nats, final_loss_nats, sequence and seed
-    are read where there are such columns, and an empty cell is a number not known. With one of
-    sequence and seed alone, that makes the clusters. The names of stored observations (lora_rank,
-    seq_len, train_steps, delta_loss, ...) mean the same, and where there is no length it is
-    supervised_tokens. Rows that repeat a run count once. Where the base loss is not given it is
-    `base_loss` (nats per token, None when unknown). A folder holds one stored observation a file,
-    in `observations/*.json` or, where there is no such folder, in `*.json`.
+    A CSV has the columns rank, length and delta_loss_nats, and optionally steps, supervised_tokens
+    (which then is l), base_loss_nats, final_loss_nats, sequence and seed; the names of stored
+    observations (lora_rank, seq_len, train_steps, delta_loss, ...) mean the same. Lines that begin
+    with # are skipped, an empty cell is an unknown number, and without a length supervised_tokens
+    is the length. Sequence and seed, or the one of them that is there, make the clusters. Rows that
+    repeat a run count once. A folder holds one stored observation a file, in `observations/*.json`
+    or, where there is no such folder, in `*.json`.
 
     Args:
         path: the file or folder.
-        base_loss: nats per token, for points that do not give theirs; None when unknown.
+        base_loss: nats per token, for rows of a CSV that do not give theirs; None when unknown.
 
     Returns:
         The points; their `notes` name the columns that are not used and count the repeats.
 
     Raises:
-        DataError: names the file and line.
+        DataError: names the file and, where there is one, the line.
 
     Example:
         >>> law = fit_law(read_law_data("searches/tables/smollm2_phonebook.csv"))

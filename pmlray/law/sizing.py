@@ -1,4 +1,4 @@
-"""Rank, length and steps that a wanted loss reduction needs, with intervals."""
+"""Rank, length and steps that a given loss reduction needs, with intervals."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pmlray.law.fitting.averaging import AveragedSamples
 from pmlray.law.forms.protocol import Law
 from pmlray.types import DesignPoint
 
-# Largest values that are reported; beyond them it is only said that they are beyond.
+# Largest values that are reported; larger ones become inf.
 LARGEST = {"lora_rank": 2.0**16, "seq_len": 2.0**24, "train_steps": 2.0**30}
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number read off what is believed of the law, its median, with its central interval."""
+    """Estimate of a quantity (a median in a sizing, a mean in a recall forecast) with its central
+    interval."""
 
     value: float
     low: float
@@ -28,12 +29,12 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """Need of a loss reduction of `delta_loss` nats per token at a point, along one axis with the
-    other two kept.
+    """Requirement for a loss reduction of `delta_loss` nats per token at a point, along each axis
+    with the other two fixed.
 
-    `lora_rank`: the rank needed, 1 when any does and inf when none does. `seq_len`: the longest l,
-    inf when any does and 0 when none does. `train_steps`: the optimiser steps needed, as the rank;
-    None when the law has no budget term, since steps were then not varied.
+    `lora_rank`: the rank needed, 1 when any is enough and inf when none is. `seq_len`: the longest
+    l, inf when any is possible and 0 when none is. `train_steps`: the optimiser steps needed, as
+    the rank; None when the law has no budget term, since steps were then not varied.
     """
 
     point: DesignPoint
@@ -43,7 +44,7 @@ class Sizing:
     train_steps: Estimate | None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types; inf becomes null, which is never a missing number here."""
+        """Return JSON types; inf becomes null, which never stands for a missing number here."""
 
         def plain(estimate: Estimate) -> dict[str, float | None]:
             return {
@@ -67,11 +68,11 @@ class Sizing:
 def size_for(
     samples: AveragedSamples, point: DesignPoint, delta_loss: float, level: float = 0.9
 ) -> Sizing:
-    """Rank, length and steps that a wanted loss reduction takes around `point`.
+    """Return the rank, length and steps that a loss reduction needs around `point`.
 
-    delta_loss: nats per token. Every sample is inverted alone and none believed beyond the base
-    loss, so that the intervals hold both the noise and the disagreement between the forms. Raises
-    DataError when delta_loss is not a finite number.
+    delta_loss: nats per token. Every sample is inverted by itself, and none is allowed beyond the
+    base loss, so that the intervals include both the noise and the disagreement between the forms.
+    Raises DataError when delta_loss is not a finite number.
     """
     if not np.isfinite(delta_loss):
         raise DataError(f"a wanted delta_loss of {delta_loss} is no number of nats per token")
@@ -95,7 +96,7 @@ def size_for(
 
 
 def _estimate(drawn: list[float], level: float, least: float, largest: float) -> Estimate:
-    """Whole order statistics: between inf and inf nothing can be interpolated."""
+    """Return order statistics without interpolation, which is undefined between inf and inf."""
     ordered: FloatArray = np.sort(drawn)
     ordered = np.where(ordered > largest, np.inf, np.maximum(ordered, least))
     edge = int(np.floor((1.0 - level) / 2.0 * (ordered.size - 1)))

@@ -1,4 +1,4 @@
-"""Summary of the law for a search and its report: one fit with everything that qualifies it."""
+"""Summary of the law for a search and its report: one fit with its diagnostics."""
 
 from __future__ import annotations
 
@@ -28,18 +28,32 @@ from pmlray.types import DesignPoint
 # A token whose loss is below this holds more than half of the probability: greedy decoding is sure
 # to produce it (arXiv 2605.30260, the threshold of its filter).
 SURE_LOSS = math.log(2.0)
-# A prediction above this share of the most that is believed is held there.
+# Without a base loss, predictions above this share of the largest delta_loss count as at its cap.
 AT_MOST = 0.98
 
 
 @dataclass(frozen=True, slots=True)
 class LawSummary:
-    """A fitted law with its qualifications.
+    """Fitted law with its diagnostics.
 
-    `fit` is of the form with the largest of the `weights`, with the status that `judgement` gives
-    it; the targets are predicted by all forms. `samples` (n, P) are that form's and `intervals`
-    their central 90% intervals by parameter name. `r2` and `mape`, at the points fitted, are
-    fractions, None where they cannot be had; `unseen` are the errors at points held out.
+    Args:
+        fit: form with the largest weight, with the status that `judgement` gives it.
+        judgement: status of the law at its targets, and the reason.
+        weights: weight of each form by its evidence; they add up to 1.
+        samples: (n, P), posterior samples of the params of `fit.law`.
+        intervals: central 90% intervals of its parameters, by name.
+        r2: share of variance explained at the points fitted; None where undefined.
+        mape: mean error at the points fitted, a fraction; None where undefined.
+        unseen: errors at points held out.
+        targets: predictions at the targets by all forms, nats per token.
+        residuals: structure left in the residuals.
+        checklist: what a reader needs to repeat and judge the fit, by item.
+        average: all forms that were fitted.
+        average_samples: posterior samples of all forms.
+
+    Example:
+        >>> law = fit_law(read_law_data("points.csv"), targets=[DesignPoint(8, 256, 150)])
+        >>> print(law.headline, *law.limits)
     """
 
     fit: LawFit
@@ -93,12 +107,12 @@ class LawSummary:
 
     @property
     def known_interval(self) -> float | None:
-        """`relative_interval`, and None while the points are too few for it to be believed."""
+        """`relative_interval`; None while the points are too few to trust it."""
         return self.relative_interval if self.judgement.enough else None
 
     @property
     def headline(self) -> str:
-        """Most important sentence: how far off the law is where it was not measured."""
+        """Most important sentence: the law's error where nothing was measured."""
         if self.fit.status is FitStatus.UNDERDETERMINED:
             return "The points leave the law open where it is asked about: see the status."
         if (found := self.extrapolation) is not None:
@@ -132,7 +146,7 @@ class LawSummary:
         return tuple(found)
 
     def sizes(self, delta_loss: float | None = None) -> tuple[Sizing, ...]:
-        """Rank, length and steps that a loss reduction takes around each target.
+        """Return the rank, length and steps that a loss reduction needs around each target.
 
         delta_loss: nats per token; by default what brings the mean loss down to ln 2. Empty without
         targets, or where the base loss that the default needs is not known.
@@ -149,7 +163,7 @@ class LawSummary:
         )
 
     def to_json(self, delta_loss: float | None = None) -> dict[str, Any]:
-        """JSON types only. `n_obs` counts the points fitted, `n_censored` those set aside.
+        """Return JSON types only. `n_obs` counts the points fitted, `n_censored` those set aside.
 
         `delta_loss`, nats per token: what `sizes` is asked for.
         """
@@ -210,21 +224,21 @@ def fit_law(
     targets: Sequence[DesignPoint] = (),
     options: FitOptions | None = None,
 ) -> LawSummary:
-    """Fit the law and qualify it.
+    """Fit the law and judge it at its targets.
 
     Args:
-        data: the points, as `read_law_data` or `law_data` give them.
-        form: one form alone, or `auto` for every one of `forms`, each weighed by its evidence.
+        data: points, as `read_law_data` or `law_data` give them.
+        form: one form alone, or `auto` for all of `forms`, each weighted by its evidence.
         forms: by default those with a ceiling where each point's base loss is known, else `power`.
-        n_bootstrap: samples of the posterior, from which intervals come.
+        n_bootstrap: number of posterior samples, from which intervals come.
         rng: source of the samples; by default one of seed 0.
-        targets: points where the law is asked; status and headline are judged there, and without
-            any at the largest rank, length and steps measured.
+        targets: points to predict; status and headline refer to them, and without any to the
+            largest rank, length and steps measured.
         options: treatment of saturated and outlying points.
 
     Returns:
-        The law with its intervals (90 %), its predictions at the targets, its errors at points
-        held out, and its status.
+        The law with its 90% intervals, its predictions at the targets, its errors at points held
+        out, and its status.
 
     Raises:
         FitError: no form can be fitted to these points.

@@ -1,4 +1,4 @@
-"""A law's summary as JSON types: its targets and what its residuals hold."""
+"""A law's summary as JSON types: its targets and the structure of its residuals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def target_json(target: TargetPrediction) -> dict[str, Any]:
-    """A prediction at a target, with the bits that it says are stored."""
+    """Return a prediction at a target, with the bits that it implies are stored."""
     losses = {"delta_loss": target.delta_loss, "low": target.low, "high": target.high}
     names = ("stored_bits", "stored_bits_low", "stored_bits_high")
     bits = [target.point.seq_len * loss / math.log(2.0) for loss in losses.values()]

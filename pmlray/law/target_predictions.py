@@ -16,9 +16,9 @@ from pmlray.types import DesignPoint
 
 @dataclass(frozen=True, slots=True)
 class TargetPrediction:
-    """The law at a point that a user asked about, with its 90% interval, and the 90% interval of
-    what one new run would measure there; nats per token. `far`: beyond four times what was
-    measured, where nothing has tested how exponents drift."""
+    """Prediction of the law at a point that a user asked about, with its 90% interval, and the 90%
+    interval of the delta_loss that one new run would measure there; nats per token. `far`: beyond
+    four times the measured ranks or lengths, where the drift of the exponents is untested."""
 
     point: DesignPoint
     delta_loss: float

@@ -1,4 +1,4 @@
-"""Several forms of the law held at once, each weighted by its evidence.
+"""Average of several forms of the law, each weighted by its evidence.
 
 Shapes: F forms, N points, n samples.
 """
@@ -21,19 +21,19 @@ from pmlray.law.forms.ceiling import CeilingLaw, ExponentialCeilingLaw
 from pmlray.law.forms.protocol import Form, Law
 from pmlray.law.forms.registry import CAPPED
 
-# What is fitted where the base loss is known, and where it is not. The paper's `power` form, which
-# nothing bends before saturation, predicts held-out runs worse where a ceiling is known.
+# Forms fitted where the base loss is known, and where it is not. The paper's `power` form does not
+# bend before saturation, and predicts held-out runs worse where a ceiling is known.
 DEFAULT_FORMS: tuple[Form, ...] = ("ceiling", "exponential_ceiling")
 UNCAPPED_FORMS: tuple[Form, ...] = ("power",)
-# Runs imagined for each sample of the law: enough that their number does not blur an interval.
+# Simulated runs for each sample of the law: enough that their number does not widen an interval.
 NOISE_DRAWS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class AveragedLaw:
-    """Fitted forms, the weightiest first, and their weights, which add up to 1.
+    """Fitted forms, by falling weight, and their weights, which add up to 1.
 
-    `base`: the most that is believed of any form, as no run can lower a loss by more than it was.
+    `base`: upper bound of every prediction, as no run can lower a loss by more than it was.
     """
 
     fits: tuple[LawFit, ...]
@@ -43,35 +43,36 @@ class AveragedLaw:
 
     @property
     def base_loss(self) -> float:
-        """The typical base loss, nats per token, or the largest delta_loss where none is known."""
+        """Typical base loss, nats per token, or the largest delta_loss where none is known."""
         return self.base.typical
 
     @property
     def base_loss_known(self) -> bool:
-        """True if any point's base loss is."""
+        """True where the base loss of any point is known."""
         return self.base.known
 
     @property
     def by_form(self) -> dict[Form, float]:
-        """The weights by the name of their form."""
+        """Weights by the name of their form."""
         return {fit.law.form: w for fit, w in zip(self.fits, self.weights, strict=True)}
 
     @property
     def best(self) -> LawFit:
-        """The weightiest form."""
+        """Fit of the form with the largest weight."""
         return self.fits[0]
 
     def predict(
         self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
     ) -> FloatArray:
-        """Mean delta_loss in nats per token over the forms' likeliest laws, broadcast."""
+        """Return the mean delta_loss in nats per token over the forms' likeliest laws,
+        broadcast."""
         base = self.base.at(seq_len)
         predicted = [fit.law.predict(lora_rank, seq_len, train_steps, base) for fit in self.fits]
         within = np.minimum(np.stack(predicted), base)
         return np.tensordot(np.array(self.weights), within, axes=1)
 
     def sample(self, n: int, rng: np.random.Generator) -> AveragedSamples:
-        """About n samples of what is believed, each form as many as its weight says."""
+        """Draw about n posterior samples, as many from each form as its weight gives."""
         counts = rng.multinomial(n, self.weights).tolist()
         parts: list[Drawn] = []
         for fit, found, count in zip(self.fits, self.posteriors, counts, strict=True):
@@ -95,10 +96,10 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class AveragedSamples:
-    """Samples of the law, from every form that has any.
+    """Posterior samples of the law, from every form that has any.
 
-    `base`: the base loss, beyond which no delta_loss is believed. `shift` (n,), nats per token: by
-    how much it is another, as surely as the mean of so many texts is known.
+    `base`: the base loss, the upper bound of delta_loss. `shift` (n,), nats per token: each
+    sample's deviation from it, with the standard error of the mean over the texts.
     """
 
     parts: tuple[Drawn, ...]
@@ -107,11 +108,11 @@ class AveragedSamples:
 
     @property
     def laws(self) -> list[Law]:
-        """Every sample as a law."""
+        """All samples as laws."""
         return [part.fit.law.with_params(params) for part in self.parts for params in part.params]
 
     def laws_at(self, seq_len: float) -> list[Law]:
-        """Every sample as a law that is capped as texts of a length are."""
+        """Return all samples as laws whose ceiling is the base loss of texts of a given length."""
         caps = float(self.base.at(seq_len)) + self.shift
 
         def capped(law: Law, cap: float) -> Law:
@@ -122,13 +123,13 @@ class AveragedSamples:
 
     @property
     def sigma(self) -> FloatArray:
-        """The noise's sigma of every sample, (n,)."""
+        """Noise's sigma of every sample, (n,)."""
         return np.concatenate([part.sigma for part in self.parts])
 
     def predict(
         self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
     ) -> FloatArray:
-        """delta_loss under every sample, nats per token, (n, ...)."""
+        """Return delta_loss under every sample, nats per token, (n, ...)."""
         n_axes = np.broadcast(lora_rank, seq_len, train_steps).ndim
         shift = self.shift.reshape(-1, *[1] * n_axes)
         cap = self.base.at(seq_len) + shift
@@ -136,12 +137,12 @@ class AveragedSamples:
         for part, where in zip(self.parts, self._places, strict=True):
             at = (lora_rank, seq_len, train_steps, cap[where])
             predicted.append(predict_samples(part.fit.law, part.params, *at))
-        # Nothing is surer to be 0 than the ceiling is to be where it is.
+        # A prediction near 0 is no more certain than the ceiling is.
         return np.clip(np.concatenate(predicted), np.abs(shift), cap)
 
     @property
     def _places(self) -> list[slice]:
-        """Yield the places of each part's samples among all."""
+        """Slices of each part's samples among all samples."""
         ends = np.cumsum([part.sigma.size for part in self.parts]).tolist()
         return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -152,7 +153,8 @@ class AveragedSamples:
         train_steps: ArrayLike,
         level: float = 0.9,
     ) -> tuple[FloatArray, FloatArray]:
-        """Central interval (low, high) of the law, spread within and between the forms, nats."""
+        """Return the central interval (low, high) of the law, nats, with the spread within and
+        between the forms."""
         return _central(self.predict(lora_rank, seq_len, train_steps), level)
 
     def run_interval(
@@ -163,7 +165,8 @@ class AveragedSamples:
         rng: np.random.Generator,
         level: float = 0.9,
     ) -> tuple[FloatArray, FloatArray]:
-        """Central interval (low, high) of what one new run of a new text would measure, nats."""
+        """Return the central interval (low, high) of the delta_loss that one new run of a new text
+        would measure, nats."""
         predicted = self.predict(lora_rank, seq_len, train_steps)
         base = self.base.at(seq_len)
         of_parts: list[FloatArray] = []
@@ -186,15 +189,15 @@ def _central(drawn: FloatArray, level: float) -> tuple[FloatArray, FloatArray]:
 
 
 def default_forms(data: LawData) -> tuple[Form, ...]:
-    """The forms that are fitted where none are named: those that the base loss caps, where every
-    point has one."""
+    """Return the forms fitted by default: those with a ceiling where every point's base loss is
+    known, else the power form."""
     return UNCAPPED_FORMS if np.any(np.isnan(data.base_loss)) else DEFAULT_FORMS
 
 
 def average_laws(
     data: LawData, forms: Sequence[Form] | None = None, options: FitOptions | None = None
 ) -> AveragedLaw:
-    """Fit all forms that these points can carry, and weigh them by their evidence.
+    """Fit all forms that these points can identify, and weigh them by their evidence.
 
     forms: by default `default_forms`; options: how points count. FitError when no form can be
     fitted.
@@ -202,7 +205,7 @@ def average_laws(
     options = options or FitOptions()
     found = all_posteriors(data, forms or default_forms(data), options)
     weights = evidence_weights(found)
-    # Among equals a capped form first: it holds at saturation too.
+    # Of equal weights a capped form comes first: it is valid at saturation too.
     order = sorted(
         range(len(found)), key=lambda f: (-weights[f], found[f].model.form not in CAPPED)
     )

@@ -1,4 +1,4 @@
-"""Loss without an adapter as a function of length: no law can promise a larger reduction."""
+"""Loss without an adapter as a function of length: the largest possible loss reduction."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from numpy.typing import ArrayLike
 from pmlray.law.data import FloatArray, LawData
 from pmlray.law.fitting.run_noise import FLOOR_SHARE
 
-# A line through fewer lengths would be one through the difference of two texts.
+# With fewer lengths a slope would only show the difference between two texts.
 LEAST_LENGTHS = 3
-# However far a line is drawn, this share of the typical base loss is left.
+# Lower bound of the extrapolated line, as a share of the typical base loss.
 LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class BaseTrend:
-    """The base loss, nats per token, as a line in log length; short texts are harder to foretell.
+    """Base loss, nats per token, as a line in log length; short texts are harder to predict.
 
     `level` at `log_len`, `slope` by natural logarithm of the length. `typical`: the median of all.
-    `sd`: by how much texts differ from the line. `known` is False where no base loss is: then the
-    largest delta_loss measured stands for it, as nothing says where a law that rises ends.
+    `sd`: the spread of texts about the line. `known` is False where no base loss is: then the
+    largest delta_loss measured takes its place, as nothing says where a rising law ends.
     """
 
     level: float
@@ -34,13 +34,15 @@ class BaseTrend:
     known: bool
 
     def at(self, seq_len: ArrayLike) -> FloatArray:
-        """The base loss of texts of a length on average, nats per token, shaped as the argument."""
+        """Return the mean base loss of texts of a length, nats per token, in the argument's
+        shape."""
         line = self.level + self.slope * (np.log(np.asarray(seq_len, dtype=float)) - self.log_len)
         return np.maximum(line, LEAST_SHARE * self.typical)
 
 
 def base_trend(data: LawData) -> BaseTrend:
-    """The trend of the points' base losses, or what stands for it where there are none."""
+    """Fit the trend of the points' base losses; a constant, the largest delta_loss, where none is
+    known."""
     known = data.subset(np.isfinite(data.base_loss))
     if not len(known):
         most = float(np.max(data.delta_loss))

@@ -1,4 +1,4 @@
-"""A fitted form of the law, and which points it is fitted to."""
+"""A fitted form of the law, and the points that it is fitted to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pmlray.law.forms.registry import CAPPED
 
 
 class FitStatus(StrEnum):
-    """Verdict on a law where it is asked about; the message gives the reason."""
+    """Verdict on a law at its targets; the message gives the reason."""
 
     CONVERGED = "CONVERGED"
     UNDERDETERMINED = "UNDERDETERMINED"
@@ -29,13 +29,19 @@ HUBER_K = 1.345
 
 @dataclass(frozen=True, slots=True)
 class FitOptions:
-    """Treatment of points in a fit.
+    """Treatment of outlying and saturated points in a fit.
 
-    `loss`: `gaussian`, or `huber`, which takes the noise of a point beyond 1.345 of it larger, so
-    that an outlier bends no law. `saturated`: `censor` takes from points that are saturated only
-    that delta_loss is at least what was measured: those with final_loss <= ln 2 where a form has no
-    ceiling, those at or below `floor` nats where it has one. `filter` sets the former aside, as the
-    paper does, and keeps the latter, which hardly count as they are.
+    Args:
+        loss: `gaussian`, or `huber`, which raises the noise of a point whose residual is beyond
+            1.345 times its noise, so that an outlier has less weight.
+        saturated: `filter` leaves points with final_loss <= ln 2 out of forms without a ceiling, as
+            the paper does, and fits forms with one to all points. `censor` takes saturated points
+            as lower bounds of delta_loss: those with final_loss <= ln 2 in forms without a ceiling,
+            those at or below `floor` in forms with one.
+        floor: final loss, nats per token, at which `censor` begins in forms with a ceiling.
+
+    Example:
+        >>> law = fit_law(data, options=FitOptions(loss="huber", saturated="censor"))
     """
 
     loss: Literal["gaussian", "huber"] = "gaussian"
@@ -45,15 +51,15 @@ class FitOptions:
 
 @dataclass(frozen=True, slots=True)
 class LawFit:
-    """The likeliest law of one form with what is needed to judge it.
+    """Likeliest law of one form with its diagnostics.
 
-    `cov` (P, P) is the covariance of `law.params` after the points, by Laplace's approximation.
-    `noise` is that of single runs at its likeliest size, and `rss` the sum of squared residuals,
-    nats^2 per token. `n_obs` points were fitted; `n_censored` are saturated ones, set aside or
-    taken as lower bounds as `options` say. `values` (N,) stand for the fitted points' delta_loss,
-    measured or, where censored, at least that; `weights` (N,) are the noise's sigma^2 over their
-    variance. `condition_number` is that of the points' information, scaled to a unit diagonal;
-    `unidentified` names the parameters that the points leave as open as they were before.
+    `cov` (P, P) is the posterior covariance of `law.params`, by Laplace's approximation. `noise` is
+    that of single runs at its likeliest size, and `rss` the sum of squared residuals, nats^2 per
+    token. `n_obs` points were fitted; `n_censored` are saturated, left out or taken as lower bounds
+    as `options` say. `values` (N,) are the delta_loss of the fitted points, measured or, where
+    censored, at least that; `weights` (N,) are the noise's sigma^2 over their variance.
+    `condition_number` is that of the points' information, scaled to a unit diagonal; `unidentified`
+    names the parameters about which the points say little beyond the prior.
     """
 
     law: Law
@@ -72,12 +78,12 @@ class LawFit:
 
     @property
     def sigma(self) -> float:
-        """A run's noise as a share of what it memorised."""
+        """Noise of a run as a share of the loss reduction that it memorised."""
         return self.noise.sigma
 
 
 def usable_points(data: LawData, form: Form, options: FitOptions | None = None) -> BoolArray:
-    """The points (N,) that a form is fitted to.
+    """Return the points (N,) that a form is fitted to.
 
     An uncapped form has no ceiling, so points with final_loss <= ln 2 are set aside, as in the
     paper (arXiv 2605.30260, filter of its fits), unless `options` censor them. The capped forms
@@ -96,8 +102,8 @@ def censored_points(points: LawData, form: Form, options: FitOptions) -> BoolArr
 
 
 def saturated_points(data: LawData, floor: float) -> BoolArray:
-    """The points (N,) with final_loss <= floor nats per token; base_loss - delta_loss where
-    final_loss is unknown, and none where both are."""
+    """Return the points (N,) with final_loss <= floor nats per token. An unknown final_loss is
+    taken as base_loss - delta_loss; where both are unknown the point counts as not saturated."""
     implied = data.base_loss - data.delta_loss
     final = np.where(np.isnan(data.final_loss), implied, data.final_loss)
     return final <= floor

@@ -1,4 +1,4 @@
-"""One form of the law as what is believed of it before and after points: many problems at once.
+"""Prior, predictions and least squares of one form of the law, for many problems at once.
 
 Shapes: B problems over the same N points, P parameters, K exponents, Q terms of the drift. `theta`
 holds the law's `params` with log C replaced by the log amplitude in the middle of the points.
@@ -21,35 +21,34 @@ from pmlray.law.forms.protocol import Form, Law
 from pmlray.law.forms.registry import blank_law
 from pmlray.law.forms.saturation import saturate, saturate_exponentially
 
-# Centre and spread of what is believed before any point, and the bounds. The paper's own points
+# Prior means and standard deviations, and bounds. The paper's own points
 # (arXiv 2605.30260, figure 2a) give exponents of 0.66 and 0.56, the shipped tables 0.5 to 1.5.
 RANK_EXPONENT, LEN_EXPONENT, EXPONENT_BOUNDS = (0.5, 0.4), (0.9, 0.5), (0.0, 4.0)
 BUDGET_EXPONENT, BUDGET_BOUNDS = (0.7, 0.6), (-1.0, 4.0)
 LOG_SHARPNESS, SHARPNESS_BOUNDS = (math.log(5.0), 1.0), (0.5, 32.0)
 DROP, DROP_BOUNDS = (0.0, 0.3), (0.0, 4.0)
-# The offset and its spread as shares of the base loss: what an adapter learns of the kind of text.
+# Prior of the offset, in shares of the base loss: what an adapter learns of the kind of text.
 OFFSET_SHARE = (0.2, 0.15)
-# Spread of the log amplitude, and how far off the logarithm of the mean point it may be.
+# Prior spread of the log amplitude, and its bound about the logarithm of the mean delta_loss.
 LOG_AMPLITUDE_SD, LOG_AMPLITUDE_REACH = 1.5, 15.0
-# Among the points an exponent changes by about twice this for every factor e; beyond them it may be
-# another by so much. With both, 90 % intervals hold about 90 % of the runs at the shipped tables'
-# held-out ranks and lengths.
+# Prior spread of the drift: an exponent changes by about twice the first for every factor e among
+# the points, and by the second beyond them. With both, 90 % intervals hold about 90 % of the runs
+# at the shipped tables' held-out ranks and lengths.
 DRIFT_SD, BEYOND_SD = 0.1, 0.2
 REACH = 8.0
-# More rank and more steps never hold less, nor does a longer text hold better: among the points no
-# exponent is believed below 0, softly with this spread.
+# Spread of a soft bound that keeps exponents above 0 among the points: more rank and more steps
+# never memorise less, and a longer text is never memorised better.
 MONOTONE_SD = 0.05
 START_EXPONENTS = ((0.4, 0.5), (0.4, 1.2), (1.0, 0.5), (1.0, 1.2))
 
 
 @dataclass(frozen=True, slots=True)
 class FormModel:
-    """A form over its points, with bounds and prior of theta (P,).
+    """Model of a form at its points, with bounds and prior of theta (P,).
 
     `slopes_MP` times theta are the exponents with their drift at the corners of the box around the
-    points. `cap_N` is each point's base loss, inf where it is not known.
-    `limit_N`: of a point that is only a lower bound, what was measured, beyond which nothing is
-    missed; inf for the others.
+    points. `cap_N` is each point's base loss, inf where it is not known. `limit_N`: delta_loss of a
+    point that is only a lower bound, above which a prediction has no residual; inf for the others.
     """
 
     blank: Law
@@ -85,7 +84,7 @@ class FormModel:
         return theta
 
     def values(self, theta_BP: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """delta_loss at every point, nats per token, (B, N), and its Jacobian (B, N, P)."""
+        """Return delta_loss at every point, nats per token, (B, N), and its Jacobian (B, N, P)."""
         columns, drift = self._columns, self._drift_columns
         log_a = theta_BP[:, :1] + theta_BP[:, columns] @ self.exponents_NK.T
         log_a = log_a + theta_BP[:, drift] @ self.drift_NQ.T
@@ -120,8 +119,8 @@ class FormModel:
         noise: Whitening,
         gain_tol: float = GAIN_TOL,
     ) -> Solution:
-        """The likeliest theta of B problems: points y under their noise, prior centres mean; to
-        within the share `gain_tol` of the sum of squares."""
+        """Solve B problems for their likeliest theta, given points y with their noise and the
+        prior's means, to within the share `gain_tol` of the sum of squares."""
         pull = np.diag(1.0 / self.sd_P)
 
         def residuals(theta: FloatArray, rows: IntArray) -> tuple[FloatArray, FloatArray]:
@@ -143,7 +142,7 @@ class FormModel:
 
     @property
     def to_params(self) -> FloatArray:
-        """The matrix (P, P) that turns theta into the law's `params`."""
+        """Matrix (P, P) that turns theta into the law's `params`."""
         drift = self.blank.drift
         assert drift is not None
         matrix = np.eye(self.mean_P.size)
@@ -154,10 +153,10 @@ class FormModel:
 def build_model(
     data: LawData, form: Form, scale: float, limit_N: FloatArray, inside_N: BoolArray
 ) -> FormModel:
-    """Return the prior of a form, before its points.
+    """Build the model of a form with its prior.
 
     scale: the base loss, or the largest delta_loss where it is not known, nats per token. inside_N:
-    the points that say how the law goes on among them, which are those that are not saturated.
+    the points that bound the range of the quadratic drift, which are those that are not saturated.
     """
     steps = data.train_steps
     fits_budget = bool(np.all(steps > 0) and np.unique(steps).size > 1)
@@ -211,14 +210,15 @@ def build_model(
 
 
 def _slopes(exponents_NK: FloatArray, n_params: int) -> FloatArray:
-    """Derivatives by theta of the exponents with their drift at the corners of the points' box.
+    """Return the derivatives by theta of the exponents, drift included, at the corners of the
+    points' box.
 
     The drift's terms are those of `Drift.terms` in the coordinates that the exponents multiply.
     """
     n_axes = exponents_NK.shape[1]
     ends = [(axis.min(), axis.max()) for axis in exponents_NK.T]
     first = 2 + n_axes
-    # Which coordinates each term of the drift multiplies.
+    # Coordinates that each term of the drift multiplies.
     pairs = [(0, 0), (0, 1), (1, 1), (0, 2), (1, 2), (2, 2)][: 3 if n_axes == 2 else 6]
     rows: list[FloatArray] = []
     for corner in product(*ends):

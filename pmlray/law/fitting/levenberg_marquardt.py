@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pmlray.law.data import BoolArray, FloatArray, IntArray
 
-# (theta_BP, which of the B problems) -> (residuals_BM, jacobian_BMP)
+# (theta_BP, indices of the B problems) -> (residuals_BM, jacobian_BMP)
 Residuals = Callable[[FloatArray, IntArray], tuple[FloatArray, FloatArray]]
 
 MAX_ITER = 300
@@ -53,7 +53,7 @@ def levenberg_marquardt(
     r, jac = residuals(theta, np.arange(len(theta)))
     rss = _squared(r)
     width_P = upper_P - lower_P
-    # Those of the problems that go on, in the order of `rows`.
+    # State of the problems that are not solved yet, in the order of `rows`.
     rows = np.flatnonzero(np.isfinite(rss))
     at, at_r, at_jac, at_rss = theta[rows], r[rows], jac[rows], rss[rows]
     damping = np.full(rows.size, 1e-3)
@@ -75,7 +75,7 @@ def levenberg_marquardt(
         damping = _within(damping * np.where(better, shrink, growth), 1e-15, 1e15)
         growth = np.where(better, 2.0, np.minimum(2.0 * growth, 1e6))
         small = (np.abs(step) <= STEP_TOL * (np.abs(trial) + 1e-2)).all(axis=1)
-        # Neither the model of the step nor the step itself finds anything left to gain.
+        # Solved: neither the predicted nor the actual gain of the step is above the tolerance.
         least = gain_tol * at_rss
         small |= (expected <= least) & (np.abs(gained) <= least)
         # On a plateau, as where all points are at their ceiling, no step within the box gains.
@@ -96,7 +96,7 @@ def levenberg_marquardt(
 
 
 def scaled_inverse(information_PP: FloatArray) -> FloatArray:
-    """Inverse of a symmetric information matrix (P, P), the pseudo-inverse when it is singular.
+    """Return the inverse, or pseudo-inverse, of a symmetric information matrix (P, P).
 
     Scaled to a unit diagonal first: parameters differ in unit and size.
     """
@@ -118,7 +118,7 @@ def _squared(r_BM: FloatArray) -> FloatArray:
 def _damped_step(
     grad: FloatArray, hess: FloatArray, free: BoolArray, damping: FloatArray
 ) -> NDArray[np.floating[Any]]:
-    """Marquardt's step of each problem, 0 for a parameter that is held."""
+    """Return Marquardt's step of each problem, 0 for a parameter held at its bound."""
     identity = np.eye(grad.shape[1])
     diag = np.einsum("bpp->bp", hess)
     scale = np.maximum(diag, 1e-12 * diag.max(axis=1, keepdims=True) + TINY)
@@ -132,7 +132,7 @@ def _damped_step(
 def _normal_equations(
     theta: FloatArray, r: FloatArray, jac: FloatArray, lower: FloatArray, upper: FloatArray
 ) -> tuple[FloatArray, FloatArray, BoolArray]:
-    """Gradient J'r, its matrix J'J, and which parameters are not held at a bound."""
+    """Return the gradient J'r, the matrix J'J, and a mask of the parameters not held at a bound."""
     grad = (jac.transpose(0, 2, 1) @ r[:, :, None])[:, :, 0]
     hess = jac.transpose(0, 2, 1) @ jac
     held = ((theta <= lower) & (grad > 0)) | ((theta >= upper) & (grad < 0))

@@ -1,9 +1,9 @@
 """Posterior of the law given points: forms, noise and drift, each with its weight.
 
 One form is a nonlinear regression with a prior; its noise is known but for its size. Sizes and
-forms are weighed by their evidence, by Laplace's approximation (MacKay 2003, Information Theory,
+forms are weighted by their evidence, by Laplace's approximation (MacKay 2003, Information Theory,
 chapter 27). Samples are drawn by randomising points and prior and solving anew, which gives the
-posterior of a linear model exactly and follows the bends of others (randomize-then-optimize,
+posterior of a linear model exactly and follows the curvature of others (randomize-then-optimize,
 Bardsley et al. 2014, doi:10.1137/140964023).
 
 Shapes: F forms, G sizes of the noise, N points, P parameters, S starts, n samples.
@@ -36,13 +36,13 @@ from pmlray.law.forms.registry import CAPPED
 
 log = logging.getLogger(__name__)
 
-# What is tried for a run's noise, in spreads of its prior.
+# Grid for the size of a run's noise, in spreads of its prior.
 STEPS_OF_SPREAD = np.linspace(-2.0, 2.0, 7)
 SIGMAS = TYPICAL * np.exp(SPREAD * STEPS_OF_SPREAD)
-# The noise depends on the offset, and the offset's fit on the noise: twice is enough.
+# The noise depends on the offset, and the offset's fit on the noise: two passes are enough.
 PASSES = 2
 LARGEST_OFFSET_SHARE = 0.6
-# A parameter whose spread is at least this share of its prior's is one that the points leave open.
+# A parameter whose posterior spread is at least this share of its prior's is unidentified.
 OPEN = 0.9
 # Samples differ by a sum of squares of about one; each is solved to within a small share of that.
 SAMPLE_TOL = 1e-5
@@ -50,8 +50,8 @@ SAMPLE_TOL = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class FormPosterior:
-    """One form after the points: its likeliest theta (G, P) at each of SIGMAS, their weights (G,),
-    which add up to 1, and the log evidence of all of them."""
+    """Posterior of one form: its likeliest theta (G, P) at each of SIGMAS, their weights (G,),
+    which add up to 1, and the log evidence over all of them."""
 
     model: FormModel
     data: LawData
@@ -63,11 +63,11 @@ class FormPosterior:
     log_evidence: float
 
     def whitening(self, sigma_B: FloatArray) -> Whitening:
-        """The noise of the points at B sizes."""
+        """Return the noise of the points at B sizes of sigma."""
         return whitening(self.unit_N, self.floor_N, sigma_B, self.data.cluster)
 
     def sample(self, n: int, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-        """About n samples of the law's params (n, P) and of sigma (n,)."""
+        """Draw about n samples of the law's params (n, P) and of sigma (n,)."""
         at = rng.choice(SIGMAS.size, size=n, p=self.weight_G)
         noise = self.whitening(SIGMAS[at])
         y = self.data.delta_loss + noise.draw(rng)
@@ -78,7 +78,7 @@ class FormPosterior:
 
 
 def form_posterior(data: LawData, form: Form, options: FitOptions) -> FormPosterior:
-    """Return the posterior of one form. FitError when the points carry none."""
+    """Return the posterior of one form; FitError when these points cannot be used to fit it."""
     _require_points(data, form, options)
     known = data.base_loss[np.isfinite(data.base_loss)]
     capped = known.size > 0
@@ -110,11 +110,11 @@ def _likeliest(
     outlying_N: FloatArray,
     before: FormPosterior | None,
 ) -> FormPosterior:
-    """The likeliest theta and the evidence at each size of the noise."""
+    """Find the likeliest theta and the evidence at each size of the noise."""
     base_N = np.where(np.isfinite(model.cap_N), model.cap_N, noise.base_loss)
     unit = noise.unit(data.delta_loss, base_N)
     if before is not None:
-        # A run that is low by chance would else be believed the most.
+        # Otherwise a run that is low by chance would get the largest weight.
         best = before.theta_GP[[int(np.argmax(before.weight_G))]]
         unit = np.maximum(unit, noise.unit(model.values(best)[0][0], base_N))
     unit_N, floor_N = unit * outlying_N, noise.floor * outlying_N
@@ -155,7 +155,7 @@ def _likeliest(
 
 
 def _outlying(found: FormPosterior, theta_P: FloatArray) -> FloatArray:
-    """Return the factor on each point's noise that makes its pull Huber's."""
+    """Return the factor on each point's noise that gives it Huber's weight."""
     sigma = SIGMAS[int(np.argmax(found.weight_G))]
     residual = found.data.delta_loss - found.model.values(theta_P[None])[0][0]
     apart = np.abs(residual) / np.hypot(sigma * found.unit_N, found.floor_N)
@@ -163,7 +163,7 @@ def _outlying(found: FormPosterior, theta_P: FloatArray) -> FloatArray:
 
 
 def form_fit(found: FormPosterior, options: FitOptions) -> LawFit:
-    """The likeliest law of a form at the likeliest noise, with its covariance there."""
+    """Return the likeliest law of a form at the likeliest noise, with its covariance there."""
     at = int(np.argmax(found.weight_G))
     model, sigma, data = found.model, float(SIGMAS[at]), found.data
     noise = replace(found.noise, sigma=sigma)
@@ -216,7 +216,8 @@ def _require_points(data: LawData, form: Form, options: FitOptions) -> None:
 def all_posteriors(
     data: LawData, forms: Sequence[Form], options: FitOptions
 ) -> tuple[FormPosterior, ...]:
-    """Return the posterior of every form that the points carry; FitError when they carry none."""
+    """Return the posterior of every form that can be fitted to the points; FitError when none
+    can."""
     found: list[FormPosterior] = []
     reasons: list[str] = []
     for form in forms:
@@ -230,7 +231,7 @@ def all_posteriors(
 
 
 def evidence_weights(found: Sequence[FormPosterior]) -> tuple[float, ...]:
-    """Weights of the forms in the order given, by their evidence, adding up to 1."""
+    """Return the weights of the forms by their evidence, in the order given, adding up to 1."""
     log_F = np.array([form.log_evidence for form in found])
     weight_F = np.exp(log_F - log_F.max())
     weights = tuple((weight_F / weight_F.sum()).tolist())

@@ -16,24 +16,24 @@ from pmlray.law.data import FloatArray, IntArray
 # scripts/bench/results/calibration.md. A run whose loss fell by a memorised share x of the base
 # loss differs from the law by about TYPICAL x of the base loss, within a factor e^SPREAD.
 TYPICAL, SPREAD = 0.08, 0.7
-# Of that variance, what all runs of one text share.
+# Share of that variance that is common to all runs of one text.
 SHARED = 0.2
-# No run is told better than this share of the base loss: where training stops decides there.
+# Least noise, as a share of the base loss: there it depends on where training stops.
 FLOOR_SHARE = 0.01
-# Nor does noise fall with a memorised share below this.
+# Below this memorised share the noise no longer falls with it.
 LEAST_SHARE = 0.05
-# How sharply the noise ends where a run has learnt all there is: that of a ceiling of this n.
+# Sharpness n with which the noise falls towards saturation, as that of a ceiling.
 CEILING_SHARPNESS = 6.0
 
 
 @dataclass(frozen=True, slots=True)
 class RunNoise:
-    """Standard deviation of a run's delta_loss by the level that the law predicts.
+    """Standard deviation of a run's delta_loss as a function of the predicted delta_loss.
 
     `sigma`: that of a run, as a share of what it memorised. `base_loss`, nats per token: the loss
     without an adapter, or where it is not known the largest delta_loss, which then is no ceiling
-    (`capped`). `offset`, nats per token: the part of delta_loss that is no memory and hardly
-    differs between runs.
+    (`capped` is False). `offset`, nats per token: the part of delta_loss that is not memorisation
+    and hardly differs between runs.
     """
 
     sigma: float
@@ -43,12 +43,13 @@ class RunNoise:
 
     @property
     def floor(self) -> float:
-        """The noise that no run is without, nats per token."""
+        """Least noise of any run, nats per token."""
         return FLOOR_SHARE * self.base_loss
 
     def unit(self, delta_loss: ArrayLike, base_loss: ArrayLike | None = None) -> FloatArray:
-        """Standard deviation without the floor at sigma = 1, nats per token, at a level; base_loss
-        where it is a run's own."""
+        """Return the standard deviation without the floor at sigma = 1, nats per token, at a
+        predicted delta_loss. base_loss: that of each run, where it is known; by default the noise's
+        own."""
         level = np.asarray(delta_loss, dtype=float)
         base = np.asarray(self.base_loss if base_loss is None else base_loss, dtype=float)
         memorised = np.maximum(level - self.offset, LEAST_SHARE * self.base_loss)
@@ -59,18 +60,20 @@ class RunNoise:
         return memorised * left ** (1.0 + 1.0 / CEILING_SHARPNESS)
 
     def sd(self, delta_loss: ArrayLike) -> FloatArray:
-        """Standard deviation of one run of a text of its own, nats per token, any shape."""
+        """Return the standard deviation of one run of a text of its own, nats per token, any
+        shape."""
         return np.hypot(self.sigma * self.unit(delta_loss), self.floor)
 
 
 @dataclass(frozen=True, slots=True)
 class Whitening:
-    """The noise of B problems at N points, which turns residuals into independent ones.
+    """Noise of B problems at N points, which turns residuals into independent ones.
 
-    `own_BN`: what is a run's own, nats per token. `shared_BN`: the standard deviation of what runs
-    of one text share. `member_NC`: 1 where a point is of a text that has others. The covariance is
-    own^2 on the diagonal and shared shared' within a text; its inverse root is that of a diagonal
-    and a rank-one matrix (Sherman and Morrison 1950, doi:10.1214/aoms/1177729893).
+    `own_BN`: standard deviation of each run's own part, nats per token. `shared_BN`: that of the
+    part shared by the runs of one text. `member_NC`: 1 where a point belongs to a text with several
+    points. The covariance is own^2 on the diagonal and shared shared' within a text; its inverse
+    root is that of a diagonal and a rank-one matrix (Sherman and Morrison 1950,
+    doi:10.1214/aoms/1177729893).
     """
 
     own_BN: FloatArray
@@ -78,17 +81,19 @@ class Whitening:
     member_NC: FloatArray
 
     def rows(self, rows: IntArray) -> Whitening:
-        """The noise of some of the problems."""
+        """Return the noise of a selection of the problems."""
         return Whitening(self.own_BN[rows], self.shared_BN[rows], self.member_NC)
 
     def _directions(self) -> tuple[FloatArray, FloatArray]:
-        """Unit vectors (B, N, C) along which texts differ, and how much longer noise is there."""
+        """Return the unit vectors (B, N, C) along which texts differ, and the stretch of the noise
+        along them."""
         v_BNC = (self.shared_BN / self.own_BN)[:, :, None] * self.member_NC
         length_BC = np.linalg.norm(v_BNC, axis=1)
         return v_BNC / np.maximum(length_BC, 1e-300)[:, None], np.sqrt(1.0 + length_BC**2)
 
     def whiten(self, values: FloatArray) -> FloatArray:
-        """Values (B, N) or (B, N, P) over the noise."""
+        """Divide values (B, N) or (B, N, P) by the noise, that is, by the root of its
+        covariance."""
         flat = values.ndim == 2
         scaled = (values[:, :, None] if flat else values) / self.own_BN[:, :, None]
         if self.member_NC.shape[1]:
@@ -98,14 +103,14 @@ class Whitening:
         return scaled[:, :, 0] if flat else scaled
 
     def log_det(self) -> FloatArray:
-        """Logarithm of the covariance's root's determinant (B,)."""
+        """Return the log determinant of the covariance's root, (B,)."""
         own = np.log(self.own_BN).sum(axis=1)
         if not self.member_NC.shape[1]:
             return own
         return own + np.log(self._directions()[1]).sum(axis=1)
 
     def draw(self, rng: np.random.Generator) -> FloatArray:
-        """One noise of every problem, nats per token, (B, N)."""
+        """Draw the noise of every problem once, nats per token, (B, N)."""
         own = self.own_BN * rng.standard_normal(self.own_BN.shape)
         text = rng.standard_normal((len(own), self.member_NC.shape[1]))
         return own + self.shared_BN * (text @ self.member_NC.T)
@@ -114,10 +119,10 @@ class Whitening:
 def whitening(
     unit_N: FloatArray, floor_N: FloatArray, sigma_B: FloatArray, cluster_N: IntArray
 ) -> Whitening:
-    """The noise of points whose `RunNoise.unit` and floor are known, at B sizes of sigma.
+    """Build the noise of points whose `RunNoise.unit` and floor are known, at B sizes of sigma.
 
-    A point that is alone in its text has all of its noise for itself. Texts come in the order of
-    their first points, so that drawn noise is the same whatever numbers a reader gives them.
+    All of the noise of a point that is alone in its text is its own. Texts are in the order of
+    their first points, so that drawn noise does not depend on how clusters are numbered.
     """
     _, first, place, counts = np.unique(
         cluster_N, return_index=True, return_inverse=True, return_counts=True

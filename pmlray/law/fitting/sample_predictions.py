@@ -23,7 +23,7 @@ def predict_samples(
     train_steps: ArrayLike,
     base_loss: ArrayLike,
 ) -> FloatArray:
-    """delta_loss by each of n sets of a law's params, nats per token: (n, ...), the points
+    """Return delta_loss by each of n sets of a law's params, nats per token: (n, ...), the points
     broadcast.
 
     base_loss: that of each sample and point, nats per token, broadcast to (n, ...); a form without
@@ -36,7 +36,7 @@ def predict_samples(
         rows.append(np.log(t / law.ref_steps))
     if law.drift is not None:
         rows.extend(law.drift.terms(r, length, t).T)
-    # What the form has beside the power law's parameters comes last.
+    # A form's parameters beyond those of the power law come last.
     log_a = params_nP[:, : len(rows)] @ np.stack(rows)
     if law.form == "broken":
         log_a = log_a + log_bend(np.log(r) - params_nP[:, -1:], params_nP[:, -2:-1])[0]

@@ -1,4 +1,4 @@
-"""A power law whose rank exponent falls at a rank inside the grid."""
+"""Power law whose rank exponent falls at a rank inside the grid."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pmlray.law.forms.drift import Drift
 from pmlray.law.forms.power import PowerLaw
 from pmlray.law.forms.protocol import Form
 
-# How sharply the exponent changes, 1/f of the source: fixed, because a handful of ranks around the
-# break cannot tell it. At 4 the change is over within a factor of 2 in rank.
+# Sharpness of the break, 1/f of the source: fixed, because a handful of ranks around the break
+# does not identify it. At 4 the change is over within a factor of 2 in rank.
 BREAK_SHARPNESS = 4.0
 LARGEST_RANK = 2.0**40
-# Ranks at which a law with a drift, that may rise and fall several times, is looked at.
+# Ranks at which a law with a drift is evaluated, since it may rise and fall several times.
 N_RANKS = 1281
 
 
 def log_bend(log_rank_over_break: FloatArray, drop: FloatArray | float) -> tuple[FloatArray, ...]:
-    """log of the bend (1 + (r/r_b)^s)^(-drop/s), with its derivatives by drop and by log r_b.
+    """Return log (1 + (r/r_b)^s)^(-drop/s), the log bend, with derivatives by drop and log r_b.
 
     With y = log(r/r_b) and q = e^(s y) / (1 + e^(s y)): log bend = -(drop/s) log(1 + e^(s y)),
     by drop -(1/s) log(1 + e^(s y)), by log r_b drop q.
@@ -63,7 +63,7 @@ class BrokenLaw:
 
     @property
     def unbroken(self) -> PowerLaw:
-        """The law far below the break."""
+        """Law far below the break."""
         return PowerLaw(
             self.coef,
             self.rank_exponent,
@@ -87,7 +87,7 @@ class BrokenLaw:
         return np.append(self.unbroken.params, [self.rank_drop, math.log(self.break_rank)])
 
     def with_params(self, params: ArrayLike) -> BrokenLaw:
-        """The same law with other free parameters, shape (P,)."""
+        """Return the same law with other free parameters, shape (P,)."""
         values = np.asarray(params, dtype=float)
         law = self.unbroken.with_params(values[:-2])
         return replace(
@@ -109,7 +109,7 @@ class BrokenLaw:
         train_steps: ArrayLike,
         base_loss: ArrayLike | None = None,
     ) -> FloatArray:
-        """delta_loss in nats per token, broadcast over the arguments."""
+        """Return delta_loss in nats per token, broadcast over the arguments."""
         rise = self.unbroken.predict(lora_rank, seq_len, train_steps) - self.offset
         return rise * np.exp(self._bend(lora_rank)[0]) + self.offset
 
@@ -120,8 +120,8 @@ class BrokenLaw:
         train_steps: ArrayLike,
         base_loss: ArrayLike | None = None,
     ) -> FloatArray:
-        """d delta / d params, shape (N, P): the unbroken law's amplitude a times the bend, whose
-        log derivatives `log_bend` gives."""
+        """Return d delta / d params, shape (N, P): the unbroken law's amplitude times the bend,
+        whose log derivatives `log_bend` gives."""
         r, length, t = (
             np.asarray(x, dtype=float).ravel()
             for x in np.broadcast_arrays(lora_rank, seq_len, train_steps)
@@ -136,7 +136,7 @@ class BrokenLaw:
         return np.column_stack([scaled, amplitude * by_drop, amplitude * by_log_break])
 
     def invert_rank(self, seq_len: float, train_steps: float, delta_loss: float) -> float:
-        """The smallest rank that reaches delta_loss; 0 when any does, inf when none does.
+        """Return the smallest rank that reaches delta_loss; 0 when any does, inf when none does.
 
         Where drop > alpha delta_loss falls again far above the break; the rank below it is meant.
         With a drift the place where it first rises through delta_loss.
@@ -175,7 +175,7 @@ class BrokenLaw:
         return replace(self.unbroken, coef=self.coef * math.exp(float(self._bend(lora_rank)[0])))
 
     def to_json(self) -> dict[str, Any]:
-        """All fields and the form."""
+        """Return all fields and the form."""
         return {"form": self.form, **asdict(self)}
 
 

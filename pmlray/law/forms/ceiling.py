@@ -1,4 +1,4 @@
-"""Laws that the base loss caps: a loss cannot fall below 0, so delta_loss cannot exceed L0."""
+"""Laws capped by the base loss: a loss cannot fall below 0, so delta_loss cannot exceed L0."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _CappedLaw(ABC):
     @property
     @abstractmethod
     def uncapped(self) -> PowerLaw:
-        """z, the law without its ceiling."""
+        """Power law z without its ceiling."""
 
     @abstractmethod
     def _base_losses(self, given: ArrayLike | None) -> FloatArray:
@@ -38,11 +38,11 @@ class _CappedLaw(ABC):
 
     @abstractmethod
     def _cap(self, z: FloatArray, base_loss: FloatArray) -> tuple[FloatArray, ...]:
-        """delta_loss, d delta/dz, and d delta by each parameter that z has not."""
+        """Return delta_loss, d delta/dz, and d delta by each parameter that z lacks."""
 
     @abstractmethod
     def _uncap(self, delta_loss: float) -> float:
-        """z that the cap turns into delta_loss; inf at or above L0."""
+        """Return the z that the cap turns into delta_loss; inf at or above L0."""
 
     @property
     def param_names(self) -> tuple[str, ...]:
@@ -61,7 +61,8 @@ class _CappedLaw(ABC):
         train_steps: ArrayLike,
         base_loss: ArrayLike | None = None,
     ) -> FloatArray:
-        """delta_loss in nats per token; `base_loss` (nats per token) replaces the law's own."""
+        """Return delta_loss in nats per token; `base_loss` (nats per token) replaces the law's
+        own."""
         cap = self._base_losses(base_loss)
         return self._cap(self.uncapped.predict(lora_rank, seq_len, train_steps), cap)[0]
 
@@ -72,7 +73,7 @@ class _CappedLaw(ABC):
         train_steps: ArrayLike,
         base_loss: ArrayLike | None = None,
     ) -> FloatArray:
-        """d delta / d params, shape (N, P): (d delta/dz) dz/dparams, then the cap's own.
+        """Return d delta / d params, shape (N, P): (d delta/dz) dz/dparams, then the cap's own.
 
         The factors are derived in pmlray.law.forms.saturation.
         """
@@ -84,15 +85,15 @@ class _CappedLaw(ABC):
         return np.column_stack([slope[:, None] * self.uncapped.jacobian(r, length, t), *own])
 
     def invert_rank(self, seq_len: float, train_steps: float, delta_loss: float) -> float:
-        """The rank at which z is what the ceiling turns into delta_loss; inf at or above L0."""
+        """Return the rank at which the capped law reaches delta_loss; inf at or above L0."""
         return self.uncapped.invert_rank(seq_len, train_steps, self._uncap(delta_loss))
 
     def invert_len(self, lora_rank: float, train_steps: float, delta_loss: float) -> float:
-        """The length at which z is what the ceiling turns into delta_loss; 0 at or above L0."""
+        """Return the length at which the capped law reaches delta_loss; 0 at or above L0."""
         return self.uncapped.invert_len(lora_rank, train_steps, self._uncap(delta_loss))
 
     def invert_steps(self, lora_rank: float, seq_len: float, delta_loss: float) -> float:
-        """The steps at which z is what the ceiling turns into delta_loss; inf at or above L0."""
+        """Return the steps at which the capped law reaches delta_loss; inf at or above L0."""
         return self.uncapped.invert_steps(lora_rank, seq_len, self._uncap(delta_loss))
 
 
@@ -136,7 +137,7 @@ class CeilingLaw(_CappedLaw):
 
     @property
     def uncapped(self) -> PowerLaw:
-        """z, the law without its ceiling."""
+        """Power law z without its ceiling."""
         return _uncapped(self)
 
     @property
@@ -150,7 +151,7 @@ class CeilingLaw(_CappedLaw):
         return np.append(self.uncapped.params, math.log(self.sharpness))
 
     def with_params(self, params: ArrayLike) -> Self:
-        """The same law with other free parameters, shape (P,)."""
+        """Return the same law with other free parameters, shape (P,)."""
         values = np.asarray(params, dtype=float)
         z = self.uncapped.with_params(values[:-1])
         return replace(
@@ -160,7 +161,7 @@ class CeilingLaw(_CappedLaw):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All fields and the form."""
+        """Return all fields and the form."""
         return {"form": self.form, **asdict(self)}
 
     def _base_losses(self, given: ArrayLike | None) -> FloatArray:
@@ -199,11 +200,11 @@ class ExponentialCeilingLaw(_CappedLaw):
 
     @property
     def uncapped(self) -> PowerLaw:
-        """z, the law without its ceiling."""
+        """Power law z without its ceiling."""
         return _uncapped(self)
 
     def with_params(self, params: ArrayLike) -> Self:
-        """The same law with other free parameters, shape (P,)."""
+        """Return the same law with other free parameters, shape (P,)."""
         z = self.uncapped.with_params(params)
         return replace(
             self,
@@ -211,7 +212,7 @@ class ExponentialCeilingLaw(_CappedLaw):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All fields and the form."""
+        """Return all fields and the form."""
         return {"form": self.form, **asdict(self)}
 
     def _base_losses(self, given: ArrayLike | None) -> FloatArray:

@@ -1,11 +1,11 @@
 """Change of a law's exponents away from the middle of its points, and beyond them.
 
-No power law says so of itself, but no form is quite true (the discrepancy of Kennedy and O'Hagan
+A power law has no such change, but no form is exactly true (the discrepancy of Kennedy and O'Hagan
 2001, doi:10.1111/1467-9868.00294). Among the points the logarithm of the amplitude is quadratic in
 log rank, log length and log steps, as the translog function of Christensen, Jorgenson and Lau
-(1973, doi:10.2307/1927992), which points can show. Beyond them that bend ends, since it is a
-property of the points and not of the law, and an exponent may be another one, which no point can
-show: that is all doubt, and it grows with the distance from them.
+(1973, doi:10.2307/1927992), and the points inform its terms. Beyond them the quadratic terms stop
+growing, since they describe the points and not the law, and each exponent may change by an amount
+that no point informs: it only adds uncertainty, which grows with the distance from the points.
 
 Shapes: N points, Q terms of the drift.
 """
@@ -25,7 +25,7 @@ from pmlray.law.data import FloatArray
 CURVES = ("rank_drift", "rank_len_drift", "len_drift")
 BUDGET_CURVES = ("rank_budget_drift", "len_budget_drift", "budget_drift")
 AXES = ("rank", "len", "budget")
-# How far along an axis a crossing is looked for, in logarithms from the middle of the points.
+# Range of the search for a crossing along an axis, in logarithms from the middle of the points.
 REACH = 14.0
 
 
@@ -58,7 +58,8 @@ class Drift:
         return (*(CURVES + BUDGET_CURVES)[: self.n_curves], *ends)
 
     def terms(self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike) -> FloatArray:
-        """Derivatives of the log amplitude by `coefs`, broadcast over the arguments, (..., Q)."""
+        """Return the derivatives of the log amplitude by `coefs`, broadcast over the arguments,
+        (..., Q)."""
         axes = [np.log(lora_rank) - self.log_rank, self.log_len - np.log(seq_len)]
         if len(self.low) == 3:
             axes.append(np.log(np.asarray(train_steps, dtype=float)) - self.log_steps)
@@ -82,7 +83,7 @@ class Drift:
 
 
 def drift_from_json(stored: Any) -> Drift | None:
-    """The drift in a stored law; None where there is none."""
+    """Rebuild the drift of a stored law; None where there is none."""
     if stored is None:
         return None
     middle = (stored["log_rank"], stored["log_len"], stored["log_steps"])
@@ -93,10 +94,10 @@ def drift_from_json(stored: Any) -> Drift | None:
 def rising_place(
     value: Callable[[FloatArray], FloatArray], wanted: float, low: float, high: float
 ) -> float:
-    """The first x within REACH of the middle at which a function rises through what is wanted.
+    """Return the first x within REACH of the middle at which a function rises through `wanted`.
 
     value: continuous, quadratic from low to high and linear beyond, as a drift along one axis. -inf
-    where it is above all along, inf where it never rises there.
+    where the function is above `wanted` throughout, inf where it never rises through it there.
     """
     left, right = min(-REACH, low - 1.0), max(REACH, high + 1.0)
     middle, half = 0.5 * (low + high), 0.5 * (high - low)

@@ -1,4 +1,4 @@
-"""The paper's power law."""
+"""Power law of the paper (arXiv 2605.30260)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ LARGEST_EXPONENT = 700.0
 
 
 def bounded_exp(x: float) -> float:
-    """e^x, inf where that is too large for a float."""
+    """Return e^x; inf where that is too large for a float."""
     return math.inf if x > LARGEST_EXPONENT else math.exp(x)
 
 
 def solve_power(at_one: float, exponent: float, need: float) -> float:
-    """x >= 0 with at_one x^exponent = need (exponent >= 0): 0 when any x does, inf when none."""
+    """Return x >= 0 with at_one x^exponent = need (exponent >= 0): 0 when any x does, inf when
+    none."""
     if need <= 0:
         return 0.0
     if exponent <= 0:
@@ -71,7 +72,7 @@ class PowerLaw:
         return np.array(values if self.drift is None else [*values, *self.drift.coefs])
 
     def with_params(self, params: ArrayLike) -> PowerLaw:
-        """The same law with other free parameters, shape (P,)."""
+        """Return the same law with other free parameters, shape (P,)."""
         values = np.asarray(params, dtype=float).tolist()
         coefs = tuple(values[5 if self.fits_budget else 4 :])
         return replace(
@@ -85,7 +86,7 @@ class PowerLaw:
         )
 
     def free_fields(self) -> dict[str, Any]:
-        """The fields that `with_params` sets, by name, for the forms that are built on this one."""
+        """Return the fields that `with_params` sets, by name, for the forms built on this one."""
         return {
             "coef": self.coef,
             "rank_exponent": self.rank_exponent,
@@ -127,7 +128,7 @@ class PowerLaw:
         train_steps: ArrayLike,
         base_loss: ArrayLike | None = None,
     ) -> FloatArray:
-        """delta_loss in nats per token, broadcast over the arguments."""
+        """Return delta_loss in nats per token, broadcast over the arguments."""
         return self._amplitude(lora_rank, seq_len, train_steps) + self.offset
 
     def jacobian(
@@ -137,7 +138,7 @@ class PowerLaw:
         train_steps: ArrayLike,
         base_loss: ArrayLike | None = None,
     ) -> FloatArray:
-        """d delta / d params, shape (N, P).
+        """Return d delta / d params, shape (N, P).
 
         With a = C r^alpha l^-beta (t/t_ref)^gamma: da/dlogC = a, da/dalpha = a log r,
         da/dbeta = -a log l, da/dgamma = a log(t/t_ref), and d delta/db = 1.
@@ -159,8 +160,8 @@ class PowerLaw:
         return np.concatenate([jac, a[:, None] * terms], axis=1)
 
     def invert_rank(self, seq_len: float, train_steps: float, delta_loss: float) -> float:
-        """r = ((delta - b) / (C l^-beta (t/t_ref)^gamma))^(1/alpha); with a drift, where the law
-        rises through delta."""
+        """Return r = ((delta - b) / (C l^-beta (t/t_ref)^gamma))^(1/alpha); with a drift, the rank
+        at which the law rises through delta."""
         if (drift := self.drift) is not None:
             return self._rise(
                 lambda u: (np.exp(drift.log_rank + u), seq_len, train_steps),
@@ -172,7 +173,8 @@ class PowerLaw:
         return solve_power(at_one, self.rank_exponent, delta_loss - self.offset)
 
     def invert_len(self, lora_rank: float, train_steps: float, delta_loss: float) -> float:
-        """l = (C r^alpha (t/t_ref)^gamma / (delta - b))^(1/beta); with a drift as `invert_rank`."""
+        """Return l = (C r^alpha (t/t_ref)^gamma / (delta - b))^(1/beta); with a drift as
+        `invert_rank`."""
         if (drift := self.drift) is not None:
             shortest = self._rise(
                 lambda v: (lora_rank, np.exp(drift.log_len - v), train_steps),
@@ -186,8 +188,8 @@ class PowerLaw:
         return math.inf if shortest == 0 else 1.0 / shortest
 
     def invert_steps(self, lora_rank: float, seq_len: float, delta_loss: float) -> float:
-        """t = t_ref ((delta - b) / (C r^alpha l^-beta))^(1/gamma);
-        with a drift as `invert_rank`."""
+        """Return t = t_ref ((delta - b) / (C r^alpha l^-beta))^(1/gamma); with a drift as
+        `invert_rank`."""
         if (drift := self.drift) is not None and self.fits_budget:
             return self._rise(
                 lambda s: (lora_rank, seq_len, np.exp(drift.log_steps + s)),
@@ -205,7 +207,8 @@ class PowerLaw:
         ends: tuple[float, float],
         delta_loss: float,
     ) -> float:
-        """e^(middle + x) of the first x at which the law rises through delta_loss along `at(x)`.
+        """Return e^(middle + x) of the first x at which the law rises through delta_loss along
+        `at(x)`.
 
         x: logarithm from the middle of the points, whose ends along the axis `ends` are.
         """
@@ -216,5 +219,5 @@ class PowerLaw:
         return 0.0 if x == -math.inf else bounded_exp(middle + x)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields and the form."""
+        """Return all fields and the form."""
         return {"form": self.form, **asdict(self)}

@@ -71,7 +71,7 @@ class Law(Protocol):
         ...
 
     def with_params(self, params: ArrayLike) -> Self:
-        """The same law with other free parameters, shape (P,)."""
+        """Return the same law with other free parameters, shape (P,)."""
         ...
 
     def predict(
@@ -81,7 +81,8 @@ class Law(Protocol):
         train_steps: ArrayLike,
         base_loss: ArrayLike | None = None,
     ) -> FloatArray:
-        """delta_loss, broadcast; a `base_loss` given replaces the law's own where it has one."""
+        """Return delta_loss, broadcast; `base_loss`, where given, replaces the law's own if it has
+        one."""
         ...
 
     def jacobian(
@@ -91,21 +92,21 @@ class Law(Protocol):
         train_steps: ArrayLike,
         base_loss: ArrayLike | None = None,
     ) -> FloatArray:
-        """d predict / d params, shape (N, P), the arguments broadcast and flattened."""
+        """Return d predict / d params, shape (N, P), the arguments broadcast and flattened."""
         ...
 
     def invert_rank(self, seq_len: float, train_steps: float, delta_loss: float) -> float:
-        """The rank that reaches delta_loss; 0 when any does, inf when none does."""
+        """Return the rank that reaches delta_loss; 0 when any does, inf when none does."""
         ...
 
     def invert_len(self, lora_rank: float, train_steps: float, delta_loss: float) -> float:
-        """The longest l that reaches delta_loss; inf when any does, 0 when none does."""
+        """Return the longest l that reaches delta_loss; inf when any does, 0 when none does."""
         ...
 
     def invert_steps(self, lora_rank: float, seq_len: float, delta_loss: float) -> float:
-        """The optimiser steps that reach delta_loss; 0 when any do, inf when none do."""
+        """Return the optimiser steps that reach delta_loss; 0 when any do, inf when none do."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """All fields and the form; `law_from_json` reads it back."""
+        """Return all fields and the form; `law_from_json` reads them back."""
         ...

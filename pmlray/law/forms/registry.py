@@ -25,7 +25,7 @@ CAPPED: frozenset[Form] = frozenset({"ceiling", "exponential_ceiling"})
 def blank_law(
     form: Form, base_loss: float, ref_steps: float, fits_budget: bool, drift: Drift | None = None
 ) -> Law:
-    """A law of a form, its free parameters still to be set by `with_params`."""
+    """Return a law of a form whose free parameters `with_params` is still to set."""
     budget = (0.0, ref_steps, fits_budget, drift)
     if form == "ceiling":
         return CeilingLaw(1.0, 1.0, 1.0, 0.0, 1.0, base_loss, *budget)

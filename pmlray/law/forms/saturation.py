@@ -1,4 +1,4 @@
-"""The ceiling: what remains of a predicted loss reduction when it nears the base loss."""
+"""Ceiling on a predicted loss reduction that nears the base loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pmlray.law.data import FloatArray
 def saturate(
     z: ArrayLike, base_loss: ArrayLike, sharpness: ArrayLike
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """z capped at L0 with its derivatives: (delta, d delta/dz, d delta/dlog n), broadcast.
+    """Cap z at L0; return delta and its derivatives (delta, d delta/dz, d delta/dlog n), broadcast.
 
     z, L0 and delta in nats per token, n dimensionless. With a = n log(z/L0), s = log(1 + e^a) and
     q = e^a / (1 + e^a): delta = z e^(-s/n), d delta/dz = e^(-(1 + 1/n) s) and
@@ -28,7 +28,8 @@ def saturate(
 
 
 def unsaturate(delta_loss: ArrayLike, base_loss: ArrayLike, sharpness: ArrayLike) -> FloatArray:
-    """z that `saturate` turns into delta_loss (nats per token, broadcast); inf at or above L0."""
+    """Return the z that `saturate` turns into delta_loss (nats per token, broadcast); inf at or
+    above L0."""
     delta, n = np.asarray(delta_loss, float), np.asarray(sharpness, float)
     x = np.clip(delta / np.asarray(base_loss, float), 0.0, 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -37,7 +38,7 @@ def unsaturate(delta_loss: ArrayLike, base_loss: ArrayLike, sharpness: ArrayLike
 
 
 def saturate_exponentially(z: ArrayLike, base_loss: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """L0 (1 - e^(-z/L0)) and its derivative by z, e^(-z/L0), broadcast; (z, 1) where z <= 0.
+    """Return L0 (1 - e^(-z/L0)) and its derivative by z, e^(-z/L0), broadcast; (z, 1) where z <= 0.
 
     z, L0 and delta in nats per token. Value and slope meet at z = 0.
     """
@@ -47,7 +48,8 @@ def saturate_exponentially(z: ArrayLike, base_loss: ArrayLike) -> tuple[FloatArr
 
 
 def unsaturate_exponentially(delta_loss: ArrayLike, base_loss: ArrayLike) -> FloatArray:
-    """z that `saturate_exponentially` turns into delta_loss; inf at or above L0; nats per token."""
+    """Return the z that `saturate_exponentially` turns into delta_loss, nats per token; inf at or
+    above L0."""
     delta, cap = np.asarray(delta_loss, float), np.asarray(base_loss, float)
     x = np.clip(delta / cap, 0.0, 1.0)
     with np.errstate(divide="ignore"):

@@ -1,1 +1,1 @@
-"""The law of recall: the share of tokens, prefixes and texts that a mean loss recalls."""
+"""Law of recall: the share of tokens, prefixes and texts recalled at a mean loss."""

@@ -17,9 +17,9 @@ from pmlray.law.data import BoolArray, FloatArray, IntArray
 from pmlray.law.recall.data import TokenRun
 
 HALF = 0.5
-# Beyond these p says no more of when it passed 0.5 than that it did.
+# p is clipped at this distance from 0 and 1, where it says little about when it passed 0.5.
 CLIP = 1e-4
-# Fewer tokens that cross have no order.
+# Fewest tokens that cross for a rank correlation.
 LEAST_TOKENS = 3
 
 
@@ -45,12 +45,12 @@ class Crossings:
     by_place: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only."""
+        """Return JSON types only."""
         return asdict(self)
 
 
 def token_table(run: TokenRun) -> tuple[IntArray, FloatArray]:
-    """Steps (S,) at which a run's tokens are known, its end the last, and their p (S, l)."""
+    """Return the steps (S,) with known tokens, the run's end the last, and their p (S, l)."""
     o = run.observation
     steps = [step for step, _ in o.token_p_curve]
     return (
@@ -60,8 +60,8 @@ def token_table(run: TokenRun) -> tuple[IntArray, FloatArray]:
 
 
 def crossing_steps(steps: IntArray, p_SL: FloatArray) -> FloatArray:
-    """Step (l,) from which each token's p stays above 0.5: 0 where it always was, inf where it is
-    not at the end.
+    """Return the step (l,) from which each token's p stays above 0.5: 0 where it always was, inf
+    where it is not at the end.
 
     Between two known steps the logit of p is taken as linear in log(1 + step).
     """
@@ -79,8 +79,8 @@ def crossing_steps(steps: IntArray, p_SL: FloatArray) -> FloatArray:
 
 
 def measure_crossings(runs: Sequence[TokenRun]) -> Crossings | None:
-    """Crossings of the runs whose tokens were kept while they trained; None without any, or where
-    no token crossed."""
+    """Return the crossings of the runs that kept p of their tokens during training; None without
+    any such run, or where no token crossed."""
     shares: list[FloatArray] = []
     n_tokens, lost = 0, 0
     by_p: list[tuple[float, int]] = []
@@ -107,7 +107,8 @@ def measure_crossings(runs: Sequence[TokenRun]) -> Crossings | None:
 
 
 def _order(step: FloatArray, other: FloatArray, chosen: BoolArray) -> list[tuple[float, int]]:
-    """Spearman's correlation of one run with its tokens, nothing where it has none."""
+    """Return Spearman's correlation of one run with its number of tokens; empty where it is
+    undefined."""
     x, y = step[chosen], other[chosen]
     if x.size < LEAST_TOKENS or np.ptp(x) == 0 or np.ptp(y) == 0:
         return []

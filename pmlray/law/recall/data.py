@@ -1,4 +1,4 @@
-"""Runs with the outcome of every token: what recall is fitted to, and where records begin."""
+"""Runs with the outcome of every token, to which the law of recall is fitted."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class TokenRun:
 
 
 def token_runs(observations: Iterable[Observation]) -> tuple[TokenRun, ...]:
-    """The SFT runs of the law's phase whose tokens and records are known.
+    """Return the SFT runs of the law's phase whose tokens and records are known.
 
-    Where records differ in length only their number is known, so that a run's are taken as equally
-    long. FitError, saying why, when there are none.
+    Observations hold the number of a run's records and not their lengths, so a run's records are
+    taken as equally long. FitError, saying why, when there are none.
     """
     plain = [o for o in observations if o.phase == "law" and o.method == "sft"]
     with_tokens = [o for o in plain if o.token_p]

@@ -25,7 +25,7 @@ PRIOR_MEAN = np.array([-1.0, np.log(1.2), 1.8, np.log(0.2)])
 PRIOR_SD = np.array([2.0, 0.7, 1.8, 0.7])
 BOUNDS = list(zip(PRIOR_MEAN - 6 * PRIOR_SD, PRIOR_MEAN + 6 * PRIOR_SD, strict=True))
 NEWTON_STEPS = 12
-# Of the standard normal density at 0.
+# Logarithm of the standard normal density at 0.
 LOG_DENSITY = -0.5 * np.log(2.0 * np.pi)
 STEP = 1e-3
 
@@ -41,7 +41,7 @@ class _Counts:
     wrong: FloatArray
 
     def subset(self, kept: BoolArray) -> _Counts:
-        """The runs that a mask (N,) keeps; the base loss stays that of all."""
+        """Return the runs that a mask (N,) keeps; the base loss stays that of all runs."""
         return replace(self, loss=self.loss[kept], tokens=self.tokens[kept], wrong=self.wrong[kept])
 
 
@@ -50,9 +50,9 @@ def fit_recall(observations: Iterable[Observation]) -> RecallLaw:
 
     Largest posterior under a weak prior, with v integrated out by Laplace's approximation; `cov` is
     the inverse of the curvature there. The spread is that of the runs at the largest rank and
-    length about a fit to the others, where there are enough: those that are asked about lie beyond
-    those measured, and differ by more than those fitted. FitError, saying what to measure, when
-    runs are too few or all tokens end up alike.
+    length about a fit to the others, where there are enough: predictions are made beyond the
+    measured runs, and runs there differ by more than those fitted. FitError, saying what to
+    measure, when runs are too few or all tokens end up alike.
     """
     runs = token_runs(observations)
     _require_transition(runs)
@@ -90,8 +90,8 @@ def _require_transition(runs: Sequence[TokenRun]) -> None:
 
 
 def _ln_spread_beyond(runs: Sequence[TokenRun], counts: _Counts) -> float:
-    """ln spread of the runs at the largest rank and length about a fit to the smaller ones; -inf
-    where these cannot be fitted."""
+    """Return ln spread of the runs at the largest rank and length about a fit to the smaller ones;
+    -inf where these cannot be fitted."""
     rank = np.array([run.observation.point.lora_rank for run in runs])
     length = np.array([run.observation.point.seq_len for run in runs])
     beyond = (rank == rank.max()) | (length == length.max())
@@ -137,7 +137,7 @@ def _counts(runs: Sequence[TokenRun]) -> _Counts:
 def _neg_log_posterior(theta: FloatArray, counts: _Counts) -> float:
     params_N4 = np.broadcast_to(theta, (counts.loss.size, 4))
     spread = float(np.exp(theta[3]))
-    # v shifts all probits of a run alike, so that they need to be had once.
+    # v shifts all probits of a run alike, so they are computed once.
     still = np.zeros(counts.loss.size)
     fixed = wrong_probits(params_N4, still, counts.loss, counts.base_loss, counts.position_B)
     v = still
@@ -155,7 +155,7 @@ def _neg_log_posterior(theta: FloatArray, counts: _Counts) -> float:
 def _slope(
     v: FloatArray, fixed: FloatArray, spread: float, counts: _Counts
 ) -> tuple[FloatArray, FloatArray]:
-    """Slope of each run's log posterior of v, and its curvature, sign turned (N,)."""
+    """Return the slope of each run's log posterior of v, and its negative curvature, (N,)."""
     z = fixed + spread * v[:, None]
     right = counts.tokens - counts.wrong
     # Slopes of log P(wrong) and, sign turned, of log P(right): inverse Mills ratios.
@@ -166,7 +166,7 @@ def _slope(
 
 
 def _covariance(theta: FloatArray, counts: _Counts) -> FloatArray:
-    """Inverse of the second derivatives (4, 4), by central differences."""
+    """Return the inverse of the second derivatives (4, 4), by central differences."""
     n = theta.size
     steps = STEP * np.eye(n)
     found = np.empty((n, n))
@@ -178,6 +178,6 @@ def _covariance(theta: FloatArray, counts: _Counts) -> FloatArray:
                 for t in (1, -1)
             ]
             found[i, k] = found[k, i] = sum(around) / (4.0 * STEP**2)
-    # No direction is less known than the prior alone would leave it.
+    # The variance along no direction exceeds the largest of the prior.
     values, vectors = np.linalg.eigh(found)
     return (vectors / np.maximum(values, PRIOR_SD.max() ** -2)) @ vectors.T

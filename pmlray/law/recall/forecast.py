@@ -37,7 +37,7 @@ class RecallForecast:
     exact: Estimate
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only."""
+        """Return JSON types only."""
         return asdict(self)
 
 
@@ -50,7 +50,7 @@ def forecast_recall(
     rng: np.random.Generator,
     level: float = 0.9,
 ) -> RecallForecast:
-    """Recall of one new run at a point, by both laws with all that is uncertain about them.
+    """Forecast the recall of one new run at a point from both laws, with all their uncertainty.
 
     average, samples: of the loss, fitted to `data`. Draws hold the doubt about both laws, the noise
     of a run's loss (`run_losses`), and that of recall at a given loss.
@@ -71,11 +71,11 @@ def run_losses(
     point: DesignPoint,
     rng: np.random.Generator,
 ) -> FloatArray:
-    """Draws (S,) of the final loss of one new run, nats per token.
+    """Draw the final loss of one new run, nats per token, (S,).
 
-    Near saturation runs differ by hundredths of a nat, half-way there by one, so that no single
-    noise serves both: each draw of the law gets the residual of one of the runs whose predicted
-    final losses are nearest to it.
+    Near saturation runs differ by hundredths of a nat, half-way there by one, so no single noise
+    fits both: each draw of the law gets the residual of one of the runs whose predicted final
+    losses are nearest to it.
     """
     base = average.base_loss
     predicted_N = base - average.predict(data.lora_rank, data.seq_len, data.train_steps)
@@ -92,7 +92,7 @@ def run_losses(
 
 
 def _estimate(drawn: FloatArray, level: float) -> Estimate:
-    # What was drawn, nothing in between: the recall of one record is 0 or 1.
+    # No interpolation between draws: the recall of one record is 0 or 1.
     tail = (1.0 - level) / 2.0
     low, high = np.quantile(drawn, [tail, 1.0 - tail], method="inverted_cdf")
     return Estimate(float(drawn.mean()), float(low), float(high))

@@ -29,18 +29,18 @@ from scipy.special import expit, logit, ndtr
 from pmlray.errors import DataError
 from pmlray.law.data import FloatArray, IntArray
 
-# How far into a record its beginning is ahead, tokens: the tables of random tokens and of phone
+# Decay length of the lead of a record's beginning, tokens: the tables of random tokens and of phone
 # books on SmolLM2-135M were both predicted best with 3 to 6.
 LEAD_TOKENS = 4.0
-# Positions up to this one are told apart, later ones in bins of half an octave.
+# Positions below this have a bin each; later ones share bins of half an octave.
 SINGLE_POSITIONS = 16
 NODES = 15
-# A loss beyond these shares of the base loss says no more.
+# Losses are clipped to these shares of the base loss.
 LOSS_SHARES = (1e-9, 1.0 - 1e-6)
 SLOPE_STEP = 1e-3
-# They leave nothing of the logits between LOSS_SHARES that a double could tell.
+# Enough to resolve the logits between LOSS_SHARES to double precision.
 BISECTIONS = 60
-# Beyond these probits a token is right, or wrong, as far as doubles can tell.
+# Probits are clipped here: beyond, a token is right or wrong to double precision.
 MAX_PROBIT = 8.0
 
 
@@ -55,7 +55,7 @@ class RecallShares:
 
 @dataclass(frozen=True, slots=True)
 class RecallLaw:
-    """The fitted law of the module's head.
+    """Fitted law of recall; the module's docstring gives its equation.
 
     `half_loss` and `base_loss` in nats per token; at half_loss every second token deep in a record
     is wrong. `cov` (4, 4) is the covariance of (logit(half_loss / base_loss), ln steepness, lead,
@@ -79,13 +79,14 @@ class RecallLaw:
         return np.array([half, np.log(self.steepness), self.lead, np.log(self.spread)])
 
     def records(self, seq_len: float) -> tuple[float, int]:
-        """Tokens a record, and how many records seq_len supervised tokens make."""
+        """Return the tokens of a record, and the number of records in seq_len supervised tokens."""
         if self.tokens_per_record is None:
             return float(seq_len), 1
         return self.tokens_per_record, max(1, round(seq_len / self.tokens_per_record))
 
     def predict(self, loss: ArrayLike, tokens_per_record: float) -> RecallShares:
-        """Expected recall of a run that ends at this mean loss, nats per token (any shape)."""
+        """Return the expected recall of runs that end at this mean loss, nats per token, any
+        shape."""
         nodes_V, weight_V = np.polynomial.hermite_e.hermegauss(NODES)
         weight_V = weight_V / weight_V.sum()
         position_B, width_B = position_bins(_tokens(tokens_per_record))
@@ -102,10 +103,10 @@ class RecallLaw:
     def sample(
         self, loss: FloatArray, tokens_per_record: float, n_records: int, rng: np.random.Generator
     ) -> RecallShares:
-        """Draw what single runs that end at these losses (N,) would measure, one draw each.
+        """Draw the recall of single runs that end at these losses (N,), one draw each.
 
-        Draws hold how well the parameters are known, what runs of one loss differ by, and the
-        counting of whole tokens and records.
+        Draws include the uncertainty of the parameters, the differences between runs of one loss,
+        and the counting of whole tokens and records.
         """
         position_B, width_B = position_bins(_tokens(tokens_per_record))
         params = rng.multivariate_normal(self.params, self.cov, loss.size)
@@ -125,7 +126,7 @@ class RecallLaw:
         return RecallShares(1.0 - wrong / total, right / total, alive / n_records)
 
     def loss_for(self, exact_recall: float, tokens_per_record: float) -> float:
-        """The mean final loss, nats per token, at which exact recall is expected to be this.
+        """Return the mean final loss, nats per token, at which this exact recall is expected.
 
         exact_recall: a share of records between 0 and 1, both excluded; DataError otherwise.
         """
@@ -145,7 +146,7 @@ class RecallLaw:
     def loss_samples(
         self, exact_recall: float, tokens_per_record: float, n: int, rng: np.random.Generator
     ) -> FloatArray:
-        """`loss_for` as surely as the parameters are known: n draws, nats per token.
+        """Draw `loss_for` n times, nats per token, with the uncertainty of the parameters.
 
         The logit of its share of the base loss is taken as linear in `params`, whose covariance is
         `cov`; the slopes are central differences.
@@ -171,7 +172,7 @@ class RecallLaw:
         return self.base_loss * expit(middle + sd * rng.standard_normal(n))
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only; `se` are standard errors of `params`."""
+        """Return JSON types only; `se` are standard errors of `params`."""
         names = ("logit_half_share", "ln_steepness", "lead", "ln_spread")
         return {
             "half_loss": self.half_loss,
@@ -193,7 +194,7 @@ def wrong_probits(
     base_loss: float,
     position_B: FloatArray,
 ) -> FloatArray:
-    """Probit of P(wrong), (..., N, B), of runs with their own parameters and v.
+    """Return the probits of P(wrong), (..., N, B), of runs with their own parameters and v.
 
     loss: nats per token, broadcast over (..., N).
     """
@@ -206,7 +207,7 @@ def wrong_probits(
 
 
 def position_bins(n_tokens: int) -> tuple[FloatArray, IntArray]:
-    """Mean positions and widths (B,) of the bins that a record of n_tokens is cut into."""
+    """Return the mean positions and the widths (B,) of the bins of a record of n_tokens."""
     octaves = np.log2(max(n_tokens / SINGLE_POSITIONS, 1.0))
     wide = np.round(SINGLE_POSITIONS * 2.0 ** np.arange(0.0, octaves, 0.5)).astype(np.int64)
     starts = np.concatenate([np.arange(SINGLE_POSITIONS), wide])
@@ -222,7 +223,8 @@ def _tokens(tokens_per_record: float) -> int:
 
 
 def _right_in_bin(q: FloatArray, width_B: IntArray) -> FloatArray:
-    """Tokens expected to be right before the first wrong one of a bin, the bin's width at most."""
+    """Return the expected number of right tokens before a bin's first wrong one, at most its
+    width."""
     # Near q = 0 the geometric series is the width, less what the first wrong token cuts off.
     few = width_B - q * width_B * (width_B + 1) / 2.0
     many = (1.0 - q) * -np.expm1(width_B * np.log1p(-q)) / q
@@ -232,10 +234,10 @@ def _right_in_bin(q: FloatArray, width_B: IntArray) -> FloatArray:
 def _right_before_failure(
     failing: IntArray, q: FloatArray, width: int, rng: np.random.Generator
 ) -> IntArray:
-    """Right tokens before the failures of `failing` records, each failing within the bin.
+    """Draw the right tokens before the failures of `failing` records, each failing within the bin.
 
-    A failure's place is near enough uniform within a bin of half an octave, tilted to its
-    beginning by q; their sum is drawn as a normal one, and whole.
+    Within a bin of half an octave the place of a failure is close to uniform, tilted to the
+    beginning by q; the sum over records is drawn from a normal distribution and rounded.
     """
     if width == 1:
         return np.zeros_like(failing)

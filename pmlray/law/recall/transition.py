@@ -1,7 +1,7 @@
-"""From not recalled to recalled: what the probability of a token says about its argmax.
+"""Transition from not recalled to recalled: a token's probability against its argmax.
 
 A token that holds more than half of the probability is sure to be decoded, since no other can hold
-more; one that does not may win with less (arXiv 2605.30260, its threshold of 0.5).
+more; one that does not may be decoded with less (arXiv 2605.30260, its threshold of 0.5).
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class RunTransition:
     first_wrong: FloatArray
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only; of the places only how many records had a wrong token."""
+        """Return JSON types only; the places are reduced to the number of records with a wrong
+        token."""
         counts = ("run_key", "sure", "sure_wrong", "stubborn", "stubborn_right", "loss_sd")
         failed = {"records_failed": self.first_wrong.size}
         return {name: getattr(self, name) for name in counts} | failed
@@ -51,7 +52,7 @@ class RunTransition:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """All runs together.
+    """Transition of all runs together.
 
     `onset`: Spearman's correlation of a record's first stubborn token with its first wrong one,
     over the `n_failed` records that have one, with its central 90 % interval by resampling runs;
@@ -69,7 +70,8 @@ class Transition:
 
     @property
     def sure_wrong(self) -> int:
-        """Tokens with p > 0.5 whose argmax is wrong: none, or the measurement is at fault."""
+        """Tokens with p > 0.5 whose argmax is wrong; above 0 only through an error of the
+        measurement."""
         return self._sum("sure_wrong")
 
     @property
@@ -83,7 +85,7 @@ class Transition:
         return self._sum("stubborn_right") / n if (n := self._sum("stubborn")) else None
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only."""
+        """Return JSON types only."""
         return {
             "sure_tokens": self._sum("sure"),
             "sure_wrong": self.sure_wrong,
@@ -98,9 +100,9 @@ class Transition:
 
 
 def measure_transition(runs: Sequence[TokenRun], rng: np.random.Generator) -> Transition:
-    """Count sure and stubborn tokens, and relate where records begin to fail.
+    """Count sure and stubborn tokens, and relate the places where records begin to fail.
 
-    A sure token that is wrong contradicts arithmetic: it is counted and logged as an error.
+    A sure token that is wrong is arithmetically impossible: it is counted and logged as an error.
     """
     found = tuple(_run_transition(run) for run in runs)
     failing = [run for run in found if run.first_wrong.size]
@@ -132,7 +134,7 @@ def _run_transition(run: TokenRun) -> RunTransition:
 
 
 def _first(marked: BoolArray, run: TokenRun) -> FloatArray:
-    """Place of each record's first marked token, inf without one."""
+    """Return the place of each record's first marked token, inf without one."""
     places = np.where(marked, run.position, np.inf)
     return np.minimum.reduceat(places, np.flatnonzero(run.position == 0))
 

@@ -1,1 +1,1 @@
-"""Trust in a fit: residuals, unseen points, intervals, the verdict."""
+"""Validation of a fit: residuals, unseen points, intervals, the verdict."""

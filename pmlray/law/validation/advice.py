@@ -8,7 +8,7 @@ import numpy as np
 
 from pmlray.law.data import LawData
 
-# What a parameter is read off, in the order in which one would measure it.
+# Runs that identify each parameter, in the order in which one would measure them.
 _OPENED_BY = {
     "rank_exponent": "runs at other ranks, away from saturation",
     "len_exponent": "runs at other lengths, away from saturation",
@@ -22,7 +22,7 @@ _OPENED_BY = {
 
 
 def what_next(points: LawData, unidentified: Sequence[str]) -> str:
-    """One clause: `measure next: ...`, for points whose fit is UNDERDETERMINED."""
+    """Return one clause, `measure next: ...`, for points whose fit is UNDERDETERMINED."""
     wanted: list[str] = []
     if np.unique(points.lora_rank).size < 2:
         wanted.append("a second lora_rank")

@@ -34,7 +34,7 @@ from pmlray.law.validation.residuals import ResidualStructure
 LEVEL = 0.9
 _POWER = "C r^alpha l^-beta{budget}{drift}"
 _CURVES = ("u^2", "u v", "v^2", "u s", "v s", "s^2")
-# The axes from the middle of the points, and held within the points.
+# Axes: distance from the middle of the points, the same clipped to the points, and its ratio.
 _AXES = (("x", "u", "r / r_mid"), ("y", "v", "l_mid / l"), ("w", "s", "t / t_mid"))
 _EQUATIONS: Mapping[Form, str] = MappingProxyType(
     {
@@ -49,8 +49,8 @@ _EQUATIONS: Mapping[Form, str] = MappingProxyType(
 
 
 def equation(form: Form, fits_budget: bool, drifts: bool = True) -> str:
-    """A form as a formula of its parameters, in plain text; `drifts` where its exponents do, by
-    d1, d2 and so on."""
+    """Return the formula of a form in plain text. `drifts`: include the drift of its exponents,
+    with coefficients d1, d2 and so on."""
     budget = " (t / t_ref)^gamma" if fits_budget else ""
     power = _POWER.format(budget=budget, drift=" exp(q)" if drifts else "")
     text = _EQUATIONS[form].format(power=power)
@@ -69,7 +69,7 @@ def checklist(
     n_samples: int,
     residuals: ResidualStructure,
 ) -> Mapping[str, str]:
-    """Every item of the checklist by its name, for the fit of `average.best` to `data`.
+    """Return every item of the checklist by its name, for the fit of `average.best` to `data`.
 
     n_samples: those that the intervals come from; residuals: those of that fit.
     """

@@ -1,4 +1,4 @@
-"""Convergence of runs: would more steps change them, or are they limited by their optimisation?
+"""Convergence of runs: would more steps lower the loss, or is a run limited by its optimisation?
 
 Checked on pairs of unsaturated SFT runs of which one has twice the other's steps. SmolLM2-135M, 503
 pairs: of those judged converged 83 % fell by less than CONVERGED_FALL, of those that did so 86 %
@@ -101,7 +101,7 @@ def certify(
 
 
 def _doses(end: int, schedule: Schedule, warmup_steps: int, decay: int, budget: int) -> FloatArray:
-    """R(s) for s = 0 to `end`: a run that ends before its budget has decayed until there."""
+    """Return R(s) for s = 0 to `end`; a run that ends before its budget has decayed by then."""
     step = np.arange(end)
     if schedule == "linear":
         left = (budget - step) / max(1, budget - warmup_steps)
@@ -112,7 +112,8 @@ def _doses(end: int, schedule: Schedule, warmup_steps: int, decay: int, budget: 
 
 
 def _expected_fall(dose: FloatArray, loss: FloatArray, until: float) -> float:
-    """Fall of the loss from the last dose to `until`, if its speed keeps its trend, nats per token.
+    """Return the fall of the loss from the last dose to `until`, nats per token, if its speed keeps
+    its trend.
 
     The speeds of the last two stretches of the curve, at their middles, fix v(R) = v (R / m)^-p.
     """

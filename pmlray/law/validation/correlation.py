@@ -1,4 +1,4 @@
-"""Correlation of a fit's parameters: which of them cannot be told apart."""
+"""Correlation of a fit's parameters: those that cannot be told apart."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ENTANGLED = 0.95
 
 @dataclass(frozen=True, slots=True)
 class EntangledPair:
-    """Two parameters that move together: only a combination of them is well known."""
+    """Two strongly correlated parameters, of which only a combination is well known."""
 
     first: str
     second: str
@@ -24,8 +24,8 @@ class EntangledPair:
 
 
 def param_correlations(fit: LawFit) -> FloatArray:
-    """Correlations (P, P) of `fit.law.params` by `fit.cov`; NaN beside 1 where an exact fit leaves
-    a parameter no variance."""
+    """Return the correlations (P, P) of `fit.law.params` by `fit.cov`; NaN off the diagonal where
+    an exact fit leaves a parameter no variance."""
     size = np.sqrt(np.diag(fit.cov))
     with np.errstate(divide="ignore", invalid="ignore"):
         correlation = fit.cov / np.outer(size, size)
@@ -34,7 +34,7 @@ def param_correlations(fit: LawFit) -> FloatArray:
 
 
 def entangled_pairs(fit: LawFit, above: float = ENTANGLED) -> tuple[EntangledPair, ...]:
-    """Pairs of parameters whose |correlation| exceeds `above`, the closest first."""
+    """Return the pairs of parameters whose |correlation| exceeds `above`, the closest first."""
     names, correlation = fit.law.param_names, param_correlations(fit)
     pairs = [
         EntangledPair(names[i], names[j], float(correlation[i, j]))

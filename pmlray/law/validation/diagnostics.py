@@ -10,27 +10,29 @@ from pmlray.law.forms.protocol import Law
 
 
 def r2(data: LawData, fit: LawFit) -> float | None:
-    """Share of delta_loss's variance explained over the points of the fit; None if constant."""
+    """Return the share of delta_loss's variance explained over the points of the fit; None if
+    constant."""
     y = data.subset(usable_points(data, fit.law.form, fit.options)).delta_loss
     spread = float(np.sum((y - y.mean()) ** 2))
     return 1.0 - fit.rss / spread if spread > 0 else None
 
 
 def mape(data: LawData, fit: LawFit) -> float | None:
-    """Mean absolute error of delta_loss as a share of it, over the points fitted as measured."""
+    """Return the mean absolute error of delta_loss as a share of it, over the points fitted as
+    measured."""
     used = data.subset(usable_points(data, fit.law.form, fit.options))
     measured = used.subset(~censored_points(used, fit.law.form, fit.options))
     return mean_error(_share_errors(fit.law, measured))
 
 
 def mean_error(errors_N: FloatArray) -> float | None:
-    """Mean of the errors that are not NaN; None when there is none."""
+    """Return the mean of the errors that are not NaN; None when there is none."""
     known = errors_N[~np.isnan(errors_N)]
     return float(known.mean()) if known.size else None
 
 
 def _share_errors(law: Law, points: LawData) -> FloatArray:
-    """|predicted - measured| / |measured| (N,), NaN where nothing was measured to share."""
+    """Return |predicted - measured| / |measured| (N,), NaN where measured is 0."""
     predicted = law.predict(points.lora_rank, points.seq_len, points.train_steps, points.base_loss)
     return _share(predicted, points)
 

@@ -1,4 +1,4 @@
-"""Intervals of a law's parameters from samples of what is believed."""
+"""Intervals of a law's parameters from posterior samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOG_NAMES = {"log_coef": "coef", "log_sharpness": "sharpness", "log_break_rank"
 def param_intervals(
     law: Law, samples: FloatArray, level: float = 0.9
 ) -> Mapping[str, tuple[float, float]]:
-    """Central intervals of the named parameters from samples (n, P).
+    """Return the central intervals of the named parameters from samples (n, P).
 
     `coef`, `sharpness` and `break_rank` are given as themselves, not as their logarithms; terms of
     the drift are left out.

@@ -1,4 +1,4 @@
-"""Judgement of a law at its targets: are the points enough?"""
+"""Judgement of a law at its targets: do the points determine it there?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pmlray.types import DesignPoint
 
 # Points whose delta_loss differs by less than this share of the largest are all alike.
 ALIKE_SHARE = 0.05
-# A prediction that may be off by more than a third of itself is not one.
+# Largest half-width of a target's interval, as a share of the prediction, at which it is known.
 WIDEST = 1.0 / 3.0
 # A target this many times beyond the measured ranks or lengths is marked as far: the shipped tables
 # test the drift of the exponents to about 2.6 times.
@@ -23,7 +23,7 @@ FAR = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A law's status and why; `enough` points for an interval to be believed."""
+    """Status of a law and its reason; `enough`: there are enough points to trust an interval."""
 
     status: FitStatus
     message: str
@@ -33,8 +33,8 @@ class Judgement:
 def shortages(data: LawData, fit: LawFit) -> list[str]:
     """List what is missing for an interval to be trusted.
 
-    One informative cell more than the law has parameters without its drift: with fewer some are
-    known from what was believed before alone, and none of the noise is.
+    Informative cells must outnumber the law's parameters, drift excluded, by one: with fewer, some
+    parameters are known from the prior alone, and the noise is not known at all.
     """
     known = data.subset(informative_points(data))
     drift = 0 if fit.law.drift is None else len(fit.law.drift.coefs)
@@ -65,7 +65,7 @@ def judge(
     half_widths: Sequence[tuple[DesignPoint, float]],
     beyond: Sequence[DesignPoint] = (),
 ) -> Judgement:
-    """Return whether the law is known where it is used.
+    """Judge whether the law is known at its targets.
 
     half_widths: of each target, the half-width of its 90 % interval as a share of the prediction.
     beyond: the targets that the law puts above all that was measured, where no base loss is known.

@@ -21,7 +21,7 @@ ROUNDING = 1e-9
 # Nor is there structure in residuals below this share of the noise of their runs: the prior leaves
 # as much where points are exact.
 BELOW_NOISE = 0.1
-# Directions that the law's own parameters leave less than this share of are theirs.
+# Added directions of which the law's own parameters leave less than this share are dropped.
 LEAST_SHARE = 1e-6
 
 
@@ -58,9 +58,9 @@ class ClusterSpread:
 
 @dataclass(frozen=True, slots=True)
 class ResidualStructure:
-    """Signed residuals measured - predicted (N,) of the points fitted, nats per token, `points`
-    themselves, and what is found in them. Points taken as lower bounds have no residual and are
-    left out. `spread` is None where no cluster has two points or all are of one cluster."""
+    """Signed residuals measured - predicted (N,) of the points fitted, nats per token, with these
+    `points` and the tests' results. Points taken as lower bounds have no residual and are left out.
+    `spread` is None where no cluster has two points or all are of one cluster."""
 
     points: LawData
     predicted: FloatArray
@@ -70,8 +70,8 @@ class ResidualStructure:
 
     @property
     def left(self) -> tuple[str, ...]:
-        """The variables along which structure is left, at a false alarm rate of 5 % over all of
-        them together (Bonferroni)."""
+        """Variables along which structure is left, at a false alarm rate of 5 % over all of them
+        together (Bonferroni)."""
         tested = [t for t in self.trends if t.p_value is not None]
         return tuple(t.along for t in tested if (t.p_value or 0.0) * len(tested) < FALSE_ALARM)
 
@@ -97,8 +97,8 @@ def residual_structure(data: LawData, fit: LawFit) -> ResidualStructure:
     exact = _rms(residual) <= ROUNDING * _rms(points.delta_loss)
     spread_of_all = float(np.sum((points.delta_loss - points.delta_loss.mean()) ** 2))
     weak = fit.status is FitStatus.UNDERDETERMINED
-    # What a weak prior shifts by little lies in the law's own directions, which the test leaves
-    # out; a fit worse than the points' mean is shifted by much.
+    # Small shifts by a weak prior lie in the law's own directions, which the test leaves out; a
+    # fit worse than the points' mean is shifted by much.
     close = _rms(root_w * residual) <= BELOW_NOISE * fit.sigma
     untestable = exact or close or (weak and float(np.sum(residual**2)) >= spread_of_all)
     trends: list[ResidualTrend] = []
@@ -126,7 +126,7 @@ def residual_structure(data: LawData, fit: LawFit) -> ResidualStructure:
 
 
 def cluster_spread(residual: FloatArray, cluster: IntArray) -> ClusterSpread | None:
-    """Spread of residuals (N,) between and within clusters (N,); None where it cannot be had.
+    """Return the spread of residuals (N,) between and within clusters (N,); None where undefined.
 
     The one-way analysis of variance for unequal groups: between^2 = (MSB - MSW) / n0 with
     n0 = (N - sum n_c^2 / N) / (k - 1) (Searle, Casella and McCulloch 1992, Variance Components).
@@ -144,8 +144,8 @@ def cluster_spread(residual: FloatArray, cluster: IntArray) -> ClusterSpread | N
 
 
 def spearman(a: FloatArray, b: FloatArray) -> float | None:
-    """Spearman's rank correlation of two arrays (N,), ties sharing their mean rank; None where one
-    of them is constant."""
+    """Return Spearman's rank correlation of two arrays (N,), ties sharing their mean rank; None
+    where one of them is constant."""
     x, y = _ranks(a), _ranks(b)
     x, y = x - x.mean(), y - y.mean()
     size = math.sqrt(float(x @ x) * float(y @ y))
@@ -160,8 +160,8 @@ def _ranks(values: FloatArray) -> FloatArray:
 def _added_variables(
     residual: FloatArray, jac: FloatArray, columns: FloatArray
 ) -> tuple[float | None, float | None]:
-    """Share of the residual sum of squares that columns (N, 2) explain beside jac (N, P), and the
-    p value of its F test."""
+    """Return the share of the residual sum of squares that columns (N, 2) explain beside jac (N,
+    P), and the p value of its F test."""
     own = _basis(jac / np.maximum(np.linalg.norm(jac, axis=0), 1e-300), 1e-10)
     left = residual - own @ (own.T @ residual)
     columns = columns / np.linalg.norm(columns, axis=0)
@@ -177,7 +177,8 @@ def _added_variables(
 
 
 def _basis(columns: FloatArray, least: float) -> FloatArray:
-    """Orthonormal basis of the columns (N, C); directions shorter than `least` are dropped."""
+    """Return an orthonormal basis of the columns (N, C); directions shorter than `least` are
+    dropped."""
     u, size, _ = np.linalg.svd(columns, full_matrices=False)
     return u[:, size > least]
 

@@ -22,7 +22,7 @@ from pmlray.law.fitting.posterior import SIGMAS
 from pmlray.law.fitting.run_noise import whitening
 from pmlray.law.forms.protocol import Form
 
-# Fewer cells say nothing of how far off the others would be, nor fewer of what is fitted.
+# Fewest held-out cells for a mean error, and fewest fitted cells for a prediction.
 LEAST_CELLS = 3
 LEAST_FITTED = 4
 # Noise, in base losses, of a point that is left out.
@@ -43,11 +43,11 @@ class UnseenError:
 
 @dataclass(frozen=True)
 class UnseenErrors:
-    """Errors at points held out, computed when first asked for: a search refits its law after every
+    """Errors at points held out, computed on first access: a search refits its law after every
     pack, and needs few of them.
 
-    `average` is the law of `data` by these `forms` and `options`. Each is None where too few points
-    are left.
+    `average` is the law of `data` by these `forms` and `options`. Each error is None where too few
+    points are left.
     """
 
     data: LawData
@@ -57,13 +57,13 @@ class UnseenErrors:
 
     @cached_property
     def heldout(self) -> UnseenError | None:
-        """Of cells left out one at a time."""
+        """Error at cells left out one at a time."""
         errors = heldout_errors(self.average, self.data, self.data.cells())
         return unseen_error(errors, self.data)
 
     @cached_property
     def new_sequence(self) -> UnseenError | None:
-        """Of (sequence, seed) pairs left out; None where every point has its own."""
+        """Error at (sequence, seed) pairs left out; None where every point has its own."""
         if np.unique(self.data.cluster).size == len(self.data):
             return None
         errors = heldout_errors(self.average, self.data, self.data.cluster)
@@ -71,14 +71,14 @@ class UnseenErrors:
 
     @cached_property
     def extrapolation(self) -> UnseenError | None:
-        """At the largest rank and length, by the law of the smaller ones."""
+        """Error at the largest rank and length, of the law fitted to the smaller ones."""
         errors = extrapolation_errors(self.data, self.forms, self.options)
         return unseen_error(errors, self.data)
 
 
 def unseen_error(error_N: FloatArray, data: LawData) -> UnseenError | None:
-    """The mean over cells of share errors (N,), NaN where a point was not predicted; None of fewer
-    than LEAST_CELLS."""
+    """Return the mean over cells of the relative errors (N,), NaN where a point was not predicted;
+    None with fewer than LEAST_CELLS cells."""
     known = ~np.isnan(error_N)
     _, cell, counts = np.unique(data.cells()[known], return_inverse=True, return_counts=True)
     if counts.size < LEAST_CELLS:
@@ -90,8 +90,8 @@ def unseen_error(error_N: FloatArray, data: LawData) -> UnseenError | None:
 
 
 def extrapolation_errors(data: LawData, forms: Sequence[Form], options: FitOptions) -> FloatArray:
-    """Share error (N,) of each point at the largest length, by the law of the smaller ones, and at
-    the largest rank likewise; of a point that is at both, the larger."""
+    """Return the relative error (N,) of each point at the largest length, by the law of the smaller
+    ones, and at the largest rank likewise; of a point that is at both, the larger."""
     errors = np.full(len(data), np.nan)
     informative = informative_points(data)
     for axis in (data.seq_len, data.lora_rank):
@@ -113,7 +113,8 @@ def extrapolation_errors(data: LawData, forms: Sequence[Form], options: FitOptio
 
 
 def heldout_errors(average: AveragedLaw, data: LawData, groups: IntArray) -> FloatArray:
-    """Share error (N,) of each point by the likeliest law without its group, an id a point (N,).
+    """Return the relative error (N,) of each point by the likeliest law fitted without its group.
+    groups: an id a point, (N,).
 
     The form, the size of the noise and the middle of the points stay those of all points. NaN for
     saturated points, and where too few cells are left.
