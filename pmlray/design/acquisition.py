@@ -1,4 +1,4 @@
-"""The rules that pick the next run from the affordable ones: pmlray's own, and rivals.
+"""Rules that pick the next run from the affordable ones: pmlray's own, and rivals.
 
 A rule sees a candidate for every open cell within the budget and everything known, and takes one.
 """
@@ -40,10 +40,9 @@ class DesignState:
     """State of a search's design: its runs, its fitted forms (best first), cost and remaining
     budget.
 
-    `base_loss`: typical loss of the adapter-free base, nats. `budget_left`: gpu_seconds, already
-    without what pending runs are predicted to cost, which is `training`. `pack`: those of the
-    chosen runs that are in the pack being filled. `kept`: the chosen runs' History, where
-    the caller keeps one.
+    `base_loss`: typical loss of the adapter-free base, nats. `budget_left`: gpu_seconds, less the
+    predicted cost of pending runs, which is `training`. `pack`: the chosen runs in the pack being
+    filled. `kept`: the History of the chosen runs, where the caller keeps one.
     """
 
     chosen: tuple[ChosenRun, ...]
@@ -71,7 +70,7 @@ class DesignState:
         grid: tuple[DesignPoint, ...],
         targets: tuple[DesignPoint, ...],
     ) -> GridField:
-        """The field by which a rule judges: that of all forms, or of the best one alone."""
+        """Return the field that a rule uses: that of all forms, or of the best one alone."""
         beliefs = self.beliefs if acquisition == "v_optimal" else self.beliefs[:1]
         return self.history.field(beliefs, self.base_loss, grid, targets)
 
@@ -87,7 +86,7 @@ class Candidates:
 
     @property
     def cells(self) -> list[DesignPoint]:
-        """The candidates' design points, each once."""
+        """Design points of the candidates, each once."""
         return [candidate.point for candidate in self.candidates]
 
 
@@ -95,31 +94,32 @@ Rule = Callable[[Candidates, DesignState], Candidate]
 
 
 def _v_optimal(choice: Candidates, known: DesignState) -> Candidate:
-    """The most variance removed at the targets per gpu_second, over the mixture of forms."""
+    """Pick the most variance removed at the targets per gpu_second, over the mixture of forms."""
     field = known.field("v_optimal", choice.grid, choice.targets)
     return _best(choice.candidates, field, field.gains(known.pending))
 
 
 def _v_optimal_single(choice: Candidates, known: DesignState) -> Candidate:
-    """V-optimal under the one form that fits best, as if it were true."""
+    """Pick as `_v_optimal`, under the one form that fits best, as if it were true."""
     field = known.field("v_optimal_single", choice.grid, choice.targets)
     return _best(choice.candidates, field, field.gains(known.pending))
 
 
 def _d_optimal(choice: Candidates, known: DesignState) -> Candidate:
-    """The most information about the best form's parameters per gpu_second."""
+    """Pick the most information about the best form's parameters per gpu_second."""
     field = known.field("d_optimal", choice.grid, choice.targets)
     return _best(choice.candidates, field, field.information(known.pending))
 
 
 def _random(choice: Candidates, known: DesignState) -> Candidate:
-    """Uniform over the affordable cells; the same history gives the same choice."""
+    """Pick uniformly from the affordable cells; the same history gives the same choice."""
     rng = np.random.default_rng([choice.seed, len(known.chosen)])
     return choice.candidates[int(rng.integers(len(choice.candidates)))]
 
 
 def _sobol(choice: Candidates, known: DesignState) -> Candidate:
-    """The affordable cell nearest to the next point of a scrambled Sobol sequence, in log space."""
+    """Pick the affordable cell nearest to the next point of a scrambled Sobol sequence, in log
+    space."""
     sequence = scipy.stats.qmc.Sobol(3, rng=np.random.default_rng(choice.seed))
     if known.chosen:
         sequence.fast_forward(len(known.chosen))
@@ -127,7 +127,8 @@ def _sobol(choice: Candidates, known: DesignState) -> Candidate:
 
 
 def _lhs(choice: Candidates, known: DesignState) -> Candidate:
-    """The affordable cell nearest to the next point of a Latin hypercube over the grid's values.
+    """Pick the affordable cell nearest to the next point of a Latin hypercube over the grid's
+    values.
 
     Hypercubes follow one another, each with as many points as the longest axis has values, so that
     no budget need be known: each meets every value of that axis once, and those of the others about
@@ -140,20 +141,20 @@ def _lhs(choice: Candidates, known: DesignState) -> Candidate:
 
 
 def _cheapest_first(choice: Candidates, known: DesignState) -> Candidate:
-    """The cheapest cell, unmeasured ones before repeats."""
+    """Pick the cheapest cell, unmeasured ones before repeats."""
     seen = known.history.seen
     return min(choice.candidates, key=lambda o: (seen[o.point], o.gpu_seconds, o.point))
 
 
 def _full_grid(choice: Candidates, known: DesignState) -> Candidate:
-    """Every cell in the order of the grid, then the next replicate of every cell."""
+    """Pick cells in the order of the grid, then the next replicate of every cell."""
     seen = known.history.seen
     return min(choice.candidates, key=lambda o: (seen[o.point], o.point))
 
 
 def fill_space(choice: Candidates, known: DesignState) -> Candidate:
-    """The cell farthest from everything chosen, in log space (Johnson, Moore and Ylvisaker 1990,
-    DOI 10.1016/0378-3758(90)90122-B); the first when nothing is chosen yet."""
+    """Pick the cell farthest from all chosen points, in log space (Johnson, Moore and Ylvisaker
+    1990, DOI 10.1016/0378-3758(90)90122-B); the first when nothing is chosen yet."""
     farthest = known.history.distances(choice.grid)
     place = {cell: i for i, cell in enumerate(choice.grid)}
     return choice.candidates[int(np.argmax(farthest[[place[o.point] for o in choice.candidates]]))]
@@ -171,7 +172,7 @@ RULES: dict[str, Rule] = {
 }
 # Optuna's own samplers, which pmlray.backends.optuna.sampler asks.
 OPTUNA_RULES: frozenset[Acquisition] = frozenset({"tpe", "gp"})
-# These need a fitted law, and a share of the spend that does not trust it.
+# Rules that need a fitted law, and a share of the spend on runs that check it.
 LAW_RULES = frozenset({"v_optimal", "v_optimal_single", "d_optimal"})
 
 

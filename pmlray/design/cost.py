@@ -26,12 +26,14 @@ class CostModel:
         seconds_per_token: gpu_seconds of one token in one optimiser step.
         prompt_tokens: tokens of a record beside its target.
         batch_records: records of a step; None for a single long record, whose step has all of it.
-        decay_share: part of its steps that a run of a shorter budget makes alone when a longer one
-            in its pack shares the others; None where budgets share nothing.
-        measured: True if the rate comes from runs.
+        decay_share: share of its steps that a shorter run takes alone when a longer one in its pack
+            shares the others; None where runs share no steps.
+        measured: True where the rate was measured on runs.
 
     Example:
-        >>> CostModel(1e-4, prompt_tokens=8, batch_records=None).predict(DesignPoint(4, 64, 100))
+        >>> cost = CostModel(1e-4, prompt_tokens=8, batch_records=None)
+        >>> cost.predict(DesignPoint(4, 64, 100))
+        0.72
     """
 
     seconds_per_token: float
@@ -41,26 +43,26 @@ class CostModel:
     measured: bool = False
 
     def tokens_per_step(self, point: DesignPoint) -> float:
-        """Tokens through the trainable layers in one optimiser step."""
+        """Return the number of tokens through the trainable layers in one optimiser step."""
         if self.batch_records is None:
             return point.seq_len + self.prompt_tokens
         return self.rows_per_step(point) * (TARGET_TOKENS + self.prompt_tokens)
 
     def rows_per_step(self, point: DesignPoint) -> int:
-        """Records in one optimiser step."""
+        """Return the number of records in one optimiser step."""
         if self.batch_records is None:
             return 1
         return min(self.batch_records, math.ceil(point.seq_len / TARGET_TOKENS))
 
     def predict(self, point: DesignPoint) -> float:
-        """gpu_seconds of one run at this point, by itself."""
+        """Return the gpu_seconds of one run at this point, by itself."""
         return self.seconds_per_token * point.train_steps * self.tokens_per_step(point)
 
     def added(self, point: DesignPoint, on_trunk: Sequence[int]) -> float:
-        """gpu_seconds that one more run adds to a pack.
+        """Return the gpu_seconds that one more run adds to a pack.
 
-        on_trunk: train_steps of the pack's runs that differ from it in nothing else. The longest
-        run is the trunk, and every shorter one costs its decay alone.
+        on_trunk: train_steps of the pack's runs that differ from it only in their budget. The
+        longest run is the trunk, and every shorter one adds only its decay.
         """
         alone = self.seconds_per_token * self.tokens_per_step(point)
         if self.decay_share is None or not on_trunk:
@@ -72,8 +74,8 @@ class CostModel:
         return longest + (self.decay_share or 0.0) * (sum(budgets) - longest)
 
     def learn(self, runs: Iterable[tuple[DesignPoint, float, float]]) -> CostModel:
-        """The model with the rate of measured runs, (point, steps that it was charged for,
-        gpu_seconds); itself without any."""
+        """Return the model with the rate of measured runs (point, steps charged, gpu_seconds);
+        unchanged without any."""
         seconds = tokens = 0.0
         for point, steps, gpu_seconds in runs:
             seconds += gpu_seconds
@@ -81,17 +83,18 @@ class CostModel:
         return self.at_rate(seconds, tokens)
 
     def at_rate(self, gpu_seconds: float, tokens: float) -> CostModel:
-        """The model with the rate of so many tokens in so much time; itself without any."""
+        """Return the model at the rate of `gpu_seconds` for `tokens`; unchanged without tokens."""
         if tokens == 0:
             return self
         return replace(self, seconds_per_token=gpu_seconds / tokens, measured=True)
 
 
 def charged_steps(budgets: Sequence[int], decay_share: float | None) -> tuple[float, ...]:
-    """Optimiser steps that each run of a family pays, in the order of its `budgets` (train_steps).
+    """Return the optimiser steps charged to each run of a family, in the order of `budgets`
+    (train_steps).
 
-    The runs differ in nothing else. They are one run up to the first one's decay, which begins
-    `decay_share` of its steps before its end, and share every step evenly that serves several;
+    The runs of a family differ only in their budgets. They are one run up to the first one's decay,
+    which begins `decay_share` of its steps before its end, and split every shared step evenly;
     where `decay_share` is None they share nothing.
     """
     if decay_share is None:
@@ -117,7 +120,7 @@ def prior_cost(
     batch_records: int | None,
     decay_share: float | None = None,
 ) -> CostModel:
-    """Cost before anything was measured, from FLOPs: 2 forward and 2 backward a frozen weight.
+    """Return the cost before any measurement, from FLOPs: 2 forward and 2 backward a frozen weight.
 
     suffix_weights: weights of the layers above the adapter; head_weights: of the vocabulary head,
     which of short records only sees the targets; flops: of the device, a second.

@@ -1,4 +1,4 @@
-"""delta_loss as a Gaussian field: what the fitted forms believe together, and what a run would add.
+"""delta_loss as a Gaussian field: the joint posterior of the fitted forms, and the gain of a run.
 
 Shapes: F forms, P parameters of a form, G features, N points, M candidates, T targets.
 """
@@ -21,7 +21,7 @@ LN2 = math.log(2.0)
 
 @dataclass(frozen=True)
 class FittedForm:
-    """One fitted form and the weight that it has earned on points it had not seen."""
+    """One fitted form and its weight."""
 
     fit: LawFit
     weight: float
@@ -29,7 +29,7 @@ class FittedForm:
 
 @dataclass(frozen=True)
 class LawField:
-    """The mixture of linearised forms as a Gaussian field with features phi and covariance S.
+    """Mixture of linearised forms as a Gaussian field with features phi and covariance S.
 
     With weights w_f, Jacobians J_f, parameter covariances V_f = L_f L_f', predictions mu_f and
     their weighted mean mu, the covariance of delta_loss between points a and b is
@@ -44,7 +44,8 @@ class LawField:
     cov_GG: FloatArray
 
     def noise(self, points: Sequence[DesignPoint]) -> FloatArray:
-        """Variance of one run at each point (N,), nats^2: the forms' own, by their weights."""
+        """Return the variance of one run at each point (N,), nats^2: the forms' own, by their
+        weights."""
         r, length, t = _axes(points)
         by_form = [
             b.weight * b.fit.noise.sd(b.fit.law.predict(r, length, t)) ** 2 for b in self.beliefs
@@ -52,10 +53,10 @@ class LawField:
         return np.sum(by_form, axis=0)
 
     def features(self, points: Sequence[DesignPoint], *, measured: bool) -> FloatArray:
-        """phi of points, (N, G), as targets or as points that are `measured`.
+        """Return phi of points, (N, G), as targets or, with `measured`, as points to measure.
 
-        An uncapped form is not fitted to a saturated point, so measuring one that it predicts below
-        ln 2 leaves its parameters as open as they are.
+        An uncapped form is not fitted to a saturated point, so measuring a point that it predicts
+        below ln 2 does not reduce the uncertainty of its parameters.
         """
         r, length, t = _axes(points)
         open_: list[FloatArray] = []
@@ -74,7 +75,7 @@ class LawField:
         return np.concatenate([*open_, apart.T], axis=1)
 
     def after(self, points: Sequence[DesignPoint]) -> LawField:
-        """The field once these points are measured too: S - S phi' phi S / (noise + phi S phi')."""
+        """Return the field with these points measured: S - S phi' phi S / (noise + phi S phi')."""
         cov = self.cov_GG
         for phi, noise in zip(
             self.features(points, measured=True), self.noise(points), strict=True
@@ -86,14 +87,14 @@ class LawField:
     def often_measured(
         self, phi_NG: FloatArray, noise_N: FloatArray, times_N: FloatArray
     ) -> LawField:
-        """The field once points of these features and noise are measured so many times too: the
-        inverse of S^-1 + sum_n times phi' phi / noise."""
+        """Return the field after points of these features and noise are measured `times` times
+        each: the inverse of S^-1 + sum_n times phi' phi / noise."""
         information = np.linalg.inv(self.cov_GG) + (phi_NG.T * (times_N / noise_N)) @ phi_NG
         cov = np.linalg.inv(information)
         return replace(self, cov_GG=(cov + cov.T) / 2)
 
     def variance(self, points: Sequence[DesignPoint]) -> FloatArray:
-        """Variance of delta_loss at each point, noise not included, nats^2, (N,)."""
+        """Return the variance of delta_loss at each point without noise, nats^2, (N,)."""
         phi = self.features(points, measured=False)
         return np.einsum("ng,gh,nh->n", phi, self.cov_GG, phi)
 
@@ -112,7 +113,8 @@ class LawField:
         )
 
     def gains_of(self, phi_MG: FloatArray, noise_M: FloatArray, phi_TG: FloatArray) -> FloatArray:
-        """The same for candidates of these features and noise, and targets of these features."""
+        """Return `gains` of candidates of these features and noise, for targets of these features,
+        (M,)."""
         along_MG = phi_MG @ self.cov_GG
         own_M = np.einsum("mg,mg->m", along_MG, phi_MG)
         return ((along_MG @ phi_TG.T) ** 2).mean(axis=1) / (noise_M + own_M)
@@ -123,13 +125,13 @@ class LawField:
         return self.information_of(self.features(candidates, measured=True), self.noise(candidates))
 
     def information_of(self, phi_MG: FloatArray, noise_M: FloatArray) -> FloatArray:
-        """The same for candidates of these features and noise."""
+        """Return `information` of candidates of these features and noise, (M,)."""
         own_M = np.einsum("mg,gh,mh->m", phi_MG, self.cov_GG, phi_MG)
         return np.log1p(own_M / noise_M)
 
 
 def law_field(beliefs: Sequence[FittedForm], base_loss: float) -> LawField:
-    """The field of fitted forms; base_loss (nats) is the most that any form can be right about."""
+    """Build the field of fitted forms; base_loss (nats) caps the forms' predictions."""
     total = sum(belief.weight for belief in beliefs)
     shared = tuple(FittedForm(b.fit, b.weight / total) for b in beliefs)
     roots = tuple(_root(belief.fit.cov) for belief in shared)
@@ -138,13 +140,13 @@ def law_field(beliefs: Sequence[FittedForm], base_loss: float) -> LawField:
 
 
 def _axes(points: Sequence[DesignPoint]) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """lora_rank, seq_len and train_steps of points, each (N,)."""
+    """Return lora_rank, seq_len and train_steps of points, each (N,)."""
     rows = [(p.lora_rank, p.seq_len, p.train_steps) for p in points]
     r, length, t = np.array(rows, dtype=float).reshape(-1, 3).T
     return r, length, t
 
 
 def _root(cov_PP: FloatArray) -> FloatArray:
-    """L with L L' = cov, for a covariance that may be singular."""
+    """Return L with L L' = cov, for a covariance that may be singular."""
     values, vectors = np.linalg.eigh((cov_PP + cov_PP.T) / 2)
     return vectors * np.sqrt(np.maximum(values, 0.0))

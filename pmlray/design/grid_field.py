@@ -1,4 +1,4 @@
-"""A law's field over the cells that a search chooses from: their features are worked out once.
+"""Field of a law over the cells of a search's grid, whose features are computed once.
 
 Shapes: M cells of the grid, T targets, G features.
 """
@@ -16,10 +16,10 @@ from pmlray.types import DesignPoint
 
 
 class GridField:
-    """The field of beliefs, and what pending runs leave of it.
+    """Field of the fitted forms over a grid, updated by pending runs.
 
-    How often each cell of the grid is pending decides, whatever was asked before: a search that
-    starts again chooses the same.
+    The result depends only on how often each cell is pending, not on earlier calls, so a restarted
+    search makes the same choices.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class GridField:
         grid: tuple[DesignPoint, ...],
         targets: tuple[DesignPoint, ...],
     ) -> bool:
-        """Return whether this is the field of those."""
+        """Return whether this is the field of these fitted forms, grid and targets."""
         same = len(beliefs) == len(self._beliefs) and all(map(is_, beliefs, self._beliefs))
         return (
             same
@@ -54,13 +54,14 @@ class GridField:
         )
 
     def after(self, pending: Counter[DesignPoint]) -> LawField:
-        """The field once these are measured too, each so often."""
+        """Return the field after the pending runs are measured, each point as often as `pending`
+        counts."""
         times_M = np.zeros(len(self._grid))
         beside: list[DesignPoint] = []
         for point, times in pending.items():
             at = self._at.get(point)
             if at is None:
-                # It was added by hand, off the grid.
+                # A run that was added by hand, off the grid.
                 beside += [point] * times
             else:
                 times_M[at] = times
@@ -68,13 +69,13 @@ class GridField:
         return field.after(beside) if beside else field
 
     def gains(self, pending: Counter[DesignPoint]) -> FloatArray:
-        """LawField.gains of every cell for the targets once these are measured too, (M,)."""
+        """Return LawField.gains of every cell for the targets after the pending runs, (M,)."""
         return self.after(pending).gains_of(self._phi_MG, self._noise_M, self._phi_TG)
 
     def information(self, pending: Counter[DesignPoint]) -> FloatArray:
-        """LawField.information of every cell once these are measured too, (M,)."""
+        """Return LawField.information of every cell after the pending runs, (M,)."""
         return self.after(pending).information_of(self._phi_MG, self._noise_M)
 
     def place(self, cell: DesignPoint) -> int:
-        """Return the place of a cell in the grid."""
+        """Return the index of a cell in the grid."""
         return self._at[cell]

@@ -1,7 +1,7 @@
 """History of all chosen runs as the rules need it, updated run by run.
 
-A run is never taken back, so that a choice costs what was added since the last one, however many
-runs there are. Shapes: M cells of the grid.
+Chosen runs are never removed, so the cost of a choice depends only on the runs added since the last
+one. Shapes: M cells of the grid.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pmlray.types import DesignPoint
 
 
 class History:
-    """The chosen runs: their `points` in order, and how often each cell was `seen`."""
+    """History of the chosen runs: their `points` in order, and how often each cell was `seen`."""
 
     def __init__(self, runs: Iterable[ChosenRun] = ()) -> None:
         self.points: list[DesignPoint] = []
@@ -34,7 +34,7 @@ class History:
             self.add(run)
 
     def add(self, run: ChosenRun) -> None:
-        """A run was chosen."""
+        """Add a chosen run."""
         self.points.append(run.point)
         self.seen[run.point] += 1
         self._uses[run.replicate] += 1
@@ -47,9 +47,9 @@ class History:
     def next_replicates(
         self, cells: Sequence[DesignPoint], replicates: Sequence[Replicate]
     ) -> Iterator[tuple[DesignPoint, Replicate]]:
-        """Every open cell with its unused replicate that was used least: independent texts and
-        seeds stay balanced over the whole design."""
-        # Stable: among equals the order of the spec.
+        """Yield every open cell with its least used free replicate: independent texts and seeds
+        stay balanced over the whole design."""
+        # The sort is stable: equally used replicates keep the order of the spec.
         balanced = sorted(replicates, key=self._uses.__getitem__)
         for cell in cells:
             taken = self._taken.get(cell, set())
@@ -59,20 +59,19 @@ class History:
                     break
 
     def distances(self, grid: tuple[DesignPoint, ...]) -> FloatArray:
-        """From each cell of the grid to the nearest chosen point, in log space, (M,); inf where
-        nothing was chosen."""
+        """Return the distance of each cell of the grid to the nearest chosen point, in log space,
+        (M,); inf where nothing was chosen."""
         if self._coverage is None or self._coverage.grid is not grid:
             self._coverage = _Coverage(grid)
         return self._coverage.after(self.points)
 
     def fills_too_little(self, n_initial: int, share: float, cost: CostModel) -> bool:
-        """Return whether runs that fill space have taken less than this share of the predicted
-        spend: the first `n_initial`, and those that were chosen while this was so.
+        """Return whether space-filling runs have taken less than this share of the predicted spend.
 
-        Which those were follows from this rule alone, so that a search that starts again needs no
-        record of it.
+        Space-filling runs are the first `n_initial` and those chosen while this condition held. The
+        rule alone determines them, so a restarted search needs no record of them.
         """
-        # At any rate they are the same.
+        # Shares of the spend do not depend on the rate.
         rule = (n_initial, share, replace(cost, seconds_per_token=1.0))
         if self._spend is None or self._spend.rule != rule:
             self._spend = _Spend(*rule)

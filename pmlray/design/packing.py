@@ -1,7 +1,7 @@
-"""Packing of runs onto devices: how many to a pack, how they are dealt, what fits.
+"""Packing of runs onto devices: the size of a pack, the split into packs, and what memory holds.
 
-Nothing here is a constant of a machine: time and memory are learnt from packs that were measured. A
-pack's step is told by its rows (records) and positions (tokens through the suffix, without any
+Nothing here is a constant of a machine: time and memory are learnt from measured packs. A pack's
+step is described by its rows (records) and positions (tokens through the suffix, without any
 padding: the engine lays rows end to end).
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike, NDArray
 
-# Shares of a pack's time that may go to what training does not scale with: the overhead of every
-# step, and the start of the pack.
+# Largest shares of a pack's time for fixed costs: the overhead of every step, and the start of the
+# pack.
 STEP_OVERHEAD_SHARE = 0.1
 START_SHARE = 0.1
 # Fewer runs share no trunks, and leave a device idle between packs.
@@ -25,15 +25,15 @@ LEAST_RUNS = 4
 GROWTH = 2.0
 MEMORY_SHARE = 0.85
 MOST_PADDING = 0.1
-# Packs are of one kind where their steps' sizes differ by less than a tenth: noise would decide
-# what is whose. That is so little in the ratio of two unit columns' singular values.
+# Packs are of one kind where their steps' sizes differ by less than a tenth: noise would decide the
+# split between fixed and proportional cost. LEAST_APART is that, as a ratio of singular values.
 ONE_KIND, LEAST_APART = 0.1, 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load of runs that stay together: rows and positions of their step at its fullest, and the
-    device-seconds that they take."""
+    """Load of runs that stay together: rows and positions of their largest step, and their
+    device-seconds."""
 
     runs: int
     rows: int
@@ -62,12 +62,12 @@ class PackUse:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device as packs have shown it.
+    """Device model learnt from measured packs.
 
     A step takes `step_seconds + position_seconds * positions`, a pack `start_seconds` more. Its
     memory is at most `memory_bytes + row_bytes * rows + position_bytes * positions` of
-    `limit_bytes` (0: unknown, so that only `seen_rows` and `seen_positions` say what is safe).
-    `one_kind`: nothing has told yet what of a step's time is its own and what its positions'.
+    `limit_bytes` (0: unknown, and then `seen_rows` and `seen_positions` alone say what is safe).
+    `one_kind`: packs were too similar to separate a step's fixed time from that of its positions.
     """
 
     step_seconds: float
@@ -82,7 +82,7 @@ class Device:
     one_kind: bool = False
 
     def memory(self, rows: int, positions: int) -> float:
-        """Most bytes that such a pack is expected to take."""
+        """Return an upper estimate of the bytes that such a pack takes."""
         return self.memory_bytes + self.row_bytes * rows + self.position_bytes * positions
 
     def holds(self, rows: int, positions: int) -> bool:
@@ -95,7 +95,7 @@ class Device:
         )
 
     def share_held(self, rows: int, positions: int) -> float:
-        """The largest share of such a pack, at most 1, that is safe as far as it is known."""
+        """Return the largest share of such a pack, at most 1, that is known to be safe."""
         shares = [1.0, GROWTH * self.seen_rows / rows, GROWTH * self.seen_positions / positions]
         grows = self.row_bytes * rows + self.position_bytes * positions
         if self.limit_bytes and grows > 0:
@@ -104,11 +104,11 @@ class Device:
 
 
 def learn_device(packs: Sequence[PackUse]) -> Device | None:
-    """The device that these packs ran on; None before one was measured.
+    """Fit the model of the device that these packs ran on; None before one was measured.
 
-    Times are fitted by non-negative least squares. So is memory, then raised until no pack took
-    more than it says. Packs of one kind tell one number: it is then put down to the positions
-    alone, as if all of the memory grew with the pack, which errs to the safe side.
+    Times are fitted by non-negative least squares. So is memory, which is then raised until no pack
+    took more than predicted. Packs of one kind identify one number: it is then assigned to the
+    positions alone, as if all of the memory grew with the pack, which errs to the safe side.
     """
     timed = [p for p in packs if p.training_seconds > 0 and p.position_steps > 0]
     if not timed:
@@ -142,11 +142,11 @@ def worthwhile_runs(
 ) -> int:
     """Return how many runs like `run` the next pack of an adaptive search should have.
 
-    As few as keep the overhead of a step and the start of the pack within their shares, since every
-    run is chosen knowing only what earlier packs measured; for the same reason the packs of all
-    devices together have no more than are known already. What a device holds bounds both. After
-    packs of one kind the next is of another, so that the one after can be chosen by what a step
-    costs: the least there is, unless those were as small, and then twice that.
+    The fewest that keep the overhead of a step and the start of the pack within their shares, since
+    every run is chosen on the results of earlier packs alone; for the same reason the packs of all
+    devices together have no more runs than are known already. What a device holds bounds both.
+    After packs of one kind the next one differs in size, so that the cost of a step can be fitted:
+    it has the fewest runs allowed or, where those packs were as small, twice that.
     """
     if device is None:
         return LEAST_RUNS
@@ -172,14 +172,14 @@ def deal_out(
     holds: Callable[[int, int, int], bool],
     busy: Sequence[float] = (),
 ) -> tuple[tuple[int, ...], ...]:
-    """Groups of runs as packs, by index: one a device, more where they do not fit.
+    """Split groups of runs into packs, by index: one a device, more where they do not fit.
 
-    holds: whether a pack of so many runs, rows and positions may be; busy: device-seconds of the
-    packs that some of the devices train already. Longest first, each to the device that ends first
-    (Graham 1969, DOI 10.1137/0117039): where all fits and none is busy, no pack takes more than 4/3
-    of the best possible. What falls to a busy device is left out, to be dealt out again when it
-    asks. A group that fits nowhere stands alone. Packs, and groups in a pack, keep the order of the
-    groups.
+    holds: returns whether a pack of so many runs, rows and positions is allowed; busy:
+    device-seconds of the packs already in training. Longest first, each group to the device that
+    ends first (Graham 1969, DOI 10.1137/0117039): where all fits and none is busy, no pack takes
+    more than 4/3 of the best possible. Groups assigned to a busy device are left out, to be dealt
+    out again when that device asks for a pack. A group that fits nowhere is a pack by itself.
+    Packs, and groups in a pack, keep the order of the groups.
     """
     order = sorted(range(len(groups)), key=lambda i: -groups[i].seconds)
     packs: list[list[int]] = []
@@ -205,8 +205,8 @@ def deal_out(
 
 
 def padded_batches(lengths: Sequence[int], most_tokens: int) -> tuple[tuple[int, ...], ...]:
-    """Rows as batches padded to their longest, by index: of at most `most_tokens` with padding,
-    of which less than a tenth is padding. A longer row stands alone."""
+    """Split rows into batches padded to their longest, by index: of at most `most_tokens` with
+    padding, of which less than a tenth is padding. A longer row stands alone."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches: list[list[int]] = []
     used = 0
@@ -223,10 +223,10 @@ def padded_batches(lengths: Sequence[int], most_tokens: int) -> tuple[tuple[int,
 
 
 def nonnegative_fit(x_NK: ArrayLike, y_N: ArrayLike) -> tuple[float, ...]:
-    """Least squares with coefficients >= 0 (Lawson and Hanson's active sets, by scipy).
+    """Solve least squares with coefficients >= 0 (Lawson and Hanson's active sets, by scipy).
 
-    x_NK: columns in the order in which they are believed: one that those before it nearly make up
-    gets 0, for the solver alone would let rounding choose which of them counts.
+    x_NK: columns in order of priority: one that is nearly a combination of those before it gets 0,
+    since with the solver alone rounding would decide which of them gets weight.
     """
     x, y = np.asarray(x_NK, dtype=float), np.asarray(y_N, dtype=float)
     found, taken = np.zeros(x.shape[1]), _told_apart(x)
@@ -236,7 +236,7 @@ def nonnegative_fit(x_NK: ArrayLike, y_N: ArrayLike) -> tuple[float, ...]:
 
 
 def _told_apart(x_NK: NDArray[np.float64]) -> list[int]:
-    """The columns that those before them do not nearly make up."""
+    """Return the columns that are not nearly a combination of those before them."""
     taken: list[int] = []
     for k in range(x_NK.shape[1]):
         columns, _ = _unit_columns(x_NK[:, [*taken, k]])
@@ -247,7 +247,8 @@ def _told_apart(x_NK: NDArray[np.float64]) -> list[int]:
 
 
 def _unit_columns(x_NK: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Columns of length 1, or the smallest singular value says nothing; and their lengths."""
+    """Scale columns to length 1, without which the smallest singular value is meaningless; return
+    them and their lengths."""
     norms: NDArray[np.float64] = np.linalg.norm(x_NK, axis=0)
     norms[norms == 0] = 1.0
     return x_NK / norms, norms

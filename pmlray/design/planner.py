@@ -1,4 +1,4 @@
-"""Choice of the next run: adaptive, aware of cost and of what is still running.
+"""Choice of the next run: adaptive, with costs and pending runs taken into account.
 
 A pack is chosen run by run, each counting those before it as measured: the greedy joint choice.
 """
@@ -21,8 +21,8 @@ from pmlray.design.cost import CostModel
 from pmlray.design.space import Candidate, ChosenRun, DesignSpace, Replicate
 from pmlray.types import DesignPoint
 
-# The start must not swallow the budget: a fifth of what is left of it, evenly shared, is the most
-# that one of its runs gets. In replays of known laws half of it predicted no better at any spend.
+# The initial design must not use up the budget: each of its runs gets at most an even share of a
+# fifth of what is left. In replays of known laws half of it predicted no better at any spend.
 START_SHARE = 0.2
 
 
@@ -31,10 +31,10 @@ class DesignSettings:
     """Settings of an adaptive design.
 
     Args:
-        n_initial: log-spaced runs before a law chooses.
-        validation_share: least share of the spend on runs that fill space, so that the law is also
-            checked where it is sure.
-        targets: points where the law must be known.
+        n_initial: number of space-filling runs before a law chooses.
+        validation_share: least share of the spend on space-filling runs, so that the law is also
+            checked where its own uncertainty is small.
+        targets: points where the law is to be known.
         acquisition: rule that chooses, `v_optimal` or a rival of it.
         seed: of the rules that draw at random.
 
@@ -50,10 +50,10 @@ class DesignSettings:
 
 
 def open_candidates(space: DesignSpace, known: DesignState) -> Iterator[Candidate]:
-    """Every open cell within the remaining budget, at the replicate that suits it best.
+    """Yield every open cell within the remaining budget, at its most suitable replicate.
 
-    That is the one that the search has used least, unless another lets the run share the trunk of
-    one that is already in the pack. They come one by one, in the grid's order.
+    That is the replicate that the search has used least, unless another lets the run share the
+    trunk of one that is already in the pack. Candidates come in the grid's order.
     """
     in_pack: dict[tuple[int, int], dict[Replicate, list[int]]] = {}
     for run in known.pack:
@@ -75,9 +75,9 @@ def open_candidates(space: DesignSpace, known: DesignState) -> Iterator[Candidat
 def choose_run(
     space: DesignSpace, settings: DesignSettings, known: DesignState, longest: float = math.inf
 ) -> tuple[DesignPoint, Replicate] | None:
-    """The next run, or None when no open cell is within the remaining budget.
+    """Choose the next run; None when no open cell is within the remaining budget.
 
-    longest: gpu_seconds; a rule that weighs costs takes no longer run unless all are.
+    longest: gpu_seconds; a rule that weighs costs takes no longer run unless all are longer.
     """
     candidates = tuple(open_candidates(space, known))
     if not candidates:
@@ -101,8 +101,7 @@ def choose_run(
 class DeviceShare:
     """Limits of one of several devices, gpu_seconds: of a `pack`, and of one `run`.
 
-    `planned`: what a pack is to take however few devices there are, but for its first runs, of
-    which there are `at_least` so many.
+    `planned`: limit of a pack for any number of devices; its first `at_least` runs are exempt.
     """
 
     pack: float = math.inf
@@ -111,8 +110,8 @@ class DeviceShare:
     at_least: int = 0
 
     def room(self, known: DesignState) -> float:
-        """Return the longest that the next run of the pack being filled may take; in an empty
-        pack no longer than a run may, whatever a pack may."""
+        """Return the longest that the next run of the pack being filled may take; the first run of
+        a pack is limited by `run` alone."""
         if not known.pack:
             return self.run
         most = self.pack if len(known.pack) < self.at_least else min(self.pack, self.planned)
@@ -122,10 +121,10 @@ class DeviceShare:
 def device_share(known: DesignState, devices: int) -> DeviceShare:
     """Return the limits that let all devices end at the same time; none for one device.
 
-    A pack takes half of a device's share of the budget that no run has taken yet, for runs may take
-    twice as long as predicted (factoring: Hummel, Schonberg and Flynn 1992, DOI
-    10.1145/135226.135232). No run outlasts what all devices have before them on average, those runs
-    counted that train already, which are half done.
+    A pack takes half of a device's share of the budget that no run has taken yet, since runs may
+    take twice as long as predicted (factoring: Hummel, Schonberg and Flynn 1992, DOI
+    10.1145/135226.135232). No run is longer than the average work left to a device, in which runs
+    already in training count half.
     """
     if devices == 1:
         return DeviceShare()
@@ -134,8 +133,8 @@ def device_share(known: DesignState, devices: int) -> DeviceShare:
 
 
 class PendingSpend:
-    """Predicted cost of runs that were asked for together, trunks shared: `gpu_seconds`, updated
-    run by run."""
+    """Predicted cost of runs asked for together, `gpu_seconds`, with shared trunks counted once;
+    updated run by run."""
 
     def __init__(self, cost: CostModel, runs: Iterable[ChosenRun] = ()) -> None:
         self.gpu_seconds = 0.0
@@ -145,7 +144,7 @@ class PendingSpend:
             self.add(run)
 
     def add(self, run: ChosenRun) -> None:
-        """Another run was asked for."""
+        """Add a run."""
         point = run.point
         budgets = self._trunks.setdefault((point.lora_rank, point.seq_len, run.replicate), [])
         self.gpu_seconds += self._cost.added(point, budgets)
@@ -158,7 +157,7 @@ def _initial(choice: Candidates, settings: DesignSettings, known: DesignState) -
 
 
 def _no_longer(choice: Candidates, gpu_seconds: float) -> Candidates:
-    """Without the candidates that take more, the cheapest excepted."""
+    """Return the choice without the candidates that take longer; the cheapest always stays."""
     within = tuple(
         candidate for candidate in choice.candidates if candidate.gpu_seconds <= gpu_seconds
     )
@@ -167,5 +166,6 @@ def _no_longer(choice: Candidates, gpu_seconds: float) -> Candidates:
 
 
 def validates(settings: DesignSettings, known: DesignState) -> bool:
-    """Return whether the next run fills space: the share of the spend that did has fallen short."""
+    """Return whether the next run fills space, because such runs have less than their share of the
+    spend."""
     return known.history.fills_too_little(settings.n_initial, settings.validation_share, known.cost)

@@ -1,4 +1,4 @@
-"""Reasons for chosen runs in words, by what the rule looked at."""
+"""Reasons for chosen runs in words, from the quantities that the rule compared."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pmlray.design.planner import DesignSettings, validates
 from pmlray.design.space import DesignSpace, Replicate
 from pmlray.types import DesignPoint
 
-# Targets that a run sharpens are named, the most sharpened first.
+# Most targets that a reason names, in the order of how much the run sharpens them.
 MOST_TARGETS = 2
-# What removes less of a target's variance is not said to sharpen it.
+# A target of whose variance a run removes less than this share is not named.
 LEAST_SHARE = 0.005
 
 
@@ -25,7 +25,8 @@ def why_chosen(
     point: DesignPoint,
     replicate: Replicate,
 ) -> str:
-    """The reason for a run, the choice under `known`, as one clause; known: as the rule saw it."""
+    """Return the reason for choosing a run, as one clause; known: the state in which it was
+    chosen."""
     rule = settings.acquisition
     if rule not in LAW_RULES:
         return f"rule {rule}"

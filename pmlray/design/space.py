@@ -1,4 +1,4 @@
-"""The runs a search may choose from, and those it has already chosen.
+"""Space of the runs that a search may choose from, and its chosen runs.
 
 Shapes: M cells of the grid, 3 coordinates (rank, length, steps).
 """
@@ -19,7 +19,7 @@ Replicate = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class ChosenRun:
-    """A design point with its replicate (sequence_id, seed); `done` is False while it runs."""
+    """Design point with its replicate (sequence_id, seed); `done` is False while it runs."""
 
     point: DesignPoint
     replicate: Replicate
@@ -28,7 +28,7 @@ class ChosenRun:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A run that may be chosen next, and what it would add to the cost, gpu_seconds."""
+    """Run that may be chosen next, and what it would add to the cost, gpu_seconds."""
 
     point: DesignPoint
     replicate: Replicate
@@ -52,7 +52,7 @@ class DesignSpace:
     replicates: tuple[Replicate, ...]
 
     def open_cells(self, chosen: Sequence[ChosenRun]) -> tuple[DesignPoint, ...]:
-        """Cells with a replicate that was not chosen yet."""
+        """Return the cells with a replicate that was not chosen yet."""
         taken = {(run.point, run.replicate) for run in chosen}
         return tuple(
             cell
@@ -62,7 +62,7 @@ class DesignSpace:
 
 
 def log_coordinates(points: Sequence[DesignPoint], cells: Sequence[DesignPoint]) -> FloatArray:
-    """Points as (n, 3) log coordinates scaled so that the cells span the unit cube."""
+    """Map points to (n, 3) log coordinates scaled so that the cells span the unit cube."""
     grid = np.log([[c.lora_rank, c.seq_len, c.train_steps] for c in cells])
     low, span = grid.min(axis=0), np.ptp(grid, axis=0)
     raw = np.log(np.array([[p.lora_rank, p.seq_len, p.train_steps] for p in points], dtype=float))
@@ -72,8 +72,8 @@ def log_coordinates(points: Sequence[DesignPoint], cells: Sequence[DesignPoint])
 def level_coordinates(
     points: Sequence[DesignPoint], cells: Sequence[DesignPoint]
 ) -> tuple[FloatArray, int]:
-    """Points as (n, 3) positions among the values that each axis takes, at the middle of equal
-    shares of the unit interval; and how many values the longest axis has."""
+    """Map points to (n, 3) positions among the values of each axis, at the middle of equal shares
+    of the unit interval; return them and the number of values of the longest axis."""
     grid = np.array([[c.lora_rank, c.seq_len, c.train_steps] for c in cells])
     raw = np.array([[p.lora_rank, p.seq_len, p.train_steps] for p in points])
     values = [np.unique(axis) for axis in grid.T]
@@ -87,7 +87,7 @@ def level_coordinates(
 def nearest_cell(
     candidates: Sequence[DesignPoint], point: DesignPoint, cells: Sequence[DesignPoint]
 ) -> DesignPoint:
-    """The candidate nearest to any point, in log space."""
+    """Return the candidate nearest to a point, in log space."""
     at = log_coordinates(candidates, cells)
     distance = np.linalg.norm(at - log_coordinates([point], cells), axis=1)
     return candidates[int(np.argmin(distance))]
