@@ -1,4 +1,4 @@
-"""MemFT: which supervised tokens a training step weighs, and their weighted loss."""
+"""MemFT: weights of the supervised tokens in a training step, and their weighted loss."""
 
 from pmlray.memft.curriculum import (
     curriculum_order,

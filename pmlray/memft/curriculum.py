@@ -14,7 +14,8 @@ RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def curriculum_order(n_records: int, seed: int) -> NDArray[np.int64]:
-    """The order in which records come into play: a random permutation, int64 (n_records,).
+    """Return the order in which records are added to training: a random permutation, int64
+    (n_records,).
 
     n_records: at least 1; seed: of the draw. The order does not follow difficulty.
     Source: arXiv 2605.30260, which draws it once a run.
@@ -30,7 +31,7 @@ def prefix_ratio_curriculum(
     boundaries: Sequence[float] = BOUNDARIES,
     ratios: Sequence[float] = RATIOS,
 ) -> int:
-    """Return how many leading records of curriculum_order are in play at this step.
+    """Return how many leading records of curriculum_order are trained on at this step.
 
     n_records: at least 1; step: optimiser steps done, from 0; train_steps: the whole budget;
     boundaries: ascending fractions of train_steps, at each of which the next ratio begins; ratios:
@@ -45,8 +46,7 @@ def prefix_ratio_curriculum(
 
 
 def paper_curriculum(n_records: int, step: int, train_steps: int, batch_size: int) -> int:
-    """Return the prefix as prefix_ratio_curriculum, by the paper's count: in epochs, and whole
-    batches only.
+    """Return the number of leading records by the paper's count: in epochs, and whole batches only.
 
     batch_size: records in a step, at most n_records. An epoch of a shorter prefix has fewer steps,
     so the boundaries, shares of the epochs, come earlier than as shares of the steps. Returns a

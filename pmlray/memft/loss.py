@@ -1,4 +1,4 @@
-"""Weighted losses as sums, and what to do when no token carries weight.
+"""Weighted losses as sums, and the rule for batches in which no token has weight.
 
 Shapes: B rows (samples), T positions, G groups of rows (one for each adapter).
 """
@@ -15,7 +15,7 @@ _NEGLIGIBLE_WEIGHT = 1e-5
 
 
 def weighted_nll_per_row(nll_BT: Tensor, w_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's sum of weight times loss (nats), and its sum of weights.
+    """Return each row's sum of weight times loss (nats), and its sum of weights.
 
     nll_BT, w_BT: float (B, T). Returns (sum_B, weight_sum_B): never a mean, the caller normalises,
     so splitting a batch changes nothing. The gradient flows through nll_BT alone, and positions of
@@ -27,7 +27,7 @@ def weighted_nll_per_row(nll_BT: Tensor, w_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def weighted_nll(nll_BT: Tensor, w_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch's sum of weight times loss (nats), and its sum of weights: two scalars.
+    """Return the batch's sum of weight times loss (nats), and its sum of weights: two scalars.
 
     nll_BT, w_BT: float (B, T). As weighted_nll_per_row, over all rows.
     """
@@ -39,7 +39,7 @@ def weighted_nll(nll_BT: Tensor, w_BT: Tensor) -> tuple[Tensor, Tensor]:
 def fallback_weights(
     w_BT: Tensor, mask_BT: Tensor, group_B: Tensor, n_groups: int, rule: NoActiveTokens
 ) -> Tensor:
-    """The weights, where groups whose total is about 0 (at most 1e-5) follow a rule.
+    """Apply a rule to the weights of groups whose total is about 0 (at most 1e-5).
 
     w_BT: float (B, T); mask_BT: bool (B, T), the supervised positions; group_B: int64 (B,), each
     row's group in 0 to n_groups - 1; rule: "skip" sets such a group's weights to 0 exactly, so it

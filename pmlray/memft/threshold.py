@@ -1,4 +1,4 @@
-"""MemFT-OT: train only the tokens that are not yet safely recalled.
+"""MemFT-OT: training only of the tokens that are not yet safely recalled.
 
 Shapes: B rows (samples), T positions.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @torch.no_grad()
 def threshold_weights(nll_BT: Tensor, mask_BT: Tensor, p: float = 0.5) -> Tensor:
-    """Weight 1 for each supervised token with probability below p, else 0.
+    """Return weight 1 for each supervised token with probability below p, else 0.
 
     nll_BT: float (B, T), nats; mask_BT: bool (B, T), the supervised positions; p: probability in
     (0, 1]. At p = 0.5 a token with weight 0 is certain to be the argmax. Returns w_BT, detached,

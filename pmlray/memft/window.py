@@ -34,7 +34,7 @@ class WindowState:
 
     @classmethod
     def fresh(cls, n: int, device: torch.device | str) -> WindowState:
-        """The state of n samples that have not been trained yet."""
+        """Return the state of n samples that have not been trained yet."""
         return cls(
             torch.full((n,), NO_ANCHOR, dtype=torch.int64, device=device),
             torch.zeros(n, dtype=torch.int64, device=device),
@@ -42,13 +42,13 @@ class WindowState:
         )
 
     def gather(self, sample_ids: Tensor) -> WindowState:
-        """The state of the samples in a batch, in its order; sample_ids: int64 (B,)."""
+        """Return the state of the samples in a batch, in its order; sample_ids: int64 (B,)."""
         return WindowState(
             self.anchor[sample_ids], self.patience[sample_ids], self.expansion[sample_ids]
         )
 
     def scatter(self, sample_ids: Tensor, updated: WindowState) -> WindowState:
-        """This state with the batch's samples replaced.
+        """Return this state with the batch's samples replaced.
 
         sample_ids: int64 (B,), each sample at most once; updated: their states, (B,).
         """
@@ -74,7 +74,7 @@ def window_weights(
     fixed_B: Tensor | None = None,
     compat: Compat = "mended",
 ) -> tuple[Tensor, WindowState]:
-    """Soft threshold weights, decaying with the distance past the first wrong token.
+    """Return soft threshold weights, decaying with the distance past the first wrong token.
 
     nll_BT: float (B, T), nats; wrong_BT: bool (B, T), argmax is not the label; mask_BT: bool
     (B, T), the supervised positions; state: the rows' states, (B,). window: tokens; tau: decay

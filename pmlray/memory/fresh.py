@@ -1,4 +1,4 @@
-"""Fresh text of a task's distribution, that no run ever trains on."""
+"""Fresh text of a task's distribution, on which no run trains."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def fresh_records(
     tokenizer: Tokenizer,
     render_prompt: PromptRenderer,
 ) -> tuple[Record, ...]:
-    """Records like those of a run of seq_len, of text that no run of the search trains on.
+    """Draw records like those of a run of seq_len, from text on which no run of the search trains.
 
     n_tokens: supervised tokens to reach, over all records. A long context comes as sequences of
     min(seq_len, n_tokens) tokens, so that each position is one that the run was trained at; a phone

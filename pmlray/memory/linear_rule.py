@@ -1,4 +1,4 @@
-"""A rule to learn instead of a text: z = 3x + 5y + 7, with pairs that no run is trained on.
+"""A rule to learn instead of a text: z = 3x + 5y + 7, with held-out pairs.
 
 Source: the generalisation task of arXiv 2605.30260 (table 3), in our own wording.
 """
@@ -16,7 +16,7 @@ MAX_TRAINED = SIDE * SIDE - N_HELDOUT
 
 
 def rule_pairs(n: int, seed: int, sequence_id: int) -> list[tuple[str, str]]:
-    """The first n (query, answer) pairs of one draw, 1 to MAX_TRAINED; none is held out.
+    """Return the first n (query, answer) pairs of one draw, 1 to MAX_TRAINED; none is held out.
 
     seed: of the split into trained and held-out pairs; sequence_id: another order of the trained
     ones, of which a run takes as many as fit its length.
@@ -27,7 +27,8 @@ def rule_pairs(n: int, seed: int, sequence_id: int) -> list[tuple[str, str]]:
 
 
 def heldout_pairs(n_tokens: int, seed: int, encode: TargetEncoder) -> list[tuple[str, str]]:
-    """Held-out (query, answer) pairs of one split, as many as reach n_tokens answer tokens."""
+    """Return held-out (query, answer) pairs of one split, as many as reach n_tokens answer
+    tokens."""
     pairs = [_pair(code) for code in _split(seed)[:N_HELDOUT].tolist()]
     totals = np.cumsum([len(ids) for ids in encode([answer for _, answer in pairs])])
     return pairs[: int(np.searchsorted(totals, n_tokens)) + 1]

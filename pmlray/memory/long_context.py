@@ -35,7 +35,7 @@ def long_context_ids(
     text_ids: Sequence[int] | None = None,
     text_start: int | None = None,
 ) -> tuple[int, ...]:
-    """The target ids of one long-context sequence.
+    """Return the target ids of one long-context sequence.
 
     seq_len: target tokens. Call it once with the longest length of a search and cut prefixes: the
     random tokens do not depend on seq_len, but the base text is dealt out in stretches of seq_len.

@@ -1,4 +1,4 @@
-"""From a task to the token ids that one adapter memorises, and its shorter prefixes."""
+"""Token ids that one adapter memorises, built from a task, and their shorter prefixes."""
 
 from __future__ import annotations
 
@@ -70,14 +70,15 @@ def build_memory(
 def phonebook_pairs(
     task: TaskSource, sequence_id: int, seq_len: int, tokenizer: Tokenizer
 ) -> list[tuple[str, str]]:
-    """The entries of one phone book, as (query, target), that hold at least seq_len tokens."""
+    """Return the entries of one phone book, as (query, target), that hold at least seq_len
+    tokens."""
     n = phonebook_size(seq_len, task.data_seed, sequence_id, partial(encode_texts, tokenizer))
     book = phonebook_records(n, task.data_seed, sequence_id)
     return [(f"{name}:", number) for name, number in book]
 
 
 def prefix(memory: MemorySet, seq_len: int) -> MemorySet:
-    """The first seq_len supervised tokens of a set: cut exactly, or after a whole record.
+    """Return the first seq_len supervised tokens of a set: cut exactly, or after a whole record.
 
     seq_len: supervised tokens, 1 up to the length that the set was built for. DataError when it is
     longer than that, or too short for the first whole record.

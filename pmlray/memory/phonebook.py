@@ -19,13 +19,13 @@ _FIRST_GUESS = 64
 
 
 class TargetEncoder(Protocol):
-    """Token ids of each text on its own."""
+    """Encoder of each text on its own into token ids."""
 
     def __call__(self, texts: Sequence[str], /) -> Sequence[Sequence[int]]: ...
 
 
 def phonebook_records(n: int, seed: int, sequence_id: int = 0) -> tuple[tuple[str, str], ...]:
-    """The first n (name, number) entries of one phone book.
+    """Return the first n (name, number) entries of one phone book.
 
     n: entries, 1 to MAX_RECORDS; seed, sequence_id: each pair of them is another, independent book.
     Names are "First Last"; numbers are ten digits, the first uniform on 6 to 9, the others on 0 to
@@ -45,7 +45,7 @@ def phonebook_records(n: int, seed: int, sequence_id: int = 0) -> tuple[tuple[st
 
 
 def phonebook_size(max_seq_len: int, seed: int, sequence_id: int, encode: TargetEncoder) -> int:
-    """Return how many entries it takes to hold at least max_seq_len target tokens.
+    """Return the number of entries that hold at least max_seq_len target tokens.
 
     max_seq_len: supervised tokens; encode: the numbers' tokeniser, whose tokens per number are not
     known beforehand. DataError when all MAX_RECORDS entries hold fewer tokens.

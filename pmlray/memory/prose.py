@@ -1,4 +1,4 @@
-"""A passage of plain English, to see what an adapter does to what its base could do before."""
+"""Passage of plain English, to measure an adapter's effect on the base's earlier abilities."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ RecordRow = tuple[str, Mapping[str, Any]]
 
 
 def csv_rows(path: Path) -> Iterator[RecordRow]:
-    """The rows of a CSV in UTF-8 with a header; DataError where a row has other columns."""
+    """Yield the rows of a CSV in UTF-8 with a header; DataError where a row has other columns."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -44,7 +44,7 @@ def csv_rows(path: Path) -> Iterator[RecordRow]:
 
 
 def parquet_rows(path: Path) -> Iterator[RecordRow]:
-    """The rows of a Parquet file; DataError where it is none, or pyarrow is missing."""
+    """Yield the rows of a Parquet file; DataError where it is none, or pyarrow is missing."""
     arrow, parquet = _arrow("pyarrow", path), _arrow("pyarrow.parquet", path)
     try:
         table = parquet.read_table(path)
@@ -54,9 +54,10 @@ def parquet_rows(path: Path) -> Iterator[RecordRow]:
 
 
 def dataset_rows(folder: Path) -> Iterator[RecordRow]:
-    """The rows of a folder that `datasets.Dataset.save_to_disk` wrote.
+    """Yield the rows of a folder that `datasets.Dataset.save_to_disk` wrote.
 
-    That of a DatasetDict with one split is that split; DataError asks which where there are more.
+    The folder of a DatasetDict with one split gives the rows of that split; with several, DataError
+    asks for one of them.
     """
     splits = _listed(folder / SPLITS_FILE, "splits") if (folder / SPLITS_FILE).is_file() else None
     if splits is not None:
@@ -84,7 +85,8 @@ def dataset_rows(folder: Path) -> Iterator[RecordRow]:
 
 
 def _arrow(module: str, path: Path) -> Any:
-    """A module of pyarrow, which has no types and is no part of a laptop's install."""
+    """Import a module of pyarrow, an optional dependency without types; DataError where it is
+    missing."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -101,7 +103,7 @@ def _table_rows(table: Any, path: Path, n_before: int) -> Iterator[RecordRow]:
 
 
 def _listed(path: Path, key: str) -> list[str]:
-    """Names that a JSON file of `datasets` lists: as texts, or as objects with a filename."""
+    """Return the names listed in a JSON file of `datasets`: texts, or objects with a filename."""
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))[key]
         return [str(_filename(item)) for item in found]
@@ -114,7 +116,7 @@ def _filename(item: Any) -> Any:
 
 
 def _inside(name: str, folder: Path) -> str:
-    """A name in a folder; DataError where it would lead out of it."""
+    """Return a file name of a folder; DataError where it would lead out of the folder."""
     if not name or name in (".", "..") or PurePath(name).name != name:
         raise DataError(f"{folder}: names {name!r}, which is no file in it")
     return name

@@ -17,7 +17,7 @@ _FIELD_PAIRS = (("query", "target"), ("question", "matching"))
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One thing to recall: the prompt's token ids and the supervised target's token ids.
+    """Query to recall: the prompt's token ids and the supervised target's token ids.
 
     DataError when either is empty: the first target token needs a position that predicts it.
     """
@@ -36,7 +36,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class MemorySet:
-    """Records that one adapter memorises.
+    """Set of records that one adapter memorises.
 
     `whole_records`: shorter sets drop whole records; if False the set is one record whose target
     may be cut anywhere. `unfilled_tokens`: how far the set falls short of the length that was asked
@@ -60,13 +60,13 @@ class MemorySet:
 
 
 def check_seq_len(seq_len: int) -> None:
-    """DataError unless seq_len (supervised tokens) is at least 1."""
+    """Raise DataError unless seq_len (supervised tokens) is at least 1."""
     if seq_len < 1:
         raise DataError(f"seq_len is {seq_len}; it counts supervised tokens and must be at least 1")
 
 
 def take_tokens(records: Sequence[Record], seq_len: int) -> MemorySet:
-    """The longest prefix of whole records with at most seq_len target tokens.
+    """Take the longest prefix of whole records with at most seq_len target tokens.
 
     records: in the order in which they are to be taken; seq_len: supervised tokens, at least 1.
     DataError when the records hold fewer than seq_len tokens or the first alone does not fit.
@@ -103,7 +103,7 @@ def longest_prefix(records: Sequence[Record], seq_len: int) -> MemorySet:
 
 
 def read_records(path: Path) -> tuple[tuple[str, str], ...]:
-    """The (query, target) pairs of a file or folder, in its order.
+    """Read the (query, target) pairs of a file or folder, in its order.
 
     path: JSONL in UTF-8, one object a line; a `.csv` with a header; a `.parquet`; or a folder of
     `datasets`' save_to_disk. Each has the text fields query and target, or question and matching

@@ -1,4 +1,4 @@
-"""From text to token ids and which ids stand for text, on a `tokenizers.Tokenizer`."""
+"""Conversion of text to token ids, and the ids that stand for text, on a `tokenizers.Tokenizer`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BROKEN = "\ufffd"
 
 
 def clean_token_ids(tokenizer: Tokenizer) -> NDArray[np.int64]:
-    """The sorted ids that each decode, alone, to readable text.
+    """Return the sorted ids that each decode, alone, to readable text.
 
     Left out: special and added tokens, ids that decode to nothing, and ids whose bytes are only
     part of a character (U+FFFD), which the random tokens of arXiv 2605.30260 did hold.
@@ -36,8 +36,8 @@ def clean_token_ids(tokenizer: Tokenizer) -> NDArray[np.int64]:
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Token ids of each text on its own, without special tokens, truncation or padding."""
-    # The stubs leave open what the two hold; that they are set is all that counts here.
+    """Encode each text on its own, without special tokens, truncation or padding."""
+    # The stubs leave these types open; it only matters here whether they are set.
     truncation: Any = cast("Any", tokenizer).truncation
     padding: Any = cast("Any", tokenizer).padding
     if truncation is not None or padding is not None:
