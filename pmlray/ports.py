@@ -1,4 +1,4 @@
-"""Protocols of what the study needs from outside; `pmlray.backends` implements them."""
+"""Protocols of the study's external services, which `pmlray.backends` implements."""
 
 from __future__ import annotations
 
@@ -12,55 +12,55 @@ from pmlray.types import FailedRun, Observation, Pack, PackResult, PackTimes, Pl
 
 
 class PackRunner(Protocol):
-    """Trains a pack and measures every run of it."""
+    """Runner that trains a pack and measures every run of it."""
 
     def run(self, pack: Pack) -> PackResult:
-        """Train the pack to its end; failed runs are part of the result, never an exception."""
+        """Train the pack to its end; failed runs are part of the result and raise no exception."""
         ...
 
 
 class ObservationStore(Protocol):
-    """The record of truth: observations named by their run_key, written once, never changed."""
+    """Authoritative store of observations, named by their run_key, written once, never changed."""
 
     def put(self, observation: Observation) -> None:
-        """Keep an observation; writing the same run_key again changes nothing."""
+        """Store an observation; writing the same run_key again changes nothing."""
         ...
 
     def put_failure(self, failure: FailedRun) -> None:
-        """Keep a failed attempt, so that its cost and cause are not lost."""
+        """Store a failed attempt with its cost and cause."""
         ...
 
     def put_plan(self, pack: Pack) -> None:
-        """Keep a pack that is handed out."""
+        """Store a pack that is handed out."""
         ...
 
     def put_times(self, times: PackTimes) -> None:
-        """Keep where a pack's wall time went; with them it is back."""
+        """Store a pack's times, which mark the pack as returned."""
         ...
 
     def unfinished(self) -> tuple[Pack, ...]:
-        """The packs that were handed out, never came back, and lack a result, by round."""
+        """Return the packs that were handed out, never returned and lack a result, by round."""
         ...
 
     def observations(self) -> tuple[Observation, ...]:
-        """All observations, in the order in which they were chosen."""
+        """Return all observations, in the order in which they were chosen."""
         ...
 
     def failures(self) -> tuple[FailedRun, ...]:
-        """All failed attempts, in the order in which they were chosen."""
+        """Return all failed attempts, in the order in which they were chosen."""
         ...
 
     def calibration(self) -> Calibration | None:
-        """Return the cost of the first steps, where that was stored."""
+        """Return the measured cost of the first steps; None where none is stored."""
         ...
 
     def times(self) -> tuple[PackTimes, ...]:
-        """The times of every pack, by round."""
+        """Return the times of every pack, by round."""
         ...
 
 
 class Tracker(Protocol):
-    """Mirrors a search where people look at it; it can be rebuilt from the store."""
+    """Mirror of a search for people to look at; it can be rebuilt from the store."""
 
     @property
     def uri(self) -> str:
@@ -68,19 +68,19 @@ class Tracker(Protocol):
         ...
 
     def observe(self, observations: Iterable[Observation]) -> None:
-        """Mirror observations; one that is already there is left alone."""
+        """Mirror observations; those already there are left unchanged."""
         ...
 
     def law(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
-        """Record the law's parameters and interval widths at this spend."""
+        """Record the law's parameters and interval widths after `gpu_seconds` of spend."""
         ...
 
     def progress(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
-        """Record where the search stands at this spend."""
+        """Record the progress of the search after `gpu_seconds` of spend."""
         ...
 
     def live(self, runs: Mapping[str, PlannedRun], packs: Sequence[LivePack]) -> None:
-        """Record how far the runs of packs are that train; `runs` are those known, by run_key."""
+        """Record the progress of the packs in training; `runs`: the known runs, by run_key."""
         ...
 
     def finish(self, artifacts: Sequence[Path], status: str) -> None:
@@ -89,50 +89,53 @@ class Tracker(Protocol):
 
 
 class PointSource(Protocol):
-    """Chooses design points for the law and learns from their results (an Optuna study, say)."""
+    """Source of design points for the law that learns from their results (an Optuna study, say)."""
 
     def ask(
         self, k: int, devices: int = 1, gpu_seconds: float = math.inf, at_least: int = 0
     ) -> tuple[PlannedRun, ...]:
-        """Up to k new runs, jointly chosen, for the next of so many devices to train; fewer when
-        nothing more is worth or within budget, or the device has then its share of what is left.
-        From the first, and those `at_least`, on they are predicted to take no more gpu_seconds."""
+        """Return up to k new runs, jointly chosen, for the next of `devices` devices to train;
+        fewer when nothing more is worth measuring or within budget, or when the device has its
+        share of what is left. After the first run, and the first `at_least`, runs are added only
+        while the pack is predicted to take at most `gpu_seconds`."""
         ...
 
     def tell(self, observation: Observation) -> None:
-        """Learn a result."""
+        """Record a result."""
         ...
 
     def fail(self, run_key: str, gpu_seconds: float = 0.0) -> None:
-        """Learn that a run that was asked for has no result, and what it cost."""
+        """Record that a requested run has no result, and its cost, gpu_seconds."""
         ...
 
     def calibrate(self, seconds_per_token: float, spent: float) -> None:
-        """Learn the rate of a few steps, which counts until runs are measured, and what they cost,
-        gpu_seconds."""
+        """Record the rate measured on a few steps, which is used until runs are measured, and the
+        gpu_seconds spent on them."""
         ...
 
 
 class PackSource(Protocol):
-    """A study as whoever runs its packs sees it (a search, a comparison)."""
+    """Study as a source of packs to run: a search or a comparison."""
 
     def spread_over(self, n_devices: int) -> None:
-        """So many packs can train at once; one, unless this is called before `next_pack`."""
+        """Set the number of packs that can train at once; 1 unless this is called before
+        `next_pack`."""
         ...
 
     def to_calibrate(self) -> Pack | None:
-        """A pack of which a few steps are to tell what they cost; None where that is known, or
-        nothing is planned by it."""
+        """Return a pack of which a few steps are to measure the cost; None where the cost is known,
+        or nothing depends on it."""
         ...
 
     def calibrated(self, found: Calibration) -> None:
-        """Learn what they cost."""
+        """Record the measured cost of the calibration steps."""
         ...
 
     def next_pack(self) -> Pack | None:
-        """The next pack to train; None when there is none, or none before another is done."""
+        """Return the next pack to train; None when there is none, or none until another pack
+        ends."""
         ...
 
     def absorb(self, result: PackResult) -> None:
-        """Take in what came of a pack."""
+        """Record the result of a pack."""
         ...

@@ -1,4 +1,4 @@
-"""The values that flow through pmlray: frozen, picklable, free of frameworks.
+"""Value types of pmlray: frozen, picklable, independent of frameworks.
 
 Symbols: r is `lora_rank`, l is `seq_len` (supervised target tokens), t is `train_steps` (optimiser
 steps). Losses are nats per supervised token.
@@ -18,13 +18,12 @@ Phase = Literal["law", "memft"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Compat = Literal["mended", "paper"]
 Equal = Literal["gpu_seconds", "tokens", "steps"]
-
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 OBSERVATION_SCHEMA = 5
-# Files and folders carry these names: they must not lead anywhere else.
+# Names used for files and folders; the pattern keeps their paths inside the store.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# What a stored field must be, by its annotation; what is not here is for its reader to check.
+# Allowed values of stored fields, by annotation; a field's reader checks the others.
 WORDS = {"Method": METHODS, "Phase": PHASES}
 # Fields that must be at least 1.
 SIZES = ("lora_rank", "seq_len", "supervised_tokens", "rows", "positions")
@@ -35,7 +34,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, order=True)
 class DesignPoint:
-    """A point of the law's design: adapter rank, supervised target tokens, optimiser steps."""
+    """Point of the law's design.
+
+    Args:
+        lora_rank: adapter rank r.
+        seq_len: length l, supervised target tokens.
+        train_steps: optimiser steps t.
+
+    Example:
+        >>> DesignPoint(lora_rank=8, seq_len=256, train_steps=150)
+    """
 
     lora_rank: int
     seq_len: int
@@ -47,13 +55,13 @@ class MemftRules:
     """Rules that the MemFT methods of a pack share.
 
     `threshold`: probability from which a token counts as recalled. `temporal`: `memft_sw` grows the
-    set of records in play instead of sliding a window over each. `compat`: `paper` for the rules of
+    set of trained records instead of sliding a window over each. `compat`: `paper` for the rules of
     arXiv 2605.30260 as its code has them, `mended` without their defects: a run whose tokens are
     all recalled takes no step instead of a plain one, a wider window never lowers a weight, and the
     curriculum counts steps instead of rounding epochs down to full batches. For `memft_rd`:
-    `margin`, the probability from which a token leaves the batch; `recheck_epochs`, epochs
-    between two looks at those that left; `equal`, what its freed steps are counted in: it goes on
-    until it has spent what a run that left nothing out spends.
+    `margin`, the probability from which a token leaves the batch; `recheck_epochs`, epochs between
+    two checks of those that left; `equal`, the measure in which its spend matches that of a full
+    run.
     """
 
     threshold: float = 0.5
@@ -64,7 +72,7 @@ class MemftRules:
     equal: Equal = "gpu_seconds"
 
     def of_method(self, method: Method) -> dict[str, Any]:
-        """Return the rules that bear on one method's result."""
+        """Return the rules that affect one method's result."""
         names = ["compat", "threshold"]
         if method == "memft_rd":
             names += ["margin", "recheck_epochs", "equal"]
@@ -75,11 +83,9 @@ class MemftRules:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """One adapter to train: a design point with its method and replicate.
-
-    `run_key` is a hash of everything that determines the result. `learning_rate` replaces the
-    recipe's peak rate where it is given. `why` it was chosen, in words, is no part of what it is.
-    """
+    """Adapter to train: a design point with its method and replicate. `run_key` is a hash of
+    everything that determines the result. `learning_rate`, where given, replaces the recipe's peak
+    rate. `why`, the reason for the choice in words, is ignored by equality."""
 
     point: DesignPoint
     method: Method
@@ -93,8 +99,7 @@ class PlannedRun:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Capacity of an optimiser step of a pack: rows (records), and positions (tokens through the
-    suffix) of all of them."""
+    """Capacity of a pack's step: rows (records) and positions (tokens through the suffix)."""
 
     rows: int
     positions: int
@@ -104,10 +109,9 @@ class Room:
 class Pack:
     """Runs that train together on one frozen base, in one Ray Train job.
 
-    `round` counts the packs of a search from 0, in the order in which they were chosen. Runs that
-    find no `room` wait until others have ended; None: there is room for all. What would take it
-    beyond its `gpu_seconds` is left out, unmeasured. One that `calibrates` takes a few steps to
-    tell what they cost, and measures nothing.
+    `round` counts a search's packs from 0, in the order chosen. Runs beyond the `room` start when
+    others have ended; None: no limit. Runs that would exceed the pack's `gpu_seconds` are left out,
+    unmeasured. One that `calibrates` takes a few steps to measure their cost and nothing else.
     """
 
     round: int
@@ -118,7 +122,7 @@ class Pack:
 
     @property
     def pack_id(self) -> str:
-        """Readable and unique within a search: the round and the first run's key."""
+        """Readable name, unique within a search: the round and the first run's key."""
         kind = "calibration" if self.calibrates else "pack"
         return f"{kind}-{self.round:03d}-{self.runs[0].run_key[:8]}"
 
@@ -140,23 +144,28 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One finished measurement; `round` and `place` say which of which pack's runs it was.
+    """Result of one finished run.
 
-    `supervised_tokens` is the l that was measured (a set of whole records may fall short of the
-    nominal `point.seq_len`). `curve` holds (step, loss) after that many optimiser steps. `token_p`
-    is p of each supervised token at the end, `wrong_tokens` the indices whose argmax is wrong.
-    `gpu_seconds` are device-seconds inside the loop, shared out over the pack by tokens; on a CPU
-    they are its CPU seconds. `charged_steps` are the optimiser steps that they paid for: fewer than
-    were taken where runs of several budgets share a trunk. `generated_match` is None when no real
-    decoding was run. `control_delta_loss` is the adapter's loss reduction on fresh text of the same
-    distribution, nats per token: what it learnt about the kind of text, not about the text, and
-    `control_recall` the share of those records that it gets wholly right (a rule that holds for
-    them too, say). `prose_delta_loss`: its loss reduction on plain English prose, below 0 where it
-    harms what the base could do. Both None where they were not measured; their cost is in none of
-    these fields. `grad_norm`: mean gradient norm, before clipping, over the last tenth of the steps
-    before the decay. `learning_rate`: the peak rate of the run. `token_p_curve` holds (step, p of
-    each supervised token) after that many steps, from step 0 to before the end, to three digits;
-    empty where it was not kept, as of runs of very many tokens.
+    Args:
+        round, place: pack of the search, and the run's place in it.
+        supervised_tokens: measured l; whole records may fall short of `point.seq_len`.
+        base_loss, final_loss: without and with the adapter, nats per supervised token.
+        curve: (step, loss) after that many optimiser steps.
+        token_p, wrong_tokens: final p of each supervised token; indices whose argmax is wrong.
+        generated_match: None when no real decoding was run.
+        gpu_seconds: device-seconds in the loop (CPU seconds on a CPU), split by tokens over a pack.
+        charged_steps: steps they paid for, fewer than were taken where budgets share a trunk.
+        control_delta_loss, control_recall: loss reduction (nats per token) and share of records
+            wholly right on fresh text of the same distribution: what is learnt of its kind.
+        prose_delta_loss: loss reduction on plain English prose, below 0 where it does harm. It and
+            the controls are None where unmeasured; their cost is in none of these fields.
+        grad_norm: mean before clipping, over the last tenth of the steps before the decay.
+        learning_rate: the run's peak rate.
+        token_p_curve: (step, p of each supervised token, three digits) from step 0 to before the
+            end; empty where it was not kept, as with very many tokens.
+
+    Example:
+        >>> observation = Observation.from_json(json.loads(path.read_text()))
     """
 
     run_key: str
@@ -190,7 +199,7 @@ class Observation:
 
     @property
     def stopped_early(self) -> bool:
-        """True if the run ended before its last step: nothing left to learn, or no way to it."""
+        """True where a run ended before its last step: nothing left to learn, or no way to."""
         return self.curve[-1][0] < self.point.train_steps
 
     @property
@@ -199,16 +208,16 @@ class Observation:
         return self.base_loss - self.final_loss
 
     def to_json(self) -> dict[str, Any]:
-        """The stored form, with its schema version and the derived delta_loss."""
+        """Return the stored form, with its schema version and the derived delta_loss."""
         return {"schema": OBSERVATION_SCHEMA, **asdict(self), "delta_loss": self.delta_loss}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Observation:
-        """Rebuild from `to_json`'s form; one of MALFORMED when it has another."""
+        """Rebuild from the form of `to_json`; raises one of MALFORMED on any other."""
         fields = {k: v for k, v in stored.items() if k not in ("schema", "delta_loss")}
         fields["point"] = rebuild(DesignPoint, fields["point"])
-        # Schema 1 knew no shared trunks and no order within a pack, 1 and 2 no control; what 4
-        # added is None, and what 5 added empty, in all before it.
+        # Schema 1 had no shared trunks and no order within a pack, 1 and 2 no control; before 4,
+        # the fields that it added are None, and before 5, those that it added are empty.
         fields.setdefault("place", 0)
         fields.setdefault("charged_steps", float(fields["point"].train_steps))
         fields["recall"] = rebuild(Recall, fields["recall"])
@@ -224,11 +233,9 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class FailedRun:
-    """A run that ended without a result, with what it cost (gpu_seconds) and why.
-
-    `infrastructure`: machines failed it, not what it is; it is open again when its study is started
-    next. `left_out`: nothing failed; its pack would have overspent with it.
-    """
+    """Run that ended without a result, with its cost (gpu_seconds) and the reason.
+    `infrastructure`: a machine failed, not the run, which is open again when its study restarts.
+    `left_out`: nothing failed; the run would have overspent its pack's limit."""
 
     run_key: str
     point: DesignPoint
@@ -243,9 +250,8 @@ class FailedRun:
 
 @dataclass(frozen=True, slots=True)
 class PackTimes:
-    """Wall time of a pack: inside optimiser steps, and from its submission to its result with
-    start-up and model load. `lost_gpu_seconds`: device-seconds that faults took, each since the
-    last checkpoint; they are in no run's cost."""
+    """Wall time of a pack: in optimiser steps, and from submission to result with all start-up.
+    `lost_gpu_seconds`: lost to faults, each since the last checkpoint; in no run's cost."""
 
     pack_id: str
     round: int
@@ -265,10 +271,8 @@ class PackResult:
 
 
 def rebuild(kind: type[T], stored: Mapping[str, Any]) -> T:
-    """A dataclass from its stored fields, of which nested ones are rebuilt already.
-
-    One of MALFORMED when a field is missing, unknown or of another type, or a name is no file's.
-    """
+    """Rebuild a dataclass from its stored fields, nested ones rebuilt already; raises one of
+    MALFORMED on a field that is missing, unknown or of another type, or a name unfit for a file."""
     types = {known.name: str(known.type) for known in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: _checked(name, types.get(name, ""), stored[name]) for name in stored})
 
