@@ -1,1 +1,1 @@
-"""Work that a program can ask for: searches, comparisons, sizings, checks; no typer."""
+"""Python API: searches, comparisons, sizings and checks, without typer."""

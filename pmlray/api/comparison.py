@@ -1,4 +1,4 @@
-"""`pmlray.Comparison`: training methods beside each other at equal cost, in Python."""
+"""`pmlray.Comparison`: training methods compared at equal cost, in Python."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One comparison and where it keeps its results; `Comparison.load` makes one.
+    """One comparison and the folder of its results; `Comparison.load` makes one.
 
-    The same comparison on the same store continues.
+    Running the same comparison on the same store continues it.
 
     Example:
         >>> comparison = Comparison.load("searches/comparisons/smoke.yaml")
@@ -51,8 +51,8 @@ class Comparison:
         """Read a comparison from its YAML file; starts nothing.
 
         Args:
-            source: the file, as those of searches/comparisons.
-            overrides: keys of the file given anew, as `["seeds=[0, 1]"]`.
+            source: the file, such as those of searches/comparisons.
+            overrides: keys that replace those of the file, as `["seeds=[0, 1]"]`.
             store: folder of the results; by default that of `pmlray compare`.
             profile: where and how packs run; by default this machine's CPU.
             tracking_uri: MLflow's; by default MLFLOW_TRACKING_URI, the profile's, or a database
@@ -60,7 +60,7 @@ class Comparison:
             address: a Ray cluster; by default RAY_ADDRESS, or Ray is started on this machine.
 
         Raises:
-            SpecError, DataError, ModelError: say what to mend.
+            SpecError, DataError, ModelError: the message says what to correct.
         """
         from pmlray.api.stores import default_store
 
@@ -70,7 +70,7 @@ class Comparison:
         return cls(spec, prepared, settings, folder, tracking_uri, address)
 
     def plan(self) -> dict[str, Any]:
-        """Count the runs and about how many gpu_seconds they take."""
+        """Return the number of runs and their approximate gpu_seconds."""
         from pmlray.api.comparison_run import planned_runs
 
         return planned_runs(self.spec, self.prepared, self.profile)
@@ -79,8 +79,11 @@ class Comparison:
         """Run the comparison, or continue it, to its end.
 
         Args:
-            announce: told every change, and every second while packs train, from a thread of its
-                own; by default progress is shown on stderr.
+            announce: called with every change, and every second while packs train, from a thread
+                of its own; by default progress is shown on stderr.
+
+        Returns:
+            The result; its `to_json()` is what `pmlray compare --json` prints.
 
         Raises:
             RunError: packs keep failing.

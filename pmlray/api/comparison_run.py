@@ -1,4 +1,4 @@
-"""Wiring: one comparison put together from its parts, run on Ray, and reported."""
+"""One comparison: assembled from its parts, run on Ray, and reported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from pmlray.study.search.progress import Progress
 
 @dataclass(frozen=True)
 class ComparisonRun:
-    """One run of a comparison: its store, and how it reaches Ray and MLflow."""
+    """Settings of one run of a comparison: its store, Ray address and MLflow URI."""
 
     spec: CompareSpec
     search: PreparedSearch
@@ -41,7 +41,7 @@ class ComparisonRun:
 
 @dataclass(frozen=True)
 class ComparisonReport:
-    """A comparison's result with its table as text, and facts of the run that measured it.
+    """Result of a comparison with its table as text, and facts of the run that measured it.
 
     facts: store, tracking_uri, wall_seconds, machine and versions; page: the report's HTML file.
     """
@@ -52,14 +52,14 @@ class ComparisonReport:
     page: Path
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only, as `pmlray compare --json` prints them."""
+        """Return JSON types only, as `pmlray compare --json` prints them."""
         return {**self.result.to_json(), **self.facts, "report": str(self.page)}
 
 
 def planned_runs(
     spec: CompareSpec, search: PreparedSearch, profile: ClusterProfile
 ) -> dict[str, Any]:
-    """Return how many runs a comparison takes, and about how many gpu_seconds."""
+    """Return the number of runs that a comparison takes, and their approximate gpu_seconds."""
     on_gpu = profile.gpus_per_pack > 0
     cost = first_cost(search.settled(on_gpu), on_gpu)
     mean = fmean(cost.predict(p) for p in spec.design_points())
@@ -72,8 +72,8 @@ def planned_runs(
 
 
 def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> ComparisonReport:
-    """Run or continue a comparison and return its result, which is in its store too."""
-    # Drawing libraries take a second to import, which the command line should not wait for.
+    """Run or continue a comparison and return its result, which is also in its store."""
+    # Imported late: drawing libraries take a second, which would delay the command line.
     from pmlray.config.secrets import without_credentials
     from pmlray.study.report.comparison_report import describe_comparison, write_comparison
 
@@ -114,7 +114,7 @@ def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> 
             }
             await_imports()
             files = write_comparison(comparison, run.store / "report", facts)
-            # The follower stops before the tracker closes.
+            # Stop the follower before the tracker is closed.
             following.close()
             tracker.finish(files, status)
     text = describe_comparison(comparison)
@@ -122,7 +122,7 @@ def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> 
 
 
 def _settled(run: ComparisonRun) -> PreparedSearch:
-    """The runs in the dtype that the store was begun with, else in the device's."""
+    """Return the search in the dtype that the store was begun with, else in the device's."""
     file = run.store / COMPARISON_FILE
     kept = read_stored(CompareSpec, file).model if file.is_file() else None
     return run.search.settled(run.profile.gpus_per_pack > 0, kept)

@@ -1,4 +1,4 @@
-"""The process that training runs in: its packages and its signal handlers."""
+"""Environment of training in this process: the train extra and signal handlers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pmlray.errors import INSTALL_TRAIN, SpecError
 
 @contextmanager
 def train_extra() -> Generator[None]:
-    """Imports that need the train extra say so when it is missing."""
-    # One of them is torch.
+    """Turn an ImportError of the train extra into a SpecError that names the install command."""
+    # Must precede the import of torch, whose OpenMP reads it once.
     bound_waits(os.environ)
     try:
         yield
@@ -26,7 +26,7 @@ def train_extra() -> Generator[None]:
 
 @contextmanager
 def own_signals() -> Generator[None]:
-    """A run's handlers of SIGINT and SIGTERM end with it; whose program it is in has its own."""
+    """Restore the caller's handlers of SIGINT and SIGTERM when the block ends."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

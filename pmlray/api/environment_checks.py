@@ -28,7 +28,7 @@ LOCK = "requirements.lock"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check: what was looked at, its state, what was found, and what to do about it."""
+    """Result of one check: its name, state, finding and remedy."""
 
     name: str
     state: CheckState
@@ -36,20 +36,20 @@ class Check:
     remedy: str = ""
 
     def line(self) -> str:
-        """The check for people."""
+        """Return the check as one line of text."""
         remedy = f"; {self.remedy}" if self.remedy else ""
         return f"{self.state:4}  {self.name}: {self.detail}{remedy}"
 
 
 def python_version() -> Check:
-    """Python itself."""
+    """Check the version of Python: 3.11 or 3.12."""
     good = (3, 11) <= sys.version_info[:2] < (3, 13)
     remedy = "" if good else "use Python 3.11 or 3.12"
     return Check("python", "ok" if good else "fail", platform.python_version(), remedy)
 
 
 def packages() -> Iterator[Check]:
-    """Check the packages that pmlray declares, a line each."""
+    """Check the packages that pmlray declares; yield one result per package."""
     try:
         declared = requires("pmlray") or []
     except PackageNotFoundError:
@@ -73,7 +73,7 @@ def packages() -> Iterator[Check]:
 
 
 def locked_versions() -> Check:
-    """Return whether what is installed is what pmlray is tested with."""
+    """Check the installed versions against requirements.lock, with which pmlray is tested."""
     lock = SOURCE.parent / LOCK
     if not lock.is_file():
         return Check(LOCK, "ok", "not here; versions are held to the ranges above")
@@ -113,7 +113,7 @@ def device() -> Check:
 
 
 def memory() -> Check:
-    """Main memory that is free, within the limit of a container."""
+    """Check free main memory, within a container's limit."""
     found = available_bytes()
     if found is None:
         return Check("memory", "ok", "this system does not tell")
@@ -129,8 +129,7 @@ def memory() -> Check:
 
 
 def storage(name: str, folder: Path) -> Check:
-    """Return whether a folder, or the first one above it that is there, can be written, and its
-    space."""
+    """Check that a folder, or its nearest existing parent, is writable and has enough space."""
     place = next(p for p in (folder, *folder.parents) if p.exists())
     try:
         with tempfile.TemporaryFile(dir=place):
@@ -145,7 +144,7 @@ def storage(name: str, folder: Path) -> Check:
 
 
 def base_model(model_id: str | None, revision: str | None) -> Iterator[Check]:
-    """A base model that is asked about, or those that can be pulled."""
+    """Check that the named base model, or without a name each pullable one, is available."""
     for name in PULLABLE if model_id is None else (model_id,):
         try:
             source = resolve_model(name, revision)
@@ -163,7 +162,7 @@ def models_cache() -> Check:
 
 
 def ray_token() -> Check:
-    """Return whether the token that clusters may want is there."""
+    """Check the token of Ray's token authentication."""
     mode = os.environ.get("RAY_AUTH_MODE", "")
     if mode != "token":
         return Check("ray token", "ok", "not used (RAY_AUTH_MODE=token turns it on)")
@@ -183,7 +182,10 @@ def ray_token() -> Check:
 
 
 def reached(name: str, where: str | None, nowhere: str, ask: Callable[[str], str]) -> Check:
-    """A service: `ask` returns what was found there, or raises what to do."""
+    """Check a service: `ask(where)` returns a finding or raises a PmlrayError with the remedy.
+
+    Without `where` the check is ok, with `nowhere` as its finding.
+    """
     if not where:
         return Check(name, "ok", nowhere)
     try:
@@ -193,7 +195,7 @@ def reached(name: str, where: str | None, nowhere: str, ask: Callable[[str], str
 
 
 def _installed(name: str) -> str | None:
-    """A local build such as 2.13.0+cpu is that version."""
+    """Return the installed version without its local part (2.13.0+cpu is 2.13.0), or None."""
     try:
         return version(name).split("+")[0]
     except PackageNotFoundError:
@@ -203,8 +205,10 @@ def _installed(name: str) -> str | None:
 def available_bytes(
     meminfo: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
-    """Main memory that is free, bytes, within the limit of the control group that this is; None
-    where the system does not tell."""
+    """Return free main memory in bytes, within the limit of this process's control group.
+
+    None where the system does not report it.
+    """
     if not meminfo.is_file():
         return None
     rows = dict(row.split(":", 1) for row in meminfo.read_text().splitlines())

@@ -1,4 +1,4 @@
-"""Tells how a study stands while its packs train, not only when one has come back."""
+"""Live progress of a study while its packs train, between their results."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ log = logging.getLogger(__name__)
 
 Announce = Callable[[Progress], None]
 SECONDS_BETWEEN_LOOKS = 1.0
-# Least seconds between two entries of a pack in the tracker, and least growth of its steps.
+# Least seconds between two live entries in the tracker, and least growth factor of the steps.
 TRACKED_SECONDS, TRACKED_GROWTH = 15.0, 1.05
 BETWEEN_PACKS = "between two packs"
 
 
 class LiveTracker(Protocol):
-    """Receiver of the live progress of runs."""
+    """Tracker interface for the live progress of runs."""
 
     def progress(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
-        """Record where the study stands at this spend."""
+        """Record the study's progress metrics at this total of gpu_seconds."""
         ...
 
     def live(self, runs: Mapping[str, PlannedRun], packs: tuple[LivePack, ...]) -> None:
-        """Record how far the runs are that train now; `runs` are those known, by run_key."""
+        """Record the live progress of packs; `runs` are the known running runs, by run_key."""
         ...
 
 
 class Follower:
-    """An `announce` that goes on by itself: every second with what the packs of a store tell.
+    """Callback that announces a study's latest progress every second, with its packs' live reports.
 
-    stage: what the study does until it is first announced, and `stage` changes it, in words.
+    `stage` sets the activity that is shown while no pack reports, from the first call on.
     """
 
     def __init__(self, store: Path, announce: Announce, tracker: LiveTracker | None = None) -> None:
@@ -67,13 +67,13 @@ class Follower:
         self._thread.join()
 
     def __call__(self, progress: Progress) -> None:
-        """Announce the progress of the study."""
+        """Announce the progress of the study, and repeat it until the next call."""
         with self._lock:
             self._last = progress
         self._show()
 
     def stage(self, words: str) -> None:
-        """Set what the study does while no pack tells anything; "" for nothing in particular."""
+        """Set the activity to show while no pack reports; "" for none in particular."""
         with self._lock:
             self._stage, self._since = words, time.monotonic()
         self._show()
@@ -97,7 +97,7 @@ class Follower:
             try:
                 self._track(shown, packs)
             except StoreError as error:
-                # Of a disk that is full the study itself complains.
+                # Only a warning: the study itself reports a full disk.
                 log.warning("how runs get on is not tracked: %s", error)
 
     def _track(self, shown: Progress, packs: tuple[LivePack, ...]) -> None:

@@ -19,15 +19,15 @@ from pmlray.api.status import NO_LAW, StudyStatus, clock, describe_known, status
 from pmlray.study.search.progress import Progress
 
 BAR_WIDTH = 40
-# Where there is no terminal, where a study stands is said this often at least.
+# Without a terminal, progress is printed at least this often while only counts change.
 SECONDS_BETWEEN_LINES = 12.0
 
 
 @dataclass
 class Pace:
-    """Speed of a study's spend, and what it knew before: both need more than one moment.
+    """Rate of a study's spend and history of its precision, which take more than one status.
 
-    clock: seconds, from any beginning.
+    clock: seconds, from any origin.
     """
 
     clock: Callable[[], float] = time.perf_counter
@@ -35,8 +35,8 @@ class Pace:
     _known: list[float | None] = field(default_factory=list[float | None])
 
     def lines(self, now: StudyStatus) -> list[str]:
-        """Return the lines that tell the progress."""
-        # What passes before anything is spent is start-up.
+        """Return the lines that describe the progress."""
+        # Time before anything is spent is start-up and not part of the rate.
         if self._began is None or now.spent <= self._began[1]:
             self._began = self.clock(), now.spent
         if not self._known or self._known[-1] != now.known:
@@ -57,8 +57,11 @@ class Pace:
         return f"{counts}; {now.spent:.0f} gpu_seconds spent{left}"
 
     def _eta(self, now: StudyStatus) -> str:
-        """At most, since the law may be known well enough before the budget is spent, or its last
-        point measured."""
+        """Return an upper bound of the remaining time, empty before a rate is known.
+
+        It may end earlier: the law may be known well enough before the budget is spent, or the last
+        point measured.
+        """
         assert self._began is not None
         began, spent_then = self._began
         elapsed, spent = self.clock() - began, now.spent - spent_then
@@ -77,10 +80,10 @@ def shown_live(
     console: Console | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Generator[Show]:
-    """A callback that shows each new standing: in place in a terminal, else line by line.
+    """Yield a callback that shows each new status: in place in a terminal, else as lines.
 
-    waiting: what a terminal shows before the first one. clock: seconds, from any beginning, by
-    which lines are said that tell nothing but how far runs are.
+    waiting: text that a terminal shows before the first status. clock: seconds, from any origin; it
+    limits how often lines are printed in which only counts or live figures are new.
     """
     console = Console(stderr=True) if console is None else console
     pace = Pace()
@@ -89,7 +92,8 @@ def shown_live(
         last: list[tuple[object, float]] = []
 
         def print_lines(now: StudyStatus) -> None:
-            # What runs get done is news enough every now and then, all else at once.
+            # Changes of counts, spend and live figures alone are printed at intervals, others at
+            # once.
             news = replace(
                 now, spent=0.0, left=0.0, needed=0.0, n_done=0, n_running=0, live=(), table=()
             )
@@ -97,7 +101,7 @@ def shown_live(
             if last and last[-1][0] == news and at - last[-1][1] < SECONDS_BETWEEN_LINES:
                 return
             last[:] = [(news, at)]
-            # What has not changed is not said again, but for where it stands.
+            # Omit lines that have not changed, except the first, which holds the counts.
             rows = ("  ".join(f"{k} {v}" for k, v in row.items() if v) for row in now.table)
             lines = [*pace.lines(now), *(f"  {row}" for row in rows)]
             new = [lines[0], *(line for line in lines[1:] if line not in shown)]
@@ -112,7 +116,7 @@ def shown_live(
 
 @contextmanager
 def live_progress() -> Generator[Callable[[Progress], None]]:
-    """A callback for a study that shows each change as it happens."""
+    """Yield a callback that shows each change of a study's progress."""
     with shown_live("pmlray", "starting Ray ...") as show:
         yield lambda progress: show(status_of(progress))
 
@@ -122,7 +126,7 @@ def _picture(now: StudyStatus, pace: Pace) -> RenderableType:
     parts: list[RenderableType] = [Text(first)]
     if now.share_spent is not None:
         bar = ProgressBar(total=1.0, completed=now.share_spent, width=BAR_WIDTH)
-        # A bar alone does not end its line.
+        # The padding ends the line, which a ProgressBar alone does not.
         parts.append(Padding(bar, 0))
     parts += map(Text, rest)
     if now.table:

@@ -15,22 +15,22 @@ TRAIN_PACKAGES = ("torch", "transformers", "deepspeed", "pandas")
 
 
 def await_imports() -> None:
-    """Wait until all is imported that the thread which reaches MLflow imports.
+    """Wait until every module that the MLflow thread imports is fully imported.
 
-    Of the data frames of other libraries that are known by name, as pandas' are as soon as its
-    import has begun, altair asks what they do not have yet.
+    altair checks for the data frame types of every library already loaded. pandas counts as loaded
+    as soon as its import begins, before it has the attributes that altair reads.
     """
     for name in ("pandas", "pmlray.backends.mlflow.tracker"):
-        # Without the train extra there is neither.
+        # Neither is there without the train extra.
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
 
 
 def machine_facts() -> dict[str, Any]:
-    """Return the machine that a result was measured on, and the versions that count."""
+    """Return the machine that a result was measured on, and the versions that matter."""
     versions = {"pmlray": __version__}
     for name in ("ray", "optuna", "mlflow-skinny", *TRAIN_PACKAGES, "peft"):
-        # A replay needs no train extra.
+        # The train extra may be missing: a replay does not need it.
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
     return {

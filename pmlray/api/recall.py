@@ -1,4 +1,4 @@
-"""`pmlray.check_recall`: which records an adapter recalls word for word, by greedy decoding."""
+"""`pmlray.check_recall`: the records that an adapter recalls word for word, by greedy decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wiring of `pmlray recall`: what an adapter was trained with, and the check by real decoding."""
+"""Implementation of `pmlray recall`: training settings of an adapter, and greedy decoding."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ from pmlray.study.sizing.card import CARD_JSON, DecodedRecords
 
 @dataclass(frozen=True)
 class RecallRequest:
-    """An adapter and the records to check; None where the adapter's card, or the search of its
-    store, says what it was trained with."""
+    """Adapter and records to check.
+
+    A setting that is None is taken from the adapter's card or from the search of its store.
+    """
 
     adapter: Path
     records: Path
@@ -41,10 +43,11 @@ class RecallRequest:
 
 
 def prepare_recall(request: RecallRequest) -> PreparedSearch:
-    """The check as a search's task; ModelError, DataError or StoreError before any model is loaded.
+    """Return the check as the task of a search, before any model is loaded.
 
     Without a card or a store's search beside the adapter the defaults are the device's dtype and
-    plain prompts, and the base is the one that the adapter names.
+    plain prompts, and the base is the one that the adapter names. Raises ModelError, DataError or
+    StoreError.
     """
     pairs = read_records(request.records)
     adapter = read_adapter(request.adapter)
@@ -109,14 +112,14 @@ def decode_task(search: PreparedSearch, folder: Path, say: Callable[[str], None]
 
 
 def _dtype(asked: DtypeChoice, known: Mapping[str, Any]) -> Dtype:
-    """The one asked for; else the one trained with; else this process's device's."""
+    """Return the requested dtype, else that of training, else this process's device's."""
     if asked != "auto":
         return asked
     return known.get("dtype") or ("bfloat16" if multiplies_bfloat16(pick_device()) else "float32")
 
 
 def _trained_with(folder: Path) -> dict[str, Any]:
-    """id, revision, dtype, identity and prompt_format, as far as the folder tells."""
+    """Return id, revision, dtype, identity and prompt_format, as far as the folder holds them."""
     if (folder / CARD_JSON).is_file():
         return read_stored(Card, folder / CARD_JSON).trained_with()
     search_file = folder.absolute().parent.parent / SEARCH_FILE

@@ -1,6 +1,6 @@
-"""The command line's work as Python objects, for notebooks and programs: `pmlray.Search`, `size`.
+"""`pmlray.Search`: a search for a memory law, in Python, for notebooks and programs.
 
-Frameworks are loaded by what needs them: validating, planning and reading a store load none.
+Frameworks are imported by what needs them: validating, planning and reading a store import none.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Search:
-    """One search and where it keeps its results; `Search.load` makes one.
+    """One search and the folder of its results; `Search.load` makes one.
 
-    The same search on the same store continues.
+    Running the same search on the same store continues it.
 
     Attributes:
         prepared: the spec with its files read and its model found.
         profile: where and how packs run.
-        store: folder of the results, which need not be there yet.
+        store: folder of the results, which need not exist yet.
         tracking_uri: MLflow's; by default MLFLOW_TRACKING_URI, the profile's, or a database in the
             store.
         address: a Ray cluster; by default RAY_ADDRESS, or Ray is started on this machine.
@@ -40,7 +40,7 @@ class Search:
     Example:
         >>> search = Search.load("searches/smoke.yaml")
         >>> search.plan().full_grid         # gpu_seconds, before anything is started
-        >>> search.run().answer             # also a second time: it goes on where it was
+        >>> search.run().answer             # a repeated call continues
         >>> search.law().targets            # predictions with their 90 % intervals
     """
 
@@ -64,15 +64,24 @@ class Search:
         """Read a search from its YAML file, or take a spec made in Python; starts nothing.
 
         Args:
-            source: the file, or a spec, the files of whose task are looked for in the working
-                folder.
-            overrides: keys of the file given anew, as `["budget.gpu_seconds=600"]`.
+            source: the file, or a spec, whose task's files are relative to the working folder.
+            overrides: keys that replace those of the file, as `["budget.gpu_seconds=600"]`.
             store: folder of the results; by default that of `pmlray search`.
             profile: where and how packs run; by default this machine's CPU.
-            tracking_uri, address: see the class.
+            tracking_uri: MLflow's; by default MLFLOW_TRACKING_URI, the profile's, or a database
+                in the store.
+            address: a Ray cluster; by default RAY_ADDRESS, or Ray is started on this machine.
+
+        Returns:
+            The search, with the base's dtype that its store was begun with, else the device's.
 
         Raises:
-            SpecError, DataError, ModelError: say what to mend.
+            SpecError, DataError, ModelError: the message says what to correct.
+            StoreError: the spec in the store cannot be read.
+
+        Example:
+            >>> search = Search.load("searches/smoke.yaml", overrides=["budget.gpu_seconds=600"])
+            >>> search.search_id
         """
         from pmlray.api.stores import default_store, settled_in
 
@@ -92,14 +101,20 @@ class Search:
 
     @property
     def search_id(self) -> str:
-        """Its name, with a hash of all that differs from the defaults."""
+        """Name of the search, with a hash of all settings that differ from the defaults."""
         return self.spec.search_id
 
     def plan(self) -> SearchPlan:
         """Plan the search: candidates, predicted cost and the first pack; starts nothing.
 
+        Returns:
+            The plan, with costs in gpu_seconds, by rates that are guesses until measured.
+
         Raises:
             DesignError: the budget is too small for the first pack.
+
+        Example:
+            >>> print(search.plan().describe())
         """
         return plan_search(self.prepared, self.profile.gpus_per_pack > 0)
 
@@ -109,7 +124,7 @@ class Search:
         """Run the search, or continue it, to its end.
 
         Args:
-            replay: a table of measurements that answers in place of training (no Ray).
+            replay: a table of measurements to use instead of training (no Ray).
             announce: called with every change, and every second while packs train, from a thread
                 of its own; by default progress is shown on stderr.
 
@@ -118,8 +133,13 @@ class Search:
 
         Raises:
             SpecError, ModelError, DesignError: found before anything starts.
+            DataError: the table of `replay` cannot be read.
             StoreError: the store holds another search.
             RunError: packs keep failing.
+
+        Example:
+            >>> report = search.run()
+            >>> print(report.page, *report.answer)
         """
         from pmlray.api.live_progress import live_progress
         from pmlray.api.search_run import SearchRun, run_search
@@ -137,21 +157,49 @@ class Search:
     def observations(self) -> tuple[Observation, ...]:
         """Return everything measured so far, in the order in which it was chosen.
 
+        Returns:
+            One observation per finished run; failed runs have none.
+
         Raises:
             StoreError: nothing was started yet, or the store is damaged.
+
+        Example:
+            >>> [(o.point.lora_rank, o.point.seq_len, o.delta_loss) for o in search.observations()]
         """
         from pmlray.api.stores import open_store
 
         return open_store(self.store)[1].observations()
 
     def law(self) -> LawSummary | None:
-        """Fit the law to what is measured so far; None while that cannot carry one."""
+        """Fit the law to what is measured so far.
+
+        Returns:
+            The law with its intervals and targets; None while the observations determine none.
+
+        Raises:
+            StoreError: nothing was started yet, or the store is damaged.
+
+        Example:
+            >>> if (law := search.law()) is not None:
+            ...     print(law.fit.law.form, law.intervals["rank_exponent"])
+        """
         from pmlray.study.findings.result import fit_observations
 
         return fit_observations(self.spec, self.observations())
 
     def report(self) -> Path:
-        """Write the report of what is measured so far, and return the path of its page."""
+        """Write the report of what is measured so far.
+
+        Returns:
+            Path of its HTML page, in the folder `report` of the store.
+
+        Raises:
+            StoreError: nothing was started yet, or the store is damaged.
+            OSError: the folder cannot be written.
+
+        Example:
+            >>> webbrowser.open(search.report().as_uri())
+        """
         from pmlray.api.search_run import report_store
 
         return report_store(self.store).page

@@ -1,4 +1,4 @@
-"""Wiring: one search put together from its parts, run on Ray, and reported."""
+"""One search: assembled from its parts, run on Ray, and reported."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SearchRun:
-    """One run of a search: its store, and how it reaches Ray and MLflow.
+    """Settings of one run of a search: its store, Ray address and MLflow URI.
 
-    replay: a table that answers instead of a cluster.
+    replay: a table of measurements to use instead of a cluster.
     """
 
     search: PreparedSearch
@@ -54,7 +54,7 @@ class SearchRun:
 
 @dataclass(frozen=True)
 class SearchReport:
-    """A search's result with the answer in words, and facts of the run that measured it.
+    """Result of a search with the answer in words, and facts of the run that measured it.
 
     answer: sentences, the answer first; facts: store, tracking_uri, wall_seconds, training_share,
     machine and versions, as far as they are known; page: the report's HTML file.
@@ -66,7 +66,7 @@ class SearchReport:
     page: Path
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only, as `pmlray search --json` prints them."""
+        """Return JSON types only, as `pmlray search --json` prints them."""
         return {
             "answer": list(self.answer),
             **self.result.to_json(),
@@ -76,10 +76,10 @@ class SearchReport:
 
 
 def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchReport:
-    """Run or continue a search and return its result, which is in its store too.
+    """Run or continue a search and return its result, which is also in its store.
 
-    Errors of the spec, the model or the budget come before Ray is started; what is finished is in
-    the store whatever happens after.
+    Errors of the spec, the model or the budget are raised before Ray is started. Finished runs stay
+    in the store even if an error follows.
     """
     started = time.perf_counter()
     search = settled_in(run.store, run.search, run.profile)
@@ -131,13 +131,13 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
                 "store": str(run.store),
                 "tracking_uri": run.tracking_uri,
                 "wall_seconds": wall,
-                # A table's seconds are those of another day.
+                # The seconds in a replayed table are not part of this run's wall time.
                 "training_share": None if table else sum(t.training_seconds for t in new) / wall,
                 **machine_facts(),
             }
             await_imports()
             report = report_store(run.store, facts)
-            # The follower stops before the tracker closes.
+            # Stop the follower before the tracker is closed.
             following.close()
             tracker.finish(
                 [run.store / "report" / "report.html", run.store / "report" / "report.json"], status
@@ -148,7 +148,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
 def study_of(
     search: PreparedSearch, store: FileStore, cost: CostModel, storage_url: str | None = None
 ) -> OptunaPoints:
-    """The search's Optuna study, made anew from its store."""
+    """Rebuild the search's Optuna study from its store."""
     sampler = LawSampler(
         design_space(search),
         design_settings(search),
@@ -169,11 +169,11 @@ def study_of(
 
 
 def report_store(folder: Path, facts: dict[str, Any] | None = None) -> SearchReport:
-    """Write the report of a store and return what it says.
+    """Write the report of a store and return its content.
 
-    facts: of the run that just ended; without them, those of the last one are kept.
+    facts: of the run that just ended; without them, those of the last run are kept.
     """
-    # Drawing libraries take a second to import, which a search's start should not wait for.
+    # Imported late: drawing libraries take a second, which would delay a search's start.
     from pmlray.study.findings.answer import plain_answer
     from pmlray.study.report.search_report import write_report
 
@@ -197,9 +197,10 @@ def _require_train_extra() -> None:
 
 
 def ready_to_train(search: PreparedSearch) -> PreparedSearch:
-    """The search with its base model at hand; SpecError or ModelError without what training takes.
+    """Return the search with its base model available for training.
 
-    The tiny random model is made on the spot; any other must be there or on the hub.
+    The tiny random model is created on demand; any other must be present or on the hub. Raises
+    SpecError or ModelError where a requirement of training is missing.
     """
     _require_train_extra()
     model = search.spec.model

@@ -1,4 +1,4 @@
-"""Status of a study in the words of a terminal, whatever it was read from."""
+"""Status of a study in words for a terminal, read from any source."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ NO_LAW, NOT_KNOWN = "no law yet", "targets not known yet"
 
 @dataclass(frozen=True, slots=True)
 class StudyStatus:
-    """One moment of a study. Counts are of runs, amounts gpu_seconds.
+    """Status of a study at one moment; counts are of runs, amounts in gpu_seconds.
 
     `law` is the fitted law in one line, `known` the largest half-width of the 90 % interval at a
-    target as a share of the prediction, None while nothing can tell it. `running`: a line for each
-    of the runs that train, and why they do. `left` is of the phase's budget; `needed` is what its
-    runs without a result would take. `live`: how far each pack is that trains, a line each, and
-    `stage` what the study does now, in words without numbers. `n_all` and
-    `table`, its rows as far as they are measured, are a comparison's.
+    target as a share of the prediction, None while it is unknown. `running`: lines for the runs in
+    training, grouped by the reason why they were chosen. `left` is the rest of the phase's budget;
+    `needed` is what its runs without a result would take. `live`: one line of progress per pack in
+    training; `stage`: the study's current activity, in words without numbers. `n_all`, and `table`
+    with its rows measured so far, belong to comparisons.
     """
 
     phase: str
@@ -44,20 +44,20 @@ class StudyStatus:
 
     @property
     def most_left(self) -> float:
-        """Most that this phase still takes: it ends with its budget or its runs."""
+        """Upper bound of what this phase still takes: it ends with its budget or its runs."""
         return min(self.left, self.needed)
 
     @property
     def share_spent(self) -> float | None:
-        """Of what this phase takes at most; None where that is nothing."""
+        """Share spent of the most that this phase takes; None where that is zero."""
         whole = self.spent + self.most_left
         return None if whole <= 0 else self.spent / whole
 
 
 def status_of(progress: Progress) -> StudyStatus:
-    """A running study's progress."""
+    """Return the status of a running study from its progress."""
     law = progress.law
-    # A comparison fits no law, nor does what is named otherwise.
+    # Neither a comparison nor a study named by `what` fits a law.
     fits = law is not None or (progress.phase == "law" and not progress.what)
     return StudyStatus(
         phase=progress.what or (progress.phase if progress.n_all is None else "comparison"),
@@ -77,8 +77,10 @@ def status_of(progress: Progress) -> StudyStatus:
 
 
 def describe_live(progress: Progress) -> tuple[str, ...]:
-    """Return how far each pack is that is out, a line each; else what is done now, and for how
-    long."""
+    """Describe each pack in training, one line per pack.
+
+    Without any, return the current activity and its duration.
+    """
     if progress.packs:
         return tuple(map(_of_pack, progress.packs))
     return (f"{progress.stage} ({progress.stage_seconds:.0f} s)",) if progress.stage else ()
@@ -102,14 +104,14 @@ def _of_pack(pack: LivePack) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A duration as people read it."""
+    """Format a duration as H:MM:SS, or M:SS below an hour."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def describe_law(law: LawSummary | None) -> str:
-    """The fitted law in one line, its exponents with their 90 % intervals."""
+    """Describe the fitted law in one line, its exponents with their 90 % intervals."""
     if law is None:
         return NO_LAW
     fitted = law.fit.law
@@ -122,7 +124,7 @@ def describe_law(law: LawSummary | None) -> str:
 
 
 def describe_runs(runs: Sequence[PlannedRun]) -> tuple[str, ...]:
-    """The runs that train, those of one reason together, a line each."""
+    """Describe the runs in training, one line for those chosen for the same reason."""
     reasons: dict[str, list[PlannedRun]] = {}
     for run in runs:
         reasons.setdefault(run.why, []).append(run)
@@ -151,7 +153,7 @@ def _span(values: Sequence[int]) -> str:
 
 
 def describe_known(history: Sequence[float | None]) -> str:
-    """Describe how well the targets are known, and were before; the newest comes last."""
+    """Describe the precision at the targets, now and before; the newest value is the last."""
     known = history[-1] if history else None
     if known is None:
         return NOT_KNOWN

@@ -1,4 +1,4 @@
-"""Folders of results: where one lies, whose it is, and how it is opened."""
+"""Stores of results: default location, ownership and opening."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from pmlray.config.stored_files import COMPARISON_FILE, SEARCH_FILE, read_stored
 from pmlray.errors import StoreError
 from pmlray.study.findings.result import SearchResult, assemble
 
-# What runs of one comparison's store have in common; the rest of a spec only says which there are.
+# Fields that all specs of one comparison store share; the others only select its runs.
 SAME = ("task", "model", "probe", "recipe", "memft", "evaluate")
 
 
 def default_store(search: PreparedSearch, profile: ClusterProfile) -> Path:
-    """`profile.storage`, else PMLRAY_STORE, else ./runs; in a Ray job, whose working folder is
-    temporary, ~/pmlray-runs."""
+    """Return a search's folder in `profile.storage`, else in PMLRAY_STORE, else in ./runs.
+
+    In a Ray job, whose working folder is temporary, ~/pmlray-runs takes the place of ./runs.
+    """
     root = profile.storage or os.environ.get("PMLRAY_STORE")
     if root is None:
         in_ray_job = "working_dir_files" in Path.cwd().parts
@@ -30,7 +32,7 @@ def default_store(search: PreparedSearch, profile: ClusterProfile) -> Path:
 
 
 def open_store(folder: Path) -> tuple[SearchSpec, FileStore]:
-    """A search and its store; StoreError when the folder is none, or damaged."""
+    """Return a search and its store; StoreError when the folder is no store, or damaged."""
     spec_file = folder / SEARCH_FILE
     if not spec_file.is_file():
         raise StoreError(f"{folder} is no store of a search (it has no {SEARCH_FILE})")
@@ -38,7 +40,7 @@ def open_store(folder: Path) -> tuple[SearchSpec, FileStore]:
 
 
 def read_result(folder: Path) -> SearchResult:
-    """A search's result from its store; StoreError when the folder is none."""
+    """Return a search's result from its store; StoreError when the folder is no store."""
     spec, store = open_store(folder)
     return assemble(
         spec, store.observations(), store.failures(), store.times(), store.calibration()
@@ -46,8 +48,11 @@ def read_result(folder: Path) -> SearchResult:
 
 
 def settled_in(folder: Path, search: PreparedSearch, profile: ClusterProfile) -> PreparedSearch:
-    """The search in the dtype that its store was begun with, else in that of the device that the
-    profile trains on; without GPUs this machine's CPU stands for all."""
+    """Return the search in the dtype that its store was begun with, else in the device's.
+
+    The device is the one that the profile trains on; without GPUs all workers are taken to have
+    this machine's CPU.
+    """
     file = folder / SEARCH_FILE
     kept = read_stored(SearchSpec, file) if file.is_file() else None
     of_it = kept is not None and kept.search_id == search.spec.search_id
@@ -55,7 +60,7 @@ def settled_in(folder: Path, search: PreparedSearch, profile: ClusterProfile) ->
 
 
 def claim_search(folder: Path, spec: SearchSpec) -> None:
-    """Keep the spec in its store; a store serves one search."""
+    """Keep the spec in its store; StoreError when the store holds another search."""
     path = folder / SEARCH_FILE
     if path.is_file():
         owner = read_stored(SearchSpec, path)
@@ -70,8 +75,10 @@ def claim_search(folder: Path, spec: SearchSpec) -> None:
 
 
 def claim_comparison(folder: Path, spec: CompareSpec) -> None:
-    """Keep the spec in its store, which may hold more points, texts, rates and methods of one and
-    the same comparison."""
+    """Keep the spec in its store; StoreError when the store holds another comparison.
+
+    One store may hold more points, texts, rates and methods of the same comparison.
+    """
     path = folder / COMPARISON_FILE
     if path.is_file():
         owner = read_stored(CompareSpec, path)

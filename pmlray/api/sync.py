@@ -1,4 +1,4 @@
-"""MLflow and the Optuna study of a store, brought to what the store holds."""
+"""Synchronisation of MLflow and the Optuna study with a store."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pmlray.study.search.plan import first_cost
 def sync_store(
     folder: Path, tracking_uri: str | None, optuna_storage: str | None
 ) -> dict[str, Any]:
-    """Send the journal and make the study anew; returns what was done.
+    """Send the journal to MLflow and rebuild the Optuna study; return a summary.
 
-    TrackerAway while MLflow is away; StoreError where a search is running on the store.
+    TrackerAway while MLflow is unreachable; StoreError where a search is running on the store.
     """
     search_file, comparison_file = folder / SEARCH_FILE, folder / COMPARISON_FILE
     if not search_file.is_file() and not comparison_file.is_file():
@@ -45,8 +45,8 @@ def sync_store(
         if missing := [o.run_key for o in observations if o.run_key not in known]:
             journal.add("observe", run_keys=missing)
         if journal.is_open():
-            # Its driver was killed before it could close the journal; without this its open runs
-            # would be shown as running for ever.
+            # Its driver was killed before it closed the journal: without this entry its open runs
+            # would be shown as running forever.
             journal.add("finish", artifacts=[], status="KILLED")
         sent = Replay(store, journal, uri, connect).send()
     return {

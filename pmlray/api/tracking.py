@@ -1,4 +1,4 @@
-"""The tracker of a study: where its MLflow is, and a mirror that no training waits for."""
+"""Tracker of a study: its MLflow URI, and a mirror that never delays training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from pmlray.config.compare_spec import CompareSpec
 
 
 def tracking_uri_for(store: Path, profile: ClusterProfile, option: str | None) -> str:
-    """The option, MLFLOW_TRACKING_URI, the profile's, or a database in the store: first wins."""
+    """Return the URI of MLflow.
+
+    The first of: the option, MLFLOW_TRACKING_URI, the profile's, a database in the store.
+    """
     found = option or os.environ.get("MLFLOW_TRACKING_URI") or profile.tracking_uri
     return found or local_tracking_uri(store)
 
@@ -23,7 +26,7 @@ def tracking_uri_for(store: Path, profile: ClusterProfile, option: str | None) -
 def spooled_tracker(
     store: FileStore, uri: str, name: str, spec: SearchSpec | CompareSpec
 ) -> SpooledTracker:
-    """The tracker of a study, which never waits for MLflow."""
+    """Return the tracker of a study, which never waits for MLflow."""
     return SpooledTracker(
         store, MirrorJournal(store.folder), uri, mirror_of(store, uri, name, spec)
     )
@@ -33,19 +36,19 @@ def mirror_of(
     store: FileStore, uri: str, name: str, spec: SearchSpec | CompareSpec
 ) -> Callable[[], Mirror]:
     """Return a function that connects to the study's run in MLflow."""
-    # An entry that is not taken is sent again: MLflow's own minutes of retries would only hide that
-    # the server is back.
+    # The mirror sends rejected entries again: MLflow's own retries, for minutes, would only delay
+    # noticing that the server is back.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    # stdout is for a command's result alone.
+    # Keep stdout for a command's result alone.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    # An unreachable MLflow is reported once, not at every try.
+    # Report an unreachable MLflow once, not at every attempt.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     artifacts = store.folder / "mlflow-artifacts"
     settings = spec.model_dump(mode="json")
 
     def connect() -> Mirror:
-        # Takes seconds, in the mirror's own thread.
+        # Imported here since it takes seconds, spent in the mirror's own thread.
         from pmlray.backends.mlflow.tracker import MlflowTracker
 
         return MlflowTracker(uri, name, settings, artifacts, store.adapters)

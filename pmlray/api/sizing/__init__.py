@@ -1,1 +1,1 @@
-"""The rank that a set of records needs: planned, measured, trained and checked."""
+"""Sizing: the rank that a set of records needs, planned, measured, trained and checked."""

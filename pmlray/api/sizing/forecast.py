@@ -1,4 +1,4 @@
-"""Forecast of the cost of `pmlray size`, by a few real steps where the device is this machine's."""
+"""Forecast of the cost of `pmlray size`, by a few real steps where this machine trains."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from pmlray.study.sizing.cost import Rates, SizeCost, law_budget, looks_share, s
 from pmlray.study.sizing.request import METHOD, UNSETTLED
 from pmlray.types import Observation, Pack
 
-# A small model's step is bound by its overhead, not by its arithmetic; device-seconds.
+# Least device-seconds of a step: a small model's is bound by overhead, not by arithmetic.
 LEAST_STEP_SECONDS_GPU, LEAST_STEP_SECONDS_CPU = 0.02, 0.005
-# Of timed steps: beside busy neighbours a step's CPU seconds scatter by a sixth.
+# Device-seconds of timed steps: on a busy machine a step's CPU seconds vary by a sixth.
 ENOUGH_SECONDS = 10.0
 
 
 def forecast(plan: SizePlan, address: str | None, say: Callable[[str], None]) -> SizeCost:
-    """Return the predicted cost of a plan; say: called before the few steps, which take seconds.
+    """Return the predicted cost of a plan.
 
-    A law that is there knows the rate, and so does one that was begun. On a cluster, or without the
-    train extra, it is guessed.
+    The rate is that of the runs of a stored law or of a search already begun, else that of a few
+    timed steps; on a cluster, or without the train extra, it is guessed. say: called before the
+    timed steps, which take seconds.
     """
     gpu, spent = plan.request.profile.gpus_per_pack > 0, 0.0
     cost, rates = first_cost(plan.training, gpu), _rates(plan, address)
@@ -43,7 +44,7 @@ def forecast(plan: SizePlan, address: str | None, say: Callable[[str], None]) ->
             rates = "guessed"
         else:
             cost, spent = calibrated_cost(cost, found), found.spent_gpu_seconds
-            # The steps that were timed are steps alone.
+            # The timed steps include no evaluations between steps.
             looks = looks_share(
                 len(plan.records.pairs),
                 plan.training.spec.recipe.batch_size,
@@ -61,7 +62,7 @@ def forecast(plan: SizePlan, address: str | None, say: Callable[[str], None]) ->
 
 
 def _known(plan: SizePlan) -> tuple[tuple[Observation, ...], float]:
-    """The runs of the law at hand, or of the search that was begun, and what that has spent."""
+    """Return the runs of the stored law, or of the search already begun and its spend."""
     if plan.stored is not None:
         return plan.stored.observations, 0.0
     folder = plan.out / "law"
@@ -72,29 +73,32 @@ def _known(plan: SizePlan) -> tuple[tuple[Observation, ...], float]:
 
 
 def _rates(plan: SizePlan, address: str | None) -> Rates:
-    """Return whether a few steps can be taken: on this machine, with all that it takes."""
+    """Return `calibrated` where steps can be timed on this machine, else `guessed`."""
     elsewhere = address or os.environ.get("RAY_ADDRESS")
     sharded = plan.request.profile.workers_per_pack > 1
-    # What is still to be downloaded is not, for a dry run.
+    # A dry run downloads no base model.
     absent = plan.training.source.folder is None
     missing = any(find_spec(name) is None for name in TRAIN_PACKAGES)
     return "guessed" if elsewhere or sharded or absent or missing else "calibrated"
 
 
 def _few_steps(plan: SizePlan) -> Calibration | None:
-    """Return the cost of a few steps of the adapter on the device that the profile trains on."""
+    """Time a few steps of the adapter on the device that the profile trains on.
+
+    None where no step could be taken.
+    """
     from pmlray.engine.calibrate_apart import time_steps_apart
 
     run = plan.training.plan_run(plan.largest, METHOD, 0, 0, "law")
     profile = plan.request.profile
-    # As many as a worker has.
+    # The cores of one worker.
     cores = profile.cpus_per_pack or os.cpu_count() or 1
     gpu = profile.gpus_per_pack > 0
     return time_steps_apart(plan.training, Pack(0, (run,)), gpu, cores, ENOUGH_SECONDS)
 
 
 def _no_faster(cost: CostModel, plan: SizePlan, least: float) -> CostModel:
-    """The model with steps of `least` gpu_seconds or more."""
+    """Return the cost model with steps of at least `least` gpu_seconds."""
     steps = plan.largest.train_steps
     tokens = steps * cost.tokens_per_step(plan.largest)
     return cost.at_rate(max(cost.predict(plan.largest), steps * least), tokens)

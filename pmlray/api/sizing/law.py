@@ -1,4 +1,4 @@
-"""The law that a set of records is sized by: a stored one, or that of a search on the records."""
+"""Law that a set of records is sized by: a stored one, or that of a search on the records."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def law_at_hand(
     say: Log,
     shown: ShowProgress,
 ) -> LawAtHand:
-    """The stored law, or that of a search on the records, run or continued."""
+    """Return the stored law, or that of a search on the records, run or continued."""
     if plan.stored is not None:
         say(f"[1/4] law of {len(plan.stored.observations)} runs from {plan.stored.store}")
         return plan.stored
@@ -51,7 +51,7 @@ def law_at_hand(
 def _begun(
     plan: SizePlan, folder: Path, connect: Connect, say: Log, shown: ShowProgress
 ) -> PreparedSearch:
-    """The search with its first runs measured, and the budget that follows from what they cost."""
+    """Return the search with its first runs measured, and a budget based on their cost."""
     search, store = plan.search, FileStore(folder)
     about = f"[1/4] searching the law of {len(plan.records.pairs)} records"
     if (folder / SEARCH_FILE).is_file():

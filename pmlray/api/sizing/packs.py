@@ -1,4 +1,4 @@
-"""One pack of a sizing, trained on Ray and shown while it is."""
+"""Training of one pack of a sizing on Ray, with live progress."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pmlray.types import Pack, PlannedRun
 
 Log = Callable[[str], None]
 Connect = Callable[[], None]
-# A context that shows a search's progress, as `live_progress`.
+# Context manager that shows a search's progress, as `live_progress` does.
 ShowProgress = Callable[[], AbstractContextManager[Callable[[Progress], None]]]
 
 

@@ -1,4 +1,4 @@
-"""Everything that `pmlray size` checks and decides before anything starts."""
+"""Checks and decisions of `pmlray size` before anything starts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from pmlray.types import DesignPoint, Observation
 
 @dataclass(frozen=True)
 class SizeRequest:
-    """A user's request; None where pmlray chooses, or the stored law does."""
+    """User's request; None where pmlray, or the stored law, determines the value."""
 
     records: Path
     model: str
@@ -59,7 +59,7 @@ class SizeRequest:
 
 @dataclass(frozen=True)
 class LawAtHand:
-    """A law with the records' own size as its target, and the runs that it was fitted to."""
+    """Law with the records' own size as its target, and the runs that it was fitted to."""
 
     store: Path
     summary: LawSummary
@@ -68,11 +68,11 @@ class LawAtHand:
 
 @dataclass(frozen=True)
 class SizePlan:
-    """A request in which nothing is left open.
+    """Sizing request with every open choice made.
 
     `search` measures the law, `training` trains the adapter, `largest` is the point of l tokens and
-    T steps with the largest rank allowed. The search's budget is settled once its first runs have
-    told what they cost.
+    T steps with the largest rank allowed. The search's budget is set after its first runs, from
+    their cost.
     """
 
     request: SizeRequest
@@ -106,7 +106,10 @@ class SizePlan:
         }
 
     def answer(self, law: LawAtHand) -> tuple[RankChoice, dict[str, Any]]:
-        """The rank by a law, and the answer as JSON; DataError when none that is allowed does."""
+        """Return the rank by a law, and the answer as JSON.
+
+        DataError when no allowed rank is enough.
+        """
         wanted, training = self.request.wanted, self.training
         choice = choose_rank(
             law.summary, law.observations, wanted, self.largest, self.records.tokens_per_record
@@ -116,16 +119,16 @@ class SizePlan:
         return choice, answer(choice, wanted, law.summary, per_rank, cost.predict(choice.point))
 
     def cost_by(self, observations: Iterable[Observation]) -> CostModel:
-        """Return the cost model at the rate of the runs that are measured."""
+        """Return the cost model at the rate of measured runs."""
         return first_cost(self.training, self.request.profile.gpus_per_pack > 0).learn(
             (o.point, o.charged_steps, o.gpu_seconds) for o in observations
         )
 
 
 def prepare_size(request: SizeRequest) -> SizePlan:
-    """Check the request and fill in what it leaves open; every error comes before anything starts.
+    """Check the request and fill in what it leaves open, before anything starts.
 
-    SpecError, DataError, ModelError or StoreError, each with what to do.
+    Raises SpecError, DataError, ModelError or StoreError, each with its remedy.
     """
     pairs = read_records(request.records)
     source = _present(request.model, resolve_model(request.model, request.revision))
@@ -162,7 +165,7 @@ def prepare_size(request: SizeRequest) -> SizePlan:
 
 
 def _present(model: str, source: ModelSource) -> ModelSource:
-    """The tiny random model is made on the spot; any other pullable one must be there."""
+    """Return an available base model; the tiny random one is created, others must be present."""
     if model == TINY and source.folder is None:
         from pmlray.engine.model.pull import pull_model
 
@@ -222,7 +225,7 @@ def _tokenizer_file(request: SizeRequest, source: ModelSource) -> Path:
 
 
 def _law_spec(request: SizeRequest, source: ModelSource) -> SearchSpec:
-    """The spec of the stored law's search; SpecError when it is not one for these records."""
+    """Return the spec of the stored law's search; SpecError when it does not fit the request."""
     assert request.law is not None
     spec, store = open_store(request.law.absolute())
     where = f"--law {request.law}"

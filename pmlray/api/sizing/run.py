@@ -1,4 +1,4 @@
-"""Wiring: from a plan for a set of records to the checked adapter that holds them."""
+"""Run of a sizing: from the plan for a set of records to the checked adapter."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ RESULT_FILE = "size.json"
 
 @dataclass(frozen=True)
 class SizedAdapter:
-    """An adapter that holds a set of records, checked by greedy decoding.
+    """Adapter that holds a set of records, checked by greedy decoding.
 
-    card: all that its card says, as JSON types; decoded: the answer to every record; out: the
-    folder of all results.
+    card: content of its card, as JSON types; decoded: the answer to every record; out: the folder
+    of all results.
     """
 
     card: dict[str, Any]
@@ -51,7 +51,7 @@ class SizedAdapter:
 
     @property
     def lora_rank(self) -> int:
-        """The adapter's rank."""
+        """Rank of the adapter."""
         return int(self.card["adapter"]["lora_rank"])
 
     @property
@@ -65,20 +65,20 @@ class SizedAdapter:
         return self.out / "adapter"
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only, as `pmlray size --json` prints them."""
+        """Return JSON types only, as `pmlray size --json` prints them."""
         return {**self.card, "out": str(self.out), "adapter_folder": str(self.adapter_folder)}
 
 
 def run_size(
     plan: SizePlan, address: str | None, tracking_uri: str | None, say: Log, shown: ShowProgress
 ) -> SizedAdapter:
-    """Size, train and check; returns the result, which is in `plan.out` too.
+    """Size, train and check; return the result, which is also in `plan.out`.
 
-    What is finished is in `plan.out` whatever happens after, and a repeated call continues there.
-    say: one line a stage; shown: shows the search. RunError when training fails.
+    Finished work stays in `plan.out` even if an error follows, and a repeated call continues from
+    it. say: called with one line per stage; shown: shows the search. RunError when training fails.
     """
     kept = FileStore(plan.out / "training")
-    # One Ray for all stages that train something, from the first of them on.
+    # All stages share one Ray session, started by the first that trains something.
     with kept.driver_lock() as driver, ExitStack() as stages:
 
         def connect() -> None:
@@ -89,12 +89,12 @@ def run_size(
         clock.lap("law")
         choice, sized = plan.answer(law)
         say(f"[2/4] {describe_answer(sized)}")
-        # A stored law's runs may be of other records.
+        # The runs of a stored law may be of other records, so none is reused.
         own = choice.shown if plan.stored is None else None
         trials: list[_Trial] = []
         rank: int | None = choice.point.lora_rank
         while rank is not None:
-            # It recalled enough, by whatever method: training it again would only cost.
+            # Reuse an adapter of the search that recalled enough, whatever its method.
             found = own if own is not None and own.point.lora_rank == rank else None
             trial = _try(
                 *(plan, rank, found, kept, driver, connect, shown),
@@ -117,7 +117,7 @@ def run_size(
 
 @dataclass(frozen=True)
 class _Trial:
-    """One adapter of all records, and what it recites; `in_search`: the search had trained it."""
+    """Adapter of all records with its decoded answers; `in_search`: trained by the search."""
 
     observation: Observation
     folder: Path
@@ -151,7 +151,7 @@ def _try(
     say: Log,
     clock: StageClock,
 ) -> _Trial:
-    """Train a rank, unless the search has, and check it."""
+    """Train an adapter of this rank, unless the search has, and check it."""
     if found is None:
         observation = _train(plan, rank, kept, driver, connect, shown, predicted, say)
         folder = kept.adapters / observation.run_key
@@ -175,7 +175,7 @@ def _card(
     provenance = best.observation.provenance
     trained = [t.observation.gpu_seconds for t in trials if not t.in_search]
     cost = {
-        # A stored law was paid for before.
+        # The search of a stored law is no cost of this call.
         "search_gpu_seconds": 0.0 if plan.stored else spent_seconds(FileStore(plan.out / "law")),
         "training_gpu_seconds": sum(trained),
         "unit": provenance["gpu_seconds_unit"],
@@ -206,7 +206,7 @@ def _train(
     predicted: float,
     say: Log,
 ) -> Observation:
-    """The adapter of this rank, trained on all records unless it is there from an earlier call."""
+    """Train the adapter of this rank on all records, unless an earlier call has."""
     point = DesignPoint(rank, plan.largest.seq_len, plan.largest.train_steps)
     run = plan.training.plan_run(point, METHOD, 0, 0, "law")
     say(
@@ -227,7 +227,7 @@ def _train(
 
 
 def _write(plan: SizePlan, best: _Trial, card: dict[str, Any]) -> None:
-    """The adapter's folder with its card and the records that it does not recall."""
+    """Write the adapter's folder with its card and the records that it does not recall."""
     folder = plan.out / "adapter"
     folder.mkdir(exist_ok=True)
     for file in best.folder.iterdir():

@@ -1,4 +1,4 @@
-"""The search that `pmlray size` measures its law by: the one begun before, or a new one."""
+"""Search that measures the law of `pmlray size`: one begun before, or a new one."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from pmlray.types import DesignPoint
 if TYPE_CHECKING:
     from pmlray.api.sizing.plan import SizeRequest
 
-# What a search's budget once followed from, and with it the name of its folder: a guess of what the
-# adapter costs, by steps of at least so many device-seconds. Its subsets were of the file's order
-# and of one other.
+# Settings of former versions, whose search budget, and with it the folder's name, followed from a
+# guess of the adapter's cost, with at least so many device-seconds per step. Their subsets were of
+# the file's order and of one other.
 FORMER_ORDERS = (0, 1)
 FORMER_SEARCH_COST = 1.2
 FORMER_STEP_SECONDS_GPU, FORMER_STEP_SECONDS_CPU = 0.02, 0.005
@@ -41,11 +41,12 @@ def own_search(
     steps: int,
     prompt_format: Literal["plain", "chat"],
 ) -> tuple[SearchSpec, Path]:
-    """The search of these records, and the folder of all results. largest: rank.
+    """Return the search of these records, and the folder of all results.
 
-    One that was begun goes on as it is, whatever its budget and orders of the records, and in its
-    dtype where none is asked for. A new one is in the dtype asked for, else in the device's, and
-    its budget is unsettled. StoreError where the folder asked for holds another.
+    largest: rank. A search already begun continues unchanged, whatever its budget and orders of the
+    records, and in its own dtype unless one is requested. A new one has the requested dtype, else
+    the device's, and its budget is not set yet. StoreError where the requested folder holds another
+    search.
     """
 
     auto = request.dtype == "auto"
@@ -84,7 +85,7 @@ def own_search(
 
 
 def _asked(spec: SearchSpec) -> str:
-    """The id of what a search was begun for, whatever it may cost and how subsets are drawn."""
+    """Return the id of a search regardless of its budget and of how its subsets are drawn."""
     return spec.model_copy(update={"budget": UNSETTLED, "sequences": ORDERS}).search_id
 
 
@@ -95,7 +96,7 @@ def _as_formerly(
     task: TaskSource,
     profile: ClusterProfile,
 ) -> SearchSpec:
-    """The search as it was before its first runs told its budget and no order was the file's."""
+    """Return the search as former versions defined it: by a guessed budget and FORMER_ORDERS."""
     gpu, space = profile.gpus_per_pack > 0, spec.space
     point = DesignPoint(1, space.seq_len[-1], space.train_steps[-1])
     training = PreparedSearch(adapter_spec(spec, records, point), source, task)

@@ -27,7 +27,7 @@ class SizingPlan:
     cost: SizeCost
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only, as `pmlray size --dry-run --json` prints them."""
+        """Return JSON types only, as `pmlray size --dry-run --json` prints them."""
         return self.plan.to_json(self.cost)
 
 
@@ -58,21 +58,21 @@ def size(
         records: file or folder of records with a query and a target each.
         model: base model, a pulled name, a hub id or a folder.
         recall: share of the records to recall word for word.
-        confidence: how sure the rank must be to reach it, one-sided.
+        confidence: one-sided confidence that the rank reaches it.
         law: store of an earlier records search, whose law is used.
         out: folder of the results, continued when given again.
         steps: optimiser steps; by default 40 epochs.
         max_rank: largest rank allowed.
         placement, layer, prompt_format, revision, dtype: as options of `pmlray size`.
         profile, tracking_uri, address: as of `Search.load`.
-        dry_run: take a few steps where this machine trains, and only tell the plan and its cost.
-        say: called with a line at each stage; by default none is shown.
+        dry_run: only return the plan and its cost, timed by a few steps where this machine trains.
+        say: called with one line per stage; by default none is shown.
 
     Returns:
         The adapter with its card and its decoded records, or the plan of a dry run.
 
     Raises:
-        SpecError, DataError, ModelError, RunError: say what to mend.
+        SpecError, DataError, ModelError, RunError: the message says what to correct.
 
     Example:
         >>> found = pmlray.size("facts.jsonl", "smollm2-135m", recall=0.99, out="out")
@@ -99,7 +99,7 @@ def size(
 def carry_out(
     plan: SizePlan, address: str | None, tracking_uri: str | None, say: Callable[[str], None]
 ) -> SizedAdapter:
-    """Do what was planned, or go on with it."""
+    """Carry out a plan, or continue it."""
     with train_extra():
         import pmlray.backends.ray.train
         import pmlray.engine.measure  # noqa: F401

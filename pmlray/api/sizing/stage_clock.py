@@ -6,7 +6,7 @@ import time
 
 
 class StageClock:
-    """Wall seconds by stage, of this call."""
+    """Wall seconds of this call by stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
