@@ -1,7 +1,7 @@
-"""The command line: a thin face over the library.
+"""Command line: a thin layer over the library.
 
-Exit codes: 0 done, 1 recall too low, 2 bad input, 3 run failed, 4 a fault of pmlray itself,
-130 interrupted.
+Exit codes: 0 done, 1 recall too low, 2 bad input, 3 run failed, 4 a fault of pmlray itself, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-# In the order of the help, by its panels.
+# In the order and the panels of the help.
 PANELS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "Search": (init, validate, plan, search, watch, fit, report, tokens, table, compare),
     "Records": (size, recall),
@@ -54,7 +54,7 @@ app.add_typer(models, name="models", rich_help_panel="Machine")
 
 @dataclass
 class Session:
-    """Options before the command, which hold for every command."""
+    """Options given before the command, which apply to every command."""
 
     debug: bool = False
 
@@ -73,9 +73,9 @@ def before_commands(
 
 
 def main() -> None:
-    """Run the command line; an error is one message that says what to do, without a traceback."""
+    """Run the command line; an error prints one message with its remedy, without a traceback."""
     set_up_logging()
-    # Some commands compute in this process.
+    # Some commands compute in this process; OpenMP reads this once, when torch is imported.
     bound_waits(os.environ)
     session = Session()
     try:

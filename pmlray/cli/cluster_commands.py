@@ -66,7 +66,7 @@ def submit(
     for option, value in (("--store", store), ("--tracking-uri", tracking_uri)):
         if value is not None:
             arguments += [option, value]
-    # Ray's client takes a second to load, which a mistake in the search should not wait for.
+    # Imported late: Ray's client takes a second, and a mistake in the search is reported first.
     from pmlray.backends.ray.job_upload import pack_working_dir
 
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +78,8 @@ def submit(
                 place = _place_in_upload(name, key)
                 effective["task"][key] = place
                 files[place] = spec.parent / name
-        # Of what is uploaded: where a file had to move, it differs from that of the search here.
+        # Id of the uploaded search: where a file had to move, it differs from that of the search
+        # here.
         search_id = SearchSpec.model_validate_json(json.dumps(effective)).search_id
         effective_file = Path(folder) / "effective.yaml"
         effective_file.write_text(yaml.safe_dump(effective, sort_keys=False))
@@ -120,14 +121,14 @@ def submit(
     found = {"submission_id": job, "exit_code": code, "search_id": search_id}
     ended = f"accepted; pmlray logs {job} --follow" if no_wait else f"exit code {code}"
     emit(found, f"{job}: {ended}", as_json)
-    # Ctrl-C only ends the look at the workers; the job is submitted.
+    # Ctrl-C only ends the check of the workers; the job is submitted.
     with suppress(KeyboardInterrupt):
         looking.join()
     raise typer.Exit(code)
 
 
 def _say_who_gives_way(jobs: RayJobs) -> None:
-    """Warn of a cluster whose workers give way to others for a core; a minute at most."""
+    """Warn where the cluster's workers run at a lowered CPU priority; takes a minute at most."""
     from pmlray.backends.ray.niceness import REMEDY, describe_niceness
 
     niceness = jobs.worker_niceness()
@@ -136,10 +137,13 @@ def _say_who_gives_way(jobs: RayJobs) -> None:
 
 
 def _place_in_upload(name: str, key: str) -> str:
-    """Return the place of a task's file in the upload: its own relative path, so that the search
-    keeps its id, unless that leads onto what pmlray puts there itself."""
+    """Return the path of a task's file in the upload.
+
+    It is the file's own relative path, so that the search keeps its id, unless that begins with a
+    name that pmlray reserves in the upload.
+    """
     if PurePath(name).parts[0] not in RESERVED_NAMES:
         return name
-    # Which the suffix says how to read.
+    # The suffix decides how the file is read.
     suffix = PurePath(name).suffix.lower()
     return f"files/{key}{suffix if suffix in ('.csv', '.parquet') else ''}"

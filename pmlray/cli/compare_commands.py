@@ -1,4 +1,4 @@
-"""`pmlray compare`: MemFT's methods beside plain fine-tuning."""
+"""`pmlray compare`: MemFT's methods against plain fine-tuning."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def compare(
         emit(plan, "\n".join(f"{name}: {value}" for name, value in plan.items()), as_json)
         return
     try:
-        # Ray and Tune print as they please; stdout is for the result alone.
+        # Ray and Tune print to stdout, which is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
             found = comparison.run()
     except KeyboardInterrupt:

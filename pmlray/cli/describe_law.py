@@ -7,7 +7,7 @@ from typing import Any
 
 
 def describe_law_json(law: Mapping[str, Any]) -> str:
-    """A fitted law with what qualifies it, from its JSON object: its held-out error first."""
+    """Describe a fitted law and what qualifies it, held-out error first, from its JSON object."""
     lines = [
         law["headline"],
         f"{law['form']} law of delta_loss (nats per token), {law['n_obs']} points"
@@ -92,7 +92,7 @@ def _left_out(found: Mapping[str, Any]) -> str:
 
 
 def describe_result(found: Mapping[str, Any]) -> str:
-    """The whole result of a search."""
+    """Describe the whole result of a search, from its JSON object."""
     seconds = found["gpu_seconds"]
     lines = [*found.get("answer", ()), ""]
     lines += [

@@ -11,7 +11,7 @@ SHOWN_AT_MOST = 20
 
 
 def describe_tokens(found: Mapping[str, Any]) -> str:
-    """The report, from its JSON object."""
+    """Describe the report on tokens, from its JSON object."""
     verdicts, run = found["verdicts"], found["run"]
     lines = [
         f"{found['search_id']}: {found['n_tokens']} supervised tokens in {found['n_runs']} runs"

@@ -86,11 +86,11 @@ def write_search(
     gpu_hours: float | None,
     force: bool,
 ) -> SearchSpec:
-    """Write a search file that is valid, or raise what is wrong and leave nothing behind.
+    """Write a valid search file, or raise the error and leave no file behind.
 
-    SpecError where a file is there already and not `force`d, or an option does not fit the task.
+    SpecError where a file exists and not `force`, or an option does not fit the task.
     """
-    # Drawing on templates takes a moment that other commands need not wait for.
+    # Imported late: the template takes a moment that other commands need not spend.
     from pmlray.study.search_template import NewSearch, guessed_tokens, search_yaml
 
     _check_place(file, force)
@@ -125,7 +125,7 @@ def write_search(
         tokens_guessed=guessed,
     )
     content = search_yaml(wanted, source, str(file), schema)
-    # Beside its place, where its relative paths mean the same.
+    # The draft lies in the same folder, so that relative paths mean the same.
     draft = file.with_name(f".{file.stem}.draft.yaml")
     try:
         write_over(draft, content.encode())
@@ -165,7 +165,7 @@ def _check_fit(task: TaskKind, records: Path | None, text: Path | None) -> None:
 
 
 def _count(source: ModelSource, targets: Sequence[str]) -> list[int] | None:
-    """Tokens of each target; None where the base's tokenizer is not on this machine."""
+    """Count the tokens of each target; None where the base's tokenizer is not on this machine."""
     if source.folder is None or not (source.folder / "tokenizer.json").is_file():
         return None
     tokenizer = Tokenizer.from_file(str(source.folder / "tokenizer.json"))
@@ -173,8 +173,10 @@ def _count(source: ModelSource, targets: Sequence[str]) -> list[int] | None:
 
 
 def _schema_beside(file: Path) -> tuple[str, bool]:
-    """The schema as the file refers to it, and whether it must be written: that of its own folder
-    or of one above it, else a new one beside it."""
+    """Return the schema's path relative to the file, and whether it must be written.
+
+    The schema is that of the file's folder or of one above it, else a new one beside the file.
+    """
     folder = file.absolute().parent
     for above in (folder, *folder.parents):
         if (above / SCHEMA).is_file():
@@ -183,8 +185,11 @@ def _schema_beside(file: Path) -> tuple[str, bool]:
 
 
 def _relative(path: Path, file: Path) -> str:
-    """A file of the task as the search names it; SpecError where it lies elsewhere: a search that
-    is sent on takes along what is in its own folder."""
+    """Return the path of a task's file relative to the search file.
+
+    SpecError where it lies outside the search's folder: a submitted search takes along only files
+    of its own folder.
+    """
     here, folder = os.path.abspath(path), os.path.dirname(os.path.abspath(file))
     if not Path(here).is_relative_to(folder):
         raise SpecError(
@@ -207,7 +212,7 @@ def _at_a_terminal() -> bool:
 def _ask(
     what: str, default: str | None, check: Callable[[str], object], options: Sequence[str] = ()
 ) -> str:
-    """Ask until `check` accepts the answer, and return it."""
+    """Prompt until `check` accepts the answer, and return it."""
 
     def checked(answer: str) -> str:
         try:

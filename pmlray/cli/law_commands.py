@@ -60,7 +60,7 @@ def fit(
     chosen: Form | Literal["auto"] = form  # type: ignore[assignment]
     data, left_out = _points(file, base_loss, optimisation_limited)
     for note in data.notes:
-        # Before the fit: what was not read may be why there is no law.
+        # Printed before the fit: data that was not read may be why it fails.
         typer.echo(f"note: {note}", err=True)
     targets = [_target(text, data) for text in target or ()]
     if delta_loss is not None and not targets:
@@ -76,7 +76,7 @@ def fit(
 def _points(
     file: Path, base_loss: float | None, limited: Literal["keep", "leave_out"] | None
 ) -> tuple[LawData, int]:
-    """The points to fit, and how many runs of a store are left out as optimisation-limited."""
+    """Return the points to fit, and the number of runs left out as optimisation-limited."""
     opened = _search_of(file)
     if limited is None:
         limited = opened[0].law.optimisation_limited if opened else "keep"
@@ -104,8 +104,10 @@ def _points(
 
 
 def _law_of(file: Path) -> tuple[tuple[Form, ...] | None, FitOptions]:
-    """The forms that `auto` takes, None for those of any points, and how points count: a store's
-    own, so that its fit is its search's law."""
+    """Return the forms that `auto` tries, None for the default ones, and the options of the fit.
+
+    Those of a store are its search's own, so that the fit equals the search's law.
+    """
     if (opened := _search_of(file)) is not None:
         law = opened[0].law
         return law.forms, law.fit_options()
@@ -113,7 +115,7 @@ def _law_of(file: Path) -> tuple[tuple[Form, ...] | None, FitOptions]:
 
 
 def _search_of(file: Path) -> tuple[SearchSpec, FileStore] | None:
-    """The search whose store a folder is, with that store; None for anything else."""
+    """Return the spec and store of a search's folder; None for anything else."""
     if file.is_dir():
         from pmlray.api.stores import open_store
         from pmlray.config.stored_files import SEARCH_FILE
@@ -124,7 +126,7 @@ def _search_of(file: Path) -> tuple[SearchSpec, FileStore] | None:
 
 
 def _target(text: str, data: LawData) -> DesignPoint:
-    """The point that `RANK,LENGTH[,STEPS]` names; without STEPS the most measured."""
+    """Parse `RANK,LENGTH[,STEPS]` into a point; without STEPS, the most steps measured."""
     try:
         rank, length, *steps = (int(part) for part in text.split(","))
         [train_steps] = steps or [int(data.train_steps.max())]

@@ -22,7 +22,7 @@ def pull(
     if model_id not in PULLABLE:
         raise ModelError(f"cannot pull {model_id!r}; pmlray pulls {', '.join(PULLABLE)}")
     folder = pulled_folder(model_id)
-    # To say that it is there needs no torch.
+    # torch is imported only if the model must be pulled.
     if not (folder / PULLED_MARK).is_file():
         folder = _pulled(model_id)
     emit({"model": model_id, "folder": str(folder)}, f"{model_id}: {folder}", as_json)

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-# Without markup: an interval [inf, inf] would be taken for a style and left out.
+# No markup: an interval [inf, inf] would be read as a style and left out.
 out = Console(highlight=False, markup=False, soft_wrap=True)
 JSON_OPTION = typer.Option(False, "--json", help="One JSON object on stdout; logs go to stderr.")
 SET_OPTION = typer.Option(None, "--set", help="Override a key: --set budget.gpu_seconds=600.")
@@ -25,7 +25,7 @@ def emit(value: dict[str, Any], text: str, as_json: bool) -> None:
 
 
 def set_up_logging() -> None:
-    """Warnings and above to stderr."""
-    # Which sets its own level when it is imported, and tells of every table that it makes.
+    """Log warnings and above to stderr."""
+    # MLflow sets its own level when imported, and otherwise logs every table that it creates.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

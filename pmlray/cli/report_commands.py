@@ -41,7 +41,7 @@ def _from_store(folder: Path) -> dict[str, Any]:
     from pmlray.study.report.page import write_pngs
 
     report = report_store(folder.absolute())
-    # A search's own report has SVG alone: pixels take longer to draw than all the rest of it.
+    # A search writes SVG alone: PNG takes longer to draw than the rest of the report.
     write_pngs(sorted((report.page.parent / "figures").glob("*.svg")))
     return report.to_json()
 

@@ -25,9 +25,9 @@ def schema(kind: FileKind = typer.Argument(..., help="Which kind of YAML file.")
 
 
 def file_schema(kind: FileKind) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of `search`, `comparison` or `profile` files.
+    """Return the JSON Schema (draft 2020-12) of `search`, `comparison` or `profile` files.
 
-    What only pmlray can tell, such as whether a model has that layer, it leaves to `validate`.
+    Checks beyond a schema, such as whether a model has that layer, are left to `pmlray validate`.
     """
     found = KINDS[kind].model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}

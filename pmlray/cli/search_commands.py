@@ -81,7 +81,7 @@ def search(
         emit(plan.to_json() | {"store": str(wanted.store)}, text, as_json)
         return
     try:
-        # Ray and Tune print as they please; stdout is for the result alone.
+        # Ray and Tune print to stdout, which is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
             found = wanted.run(replay=replay).to_json()
     except KeyboardInterrupt:

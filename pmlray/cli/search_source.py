@@ -22,7 +22,7 @@ SOURCE_OPTION = typer.Option(
 
 
 def search_id_of(search: str) -> str:
-    """The id that is given, or that of the search file that is given."""
+    """Return a search's id, given as such or by its search file."""
     if is_file(search):
         return load_search(Path(search)).search_id
     if re.fullmatch(r"[a-z0-9][a-z0-9_-]*", search) is None:
@@ -39,11 +39,10 @@ def is_file(search: str) -> bool:
 
 
 def in_mlflow(source: str) -> bool:
-    """Return whether a source is MLflow's URI, else a folder; SpecError where MLflow reads none
-    such.
+    """Return whether a source is a URI of MLflow; otherwise it is a folder.
 
-    From here on a server that is away is said to be so within seconds, not after MLflow's minutes
-    of retries.
+    SpecError for a URI that MLflow does not support. Also lowers MLflow's retries, so that an
+    unreachable server is reported within seconds instead of minutes.
     """
     if "://" not in source:
         return False

@@ -86,7 +86,7 @@ def size(
         emit(found, _describe_plan(found), as_json)
         return
     try:
-        # Ray and Tune print as they please; stdout is for the result alone.
+        # Ray and Tune print to stdout, which is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
             found = carry_out(plan, address, tracking_uri, say).to_json()
     except KeyboardInterrupt:

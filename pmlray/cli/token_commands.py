@@ -27,7 +27,7 @@ from pmlray.types import Observation
 if TYPE_CHECKING:
     from pmlray.engine.token_report import TracedToken
 
-# Without a suspect, so many of the least likely are shown all the same.
+# Least number of tokens shown, even where fewer are suspicious.
 SHOWN_AT_LEAST = 5
 
 
@@ -90,7 +90,7 @@ def _run(observations: Sequence[Observation], run_key: str) -> Observation:
 
 
 def _shown(tallies: Sequence[TokenTally], run: Observation | None) -> list[TokenTally]:
-    """Return the tokens to show: those that a run fails, or the suspects."""
+    """Return the tokens to show: those that the run fails, else the most suspicious."""
     if run is not None:
         failed = failing(run)
         here = [t for t in tallies if t.sequence_id == run.sequence_id and t.position < failed.size]
@@ -102,7 +102,7 @@ def _shown(tallies: Sequence[TokenTally], run: Observation | None) -> list[Token
 def _traces(
     store: Path, observations: Sequence[Observation]
 ) -> tuple[Mapping[int, Sequence[TracedToken]], str | None]:
-    """The base model's view of the runs' texts, or why there is none here."""
+    """Return the base model's view of the runs' texts, or the reason why it is missing."""
     from pmlray.config.base_models import require_present
 
     try:
@@ -118,7 +118,7 @@ def _traces(
 
 
 def _moved(store: Path, run: Observation, layer: int) -> Observation:
-    """The run at another layer, measured now or found in that layer's store."""
+    """Return the run at another layer, trained now or read from that layer's store."""
     try:
         from pmlray.engine.token_report import at_layer, measure_moved
     except ImportError as error:
@@ -150,7 +150,7 @@ def _token_json(
     }
     for name, o in (("run_p", run), ("moved_p", moved)):
         row[name] = o and o.token_p[tally.position]
-    # Recalled at the other layer.
+    # True where the token is recalled at the other layer.
     row["cured"] = moved and moved.token_p[tally.position] > 0.5
     return row
 

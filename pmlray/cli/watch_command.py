@@ -18,10 +18,10 @@ from pmlray.config import SearchSpec
 from pmlray.live_packs import fresh_packs
 from pmlray.study.search.live import with_live
 
-# Neither tells of a change by itself; reading a folder costs less than asking a server.
+# Seconds between reads: neither notifies of changes, and a folder is cheaper to read than a server.
 STORE_SECONDS, MLFLOW_SECONDS = 2.0, 10.0
 
-# Where a study stands, and how it ended, None while it runs.
+# Returns the current status, and how the study ended, None while it runs.
 Poll = Callable[[], tuple[StudyStatus, str | None]]
 
 
@@ -56,7 +56,7 @@ def watch(
                 last = standing
                 if once or ended is not None:
                     break
-                # Neither a store nor MLflow tells of a change; Ctrl-C ends the wait.
+                # Poll, since neither a store nor MLflow notifies of changes; Ctrl-C ends it.
                 time.sleep(pause)
     except KeyboardInterrupt:
         typer.echo("no longer watching; what is watched goes on", err=True)
@@ -81,7 +81,7 @@ def _at_search(folder: Path) -> Poll:
     followed = FollowedSearch(spec, store)
 
     def look() -> tuple[StudyStatus, str | None]:
-        # In this order: what a driver wrote before it left is seen.
+        # The lease is read first, so that results written just before the driver ended are seen.
         over = store.leases.is_free(DRIVER)
         packs = () if over else fresh_packs(folder)
         standing = status_of(with_live(followed.look(final=over), packs, by_pack=False))
@@ -131,8 +131,7 @@ def _at_mlflow(uri: str, search_id: str) -> Poll:
 
 
 def mirrored_standing(spec: SearchSpec, metrics: Mapping[str, float]) -> StudyStatus:
-    """Return the status of a search by the metrics of its run in MLflow, as its driver logged
-    them."""
+    """Return a search's status from the metrics that its driver logged to MLflow."""
 
     def told(name: str, before: float = 0.0) -> float:
         return metrics.get(f"progress/{name}", before)
@@ -154,7 +153,7 @@ def mirrored_standing(spec: SearchSpec, metrics: Mapping[str, float]) -> StudySt
 
 def _live_line(metrics: Mapping[str, float]) -> tuple[str, ...]:
     steps, wanted = metrics.get("live/steps", 0.0), metrics.get("live/train_steps", 0.0)
-    # Packs that are back tell no more; their last figures stay.
+    # Packs that have ended report nothing more, but their last figures stay in MLflow.
     if not steps or metrics.get("progress/n_running", 0.0) == 0:
         return ()
     said = f"when last told, {steps:.0f} of {wanted:.0f} adapter-steps of the packs that train"
