@@ -1,1 +1,1 @@
-"""A whole search: the law, the MemFT comparison, the result; without any framework."""
+"""Searches without any framework: the law, the MemFT comparison, the result."""

@@ -1,4 +1,4 @@
-"""Names and tags of runs, the same wherever people look at them."""
+"""Names and tags of runs, the same wherever they are shown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pmlray.types import Observation, PlannedRun
 
 
 def run_name(run: Observation | PlannedRun) -> str:
-    """Readable, and unique within a search."""
+    """Return a readable name, unique within a search."""
     point = run.point
     return (
         f"{run.phase} {run.method} lora_rank={point.lora_rank} seq_len={point.seq_len}"

@@ -1,4 +1,4 @@
-"""A search file for somebody who has none yet: commented, and with defaults that fit its base."""
+"""Template of a search file: commented, with defaults that fit the base."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pmlray.study.sizing.request import BATCH_SIZE, SUBSET_SHARES, default_layer
 # and rates are guesses.
 BUDGET_SHARE = 0.25
 MEMFT_SHARE = 0.3
-# Fewer tokens than nearly every text has, for a base whose tokenizer is not at hand.
+# Gives fewer tokens than nearly every text has, for a base whose tokenizer is missing.
 CHARACTERS_PER_TOKEN = 6.0
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells of a search, and the records of a step."""
+    """Grid of a search, and the number of records per step."""
 
     lora_rank: list[int]
     seq_len: list[int]
@@ -52,10 +52,10 @@ LARGE = {
 
 @dataclass(frozen=True)
 class NewSearch:
-    """A user's choices for a new search; None where pmlray chooses.
+    """User's choices for a new search; None where pmlray chooses.
 
     `records` and `text` are paths as the file will hold them. `target_tokens`: supervised tokens of
-    each record, guessed by `guessed_tokens` where `tokens_guessed`.
+    each record, estimated by `guessed_tokens` where `tokens_guessed`.
     """
 
     name: str
@@ -71,15 +71,15 @@ class NewSearch:
 
 
 def guessed_tokens(targets: Sequence[str]) -> list[int]:
-    """Tokens of each target, rather too few, where no tokenizer is at hand."""
+    """Estimate the tokens of each target without a tokenizer, rather too low."""
     return [max(1, math.floor(len(target) / CHARACTERS_PER_TOKEN)) for target in targets]
 
 
 def search_yaml(wanted: NewSearch, source: ModelSource, file: str, schema: str) -> str:
-    """The commented text of a search file.
+    """Return the commented text of a search file.
 
-    source: of the base model; file: its path, for the commands that the head names; schema: what
-    the language server's line refers to.
+    source: of the base model; file: its path, for the commands in the head; schema: reference in
+    the language server's line.
     """
     geometry = source.geometry
     large = is_large(geometry)
@@ -147,7 +147,7 @@ def _render(values: dict[str, object], **more: object) -> str:
 
 
 def _scalar(text: str) -> str:
-    """A text as one YAML scalar, plain where that means the same."""
+    """Return a text as one YAML scalar, plain where that means the same."""
     plain = re.fullmatch(r"[A-Za-z./~][A-Za-z0-9_./@-]*", text) and yaml.safe_load(text) == text
     return text if plain else json.dumps(text, ensure_ascii=False)
 
@@ -158,5 +158,5 @@ def _amount(seconds: float, large: bool) -> str:
 
 
 def _rounded(value: float) -> float:
-    """Two significant digits."""
+    """Round to two significant digits."""
     return float(f"{value:.2g}")

@@ -1,1 +1,1 @@
-"""One comparison of training methods: learning rates tuned alike, then runs in pairs."""
+"""Comparison of training methods: learning rates tuned alike, then runs in pairs."""

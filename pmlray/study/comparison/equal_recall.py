@@ -23,14 +23,14 @@ N_RESAMPLES, LEVEL = 1000, 0.95
 
 @dataclass(frozen=True, slots=True)
 class EqualRecall:
-    """Need of a method to reach the mean `recall` that SFT has at a point, over what SFT spends
-    there: ranks are compared at equal length and steps, gpu_seconds at equal rank and length, over
-    budgets.
+    """Cost at which a method reaches the mean `recall` of SFT at a point, and its ratio to SFT's.
 
-    Only texts that were measured in every cell of a comparison count. Between its own points a
-    method's mean recall is taken to be linear in log(cost). `needed` and `ratio` are None where its
-    points do not reach so far; `low` and `high`, the central 95 % over texts drawn anew, where that
-    is so of a bound, or where there is a single text.
+    Ranks are compared at equal length and steps, gpu_seconds at equal rank and length, over
+    budgets. Only texts that were measured in every cell of a comparison count. Between its own
+    points a method's mean recall is interpolated linearly in log(cost). `needed` and `ratio` are
+    None where its points do not reach so far. `low` and `high` bound the central 95 % of the ratio
+    over resampled texts (bootstrap); they are None where a bound is out of reach, or with a single
+    text.
     """
 
     method: Method
@@ -46,7 +46,7 @@ class EqualRecall:
 
 
 def equal_recall(cells: Cells, seed: int = 0) -> tuple[EqualRecall, ...]:
-    """All comparisons of cost that the measured points allow.
+    """Return all comparisons of cost that the measured points allow.
 
     cells: the runs of every point and method; seed: of the resampling.
     """
@@ -132,9 +132,9 @@ def _known(cost: float) -> float | None:
 
 
 def cost_at(costs: Sequence[float], recalls: Sequence[float], recall: float) -> float:
-    """The smallest cost at which recall, linear in log(cost) between the points, reaches a level.
+    """Return the least cost at which recall, linear in log(cost) between points, reaches a level.
 
-    0 where the first point is above it already, inf where none reaches it.
+    0 where the first point is already above it, inf where no point reaches it.
     """
     pairs = sorted(zip(costs, recalls, strict=True))
     if recall < pairs[0][1]:

@@ -1,4 +1,4 @@
-"""Progress of a comparison, by its spec and its store."""
+"""Progress of a comparison, from its spec and its store."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def comparison_progress(
     n_failed: int,
     running: Sequence[PlannedRun],
 ) -> Progress:
-    """Return the progress; what is left is told by the mean cost of a run so far.
+    """Return the progress; the remaining cost is estimated by the mean cost of a run so far.
 
-    A store may hold runs of earlier specs: they cost, but are none of this one's. failures: all
-    attempts, of which `n_failed` runs are not tried again.
+    Runs of earlier specs in the same store count as spent, but not as done. failures: all failed
+    attempts; n_failed: the runs that are not tried again.
     """
     runs = compared_cells(spec, observations).values()
     tried = tuning_runs(spec, observations).values() if spec.n_tuning_runs else ()
@@ -45,15 +45,15 @@ def comparison_progress(
 
 @dataclass(frozen=True)
 class FollowedComparison:
-    """A comparison as somebody sees it who only reads its store."""
+    """Read-only view of a comparison through its store."""
 
     spec: CompareSpec
     store: ObservationStore
 
     def look(self) -> tuple[Progress, tuple[MethodResult, ...]]:
-        """Return the progress now, and what the methods have recalled so far."""
+        """Return the current progress, and the methods' results so far."""
         observations, failures = self.store.observations(), self.store.failures()
-        # What machines failed is tried again.
+        # Runs that failed because of a machine are tried again.
         failed = {f.run_key for f in failures if not f.infrastructure}
         packs = self.store.unfinished()
         ended = failed | {o.run_key for o in observations}

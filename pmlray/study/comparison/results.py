@@ -21,7 +21,7 @@ from pmlray.study.comparison.tuning import tuned_rates
 from pmlray.types import DesignPoint, Method, Observation
 
 LEVEL = 0.95
-# Every figure of a run that methods are compared by; None where it was not measured.
+# Figures of a run by which methods are compared; None where not measured.
 FIGURES: Mapping[str, Callable[[Observation], float | None]] = MappingProxyType(
     {
         "exact_recall": lambda o: o.recall.exact,
@@ -39,8 +39,10 @@ FIGURES: Mapping[str, Callable[[Observation], float | None]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Mean of a method's figure less SFT's, with its central 95 % interval over `n` texts; the
-    interval is None with a single text."""
+    """Mean of a method's figure minus SFT's, with its central 95 % interval over `n` texts.
+
+    The interval is None with a single text.
+    """
 
     mean: float
     low: float | None
@@ -50,8 +52,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class MethodResult:
-    """One method at one point: its rate, its runs, their means, and its differences from SFT by the
-    name of the figure (empty for `sft` itself)."""
+    """Result of one method at one point: learning rate, number of runs, means and differences.
+
+    The differences from SFT are keyed by the name of the figure; `sft` itself has none.
+    """
 
     point: DesignPoint
     method: Method
@@ -63,14 +67,14 @@ class MethodResult:
 
 @dataclass(frozen=True, slots=True)
 class MethodComparison:
-    """All that a comparison found so far."""
+    """Results of a comparison so far."""
 
     compare_id: str
     results: tuple[MethodResult, ...]
     equal_recall: tuple[EqualRecall, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only."""
+        """Return JSON types only."""
         return {
             "compare_id": self.compare_id,
             "interval_level": LEVEL,
@@ -96,7 +100,7 @@ def compare_methods(spec: CompareSpec, observations: Sequence[Observation]) -> M
 
 
 def compared_cells(spec: CompareSpec, observations: Sequence[Observation]) -> Cells:
-    """The runs that methods are compared by, at each method's own rate, of every point."""
+    """Return the compared runs of every point and method, at the method's tuned rate."""
     rates = tuned_rates(spec, observations)
     by_cell: dict[tuple[DesignPoint, Method], list[Observation]] = {}
     for o in observations:
@@ -109,7 +113,7 @@ def compared_cells(spec: CompareSpec, observations: Sequence[Observation]) -> Ce
 def method_results(
     spec: CompareSpec, observations: Sequence[Observation]
 ) -> tuple[MethodResult, ...]:
-    """Every method that has runs, at every point, in the order of the spec."""
+    """Return the result of every method that has runs, at every point, in the order of the spec."""
     rates, cells = tuned_rates(spec, observations), compared_cells(spec, observations)
     results = []
     for point in spec.design_points():
@@ -130,7 +134,10 @@ def paired_difference(
     runs: Sequence[Observation],
     figure: Callable[[Observation], float | None],
 ) -> Difference | None:
-    """Difference of a figure between runs of the same text and seed; None without a pair."""
+    """Return the mean difference of a figure between runs of the same text and seed.
+
+    None without a pair.
+    """
     partner = {(o.sequence_id, o.seed): figure(o) for o in plain}
     of_text: dict[int, list[float]] = {}
     for o in runs:

@@ -15,10 +15,10 @@ MethodCell = tuple[DesignPoint, Method]
 def tuned_rates(
     spec: CompareSpec, observations: Sequence[Observation]
 ) -> Mapping[MethodCell, float]:
-    """Each method's rate at each point: that of its best mean exact recall on the tuning texts.
+    """Return each method's learning rate at each point, by mean exact recall on the tuning texts.
 
-    Token recall, then the loss, decide among equals; rates that have not been tried, or failed,
-    are no choice, and without any the first rate of the file is taken.
+    Ties are broken by token recall, then by the loss. Rates that have not been tried, or failed,
+    are ignored; without any the first rate of the file is taken.
     """
     tuning, tried = spec.tuning, tuning_runs(spec, observations)
     rates: dict[MethodCell, float] = {}
@@ -37,7 +37,7 @@ def tuned_rates(
 def tuning_runs(
     spec: CompareSpec, observations: Sequence[Observation]
 ) -> Mapping[tuple[MethodCell, float], Sequence[Observation]]:
-    """The runs on tuning texts, by point, method and rate."""
+    """Return the runs on tuning texts, by point, method and rate."""
     tuning, points, methods = spec.tuning, spec.design_points(), spec.all_methods()
     tried: dict[tuple[MethodCell, float], list[Observation]] = {}
     for o in observations:

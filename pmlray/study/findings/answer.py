@@ -1,5 +1,7 @@
-"""Answer of a search in plain words: which rank recalls how much, at what cost, and what to do
-next. It is told from the runs alone; no law has to hold for it."""
+"""Answer of a search in plain words: rank, recall, cost, and what to do next.
+
+It is based on the runs alone and needs no law.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from pmlray.study.findings.result import SearchResult
 from pmlray.types import DesignPoint, Method, Observation
 
 CONFIDENCE = 0.9
-# A share that is told as a whole per cent.
+# Least share that is stated as a whole per cent.
 LEAST_TOLD = 0.01
 NAMES: dict[Method, str] = {
     "sft": "plain fine-tuning",
@@ -30,8 +32,10 @@ PLURALS = {"text": "texts", "record": "records", "entry": "entries", "pair": "pa
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """Recall of plain fine-tuning at one point, all its runs together: `n_right` of `n` texts or
-    records word for word, for `gpu_seconds` a run."""
+    """Recall of plain fine-tuning at one point, over all its runs.
+
+    `n_right` of `n` texts or records are recalled word for word, for `gpu_seconds` a run.
+    """
 
     point: DesignPoint
     n_right: int
@@ -41,9 +45,11 @@ class Tried:
     gpu_seconds: float
 
     def least_share(self, n_points: int = 1) -> float:
-        """Return the share that would be recalled of many more like them, at least, with
-        CONFIDENCE, where this is the best of so many points (Clopper and Pearson's limit,
-        one-sided; DOI 10.1093/biomet/26.4.404; for the choice Bonferroni's correction)."""
+        """Return a lower bound, at CONFIDENCE, of the share recalled of many more such texts.
+
+        Clopper and Pearson's limit, one-sided (DOI 10.1093/biomet/26.4.404), with Bonferroni's
+        correction for the choice of this point as the best of `n_points`.
+        """
         if self.n_right == 0:
             return 0.0
         error = (1 - CONFIDENCE) / n_points
@@ -51,7 +57,7 @@ class Tried:
 
 
 def tried_points(observations: Sequence[Observation]) -> tuple[Tried, ...]:
-    """Every point that plain fine-tuning was measured at, in the order of points."""
+    """Return every point that plain fine-tuning was measured at, in the order of points."""
     at: dict[DesignPoint, list[Observation]] = defaultdict(list)
     for o in observations:
         if o.method == "sft":
@@ -60,7 +66,7 @@ def tried_points(observations: Sequence[Observation]) -> tuple[Tried, ...]:
 
 
 def plain_answer(result: SearchResult) -> tuple[str, ...]:
-    """One sentence on recall, one on MemFT where it was run, one on what to do next."""
+    """Return sentences on recall, on MemFT where it was run, and on what to do next."""
     tried = tried_points(result.observations)
     if not tried:
         return ("Nothing was measured, so that nothing can be said.",)
@@ -95,7 +101,7 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str) -> tuple[str, ...]:
             f" {best.n_right} of {best.n} {PLURALS[unit]} and {100 * best.token_recall:.0f} % of"
             " the tokens. Larger ranks, more steps or shorter texts recall more.",
         )
-    # Of the longest, the smallest adapter; where others were tried twice, one text says little.
+    # The smallest adapter for the longest text; a point with one text counts only if none has more.
     sure = [t for t in whole if t.n > 1] or whole
     longest = max(t.point.seq_len for t in sure)
     best = min(

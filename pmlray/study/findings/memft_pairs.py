@@ -11,7 +11,7 @@ from pmlray.types import DesignPoint, Method, Observation, Recall
 
 @dataclass(frozen=True, slots=True)
 class MemftPair:
-    """One MemFT run beside the SFT run of the same point, text and seed, at equal steps."""
+    """MemFT run with the SFT run of the same point, text and seed, at equal steps."""
 
     point: DesignPoint
     sequence_id: int
@@ -21,7 +21,7 @@ class MemftPair:
     memft: Observation
 
     def to_json(self) -> dict[str, Any]:
-        """Both runs' recall, and the keys under which they are stored."""
+        """Return both runs' recall, and the keys under which they are stored."""
         return {
             "method": self.method,
             "point": {
@@ -37,7 +37,7 @@ class MemftPair:
 
 
 def memft_pairs(observations: Sequence[Observation]) -> tuple[MemftPair, ...]:
-    """Every MemFT observation with its SFT partner; those without one are left out.
+    """Pair every MemFT observation with its SFT run; those without one are left out.
 
     An SFT run of the law is a partner unless it stopped early: both must have had the same steps.
     """

@@ -1,4 +1,4 @@
-"""Recall of a search: its law, its transition, and what one new run would recall at the targets."""
+"""Recall of a search: its law, its transition, and forecasts of one new run at the targets."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from pmlray.types import Observation
 class RecallResult:
     """Recall of a search; `why_not` says what is missing, empty when nothing is.
 
-    `law` is None while the runs cannot carry one, `transition` while no run's tokens are known.
-    `forecasts` are at the targets of the law of the loss.
+    `law` is None while it cannot be fitted to the runs, `transition` while no run's tokens are
+    known. `forecasts` are at the targets of the law of the loss.
     """
 
     law: RecallLaw | None
@@ -37,7 +37,7 @@ class RecallResult:
     why_not: str
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only."""
+        """Return JSON types only."""
         return {
             "law": self.law and self.law.to_json(),
             "transition": self.transition and self.transition.to_json(),
@@ -49,7 +49,7 @@ class RecallResult:
 def recall_result(
     observations: Sequence[Observation], loss: LawSummary | None, fitted: Sequence[Observation]
 ) -> RecallResult:
-    """Recall from the law phase's runs; `loss` is the law that those in `fitted` were fitted with.
+    """Return recall of the law phase's runs; `loss` is the law fitted to those in `fitted`.
 
     The draws' seed is fixed, so that the same observations give the same intervals.
     """

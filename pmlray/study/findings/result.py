@@ -1,4 +1,4 @@
-"""Everything a search found, rebuilt from its store alone."""
+"""Result of a search, rebuilt from its store alone."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pmlray.study.findings.memft_pairs import MemftPair, memft_pairs
 from pmlray.study.findings.recall import RecallResult, recall_result
 from pmlray.types import FailedRun, Observation, PackTimes
 
-# A law of 10 % more runs looks the same. Fitted after every pack, laws would take more time than a
-# search of hundreds of points has for them.
+# A law refitted to less than 10 % more runs hardly changes. Refits after every pack would take too
+# long in a search of hundreds of points.
 REFIT_GROWTH = 1.1
 
 
 @dataclass(frozen=True)
 class LawSnapshot:
-    """The law after a round: what was known then, and what it had cost (gpu_seconds)."""
+    """Law after a round, with the number of runs and their cost (gpu_seconds) so far."""
 
     round: int
     n_observations: int
@@ -36,7 +36,10 @@ class LawSnapshot:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A search as its report shows it. `law` is None while too few points are measured."""
+    """Result of a search as its report shows it.
+
+    `law` is None while too few points are measured.
+    """
 
     spec: SearchSpec
     observations: tuple[Observation, ...]
@@ -48,7 +51,7 @@ class SearchResult:
 
     @property
     def law(self) -> LawSummary | None:
-        """The law from all observations."""
+        """Law fitted to all observations."""
         return self.snapshots[-1].law if self.snapshots else None
 
     @property
@@ -68,11 +71,14 @@ class SearchResult:
 
     @property
     def recall(self) -> RecallLaw | None:
-        """The law of recall, None while the runs cannot carry one."""
+        """Law of recall; None while it cannot be fitted to the runs."""
         return self.recall_result.law
 
     def gpu_seconds(self) -> dict[str, float]:
-        """Spent on the law, on MemFT, on both with what machines lost, and the budget of both."""
+        """Return the gpu_seconds spent on the law, on MemFT and in all, and the budget of both.
+
+        `spent`, the total, includes what machine failures lost.
+        """
         spent = spent_seconds(self.observations, self.failures, self.calibration)
         lost = sum(f.gpu_seconds for f in self.failures if f.infrastructure)
         budget = self.spec.budget.law_seconds
@@ -81,7 +87,7 @@ class SearchResult:
         return {**spent, "spent": sum(spent.values()) + lost, "budget": budget}
 
     def to_json(self) -> dict[str, Any]:
-        """The machine-readable result, without the observations themselves."""
+        """Return the machine-readable result, without the observations themselves."""
         law = self.law
         return {
             "search_id": self.spec.search_id,
@@ -117,8 +123,10 @@ def certificate(observation: Observation, recipe: Recipe) -> Certificate | None:
 
 
 def fitted_runs(spec: SearchSpec, observations: Sequence[Observation]) -> tuple[Observation, ...]:
-    """The runs that the law is fitted to: those of its phase, without the ones that `spec.law`
-    leaves out. A run whose curve was not kept is never known to be limited."""
+    """Return the runs that the law is fitted to: those of its phase that `spec.law` keeps.
+
+    A run whose curve was not kept never counts as optimisation-limited.
+    """
     of_law = tuple(o for o in observations if o.phase == "law")
     if spec.law.optimisation_limited == "keep":
         return of_law
@@ -127,7 +135,7 @@ def fitted_runs(spec: SearchSpec, observations: Sequence[Observation]) -> tuple[
 
 
 def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> LawSummary | None:
-    """The law from these observations, or None while they cannot carry one.
+    """Fit the law to observations; None while they determine none.
 
     The seed of the samples is fixed, so that the same observations give the same intervals.
     """
@@ -144,7 +152,7 @@ def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> L
 
 
 def refit_is_due(n_runs: int, n_fitted: int, growth: float = REFIT_GROWTH) -> bool:
-    """Return whether the runs have become so many more since a law was last fitted to them."""
+    """Return whether the runs have grown by the factor `growth` since a law was last fitted."""
     return n_runs > n_fitted and n_runs >= growth * n_fitted
 
 
@@ -155,7 +163,7 @@ def assemble(
     packs: Sequence[PackTimes],
     calibration: Calibration | None = None,
 ) -> SearchResult:
-    """A result with the law refitted as the search refitted it, and to all runs."""
+    """Build a result with the law refitted when the search refitted it, and to all runs."""
     law_points = [o for o in observations if o.phase == "law"]
     snapshots, n_fitted = [], 0
     for last in sorted({o.round for o in law_points}):

@@ -1,9 +1,9 @@
-"""Tokens that fail again and again over runs: pathology told apart from capacity.
+"""Tokens that fail repeatedly over runs: pathology distinguished from lack of capacity.
 
 A token fails in a run that leaves it at p <= 0.5. If capacity alone decided, a run that fails K of
-its L tokens would fail any one of them with chance K / L; a token is told apart by failing more
+its L tokens would fail any one of them with probability K / L; a token stands out by failing more
 often than that. Runs that differ in their budget alone are one run up to the shorter one's decay,
-so the longest of each such family stands for it in every test.
+so only the longest of each such family enters the tests.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from pmlray.types import Observation
 
 Verdict = Literal["pathology", "hard", "capacity"]
 
-# A run in which capacity binds so little that a token's failure is its own.
+# Recalled share from which capacity hardly limits a run: a failure is then the token's own.
 NEARLY_ALL = 0.95
 LEVEL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTally:
-    """Failures of one supervised token, and how many capacity lets one expect.
+    """Failures of one supervised token, and the number expected from capacity alone.
 
     `runs` cover it, `failed` of them leave it at p <= 0.5, `wrong` at another argmax. Of the
-    `families` (one run each), `families_failed` failed it where `expected` were due; `p_value` is
-    the chance of so many or more, `p_adjusted` after Holm's correction over all tokens. `recalling`
-    families recall nearly everything (NEARLY_ALL), `recalling_failed` of these fail it;
+    `families` (one run each), `families_failed` failed it where `expected` were expected; `p_value`
+    is the probability of so many or more, `p_adjusted` after Holm's correction over all tokens.
+    `recalling` families recall nearly everything (NEARLY_ALL), `recalling_failed` of these fail it;
     `recalling_p_value` and `recalling_p_adjusted` test those alone.
 
     Verdict `pathology`: fails significantly, and at least half of the time, where nearly everything
@@ -82,7 +82,7 @@ def failing(observation: Observation) -> NDArray[np.bool_]:
 
 
 def families(observations: Sequence[Observation]) -> tuple[Observation, ...]:
-    """The run with the most steps of each that differ in their budget alone."""
+    """Return the run with the most steps of each family, whose runs differ only in their budget."""
     longest: dict[tuple[object, ...], Observation] = {}
     for o in observations:
         size = (o.point.lora_rank, o.point.seq_len)
@@ -93,7 +93,7 @@ def families(observations: Sequence[Observation]) -> tuple[Observation, ...]:
 
 
 def token_tallies(observations: Sequence[Observation]) -> tuple[TokenTally, ...]:
-    """Every supervised token that any run covers, the most suspicious first.
+    """Return a tally of every supervised token that any run covers, most suspicious first.
 
     observations: of one search, whose texts nest: position i of a sequence is the same token at
     every seq_len.
@@ -160,7 +160,7 @@ def _tallies_of(
 def _laid_out(
     runs: Sequence[Observation], length: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return the tokens that each run fails, and those that it covers: bool (runs, length) both."""
+    """Return the tokens that each run fails and those it covers, both bool (runs, length)."""
     failed, covers = np.zeros((2, len(runs), length), dtype=bool)
     for row, run in enumerate(runs):
         failed[row, : len(run.token_p)] = failing(run)
@@ -170,7 +170,7 @@ def _laid_out(
 
 @cache
 def _tails(chances: tuple[float, ...]) -> tuple[float, ...]:
-    """P(at least n of independent events), n = 0 to their number (Poisson-binomial)."""
+    """Return P(at least n of the independent events) for each n from 0 up (Poisson-binomial)."""
     pmf = np.ones(1)
     for chance in chances:
         pmf = np.convolve(pmf, (1.0 - chance, chance))
@@ -185,7 +185,10 @@ def _verdict(tally: TokenTally, p_adjusted: float, recalling_p_adjusted: float) 
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Holm's step-down correction of n p-values (doi 10.2307/4615733): family-wise error."""
+    """Return n p-values with Holm's step-down correction (doi 10.2307/4615733).
+
+    The family-wise error is controlled.
+    """
     order = np.argsort(p_values)
     left = len(p_values) - np.arange(len(p_values))
     adjusted = np.empty(len(p_values))
@@ -196,7 +199,7 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 def id_tallies(
     observations: Sequence[Observation], token_ids: Mapping[int, Sequence[int]]
 ) -> tuple[IdTally, ...]:
-    """Every token id that stands in more than one place, the most suspicious first.
+    """Return a tally of every token id that stands in more than one place, most suspicious first.
 
     token_ids: by sequence_id, the supervised ids of its longest text.
     """

@@ -1,4 +1,4 @@
-"""A study's progress with what its packs tell while they train."""
+"""Live progress of a study, with the reports of its packs in training."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pmlray.study.search.progress import Progress
 
 
 def with_live(progress: Progress, packs: Sequence[LivePack], *, by_pack: bool = True) -> Progress:
-    """Add to a study's progress what packs in flight tell.
+    """Add the live reports of packs in training to a study's progress.
 
-    Runs of a pack count as done as they end, and gpu_seconds as spent while they are. by_pack:
-    whether the progress counts runs only once their whole pack is back.
+    Runs count as done when they end, before their pack does, and gpu_seconds as they are spent.
+    by_pack: whether the progress itself counts runs only once their whole pack is back.
     """
     if not packs:
         return progress
     ended, spent = 0, sum(pack.open_gpu_seconds for pack in packs)
     if by_pack:
-        # A pack that goes on tells of all its runs, of which some are counted already.
+        # A continued pack reports all its runs, some of which are counted already.
         known: list[Mapping[str, float]] = [progress.ended_before.get(p.pack_id, {}) for p in packs]
         pairs = list(zip(packs, known, strict=True))
         ended = sum(max(0, pack.n_ended - len(runs)) for pack, runs in pairs)
@@ -36,7 +36,7 @@ def with_live(progress: Progress, packs: Sequence[LivePack], *, by_pack: bool = 
 
 
 def live_metrics(packs: Sequence[LivePack]) -> dict[str, float]:
-    """Return the live progress of all packs in flight together, as flat metrics."""
+    """Return the live progress of all packs in training together, as flat metrics."""
     steps, wanted = sum(p.steps for p in packs), sum(p.train_steps for p in packs)
     metrics = {"live/steps": steps, "live/train_steps": wanted}
     metrics["live/gpu_seconds"] = sum(pack.gpu_seconds for pack in packs)

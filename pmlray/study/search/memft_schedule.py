@@ -1,7 +1,8 @@
-"""Schedule of MemFT runs once the law is known: where it says that they can matter.
+"""Schedule of MemFT runs, at the points where the law says that they can matter.
 
-A token is safe below a loss of ln 2. Where SFT ends far below it there is nothing left to gain, and
-far above it no weighting helps; the runs go where the law puts SFT's final loss near ln 2.
+A token is sure to be decoded below a loss of ln 2. Where SFT ends far below it there is nothing
+left to gain, and far above it no weighting helps; the runs go where the law puts SFT's final loss
+near ln 2.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LN2 = math.log(2.0)
 def boundary_points(
     law: Law, base_loss: float, cells: Sequence[DesignPoint], n: int
 ) -> tuple[DesignPoint, ...]:
-    """The n cells whose predicted SFT loss is nearest to ln 2, longer ones first among equals.
+    """Return the n cells whose predicted SFT loss is nearest to ln 2, of equals the longer first.
 
     Each seq_len is used once before any is used again, so that the comparison spans lengths.
     """
@@ -45,8 +46,10 @@ def boundary_points(
 def compared_points(
     spec: SearchSpec, law: Law, base_loss: float
 ) -> tuple[tuple[DesignPoint, int, int], ...]:
-    """List the points where methods are compared, (point, sequence_id, seed), whatever they
-    cost; none without `memft`."""
+    """Return where methods are compared, as (point, sequence_id, seed), whatever the cost.
+
+    Empty without `memft`.
+    """
     if spec.memft is None:
         return ()
     points = boundary_points(law, base_loss, spec.space.points(), spec.memft.n_points)
@@ -61,7 +64,7 @@ def memft_runs(
     cost: CostModel,
     done: frozenset[str],
 ) -> tuple[tuple[PlannedRun, ...], ...]:
-    """Groups of paired runs, SFT and each MemFT method, still to be made within the budget.
+    """Return groups of paired runs, SFT and each MemFT method, still to be run within the budget.
 
     done: run_keys that are measured already (the law's own SFT runs among them). A group shares
     point, text and seed; groups that would overspend the MemFT budget are left out from the end.

@@ -1,4 +1,4 @@
-"""Plan of a search before it does anything: cost model, candidates, first pack."""
+"""Plan of a search before it starts: cost model, candidates, first pack."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from pmlray.types import DesignPoint, PlannedRun
 
 CHAT_PROMPT_TOKENS = 40
 PLAIN_PROMPT_TOKENS = 16
-# Bases of so many weights and more are planned for GPUs.
+# Bases of at least so many weights are planned for GPUs.
 LARGE_WEIGHTS = 1e9
 
 
 class CostTerms(TypedDict):
-    """All of a CostModel but its rate."""
+    """Terms of a CostModel other than its rate."""
 
     prompt_tokens: int
     batch_records: int | None
@@ -41,12 +41,12 @@ class CostTerms(TypedDict):
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """Plan and cost of a search: every amount in gpu_seconds (on a CPU core-seconds), by rates that
-    are guesses until something is measured.
+    """Plan and cost of a search: every amount in gpu_seconds (on a CPU core-seconds).
 
-    `cells` are the design points of the grid with the cost of one run, each of which may be
-    measured on `replicates` (sequence, seed) pairs; `first_pack` are the runs it begins with.
-    `advice`: what to do about a budget that is too small, None where it is not.
+    Rates are guesses until something is measured. `cells` are the design points of the grid with
+    the cost of one run, each of which may be measured on `replicates` (sequence, seed) pairs;
+    `first_pack` are the runs it begins with. `advice`: remedy for a budget that is too small, None
+    where it is not.
     """
 
     search_id: str
@@ -68,7 +68,7 @@ class SearchPlan:
         return self.replicates * sum(seconds for _, seconds in self.cells)
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only."""
+        """Return JSON types only."""
         return {
             "search_id": self.search_id,
             "device": self.device,
@@ -86,7 +86,7 @@ class SearchPlan:
         }
 
     def describe(self) -> str:
-        """The same for people."""
+        """Describe the plan as text."""
         lines = [
             f"{self.search_id}: {len(self.cells)} design points x {self.replicates} replicates",
             f"all of them would cost about {self.full_grid:.0f} {self.device}-seconds;"
@@ -107,7 +107,7 @@ class SearchPlan:
 def plan_search(search: PreparedSearch, gpu: bool) -> SearchPlan:
     """Plan a search; DesignError when its budget is too small for its first pack.
 
-    gpu: on GPUs for certain; without, on the CPU where the base is small enough for one.
+    gpu: plan for GPUs; without it, for the CPU where the base is small enough for one.
     """
     on_gpu = gpu or is_large(search.source.geometry)
     cost = first_cost(search, on_gpu)
@@ -128,12 +128,12 @@ def is_large(geometry: Geometry) -> bool:
 
 
 def design_space(search: PreparedSearch) -> DesignSpace:
-    """The grid and its replicates."""
+    """Return the grid and its replicates."""
     return DesignSpace(search.spec.space.points(), search.spec.replicates())
 
 
 def design_settings(search: PreparedSearch) -> DesignSettings:
-    """Return the settings by which the spec wants points chosen."""
+    """Return the settings of the spec for choosing points."""
     design = search.spec.design
     return DesignSettings(
         design.n_initial,
@@ -145,7 +145,7 @@ def design_settings(search: PreparedSearch) -> DesignSettings:
 
 
 def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
-    """The cost model before anything was measured."""
+    """Return the cost model before anything is measured."""
     spec, geometry = search.spec, search.source.geometry
     return prior_cost(
         (geometry.n_layers - 1 - spec.probe.layer) * geometry.layer_weights,
@@ -156,7 +156,7 @@ def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
 
 
 def cost_terms(spec: SearchSpec) -> CostTerms:
-    """Return the terms by which a run's cost follows from its point."""
+    """Return the terms that relate a run's cost to its point."""
     chat = spec.task.prompt_format == "chat"
     return {
         "prompt_tokens": CHAT_PROMPT_TOKENS if chat else PLAIN_PROMPT_TOKENS,
@@ -166,9 +166,10 @@ def cost_terms(spec: SearchSpec) -> CostTerms:
 
 
 def first_pack(search: PreparedSearch, cost: CostModel) -> tuple[PlannedRun, ...]:
-    """The runs of the first pack; DesignError with the budget needed when it is too small.
+    """Return the runs of the first pack; DesignError with the needed budget when it is too small.
 
-    Optuna's own samplers begin at random: for them it is such a pack, not the one that they draw.
+    Optuna's own samplers begin at random: for them it is a random pack of that size, not the one
+    that they will draw.
     """
     spec, space, settings = search.spec, design_space(search), design_settings(search)
     if settings.acquisition in OPTUNA_RULES:

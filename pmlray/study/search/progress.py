@@ -16,14 +16,16 @@ ERRORS = ("r2", "mape", "heldout_mape", "sequence_mape", "extrapolation_mape")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Progress of a search; `gpu_seconds_left` and the counts are those of the current phase;
-    `running` are the runs that were handed out, each with why it was chosen. `gpu_seconds_open`:
-    what the phase's runs without a result would take at the rate so far, inf before there is
-    one. `n_all`: runs of a comparison, which are known from its start. `packs`: what those in
-    flight tell of themselves. `stage`: what is done while none tells anything, for
-    `stage_seconds` now. `what`: the name of what is neither a search nor a comparison, and fits
-    no law. `ended_before`: of packs that continue from where they were cut off, by pack_id, the
-    runs that had ended by then and are counted here, by run_key, with their gpu_seconds."""
+    """Progress of a study; `gpu_seconds_left` and the counts are those of the current phase.
+
+    `running` are the runs handed out, each with the reason for its choice. `gpu_seconds_open`:
+    cost of the phase's runs without a result at the rate so far, inf before a rate is measured.
+    `n_all`: number of runs of a comparison, known from its start. `packs`: live reports of the
+    packs in training. `stage`: current activity while no pack reports, for `stage_seconds` so far.
+    `what`: name of a study that is neither a search nor a comparison, and fits no law.
+    `ended_before`: for packs continued after an interruption, by pack_id, the runs that had ended
+    by then and are counted here, by run_key, with their gpu_seconds.
+    """
 
     phase: Phase
     n_done: int
@@ -43,7 +45,7 @@ class Progress:
 
 
 def law_metrics(law: LawSummary) -> dict[str, float]:
-    """The law's parameters and interval widths as flat metrics."""
+    """Return the law's parameters and interval widths as flat metrics."""
     values = {name: getattr(law.fit.law, name) for name in PARAMETERS}
     values |= {name: getattr(law, name) for name in ERRORS}
     metrics = {f"law/{n}": float(value) for n, value in values.items() if value is not None}
@@ -55,8 +57,11 @@ def law_metrics(law: LawSummary) -> dict[str, float]:
 
 
 def progress_metrics(now: Progress) -> dict[str, float]:
-    """Return the progress as flat metrics; what is left and what is open under its phase's name,
-    the latter once a rate is measured."""
+    """Return the progress as flat metrics.
+
+    The remaining and the open cost are named after their phase; the latter only once a rate is
+    measured.
+    """
     metrics = {
         "progress/n_done": float(now.n_done),
         "progress/n_running": float(now.n_pending),

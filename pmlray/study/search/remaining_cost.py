@@ -1,4 +1,4 @@
-"""Cost of what a search would still measure if its budget had no end."""
+"""Cost of the runs that a search has yet to measure, regardless of its budget."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from pmlray.types import FailedRun, Observation, Phase
 
 
 def learnt(cost: CostModel, observations: Iterable[Observation]) -> CostModel:
-    """The cost model with the rate of measured runs; itself without any."""
+    """Return the cost model at the rate of measured runs; without any, unchanged."""
     return cost.learn((o.point, o.charged_steps, o.gpu_seconds) for o in observations)
 
 
 def measured_cost(spec: SearchSpec, observations: Iterable[Observation]) -> CostModel:
-    """A search's cost model from its runs alone; not `measured` before there are any."""
+    """Return a search's cost model from its runs alone; not `measured` before there are any."""
     return learnt(CostModel(math.nan, **cost_terms(spec)), observations)
 
 
@@ -33,13 +33,16 @@ def open_seconds(
     law: Law | None,
     cost: CostModel,
 ) -> float:
-    """gpu_seconds of the phase's runs that have not ended, each by itself: more than in packs,
-    where runs share steps. inf while no run tells the rate, or no law where MemFT's runs go."""
+    """Return the gpu_seconds of the phase's runs that have not ended, each priced on its own.
+
+    That is more than in packs, where runs share steps. inf while no rate is measured, or, for
+    MemFT's runs, while there is no law to place them.
+    """
     if not cost.measured:
         return math.inf
     if phase == "law":
         ended = Counter(o.point for o in observations if o.phase == "law")
-        # What machines failed is measured again.
+        # Runs that failed because of a machine are measured again.
         ended.update(f.point for f in failures if not f.infrastructure)
         replicates = len(spec.replicates())
         return sum(
@@ -48,7 +51,7 @@ def open_seconds(
     if law is None or spec.memft is None:
         return math.inf
     base_loss = median(o.base_loss for o in observations if o.phase == "law")
-    # A run of the law that stopped early is no partner: it had fewer steps.
+    # A run of the law that stopped early cannot be in a pair: it had fewer steps.
     done = {
         (o.point, o.method, o.sequence_id, o.seed)
         for o in observations

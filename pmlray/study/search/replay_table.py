@@ -1,7 +1,7 @@
-"""Exhaustive measurements as a compact CSV table, and searches replayed against one.
+"""CSV table of exhaustive measurements, and replays of searches against it.
 
-A table lets anyone compare ways of choosing points against real runs without a GPU: a replayed
-search takes the same path as a live one, and only its measurements are looked up.
+With a table, ways of choosing points can be compared on real runs without a GPU: a replayed search
+takes the same path as a live one, and only its measurements are looked up.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pmlray.types import (
     Recall,
 )
 
-# `rank`, `length` and `delta_loss_nats` are what `pmlray fit` reads of any CSV.
+# `pmlray fit` reads `rank`, `length` and `delta_loss_nats` of any CSV.
 COLUMNS = {
     "rank": int,
     "length": int,
@@ -43,9 +43,9 @@ COLUMNS = {
     "gpu_seconds": float,
     "charged_steps": float,
 }
-# Empty, or no such column in older tables, where it was not measured.
+# Empty where not measured; older tables lack the column.
 OPTIONAL_COLUMNS = {"control_delta_loss_nats": float}
-# What is divided by, or counts something.
+# Columns that serve as divisors or counts.
 POSITIVE = ("rank", "length", "steps", "supervised_tokens", "gpu_seconds", "charged_steps")
 LARGEST = 2.0**62
 RunId = tuple[DesignPoint, int, int]
@@ -53,17 +53,17 @@ RunId = tuple[DesignPoint, int, int]
 
 @dataclass(frozen=True)
 class ReplayTable:
-    """Rows by (point, sequence_id, seed), and the provenance that the file begins with."""
+    """Rows by (point, sequence_id, seed), and the lines of provenance at the file's head."""
 
     rows: Mapping[RunId, Mapping[str, float]]
     provenance: tuple[str, ...]
 
     def charged_steps(self, runs: Sequence[RunId], decay_share: float | None) -> tuple[float, ...]:
-        """Optimiser steps that each run would pay if these were one pack.
+        """Return the optimiser steps that each run would be charged if these were one pack.
 
         The table's own runs were packed with every budget of their family; a run that ended early
-        there does here, by the same share. decay_share: the recipe's, None where budgets share no
-        trunk.
+        in the table does here, by the same share. decay_share: the recipe's, None where budgets
+        share no trunk.
         """
         here = _charged(runs, decay_share)
         there = _charged(list(self.rows), decay_share)
@@ -73,7 +73,7 @@ class ReplayTable:
 
 
 def write_table(path: Path, observations: Iterable[Observation], provenance: Iterable[str]) -> int:
-    """Write the law phase's observations with `# ` lines of provenance; returns the row count."""
+    """Write the law phase's observations below `# ` lines of provenance; return the row count."""
     rows = sorted(
         (o for o in observations if o.phase == "law"),
         key=lambda o: (o.point, o.sequence_id, o.seed),
@@ -87,8 +87,10 @@ def write_table(path: Path, observations: Iterable[Observation], provenance: Ite
 
 
 def table_provenance(search_id: str, observations: Sequence[Observation]) -> tuple[str, ...]:
-    """Return the origin of a table's rows: their search, and what each observation says of
-    itself."""
+    """Return the origin of a table's rows: their search, and the observations' provenance.
+
+    DataError without observations of the law's phase.
+    """
     law = [o for o in observations if o.phase == "law"]
     if not law:
         raise DataError("no observations of the law's phase: there is nothing to put into a table")
@@ -148,9 +150,9 @@ def _cells(path: Path, number: int, line: str) -> list[str]:
 
 
 def _check(row: Mapping[str, float]) -> None:
-    """ValueError where a run cannot have measured this."""
+    """Raise ValueError for values that no run can have measured."""
     for name, value in row.items():
-        # Of whole numbers, those beyond a float's reach.
+        # Also rejects NaN, infinities and integers too large for a float.
         if not -LARGEST < value < LARGEST:
             raise ValueError(f"{name} is {value}")
         if value <= 0 and name in POSITIVE:
@@ -158,7 +160,7 @@ def _check(row: Mapping[str, float]) -> None:
 
 
 class TableRunner:
-    """A PackRunner that looks its measurements up; a run that the table lacks fails."""
+    """PackRunner that looks its measurements up; a run that the table lacks fails."""
 
     def __init__(
         self, table: ReplayTable, store: ObservationStore, task: str, decay_share: float | None
@@ -167,7 +169,7 @@ class TableRunner:
         self._decay_share = decay_share
 
     def run(self, pack: Pack) -> PackResult:
-        """Answer the pack from the table."""
+        """Return the result of a pack from the table."""
         done, failed = [], []
         ids = [(run.point, run.sequence_id, run.seed) for run in pack.runs]
         known = [i for i in ids if i in self._table.rows]

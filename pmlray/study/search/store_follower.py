@@ -1,4 +1,4 @@
-"""A search as somebody sees it who only reads its store."""
+"""Read-only view of a search through its store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pmlray.types import Phase
 
 @dataclass
 class FollowedSearch:
-    """Looks at a store again and again; the law is fitted when there is enough that is new."""
+    """Repeated reader of a store; the law is refitted once there are enough new runs."""
 
     spec: SearchSpec
     store: ObservationStore
@@ -25,16 +25,17 @@ class FollowedSearch:
     _memft: bool = False
 
     def look(self, final: bool = False) -> Progress:
-        """Return the progress now; `final`: it has ended, so that the law is fitted to all."""
+        """Return the current progress; `final`: the search has ended, so all runs are fitted."""
         observations, failures = self.store.observations(), self.store.failures()
         ended = {o.run_key for o in observations} | {f.run_key for f in failures}
         packs = self.store.unfinished()
         running = tuple(r for pack in packs for r in pack.runs if r.run_key not in ended)
         of_law = [o for o in observations if o.phase == "law"]
-        # A first pack of MemFT's that failed as a whole is neither measured nor running.
+        # Kept between reads: after a first MemFT pack that failed as a whole, no MemFT run is
+        # measured or running.
         self._memft |= len(of_law) < len(observations) or any(r.phase == "memft" for r in running)
         memft = self._memft
-        # The search itself fits the law to all before it chooses where MemFT's runs go.
+        # As in the search itself, which fits the law to all runs before it chooses MemFT's points.
         growth = 1.0 if final or memft else REFIT_GROWTH
         if refit_is_due(len(of_law), self._n_fitted, growth):
             self._law, self._n_fitted = fit_observations(self.spec, of_law), len(of_law)
