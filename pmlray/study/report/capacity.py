@@ -18,8 +18,11 @@ from pmlray.types import Observation
 
 @dataclass(frozen=True)
 class RunCapacity:
-    """The bits that one run's adapter holds; `n_params` of the adapter, None where not known;
-    `controlled` says whether a control told learning the distribution from the text itself."""
+    """Bits that one run's adapter stores.
+
+    `n_params` of the adapter, None where not known; `controlled`: whether a control run separates
+    learning the distribution from memorising the text itself.
+    """
 
     run: Observation
     n_params: int | None
@@ -28,7 +31,7 @@ class RunCapacity:
 
 
 def capacities(result: SearchResult) -> tuple[RunCapacity, ...]:
-    """Stored bits of every SFT run of the law, in the order in which they were chosen.
+    """Return the stored bits of every SFT run of the law, in the order in which they were chosen.
 
     A run without a control counts all of its bits as verbatim.
     """
@@ -38,7 +41,7 @@ def capacities(result: SearchResult) -> tuple[RunCapacity, ...]:
             continue
         per_rank = params_per_rank(result.spec, o)
         n_params = None if per_rank is None else o.point.lora_rank * per_rank
-        # Of the tasks a phone book alone has a source whose entropy is known.
+        # Only the source of the phonebook task has a known entropy.
         n_records = o.provenance.get("n_records") if o.task == "phonebook" else None
         bits = stored_bits(
             o.delta_loss,
@@ -52,8 +55,11 @@ def capacities(result: SearchResult) -> tuple[RunCapacity, ...]:
 
 
 def params_per_rank(spec: SearchSpec, o: Observation) -> int | None:
-    """Adapter parameters that one rank costs: as the run recorded them, else of a base whose sizes
-    are known by name, else None (runs of older versions, tables of measurements)."""
+    """Return the adapter parameters per unit of rank.
+
+    As the run recorded them, else of a base whose sizes are known by name, else None (runs of older
+    versions, tables of measurements).
+    """
     if (recorded := o.provenance.get("adapter_params_per_rank")) is not None:
         return int(recorded)
     geometry = KNOWN_MODELS.get(spec.model.id)
@@ -92,7 +98,7 @@ def capacity_text(found: tuple[RunCapacity, ...]) -> str:
 
 
 def capacity_panels(found: tuple[RunCapacity, ...]) -> tuple[Panel, ...]:
-    """Stored bits against rank, and verbatim bits a parameter where their number is known."""
+    """Draw stored bits against rank, and verbatim bits per parameter where the number is known."""
     if not found:
         return ()
     rows = [
@@ -139,7 +145,7 @@ def capacity_panels(found: tuple[RunCapacity, ...]) -> tuple[Panel, ...]:
 
 
 def capacity_table(found: tuple[RunCapacity, ...]) -> Table:
-    """Every run's bits."""
+    """Return a table of every run's bits."""
     columns = (
         *("lora_rank", "tokens", "train_steps", "sequence", "seed", "delta_loss", "stored bits"),
         *("learnt bits", "adapter parameters", "bits a parameter", "share of entropy", "run_key"),
@@ -157,7 +163,7 @@ def capacity_table(found: tuple[RunCapacity, ...]) -> Table:
 
 
 def capacity_json(found: tuple[RunCapacity, ...]) -> list[dict[str, Any]]:
-    """The same for machines, one object a run."""
+    """Return the bits as JSON types, one object per run."""
     return [
         {
             "run_key": c.run.run_key,

@@ -1,4 +1,4 @@
-"""A comparison as files: a page, a table, a figure, and all of it for machines."""
+"""Report of a comparison as files: a page, a table, a figure and JSON."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from pmlray.study.report.tables import Table, fact_items
 def write_comparison(
     comparison: MethodComparison, folder: Path, facts: Mapping[str, Any]
 ) -> tuple[Path, ...]:
-    """Write comparison.html, .csv, .json and, with any difference, .svg and .png into a folder, and
-    return their paths, the page's first.
+    """Write comparison.html, .csv, .json and, with any difference, .svg and .png into a folder.
 
-    facts: machine, versions and the like, shown as they are; credentials in addresses are left out.
+    Returns their paths, the page's first. facts: machine, versions and the like, shown as they are;
+    credentials in addresses are left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
     facts = without_credentials(facts)
@@ -59,7 +59,7 @@ def write_comparison(
 def comparison_sections(
     comparison: MethodComparison, facts: Mapping[str, Any]
 ) -> tuple[Section, ...]:
-    """The parts of the page in their order."""
+    """Return the sections of the page in their order."""
     panel = difference_panel(
         "comparison", [(r.point, r.method, r.differences) for r in comparison.results]
     )
@@ -97,7 +97,7 @@ def comparison_sections(
 
 
 def describe_comparison(comparison: MethodComparison) -> str:
-    """The comparison in plain text, a line a method and point."""
+    """Describe the comparison in plain text, one line per method and point."""
     lines = [f"{comparison.compare_id}: mean, and difference from SFT [95 % interval over texts]"]
     for row in map(shown_row, comparison.results):
         lines.append("  " + "  ".join(f"{key} {value}" for key, value in row.items() if value))
@@ -108,7 +108,7 @@ def describe_comparison(comparison: MethodComparison) -> str:
 
 
 def shown_row(result: MethodResult) -> dict[str, str]:
-    """A method at a point: its means, and its differences from SFT with their intervals."""
+    """Return a method at a point as a row: means, and differences from SFT with intervals."""
     means = result.means
     row = {
         "point": point_label(result.point),

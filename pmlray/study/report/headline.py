@@ -1,4 +1,4 @@
-"""The first paragraph of a report: the law in plain words and as a formula."""
+"""First paragraph of a report: the law in plain words and as a formula."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SYMBOLS = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of the formula with its 90% interval, ready to be shown."""
+    """Parameter of the formula with its 90% interval, formatted as text."""
 
     symbol: str
     name: str
@@ -34,7 +34,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Formula:
-    """The chosen form with its numbers put in; `spoken` is the same on one line of text."""
+    """Chosen form with its numbers put in; `spoken` is the same as one line of text."""
 
     form: str
     values: dict[str, str]
@@ -55,7 +55,7 @@ class Headline:
 
 
 def headline(result: SearchResult) -> Headline:
-    """The law, its errors, its points and its cost, in words."""
+    """Return the law, its errors, its points and its cost, in words."""
     spent = result.gpu_seconds()
     cost = (
         f"{number(spent['spent'])} of {number(spent['budget'])} gpu_seconds were spent"
@@ -89,7 +89,10 @@ def headline(result: SearchResult) -> Headline:
 
 
 def _seen_errors(law: LawSummary) -> tuple[str, ...]:
-    """Errors at ranks and lengths that were measured; none where the law is still open."""
+    """Describe the errors at ranks and lengths that were measured.
+
+    Empty while the law is underdetermined or has no held-out error.
+    """
     if law.fit.status is FitStatus.UNDERDETERMINED or law.heldout_mape is None:
         return ()
     words = f"Between its points it was off by {percent(law.heldout_mape)} on average"

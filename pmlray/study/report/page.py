@@ -1,4 +1,4 @@
-"""Pages that draw their own figures: one HTML file each, the drawing code inside."""
+"""Report pages that draw their own figures: one HTML file each, scripts included."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from markupsafe import Markup
 from pmlray.study.report.figures.style import VEGA_LITE, Panel, theme
 from pmlray.study.report.tables import Table, cell
 
-# Twice the size of the SVG, for screens of high density and for slides.
+# Scale of PNG files: twice the size of the SVG, for dense screens and slides.
 PNG_SCALE = 2.0
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page under its own heading; `text` explains what it shows."""
+    """Part of a page under its own heading; `text` explains what it shows."""
 
     key: str
     title: str
@@ -40,8 +40,8 @@ def write_page(
 ) -> None:
     """Write a page, and each of its figures as an SVG file into the folder `pictures`.
 
-    template: extends page.html.j2; values: what it names, `title`, `kind` and `identity` for all.
-    Raises OSError when a folder cannot be written.
+    template: extends page.html.j2; values: its variables, always with `title`, `kind` and
+    `identity`. Raises OSError when a folder cannot be written.
     """
     pictures.mkdir(parents=True, exist_ok=True)
     specs: dict[str, Mapping[str, Any]] = {}
@@ -68,7 +68,10 @@ def write_page(
 
 
 def write_pngs(pictures: Iterable[Path]) -> tuple[Path, ...]:
-    """Each SVG file as a PNG file beside it; their paths. Takes some 0.1 s a figure."""
+    """Write each SVG file as a PNG file beside it and return their paths.
+
+    Takes some 0.1 s a figure.
+    """
     written = []
     for svg in pictures:
         png = svg.with_suffix(".png")
@@ -79,6 +82,6 @@ def write_pngs(pictures: Iterable[Path]) -> tuple[Path, ...]:
 
 @cache
 def _bundle() -> Markup:
-    """Vega, Vega-Lite and Vega-Embed as one script; it is code, so it must not be escaped."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script; it is code and must not be escaped."""
     code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
     return Markup(code.replace("</script", r"<\/script"))

@@ -75,8 +75,10 @@ def _transition_text(found: Transition) -> str:
 
 
 def recall_panels(result: SearchResult) -> tuple[Panel, ...]:
-    """Token and exact recall against the final loss, with the law where there is one, and one run's
-    tokens while it trains."""
+    """Draw token and exact recall against the final loss, with the law where there is one.
+
+    The last panel shows one run's tokens while it trains.
+    """
     found = result.recall_result
     if found.transition is None:
         return ()
@@ -120,7 +122,7 @@ def _panel(name: str, title: str, runs: tuple[TokenRun, ...], law: RecallLaw | N
     if law is not None:
         curves = _curve(law, name, runs)
         line = alt.Chart(data(curves)).mark_line(strokeWidth=2).encode(x=x, y=y)
-        # One record a run: recall depends on its length, so that each has its own curve.
+        # With one record per run, recall depends on its length: each length has its own curve.
         chart.insert(0, line.encode(color=colour) if "seq_len" in curves[0] else line)
     return Panel(
         name.replace("_", "-") + "-by-loss",
@@ -147,7 +149,7 @@ def _curve(law: RecallLaw, name: str, runs: tuple[TokenRun, ...]) -> list[ChartR
 def _record_lengths(
     law: RecallLaw, runs: tuple[TokenRun, ...]
 ) -> list[tuple[float, dict[str, int]]]:
-    """Tokens of a record, and the seq_len that they belong to where it is the record's own."""
+    """Return tokens per record, with the seq_len where it is the record's own."""
     if law.tokens_per_record is not None:
         return [(law.tokens_per_record, {})]
     lengths = sorted({run.observation.point.seq_len for run in runs})
@@ -155,7 +157,7 @@ def _record_lengths(
 
 
 def recall_tables(result: SearchResult) -> tuple[Table, ...]:
-    """Recall of one new run at the targets, and the loss that exact recall takes."""
+    """Return recall of one new run at the targets, and the loss that exact recall takes."""
     found = result.recall_result
     if found.law is None:
         return ()

@@ -1,4 +1,4 @@
-"""Residuals of the fit: figures, and tables of the structure left."""
+"""Residuals of the fit: figures, and tables of the remaining structure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TIPS = (
 
 
 def residual_panels(result: SearchResult) -> tuple[Panel, ...]:
-    """Signed residuals of the fitted runs against rank, prediction, steps and sequence."""
+    """Draw signed residuals of the fitted runs against rank, prediction, steps and sequence."""
     rows: list[ChartRow] = [row for row in residual_rows(result) if is_fitted(row)]
     if not rows:
         return ()
@@ -111,7 +111,7 @@ def _join(names: tuple[str, ...] | list[str]) -> str:
 
 
 def residual_tables(law: LawSummary) -> tuple[Table, ...]:
-    """Tests for structure, errors by what was left out, and the parameters' correlations."""
+    """Return tests for structure, errors by what was left out, and the parameters' correlations."""
     found = law.residuals
     trends = Table(
         "Tests for structure in the residuals",
@@ -143,7 +143,7 @@ def residual_tables(law: LawSummary) -> tuple[Table, ...]:
 
 
 def sizes_table(law: LawSummary) -> Table:
-    """Rank, length and steps that bring the mean loss down to ln 2 around each target."""
+    """Return rank, length and steps that bring the mean loss to ln 2 around each target."""
     rows: list[tuple[Cell, ...]] = []
     for size in law.sizes():
         for name, found in (

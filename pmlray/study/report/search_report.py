@@ -1,4 +1,4 @@
-"""The report of a search: one HTML file, one JSON file and the figures as SVG."""
+"""Report of a search: one HTML file, one JSON file and the figures as SVG."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pmlray.types import DesignPoint, Observation
 def write_report(result: SearchResult, folder: Path, facts: Mapping[str, Any]) -> Path:
     """Write report.html, report.json and figures/*.svg, and return the path of report.html.
 
-    facts: what the search's result does not know, all optional: wall_seconds, training_share,
+    facts: values beyond the search's result, all optional: wall_seconds, training_share,
     tracking_uri, store, versions, machine; credentials in addresses are left out. Raises OSError
     when the folder cannot be written.
     """
@@ -43,7 +43,7 @@ def write_report(result: SearchResult, folder: Path, facts: Mapping[str, Any]) -
 
 
 def report_json(result: SearchResult, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole report for machines; numbers that are not finite become null."""
+    """Return the whole report as JSON types; numbers that are not finite become null."""
     return _finite(
         {
             **result.to_json(),
@@ -105,7 +105,7 @@ def _point(point: DesignPoint) -> dict[str, int]:
 
 
 def _finite(value: Any) -> Any:
-    """JSON types only: what JSON cannot say becomes null or text."""
+    """Convert to JSON types; values without a JSON form become null or text."""
     if isinstance(value, Mapping):
         return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

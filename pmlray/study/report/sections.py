@@ -1,4 +1,4 @@
-"""The sections of a report in their order: what each says, its figures and its tables."""
+"""Sections of a report in their order, each with its text, figures and tables."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ NO_LAW = "No law is fitted yet: too few points are measured."
 
 
 def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Section, ...]:
-    """All sections in the order of the page; `facts` as in `write_report`."""
+    """Return all sections in the order of the page; `facts` as in `write_report`."""
     return (
         Section(
             "law", "The law", _law_text(result), (*law_panels(result), *surface_panels(result))

@@ -1,4 +1,4 @@
-"""Tokens that fail more often than capacity explains: a figure, a table and what they say."""
+"""Tokens that fail more often than capacity explains: a figure, a table and their text."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _VERDICTS = ("capacity", "hard", "pathology")
 
 
 def stubborn_tokens(result: SearchResult) -> tuple[TokenTally, ...]:
-    """Every supervised token of the plain SFT runs that kept their tokens, the worst first."""
+    """Return every supervised token of the plain SFT runs that kept their tokens, worst first."""
     return token_tallies([o for o in result.observations if o.method == "sft" and o.token_p])
 
 
 def stubborn_text(found: Sequence[TokenTally]) -> str:
-    """Return how many tokens fail by themselves, and what that means."""
+    """Describe how many tokens fail by themselves, and what that means."""
     if not found:
         return "No run kept the probability of its tokens."
     pathology = sum(t.verdict == "pathology" for t in found)
@@ -43,7 +43,7 @@ def stubborn_text(found: Sequence[TokenTally]) -> str:
 
 
 def stubborn_panels(found: Sequence[TokenTally]) -> tuple[Panel, ...]:
-    """Share of runs that fail each token against its place, with what capacity lets one expect."""
+    """Draw the share of runs that fail each token by position, and that expected from capacity."""
     if not found:
         return ()
     told = [t for t in found if t.verdict != "capacity"]
@@ -87,7 +87,7 @@ def stubborn_panels(found: Sequence[TokenTally]) -> tuple[Panel, ...]:
 
 
 def stubborn_table(found: Sequence[TokenTally]) -> Table:
-    """The tokens that fail by themselves, the most suspicious first."""
+    """Return the tokens that fail by themselves, the most suspicious first."""
     columns = ("sequence", "position", "failing runs", "of", "expected", "adjusted p", "verdict")
     told = [t for t in found if t.verdict != "capacity"]
     rows = tuple(
@@ -113,14 +113,14 @@ def _row(t: TokenTally) -> ChartRow:
 
 
 def _expected(found: Sequence[TokenTally]) -> list[ChartRow]:
-    """Return the failures that capacity lets one expect at each place, the sequences' mean."""
+    """Return the share of failures expected from capacity at each position, over all sequences."""
     at: dict[int, list[float]] = {}
     for t in found:
         at.setdefault(t.position, []).append(t.expected / t.families)
     means = [
         (position, round(float(np.mean(shares)), 4)) for position, shares in sorted(at.items())
     ]
-    # A line needs a point only where it turns.
+    # Keep the ends, and the points where the line turns.
     kept = [
         (position, mean)
         for i, (position, mean) in enumerate(means)

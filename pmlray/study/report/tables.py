@@ -27,7 +27,7 @@ _FACT_NAMES = {
 
 @dataclass(frozen=True)
 class Table:
-    """A table with its caption; numbers are set right."""
+    """Table with its caption; numbers are aligned to the right."""
 
     caption: str
     columns: tuple[str, ...]
@@ -35,7 +35,7 @@ class Table:
 
     @property
     def numeric(self) -> tuple[bool, ...]:
-        """Flags of columns that hold numbers alone, the dash for a missing one included."""
+        """Flags of columns that hold only numbers, or the dash for a missing one."""
         return tuple(
             bool(self.rows) and not any(isinstance(row[i], str) for row in self.rows)
             for i in range(len(self.columns))
@@ -43,7 +43,7 @@ class Table:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number as a reader wants it: significant digits alone, thousands set apart."""
+    """Format a number: significant digits alone, thousands set apart."""
     if value is None:
         return "–"
     if isinstance(value, int):
@@ -55,7 +55,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A fraction in per cent."""
+    """Format a fraction in per cent."""
     return "–" if value is None else f"{100 * value:.3g}%"
 
 
@@ -65,7 +65,7 @@ def cell(value: Cell) -> str:
 
 
 def pairs_table(pairs: Sequence[MemftPair]) -> Table:
-    """Every MemFT run beside its SFT run."""
+    """Return every MemFT run beside its SFT run."""
     rows: list[tuple[Cell, ...]] = []
     for i, pair in enumerate(pairs, start=1):
         p, sft, memft = pair.point, pair.sft, pair.memft
@@ -87,7 +87,7 @@ def pairs_table(pairs: Sequence[MemftPair]) -> Table:
 
 
 def observations_table(result: SearchResult) -> Table:
-    """Every run in the order of the store."""
+    """Return every run in the order of the store."""
     columns = (
         *("round", "phase", "method", "lora_rank", "seq_len", "tokens", "train_steps"),
         *("sequence", "seed", "base_loss", "final_loss", "delta_loss"),
@@ -116,7 +116,7 @@ def _certificate_cells(certificate: Certificate | None) -> tuple[Cell, Cell]:
 
 
 def failures_table(result: SearchResult) -> Table:
-    """Every run that ended without a result."""
+    """Return every run that ended without a result."""
     columns = ("round", "lora_rank", "seq_len", "train_steps", "gpu_seconds", "reason", "run_key")
     rows = tuple(
         (
@@ -129,7 +129,7 @@ def failures_table(result: SearchResult) -> Table:
 
 
 def law_table(law: LawSummary) -> Table:
-    """The law's parameters with their intervals; the given ones have none."""
+    """Return the law's parameters with their intervals; given parameters have none."""
     fitted = law.fit.law
     given = ["base_loss"] if fitted.form in CAPPED else []
     given += ["ref_steps"] if "budget_exponent" in law.intervals else []
@@ -143,7 +143,7 @@ def law_table(law: LawSummary) -> Table:
 
 
 def fit_table(law: LawSummary) -> Table:
-    """The numbers that qualify the fit."""
+    """Return the numbers that qualify the fit."""
     fit = law.fit
     rows = (
         ("mean extrapolation error", percent(law.extrapolation_mape)),
@@ -161,7 +161,7 @@ def fit_table(law: LawSummary) -> Table:
 
 
 def targets_table(law: LawSummary) -> Table:
-    """The law at the targets."""
+    """Return the law's predictions at the targets."""
     columns = ("lora_rank", "seq_len", "train_steps", "delta_loss", "90% low", "90% high")
     rows = tuple(
         (
@@ -212,14 +212,14 @@ def settings_list(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple
 
 
 def _base_name(model: Model) -> str:
-    """Its id, and what it is where the id is pmlray's own name for it."""
+    """Return the base's id, with a description where the id is pmlray's own name for it."""
     pinned = f" @ {model.revision}" if model.revision else ""
     known = DESCRIPTIONS.get(model.id)
     return model.id + pinned + (f" ({known})" if known else "")
 
 
 def _base_dtype(result: SearchResult) -> str:
-    """The weights' dtype, and the runs whose CPU does not multiply it."""
+    """Return the weights' dtype, and the number of runs that computed in float32 instead."""
     dtype, runs = result.spec.model.base_dtype, result.observations
     others = sum(o.provenance.get("base_computed_in", dtype) != dtype for o in runs)
     where = f", computed in float32 in {others} of {len(runs)} runs" if others else ""

@@ -1,4 +1,4 @@
-"""Card of a sized adapter, as JSON and as text: what it holds, by what law, at what cost."""
+"""Card of a sized adapter, as JSON and as text: what it holds, its law and its cost."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class DecodedRecords:
 
     @property
     def exact_recall(self) -> float:
-        """Their share."""
+        """Share of the records recalled word for word."""
         return self.n_right / len(self.right)
 
     def missed(self) -> list[dict[str, str]]:
-        """The others, with what was decoded instead."""
+        """Return the records not recalled, each with what was decoded instead."""
         return [
             {"query": query, "target": target, "answer": answer}
             for (query, target), answer, right in zip(
@@ -50,7 +50,7 @@ class DecodedRecords:
 
 
 def plain(number: float) -> float | None:
-    """A number as JSON has it: inf becomes null."""
+    """Return a number for JSON; infinities and NaN become None."""
     return number if math.isfinite(number) else None
 
 
@@ -59,8 +59,9 @@ def answer(
 ) -> dict[str, Any]:
     """Return the answer of `pmlray size` before it trains: JSON types, inf as null.
 
-    Each end of `interval` is sure at `confidence`, one-sided; between both lies the rank with the
-    smaller `interval_level`. gpu_seconds: predicted for training an adapter of the chosen rank.
+    Each end of `interval` is a one-sided bound at `confidence`; both together hold the rank with
+    the smaller probability `interval_level`. gpu_seconds: predicted for training an adapter of the
+    chosen rank.
     """
     point = choice.point
     n_params = point.lora_rank * params_per_rank
@@ -90,7 +91,7 @@ def answer(
 
 
 def describe_answer(found: Mapping[str, Any]) -> str:
-    """The answer in four lines, the last of them about the law that it is by."""
+    """Describe the answer in four lines, the last of them about the law used."""
     low, high = ("inf" if x is None else f"{x:.3g}" for x in found["interval"])
     value = "inf" if found["law_lora_rank"] is None else f"{found['law_lora_rank']:.3g}"
     sure = f"at {100 * found['confidence']:.4g} % confidence"
@@ -107,7 +108,7 @@ def describe_answer(found: Mapping[str, Any]) -> str:
         if found["needed_loss_by"] == "recall_law"
         else f"by a rule of thumb, since no law of recall holds: {found['no_recall_law']}"
     )
-    # What leaves a law open says more than that it is.
+    # State what leaves the law underdetermined, not only that it is.
     law = found["law_status"] + (
         f": {found['law_message']}"
         if found["law_status"] == FitStatus.UNDERDETERMINED
@@ -136,7 +137,7 @@ def make_card(
     attempts: Sequence[Mapping[str, Any]],
     cost: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The card of the adapter that is kept.
+    """Return the card of the adapter that is kept.
 
     spec: of its training; identity: of the base model's weights; adapter: its observation;
     attempts: of every rank tried, the kept one's recall by real decoding among them.
@@ -191,7 +192,7 @@ def make_card(
 
 
 def describe_card(card: Mapping[str, Any], spec: SearchSpec) -> str:
-    """The card for people and for the hub, as Markdown; `spec` is that of its training."""
+    """Return the card as Markdown, for people and the hub; `spec` is that of its training."""
     base, own, holds = card["base_model"], card["adapter"], card["holds"]
     recall, sized, law, cost = card["recall"], card["sized"], card["law"], card["cost"]
     pinned = f" at {base['revision']}" if base["revision"] else ""

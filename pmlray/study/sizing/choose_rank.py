@@ -1,4 +1,4 @@
-"""Choice of the rank that a law says is enough for a wanted recall, and of the next to try."""
+"""Choice of the smallest rank that reaches a wanted recall by a law, and of the next to try."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from pmlray.types import DesignPoint, Observation
 # Standard deviation of the log of a run's final loss over seeds, the records being the same: 0.16
 # of SFT on five random texts, 0.07 on 75 facts (scripts/bench/results/sizing.md).
 RUN_NOISE = 0.16
-# The rank that reaches a delta_loss at (l, T), as `Law.invert_rank`.
+# Form of `Law.invert_rank`: the rank that reaches a delta_loss at (l, T).
 Invert = Callable[[float, float, float], float]
 Basis = Literal["law", "measured", "failed_below", "largest"]
 
 
 @dataclass(frozen=True, slots=True)
 class RankChoice:
-    """The rank to train, and why.
+    """Rank to train, and the basis of its choice.
 
     `basis`: `law`, its upper confidence bound; `measured`, a run of the search on the whole set
     that recalled enough below that bound; `failed_below`, one rank more than such a run that
-    recalled too little, while the bound is lower; `largest`, since the bound is above it while the
-    law's own estimate is not. `needed` is the loss that the recall takes, `delta_loss` (nats per
-    token) how far below the base loss that is, and `rank` the law's estimate for it with its
-    interval, each end one-sided at the wanted confidence. `shown`: the smallest run of the search
-    on the whole set that recalled enough, None where none did.
+    recalled too little, while the bound is lower; `largest`, the largest allowed, since the bound
+    is above it while the law's own estimate is not. `needed` is the loss that the recall takes,
+    `delta_loss` (nats per token) how far below the base loss that is, and `rank` the law's estimate
+    for it with its interval, each end one-sided at the wanted confidence. `shown`: the smallest run
+    of the search on the whole set that recalled enough, None where none did.
     """
 
     point: DesignPoint
@@ -52,10 +52,10 @@ def choose_rank(
     point: DesignPoint,
     tokens_per_record: float,
 ) -> RankChoice:
-    """The smallest rank that the law is sure of, or that a run of the search has shown to do.
+    """Return the smallest rank that the law's bound, or a run of the search, shows to be enough.
 
-    observations: those it was fitted to; point: the largest rank allowed
-    at the whole set's l and T. DataError when even the law's own estimate is above that rank.
+    observations: those the law was fitted to; point: the largest rank allowed at the whole set's l
+    and T. DataError when even the law's own estimate is above that rank.
     """
     needed = needed_loss(observations, wanted.recall, tokens_per_record)
     delta = law.average.base_loss - needed.value
@@ -71,7 +71,7 @@ def choose_rank(
     enough = [o for o in whole if o.recall.exact >= wanted.recall]
     shown = min(enough, key=lambda o: (o.point.lora_rank, o.final_loss), default=None)
     below = math.inf if shown is None else shown.point.lora_rank
-    # What a run has shown to be too small is, whatever the law says.
+    # A rank that a run has shown to be too small is excluded, whatever the law predicts.
     upper = max([bound, *(o.point.lora_rank + 1 for o in whole if o.point.lora_rank < below)])
     basis: Basis
     if shown is not None and shown.point.lora_rank <= upper:
@@ -98,13 +98,13 @@ def needed_rank(
     point: DesignPoint,
     level: float,
 ) -> Estimate:
-    """The rank that the needed loss takes at a point, with its central interval.
+    """Return the rank that the needed loss takes at a point, with its central interval.
 
     whole: runs at the point's l and T. The one whose loss is nearest to that needed anchors the
-    law: each sample says by what factor the rank must change from there, and what it misses about
-    all of these runs cancels. Without such a run, or where the law says nothing of it, the law
-    alone. The interval holds the doubt about the law and about the needed loss, and the noise of
-    single runs: of the one that is to be trained, and of the one that anchors.
+    law: each sample gives the factor by which the rank must change from there, so that its error
+    common to all of these runs cancels. Without such a run, or where the law gives no rank for it,
+    the law is used alone. The interval covers the uncertainty of the law and of the needed loss,
+    and the noise of single runs: of the one to be trained, and of the anchor.
     """
     average, at = law.average, (float(point.seq_len), float(point.train_steps))
     laws = law.average_samples.laws
@@ -128,8 +128,10 @@ def needed_rank(
     def ranks(
         told: Callable[[Invert, float, tuple[float, float]], float],
     ) -> tuple[FloatArray, FloatArray]:
-        """Return the rank by each law, with noise and without; ascending, without those not
-        known."""
+        """Return the ascending ranks by each law, with noise and without.
+
+        Laws that give no rank are left out.
+        """
         drawn = [
             told(one.invert_rank, loss, (own, of_anchor))
             for one, loss, own, of_anchor in zip(laws, losses, *noise.tolist(), strict=True)
@@ -150,8 +152,11 @@ def _known(values: Sequence[float]) -> FloatArray:
 
 
 def _with_noise(loss: float, noise: float, base_loss: float) -> float:
-    """A loss whose odds, as a share of the base loss, are e^noise times: for a small loss its log
-    moves by that, and none leaves the range that a run can end in."""
+    """Return a loss whose odds, as a share of the base loss, are multiplied by e^noise.
+
+    The log of a small loss moves by that noise, and no loss leaves the range in which a run can
+    end.
+    """
     if noise == 0.0 or not 0.0 < loss < base_loss:
         return loss
     odds = loss / (base_loss - loss) * math.exp(noise)
@@ -159,8 +164,10 @@ def _with_noise(loss: float, noise: float, base_loss: float) -> float:
 
 
 def next_rank(rank: int, choice: RankChoice, largest: int) -> int | None:
-    """The rank to try after one that recalled too little: one that a run has shown to do, else half
-    as much again; None when it was the largest."""
+    """Return the rank to try after one that recalled too little, None after the largest.
+
+    It is one that a run has shown to be enough, else half as much again.
+    """
     if choice.shown is not None and rank < choice.shown.point.lora_rank:
         return choice.shown.point.lora_rank
     if rank >= largest:

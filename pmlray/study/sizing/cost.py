@@ -1,7 +1,7 @@
-"""Cost of sizing a set of records, before it is begun.
+"""Predicted cost of sizing a set of records.
 
 All amounts are gpu_seconds: of optimiser steps, and of the checks between them. Loading the model,
-starting Ray and decoding are in none of them.
+starting Ray and decoding are not included.
 """
 
 from __future__ import annotations
@@ -15,23 +15,25 @@ from pmlray.design import ChosenRun, CostModel, PendingSpend
 from pmlray.ports import ObservationStore
 from pmlray.types import DesignPoint, PlannedRun
 
-# The law's search may cost so many times what training the adapter on all records costs. What it
-# begins with takes 1.2 to 1.4 of them; a law takes some runs beyond these that are chosen by it.
+# Budget of the law's search, in trainings of the adapter on all records. Its first runs take 1.2 to
+# 1.4 of these; a law needs some further runs, which it chooses itself.
 SEARCH_COST = 2.0
-# Adapters that may be trained where the law is there: memft_ot ends once all is recalled, for which
-# half of the steps may be enough; and a second rank may have to be tried.
+# Least and most trainings of an adapter once the law is known: memft_ot ends once all is recalled,
+# for which half of the steps may be enough; and a second rank may have to be tried.
 LEAST_TRAININGS, MOST_TRAININGS = 0.5, 2.0
-# Of a step, which goes forward and back: what looking at as many records takes.
+# Cost of evaluating records as a share of a training step on as many, which also goes backward.
 LOOK_SHARE = 0.5
 Rates = Literal["calibrated", "law", "guessed"]
 
 
 @dataclass(frozen=True, slots=True)
 class SizeCost:
-    """`search`: what the law's search has before it, None where a law is given; `training`: of one
-    adapter on all records, to its end. `rates` tells what both follow from: a few steps that were
-    taken here, the law's own runs, or the base's size and a device's usual speed. `spent`: on these
-    few steps.
+    """Predicted cost of a sizing in gpu_seconds.
+
+    `search`: remaining cost of the law's search, None where a law is given; `training`: of one
+    adapter on all records, to its end. `rates` names the source of both: a few timed steps on this
+    machine (`calibrated`), the law's own runs (`law`), or the base's size and a device's usual
+    speed (`guessed`). `spent`: on these few steps.
     """
 
     search: float | None
@@ -41,22 +43,24 @@ class SizeCost:
 
     @property
     def least(self) -> float:
-        """Of all: one of the search's own runs on all records may be enough."""
+        """Least cost in all: one of the search's own runs on all records may be enough."""
         return LEAST_TRAININGS * self.training if self.search is None else self.search
 
     @property
     def most(self) -> float:
-        """Of all, where one larger rank has to be tried after the first."""
+        """Most cost in all, where one larger rank has to be tried after the first."""
         return (self.search or 0.0) + MOST_TRAININGS * self.training
 
     @property
     def promised(self) -> float:
-        """Of all, where no second rank is needed: the middle between no adapter beside the search
-        and one, or that one where a law is given."""
+        """Expected cost in all, where no second rank is needed.
+
+        With a search, the middle between no adapter beside it and one; with a given law, one.
+        """
         return self.training if self.search is None else self.search + 0.5 * self.training
 
     def to_json(self) -> dict[str, Any]:
-        """JSON types only."""
+        """Return JSON types only."""
         return {
             "predicted_gpu_seconds": self.promised,
             "predicted_gpu_seconds_range": [self.least, self.most],
@@ -68,19 +72,21 @@ class SizeCost:
 
 
 def looks_share(n_records: int, batch_size: int, train_steps: int) -> float:
-    """Return the cost of a run's evaluations of all of its records as a share of its steps: one
-    at the start, at each power of two, and at the end."""
+    """Return the cost of a run's evaluations as a share of its steps.
+
+    All of its records are evaluated at the start, at each power of two, and at the end.
+    """
     looks = train_steps.bit_length() + 2
     return LOOK_SHARE * looks * n_records / min(batch_size, n_records) / train_steps
 
 
 def law_budget(cost: CostModel, point: DesignPoint) -> Budget:
-    """Return the budget of the law of a set; point: the adapter's, of all records."""
+    """Return the budget of the law's search; point: the adapter's, of all records."""
     return Budget(gpu_seconds=max(0.1, round(SEARCH_COST * cost.predict(point), 1)))
 
 
 def together(cost: CostModel, runs: Sequence[PlannedRun]) -> float:
-    """Return the predicted cost of runs of one method in one pack, trunks shared."""
+    """Return the predicted cost of runs of one method in one pack, with shared trunks."""
     chosen = [ChosenRun(run.point, (run.sequence_id, run.seed), done=False) for run in runs]
     return PendingSpend(cost, chosen).gpu_seconds
 

@@ -16,21 +16,21 @@ from pmlray.law.data import FloatArray
 from pmlray.law.summary import SURE_LOSS
 from pmlray.types import Observation
 
-# What all of the records mean as a share: half a record of a thousand.
+# Share that stands for all of the records: half a record in a thousand is missed.
 MOST_RECALL = 0.9995
-# Runs of which some tokens are recalled and some are not, that a law of recall is trusted from:
-# with fewer its weak prior would have the word.
+# Least number of runs recalled in part for a law of recall to be trusted: with fewer, its weak
+# prior would dominate.
 PARTLY_RECALLED = 5
 LOSS_DRAWS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class NeededLoss:
-    """The mean loss, nats per token, that a wanted recall takes of a plain SFT run.
+    """Mean loss, nats per token, that a wanted recall takes of a plain SFT run.
 
-    `basis` says what tells it: the `recall_law` of the search's own runs, or the `rule` of thumb
-    where these carry none, as `why` says. `draws` (n,) are the loss as surely as it is known; the
-    rule knows no doubt and has only itself.
+    `basis` names its source: the `recall_law` of the search's own runs, or the `rule` of thumb
+    where they allow no such law, for the reason `why`. `draws` (n,) are samples of the loss by its
+    uncertainty; the rule has none and gives only its value.
     """
 
     value: float
@@ -42,11 +42,10 @@ class NeededLoss:
 def needed_loss(
     observations: Sequence[Observation], recall: float, tokens_per_record: float
 ) -> NeededLoss:
-    """Return the loss that `recall` of records of so many tokens takes, by the best that these runs
-    carry.
+    """Return the loss that `recall` of records of so many tokens takes.
 
-    The law of recall where it can be fitted and enough runs are recalled in part; else
-    `loss_for_recall`. Its draws' seed is fixed, so that the same runs give the same answer.
+    By the law of recall where it can be fitted and enough runs are recalled in part; else by
+    `loss_for_recall`. The draws' seed is fixed, so that the same runs give the same answer.
     """
     try:
         runs = token_runs(observations)
@@ -67,13 +66,14 @@ def needed_loss(
 def loss_for_recall(
     observations: Sequence[Observation], recall: float, tokens_per_record: float
 ) -> float:
-    """The rule of thumb: mean loss, nats per token, at which `recall` of records is recalled.
+    """Return the mean loss, nats per token, at which `recall` of records is recalled.
 
-    A token below ln 2 is sure to be decoded (arXiv 2605.30260), and token losses that spread like
-    an exponential distribution of mean m leave (1 - e^(-ln 2 / m))^n of records with n tokens all
-    below it; half of that m, since real tails are heavier. The runs overrule it: upwards to the
-    largest loss down to which exact recall, made to fall with the loss (isotonic regression, runs
-    weighted by their records), is at least that, and down to there where one has recalled less.
+    A rule of thumb: a token below ln 2 is sure to be decoded (arXiv 2605.30260), and token losses
+    that spread like an exponential distribution of mean m leave (1 - e^(-ln 2 / m))^n of records
+    with n tokens all below it; half of that m, since real tails are heavier. The runs override it.
+    Let s be the largest loss at which exact recall, made to fall with the loss (isotonic
+    regression, runs weighted by their records), is at least `recall`: the result is s where that is
+    larger than the rule's loss, or where a run at or below the rule's loss recalled less.
     """
     losses = np.array([o.final_loss for o in observations])
     exact = np.array([o.recall.exact for o in observations])

@@ -1,4 +1,4 @@
-"""Request of a sizing, with the search and the training that answer it.
+"""Request of a sizing, with the specs of its search and its training.
 
 Symbols: n records of l supervised tokens in all, T optimiser steps.
 """
@@ -30,41 +30,40 @@ from pmlray.config.search_spec import (
 from pmlray.errors import DataError, SpecError
 from pmlray.types import DesignPoint, Method, PlannedRun
 
-# The method of the adapter that is kept: where methods were compared
-# (scripts/bench/results/memft.md) it recalled at least as much as SFT in the same steps, and it
-# ends once all records are recalled. memft_sw, the best at the boundary of PhoneBook at rates tuned
-# for it, fell behind on 300 records at this recipe. The law stays one of SFT's loss: MemFT recalls
-# at losses that say nothing about SFT's, so that the rank is sized for SFT and checked by decoding.
+# Method of the adapter that is kept: where methods were compared (scripts/bench/results/memft.md)
+# it recalled at least as much as SFT in the same steps, and it ends once all records are recalled.
+# memft_sw, the best at the boundary of PhoneBook at rates tuned for it, recalled less on 300
+# records with this recipe. The law remains one of SFT's loss: MemFT recalls at losses that say
+# nothing about SFT's, so the rank is sized for SFT and checked by decoding.
 METHOD: Method = "memft_ot"
-# Records a step: an adapter needs many steps more than it needs large ones.
+# Records per step: an adapter needs many steps more than it needs large ones.
 BATCH_SIZE = 8
 EPOCHS = 40
 LEAST_STEPS = 200
-# Adapter parameters are sized for at least so many bits each, with a token's at most log2 of the
-# vocabulary: the largest rank that the search looks at.
+# Bits per parameter for which the largest rank of the search is sized; a token has at most log2 of
+# the vocabulary.
 LEAST_BITS_PER_PARAM = 1.0
-# More than any transformer was measured to hold (3.6 in arXiv 2505.24832): no search is needed to
-# know that a set with fewer parameters than that a token is beyond an adapter.
+# More bits per parameter than any transformer was measured to hold (3.6 in arXiv 2505.24832): if
+# the adapter has fewer such bits than the set has tokens, no search is needed to reject it.
 MOST_BITS_PER_PARAM = 4.0
 # Shares of the records and of the steps at which the law is measured.
 SUBSET_SHARES = (0.125, 0.25, 0.5, 1.0)
-# Nats per token below which the adapter is done: a twentieth of what 0.99 recall takes or less.
+# Loss, nats per token, at which training stops: a twentieth of what 0.99 recall takes or less.
 STOP_LOSS = 0.002
-# Any name: the records are hashed into the search's, and their file may lie anywhere.
+# Placeholder: the search's name holds a hash of the records, and their file may lie anywhere.
 RECORDS_FILE = "records.jsonl"
-# The law is known well enough once its 90 % interval at the likely ranks is so narrow, as a share.
+# The search stops once the relative 90 % interval of the law at the likely ranks is so narrow.
 KNOWN_MODELS = 0.02
-# Orders of the records, each drawn at random from a seed of its own, whose beginnings are the
-# subsets. Order 0, the file's, is none of them: where a file begins with what is easy, so would
-# every subset.
+# Random orders of the records, each by a seed of its own, whose beginnings are the subsets. Order
+# 0, that of the file, is not used: if a file begins with easy records, so would every subset.
 ORDERS = (1, 2, 3)
-# Of a search whose first runs have yet to tell what it takes.
+# Placeholder budget of a search until its first runs have been measured.
 UNSETTLED = Budget(gpu_seconds=1.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The share of records to recall word for word, and how sure the rank must be (one-sided).
+    """Share of records to recall word for word, and one-sided confidence that the rank does.
 
     SpecError when either is out of its range.
     """
@@ -87,7 +86,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class RecordSet:
-    """The records to hold, with the target and prompt tokens of each, in file order."""
+    """Records to hold, with the target and prompt tokens of each, in file order."""
 
     pairs: tuple[tuple[str, str], ...]
     target_tokens: tuple[int, ...]
@@ -95,7 +94,7 @@ class RecordSet:
 
     @property
     def supervised_tokens(self) -> int:
-        """l of the whole set."""
+        """Supervised tokens l of the whole set."""
         return sum(self.target_tokens)
 
     @property
@@ -115,24 +114,24 @@ class RecordSet:
 
 
 def default_layer(geometry: Geometry) -> int:
-    """Two thirds up, where arXiv 2605.30260 probes its bases."""
+    """Return the layer two thirds up, where arXiv 2605.30260 probes its bases."""
     return 2 * geometry.n_layers // 3
 
 
 def default_steps(n_records: int) -> int:
-    """Optimiser steps in which every record has its part EPOCHS times."""
+    """Return the optimiser steps in which every record is trained on EPOCHS times."""
     return max(LEAST_STEPS, EPOCHS * math.ceil(n_records / BATCH_SIZE))
 
 
 def largest_rank(records: RecordSet, geometry: Geometry, placement: str) -> int:
-    """The largest rank worth looking at: a power of two, or the model's hidden width."""
+    """Return the largest rank worth measuring: a power of two, or the model's hidden width."""
     bits = records.supervised_tokens * math.log2(geometry.vocab)
     rank = bits / LEAST_BITS_PER_PARAM / geometry.params_per_rank(placement)
     return min(geometry.hidden, max(8, 2 ** math.ceil(math.log2(rank))))
 
 
 def check_capacity(records: RecordSet, largest: int, params_per_rank: int) -> None:
-    """DataError when the largest rank has fewer bits than the records have tokens."""
+    """Raise DataError when the largest rank holds fewer bits than the records have tokens."""
     held = largest * params_per_rank * MOST_BITS_PER_PARAM
     if records.supervised_tokens > held:
         needed = math.ceil(records.supervised_tokens / params_per_rank / MOST_BITS_PER_PARAM)
@@ -151,18 +150,19 @@ def search_spec(
     train_steps: int,
     prompt: Literal["plain", "chat"],
 ) -> SearchSpec:
-    """The search that measures the law of these records.
+    """Return the spec of the search that measures the law of these records.
 
-    Ranks double below `largest`: a run there would only show that far more is enough. The lengths
-    are subsets of the records, in ORDERS, and the budgets parts of `train_steps`, so that a small
-    subset gets as many epochs as the whole set.
+    Ranks double up to below `largest`, where a run would only show that far more than needed is
+    enough. The lengths are subsets of the records, in ORDERS, and the budgets parts of
+    `train_steps`, so that a small subset gets as many epochs as the whole set.
     """
     total, longest = records.supervised_tokens, max(records.target_tokens)
     lengths = sorted({max(longest, round(share * total)) for share in SUBSET_SHARES})
     steps = sorted({max(1, round(share * train_steps)) for share in SUBSET_SHARES})
     ranks = tuple(2**i for i in range(largest.bit_length()) if 2**i < largest) or (1,)
-    # A quarter and half of the largest: where records were found to begin to fit, and the law must
-    # be known. Far smaller ranks, at which it is least known, would draw the search to themselves.
+    # A quarter and half of the largest: there records were found to begin to fit, so the law must
+    # be known there. Far smaller ranks, at which it is least known, would otherwise attract the
+    # search.
     likely = ranks[-2:]
     return SearchSpec(
         name=f"size-{records.content_hash}",
@@ -170,7 +170,7 @@ def search_spec(
         model=model,
         probe=probe,
         space=Space(lora_rank=ranks, seq_len=tuple(lengths), train_steps=tuple(steps)),
-        # Records are long on a plateau before they are learnt, which stop_gain takes for the end.
+        # Losses of records stay long on a plateau, which stop_gain would take for the end.
         recipe=Recipe(batch_size=BATCH_SIZE, stop_gain=0.0),
         design=Design(
             n_initial=1,
@@ -184,9 +184,11 @@ def search_spec(
 
 
 def first_points(spec: SearchSpec) -> tuple[DesignPoint, ...]:
-    """Return the first points: the largest rank on the whole set, whose adapter may be the
-    answer already, with its half budget, which costs little beside it; and small ranks on the
-    smallest subset, at as many epochs. From then on every choice knows the machine's real rate."""
+    """Return the points to measure first, after which costs follow the machine's real rate.
+
+    The largest rank on the whole set, whose adapter may be the answer already, with its half
+    budget, which costs little beside it; and small ranks on the smallest subset, at as many epochs.
+    """
     ranks, lengths, steps = spec.space.lora_rank, spec.space.seq_len, spec.space.train_steps
     points = (
         DesignPoint(ranks[-1], lengths[-1], steps[-1]),
@@ -198,8 +200,11 @@ def first_points(spec: SearchSpec) -> tuple[DesignPoint, ...]:
 
 
 def first_runs(search: PreparedSearch) -> tuple[PlannedRun, ...]:
-    """The runs at these points, subsets of different orders: what they differ by is then seen from
-    the beginning. Budgets of one rank and length share an order, and with it their steps."""
+    """Return the runs at the first points, on subsets of different orders.
+
+    The variation between orders is thus seen from the beginning. Budgets of one rank and length
+    share an order, and with it their steps.
+    """
     spec = search.spec
     points = first_points(spec)
     subsets = dict.fromkeys((point.lora_rank, point.seq_len) for point in points)
@@ -211,7 +216,7 @@ def first_runs(search: PreparedSearch) -> tuple[PlannedRun, ...]:
 
 
 def sized_spec(spec: SearchSpec, point: DesignPoint) -> SearchSpec:
-    """A search's spec with the law wanted at the whole set, at every rank up to the largest."""
+    """Return a search's spec with targets at the whole set, for every rank up to the largest."""
     ranks = tuple(
         sorted({*(r for r in spec.space.lora_rank if r < point.lora_rank), point.lora_rank})
     )
@@ -231,7 +236,7 @@ def adapter_spec(spec: SearchSpec, records: RecordSet, point: DesignPoint) -> Se
             seq_len=(point.seq_len,),
             train_steps=(point.train_steps,),
         ),
-        # A run that recalls everything by far need not go on.
+        # A run that recalls everything by a wide margin need not go on.
         recipe=spec.recipe.model_copy(update={"stop_loss": STOP_LOSS, "stop_gain": 0.0}),
         design=Design(n_initial=1),
         budget=Budget(gpu_seconds=1.0),

@@ -1,4 +1,4 @@
-"""Figures of the law: its curves among the points, and where it is off."""
+"""Figures of the law: its curves among the points, and its errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pmlray.study.report.figures.style import (
 )
 from pmlray.types import Observation
 
-# The 90 % interval and its middle.
+# Quantiles of the 90 % interval and its median.
 EDGES = (0.05, 0.5, 0.95)
 CURVE_POINTS = 48
 _RUN_TIPS = (
@@ -37,17 +37,17 @@ DELTA = "delta_loss, nats per token"
 
 
 def fitted_points(result: SearchResult) -> tuple[Observation, ...]:
-    """The SFT runs measured for the law, in the order in which they were chosen."""
+    """Return the SFT runs measured for the law, in the order in which they were chosen."""
     return tuple(o for o in result.law_observations if o.method == "sft")
 
 
 def drawn_steps(result: SearchResult) -> int:
-    """The optimiser steps for which the law's curves are drawn: the largest measured."""
+    """Return the optimiser steps that the law's curves are drawn for: the largest measured."""
     return max(o.point.train_steps for o in fitted_points(result))
 
 
 def law_panels(result: SearchResult) -> tuple[Panel, ...]:
-    """delta_loss against seq_len and against lora_rank: points, law, 90% band."""
+    """Draw delta_loss against seq_len and against lora_rank: points, law, 90% band."""
     if not fitted_points(result):
         return ()
     return (
@@ -177,8 +177,11 @@ def _ceiling(observed: tuple[Observation, ...]) -> alt.Chart:
 
 
 def residual_rows(result: SearchResult) -> list[ChartRow]:
-    """Every SFT run of the law beside what the law predicts: predicted, residual (nats per token,
-    measured less predicted) and whether it was `fitted`. Empty without a law."""
+    """Return every SFT run of the law as a row with the law's prediction.
+
+    `predicted`, `residual` (nats per token, measured less predicted) and `role`, which says whether
+    the run was fitted. Empty without a law.
+    """
     law, observed = result.law, fitted_points(result)
     if law is None:
         return []
@@ -203,7 +206,7 @@ def is_fitted(row: ChartRow) -> bool:
 
 
 def error_panels(result: SearchResult) -> tuple[Panel, ...]:
-    """Predicted against measured with the diagonal, and the residuals against length."""
+    """Draw predicted against measured with the diagonal, and the residuals against length."""
     rows, observed = residual_rows(result), fitted_points(result)
     fitted = [row for row in rows if is_fitted(row)]
     if not fitted:

@@ -1,4 +1,4 @@
-"""Figures of what MemFT changed against plain SFT."""
+"""Figures of the differences between MemFT and plain SFT."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ SHORT_METHOD: Mapping[str, str] = MappingProxyType(
 
 
 def memft_panels(pairs: Sequence[MemftPair]) -> tuple[Panel, ...]:
-    """Exact, prefix and token recall of each pair, SFT joined to MemFT, and what MemFT changed at
-    each point with its interval."""
+    """Draw exact, prefix and token recall of each pair, SFT joined to MemFT.
+
+    The last panel shows what MemFT changed at each point, with its interval.
+    """
     if not pairs:
         return ()
     each = tuple(_pair_panel(pairs, name) for name in ("exact", "prefix", "token"))
@@ -47,7 +49,7 @@ def memft_panels(pairs: Sequence[MemftPair]) -> tuple[Panel, ...]:
 
 
 def pair_differences(pairs: Sequence[MemftPair]) -> list[Changed]:
-    """Each method's recall less SFT's at each point, with its 95% interval over texts."""
+    """Return each method's recall less SFT's at each point, with its 95% interval over texts."""
     runs: dict[tuple[DesignPoint, Method], list[MemftPair]] = {}
     for pair in pairs:
         runs.setdefault((pair.point, pair.method), []).append(pair)
@@ -60,7 +62,7 @@ def pair_differences(pairs: Sequence[MemftPair]) -> list[Changed]:
 
 
 def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
-    """Each method's differences from SFT in recall, with their intervals; None without any."""
+    """Draw each method's differences from SFT in recall, with intervals; None without any."""
     rows: list[ChartRow] = []
     for point, method, differences in changed:
         for name in RECALLS:
@@ -80,7 +82,7 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
     order = list(dict.fromkeys(row["row"] for row in rows))
     title = f"less SFT's, {100 * LEVEL:g}% interval"
     few = alt.Axis(tickCount=6)
-    # Two texts give intervals far beyond what a difference of shares can be.
+    # The axis is limited to [-1, 1]: with two texts, intervals exceed any difference of shares.
     ends = padded([row[end] for row in rows for end in ("low", "high")] + [0.0])
     within = alt.Scale(domain=[max(-1.0, ends[0]), min(1.0, ends[1])], nice=False)
     shared = alt.Chart(data(rows)).encode(
@@ -115,12 +117,12 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
 
 
 def point_label(p: DesignPoint) -> str:
-    """A point in few letters: rank, length, steps."""
+    """Return a short label of a point: rank, length, steps."""
     return f"r{p.lora_rank} l{p.seq_len} t{p.train_steps}"
 
 
 def pair_label(number: int, pair: MemftPair) -> str:
-    """Short and unique: the pair's number in the table, its rank and length."""
+    """Return a short, unique label: the pair's number in the table, its rank and length."""
     return f"{number}: r{pair.point.lora_rank} l{pair.point.seq_len}"
 
 

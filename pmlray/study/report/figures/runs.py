@@ -1,4 +1,4 @@
-"""Figures of the runs: what was recalled, and at what cost."""
+"""Figures of the runs: recall, and its cost."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _HEATS = (
     ("token_recall", "Token recall", "share of tokens"),
     ("exact_recall", "Exact recall", "share of records"),
 )
-# Viridis is light enough for black text from here on.
+# From this share of the scale on, viridis is light enough for black text.
 _BLACK_INK_FROM = 0.45
 
 
 def heat_panels(result: SearchResult) -> tuple[Panel, ...]:
-    """Final loss, token recall and exact recall of SFT over rank and length, replicates averaged.
+    """Draw final loss, token recall and exact recall of SFT over rank and length.
 
-    A cell shows the runs with the most optimiser steps measured there.
+    Replicates are averaged. A cell shows the runs with the most optimiser steps measured there.
     """
     cells = _cells([o for o in result.observations if o.method == "sft"])
     if not cells:
@@ -99,7 +99,7 @@ def _cells(runs: Sequence[Observation]) -> list[ChartRow]:
 
 
 def chosen_runs(result: SearchResult) -> tuple[tuple[str, Observation], ...]:
-    """Up to 4 SFT runs to look at closely: the best, two nearest ln 2, the worst."""
+    """Choose up to 4 SFT runs to show in detail: the best, two nearest ln 2, the worst."""
     runs = [o for o in result.observations if o.method == "sft" and o.token_p]
     ranked = sorted(runs, key=lambda o: o.final_loss)
     if len(ranked) < 3:
@@ -110,7 +110,7 @@ def chosen_runs(result: SearchResult) -> tuple[tuple[str, Observation], ...]:
 
 
 def token_panels(result: SearchResult) -> tuple[Panel, ...]:
-    """p of each token at the end of the chosen runs, with the 0.5 line."""
+    """Draw p of each token at the end of the chosen runs, with the 0.5 line."""
     panels = []
     for i, (why, o) in enumerate(chosen_runs(result)):
         wrong = set(o.wrong_tokens)
@@ -167,7 +167,7 @@ def token_panels(result: SearchResult) -> tuple[Panel, ...]:
 
 
 def cost_panels(result: SearchResult) -> tuple[Panel, ...]:
-    """gpu_seconds by round, stacked by phase, and of every run against its length."""
+    """Draw gpu_seconds by round, stacked by phase, and of every run against its length."""
     rows: list[ChartRow] = [{**observation_row(o), "kind": o.phase} for o in result.observations]
     spent: dict[tuple[int, str], float] = defaultdict(float)
     for row in rows:

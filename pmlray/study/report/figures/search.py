@@ -1,4 +1,4 @@
-"""Figures of the search: the order of its runs, and how the law became known."""
+"""Figures of the search: the order of its runs, and the precision of the law over rounds."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pmlray.study.report.figures.style import (
 )
 
 MAX_ROUNDS_IN_LEGEND = 16
-# Runs of one cell that can be told apart by their numbers.
+# Most runs per cell that are still numbered.
 MOST_NUMBERED = 3
 
 
 def order_panels(result: SearchResult) -> tuple[Panel, ...]:
     """Draw the measured cells in the order of choice, coloured by round.
 
-    Runs are numbered while a cell holds few of them; the many of a grid are tiles without numbers.
+    Runs are numbered while cells hold few of them; with many, they are tiles without numbers.
     """
     rows: list[ChartRow] = []
     visits: Counter[tuple[int, int]] = Counter()
@@ -93,12 +93,12 @@ def order_panels(result: SearchResult) -> tuple[Panel, ...]:
 
 
 def _centred(n: int) -> alt.Scale:
-    """A scale for n places around the middle of a cell."""
+    """Return a scale for n places around the middle of a cell."""
     return alt.Scale(domain=[-n / 2, n / 2])
 
 
 def learning_panels(result: SearchResult) -> tuple[Panel, ...]:
-    """The law's exponents and the targets' relative interval after each round."""
+    """Draw the law's exponents and the targets' relative interval after each round."""
     if not result.snapshots:
         return ()
     exponents = [_exponent(result.snapshots, name) for name in ("rank_exponent", "len_exponent")]
@@ -116,7 +116,7 @@ def _exponent(snapshots: Sequence[LawSnapshot], name: str) -> Panel:
         }
         for s in snapshots
     ]
-    # The first rounds know almost nothing; their bars may leave the chart, the later ones must not.
+    # Intervals of the first rounds are very wide: they may be clipped, those of the later half not.
     later = rows[len(rows) // 2 :]
     ends = [row[name] for row in rows] + [row[k] for row in later for k in ("low", "high")]
     scale = alt.Scale(domain=padded(ends, 0.35), nice=False)

@@ -19,7 +19,8 @@ QUARTERS = [0, 0.25, 0.5, 0.75, 1]
 EXPORT = {"font": "Liberation Sans, Arial, Helvetica, sans-serif", "padding": 12}
 VEGA_LITE = "v" + ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif'
-# Viridis without the end that the page's background swallows; the categories are Okabe and Ito's.
+# Viridis without the end that is too close to the page's background; the categories are Okabe and
+# Ito's.
 _LIGHT = {
     "ink": "#1c2128",
     "soft": "#57606a",
@@ -47,7 +48,10 @@ _WORDS = {"method", "phase", "argmax", "pair", "kind", "role", "row", "figure", 
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart of the report: `key` names its element and file, `description` says it aloud."""
+    """Chart of the report.
+
+    `key` names its element and file, `description` is its text alternative.
+    """
 
     key: str
     title: str
@@ -55,7 +59,7 @@ class Panel:
     chart: AnyChart
 
     def spec(self) -> dict[str, Any]:
-        """The Vega-Lite specification that fills the width of its container."""
+        """Return the Vega-Lite specification, which fills the width of its container."""
         sized = self.chart.properties(
             width="container",
             description=self.description,
@@ -64,14 +68,14 @@ class Panel:
         return sized.to_dict()
 
     def svg(self, spec: Mapping[str, Any]) -> str:
-        """The figure of `spec()` as a stand-alone picture for a white page."""
+        """Return the figure of `spec()` as a stand-alone SVG for a white page."""
         fixed = {**spec, "width": EXPORT_WIDTH, "title": self.title}
         config = theme(dark=False) | EXPORT
         return vl_convert.vegalite_to_svg(fixed, vl_version=VEGA_LITE, config=config)
 
 
 def theme(*, dark: bool) -> dict[str, Any]:
-    """Vega-Lite's config for a dark or a light page."""
+    """Return Vega-Lite's config for a dark or a light page."""
     colours = _DARK if dark else _LIGHT
     ink, soft, grid = colours["ink"], colours["soft"], colours["grid"]
     return {
@@ -120,17 +124,17 @@ def theme(*, dark: bool) -> dict[str, Any]:
 
 
 def data(rows: Iterable[ChartRow]) -> alt.InlineData:
-    """Rows as inline data of a chart."""
+    """Return rows as inline data of a chart."""
     return alt.InlineData(values=list(rows))
 
 
 def layered(charts: Sequence[AnyChart], height: int) -> alt.LayerChart:
-    """Charts on top of each other, the first at the bottom; height in pixels."""
+    """Layer charts, the first at the bottom; height in pixels."""
     return alt.LayerChart(layer=list(charts)).properties(height=height)
 
 
 def tips(*names: str) -> list[alt.Tooltip]:
-    """Tooltips under the field's own names, with the number format that suits each."""
+    """Return tooltips under the fields' own names, each with a suitable number format."""
     shown = []
     for name in names:
         kind = "nominal" if name in _WORDS | _WHOLE else "quantitative"
@@ -142,7 +146,7 @@ def tips(*names: str) -> list[alt.Tooltip]:
 
 
 def log_axis(values: Sequence[float], title: str) -> tuple[alt.Scale, alt.Axis]:
-    """A log scale over the values, with ticks at the values themselves alone."""
+    """Return a log scale over the values, and an axis with ticks at the values alone."""
     scale = alt.Scale(
         type="log", domain=[min(values) / 1.12, max(values) * 1.12], nice=False, clamp=False
     )
@@ -153,14 +157,14 @@ def log_axis(values: Sequence[float], title: str) -> tuple[alt.Scale, alt.Axis]:
 
 
 def padded(values: Sequence[float], share: float = 0.06) -> list[float]:
-    """The range of the values, a little wider on both sides."""
+    """Return the range of the values, a little wider on both sides."""
     low, high = min(values), max(values)
     pad = share * (high - low) or 0.1 * abs(high) or 0.1
     return [low - pad, high + pad]
 
 
 def observation_row(o: Observation) -> ChartRow:
-    """An observation as one row, under the names of its fields."""
+    """Return an observation as one row, under the names of its fields."""
     return {
         "lora_rank": o.point.lora_rank,
         "seq_len": o.point.seq_len,

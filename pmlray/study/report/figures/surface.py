@@ -1,4 +1,4 @@
-"""Figure of the law as a surface: what it predicts over rank and length, and where recall is sure.
+"""Figure of the law as a surface over rank and length, and the boundary of sure recall.
 
 Shapes: R ranks, L lengths of the surface.
 """
@@ -26,13 +26,13 @@ from pmlray.study.report.figures.style import (
 from pmlray.types import Observation
 
 COLUMNS, LINES = 32, 18
-# Of a 90 % interval, on either side.
+# Tail probability on either side of a 90 % interval.
 TAIL = 0.05
 _BOUNDARY = "#000000"
 
 
 def surface_panels(result: SearchResult) -> tuple[Panel, ...]:
-    """The law over rank and length at the most optimiser steps measured; empty without a law."""
+    """Draw the law over rank and length at the most steps measured; empty without a law."""
     if result.law is None:
         return ()
     steps = drawn_steps(result)
@@ -94,11 +94,13 @@ def surface_panels(result: SearchResult) -> tuple[Panel, ...]:
 def surface_rows(
     law: LawSummary, ranks: Sequence[int], lengths: Sequence[int], steps: int
 ) -> list[ChartRow]:
-    """delta_loss of the law at the middle of R x L cells that fill the range of both, on a log
-    scale, with what each cell covers."""
+    """Return delta_loss of the law at the middle of R x L cells, with the area of each cell.
+
+    The cells fill the range of ranks and lengths on a log scale.
+    """
     r_R, l_L = _edges(ranks, LINES), _edges(lengths, COLUMNS)
     middle_R, middle_L = np.sqrt(r_R[1:] * r_R[:-1]), np.sqrt(l_L[1:] * l_L[:-1])
-    # Each cell reaches under the next, since browsers leave hairlines between mere neighbours.
+    # Cells overlap, since browsers leave hairlines between cells that only touch.
     top_R, right_L = r_R[1:] * (r_R[1] / r_R[0]) ** 0.5, l_L[1:] * (l_L[1] / l_L[0]) ** 0.5
     delta_RL = law.average.predict(middle_R[:, None], middle_L[None, :], steps)
     return [
@@ -119,8 +121,10 @@ def surface_rows(
 def boundary_rows(
     law: LawSummary, wanted: float, ranks: Sequence[int], lengths: Sequence[int], steps: int
 ) -> list[ChartRow]:
-    """The rank that lowers the loss by `wanted` nats per token at each length, with its 90%
-    interval; ranks beyond the figure end at its edge, lengths that none of it reaches are left out.
+    """Return the rank that lowers the loss by `wanted` nats per token at each length.
+
+    Each comes with its 90% interval. Ends beyond the figure are clipped to its edge, ranks beyond
+    it are None, and lengths whose whole interval is outside are left out.
     """
     low_edge, high_edge = min(ranks) / 1.12, max(ranks) * 1.12
     rows = []
@@ -139,7 +143,7 @@ def boundary_rows(
 
 
 def _edges(values: Sequence[int], n: int) -> np.ndarray:
-    """n + 1 edges of cells over the range of the axis that `log_axis` makes of the values."""
+    """Return n + 1 edges of cells over the range of the axis that `log_axis` draws."""
     return np.geomspace(min(values) / 1.12, max(values) * 1.12, n + 1)
 
 

@@ -1,4 +1,4 @@
-"""The phase diagram of a run: p of its tokens against their place, from before training to after.
+"""Phase diagram of a run: p of its tokens by position, from before training to after.
 
 Shapes: S steps, l tokens, C columns of the figure.
 """
@@ -13,13 +13,16 @@ import numpy as np
 from pmlray.law import TokenRun, token_table
 from pmlray.study.report.figures.style import Panel, data, tips
 
-# More columns than this are thinner than a screen shows.
+# More columns than this would be too thin to be visible on a screen.
 MOST_COLUMNS = 320
 
 
 def phase_panels(runs: Sequence[TokenRun]) -> tuple[Panel, ...]:
-    """One run's phase diagram: of those whose tokens were kept, the one that ends most evenly
-    divided between tokens above and below 0.5; the larger of equals."""
+    """Draw the phase diagram of one of the runs whose tokens were kept.
+
+    It is the run that ends most evenly divided between tokens above and below 0.5; the larger of
+    equals.
+    """
     traced = [run for run in runs if run.observation.token_p_curve]
     if not traced:
         return ()
@@ -62,7 +65,7 @@ def _panel(run: TokenRun) -> Panel:
                 title="optimiser steps taken",
                 axis=alt.Axis(grid=False, format=",d"),
             ),
-            # Diverging, so that 0.5 shows.
+            # A diverging scheme, so that 0.5 stands out.
             color=alt.Color(
                 "p",
                 type="quantitative",
