@@ -1,4 +1,4 @@
-"""Files that are whole or absent, also when a process dies or a disk is full, and their opener."""
+"""Atomic file writes, safe against dying processes and full disks, and an opener for safe reads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-# Nothing tells when a full disk has space again.
+# A full disk does not announce free space, so writes are retried.
 RETRY_SECONDS = 1.0
 
 
 def write_once(path: Path, content: bytes, patience: float = 0.0) -> bool:
-    """Write a file that nobody has written yet; False, and nothing changes, when it is there.
+    """Write a file unless it exists; return False, changing nothing, if it does.
 
     patience: seconds to wait for space on a full disk. OSError when it cannot be written.
     """
@@ -33,7 +33,7 @@ def write_once(path: Path, content: bytes, patience: float = 0.0) -> bool:
 
 
 def write_over(path: Path, content: bytes) -> None:
-    """Replace a file as a whole, or leave the old one as it is. OSError when it cannot be."""
+    """Replace a file atomically; on OSError the old one is unchanged."""
     temporary = _write_aside(path, content)
     try:
         os.replace(temporary, path)
@@ -43,7 +43,7 @@ def write_over(path: Path, content: bytes) -> None:
 
 
 def open_here(path: str, flags: int) -> int:
-    """An `opener` that follows no link, which might lead anywhere, and waits for no pipe."""
+    """Open a path without following a link or blocking on a pipe, as an `opener` of `open`."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
@@ -59,7 +59,7 @@ def _write_once(path: Path, content: bytes) -> bool:
 
 
 def _write_aside(path: Path, content: bytes) -> str:
-    """A whole file beside where it will stand, on the disk itself."""
+    """Write a temporary file beside `path`, synced to disk, and return its name."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

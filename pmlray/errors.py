@@ -1,4 +1,4 @@
-"""Errors of pmlray: one base, one class for each thing that can be wrong.
+"""Errors of pmlray: a base class, and one class for each kind of error.
 
 Every message says what was found and what the user can do about it.
 """
@@ -9,36 +9,36 @@ INSTALL_TRAIN = "pip install -e '.[train]' in your clone of pmlray"
 
 
 class PmlrayError(Exception):
-    """Base of all errors that pmlray raises on purpose."""
+    """Base class of all errors that pmlray raises deliberately."""
 
 
 class SpecError(PmlrayError):
-    """A search file, a profile or an option holds something that cannot work."""
+    """Invalid content of a search file, a profile or an option."""
 
 
 class DataError(PmlrayError):
-    """Text to memorise, or a file of observations, that cannot be used."""
+    """Unusable text to memorise or file of observations."""
 
 
 class ModelError(PmlrayError):
-    """The base model is missing, damaged or of a family that is not supported."""
+    """Missing or damaged base model, or one of an unsupported family."""
 
 
 class FitError(PmlrayError):
-    """No usable law can be fitted to the observations."""
+    """Observations to which no usable law can be fitted."""
 
 
 class DesignError(PmlrayError):
-    """No pack of design points can be chosen, for example because the budget is too small."""
+    """Failure to choose a pack of design points, for example because the budget is too small."""
 
 
 class RunError(PmlrayError):
-    """A pack failed while it ran."""
+    """Failure of a pack, or of the cluster or server that running it needs."""
 
 
 class TrackerAway(RunError):
-    """The tracking server, or the database behind it, cannot be reached."""
+    """Unreachable tracking server, or database behind it."""
 
 
 class StoreError(PmlrayError):
-    """The store of observations cannot be read or written."""
+    """Store of observations that cannot be read or written."""

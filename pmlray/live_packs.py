@@ -1,8 +1,8 @@
 """Live progress of packs, as files of their store.
 
-`live/<pack_id>.json`: where it stands. Its worker writes the file anew every few seconds; drivers
-and watchers read what the folder lists. It is gone once the pack is back. `calibration.json`: the
-cost of a search's first steps.
+`live/<pack_id>.json`: progress of a pack. Its worker rewrites the file every few seconds; drivers
+and watchers read all files in the folder. It is deleted once the pack has ended.
+`calibration.json`: cost of a search's first steps.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pmlray.types import MALFORMED, DesignPoint, rebuild
 log = logging.getLogger(__name__)
 
 CALIBRATION = "calibration.json"
-# A pack that trains and has told nothing for so long has lost its worker; the one after it tells
-# again. One that has not begun tells nothing while it loads a base, maybe over a slow network.
+# Age at which a training pack's report is stale: its worker is lost, and the next one will report
+# again. A pack that is still loading its base, maybe over a slow network, reports less often.
 STALE_SECONDS, STALE_LOADING_SECONDS = 120.0, 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class LiveRun:
-    """A run that trains: it has had `steps` of its `train_steps` optimiser steps; `loss` is that of
-    its last batch, nats per token (NaN before the first)."""
+    """Run in training: `steps` of its `train_steps` optimiser steps are done; `loss` is that of its
+    last batch, nats per token (NaN before the first)."""
 
     run_key: str
     steps: int
@@ -43,11 +43,11 @@ class LiveRun:
 class LivePack:
     """Progress of a pack.
 
-    `stage`: what it does now, in words. `time`: when that was, seconds since 1970. `steps` and
-    `train_steps`: adapter-steps taken, and in all. `n_ended`: of its `n_runs` runs. `gpu_seconds`:
-    spent so far, and `open_gpu_seconds` of them by runs that have not ended; `gpu_seconds_left`:
-    what the rest will take at the pace so far, and `seconds_left` the same in wall seconds, both
-    None until there is a pace. `runs`: those that train now.
+    `stage`: current activity, in words. `time`: of this report, seconds since 1970. `steps` and
+    `train_steps`: adapter-steps taken, and in total. `n_ended`: how many of its `n_runs` runs have
+    ended. `gpu_seconds`: spent so far, `open_gpu_seconds` of them by runs that have not ended;
+    `gpu_seconds_left`: estimate for the rest at the pace so far, and `seconds_left` the same in
+    wall seconds, both None until there is a pace. `runs`: those in training.
     """
 
     pack_id: str
@@ -65,23 +65,23 @@ class LivePack:
 
     @property
     def mean_loss(self) -> float | None:
-        """Mean loss of the runs that train, nats per token; None before there is one."""
+        """Mean loss of the runs in training, nats per token; None before there is one."""
         losses = [run.loss for run in self.runs if math.isfinite(run.loss)]
         return fmean(losses) if losses else None
 
     def is_stale(self, now: float) -> bool:
-        """Return whether it has told nothing for so long that it says nothing of `now`, seconds
-        since 1970."""
+        """Return whether the report is too old to describe the state at `now`, seconds since
+        1970."""
         most = STALE_SECONDS if self.train_steps else STALE_LOADING_SECONDS
         return not now - self.time < most
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Cost of a few steps before a search chose its first runs.
+    """Cost of a few steps, measured before a search chooses its first runs.
 
-    `steps`: number timed of a run at each of these points; `gpu_seconds`: what these cost;
-    `spent_gpu_seconds`: with those that came before them.
+    `steps`: points, each with its number of timed steps; `gpu_seconds`: cost of the timed steps;
+    `spent_gpu_seconds`: cost including the steps before them.
     """
 
     steps: tuple[tuple[DesignPoint, int], ...]
@@ -90,13 +90,13 @@ class Calibration:
 
 
 def put_calibration(store: Path, calibration: Calibration) -> None:
-    """Keep what the first steps cost; the first calibration of a store counts. OSError where it
-    cannot be written."""
+    """Store the cost of the first steps, unless the store has a calibration already. OSError where
+    it cannot be written."""
     write_once(store / CALIBRATION, json.dumps(asdict(calibration)).encode(), patience=60.0)
 
 
 def calibration_of(store: Path) -> Calibration | None:
-    """The calibration of a store; None where it has none that can be read."""
+    """Return the calibration of a store; None where it has none that can be read."""
     try:
         with open(store / CALIBRATION, encoding="utf-8", opener=open_here) as file:
             row = json.load(file)
@@ -115,7 +115,7 @@ def live_file(store: Path, pack_id: str) -> Path:
 
 
 def put_live(store: Path, pack: LivePack) -> None:
-    """Tell where a pack stands. Where that cannot be written it is left untold: it is no result."""
+    """Write a pack's progress. A failed write is only logged, since progress is no result."""
     path = live_file(store, pack.pack_id)
     try:
         path.parent.mkdir(exist_ok=True)
@@ -137,25 +137,25 @@ def live_pack(store: Path, pack_id: str) -> LivePack | None:
 
 
 def live_packs(store: Path) -> tuple[LivePack, ...]:
-    """All packs of a store that tell of themselves, by their names."""
+    """Return the progress of every pack of a store that has a readable report, sorted by name."""
     names = sorted(path.stem for path in (store / "live").glob("*.json"))
     return tuple(pack for name in names if (pack := live_pack(store, name)) is not None)
 
 
 def fresh_packs(store: Path) -> tuple[LivePack, ...]:
-    """The packs of a store that tell of themselves now."""
+    """Return the progress of a store's packs whose reports are not stale."""
     now = time.time()
     return tuple(pack for pack in live_packs(store) if not pack.is_stale(now))
 
 
 def forget_all_live(store: Path) -> None:
-    """Whoever begins anew on a store wants nothing of what packs told before."""
+    """Delete the progress of all packs, left over from earlier drivers of a store."""
     for path in (store / "live").glob("*.json"):
         path.unlink(missing_ok=True)
 
 
 def forget_live(store: Path, pack_id: str) -> None:
-    """The pack is back."""
+    """Delete the progress of a pack that has ended."""
     live_file(store, pack_id).unlink(missing_ok=True)
 
 
