@@ -1,4 +1,4 @@
-"""Base models by name: where they come from and their geometry, without loading any weights."""
+"""Base models by name: their source and geometry, found without loading any weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pmlray.errors import ModelError
 SMOLLM2 = "smollm2-135m"
 TINY = "tiny-random-llama"
 PULLABLE = (SMOLLM2, TINY)
-# What a pulled name stands for: its id on the hub, whose weights these are but for the rounding.
+# Hub id of a pulled name; its weights are those of the hub except for rounding.
 HUB_IDS = {SMOLLM2: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 DESCRIPTIONS = {
     SMOLLM2: f"{HUB_IDS[SMOLLM2]}, de-quantised from Q4_1",
@@ -40,12 +40,12 @@ class Geometry:
 
     @property
     def layer_weights(self) -> int:
-        """Weights of one decoder layer's projections."""
+        """Number of weights in one decoder layer's projections."""
         attention = self.hidden * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
         return attention + 3 * self.hidden * self.intermediate
 
     def params_per_rank(self, placement: str) -> int:
-        """Adapter parameters that one rank costs at a probe's placement: its A and its B.
+        """Return the number of adapter parameters, A and B, per unit of rank at a placement.
 
         `mlp` maps the hidden width to itself, `down_proj` the inner width to the hidden one.
         """
@@ -55,7 +55,7 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A resolved base: what identifies its weights, and a folder if they are on this machine."""
+    """Resolved base: `identity` of its weights, and `folder` if they are on this machine."""
 
     identity: str
     geometry: Geometry
@@ -69,7 +69,7 @@ KNOWN_MODELS: Mapping[str, Geometry] = {
     "meta-llama/Llama-3.1-8B-Instruct": Geometry(32, 4096, 14336, 32, 8, 128, 128256, 131072),
 }
 
-# Commits of the hub models that searches/ has searches of.
+# Commits of the hub models that are used in searches/.
 KNOWN_REVISIONS: Mapping[str, str] = {
     "Qwen/Qwen3-8B": "b968826d9c46dd6066d109eabc6255188de91218",
     "meta-llama/Llama-3.1-8B-Instruct": "0e9e39f249a16976918f6564b8830bc894c89659",
@@ -126,7 +126,8 @@ def require_present(model_id: str, source: ModelSource) -> None:
 
 
 def geometry_from_config(config: Mapping[str, Any], where: str) -> Geometry:
-    """Geometry from a transformers config.json; ModelError for a family that is not supported."""
+    """Return the geometry in a transformers config.json; ModelError for an invalid one or an
+    unsupported family."""
     try:
         found = (config.get("architectures") or ["none"])[0]
         if found not in ARCHITECTURES:
@@ -163,7 +164,7 @@ def _folder_of(model_id: str) -> Path | None:
     try:
         folder = Path(model_id).expanduser()
         return folder if folder.is_dir() else None
-    except (OSError, RuntimeError):  # Too long for a name; no such user's home.
+    except (OSError, RuntimeError):  # The name is too long, or names an unknown user's home.
         return None
 
 
@@ -182,8 +183,10 @@ def _read_config(path: Path) -> Any:
 
 
 def _folder_identity(folder: Path) -> str:
-    """Hash of names, sizes, and the first and last MiB of each weight file: weights of many GB are
-    told apart in milliseconds, and a copy of the folder keeps its identity."""
+    """Return a hash of names, sizes, and the first and last MiB of each weight and JSON file.
+
+    It distinguishes weights of many GB in milliseconds, and is the same for a copy of the folder.
+    """
     digest = hashlib.sha256()
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
         size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""The address of a Ray cluster's Jobs API, and whether a token may travel to it."""
+"""Address of a Ray cluster's Jobs API, refused where a token would travel in clear text."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pmlray.errors import SpecError
 
 
 def jobs_address(option: str | None, allow_clear_text: bool) -> str:
-    """The address of --address or RAY_API_SERVER_ADDRESS.
+    """Return the address given by --address or RAY_API_SERVER_ADDRESS.
 
-    SpecError when there is none, when it is no http(s) address, or when it is plain http to another
-    machine and that was not allowed: the token and the search would be readable on the way.
+    SpecError when there is none, when it is no http(s) address, when it holds a user or password,
+    or when it is plain http to another machine and that was not allowed: the token and the search
+    would be readable on the way.
     """
     address = option or os.environ.get("RAY_API_SERVER_ADDRESS", "")
     if not address:

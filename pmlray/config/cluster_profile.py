@@ -1,4 +1,4 @@
-"""Cluster profiles, where and how packs run: the validated form of `cluster/profiles/*.yaml`."""
+"""Cluster profiles, which set where packs run: validated form of `cluster/profiles/*.yaml`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class ClusterProfile(Part):
 
     `gpus_per_pack` 0 trains on the CPU with `cpus_per_pack` cores (None: all of the machine's).
     `workers_per_pack` above 1 is for a base that no single device holds: DeepSpeed ZeRO-3 shards it
-    over so many workers, each with `gpus_per_pack` GPUs or its share of `cpus_per_pack`, and a
+    over that many workers, each with `gpus_per_pack` GPUs or its share of `cpus_per_pack`, and a
     pack's runs train one by one (probe.placement down_proj, plain fine-tuning).
-    `concurrent_packs` train at once, where there are devices for them (None: one a device that the
-    cluster has when the search starts; say how many where nodes come later). Each is chosen knowing
-    only what those before it measured: more of them find the law sooner, and with more runs.
-    `storage` is the folder of all searches' stores, seen by every node. `tracking_uri` is MLflow's.
-    `max_pack_failures` packs may fail one after another before the search gives up.
-    `checkpoint_seconds` of training at most are lost when a worker dies.
+    `concurrent_packs` train at once, where there are devices for them (None: one per device that
+    the cluster has when the search starts; set it where nodes join later). Each is chosen from
+    earlier packs' measurements only: more of them find the law sooner, but with more runs.
+    `storage` is the folder of all searches' stores, visible to every node. `tracking_uri` is
+    MLflow's. The search gives up after `max_pack_failures` failed packs in a row. At most
+    `checkpoint_seconds` of training are lost when a worker dies.
     """
 
     gpus_per_pack: Annotated[int, Field(ge=0, le=1)] = 0

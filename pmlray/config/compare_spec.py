@@ -38,10 +38,10 @@ class ComparePoint(Part):
 
 
 class Tuning(Part):
-    """Peak rates that every method is tried with, on texts of which none is compared on later.
+    """Peak learning rates tried with every method, on texts that the comparison does not use.
 
-    Each method takes, at each point, the rate of its best mean exact recall there; token recall,
-    then the loss, decide among equals.
+    At each point, each method takes the rate with its best mean exact recall there; token recall,
+    then the loss, break ties.
     """
 
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
@@ -52,9 +52,10 @@ class Tuning(Part):
 class CompareSpec(Part):
     """A whole comparison: every method at every point, text and seed, `sft` among them.
 
-    `pack_size`: runs that train together; None: whole texts, as many as the device is known to
-    hold, dealt out over all devices. `evaluate.prose` shows what each method does to the base. Load
-    it with `pmlray.config.prepared_search.prepare_comparison`, which names lines in errors.
+    `pack_size`: number of runs that train together; None: whole texts, as many as the device is
+    known to hold, distributed over all devices. `evaluate.prose` measures each method's effect on
+    the base. Load it with `pmlray.config.prepared_search.prepare_comparison`, whose errors name
+    lines.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)
@@ -80,20 +81,20 @@ class CompareSpec(Part):
             )
         if len(set(self.points)) < len(self.points):
             raise ValueError("points name the same point twice")
-        # What no search may hold, a comparison may not either.
+        # The rules of a search apply to a comparison too.
         self.search_spec()
         return self
 
     @property
     def compare_id(self) -> str:
-        """Name and a hash of all that differs from the defaults."""
+        """Name and a hash of all fields that differ from the defaults."""
         chosen = without_former_dtype(self.model_dump(mode="json", exclude_defaults=True))
         canonical = json.dumps(chosen, sort_keys=True)
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
     @property
     def n_tuning_runs(self) -> int:
-        """Runs that choose the rates; none where there is a single rate."""
+        """Number of runs that choose the rates; 0 where there is a single rate."""
         tuning = self.tuning
         if len(tuning.learning_rates) == 1:
             return 0
@@ -102,25 +103,25 @@ class CompareSpec(Part):
 
     @property
     def n_compared_runs(self) -> int:
-        """Runs that methods are compared by."""
+        """Number of runs that the methods are compared by."""
         texts = len(self.sequences) * len(self.seeds)
         return len(self.points) * len(self.all_methods()) * texts
 
     @property
     def n_runs(self) -> int:
-        """All runs of the comparison."""
+        """Number of all runs of the comparison."""
         return self.n_tuning_runs + self.n_compared_runs
 
     def all_methods(self) -> tuple[Method, ...]:
-        """`sft`, which all others are compared with, and the others."""
+        """Return `sft`, the baseline, and then the other methods."""
         return ("sft", *self.methods)
 
     def design_points(self) -> tuple[DesignPoint, ...]:
-        """The points in the order of the file."""
+        """Return the points in the order of the file."""
         return tuple(DesignPoint(p.lora_rank, p.seq_len, p.train_steps) for p in self.points)
 
     def search_spec(self) -> SearchSpec:
-        """The search whose runs these are: what the engine trains by."""
+        """Return the search that these runs belong to, by which the engine trains them."""
         points = self.design_points()
         memft = Memft.model_validate({**self.memft.model_dump(), "methods": self.methods})
         return SearchSpec(

@@ -1,4 +1,4 @@
-"""Read search files and profiles; every complaint names the key, the line and what is allowed."""
+"""Readers of search files and profiles; errors name the key, the line and what is allowed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     pass
 
 Spec = TypeVar("Spec", bound=BaseModel)
-# Of a value that is refused, so much is shown.
+# Characters of a refused value that are shown.
 MOST_SHOWN = 80
 
 
@@ -44,7 +44,7 @@ def load_spec(kind: type[Spec], path: Path, overrides: Sequence[str] = ()) -> Sp
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that a person wrote; SpecError when there is none to be read."""
+    """Return the text of a user's file; SpecError when it is missing or cannot be read."""
     try:
         if not path.is_file():
             raise SpecError(f"there is no file {path}; give the path of a YAML file")
@@ -95,7 +95,7 @@ def _complaints(
 
 def _keys_at(kind: type[BaseModel], at: KeyPath) -> list[str]:
     for part in at:
-        if isinstance(part, int):  # A list's item, whose type its field has told.
+        if isinstance(part, int):  # An item of a list; the list's field gave its type.
             continue
         annotation = kind.model_fields[part].annotation
         options = [annotation, *get_args(annotation)]
@@ -109,5 +109,5 @@ def _shown(value: object) -> str:
 
 
 def read_profile(path: str | Path | None) -> ClusterProfile:
-    """The profile of a file, or that of one machine without a GPU."""
+    """Return the profile in a file, or by default that of one machine without a GPU."""
     return ClusterProfile() if path is None else load_spec(ClusterProfile, Path(path))

@@ -15,15 +15,15 @@ MEMFT_METHODS = Literal["memft_ot", "memft_sw", "memft_fw", "memft_rd"]
 class MemftOptions(Part):
     """Weights that the MemFT methods give to tokens.
 
-    `memft_ot`: only tokens below `threshold`. `memft_sw`: by the distance past the first wrong
-    token, in a window that widens where it stands still (`shape: spatial`, the default of
-    long_context), or `memft_ot` on a growing set of records (`temporal`, that of the others).
-    `memft_fw`: the window at a fixed width. `memft_rd`: `memft_ot`, where tokens and records above
-    `margin` leave the batch, are looked at every `recheck_epochs`, and what that saves goes into
-    more steps on the others: as many as are `equal` in gpu_seconds (by the work of layers and head)
-    or tokens, or the same number of steps at less cost. A run under the threshold rule, in which
-    what is recalled carries no weight, ends once everything is. `compat: paper` keeps the rules of
-    the paper's code with their defects.
+    `memft_ot`: only tokens whose probability is below `threshold`. `memft_sw`: by the distance past
+    the first wrong token, in a window that widens while that token stays the same (`shape:
+    spatial`, the default of long_context), or `memft_ot` on a growing set of records (`temporal`,
+    the default of other tasks). `memft_fw`: the window at a fixed width. `memft_rd`: `memft_ot`,
+    where tokens and records above `margin` leave the batch and are rechecked every
+    `recheck_epochs`. `equal` names what this keeps equal: gpu_seconds (by the work of layers and
+    head) or tokens, where the saved work goes into more steps on the others, or steps, at less
+    cost. Under the threshold rule recalled tokens carry no weight, so a run ends once everything is
+    recalled. `compat: paper` keeps the rules of the paper's code with their defects.
     """
 
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -43,7 +43,7 @@ class MemftOptions(Part):
         return self
 
     def rules(self, task_kind: str) -> MemftRules:
-        """The rules for a task of one long record or of many."""
+        """Return the rules for a task of one long record or of many."""
         shape = self.shape
         if shape == "auto":
             shape = "spatial" if task_kind == "long_context" else "temporal"

@@ -1,4 +1,4 @@
-"""The head of an adapter's card, which the Hugging Face hub and PEFT read."""
+"""Head of an adapter's card, which the Hugging Face hub and PEFT read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ TAGS = ("lora", "memorization", "pmlray")
 
 
 def card_head(spec: SearchSpec) -> str:
-    """YAML between two rules, for the start of an adapter's README.md.
+    """Return the YAML front matter of an adapter's README.md.
 
-    An `mlp` adapter adds to a block's output, which PEFT cannot, so that PEFT is not named as what
-    loads it. No licence is stated: that is for who publishes it.
+    PEFT is not named as the library of an `mlp` adapter, since it cannot add to a block's output.
+    No licence is stated: its publisher chooses one.
     """
-    # Half a second, which only writers of cards need to wait.
+    # Imported here, since it takes half a second and only writing cards needs it.
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(

@@ -1,4 +1,4 @@
-"""The base model as a search names it, and the dtype that it is computed in."""
+"""Base model of a search, and the dtype that it is computed in."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pmlray.errors import SpecError
 
 Dtype = Literal["float32", "bfloat16"]
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
-# The default of the searches that were begun before there was `auto`.
+# Default of searches begun before `auto` existed.
 FORMER_DTYPE = "bfloat16"
 
 
 class Model(Part):
     """The frozen base: `smollm2-135m`, `tiny-random-llama`, a hub id, or a local folder.
 
-    `dtype` `auto` is bfloat16 where the device that trains multiplies it, else float32; `resolved`
-    is what that was where the search began, which its store keeps.
+    `dtype` `auto` is bfloat16 where the training device supports its multiplication, else float32;
+    `resolved` is the dtype chosen when the search began, which its store keeps.
     """
 
     id: str = Field(min_length=1)
@@ -36,7 +36,7 @@ class Model(Part):
 
     @property
     def base_dtype(self) -> Dtype:
-        """Of the base's weights; SpecError where `auto` was not resolved yet."""
+        """Dtype of the base's weights; SpecError where `auto` was not resolved yet."""
         found = self.resolved if self.dtype == "auto" else self.dtype
         if found is None:
             raise SpecError(
@@ -46,13 +46,12 @@ class Model(Part):
         return found
 
     def pinned(self) -> Model:
-        """The same with its dtype named: what determines results."""
+        """Return the model with its dtype named explicitly: the fields that determine results."""
         return Model(id=self.id, revision=self.revision, dtype=self.base_dtype)
 
 
 def without_former_dtype(chosen: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields that differ from the defaults, present and former, without the dtype
-    that `auto` became."""
+    """Return the fields without `resolved`, and without the dtype if it is the former default."""
     model = {name: value for name, value in chosen["model"].items() if name != "resolved"}
     if model.get("dtype") == FORMER_DTYPE:
         del model["dtype"]

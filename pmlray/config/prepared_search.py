@@ -1,4 +1,4 @@
-"""A search made ready to run: its files read, its model found, everything checked that can be."""
+"""Search prepared to run: its files are read, its model is resolved, and both are checked."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ class PreparedSearch:
         phase: Phase,
         learning_rate: float | None = None,
     ) -> PlannedRun:
-        """A run with its run_key: the hash of everything that determines its result.
+        """Return a run with its run_key: the hash of everything that determines its result.
 
         learning_rate: peak rate in place of the recipe's.
         """
         spec = self.spec
-        # Methods are compared at equal steps: no run of that phase stops early.
+        # MemFT's methods are compared at equal steps: no run of that phase stops early.
         recipe = spec.recipe.model_dump()
         if phase == "memft":
             recipe |= {"stop_loss": 0.0, "stop_gain": 0.0}
-        # Off, it is not there: what was measured before there was such a rule is still found.
+        # Omitted when off, so that runs measured before this rule existed keep their run_key.
         if not recipe["stop_gain"]:
             del recipe["stop_gain"]
         determines: dict[str, Any] = {
@@ -67,10 +67,10 @@ class PreparedSearch:
             "probe": spec.probe.model_dump(),
             "task": asdict(self.task),
             "prompt_format": spec.task.prompt_format,
-            # A base text is dealt out in stretches of the longest length.
+            # A base text is split into stretches of the longest length.
             "stretch": max(spec.space.seq_len) if self.task.text is not None else None,
             "recipe": recipe,
-            # What plain fine-tuning has always had here.
+            # Unused; kept so that the run_keys of plain fine-tuning do not change.
             "threshold": None,
             "point": asdict(point),
             "method": method,
@@ -95,15 +95,14 @@ def prepare_search(path: Path, overrides: Sequence[str] = ()) -> PreparedSearch:
 
 
 def prepare_spec(spec: SearchSpec, folder: Path) -> PreparedSearch:
-    """Prepare a spec that is in no file; its task's files are below `folder`. See
-    prepare_search."""
+    """Prepare a spec without a file; its task's files are below `folder`. See prepare_search."""
     return _prepare(spec, folder / spec.name)
 
 
 def prepare_comparison(
     path: Path, overrides: Sequence[str] = ()
 ) -> tuple[CompareSpec, PreparedSearch]:
-    """Prepare a comparison's file: its spec, and the search whose runs it makes. See
+    """Prepare a comparison's file; return its spec and the search that its runs belong to. See
     prepare_search."""
     spec = load_spec(CompareSpec, path, overrides)
     return spec, _prepare(spec.search_spec(), path)
@@ -144,8 +143,11 @@ def _read_task(spec: SearchSpec, path: Path) -> TaskSource:
 
 
 def file_beside(path: Path, key: str, name: str) -> Path:
-    """Return the file that task.`key` of the search in `path` names; SpecError where it leads out
-    of that search's folder: a search from elsewhere could name any file of this machine."""
+    """Return the file that task.`key` of the search in `path` names.
+
+    SpecError where it is outside that search's folder: an untrusted search could otherwise name any
+    file of this machine.
+    """
     file = path.parent / name
     try:
         inside = file.resolve().is_relative_to(path.parent.resolve())
@@ -171,7 +173,7 @@ def _check_lengths(prepared: PreparedSearch, path: Path) -> None:
         return
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     template = CHAT_TEMPLATE_TOKENS if spec.task.prompt_format == "chat" else 0
-    # Sequences of long_context differ in their tokens alone, not in how many there are.
+    # All sequences of long_context have equally many tokens, so one is enough.
     sequences = spec.sequences[:1] if spec.task.kind == "long_context" else spec.sequences
     for sequence_id in sequences:
         memory = build_memory(

@@ -14,13 +14,13 @@ class Recipe(Part):
 
     `batch_size`: records in a step. `schedule`: `warmup_constant_decay` warms up over
     `warmup_steps`, holds, and decays linearly to 0 over the last `decay_share` of the steps, so
-    that runs of several budgets are one run up to the shorter one's decay; `linear` decays from the
-    end of its warm-up to 0 (the paper's, with warmup_steps 0). `dropout` acts on the adapter's
-    output. A run for the law ends early once its loss, nats per token, is at most `stop_loss` (0:
-    never): the rest can move its delta_loss by no more than that. One that no longer gets anywhere
-    begins its decay early, once its loss can be expected to move by at most `stop_gain`, nats per
-    token, over the rest of its constant rate (0: never; `schedule: linear` has no such part).
-    Adapters and optimiser state are fp32.
+    that runs of different `train_steps` are identical up to the shorter one's decay; `linear`
+    decays from the end of its warm-up to 0 (the paper's, with warmup_steps 0). `dropout` acts on
+    the adapter's output. A run for the law ends early once its loss, nats per token, is at most
+    `stop_loss` (0: never), since the remaining steps can change its delta_loss by no more than
+    that. A run on a plateau begins its decay early, once its loss is expected to change by at most
+    `stop_gain`, nats per token, over the rest of its constant rate (0: never; `schedule: linear`
+    has no constant rate). Adapters and optimiser state are fp32.
     """
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-2
@@ -36,16 +36,16 @@ class Recipe(Part):
 
     @property
     def shares_trunks(self) -> bool:
-        """True if a run of a shorter budget takes the steps of a longer one up to its decay."""
+        """True if a run of fewer steps is identical to a longer one up to its own decay."""
         return self.schedule == "warmup_constant_decay"
 
     def decay_start(self, train_steps: int) -> int:
-        """First step (from 0) of the decay of a run of `train_steps`."""
+        """Return the first step (from 0) of the decay of a run of `train_steps`."""
         return train_steps - round(self.decay_share * train_steps)
 
     def rate_at(self, step: float, train_steps: int) -> float:
-        """Learning rate of optimiser step `step` (from 0) in a run of `train_steps`; between two
-        steps where a run's steps count only in part."""
+        """Return the learning rate of optimiser step `step` (from 0) in a run of `train_steps`;
+        `step` may be fractional, where a run's steps count only in part."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         if self.schedule == "linear":
             left = (train_steps - step) / max(1, train_steps - self.warmup_steps)

@@ -1,7 +1,7 @@
 """Searches: the validated form of `searches/*.yaml` files.
 
 `SearchSpec` is frozen and refuses unknown keys. `search_id` hashes the canonical form, so the same
-search always finds its own store again.
+search always has the same store.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pmlray.types import DesignPoint, MemftRules
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 SequenceId = Annotated[int, Field(ge=0, lt=FRESH_SEQUENCE_ID)]
 FORMER_PACK_SIZE = 4
-# Of a grid, and of replicates: each is held in memory.
+# Limit of a grid's points, and of replicates, which are all held in memory.
 MOST_POINTS = 1_000_000
 DEFAULT_KEY_PROMPT = "Please output the content of the vector memory injected into the activations."
 
@@ -32,8 +32,8 @@ DEFAULT_KEY_PROMPT = "Please output the content of the vector memory injected in
 class Task(Part):
     """The text to memorise. `text` and `records` are paths, relative to the search file.
 
-    `linear_rule` (z = 3x + 5y + 7) is learnt rather than memorised: `control_recall` says how much
-    of it holds for pairs that the run was not trained on.
+    `linear_rule` (z = 3x + 5y + 7) is learnt rather than memorised: `control_recall` is its recall
+    on pairs that the run was not trained on.
     """
 
     kind: Literal["long_context", "phonebook", "records", "linear_rule"]
@@ -89,7 +89,7 @@ class Space(Part):
         return len(self.lora_rank) * len(self.seq_len) * len(self.train_steps)
 
     def points(self) -> tuple[DesignPoint, ...]:
-        """Every cell of the grid, ranks outermost."""
+        """Return every cell of the grid, ranks outermost."""
         return tuple(
             DesignPoint(r, length, t)
             for r in self.lora_rank
@@ -102,16 +102,16 @@ class LawOptions(Part):
     """Forms of the law that are fitted and averaged by their evidence, the treatment of points, and
     the intervals reported.
 
-    A search knows its base loss, so the default forms are those that it caps. The paper's `power`
-    form, which nothing bends before saturation, made replayed searches of real runs spend two to
-    three times as much when it was averaged in. `loss`: `gaussian`, or `huber`, which outliers do
-    not bend. `saturated`: `filter` sets points with final_loss <= ln 2 aside where a form has no
-    ceiling; `censor` takes them, and those of a form with a ceiling at or below `floor` nats, as
-    lower bounds. `noise` is not read any more: noise follows the level of a run, always; it is
-    taken so that searches begun before go on. `optimisation_limited`: whether runs that twice their
-    steps would lower by 0.2 nats per token or more are kept in the law, or left out of it, so that
-    it tells what adapters can hold rather than what the steps allowed. The choice of the next run
-    counts them in any case.
+    A search knows its base loss, so the default forms are those that it bounds. The paper's `power`
+    form does not bend before saturation: averaged in, it made replayed searches of real runs spend
+    two to three times as much. `loss`: `gaussian`, or `huber`, which is robust to outliers.
+    `saturated`: where a form has no ceiling, `filter` excludes points with final_loss <= ln 2 and
+    `censor` takes them as lower bounds; where it has one, `censor` takes points at or below `floor`
+    nats as lower bounds. `noise` is no longer used, since noise always follows the level of a run;
+    the key is accepted so that earlier searches continue. `optimisation_limited`: `leave_out`
+    excludes from the law runs whose loss twice the steps would lower by 0.2 nats per token or more,
+    so that it describes what adapters can hold rather than what the steps allowed; the choice of
+    the next run counts them in any case.
     """
 
     forms: tuple[Form, ...] = Field(default=("ceiling", "exponential_ceiling"), min_length=1)
@@ -123,7 +123,7 @@ class LawOptions(Part):
     optimisation_limited: Literal["keep", "leave_out"] = "keep"
 
     def fit_options(self) -> FitOptions:
-        """Treatment of points in every fit of the search."""
+        """Return the treatment of points in every fit of the search."""
         return FitOptions(self.loss, self.saturated, self.floor)
 
 
@@ -138,12 +138,12 @@ class Targets(Part):
 class Design(Part):
     """Choice of points: a log-spaced start, then packs of `pack_size` by `acquisition`.
 
-    `pack_size` None: as many runs as the packs so far have shown to be worth it on their device.
-    `v_optimal` removes the most variance at the targets per gpu_second, over all forms. Its rivals:
-    `v_optimal_single` (under the best form alone), `d_optimal` (the best form's parameters),
-    `random`, `sobol`, `lhs` (Latin hypercubes), `cheapest_first`, `full_grid`, and Optuna's `tpe`
-    and `gp`, which look for a large delta_loss. `validation_share` of the spend fills space. `seed`
-    is that of the rules that draw at random.
+    `pack_size` None: as many runs as pay off on the device, judging by the packs so far.
+    `v_optimal` reduces the variance at the targets most per gpu_second, over all forms. The
+    alternatives: `v_optimal_single` (under the best form alone), `d_optimal` (the best form's
+    parameters), `random`, `sobol`, `lhs` (Latin hypercubes), `cheapest_first`, `full_grid`, and
+    Optuna's `tpe` and `gp`, which look for a large delta_loss. `validation_share` of the spend goes
+    to space-filling points. `seed` is used by the rules that draw at random.
     """
 
     acquisition: Acquisition = "v_optimal"
@@ -184,8 +184,8 @@ class Budget(Part):
 
 
 class Stop(Part):
-    """End of the search once the law is known well enough: the half-width of its 90 % interval
-    at every target, as a share of the prediction."""
+    """Stopping rule: the search ends once the half-width of the law's 90 % interval is at most this
+    share of the prediction at every target."""
 
     relative_interval: Annotated[float, Field(gt=0)] | None = None
 
@@ -193,10 +193,10 @@ class Stop(Part):
 class Evaluate(Part):
     """Measurements of a trained adapter beside its loss and recall.
 
-    `generate_max_tokens`: real greedy decoding of the runs that recall everything, up to so many
-    tokens (0: none). `control_tokens`: so many tokens of fresh text of the same distribution, on
-    which every adapter is scored (0: none); a records task has no fresh text. `prose`: every
-    adapter is scored on a passage of plain English, to see what it does to the base.
+    `generate_max_tokens`: most tokens of greedy decoding for the runs that recall everything (0:
+    none). `control_tokens`: tokens of fresh text of the same distribution on which every adapter is
+    scored (0: none); a records task has no fresh text. `prose`: every adapter is scored on a
+    passage of plain English, which measures its effect on the base.
     """
 
     generate_max_tokens: Count = 256
@@ -205,7 +205,7 @@ class Evaluate(Part):
 
 
 class SearchSpec(Part):
-    """A whole search. Build it with `pmlray.config.load_search`, which names lines in errors."""
+    """A whole search. Build it with `pmlray.config.load_search`, whose errors name lines."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)
     task: Task
@@ -240,11 +240,13 @@ class SearchSpec(Part):
 
     @property
     def search_id(self) -> str:
-        """Name and a hash of all that differs from the defaults: a new option, left at its default,
-        leaves every earlier search its id. So does `dtype: auto`, whatever machine it is asked on:
-        searches begun when bfloat16 was the default are found by it, and keep theirs."""
+        """Name and a hash of all fields that differ from the defaults.
+
+        A new option at its default does not change the ids of earlier searches. Neither does
+        `dtype: auto`, on any machine: searches begun when bfloat16 was the default keep their ids.
+        """
         chosen = without_former_dtype(self.model_dump(mode="json", exclude_defaults=True))
-        # The default of the searches that were begun before packs followed their device.
+        # Default of searches begun before the pack size depended on the device.
         if self.design.pack_size == FORMER_PACK_SIZE:
             del chosen["design"]["pack_size"]
             if not chosen["design"]:
@@ -253,12 +255,12 @@ class SearchSpec(Part):
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
     def memft_rules(self) -> MemftRules:
-        """Rules of MemFT's methods; the default ones where none are asked for."""
+        """Return the rules of MemFT's methods; the default ones where none are given."""
         return (self.memft or MemftOptions()).rules(self.task.kind)
 
     def target_points(self) -> tuple[DesignPoint, ...]:
-        """Points where the law must be known: `design.targets`, else the largest cell of the
-        space."""
+        """Return the points where the law must be known: `design.targets`, else the space's largest
+        cell."""
         targets = self.design.targets
         if targets is None:
             space = self.space
@@ -272,5 +274,5 @@ class SearchSpec(Part):
         )
 
     def replicates(self) -> tuple[tuple[int, int], ...]:
-        """Every (sequence_id, seed), sequences varying fastest: independent text comes first."""
+        """Return every (sequence_id, seed), sequences varying fastest: independent texts first."""
         return tuple((sequence, seed) for seed in self.seeds for sequence in self.sequences)

@@ -1,5 +1,8 @@
-"""Secrets come from the environment or from files: an argument can be read by everybody who may
-list processes or a cluster's jobs."""
+"""Checks that keep passwords out of arguments and outputs.
+
+Secrets come from the environment or from files: an argument can be read by everybody who may list
+processes or a cluster's jobs.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ SECRET_KEYS = ("password", "sslpassword")
 
 
 def no_password(uri: str | None) -> str | None:
-    """An address that was given as an argument; SpecError, without it, for one with a password."""
+    """Return an address given as an argument; SpecError, not quoting it, if it has a password."""
     if uri is None:
         return None
     try:
@@ -33,7 +36,7 @@ def no_password(uri: str | None) -> str | None:
 
 
 def without_credentials(value: Any) -> Any:
-    """The same facts with `user:password@` and `password=` taken out of every address."""
+    """Return the same facts with `user:password@` and `password=` removed from every address."""
     if isinstance(value, str):
         value = re.sub(r"(?<=://)[^/?\s]+@", "", value)
         return re.sub(r"(?<=[?&])(ssl)?password=[^&\s]*&?", "", value)

@@ -28,13 +28,13 @@ class Facts(BaseModel, strict=True, allow_inf_nan=False):
 
 
 class Summary(BaseModel):
-    """Of a search's summary what cannot be computed again."""
+    """Part of a search's summary that cannot be computed again."""
 
     facts: Facts
 
 
 class CardBase(BaseModel, strict=True):
-    """The base model of a kept adapter; `identity` is that of its weights."""
+    """Base model of a stored adapter; `identity` is that of its weights."""
 
     id: str = Field(min_length=1)
     revision: str | None
@@ -43,24 +43,24 @@ class CardBase(BaseModel, strict=True):
 
 
 class Card(BaseModel, strict=True):
-    """Of an adapter's card what running the adapter takes."""
+    """Part of an adapter's card that is needed to run the adapter."""
 
     base_model: CardBase
     prompt_format: Literal["plain", "chat"]
 
     def trained_with(self) -> dict[str, Any]:
-        """The same, flat."""
+        """Return the fields of the base model and the prompt format in one flat dict."""
         return {**self.base_model.model_dump(), "prompt_format": self.prompt_format}
 
 
 def read_stored(kind: type[Stored], path: Path) -> Stored:
-    """A kept file as `kind`; StoreError when it cannot be read or holds anything else."""
+    """Read a stored file as `kind`; StoreError when it cannot be read or holds anything else."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
-        # Without what it holds, which may be of a file that a link leads to.
+        # The message omits the content: through a link it may come from any other file.
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "its start"
         raise StoreError(
@@ -70,7 +70,7 @@ def read_stored(kind: type[Stored], path: Path) -> Stored:
 
 
 def stored_facts(summary: Path) -> dict[str, Any]:
-    """The facts that a search's summary keeps; none before there is one. StoreError as above."""
+    """Return the facts in a search's summary; none before there is one. StoreError as above."""
     if not summary.is_file():
         return {}
     return read_stored(Summary, summary).facts.model_dump(exclude_unset=True)

@@ -1,4 +1,4 @@
-"""YAML as plain data: nothing in it is executed, refers to itself or grows when it is expanded."""
+"""Reader of YAML as plain data: no code, no value within itself, aliases expanded to a limit."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from pmlray.errors import SpecError
 KeyPath = tuple[str | int, ...]
 
 MOST_CHARACTERS = 2**20
-# Of a search's own form six are needed; a value that refers to itself has no end.
+# A search needs six levels; a value that refers to itself has infinitely many.
 MOST_LEVELS = 20
-# With aliases written out, which a few lines can make billions of.
+# Counted with aliases expanded: a few lines can expand to billions of values.
 MOST_VALUES = 10_000
-# PyYAML lets these of its constructors escape where a value does not fit its tag.
+# Errors that PyYAML's constructors raise where a value does not fit its tag.
 UNFIT = (ValueError, LookupError, AttributeError, ArithmeticError)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML whose `1e-2` is a number, as in YAML 1.2, and whose keys may not repeat."""
+    """YAML loader that reads `1e-2` as a number, as in YAML 1.2; `_note_lines` refuses repeated
+    keys."""
 
 
 # PyYAML has no types of its own.
@@ -37,7 +38,7 @@ for _first in "-+0123456789":
 
 
 def parse_yaml(text: str, where: str) -> tuple[Any, dict[KeyPath, str]]:
-    """The data of a YAML document, and where each key and item of it stands, `where` and line.
+    """Return the data of a YAML document, and the place of each key and item (`where` and line).
 
     SpecError, beginning with `where`, for anything that is not plain data of a bounded size.
     """
@@ -93,5 +94,5 @@ def _check_text(text: str, line: str) -> None:
 
 
 def dotted(at: KeyPath) -> str:
-    """A key as it is written in an override: `space.seq_len`."""
+    """Return a key path as it is written in an override: `space.seq_len`."""
     return ".".join(str(part) for part in at)
