@@ -1,1 +1,1 @@
-"""The outside world, one framework a folder."""
+"""Adapters to external frameworks, one folder each."""

@@ -1,1 +1,1 @@
-"""DeepSpeed as the engine of training: stage 0 for packs, ZeRO-3 for larger bases."""
+"""DeepSpeed as the training engine: stage 0 for packs, ZeRO-3 for larger bases."""

@@ -1,1 +1,1 @@
-"""MLflow as the mirror of a study: runs, metrics, reports, the load of nodes."""
+"""MLflow as the mirror of a study: runs, metrics, reports, node load."""

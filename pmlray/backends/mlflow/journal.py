@@ -21,15 +21,15 @@ FULL_DISK_SECONDS = 600.0
 
 
 def entry_name(number: int) -> str:
-    """The file of an entry; entries are numbered from 1."""
+    """Return the file name of an entry; entries are numbered from 1."""
     return f"{number:08d}.json"
 
 
 def due(names: Iterable[str], sent: int) -> tuple[int, ...]:
-    """The numbers of the entries that come after the first `sent`, in order.
+    """Return the numbers of the entries after the first `sent`, in order.
 
-    names: of the files in the journal's folder. It stops at a gap: an entry
-    behind one was written without knowing the missing one.
+    names: of the files in the journal's folder. The numbers stop at a gap: an entry behind one was
+    written without knowing the missing one.
     """
     there = {int(name[:8]) for name in names if name[:8].isdigit() and name[8:] == ".json"}
     found = []
@@ -40,7 +40,7 @@ def due(names: Iterable[str], sent: int) -> tuple[int, ...]:
 
 
 class MirrorJournal:
-    """The entries of a store, and how many of them each mirror has taken.
+    """Journal of a store's entries, with the number of them that each mirror has received.
 
     It is written by one process at a time, the store's driver.
     """
@@ -62,8 +62,8 @@ class MirrorJournal:
         self._last += 1
 
     def entries(self, sent: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        """Entries after the first `sent`, with their numbers, in order."""
-        # Not by a list of the folder, which holds thousands after a long search.
+        """Yield the entries after the first `sent`, with their numbers, in order."""
+        # The folder is not listed, since it holds thousands of files after a long search.
         number = sent
         while (path := self._folder / entry_name(number + 1)).exists():
             number += 1
@@ -76,11 +76,11 @@ class MirrorJournal:
             yield number, entry
 
     def run_keys(self) -> set[str]:
-        """All runs that any mirror was told of."""
+        """Return the run_keys of all observations in the journal."""
         return {key for _, entry in self.entries() for key in entry.get("run_keys", ())}
 
     def is_open(self) -> bool:
-        """Return whether its last `start` has no `finish`."""
+        """Return whether the last `start` has no `finish` after it."""
         last = ""
         for _, entry in self.entries():
             if entry["kind"] in ("start", "finish"):
@@ -88,17 +88,17 @@ class MirrorJournal:
         return last == "start"
 
     def waiting(self, uri: str) -> int:
-        """Return how many entries a mirror has not taken yet."""
+        """Return the number of entries that a mirror has not received yet."""
         return self._last - self._all_sent().get(_key(uri), ("", 0))[1]
 
     def sent(self, uri: str, identity: str) -> int:
-        """Return how many entries a mirror has taken; none, if what is at its address now is
-        another."""
+        """Return the number of entries that a mirror has received; 0 if another mirror is now at
+        its address."""
         of, number = self._all_sent().get(_key(uri), ("", 0))
         return number if of == identity else 0
 
     def mark_sent(self, uri: str, identity: str, number: int) -> None:
-        """Note that a mirror has taken all entries up to this one."""
+        """Record that a mirror has received all entries up to this one."""
         sent = self._all_sent() | {_key(uri): (identity, number)}
         write_over(self._sent_file, json.dumps(sent).encode())
 
@@ -109,7 +109,7 @@ class MirrorJournal:
         except FileNotFoundError:
             return {}
         except (*MALFORMED, RecursionError) as error:
-            # Mirrors leave alone what they have.
+            # Sending all of it again is safe: mirrors ignore what they already have.
             log.warning("%s is damaged (%r): all is sent again", self._sent_file, error)
             return {}
 
@@ -152,7 +152,7 @@ def _is_entry(found: Any) -> bool:
 
 
 def _is_live(row: Any) -> bool:
-    """Return whether it tells of a run that trains."""
+    """Return whether a row describes a run in training."""
     if not isinstance(row, dict):
         return False
     tags, steps, loss = row.get("tags"), row.get("steps"), row.get("loss")
@@ -167,5 +167,5 @@ def _is_live(row: Any) -> bool:
 
 
 def _key(uri: str) -> str:
-    # An address may hold a password.
+    # Hashed, since an address may hold a password.
     return hashlib.sha256(uri.encode()).hexdigest()[:16]

@@ -1,6 +1,6 @@
 """Load of nodes while packs trained there, as files of the store: `load/<round>-<n>.json`.
 
-They are found by their names, since a shared folder's list may be a minute old on another node.
+Files are found by name, since a shared folder's listing may be a minute old on another node.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class NodeLoad:
-    """Load of a node during the pack of a round. `samples`: when, ms since 1970, and percent,
-    megabytes or watts by name."""
+    """Load of a node during the pack of a round. `samples`: time, ms since 1970, and values by name
+    (percent, megabytes or watts)."""
 
     round: int
     node: str
@@ -31,18 +31,18 @@ class NodeLoad:
 
 
 def put_load(store: Path, load: NodeLoad) -> None:
-    """Keep it. Where it cannot be written it is left out: nothing is measured again for it."""
+    """Store a node's load. A failed write is only logged: no pack is measured again for it."""
     content = json.dumps(asdict(load)).encode()
     try:
         (store / "load").mkdir(exist_ok=True)
-        # Another attempt, or another of its nodes, may have written before.
+        # Another attempt, or another node of the pack, may have taken the first names.
         next(path for path in _places(store, load.round) if write_once(path, content))
     except OSError as error:
         log.warning("the load of %s is not kept: %s", load.node, error)
 
 
 def loads_of(store: Path, rounds: Iterable[int]) -> Iterator[NodeLoad]:
-    """Read the loads of these rounds' packs; unreadable files are left out."""
+    """Yield the loads of these rounds' packs; unreadable files are left out."""
     for round_ in sorted(set(rounds)):
         for path in takewhile(Path.exists, _places(store, round_)):
             try:

@@ -1,4 +1,4 @@
-"""Fetch a search's report from an MLflow server: all that a laptop needs to look at a search."""
+"""Download of a search's report from an MLflow server, without access to its store."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def fetch_report(uri: str, search_id: str, folder: Path) -> tuple[Path, ...]:
     """Copy report.html and report.json of a search into a folder.
 
     MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD are used where the server wants them.
-    StoreError when the server cannot be asked, knows no such search, or has no report of it yet.
+    StoreError when the server cannot be reached, has no such search, or no report of it yet.
     """
     shown = without_credentials(uri)
     try:

@@ -1,4 +1,4 @@
-"""An observation as an MLflow run: its name, tags, params, metrics and dataset."""
+"""Observations as MLflow runs: times, params, metrics and dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pmlray.types import Observation
 
 def run_times(o: Observation, now_ms: int) -> tuple[int, int]:
     """Return the start and the end of a run's training, ms since 1970; `now_ms` for both where
-    it has none, as in a replay."""
+    they are unknown, as in a replay."""
     if (finished := o.provenance.get("finished")) is None:
         return now_ms, now_ms
     end = round(datetime.fromisoformat(finished).timestamp() * 1000)
@@ -40,7 +40,7 @@ def run_params(o: Observation) -> list[Param]:
 
 
 def run_metrics(o: Observation, time_ms: int) -> list[Metric]:
-    """Return the metrics of a run, and its loss by steps."""
+    """Return the metrics of a run, with its loss by steps."""
     optional = {
         "control_delta_loss": o.control_delta_loss,
         "control_recall": o.control_recall,
@@ -48,7 +48,7 @@ def run_metrics(o: Observation, time_ms: int) -> list[Metric]:
         "grad_norm": o.grad_norm,
     }
     values = {
-        # MLflow's comparisons begin with the first.
+        # First, since MLflow's comparisons begin with the first metric.
         "delta_loss": o.delta_loss,
         "final_loss": o.final_loss,
         "base_loss": o.base_loss,
@@ -71,8 +71,10 @@ def run_metrics(o: Observation, time_ms: int) -> list[Metric]:
 
 
 def run_dataset(o: Observation, task: Mapping[str, Any]) -> DatasetInput | None:
-    """The text that a run learnt, as MLflow's dataset: made from the task's settings, told from
-    others by the hash of its content. None where that is not known, as in a replay."""
+    """Return the text that a run learnt as an MLflow dataset, identified by a hash of its content.
+
+    Its source is the task's settings. None where the hash is not known, as in a replay.
+    """
     digest = o.provenance.get("content_hash")
     if digest is None:
         return None

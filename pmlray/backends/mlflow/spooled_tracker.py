@@ -1,7 +1,7 @@
-"""A tracker that nobody waits for: entries go to the store's journal, and from there to the mirror.
+"""Asynchronous tracker: entries go to the store's journal, and from there to the mirror.
 
-While the mirror is away they stay; each is taken in its order, once. One that was cut off while it
-was sent is sent again: mirrors leave alone what they have.
+While the mirror is unreachable they stay in the journal; each is sent in order, once. An entry
+whose sending was interrupted is sent again: mirrors ignore what they already have.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from pmlray.types import NAME, Observation, PlannedRun
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2.0
-# A search that ends waits so long for a mirror that is slow or away.
+# Longest wait of an ending search for a mirror that is slow or unreachable.
 FLUSH_SECONDS = 10.0
 
 
 def local_tracking_uri(store: Path) -> str:
-    """Return the default mirror: an SQLite file in the search's own folder."""
+    """Return the URI of the default mirror: an SQLite file in the search's own folder."""
     return f"sqlite:///{store / 'mlflow.db'}"
 
 
 class Mirror(Protocol):
     """Receiver of journal entries; every method raises TrackerAway when it cannot be reached.
 
-    `identity`: tells this mirror from an emptied one at the same address, which gets everything.
+    `identity`: differs for an emptied mirror at the same address, which is sent everything again.
     """
 
     @property
     def identity(self) -> str:
-        """See above."""
+        """Identity of the mirror's content; see above."""
         ...
 
     def start(self) -> None:
-        """The search runs (again)."""
+        """Mark the search as running (again)."""
         ...
 
     def observe(self, observations: Iterable[Observation]) -> None:
@@ -53,7 +53,7 @@ class Mirror(Protocol):
         ...
 
     def load(self, loads: Iterable[NodeLoad]) -> None:
-        """Record how busy nodes were; what is already there is left alone."""
+        """Record the load of nodes; what is already there is left alone."""
         ...
 
     def law(self, metrics: Mapping[str, float], gpu_seconds: float, time_ms: int) -> None:
@@ -61,11 +61,11 @@ class Mirror(Protocol):
         ...
 
     def progress(self, metrics: Mapping[str, float], gpu_seconds: float, time_ms: int) -> None:
-        """Record where the search stands at this spend."""
+        """Record the progress of the search at this spend."""
         ...
 
     def live(self, runs: Sequence[Mapping[str, Any]], time_ms: int) -> None:
-        """Record the loss of runs that train."""
+        """Record the loss of runs in training."""
         ...
 
     def finish(self, artifacts: Sequence[Path], status: str) -> None:
@@ -74,9 +74,9 @@ class Mirror(Protocol):
 
 
 class Replay:
-    """Sends a store's journal to a mirror.
+    """Sender of a store's journal to a mirror.
 
-    connect: reaches the mirror; TrackerAway when it cannot.
+    connect: connects to the mirror; TrackerAway when it cannot.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Replay:
         self._mirror: Mirror | None = None
 
     def send(self) -> int:
-        """Send what waits; how many entries that were. TrackerAway as soon as one is not taken."""
+        """Send the waiting entries and return their number; TrackerAway at the first failure."""
         if self._mirror is None:
             self._mirror = self._connect()
         n, identity = 0, self._mirror.identity
@@ -112,7 +112,7 @@ class Replay:
             case "law":
                 mirror.law(entry["metrics"], entry["gpu_seconds"], entry["time_ms"])
             case "live":
-                # What is measured by now needs no curve that grows.
+                # A run measured by now is mirrored with its whole curve.
                 rows = [row for row in entry["runs"] if not self._is_measured(row["run_key"])]
                 mirror.live(rows, entry["time_ms"])
             case "progress":
@@ -125,16 +125,15 @@ class Replay:
         return NAME.fullmatch(run_key) is not None and self._store.has_observation(run_key)
 
     def _is_ours(self, file: Path) -> bool:
-        """Return whether a file lies in the store: a mirror is shown no other file of this
-        machine."""
+        """Return whether a file lies in the store: no other file of this machine may be sent."""
         try:
             return file.is_file() and file.resolve().is_relative_to(self._store.folder.resolve())
-        except OSError:  # Too long for a name.
+        except OSError:  # The name is too long.
             return False
 
 
 class SpooledTracker:
-    """A Tracker that returns at once, whatever its mirror does."""
+    """Tracker whose calls return at once, even where its mirror is slow or unreachable."""
 
     def __init__(
         self, store: FileStore, journal: MirrorJournal, uri: str, connect: Callable[[], Mirror]
@@ -149,7 +148,7 @@ class SpooledTracker:
 
     @property
     def uri(self) -> str:
-        """The mirror's address."""
+        """Address of the mirror."""
         return self._uri
 
     def observe(self, observations: Iterable[Observation]) -> None:
@@ -182,7 +181,7 @@ class SpooledTracker:
             )
 
     def live(self, runs: Mapping[str, PlannedRun], packs: Iterable[LivePack]) -> None:
-        """Return how far runs are that train; those that are not in `runs`, by run_key, are left
+        """Record the progress of runs in training; those not in `runs`, by run_key, are left
         out."""
         rows = [
             {
@@ -200,7 +199,7 @@ class SpooledTracker:
             self._add("live", runs=rows)
 
     def _add(self, kind: str, **content: Any) -> None:
-        # A study and its follower write, each in its thread.
+        # A study and its follower write from different threads.
         with self._lock:
             self._journal.add(kind, **content)
         self._news.set()
@@ -218,10 +217,10 @@ class SpooledTracker:
                     log.warning("%s; its entries wait in %s", error, self._store.folder / "mirror")
                 away = True
             except (OSError, StoreError) as error:
-                # The store's own disk is full or away, or a file of it is damaged.
+                # The store's own disk is full or unreachable, or a file of it is damaged.
                 log.warning("the journal of %s is not sent: %s", self._store.folder, error)
                 away = True
             if over:
                 return
-            # What is new does not make a mirror that is away answer.
+            # While the mirror is unreachable, new entries are no reason to try again sooner.
             (self._over if away else self._news).wait(RETRY_SECONDS)

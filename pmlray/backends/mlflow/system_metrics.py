@@ -1,7 +1,7 @@
-"""Load of machines while a search runs, by MLflow's own monitors.
+"""Load of machines while a search runs, sampled by MLflow's own monitors.
 
-The driver's machine is watched from its process. A worker's node is sampled by the worker into the
-store and mirrored with its results: no training waits for a server.
+The driver samples its own machine. A worker samples its node into the store, from where the samples
+are mirrored with its results, so that training never waits for a server.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 
 SAMPLE_SECONDS = 10.0
-# Samples of a long pack grow apart with its age: a few hundred tell a day as thousands would.
+# Interval between samples as a share of the pack's age: a few hundred samples suffice for a day.
 APART = 0.01
-# Shares of shorter times are noise.
+# CPU shares over shorter times are noise.
 SHORTEST_SECONDS = 1.0
-# The thread may still be at its imports.
+# Longest wait for a last sample: the sampling thread may still be importing.
 ANSWER_SECONDS = 1.0
 
 
 class SystemMetrics:
-    """Samples CPU, memory, disk, network and GPUs (where pynvml is) of the driver's machine, on a
-    cluster the head, into a run, from a thread.
+    """Sampler of the driver's machine into a run: CPU, memory, disk, network, GPUs (with pynvml).
 
-    It ends by itself when the run does, or when MLflow cannot be reached.
+    On a cluster this machine is the head. The sampling thread ends by itself when the run does, or
+    when MLflow cannot be reached.
     """
 
     def __init__(self, run_id: str, uri: str) -> None:
@@ -48,19 +48,19 @@ class SystemMetrics:
         self._monitor.start()
 
     def finish(self) -> None:
-        """Send what is left, and end."""
+        """Send the remaining samples, and end."""
         self._monitor.finish()
 
 
 def watch(run_id: str, uri: str) -> SystemMetrics | None:
-    """Begin; None on a machine without psutil, as one that only replays and reports may be."""
+    """Start sampling into a run; None without psutil, as where a machine only makes reports."""
     return SystemMetrics(run_id, uri) if find_spec("psutil") else None
 
 
 class NodeSampler:
-    """Samples the same of a worker's node, from a thread, for as long as the process lives.
+    """Sampler of the same metrics of a worker's node, in a thread, until the process ends.
 
-    What goes wrong in the thread ends the samples, and nothing else.
+    An error in the thread ends the sampling, and nothing else.
     """
 
     def __init__(self) -> None:
@@ -71,13 +71,14 @@ class NodeSampler:
         self._thread.start()
 
     def begin(self) -> None:
-        """A pack begins; what was sampled before is none of its."""
+        """Begin a pack, and discard earlier samples."""
         with self._lock:
             self._samples.clear()
             self._began = time.monotonic()
 
     def take(self) -> tuple[tuple[int, Mapping[str, float]], ...]:
-        """Return the samples since `begin`, and now: when, in ms since 1970, and the values."""
+        """Return the samples since `begin`, one of now included if due: time, ms since 1970, and
+        values by name."""
         if self._thread.is_alive():
             self._answered.clear()
             self._asked.set()
@@ -88,7 +89,7 @@ class NodeSampler:
     def _sample_all(self) -> None:
         monitors = node_monitors()
         for monitor in monitors:
-            # The first share of a CPU is of no time at all.
+            # Discarded: the first CPU share covers no time.
             monitor.collect_metrics()
             monitor.clear_metrics()
         while True:
@@ -109,18 +110,18 @@ class NodeSampler:
 
 
 def _means(monitor: BaseMetricsMonitor) -> Mapping[str, float]:
-    # MLflow's base class promises nothing; every monitor of it gives its metrics' means by name.
+    # MLflow's base class declares no result; every monitor returns its metrics' means by name.
     return cast("Mapping[str, float]", monitor.aggregate_metrics())
 
 
 def is_due(since_last: float, since_begin: float) -> bool:
-    """Return whether a sample is worth keeping so many seconds after the last one, and into the
-    pack."""
+    """Return whether a sample is due, by the seconds since the last one and since the pack
+    began."""
     return since_last >= max(SHORTEST_SECONDS, APART * since_begin)
 
 
 def node_monitors() -> list[BaseMetricsMonitor]:
-    """MLflow's monitors of this machine, with its GPUs where their driver's library is."""
+    """Return MLflow's monitors of this machine, with its GPUs where their library is installed."""
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
     from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
@@ -129,20 +130,20 @@ def node_monitors() -> list[BaseMetricsMonitor]:
 
     found: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
     for of_gpus in (GPUMonitor, ROCMMonitor):
-        # What they raise where there is no library, and where there is no GPU.
+        # Raised where there is no library, and where there is no GPU.
         with suppress(ImportError, RuntimeError):
             found.append(of_gpus())
     return found
 
 
 def node_sampler() -> NodeSampler | None:
-    """Begin to sample this node; None without psutil."""
+    """Start sampling this node; None without psutil."""
     return NodeSampler() if find_spec("psutil") else None
 
 
 @contextmanager
 def sampled(sampler: NodeSampler | None, store: Path, round_: int) -> Generator[None]:
-    """Keep in the store how busy this node is while a pack trains."""
+    """Sample the load of this node while a pack trains, and keep it in the store."""
     if sampler is None:
         yield
         return
@@ -155,5 +156,5 @@ def sampled(sampler: NodeSampler | None, store: Path, round_: int) -> Generator[
 
 
 def node_name() -> str:
-    """This node as metrics name it."""
+    """Return the name of this node in metrics."""
     return re.sub(r"[^A-Za-z0-9.-]+", "-", platform.node()).strip(".-") or "node"

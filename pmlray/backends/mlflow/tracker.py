@@ -1,7 +1,7 @@
-"""MLflow as the place where people look at a search: a parent run, and a child run a measurement.
+"""Mirror of a store in MLflow: a parent run per search, and a child run per measurement.
 
-MLflow mirrors the store. Children are found by their run_key, so a search that starts again adds
-only what is missing. Every call raises TrackerAway while the server is away.
+Children are found by their run_key, so a restarted search adds only what is missing. Every call
+raises TrackerAway while the server is unreachable.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from pmlray.types import Observation
 
 EXPERIMENT = "pmlray"
 PAGE = 1000
-# Of one request.
+# Limit of one request.
 MOST_METRICS = 1000
-# The artifact folder of a run that PEFT loads its adapter from.
+# Artifact folder of a run from which PEFT loads its adapter.
 ADAPTER = "adapter"
 NOTE = (
     "A search or comparison: its law and what it spent are metrics by gpu_seconds, its page is"
@@ -41,10 +41,10 @@ NOTE = (
 
 
 class MlflowTracker:
-    """A Tracker that writes to any MLflow tracking URI.
+    """Tracker that writes to any MLflow tracking URI.
 
-    artifacts: where they go beside a database; a server decides that itself.
-    adapters: the folder whose folders, named by run_key, are attached to the runs.
+    artifacts: their folder where the URI is a database; a server decides that itself.
+    adapters: folder whose sub-folders, named by run_key, are attached to the runs.
     """
 
     def __init__(
@@ -63,21 +63,21 @@ class MlflowTracker:
             self._experiment = self._find_experiment(artifacts)
             self._parent = self._find_parent(spec)
             self._mirrored = self._mirrored_keys()
-        # The runs in MLflow of those that train, by run_key.
+        # MLflow's run ids of the runs in training, by run_key.
         self._live: dict[str, str] = {}
 
     @property
     def uri(self) -> str:
-        """The tracking URI."""
+        """Tracking URI."""
         return self._uri
 
     @property
     def identity(self) -> str:
-        """The parent run's id: another one, where the database was lost."""
+        """Id of the parent run, which changes if the database is lost."""
         return self._parent
 
     def start(self) -> None:
-        """The search runs (again)."""
+        """Mark the search as running (again), and start sampling this machine."""
         with self._reached():
             self._client.update_run(self._parent, status="RUNNING")
             self._system = watch(self._parent, self._uri)
@@ -91,7 +91,7 @@ class MlflowTracker:
                     self._mirrored.add(observation.run_key)
 
     def live(self, runs: Sequence[Mapping[str, Any]], time_ms: int) -> None:
-        """The loss of runs that train, nats per token by step: their curves grow as they do."""
+        """Log the loss of runs in training, nats per token, at their present step."""
         with self._reached():
             for row in runs:
                 key = row["run_key"]
@@ -131,9 +131,10 @@ class MlflowTracker:
     def law(
         self, metrics: Mapping[str, float], gpu_seconds: float, time_ms: int | None = None
     ) -> None:
-        """The law's parameters and interval widths, against gpu_seconds as the step.
+        """Log the law's parameters and interval widths, with gpu_seconds as the step.
 
-        time_ms: when they were found, now by default. A metric of the same time and step is one.
+        time_ms: when they were found, now by default. A metric logged again with the same time and
+        step counts once.
         """
         self._log_metrics(metrics, gpu_seconds, time_ms)
 
@@ -157,7 +158,7 @@ class MlflowTracker:
         with self._reached():
             if self._system is not None:
                 self._system.finish()
-            # What is still live was left out, or has failed.
+            # Runs that are still live were left out, or have failed.
             for run_id in self._live.values():
                 self._client.delete_run(run_id)
             self._live.clear()
@@ -179,7 +180,7 @@ class MlflowTracker:
         found = self._client.get_experiment_by_name(EXPERIMENT)
         if found is not None:
             return found.experiment_id
-        # Without a server, MLflow would put them into whatever folder this runs in.
+        # Without a server, MLflow would put artifacts into the current working folder.
         served = self._uri.startswith("http")
         return self._client.create_experiment(
             EXPERIMENT, artifact_location=None if served else artifacts.as_uri()
@@ -205,7 +206,7 @@ class MlflowTracker:
         return run.info.run_id
 
     def _mirrored_keys(self) -> set[str]:
-        """Children that are complete; a half-written one, left by a kill, is removed."""
+        """Return the run_keys of complete children; delete half-written ones, left by a kill."""
         keys = set()
         for run in self._search(f"tags.`mlflow.parentRunId` = '{self._parent}'"):
             if run.info.status == "FINISHED":
@@ -244,7 +245,7 @@ class MlflowTracker:
         if (dataset := run_dataset(o, self._task)) is not None:
             self._client.log_inputs(run_id, [dataset])
         adapter = None if self._adapters is None else self._adapters / o.run_key
-        # A replay has none, nor has a store whose adapters were cleared away.
+        # There is none in a replay, nor in a store whose adapters were deleted.
         if adapter is not None and adapter.is_dir():
             self._client.log_artifacts(run_id, str(adapter), ADAPTER)
         self._client.set_terminated(run_id, end_time=end)

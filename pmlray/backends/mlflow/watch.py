@@ -1,4 +1,4 @@
-"""A running search as its mirror in MLflow shows it."""
+"""State of a running search, read from its mirror in MLflow."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ ASKING_ERRORS = (MlflowException, SQLAlchemyError, OSError)
 
 @dataclass(frozen=True, slots=True)
 class Mirrored:
-    """A search as MLflow has it: the status and the newest metrics of its parent run."""
+    """State of a search in MLflow: status and newest metrics of its parent run."""
 
     status: str
     metrics: Mapping[str, float]
 
 
 class MlflowWatch:
-    """Looks at one search in MLflow; StoreError where it knows none, TrackerAway while it is away.
+    """Reader of one search in MLflow; StoreError if there is none, TrackerAway if unreachable.
 
-    `spec` is the search's own, which its parent run holds.
+    `spec`: the search's spec, as stored in its parent run.
     """
 
     def __init__(self, uri: str, search_id: str) -> None:
@@ -62,7 +62,7 @@ class MlflowWatch:
             raise _away(self._uri, error) from error
 
     def look(self) -> Mirrored:
-        """Return the present state."""
+        """Return the search's present state."""
         try:
             parent = self._client.get_run(self._run_id)
         except ASKING_ERRORS as error:
@@ -71,8 +71,8 @@ class MlflowWatch:
 
 
 def experiments(uri: str) -> int:
-    """Return how many experiments an MLflow shows to this user; TrackerAway where it does not
-    answer."""
+    """Return the number of experiments that MLflow shows to this user; TrackerAway where it does
+    not answer."""
     try:
         return len(MlflowClient(tracking_uri=uri).search_experiments())
     except ASKING_ERRORS as error:

@@ -1,1 +1,1 @@
-"""Optuna as the chooser of design points, and as the study that dashboards show."""
+"""Optuna as the sampler of design points, and as the study that dashboards show."""

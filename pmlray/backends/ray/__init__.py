@@ -1,1 +1,1 @@
-"""Ray: the cluster, its jobs, the workers of Ray Train, the packs that Ray Tune hands out."""
+"""Ray: clusters, jobs, Ray Train workers, and packs scheduled by Ray Tune."""

@@ -1,1 +1,1 @@
-"""The record of truth on a shared folder: observations, leases, attempts."""
+"""Record of truth in a shared folder: observations, leases, attempts."""
