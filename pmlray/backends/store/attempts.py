@@ -1,4 +1,4 @@
-"""Attempts at a pack, one small file each: where each began, and what it lost."""
+"""Attempts at a pack, one small file each: first step, and device-seconds lost."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pmlray.types import MALFORMED, rebuild
 
 log = logging.getLogger(__name__)
 
-# Losing a worker so often at one place is no accident any more.
+# So many workers lost at the same step are no coincidence, and the pack has failed.
 MOST_WITHOUT_PROGRESS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One start of a pack after `step` steps. `unsaved_seconds`: device-seconds since its last
-    checkpoint, as last noted; lost if the attempt was cut off. `over`: it ended by itself, done or
-    because it was asked to leave."""
+    """One start of a pack, after `step` steps. `unsaved_seconds`: device-seconds since its last
+    checkpoint, as last noted; lost if the attempt was interrupted. `over`: it ended by itself, done
+    or because it was asked to leave."""
 
     step: int
     unsaved_seconds: float = 0.0
@@ -30,8 +30,7 @@ class Attempt:
 
 
 def without_progress(attempts: Sequence[Attempt]) -> int:
-    """Return how many attempts in a row, up to the last, were cut off before they got any
-    further."""
+    """Return how many attempts in a row, up to the last, were interrupted before any progress."""
     n = 0
     for attempt in reversed(attempts):
         if attempt.over or attempt.step != attempts[-1].step:
@@ -41,23 +40,23 @@ def without_progress(attempts: Sequence[Attempt]) -> int:
 
 
 def lost_seconds(attempts: Sequence[Attempt]) -> float:
-    """Device-seconds of attempts that were cut off, since their last checkpoints."""
+    """Return the device-seconds of interrupted attempts since their last checkpoints."""
     return sum(attempt.unsaved_seconds for attempt in attempts if not attempt.over)
 
 
 class AttemptLog:
-    """The attempts of one pack."""
+    """Log of the attempts at one pack."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._own: tuple[Path, Attempt] | None = None
 
     def all(self) -> tuple[Attempt, ...]:
-        """Every attempt so far, in order; StoreError when the note of one is damaged."""
+        """Return every attempt so far, in order; StoreError when a file is damaged."""
         return tuple(map(_read, sorted(self._folder.glob("attempt-*.json"))))
 
     def begin(self, step: int) -> None:
-        """Note a start after so many steps. OSError when it cannot be written."""
+        """Record a start after this many steps. OSError when it cannot be written."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"attempt-{len(self.all()):04d}.json"
         attempt = Attempt(step)
@@ -65,7 +64,7 @@ class AttemptLog:
         self._own = (path, attempt)
 
     def note(self, unsaved_seconds: float, *, over: bool = False) -> None:
-        """Note how much would be lost now, or that the attempt has ended by itself."""
+        """Record the device-seconds that would be lost now, or that the attempt ended by itself."""
         if self._own is None:
             return
         path, attempt = self._own

@@ -1,4 +1,4 @@
-"""Leases with heartbeats as files of a folder that every node sees: no locks of one host only."""
+"""Leases with heartbeats as files of a shared folder: unlike a host's locks, valid on all nodes."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from pmlray.types import MALFORMED, rebuild
 
 log = logging.getLogger(__name__)
 
-# Seconds between a holder's checks that it still holds; between beats this only reads a folder.
+# Seconds between a holder's checks; those between beats only call `look`.
 POLL_SECONDS = 1.0
-# Shared storage announces no changes: a process that waits for a lease reads it this often.
+# Shared storage announces no changes, so a process that waits for a lease polls it this often.
 WAIT_SECONDS = 0.2
 
 
 class LeaseFolder:
-    """All leases of a store."""
+    """Folder of all leases of a store."""
 
     def __init__(self, folder: Path, stale: float = STALE_SECONDS) -> None:
         self._folder, self._stale = folder, stale
 
     def take(self, name: str, wait: float = 0.0) -> Lease:
-        """The lease, once it is free or its holder is known to be gone.
+        """Take a lease once it is free or its holder is known to be gone.
 
         wait: seconds. StoreError, naming the holder, when it is still held after them.
         """
@@ -53,7 +53,7 @@ class LeaseFolder:
         while True:
             seen = None
             with suppress(FileExistsError, FileNotFoundError):
-                # Either says that it has just changed hands: look again.
+                # Either error means that the lease has just changed hands: look again.
                 seen = self._seen(name)
                 if may_take(seen, here, _start_of, self._stale):
                     return self._make(name, 1 if seen is None else seen.generation + 1, here)
@@ -68,19 +68,19 @@ class LeaseFolder:
             time.sleep(WAIT_SECONDS)
 
     def still_in_force(self, name: str, generation: int) -> bool:
-        """Return whether work under someone's lease may go on."""
+        """Return whether work under this generation of a lease may go on."""
         return in_force(generation, self._there(name))
 
     def is_free(self, name: str) -> bool:
-        """Return whether nobody is at work under this lease."""
+        """Return whether no live process holds this lease."""
         try:
             return may_take(self._seen(name), _this_process(), _start_of, self._stale)
         except FileNotFoundError:
             return False
 
     def await_free(self, names: Iterable[str], until: float) -> bool:
-        """Wait until nobody is at work under any of these leases; False when it is `until` by the
-        monotonic clock, seconds, before that."""
+        """Wait until all of these leases are free; return False if they are not by `until`, seconds
+        of the monotonic clock."""
         for name in names:
             while not self.is_free(name):
                 if time.monotonic() >= until:
@@ -99,12 +99,12 @@ class LeaseFolder:
         if not there:
             return None
         last = max(there)
-        # One that is only wanted to stop was given back just now.
+        # With a STOP file alone, the lease was given back while the folder was listed.
         if FREE in there[last] or "" not in there[last]:
             return Seen(last, None, 0.0)
         path = self._folder / name / str(last)
         try:
-            # Opening a file makes a network file system ask its server how old it is.
+            # Opening a file makes a network file system ask its server for the file's age.
             with open(path, "rb", opener=open_here) as file:
                 content, beaten = file.read(), os.fstat(file.fileno()).st_mtime
         except FileNotFoundError:
@@ -114,7 +114,7 @@ class LeaseFolder:
         return Seen(last, _holder_from(content), self._now() - beaten)
 
     def _now(self) -> float:
-        """The time by the clock that stamps the beats."""
+        """Return the time of the file system's clock, which stamps the beats."""
         clock = self._folder / "clock"
         clock.touch()
         return clock.stat().st_mtime
@@ -131,23 +131,23 @@ class LeaseFolder:
 
 
 class Lease:
-    """A lease that this process holds."""
+    """Lease that this process holds."""
 
     def __init__(self, folder: LeaseFolder, name: str, generation: int, path: Path) -> None:
         self._folder, self.name, self.generation, self._path = folder, name, generation, path
 
     def beat(self) -> bool:
-        """Say that the holder lives; False when someone else has taken the lease."""
+        """Renew the lease; return False when another process has taken it."""
         with suppress(FileNotFoundError):
             os.utime(self._path)
         return self._folder.still_in_force(self.name, self.generation) or self._stopping.exists()
 
     def ask_to_stop(self) -> None:
-        """Tell all that work under this lease to keep what they have and leave."""
+        """Ask all work under this lease to save its state and end."""
         self._stopping.touch()
 
     def give_back(self) -> None:
-        """Free the lease; needs no space on the disk."""
+        """Give the lease back, so that it is free; needs no space on the disk."""
         with suppress(FileNotFoundError):
             os.rename(self._path, self._path.with_name(f"{self._path.name}.{FREE}"))
 
@@ -165,8 +165,8 @@ def beating(
 ) -> Generator[None]:
     """Keep leases alive from a thread, and give them back at the end.
 
-    lost: called once, from that thread, when one of them has been taken by someone else. look:
-    called every second.
+    lost: called once, from that thread, when another process has taken one of them. look: called
+    every second.
     """
     over = threading.Event()
 
@@ -182,7 +182,7 @@ def beating(
                     lost()
                     return
             except OSError as error:
-                # A file system that is away for a while; the lease goes stale if it stays away.
+                # The file system is unreachable; the lease becomes stale if that lasts.
                 log.warning("no heartbeat on a lease: %s", error)
 
     thread = threading.Thread(target=beat, name="lease-heartbeat", daemon=True)
@@ -200,7 +200,7 @@ def _holder_from(content: bytes) -> Holder:
     """Read the holder of a lease from its file; UNKNOWN where it is damaged."""
     try:
         holder = rebuild(Holder, json.loads(content))
-        # Half of a surrogate pair could not be shown.
+        # Refuses half of a surrogate pair, which could not be printed.
         f"{holder.host}{holder.place}{holder.started}".encode()
     except (*MALFORMED, RecursionError):
         return UNKNOWN
@@ -221,8 +221,8 @@ def _place() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """Return the start of a process of this machine, in ticks; None when there is none, or it is
-    dead and not yet reaped."""
+    """Return the start of a process of this machine, in ticks; None when there is none, or it is a
+    zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,9 +1,9 @@
-"""The record of truth on a shared folder: one immutable JSON file an observation.
+"""Record of truth in a shared folder: one immutable JSON file per observation.
 
-Layout: `observations/<run_key>.json`, `failures/<run_key>-<n>.json`, `plans/<pack_id>.json` as a
-pack is handed out and `packs/<pack_id>.json` once it is back, `adapters/<run_key>/`, `leases/`,
+Layout: `observations/<run_key>.json`, `failures/<run_key>-<n>.json`, `plans/<pack_id>.json` when a
+pack is handed out and `packs/<pack_id>.json` once it is finished, `adapters/<run_key>/`, `leases/`,
 `checkpoints/<pack_id>/`, `load/` (see node_load.py), `live/` (see live_packs.py),
-`calibration.json`, and whatever is derived from them beside.
+`calibration.json`, and files derived from these.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ log = logging.getLogger(__name__)
 T = TypeVar("T", Observation, FailedRun, PackTimes, Pack)
 
 DRIVER = "driver"
-# A measurement waits so long for space on a full disk before it is lost.
+# Longest wait for space on a full disk before a measurement is lost.
 FULL_DISK_SECONDS = 600.0
 
 
 class FileStore:
-    """An ObservationStore in a folder that every worker of a search sees."""
+    """ObservationStore in a folder that is visible to every worker of a search."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -62,41 +62,41 @@ class FileStore:
 
     @property
     def adapters(self) -> Path:
-        """Folder of the trained adapters, one sub-folder a run_key."""
+        """Folder of the trained adapters, one sub-folder per run_key."""
         return self.folder / "adapters"
 
     def checkpoints(self, pack_id: str) -> Path:
-        """Folder of a pack's checkpoints."""
+        """Return the folder of a pack's checkpoints."""
         return self.folder / "checkpoints" / pack_id
 
     def put(self, observation: Observation) -> None:
-        """Keep an observation; writing the same run_key again changes nothing."""
+        """Store an observation; writing the same run_key again changes nothing."""
         _write_once(self._observations / f"{observation.run_key}.json", observation.to_json())
 
     def put_failure(self, failure: FailedRun) -> None:
-        """Keep a failed attempt beside those of the same run in other rounds; within one, where a
-        pack went on from before the failure, the first counts."""
+        """Store a failed attempt, one per run and round: where a pack resumed from before the
+        failure, the first of the round is kept."""
         earlier = self.failures_of(failure.run_key)
         if all(other.round != failure.round for other in earlier):
             path = self._failures / f"{failure.run_key}-{len(earlier)}.json"
             _write_once(path, asdict(failure))
 
     def put_times(self, times: PackTimes) -> None:
-        """Keep where a pack's wall time went."""
+        """Store the times of a pack, which then counts as finished."""
         _write_once(self._packs / f"{times.pack_id}.json", asdict(times))
 
     def put_plan(self, pack: Pack) -> None:
-        """Keep which runs train together: a pack that a fault cut off goes on as it was, for in
-        other company its runs would round otherwise."""
+        """Store the runs of a pack, so that an interrupted pack resumes with the same ones: packed
+        with others, its runs would be rounded differently."""
         _write_once(self._plans / f"{pack.pack_id}.json", asdict(pack))
 
     def plans(self) -> tuple[Pack, ...]:
-        """All packs that were ever handed out, by round."""
+        """Return all packs that were ever handed out, by round."""
         packs = _read_all(self._plans.glob("*.json"), _pack_from)
         return tuple(sorted(packs, key=lambda pack: pack.round))
 
     def unfinished(self) -> tuple[Pack, ...]:
-        """The packs that were handed out, never came back, and lack a result, by round."""
+        """Return the packs that were handed out, did not finish, and lack a result, by round."""
         back = {path.name for path in self._packs.glob("*.json")}
         cut_off = [path for path in self._plans.glob("*.json") if path.name not in back]
         found = (
@@ -107,12 +107,12 @@ class FileStore:
         return tuple(sorted(found, key=lambda pack: pack.round))
 
     def observations(self) -> tuple[Observation, ...]:
-        """All observations, in the order in which they were chosen."""
+        """Return all observations, in the order in which they were chosen."""
         found = _read_all(self._observations.glob("*.json"), Observation.from_json)
         return tuple(sorted(found, key=lambda o: (o.round, o.place, o.run_key)))
 
     def observation(self, run_key: str) -> Observation | None:
-        """The observation of one run, if it is there."""
+        """Return the observation of one run, if it is there."""
         path = self._observations / f"{run_key}.json"
         return next(_read_all([path], Observation.from_json), None)
 
@@ -121,7 +121,7 @@ class FileStore:
         return (self._observations / f"{run_key}.json").exists()
 
     def failures_of(self, run_key: str) -> tuple[FailedRun, ...]:
-        """The failed attempts of one run, in the order in which they were written."""
+        """Return the failed attempts of one run, in the order in which they were written."""
         paths = (self._failures / f"{run_key}-{attempt}.json" for attempt in count())
         return tuple(_read_all(takewhile(Path.exists, paths), _failure_from))
 
@@ -132,7 +132,7 @@ class FileStore:
         return any(failure.round == round_ for failure in self.failures_of(run_key))
 
     def failures(self) -> tuple[FailedRun, ...]:
-        """All failed attempts, in the order in which they were chosen."""
+        """Return all failed attempts, in the order in which they were chosen."""
         found = _read_all(self._failures.glob("*.json"), _failure_from)
         return tuple(sorted(found, key=lambda f: (f.round, f.place, f.run_key)))
 
@@ -141,16 +141,16 @@ class FileStore:
         return calibration_of(self.folder)
 
     def times(self) -> tuple[PackTimes, ...]:
-        """The times of every pack, by round."""
+        """Return the times of every pack, by round."""
         found = _read_all(self._packs.glob("*.json"), partial(rebuild, PackTimes))
         return tuple(sorted(found, key=lambda times: times.round))
 
     @contextmanager
     def driver_lock(self) -> Generator[Lease]:
-        """Hold the store for one driver, on whatever node; that of a killed one is free once its
-        heartbeats stop, at once on the same machine.
+        """Hold the store's lease for one driver, on any node.
 
-        A driver that was taken for dead, and is not, is interrupted.
+        The lease of a killed driver is free once its heartbeats are stale, at once on the same
+        machine. A driver that lost its lease while it did not respond is interrupted.
         """
         try:
             lease = self.leases.take(DRIVER)
@@ -166,7 +166,7 @@ class FileStore:
 
 
 def _write_once(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that is either whole or absent, and never replaced."""
+    """Write a file atomically unless it exists; StoreError when it cannot be written."""
     try:
         write_once(path, json.dumps(content).encode(), FULL_DISK_SECONDS)
     except OSError as error:
@@ -174,14 +174,14 @@ def _write_once(path: Path, content: dict[str, Any]) -> None:
 
 
 def _read_all(paths: Iterable[Path], build: Callable[[dict[str, Any]], T]) -> Iterator[T]:
-    """Read files that anybody with access to the store may have written."""
+    """Yield the content of files, untrusted: anybody with access to the store may write them."""
     for path in sorted(paths):
         try:
             with open(path, encoding="utf-8", opener=open_here) as file:
                 text = file.read()
             stored = json.loads(text)
             if "\\ud" in text:
-                # Half of a surrogate pair, which no report could hold.
+                # Refuses half of a surrogate pair, which no report could hold.
                 json.dumps(stored, ensure_ascii=False).encode()
         except FileNotFoundError:
             continue
@@ -202,7 +202,7 @@ def _read_all(paths: Iterable[Path], build: Callable[[dict[str, Any]], T]) -> It
 
 
 def _failure_from(row: dict[str, Any]) -> FailedRun:
-    # Until November 2026 `left_out` was stored as `handed_on`, and such stores go on.
+    # Until November 2026 `left_out` was stored as `handed_on`, and such stores are still read.
     row = {("left_out" if name == "handed_on" else name): value for name, value in row.items()}
     return rebuild(FailedRun, {**row, "point": rebuild(DesignPoint, row["point"])})
 
@@ -214,6 +214,6 @@ def _pack_from(row: dict[str, Any]) -> Pack:
     )
     room = row.get("room")
     room = None if room is None else rebuild(Room, room)
-    # What was added later is not in every file.
+    # Fields that were added later are missing in older files.
     later = {name: row[name] for name in ("gpu_seconds", "calibrates") if name in row}
     return rebuild(Pack, {"round": row["round"], "runs": tuple(runs), "room": room} | later)
