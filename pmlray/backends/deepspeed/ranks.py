@@ -1,7 +1,6 @@
 """Agreement of the ranks of one job: rank 0 decides and broadcasts.
 
-Messages go over gloo, whatever carries the tensors: they keep no GPU waiting or busy while there is
-no pack.
+Messages use gloo, whatever carries the tensors, so that no GPU is kept busy between packs.
 """
 
 from __future__ import annotations
@@ -19,24 +18,24 @@ KEEP, GO_ON, LEAVE = "keep", "go on", "leave"
 
 
 class Ranks:
-    """This process among the others of its job; needs torch's process group."""
+    """Communication of this process with its job's other ranks; needs torch's process group."""
 
     def __init__(self) -> None:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self._words: Any = dist.new_group(backend="gloo")
 
     def say(self, word: Any) -> None:
-        """Tell all other ranks, of which each must `hear`; rank 0 alone may."""
+        """Send a value to all other ranks, each of which must call `hear`; for rank 0 only."""
         dist.broadcast_object_list([word], src=0, group=self._words)
 
     def sum(self, amount: float) -> float:
-        """The sum of what every rank has; every rank must ask."""
+        """Return the sum of all ranks' amounts; every rank must call it."""
         found = torch.tensor(amount, dtype=torch.float64)
         dist.all_reduce(found, group=self._words)
         return float(found)
 
     def hear(self) -> Any:
-        """Rank 0's next word."""
+        """Wait for the next value that rank 0 sends, and return it."""
         said = [None]
         dist.broadcast_object_list(said, src=0, group=self._words)
         return said[0]
@@ -50,35 +49,35 @@ class Ranks:
 
 
 class SharedRun(Protocol):
-    """A run that all ranks train together, between two steps."""
+    """Run that all ranks train together, between two steps."""
 
     clock: DeviceClock
 
     @property
     def is_done(self) -> bool:
-        """True if it has had all its steps."""
+        """True if all its steps are done."""
         ...
 
     def get_state(self) -> PackState:
-        """All that its later steps depend on; every rank must call it."""
+        """Return the state that later steps depend on; every rank must call it."""
         ...
 
 
 class SharedCheckpoints(Protocol):
-    """A pack's checkpoints, of which every rank has its side."""
+    """Checkpoints of a pack as used on each rank."""
 
     def resume(self) -> PackState | None:
-        """The state of the run at which the pack was cut off, on every rank."""
+        """Return, on every rank, the state of the run at which the pack was interrupted."""
         ...
 
     def after(self, run: SharedRun, step: int, anyone_finished: bool = False) -> None:
-        """Keep the run after `step` steps of the pack, if it is time; AskedToLeave on every rank
-        when rank 0 was asked to."""
+        """Save the run after `step` steps of the pack, if a checkpoint is due; AskedToLeave on
+        every rank when rank 0 was asked to leave."""
         ...
 
 
 class Leading:
-    """Rank 0's side: it has the files."""
+    """Checkpoints on rank 0, which has the files."""
 
     def __init__(self, ranks: Ranks, checkpoints: Checkpoints) -> None:
         self._ranks, self._checkpoints = ranks, checkpoints
@@ -99,7 +98,7 @@ class Leading:
 
 
 class Following:
-    """The side of all other ranks."""
+    """Checkpoints on all other ranks, which follow rank 0."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
@@ -115,7 +114,7 @@ class Following:
 
 
 class _Found:
-    """The state that rank 0's files hold, if any."""
+    """Receiver of the state in rank 0's files, if any."""
 
     state: PackState | None = None
 
@@ -124,7 +123,7 @@ class _Found:
 
 
 class _OfAllRanks:
-    """A run as rank 0's checkpoints see it: what they take out, all ranks must."""
+    """Run as seen by rank 0's checkpoints; taking its state involves all ranks."""
 
     def __init__(self, ranks: Ranks, run: SharedRun) -> None:
         self.active: list[int] = [] if run.is_done else [0]

@@ -1,8 +1,8 @@
-"""Watch of a pack whose runs train one after another on ranks that share a base.
+"""Watch of the cost of a pack whose runs train one after another on a sharded base.
 
-Unlike a packed loop's watch it judges only the run that trains, by that run's own pace: the cost of
-a step on a sharded base does not follow from tokens or steps of another run, and a run that was
-left out stays so.
+Unlike a packed loop's watch it predicts only the run in training, from that run's own pace: on a
+sharded base, the cost of a step does not follow from tokens or steps of another run. A run that was
+left out stays left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pmlray.types import Pack
 
 
 class Team(Protocol):
-    """The ranks of a job."""
+    """Ranks of a job."""
 
     rank: int
     world: int
@@ -30,7 +30,7 @@ class Team(Protocol):
 
 
 class RunOfRanks(Protocol):
-    """A run while it trains: `step` of its steps are done; `curve` holds (step, loss)."""
+    """Run in training: `step` of its steps are done; `curve` holds (step, loss)."""
 
     clock: DeviceClock
     curve: list[tuple[int, float]]
@@ -38,39 +38,41 @@ class RunOfRanks(Protocol):
 
 
 class ShardedWatch:
-    """Every rank has one of a pack; rank 0 looks and tells, and the others hear what it has found.
+    """Watch of a pack, one on every rank: rank 0 decides and reports, the others get its decisions.
 
-    spent: gpu_seconds of the pack's runs that have ended. tell: where rank 0 says every few seconds
-    how the pack stands. devices: gpu_seconds that a second takes at most.
+    spent: gpu_seconds of the pack's runs that have ended. tell: receives the pack's progress from
+    rank 0 every few seconds. devices: largest number of gpu_seconds per wall second.
     """
 
     def __init__(self, pack: Pack, ranks: Team, tell: Tell, spent: float, devices: int) -> None:
         self._pack, self._ranks, self._tell, self.spent = pack, ranks, tell, spent
         limit = math.inf if pack.gpu_seconds is None else pack.gpu_seconds
-        # A pack with little to spend is looked at more often.
+        # A small budget is checked more often.
         self._every = min(SECONDS_BETWEEN_LOOKS, LOOKS_SHARE * limit / devices)
         self._next = time.perf_counter() + self._every
         self._place, self._pace = 0, Pace(time.perf_counter)
 
     @property
     def is_spent(self) -> bool:
-        """True if nothing is left to begin another run with."""
+        """True if the pack's gpu_seconds are spent, so that no other run may begin."""
         return self._pack.gpu_seconds is not None and self.spent >= self._pack.gpu_seconds
 
     def stage(self, words: str) -> None:
-        """Tell what the pack does while it does not train."""
+        """Report the pack's activity while it does not train."""
         if self._ranks.rank == 0:
             self._tell(LivePack(self._pack.pack_id, words, time.time(), len(self._pack.runs)))
 
     def begin(self, place: int) -> None:
-        """The run at this place trains from here on."""
+        """Begin to watch the run at this place."""
         self._place, self._pace = place, Pace(time.perf_counter)
 
     def after(self, run: RunOfRanks) -> bool:
-        """After a step of the run: whether it is to be left out, for good, lest the pack spend too
-        much. Every rank must ask."""
+        """Return whether to leave the run out, for good, so that the pack does not overspend.
+
+        Called after each step of the run; every rank must call it.
+        """
         found = self._ranks.rank == 0 and self._look(run)
-        # Without a limit no rank waits for rank 0.
+        # Without a limit there is nothing to agree on, so no rank waits for rank 0.
         return self._pack.gpu_seconds is not None and self._ranks.agree(found)
 
     def _look(self, run: RunOfRanks) -> bool:
@@ -84,11 +86,11 @@ class ShardedWatch:
         return bool(too_much(found, seconds, self._pack.gpu_seconds))
 
     def _outlook(self, run: RunOfRanks) -> Outlook:
-        """Of the run that trains alone; a unit of its work is a step."""
+        """Return the outlook of the run in training alone; a unit of its work is a step."""
         place, runs = self._place, self._pack.runs
         left = runs[place].point.train_steps - run.step
         before = sum(r.point.train_steps for r in runs[:place])
-        # Its ranks work alike.
+        # All ranks do the same work, so this rank's time stands for each.
         own = run.clock.gpu_seconds[0] * self._ranks.world
         return Outlook(
             groups=((place,),),
@@ -103,7 +105,7 @@ class ShardedWatch:
     def _standing(self, run: RunOfRanks, found: Outlook) -> LivePack:
         runs = self._pack.runs
         wanted = sum(r.point.train_steps for r in runs)
-        # Of the whole pack, as if all its runs' steps took as long.
+        # The whole pack's steps to go per step of this run, as if all steps took equally long.
         left = (wanted - found.steps) / run.step
         planned = runs[self._place]
         steps, loss = planned.point.train_steps, run.curve[-1][1]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-# DeepSpeed looks for its accelerator when it is imported.
+# DeepSpeed selects its accelerator when it is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
@@ -26,10 +26,10 @@ BACKEND = {"deepspeed": version("deepspeed")}
 
 
 def deepspeed_config() -> dict[str, object]:
-    """The engine's configuration.
+    """Return the engine's configuration.
 
-    Stage 0: the base fits one device and is not DeepSpeed's to shard. Clipping is per adapter, in
-    the optimizer, so DeepSpeed's own is off. Accumulation is unmanaged: a step has as many
+    Stage 0: the base fits one device, so nothing is sharded. Clipping is per adapter, in the
+    optimizer, so DeepSpeed's own is off. Accumulation is unmanaged: a step has as many
     micro-batches as its rows need.
     """
     return {
@@ -38,16 +38,16 @@ def deepspeed_config() -> dict[str, object]:
         "zero_optimization": {"stage": 0},
         "gradient_clipping": 0.0,
         "steps_per_print": 10**9,
-        # It waits for the device in every step, which no captured step may.
+        # The timer synchronises with the device in every step, which a captured step must not.
         "timers": {"throughput": {"enabled": False}},
     }
 
 
 def be_one_process() -> None:
-    """Be a torch process group of one, which DeepSpeed asks for, unless there is a group."""
+    """Initialise a torch process group of one, which DeepSpeed needs, unless there is a group."""
     if not torch.distributed.is_initialized():
-        # The number of DeepSpeed's device, whatever started this process left there; and a store in
-        # memory, which needs no free port.
+        # LOCAL_RANK is DeepSpeed's device number: overwrite any value left by a launcher. A store
+        # in memory needs no free port.
         os.environ["LOCAL_RANK"] = "0"
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         store = torch.distributed.HashStore()
@@ -55,19 +55,19 @@ def be_one_process() -> None:
 
 
 class DeepSpeedStepper:
-    """Drives forward, backward and update through a DeepSpeed engine."""
+    """Stepper that runs forward, backward and update through a DeepSpeed engine."""
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine) -> None:
-        # Typed loosely: what its unannotated methods return took the type checker 10 s to infer.
+        # Any, since inferring its unannotated methods took the type checker 10 s.
         self._engine: Any = engine
         self._steps = 0
 
     def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
-        """Per-token losses with a graph."""
+        """Return per-token losses with their autograd graph."""
         return self._engine(batch, keep_TD)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a sum over tokens to those already there."""
+        """Add the gradients of a loss, a sum over tokens, to those already accumulated."""
         self._engine.backward(loss)
 
     def step(self) -> None:
@@ -75,7 +75,7 @@ class DeepSpeedStepper:
         self._engine.step()
 
     def stepped(self, replayed: bool) -> None:
-        """Keep the engine's count right: it sees no replays, and steps taken twice twice."""
+        """Correct the engine's step count, which misses replays and counts repeated steps twice."""
         self._steps += 1
         self._engine.global_steps = self._steps
 
@@ -83,7 +83,7 @@ class DeepSpeedStepper:
 def deepspeed_stepper(
     on_engine: Callable[[deepspeed.DeepSpeedEngine], None] | None = None,
 ) -> Callable[[AdaptedModel, PackedAdamW], DeepSpeedStepper]:
-    """A maker of steppers for `measure_pack`; needs a process group, as of `be_one_process`."""
+    """Return a factory of steppers for `measure_pack`; needs a process group (`be_one_process`)."""
 
     def make(model: AdaptedModel, optimizer: PackedAdamW) -> DeepSpeedStepper:
         # On Linux CPUs DeepSpeed would compile a shared-memory op with the system's C++ compiler.

@@ -1,6 +1,6 @@
 """Packs on a base sharded over the ranks of a job: run after run, on one base for all packs.
 
-Only where no single device holds the base: everything else trains packed, at stage 0.
+Used only where no single device holds the base: all other packs train packed, at stage 0.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from pmlray.types import FailedRun, Observation, Pack, PlannedRun
 
 @dataclass(frozen=True)
 class ShardedPack:
-    """A pack as every rank gets it: the texts of the runs still to do, by place, and gpu_seconds
-    of those that have ended."""
+    """Pack as sent to every rank: texts of the runs still to do, by place, and gpu_seconds of those
+    that have ended."""
 
     pack: Pack
     memories: Mapping[int, MemorySet]
@@ -45,7 +45,7 @@ class ShardedPack:
 
 
 def check_sharded(search: PreparedSearch, pack: Pack) -> None:
-    """RunError for what only the packed engine trains."""
+    """Raise RunError for a pack that only the packed engine can train."""
     spec = search.spec
     if spec.probe.placement != "down_proj" or spec.recipe.dropout:
         raise RunError(
@@ -63,7 +63,7 @@ def prepare_pack(
     tokenizer: Any,
     spent: float,
 ) -> ShardedPack:
-    """A pack with what its runs `todo`, by place, memorise; spent: gpu_seconds of its others.
+    """Return a pack with the texts of its runs `todo`, by place; spent: gpu_seconds of the others.
     RunError or DataError where it cannot be trained."""
     check_sharded(search, pack)
     spec = search.spec
@@ -78,10 +78,11 @@ def prepare_pack(
 
 
 class ShardedPacks:
-    """Trains packs one after another; every rank makes one, and calls `measure` for the same packs.
+    """Trainer of packs, one after another; every rank has one and measures the same packs.
 
-    store, adapters: rank 0 puts there what was measured. backend: names and versions of what drives
-    the loop, for the provenance. tell: where rank 0 says every few seconds how a pack stands.
+    store, adapters: where rank 0 stores results. backend: names and versions of the frameworks that
+    run the loop, for the provenance. tell: receives a pack's progress from rank 0 every few
+    seconds.
     """
 
     def __init__(
@@ -99,9 +100,9 @@ class ShardedPacks:
         self._base: Any = None
 
     def measure(self, given: ShardedPack, checkpoints: SharedCheckpoints) -> float:
-        """Train a pack's runs that are left to do; wall seconds inside optimiser steps.
+        """Train a pack's remaining runs; return the wall seconds inside optimiser steps.
 
-        checkpoints: from where the pack goes on, if it was cut off; AskedToLeave comes of them.
+        checkpoints: an interrupted pack resumes from them; they raise AskedToLeave.
         """
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -122,7 +123,7 @@ class ShardedPacks:
                 if state is not None and state.facts["run_key"] == run.run_key:
                     trained.set_state(state)
                 else:
-                    # A pack that continues from here needs no state of the runs before.
+                    # A pack that resumes here needs no state of the runs before.
                     checkpoints.after(trained, before, anyone_finished=place > 0)
                 watch.begin(place)
                 gone = False
@@ -157,7 +158,7 @@ class ShardedPacks:
     def _keep(
         self, pack: Pack, place: int, trained: ShardedRun, memory: MemorySet, gpu_seconds: float
     ) -> None:
-        """Store what was measured of a run; every rank must call it."""
+        """Store the results of a run; every rank must call it."""
         scores, weights = trained.scores(), trained.weights()
         trained.curve.append((trained.step, scores.mean_nll))
         if self._ranks.rank == 0:

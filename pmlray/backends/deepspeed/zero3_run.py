@@ -1,9 +1,9 @@
 """One run on a base that DeepSpeed ZeRO-3 shards over the ranks of a job.
 
-What a run adds to the base goes with it: the adapter, its optimiser and the engine, whose hooks
-`destroy` takes from the modules. The shards stay where they are, for the next run's engine: what
-has been sharded before, `deepspeed.initialize` leaves alone (`_convert_to_zero_parameters` of
-runtime/zero/parameter_offload.py), and shards the fresh adapter only.
+At its end a run's adapter, optimiser and engine are removed; `destroy` takes the engine's hooks
+from the modules. The base's shards stay for the next run's engine: `deepspeed.initialize` leaves
+sharded weights as they are (`_convert_to_zero_parameters` of runtime/zero/parameter_offload.py) and
+shards the new adapter only.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from pmlray.engine.training.metrics import curve_steps
 from pmlray.memory import Record
 from pmlray.types import PlannedRun
 
-# Weights of fewer values stay whole on every rank: gathering them costs more than it saves.
+# Smaller weights stay whole on every rank: gathering them costs more than it saves.
 SMALL_WEIGHTS = 100_000
-# A cache of DeepSpeed's on all engines' weights, inside a wrapper that does not show it.
+# DeepSpeed's cache of all engines' weights, inside a wrapper that does not expose it.
 RELEASED = vars(PartitionedParameterCoordinator)[
     "_PartitionedParameterCoordinator__params_to_release"
 ]
@@ -52,7 +52,7 @@ MATRICES, MOMENTS = ("lora_A", "lora_B"), ("exp_avg", "exp_avg_sq")
 
 
 def zero3_config(recipe: Recipe, dtype: str) -> dict[str, Any]:
-    """The engine's configuration: all weights sharded, gradients clipped as the recipe says."""
+    """Return the engine's configuration: weights sharded, gradients clipped by the recipe."""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -66,8 +66,8 @@ def zero3_config(recipe: Recipe, dtype: str) -> dict[str, Any]:
 
 
 class ShardedRun:
-    """One run while it trains; `step` optimiser steps are done. Every rank makes one, on a base of
-    its own that no other run uses meanwhile."""
+    """Run in training, with `step` optimiser steps done. Every rank makes one, on its part of the
+    base, which no other run uses meanwhile."""
 
     def __init__(
         self, search: PreparedSearch, run: PlannedRun, records: Sequence[Record], base: Any
@@ -91,11 +91,11 @@ class ShardedRun:
 
     @property
     def is_done(self) -> bool:
-        """True if it has had all its steps."""
+        """True if all its steps are done."""
         return self.step >= self.run.point.train_steps
 
     def train_step(self) -> None:
-        """Take an optimiser step; the curve is kept on the way."""
+        """Take an optimiser step; before it, extend the curve if a point is due."""
         steps = self.run.point.train_steps
         if self.step in {0, *curve_steps(steps)} and self.step not in dict(self.curve):
             self.curve.append((self.step, self.scores().mean_nll))
@@ -111,7 +111,7 @@ class ShardedRun:
         tokens = sum(len(record.target_ids) for record in batch)
         own, counts = share_of(batch, self._rank, self._world)
         nll, _ = self._engine(own)
-        # DeepSpeed takes the mean over ranks of what is one sum over all of them.
+        # DeepSpeed averages over ranks; the loss is a sum over them, hence the factor of `world`.
         self._engine.backward(nll.sum() * (self._world / tokens * counts))
         for group in self._optimizer.param_groups:
             group["lr"] = self._recipe.rate_at(self.step, self.run.point.train_steps)
@@ -119,7 +119,7 @@ class ShardedRun:
 
     @torch.no_grad()
     def scores(self) -> TokenScores:
-        """All records' losses, on every rank."""
+        """Return the losses of all records, on every rank."""
         nll: dict[int, tuple[float, ...]] = {}
         wrong: dict[int, tuple[bool, ...]] = {}
         for start in range(0, len(self._records), self._world):
@@ -135,7 +135,7 @@ class ShardedRun:
         return TokenScores(tuple(nll[i] for i in order), tuple(wrong[i] for i in order))
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """A (X, r) and B (r, D), gathered on every rank."""
+        """Return A (X, r) and B (r, D), gathered on every rank."""
         found = {}
         for name, values in self._matrices().items():
             with deepspeed.zero.GatheredParameters([values]):
@@ -151,7 +151,8 @@ class ShardedRun:
         }
 
     def get_state(self) -> PackState:
-        """All that later steps depend on, whole, on the host; every rank must call it."""
+        """Return the unsharded state that later steps depend on, on the host; every rank must call
+        it."""
         tensors: dict[str, Tensor] = {}
         # Adam has no moments before its first step.
         for name, values in self._matrices().items() if self.step else ():
@@ -167,14 +168,14 @@ class ShardedRun:
         return PackState(tensors, facts).on_host()
 
     def set_state(self, state: PackState) -> None:
-        """Bring a fresh run to a state of it, over however many ranks it was; every rank must call
-        it."""
+        """Restore a state in a fresh run, also one saved on another number of ranks; every rank
+        must call it."""
         self.step = state.facts["step"]
         self.curve = [(int(step), float(loss)) for step, loss in state.facts["curve"]]
         self.clock.set_state(PackState(facts=state.facts["clock"]))
         if not self.step:
             return
-        # As torch's Adam makes them at its first step.
+        # The same state that torch's Adam creates at its first step.
         for shard in self._optimizer.fp32_partitioned_groups_flat:
             moments = {moment: torch.zeros_like(shard) for moment in MOMENTS}
             self._adam.state[shard] = {"step": torch.tensor(float(self.step)), **moments}
@@ -192,12 +193,12 @@ class ShardedRun:
         return flat[size * self._rank : size * (self._rank + 1)]
 
     def close(self) -> None:
-        """Leave the base as it was, still sharded."""
+        """Restore the base to its state before the run, still sharded."""
         self._engine.destroy()
-        # What DeepSpeed 0.19.8's destroy leaves (runtime/zero/parameter_offload.py, stage3.py,
-        # partitioned_param_coordinator.py): a list of all root modules, a cache that holds every
-        # engine, each weight's optimiser, and functions that would go on with this engine in the
-        # next one's backward passes.
+        # Remove what DeepSpeed 0.19.8's destroy leaves (runtime/zero/parameter_offload.py,
+        # stage3.py, partitioned_param_coordinator.py): a list of all root modules, a cache that
+        # holds every engine, each weight's optimiser, and functions that would still use this
+        # engine in the next one's backward passes.
         FWD_MODULE_STACK.remove(self.model)
         getclosurevars(RELEASED).nonlocals["func"].cache_clear()
         for module in self.model.modules():
@@ -216,7 +217,7 @@ def _whole(gathered: Tensor | None) -> Tensor:
 
 @contextmanager
 def sharded_loading(config: dict[str, Any]) -> Generator[None]:
-    """Weights that transformers loads meanwhile are sharded as they come; later models are not."""
+    """Shard the weights that transformers loads within this context; later models stay whole."""
     from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
     # On Linux CPUs DeepSpeed would compile a shared-memory op with the system's C++ compiler.
