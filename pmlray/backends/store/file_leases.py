@@ -72,7 +72,7 @@ class LeaseFolder:
         return in_force(generation, self._there(name))
 
     def is_free(self, name: str) -> bool:
-        """Return whether no live process holds this lease."""
+        """Return whether this lease is free, stale, or held by a dead process."""
         try:
             return may_take(self._seen(name), _this_process(), _start_of, self._stale)
         except FileNotFoundError:
