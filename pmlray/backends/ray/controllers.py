@@ -1,5 +1,4 @@
-"""The jobs of Ray Train, whose controllers tell of their workers, and have no placement group
-cleaner."""
+"""Jobs of Ray Train whose controllers report their workers and have no placement group cleaner."""
 
 from __future__ import annotations
 
@@ -17,28 +16,28 @@ if TYPE_CHECKING:
     from ray.train.v2._internal.execution.context import TrainRunContext
     from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupContext
 
-# Nodes may vanish again and again; a pack that gets nowhere is given up by its worker.
+# Many, since nodes may vanish repeatedly; a worker itself fails a pack that makes no progress.
 MOST_LOST_WORKERS = 1000
 
 
 class TellsOfWorkers(ControllerCallback, WorkerGroupCallback):
-    """Runs in the controller of job `number`; tells the actor `workers` who that is, and whether
-    the job has its workers."""
+    """Callback in the controller of job `number` that reports to the actor `workers` its own id and
+    whether the job has its workers."""
 
     def __init__(self, workers: Any, number: int) -> None:
         self._workers, self._number = workers, number
 
     def after_controller_start(self, train_run_context: TrainRunContext) -> None:
-        """The controller is there, and has asked for nothing yet."""
+        """Report the controller's id, before it has requested any resources."""
         me = ray.get_runtime_context().get_actor_id()
         self._workers.made_by.remote(self._number, me)
 
     def before_worker_group_start(self, worker_group_context: WorkerGroupContext) -> None:
-        """Waits for devices from here on, for workers that it had lost too."""
+        """Report that the job waits for workers, also after it has lost some."""
         self._workers.has_workers.remote(self._number, False)
 
     def after_worker_group_start(self, worker_group: WorkerGroup) -> None:
-        """Their processes are there, on their devices."""
+        """Report that the workers' processes have started on their devices."""
         self._workers.has_workers.remote(self._number, True)
 
 
@@ -49,21 +48,21 @@ def trainer_of(
     number: int,
     workers: Any,
 ) -> Any:
-    """The trainer of job `number`, whose workers run `train`.
+    """Return the trainer of job `number`, whose workers run `train`.
 
-    name: of its folder, in which Ray Train looks for what an earlier job left; workers: the actor
-    that hands out packs.
+    name: of its folder, in which Ray Train looks for the state of an earlier job; workers: the
+    actor that hands out packs.
     """
     options: dict[str, Any] = {
         "train_loop_config": {"plan": plan, "workers": workers, "number": number},
         "scaling_config": plan.scaling(),
         "run_config": RunConfig(
             name=name,
-            # Ray's own checkpoints are not used: of them the newest alone can be had, whole or not.
+            # Ray's own checkpoints are not used: only the newest is available, complete or not.
             storage_path=plan.storage,
             failure_config=FailureConfig(max_failures=MOST_LOST_WORKERS),
             worker_runtime_env={"env_vars": plan.environment},
-            # Ray declares its users' own kind of callback alone, and takes all.
+            # Ray declares only user callbacks here, but accepts all kinds.
             callbacks=[TellsOfWorkers(workers, number)],  # pyrefly: ignore[bad-argument-type]
         ),
     }
@@ -71,20 +70,20 @@ def trainer_of(
         from ray.train.torch import TorchTrainer
 
         return _without_cleaner(TorchTrainer(train, **options))
-    # A worker alone makes its group of one itself: TorchTrainer's would load torch, for seconds, in
-    # this process and in Ray Train's controller, one after the other.
+    # A single worker makes its process group itself: TorchTrainer would load torch, for seconds, in
+    # this process and then in Ray Train's controller.
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     return _without_cleaner(DataParallelTrainer(train, **options))
 
 
 def _without_cleaner(trainer: Any) -> Any:
-    """The trainer, whose controller has no PlacementGroupCleaner beside it.
+    """Return the trainer, changed so that its controller has no PlacementGroupCleaner beside it.
 
-    That actor asks the State API whether the controller lives. Where there is no dashboard it never
-    learns; and it finds the address by itself, in the environment or in the file of the last
-    `ray start`, so that a foreign cluster may tell it that the controller is dead, whereupon it
-    takes a running job's devices away. What a dead controller leaves, `held_resources` removes.
+    That actor asks the State API whether the controller lives. Without a dashboard it gets no
+    answer. It also finds the address by itself, in the environment or in the file of the last `ray
+    start`, so that another cluster may report the controller as dead, and the actor then removes a
+    running job's devices. `held_resources` removes what a dead controller leaves.
     """
     make = trainer._create_default_callbacks
     trainer._create_default_callbacks = lambda: [

@@ -1,7 +1,7 @@
-"""Holders of a cluster's resources, by the tables of the Ray that this process is part of.
+"""Holders of a cluster's resources, from the tables of the Ray that this process is part of.
 
-Ray's State API has the same, but through a dashboard, which the Ray of one command does not start,
-and at an address that it looks up by itself, which may be another cluster's.
+Ray's State API offers the same, but it needs a dashboard, which the Ray of one command does not
+start, and it looks up the address by itself, which may be another cluster's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from textwrap import shorten
 import ray
 from ray._private.state import state
 from ray.core.generated.gcs_pb2 import (
-    # Made at run time, from a description that protobuf reads.
+    # Generated at run time by protobuf, so a type checker does not find them.
     ActorTableData,  # pyrefly: ignore[missing-module-attribute]
     PlacementGroupTableData,  # pyrefly: ignore[missing-module-attribute]
 )
@@ -24,7 +24,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 POLL_SECONDS = 0.1
 COMMAND_LETTERS = 80
-# The actor that leads a job of Ray Train, and reserves its devices.
+# Class of Ray Train's actor that runs a job and reserves its devices.
 CONTROLLER = "TrainController"
 # Ray's prefix of node types where no autoscaler runs, one type for each node.
 FIXED_NODE = "node_"
@@ -32,8 +32,8 @@ FIXED_NODE = "node_"
 
 @dataclass(frozen=True)
 class Group:
-    """A placement group that is not removed; ids in hex. bundles: its node ("" where it waits for
-    one) and resources, for each."""
+    """Placement group that is not removed; ids in hex. bundles: the node ("" while it waits for
+    one) and resources of each."""
 
     group_id: str
     job_id: str
@@ -43,7 +43,7 @@ class Group:
 
 
 def placement_groups() -> list[Group]:
-    """All placement groups of the cluster."""
+    """Return all placement groups of the cluster that are not removed."""
     found = []
     for row in state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(row)
@@ -64,16 +64,15 @@ def placement_groups() -> list[Group]:
 
 
 def held_groups(creators: Collection[str]) -> set[str]:
-    """The placement groups that these actors made."""
+    """Return the ids of the placement groups that these actors made."""
     return {g.group_id for g in placement_groups() if g.creator_id in creators}
 
 
 def free_groups(creators: Collection[str], seconds: float, held: Collection[str] = ()) -> bool:
-    """Remove the placement groups that these actors made, and those that a dead controller of Ray
-    Train left in this job; whether the nodes have the resources of those, and of the groups `held`,
-    again within `seconds`.
+    """Remove the placement groups of these actors, and of this job's dead Ray Train controllers.
 
-    Ray itself keeps what a dead actor had reserved for as long as the actor's job lives.
+    Returns whether the nodes have the resources of those, and of the groups `held`, again within
+    `seconds`. Ray itself keeps a dead actor's reservations for as long as the actor's job lives.
     """
     job, until = ray.get_runtime_context().get_job_id(), time.monotonic() + seconds
     gone = set(held)
@@ -96,15 +95,15 @@ def can_grow() -> bool:
     report = json.loads(told).get("autoscaler_report") if told else None
     if report and any(not kind.startswith(FIXED_NODE) for kind in report["active_nodes"]):
         return True
-    # The second version of Ray's autoscaler tells of itself here.
+    # Version 2 of Ray's autoscaler stores its configuration here.
     config = state.get_cluster_config()
     groups = config.node_group_configs if config is not None else ()
     return any(group.max_count != group.min_count for group in groups)
 
 
 def describe_holders(wanted: Mapping[str, float], workers: int) -> str:
-    """Describe the nodes' share of one worker's resources, what is free, and what holds the
-    rest; or that this job has them and its workers have not started."""
+    """Describe each node's amounts of the resources that a worker needs, the free amounts, and the
+    holders of the rest; or that this job has them and its workers have not started."""
     kinds, groups, job = set(wanted), placement_groups(), ray.get_runtime_context().get_job_id()
     free = state.available_resources_per_node()
     total = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
@@ -129,7 +128,7 @@ def describe_holders(wanted: Mapping[str, float], workers: int) -> str:
 
 
 def _actors() -> dict[str, ActorTableData]:
-    """All actors that are alive, by their ids in hex."""
+    """Return all live actors, by their ids in hex."""
     rows = state._connect_and_get_accessor().get_actor_table(None, "ALIVE")
     return {actor.actor_id.hex(): actor for actor in map(ActorTableData.FromString, rows)}
 
@@ -152,7 +151,7 @@ def _holders(
         )
     for actor in actors.values():
         amount = _only(kinds, actor.required_resources)
-        # What runs in a placement group takes nothing besides it.
+        # An actor in a placement group holds nothing beyond the group's resources.
         if not amount or actor.placement_group_id:
             continue
         found.append(
@@ -164,7 +163,7 @@ def _holders(
 
 def _job(jobs: Mapping[str, dict[str, object]], job_id: str) -> str:
     job = jobs.get(job_id)
-    # Some are whole programs.
+    # An entrypoint may be a whole program, of several lines.
     command = " ".join(str(job["Entrypoint"]).split()) if job else ""
     what = f" `{shorten(command, COMMAND_LETTERS, placeholder=' ...')}`" if command else ""
     pid = f", process {job['DriverPid']} on {job['DriverIPAddress']}" if job else ""
@@ -174,7 +173,7 @@ def _job(jobs: Mapping[str, dict[str, object]], job_id: str) -> str:
 def _only(
     kinds: set[str], resources: Mapping[str, float], missing: float | None = None
 ) -> dict[str, float]:
-    """The amounts of these kinds; a kind that is not there is left out, or counts `missing`."""
+    """Return the amounts of these kinds; an absent kind is left out, or counts as `missing`."""
     there = {kind: resources.get(kind, missing) for kind in sorted(kinds)}
     return {kind: amount for kind, amount in there.items() if amount is not None}
 
@@ -184,7 +183,7 @@ def _amounts(resources: Mapping[str, float]) -> str:
 
 
 def _is_dead_controller(actor_id: str) -> bool:
-    # A driver's own groups name no actor.
+    # Groups that a driver made itself have the nil actor id.
     known = {} if ray.ActorID.nil().hex() == actor_id else state.actor_table(actor_id)
     return known.get("State") == "DEAD" and known["ActorClassName"] == CONTROLLER
 
@@ -194,8 +193,8 @@ def _remove(group_id: str) -> None:
 
 
 def _held_by(groups: Collection[str]) -> bool:
-    """Return whether a node lists a resource of these placement groups: CPU_group_0_ID and the
-    like."""
+    """Return whether a node lists a resource of these placement groups, such as
+    CPU_group_0_ID."""
     return bool(groups) and any(
         kind.rpartition("_")[2] in groups
         for resources in state.total_resources_per_node().values()

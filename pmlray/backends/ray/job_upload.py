@@ -23,7 +23,7 @@ def pack_working_dir(archive: Path, files: Mapping[str, Path]) -> int:
     # Ray would pack a folder without compressing it, four times as large.
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, path in _each_file({**source, **files}):
-            # Without its time: Ray knows an archive that it already has by its content.
+            # Without time stamps: Ray recognises an archive that it already has by its content.
             packed.writestr(zipfile.ZipInfo(name), path.read_bytes(), zipfile.ZIP_DEFLATED)
     size = archive.stat().st_size
     if size > MAX_UPLOAD_BYTES:
@@ -37,7 +37,7 @@ def pack_working_dir(archive: Path, files: Mapping[str, Path]) -> int:
 
 
 def _each_file(named: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:
-    """All files in these files and folders, by their names in the archive."""
+    """Yield all files in these files and folders, with their names in the archive."""
     for name, path in named.items():
         if not path.is_dir():
             yield name, path

@@ -1,4 +1,4 @@
-"""Searches as jobs of a Ray cluster, over HTTP: submit, follow, look at and stop them."""
+"""Searches as jobs of a Ray cluster over HTTP: submission, logs, status and stop."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ STOP_SECONDS = 60
 JOB_ENVIRONMENT = {
     # Ray kills a job 3 s after it asks it to stop; a search closes its store and tracker first.
     "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
-    # A GPU node that an autoscaler starts is there after minutes, not within Ray Train's 60 s.
+    # A GPU node that an autoscaler starts is ready after minutes, not within Ray Train's 60 s.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
 }
-# A cluster that has just started answers before the agent that starts jobs is there.
+# A cluster that has just started answers before the agent that starts jobs is ready.
 NO_AGENT = "No available agent"
 AGENT_SECONDS, RETRY_SECONDS = 60, 0.5
-# A job that tells how its cluster is, on a busy one too.
+# Time for the job that measures niceness, enough on a busy cluster too.
 PROBE_SECONDS = 60
-# Ray's REST interface tells of a job's end only when it is asked.
+# Ray's REST interface does not announce a job's end.
 POLL_SECONDS = 0.5
 SEARCH_KEY = "pmlray.search_id"
-# What Ray's client, requests and aiohttp raise when a cluster cannot be reached or refuses.
+# Errors of Ray's client, requests and aiohttp when a cluster cannot be reached or refuses.
 CLUSTER_ERRORS = (OSError, RuntimeError, ValueError, aiohttp.ClientError, AuthenticationError)
 
 
 @dataclass(frozen=True, slots=True)
 class SearchJob:
-    """One job of a cluster. `seconds` is how long it has run; the times are Unix seconds."""
+    """Job of a cluster. `seconds`: run time so far; `started`: Unix time, seconds."""
 
     submission_id: str
     search_id: str
@@ -53,18 +53,18 @@ class SearchJob:
 
 
 class RayJobs:
-    """The jobs of one cluster.
+    """Client for the jobs of one cluster.
 
     With token authentication on the cluster, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or
-    RAY_AUTH_TOKEN) must be set here. RunError, with what to do, when it cannot be reached, refuses
-    the token, or runs another Ray than the one that pmlray is pinned to.
+    RAY_AUTH_TOKEN) must be set here. RunError, with a remedy, when the cluster cannot be reached,
+    refuses the token, or runs another Ray version than the one that pmlray is pinned to.
     """
 
     def __init__(self, address: str) -> None:
         self._address = address
         with self._explained("cannot be asked"):
             self._client = JobSubmissionClient(address)
-            # The client asks for it as it connects, and has no public way to tell.
+            # The client learns the version when it connects, and has no public attribute for it.
             found = self._client._server_ray_version
         if found is not None and Version(found) != Version(ray.__version__):
             raise RunError(
@@ -81,7 +81,7 @@ class RayJobs:
         search_id: str,
         submission_id: str | None,
     ) -> str:
-        """Run `python -m pmlray ARGUMENTS` on the head node; returns the submission id.
+        """Run `python -m pmlray ARGUMENTS` on the head node; return the submission id.
 
         archive: a .zip, whose content is the job's working directory.
         submission_id: must be new on the cluster; by default the search's id and a number.
@@ -116,15 +116,15 @@ class RayJobs:
                 ) from error
 
     def worker_niceness(self) -> int | None:
-        """Return how far the cluster's workers give way to others for a core (0: not at all), as
-        a job of some seconds finds out; None where it did not within PROBE_SECONDS."""
+        """Return the niceness of the cluster's workers (0: normal priority), measured by a job of
+        some seconds; None where that fails or takes more than PROBE_SECONDS."""
         try:
             job = self._client.submit_job(entrypoint=f"python -c {shlex.quote(PROBE)}")
             if not JobStatus(self._wait(job, PROBE_SECONDS).status).is_terminal():
                 self._client.stop_job(job)
                 return None
             told = told_niceness(self._client.get_job_logs(job))
-            # The log of one that failed may say why.
+            # A failed job is kept, since its log may say why.
             if told is not None:
                 self._client.delete_job(job)
         except CLUSTER_ERRORS:
@@ -132,14 +132,15 @@ class RayJobs:
         return told
 
     def all_jobs(self) -> list[SearchJob]:
-        """All jobs that were submitted to the cluster, newest first."""
+        """Return all jobs that were submitted to the cluster, newest first."""
         with self._explained("did not list its jobs"):
             found = self._client.list_jobs()
         jobs = [job for job in map(_search_job, found) if job.submission_id]
         return sorted(jobs, key=lambda job: job.started or 0.0, reverse=True)
 
     def find(self, wanted: str | None) -> SearchJob:
-        """The job of a submission id, else the newest of a search id; None: the newest search."""
+        """Return the job of a submission id, else the newest of a search id, by default of any
+        search; SpecError where there is none."""
         jobs = self.all_jobs()
         for job in jobs:
             if job.submission_id == wanted:
@@ -154,12 +155,12 @@ class RayJobs:
         )
 
     def logs(self, job: str) -> str:
-        """All that the job has printed so far."""
+        """Return the job's output so far."""
         with self._explained(f"gave no log of {job}"):
             return self._client.get_job_logs(job)
 
     def follow(self, job: str, show: Callable[[str], None]) -> int:
-        """Show a job's log until the job is over; returns its exit code."""
+        """Pass a job's log to `show` until the job ends; return its exit code."""
         try:
             asyncio.run(self._tail(job, show))
             return self._exit_code(job)
@@ -170,7 +171,7 @@ class RayJobs:
             ) from error
 
     def stop(self, job: str, wait: bool) -> SearchJob:
-        """Ask a job to stop, and wait until it has closed its store and tracker."""
+        """Ask a job to stop; with `wait`, wait until it has closed its store and tracker."""
         with self._explained(f"did not stop {job}"):
             self._client.stop_job(job)
             if wait:
@@ -192,7 +193,7 @@ class RayJobs:
             show(text)
 
     def _exit_code(self, job: str) -> int:
-        """The driver's exit code once the job is over; its log can end a moment earlier."""
+        """Return the driver's exit code once the job has ended; its log can end earlier."""
         over = self._wait(job, 60)
         if over.status == JobStatus.SUCCEEDED:
             return 0
@@ -225,7 +226,7 @@ class RayJobs:
 
 
 def _search_job(details: JobDetails) -> SearchJob:
-    # Ray declares the class as None where pydantic is missing, which pmlray needs itself.
+    # Ray declares the class as None where pydantic is missing; pmlray itself requires pydantic.
     assert details is not None
     started = None if not details.start_time else details.start_time / 1000
     ended = time.time() if not details.end_time else details.end_time / 1000

@@ -1,7 +1,7 @@
 """Niceness of a cluster's processes.
 
-Ray starts its workers at niceness 15, unless RAY_worker_niceness says otherwise where a node
-starts, or in the environment that a worker is asked for with.
+Ray starts its workers at niceness 15, unless RAY_worker_niceness is set where a node starts, or in
+the environment with which a worker is requested.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 NICENESS = "RAY_worker_niceness"
-# A Ray job that tells it. The job itself runs at 0, whatever the cluster's workers do.
+# Ray job that prints a worker's niceness. The job itself runs at 0, whatever that of the workers.
 PROBE = (
     "import os, ray; ray.init(log_to_driver=False);"
     " print('niceness', ray.get(ray.remote(num_cpus=0)(lambda: os.nice(0)).remote()))"

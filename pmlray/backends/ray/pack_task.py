@@ -1,4 +1,4 @@
-"""A pack as a driver hands it to a worker, and what is still missing of it."""
+"""Pack as a driver hands it to a worker, and its runs that have no result yet."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pmlray.types import FailedRun, Pack, PlannedRun
 class PackWork:
     """Input of a worker that measures a pack.
 
-    `store`: a folder that every node sees. `driver`: generation of the lease of the driver that
-    wants it; work for another one ends. `checkpoint_seconds`: between two checkpoints. `devices`:
-    factor from one process's charge to the pack's cost: its GPUs, or on a CPU its processes.
-    `sharded`: True if several workers share its base.
+    `store`: folder that is visible to every node. `driver`: generation of the lease of the driver
+    that requests the pack; the work ends once that driver has lost it. `checkpoint_seconds`:
+    between two checkpoints. `devices`: factor from one process's charge to the pack's cost: its
+    GPUs, or on a CPU its processes. `sharded`: True if several workers share its base.
     """
 
     search: PreparedSearch
@@ -30,8 +30,8 @@ class PackWork:
 
 
 def missing_runs(store: FileStore, pack: Pack) -> list[tuple[int, PlannedRun]]:
-    """The runs of a pack, with their places, that have neither an observation nor, in this round, a
-    failure."""
+    """Return the runs of a pack, with their places, that have neither an observation nor, in this
+    round, a failure."""
     return [
         (place, run)
         for place, run in enumerate(pack.runs)
@@ -40,7 +40,7 @@ def missing_runs(store: FileStore, pack: Pack) -> list[tuple[int, PlannedRun]]:
 
 
 def spent_before(store: FileStore, pack: Pack) -> float:
-    """gpu_seconds of the runs of a pack that have ended, before it goes on from a fault."""
+    """Return the gpu_seconds of a pack's ended runs, before it resumes after a fault."""
     spent = 0.0
     for run in pack.runs:
         if (found := store.observation(run.run_key)) is not None:
@@ -54,7 +54,7 @@ def spent_before(store: FileStore, pack: Pack) -> float:
 def fail_missing(
     store: FileStore, pack: Pack, reason: str, gpu_seconds: float, *, infrastructure: bool
 ) -> None:
-    """Store the runs of a pack that have no result as failed; they share what they cost."""
+    """Store the runs of a pack that have no result as failed; they share `gpu_seconds`."""
     missing = missing_runs(store, pack)
     for place, run in missing:
         cost = gpu_seconds / len(missing)

@@ -1,4 +1,4 @@
-"""A worker's handling of a pack: under leases, from its last checkpoint, until it is done or the
+"""Handling of a pack by its worker: under leases, from its last checkpoint, until it is done or the
 worker is asked to leave."""
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from pmlray.types import Pack
 
 log = logging.getLogger(__name__)
 
-# A worker that is taken for dead and is not leaves after its step; one that is dead is told so by
-# its missing heartbeats, within half a minute.
+# A live worker that has lost its leases leaves after its step; those of a dead one are stale after
+# half a minute without heartbeats.
 LEASE_WAIT_SECONDS = 120.0
-# What would be lost is told to within so many seconds; each note is a write to the store.
+# Looks, one a second, per note of the unsaved time; each note is a write to the store.
 LOOKS_A_NOTE = 5
 
 
 def run_pack(work: PackWork, measure: Callable[[FileStore, Checkpoints], float]) -> float | None:
-    """Measure the runs of a pack that have no result yet; wall seconds inside optimiser steps, None
-    where the worker was asked to leave.
+    """Measure the runs of a pack that have no result yet; return the wall seconds inside optimiser
+    steps, None where the worker was asked to leave.
 
-    measure: trains the pack, from its checkpoints. What the pack itself is to blame for is stored
-    as failed; whatever else ends it is raised, for another attempt.
+    measure: trains the pack, from its checkpoints. Errors of the pack itself are stored as
+    failures; any other error is raised, for another attempt.
     """
     store, pack = FileStore(Path(work.store)), work.pack
     folder = store.checkpoints(pack.pack_id)
@@ -61,7 +61,7 @@ def run_pack(work: PackWork, measure: Callable[[FileStore, Checkpoints], float])
             if next(looks) % LOOKS_A_NOTE == 0:
                 attempts.note(checkpoints.unsaved_paid_seconds * work.devices)
 
-        # What another worker, taken for dead, has finished in the meantime is not begun again.
+        # Another worker, presumed dead, may have finished the pack in the meantime.
         if not missing_runs(store, pack):
             return 0.0
         if without_progress(attempts.all()) >= MOST_WITHOUT_PROGRESS:
@@ -89,7 +89,7 @@ def _try(
     except StoreError:
         raise
     except PmlrayError as error:
-        # The same would come of another attempt; steps that were to tell a price condemn no run.
+        # Another attempt would fail alike. A failed calibration is no failure of its runs.
         _fail_missing(store, pack, attempts, str(error), infrastructure=pack.calibrates)
         return 0.0
 

@@ -1,5 +1,4 @@
-"""Packs on the connected Ray: a study's, whose first worker starts while Tune is still loading, or
-one alone."""
+"""Packs on the connected Ray: all packs of a study, by Ray Tune, or a single pack."""
 
 from __future__ import annotations
 
@@ -27,10 +26,10 @@ from pmlray.types import Pack, PackResult
 def run_packs_on_ray(
     search: PreparedSearch, source: PackSource, store: Path, profile: ClusterProfile, driver: Lease
 ) -> None:
-    """Run a study to its end; raises the error that ended it, if one did.
+    """Run a study to its end, or raise the error that ended it.
 
-    driver: the lease on the store. An interrupt is raised once the workers have left, or were given
-    their time to. What the workers held is free by the end. RunError when no worker can start.
+    driver: the lease on the store. An interrupt is raised once the workers have left, or their time
+    to leave is over. Their resources are free at the end. RunError when no worker can start.
     """
     n_at_once = packs_at_once(profile)
     with _closed_after(
@@ -41,7 +40,7 @@ def run_packs_on_ray(
         first = source.next_pack() if draft is None else None
         if draft is None and first is None:
             return
-        # Its worker takes longer to start than all that follows here.
+        # Started first, since a worker takes longer to start than importing Tune below.
         runner.prepare(1)
         from pmlray.backends.ray.tune import tune_packs
 
@@ -59,11 +58,11 @@ def run_pack_on_ray(
 ) -> PackResult:
     """Train one pack, without Tune.
 
-    driver: the lease on the store. An interrupt is raised once the worker has left, or was given
-    its time to. What it held is free by the end. RunError when no worker can start.
+    driver: the lease on the store. An interrupt is raised once the worker has left, or its time to
+    leave is over. Its resources are free at the end. RunError when no worker can start.
     """
     with _closed_after(RayTrainRunner(search, store.folder, profile, driver.generation)) as runner:
-        # Called in the main thread, Ray Train would take Ctrl-C for itself and end without a word.
+        # In the main thread, Ray Train would handle Ctrl-C itself and end without a message.
         aside = ThreadPoolExecutor(1)
         try:
             await_actors(runner)
@@ -79,7 +78,7 @@ def run_pack_on_ray(
 
 @contextmanager
 def _closed_after(runner: RayTrainRunner) -> Generator[RayTrainRunner]:
-    """The runner; its workers end with this, in a hurry where something is wrong."""
+    """Yield the runner, and close it at the end, with a shorter wait after an error."""
     seconds = HURRIED_SECONDS
     try:
         yield runner

@@ -1,4 +1,4 @@
-"""The Ray of one command: a cluster that is there, or one that starts and ends with it."""
+"""Ray session of one command: an existing cluster, or one that starts and ends with it."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ SOCKET_BYTES, OWN_BYTES = 107, 86
 def ray_session(address: str | None) -> Generator[None]:
     """Connect to the cluster at `address` (or RAY_ADDRESS), else start Ray on this machine.
 
-    SIGTERM and SIGINT end the search as an interrupt. Leaving shuts down what was started here.
-    Inside another session it is that one. RunError when no Ray answers, or starts.
+    SIGTERM and SIGINT end the search as an interrupt. The end of the context shuts down what was
+    started here. A session inside another one reuses it. RunError when no Ray answers, or starts.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Tune would swallow Ctrl-C and end as if all had gone well.
+    # Tune would otherwise swallow Ctrl-C and end as if it had succeeded.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    # Its other output prints its configuration whatever its verbosity.
+    # Tune's newer output prints its configuration at any verbosity.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    # Ray would start its workers at a lower priority than its own dashboard, and a training thread
-    # that waits for a core holds up all the others of its step.
+    # Ray would otherwise start its workers at a lower priority than its own dashboard, and a
+    # training thread that waits for a core delays all the others of its step.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # One of its default loggers loads torch into the driver.
+    # One of Tune's default loggers loads torch into the driver.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     import ray
 
@@ -45,12 +45,12 @@ def ray_session(address: str | None) -> Generator[None]:
     alone = address == "local"
     with ExitStack() as session:
         folder = session.enter_context(_alone()) if alone else None
-        # Last in, first out: Ray is gone before what its processes were told is.
+        # Callbacks run in reverse order: Ray shuts down before its folder and environment go.
         session.callback(ray.shutdown)
         with _explained(address):
             context: Any = ray.init(
                 address=address,
-                # No dashboard for a Ray that ends with the command: its port is shown nowhere.
+                # No dashboard for a Ray that ends with the command: its port is not shown anywhere.
                 include_dashboard=False if alone else None,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
@@ -59,7 +59,7 @@ def ray_session(address: str | None) -> Generator[None]:
             from ray._private.utils import write_ray_address
 
             write_ray_address(context.address_info["gcs_address"], str(folder / "ray"))
-        # Ray replaces the handlers in its init.
+        # Set after ray.init, which replaces the handlers.
         signal.signal(signal.SIGTERM, _interrupt)
         signal.signal(signal.SIGINT, _interrupt)
         yield
@@ -67,7 +67,7 @@ def ray_session(address: str | None) -> Generator[None]:
 
 @contextmanager
 def _explained(address: str) -> Generator[None]:
-    """Turn the reason why Ray does not start, or does not answer, into a RunError with its cure."""
+    """Convert the error of a Ray that does not start or answer into a RunError with a remedy."""
     try:
         yield
     except ConnectionError as error:
@@ -76,7 +76,7 @@ def _explained(address: str) -> Generator[None]:
             " (--address, RAY_ADDRESS), or `--address local` to start Ray here"
         ) from error
     except Exception as error:
-        # Ray has no class of its own for a node that did not come up in time.
+        # Ray raises a plain Exception for a node that did not start in time.
         if type(error) is not Exception:
             raise
         raise RunError(
@@ -91,11 +91,11 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 @contextmanager
 def _alone() -> Generator[Path]:
-    """A new folder for the temporary files of a Ray that starts, all of whose processes inherit the
-    environment that there is meanwhile: whichever of them looks for a cluster, by an address or in
-    the file `ray_current_cluster`, finds this one.
+    """Make a folder for the temporary files of a Ray that starts, and set its environment.
 
-    In Ray's own folder that file names the cluster of the last `ray start`, living or not.
+    All its processes inherit that environment, so that each of them that looks for a cluster, by an
+    address or in the file `ray_current_cluster`, finds this one. In Ray's own folder that file
+    names the cluster of the last `ray start`, running or not.
     """
     from ray._common.utils import get_default_system_temp_dir
 
@@ -108,7 +108,7 @@ def _alone() -> Generator[Path]:
     os.environ["RAY_TMPDIR"] = folder
     try:
         yield Path(folder)
-        # What it holds is of use where something went wrong, and that is not here.
+        # Deleted after success only: after an error its logs are useful.
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.environ.pop("RAY_TMPDIR", None)

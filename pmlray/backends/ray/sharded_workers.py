@@ -1,8 +1,8 @@
-"""The workers of one Ray Train job that share one base between them (ZeRO-3), pack after pack.
+"""Workers of one Ray Train job that shard one base between them (ZeRO-3), pack after pack.
 
-Rank 0 asks for packs, as a worker alone does, and answers for them; the others do as it says. Each
-rank loads its part of the base once. A rank that is lost ends them all; Ray Train starts them
-again, and rank 0 goes on with the pack that it had, from its last checkpoint.
+Rank 0 asks for packs, as a single worker does, and reports their results; the others follow it.
+Each rank loads its part of the base once. If a rank is lost, all of them end; Ray Train starts them
+again, and rank 0 resumes its pack from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from pmlray.backends.mlflow.system_metrics import NodeSampler
     from pmlray.engine.runtime.checkpoints import Checkpoints
 
-# Rank 0's last word.
+# Rank 0's last message, which ends the other ranks.
 END = "end"
 
 
 def train_sharded_packs(config: dict[str, Any]) -> None:
-    """The train loop of every rank: measures packs until there are none."""
+    """Run the train loop of a rank: measure packs until there are none."""
     import torch
     from ray.train import get_context
 
@@ -45,7 +45,7 @@ def train_sharded_packs(config: dict[str, Any]) -> None:
     store, ranks = FileStore(Path(plan.store)), Ranks()
     tell = partial(put_live, store.folder)
     packs = ShardedPacks(plan.search, store, store.adapters, {"ray": ray.__version__}, ranks, tell)
-    # One of a node's ranks tells of it for all.
+    # One rank per node samples its load.
     sampler = node_sampler() if get_context().get_local_rank() == 0 else None
     if ranks.rank == 0:
         _lead(plan, packs, ranks, sampler, config["workers"], config["number"])
@@ -71,10 +71,10 @@ def _lead(
 
     def measure(pack: Pack, store: FileStore, checkpoints: Checkpoints) -> float:
         if pack.calibrates:
-            # A sharded base's runs come one by one, so that the first of them tells soon enough.
+            # Runs on a sharded base train one by one, so the first one shows the cost soon enough.
             put_calibration(store.folder, Calibration((), 0.0, 0.0))
             return 0.0
-        # What is the pack's own fault shows here, before any other rank has heard of it.
+        # Errors of the pack itself are raised here, before it is sent to any other rank.
         spent = spent_before(store, pack)
         given = prepare_pack(search, pack, missing_runs(store, pack), tokenizer, spent)
         ranks.say(given)
@@ -82,7 +82,7 @@ def _lead(
 
     for pack in pack_stream(workers, number):
         if pack is None:
-            # Those who hear nothing for long take rank 0 for dead.
+            # Without messages the other ranks would time out.
             ranks.say(None)
             continue
         with sampled(sampler, Path(plan.store), pack.round):

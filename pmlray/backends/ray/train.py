@@ -1,4 +1,4 @@
-"""Packs on Ray Train: workers that drive the DeepSpeed engine, and what came of each pack."""
+"""Packs on Ray Train: workers that drive the DeepSpeed engine, and the result of each pack."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ from pmlray.types import Pack, PackResult, PackTimes
 
 log = logging.getLogger(__name__)
 
-# Of the minute within which a search has to leave; its report and its tracker take the rest.
+# Part of the minute within which a search has to end; its report and its tracker take the rest.
 LEAVE_SECONDS = 40.0
-# A node of a shared folder may take a file for missing for so long that another has written.
+# For so long, a node may not see a file that another has written to a shared folder.
 SHARED_FOLDER_SECONDS = 65.0
-# Workers hear at once that there is no other pack; then Ray Train ends their processes.
+# Time for the end of workers: they learn at once that no pack is left; then Ray Train ends them.
 CLOSE_SECONDS, HURRIED_SECONDS = 30.0, 5.0
-# What an actor that is there takes to answer, at most.
+# Longest time that a running actor takes to answer.
 ANSWER_SECONDS = 10.0
 
 
 def cpus_of(profile: ClusterProfile) -> int:
-    """CPU cores of one pack's worker."""
+    """Return the number of CPU cores of one pack."""
     return profile.cpus_per_pack or os.cpu_count() or 1
 
 
 def packs_at_once(profile: ClusterProfile) -> int:
-    """Return how many packs train at once: what the profile says, else one for each device there
+    """Return the number of packs that train at once: the profile's, else one for each device there
     is."""
     if profile.concurrent_packs is not None:
         return profile.concurrent_packs
@@ -55,10 +55,10 @@ def packs_at_once(profile: ClusterProfile) -> int:
 
 
 class RayTrainRunner:
-    """A PackRunner on the cluster that Ray is connected to, with workers that stay between packs.
+    """PackRunner on the cluster that Ray is connected to, with workers that stay between packs.
 
-    driver: generation of the lease on the store under which it does so; n_at_once: packs that are
-    run at the same time, at most. It can be sent to other processes.
+    driver: generation of the driver's lease on the store; n_at_once: largest number of packs that
+    run at the same time. It can be sent to other processes.
     """
 
     def __init__(
@@ -83,22 +83,22 @@ class RayTrainRunner:
         )
         actor = ray.remote(WarmWorkers).options(
             num_cpus=0,
-            # Not on a worker node that may vanish.
+            # On the head node, since a worker node may vanish.
             resources={"node:__internal_head__": 0.001},
-            # One who waits for a pack and one worker that asks for the next; some to spare.
+            # Per pack, one call of `run` and one worker that asks for the next; some to spare.
             max_concurrency=4 * n_at_once + 4,
         )
         self._workers: Any = actor.remote(plan)
         self._wanted = plan.resources, workers
 
     def prepare(self, n_out: int) -> None:
-        """Have a worker for each of n_out packs, ahead of their `run`."""
+        """Start workers, so that each of n_out packs has one ahead of its `run`."""
         self._workers.prepare.remote(n_out)
 
     def run(self, pack: Pack) -> PackResult:
         """Train the pack; runs without an observation come back as failed.
 
-        A worker that dies is started again and goes on from the last checkpoint. RunError when the
+        A worker that dies is started again and resumes from the last checkpoint. RunError when the
         worker was asked to leave, or none could start: the pack is neither done nor failed.
         """
         started = time.perf_counter()
@@ -113,8 +113,8 @@ class RayTrainRunner:
         return collect(FileStore(self._store), pack, times, outcome.reason)
 
     def calibrate(self, pack: Pack) -> Calibration:
-        """Take a few steps of the pack, unless the store tells already what they cost; a worker
-        that dies is started again. RunError where none of them gets that far."""
+        """Return the cost of a few steps of the pack, from the store if it is known. A worker that
+        dies is started again. RunError where none of them completes the steps."""
         if (known := calibration_of(self._store)) is not None:
             return known
         outcome: PackOutcome = ray.get(self._workers.run.remote(pack))
@@ -123,7 +123,7 @@ class RayTrainRunner:
         forget_live(self._store, pack.pack_id)
         until = time.monotonic() + (SHARED_FOLDER_SECONDS if outcome.training_seconds else 0.0)
         while (found := calibration_of(self._store)) is None and time.monotonic() < until:
-            # Nothing tells when a shared folder shows it.
+            # A shared folder does not announce a new file.
             time.sleep(1.0)
         if found is not None:
             return found
@@ -137,26 +137,26 @@ class RayTrainRunner:
         )
 
     def waited(self, seconds: float = ANSWER_SECONDS) -> float:
-        """For how many seconds no worker was there, and one was wanted; else 0.
+        """Return the seconds for which there has been no worker while one was wanted; else 0.
 
         GetTimeoutError when the actor that knows has not answered within `seconds`.
         """
         return ray.get(self._workers.waited.remote(), timeout=seconds)
 
     def niceness(self) -> int:
-        """Return how far what the cluster starts gives way to others for a core; 0: not at all."""
+        """Return the niceness of processes that the cluster starts; 0: normal priority."""
         return ray.get(self._workers.niceness.remote(), timeout=ANSWER_SECONDS)
 
     def describe_shortage(self) -> str:
-        """Describe the resources that a worker wants of the cluster, and what holds them."""
+        """Describe the resources that a worker needs, and what holds them."""
         return describe_holders(*self._wanted)
 
     def give_up(self, reason: str) -> None:
-        """End with this reason the `run` of every pack that no worker has."""
+        """End the `run` of every pack without a worker, with this reason."""
         self._workers.give_up.remote(reason)
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
-        """Let the workers end, for `seconds` at most, and see that what they held is free."""
+        """End the workers, waiting for `seconds` at most, and free their resources."""
         controllers: list[str] = []
         held: set[str] = set()
         try:
@@ -165,21 +165,21 @@ class RayTrainRunner:
             ray.get(self._workers.close.remote(seconds), timeout=seconds + ANSWER_SECONDS)
         except RayError as error:
             log.warning("the workers did not end by themselves, and are killed: %s", error)
-        # Not before: the worker of an actor that is gone fails when it asks for a pack.
+        # Only now, since a worker fails when it calls an actor that is gone.
         ray.kill(self._workers)
         if not free_groups(controllers, seconds, held):
             log.warning("the cluster does not have back what the workers held")
 
 
 def collect(store: FileStore, pack: Pack, times: PackTimes, reason: str) -> PackResult:
-    """A pack's result from its store; runs that left nothing are stored as failed with `reason`.
+    """Return a pack's result from its store; store runs without one as failed, with `reason`.
 
-    Its checkpoints go: nothing of it is left to do. times: with what was lost, if it was collected
-    before.
+    Its checkpoints are deleted, since nothing is left to do. times: with the lost gpu_seconds, if
+    the pack was collected before.
     """
     folder = store.checkpoints(pack.pack_id)
     lost = lost_seconds(AttemptLog(folder).all())
-    # What a run is to blame for, its worker has stored itself.
+    # Failures of runs themselves were stored by their worker.
     fail_missing(store, pack, reason or "no result", lost, infrastructure=True)
     found = (store.observation(run.run_key) for run in pack.runs)
     done = tuple(o for o in found if o is not None)
@@ -197,7 +197,7 @@ def collect(store: FileStore, pack: Pack, times: PackTimes, reason: str) -> Pack
 
 
 def await_workers(store: FileStore, pack: Pack) -> None:
-    """Wait until a pack's worker, which was asked to leave, has left, for LEAVE_SECONDS at most."""
+    """Wait until a pack's worker that was asked to leave has left, for LEAVE_SECONDS at most."""
     until = time.monotonic() + LEAVE_SECONDS
     if not store.leases.await_free((run.run_key for run in pack.runs), until):
         log.warning("%s did not leave within %.0f s; it is killed", pack.pack_id, LEAVE_SECONDS)

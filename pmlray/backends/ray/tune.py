@@ -1,8 +1,7 @@
-"""Ray Tune drives a search: one trial is one pack, chosen when the trial is made.
+"""Search driven by Ray Tune: one trial is one pack, chosen when the trial is made.
 
-Tune's own experiment state is not used to resume: the store is the truth, and a new Tuner on the
-same store goes on. A trial holds no CPU; it sits on the head node while its Ray Train worker
-trains.
+Tune's own experiment state is not used to resume: a new Tuner continues from the store, the record
+of truth. A trial reserves no CPU; it runs on the head node while its Ray Train worker trains.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ from pmlray.types import Pack, PackTimes
 log = logging.getLogger(__name__)
 
 METRIC = "n_observations"
-# Of a trial whose pack is neither done nor failed: why.
+# Key of a trial's result: the reason why its pack is neither done nor failed.
 CUT_OFF = "cut_off"
 # Tune asks for more samples until the searcher says that it is finished.
 UNBOUNDED = -1
-# The process that waits for a pack may die with its node; the pack goes on from where it was.
+# A trial's process may die with its node; its pack then resumes in another.
 MOST_LOST_TRIALS = 100
 
 
 class PackSearcher(Searcher):
-    """Tune's searcher: suggests the next pack and hands results back to the study.
+    """Tune searcher that suggests the next pack and passes results back to the study.
 
-    first: the pack that the study begins with; prepare: told how many packs are out before Tune
-    starts a process for the latest.
+    first: the pack that the study begins with; prepare: called with the number of packs handed out,
+    before Tune starts a process for the latest.
     """
 
     def __init__(
@@ -51,9 +50,9 @@ class PackSearcher(Searcher):
         self._packs: dict[str, Pack] = {}
         self.error: PmlrayError | None = None
 
-    # Ray's declaration leaves out the text that says that nothing is left.
+    # Ray's declared type lacks the string that means that nothing is left.
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # pyrefly: ignore[bad-override]
-        """The next pack; Tune waits while packs run, and ends when nothing is left."""
+        """Return the next pack; None while running packs may bring more, FINISHED at the end."""
         if self.error is not None:
             return self.FINISHED
         try:
@@ -62,7 +61,7 @@ class PackSearcher(Searcher):
             self.error = error
             return self.FINISHED
         if pack is None:
-            # What is still running may leave something to do: Tune asks again.
+            # Results of running packs may lead to more packs: Tune asks again.
             return None if self._packs else self.FINISHED
         self._packs[trial_id] = pack
         self._prepare(len(self._packs))
@@ -71,8 +70,8 @@ class PackSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Give the search what came of the pack. A trial that died may have left observations: what
-        counts is what is in the store. The search ends after a pack that was cut off."""
+        """Pass a pack's results to the study, read from the store, since a trial that died may have
+        left observations. The search ends after a pack that was interrupted."""
         pack = self._packs.pop(trial_id)
         report = result or {}
         if reason := report.get(CUT_OFF):
@@ -89,19 +88,19 @@ class PackSearcher(Searcher):
         self._source.absorb(collect(self._store, pack, times, reason))
 
     def await_workers(self) -> None:
-        """Wait until nobody works on the packs that are out, for LEAVE_SECONDS at most."""
+        """Wait until the workers have left the packs handed out, for LEAVE_SECONDS at most each."""
         for pack in self._packs.values():
             await_workers(self._store, pack)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its configuration; a live search is no part of it."""
+        """Return the state that Tune pickles with its configuration, without the live search."""
         return {"_metric": self._metric, "_mode": self._mode}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: a restarted search is rebuilt from the store."""
+        """Save nothing: a restarted search is rebuilt from the store."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
+        """Restore nothing; see `save`."""
 
 
 def tune_packs(
@@ -112,15 +111,15 @@ def tune_packs(
     n_at_once: int,
     driver: Lease,
 ) -> None:
-    """Run a study from its first pack on to its end, n_at_once packs at a time; raises the error
-    that ended it, if any.
+    """Run a study from its first pack to its end, n_at_once packs at a time, or raise the error
+    that ended it.
 
-    driver: the lease on the store. An interrupt asks the workers to keep what they have and waits
-    until they have left, for LEAVE_SECONDS at most.
+    driver: the lease on the store. An interrupt asks the workers to save their state and waits
+    until they have left, for LEAVE_SECONDS per pack at most.
     """
     searcher = PackSearcher(source, first, FileStore(store), runner.prepare)
-    # Zero CPUs, or trials and their own workers would wait for each other; and not on a worker
-    # node that may vanish.
+    # Zero CPUs, since trials and their own workers would otherwise wait for each other. On the head
+    # node, since a worker node may vanish.
     trainable = tune.with_resources(_trial(runner), {"node:__internal_head__": 0.001})
     tuner = tune.Tuner(
         trainable,
@@ -128,7 +127,7 @@ def tune_packs(
             search_alg=searcher,
             num_samples=UNBOUNDED,
             max_concurrent_trials=n_at_once,
-            # The process that waits for one pack can wait for the next.
+            # A trial's process only waits for its pack, so it can wait for the next.
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -155,7 +154,7 @@ def _trial(runner: PackRunner) -> Callable[[dict[str, Any]], None]:
         try:
             result = runner.run(config["pack"])
         except RunError as error:
-            # Raised, it would be taken for a trial to try again.
+            # If this were raised, Tune would retry the trial.
             tune.report({METRIC: 0, CUT_OFF: str(error)})
             return
         tune.report(

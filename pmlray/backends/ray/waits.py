@@ -1,4 +1,4 @@
-"""A study that waits for workers says so, and ends where none can come."""
+"""Watch of a study's wait for workers: it warns, and ends the wait where none can start."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pmlray.errors import RunError
 
 log = logging.getLogger(__name__)
 
-# A worker's process is there seconds after its devices are free; where an autoscaler has to find a
-# machine first, and that machine to pull its image, after many minutes.
+# A worker's process starts seconds after its devices are free; where an autoscaler has to find a
+# machine first, and that machine has to pull its image, after many minutes.
 START_SECONDS, GROWN_SECONDS = 300.0, 3600.0
-# What Ray's own tables may be answered with, whose form it does not promise.
+# Errors of reading Ray's internal tables, whose form is not guaranteed.
 UNTOLD = (LookupError, ValueError, TypeError, AttributeError, RuntimeError, OSError)
 SAY_SECONDS, POLL_SECONDS = 30.0, 2.0
 
 
 def await_actors(runner: RayTrainRunner) -> None:
-    """Wait until the cluster's head has started the actor of the workers, and say where what the
-    cluster starts gives way to others; RunError when there is none within START_SECONDS."""
+    """Wait until the cluster's head has started the actor of the workers; RunError when there is
+    none within START_SECONDS. Warn where the cluster starts processes at a low priority."""
     try:
         runner.waited(START_SECONDS)
     except GetTimeoutError as error:
@@ -37,7 +37,7 @@ def await_actors(runner: RayTrainRunner) -> None:
             " (--address, RAY_ADDRESS; `--address local` starts one here), and give the same"
             " command again: what is finished is kept"
         ) from error
-    # A cluster that is too busy to tell is not worth an error.
+    # A cluster that is too busy to report its niceness is no error.
     with suppress(RayError):
         # No warning where this process itself runs under `nice`: that is intended.
         if (niceness := runner.niceness()) > max(0, os.nice(0)):
@@ -46,8 +46,9 @@ def await_actors(runner: RayTrainRunner) -> None:
 
 @contextmanager
 def watching(runner: RayTrainRunner) -> Generator[None]:
-    """While this lasts, say what is waited for where no worker is there, every SAY_SECONDS; after
-    START_SECONDS of it, or GROWN_SECONDS where the cluster can grow, end the runs that wait."""
+    """Watch for workers within this context: while there is none, log the shortage every
+    SAY_SECONDS; after START_SECONDS, or GROWN_SECONDS where the cluster can grow, end the runs that
+    wait."""
     over = threading.Event()
     watch = threading.Thread(target=_watch, args=(runner, over), name="waits", daemon=True)
     watch.start()
@@ -75,7 +76,7 @@ def _watch(runner: RayTrainRunner, over: threading.Event) -> None:
                 held = runner.describe_shortage()
                 log.warning("no worker yet, after %.0f s. %s", waited, held)
         except RayError:
-            # Of an actor that is gone its runs tell.
+            # If the actor is gone, its runs raise that error themselves.
             continue
         except UNTOLD as error:
             log.debug("what holds the devices cannot be told: %r", error)

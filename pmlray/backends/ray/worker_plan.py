@@ -1,4 +1,4 @@
-"""Instructions of a Ray Train job's workers: how to measure packs, and which, one by one."""
+"""Settings of a Ray Train job's workers, and the stream of packs that they measure."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from pmlray.types import Pack
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
 
-# Between two questions to an actor that does not answer for a moment.
+# Wait before asking again an actor that is temporarily unavailable.
 RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """Settings of the workers of a job; `store` is a folder that every node sees.
+    """Settings of the workers of a job; `store` is a folder that is visible to every node.
 
     Each of a pack's `workers` has `gpus` GPUs; 0: it trains on `cpus` cores. `driver`: generation
-    of the lease of the driver that wants the packs; `checkpoint_seconds`: between two checkpoints.
-    `barriers`: environment variables that set how threads wait for each other, as the driver has
-    them.
+    of the lease of the driver that requests the packs; `checkpoint_seconds`: between two
+    checkpoints. `barriers`: environment variables that set how threads wait for each other, as the
+    driver has them.
     """
 
     search: PreparedSearch
@@ -47,7 +47,7 @@ class WorkerPlan:
     barriers: Mapping[str, str] = field(default_factory=lambda: chosen(os.environ) or BOUNDED_SPIN)
 
     def work(self, pack: Pack) -> PackWork:
-        """A pack for the worker, or the workers, that train it."""
+        """Return a pack as input for the worker, or the workers, that train it."""
         return PackWork(
             self.search,
             pack,
@@ -60,7 +60,7 @@ class WorkerPlan:
         )
 
     def scaling(self) -> ScalingConfig:
-        """The devices of one pack."""
+        """Return the devices of one pack as Ray Train's scaling config."""
         from ray.train import ScalingConfig
 
         return ScalingConfig(
@@ -76,28 +76,28 @@ class WorkerPlan:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment variables that a worker starts with; asked for in a process of the
+        """Environment variables that a worker starts with; to be read in a process of the
         cluster."""
-        # Where the cluster does not say otherwise, Ray starts a worker at niceness 15: beside one
-        # busy process of normal priority it got 14 % of a core.
+        # By default Ray starts a worker at niceness 15: beside one busy process of normal priority
+        # it got 14 % of a core.
         started = {NICENESS: os.environ.get(NICENESS, "0")}
         if not self.gpus:
             started |= CPU_ALLOCATOR
         if self.workers > 1:
-            # Ray Train loads torch into them before it calls what they train by, where a worker
-            # alone bounds its waits. The choice of the node that reads this stands for all nodes'.
+            # Ray Train loads torch into these workers before it calls the train function, in which
+            # a single worker would still bound its waits. The node that reads this decides for all.
             started |= chosen(os.environ) or self.barriers
         return started
 
     @property
     def storage(self) -> str:
-        """Ray's own folder, one a Ray version: another version's snapshot cannot be read."""
+        """Ray's own folder, one per Ray version: another version's snapshot cannot be read."""
         return str(Path(self.store) / "ray" / ray.__version__)
 
 
 def pack_stream(workers: Any, number: int) -> Iterator[Pack | None]:
-    """The packs of job `number`, as the actor `workers` hands them out; None again and again while
-    there is none. An actor that is gone has none to hand out."""
+    """Yield the packs of job `number` from the actor `workers`; None repeatedly while there is
+    none. Ends when the actor says so, or is dead."""
     while True:
         try:
             pack = cast("Pack | str", ray.get(workers.next_pack.remote(number)))
@@ -112,7 +112,7 @@ def pack_stream(workers: Any, number: int) -> Iterator[Pack | None]:
 
 
 def let_go_of_pack() -> None:
-    """Free what a pack leaves behind: it would count in the next one's peak."""
+    """Free a pack's memory, which would count in the next one's peak."""
     import torch
 
     gc.collect()

@@ -1,9 +1,9 @@
-"""Ray Train workers that stay: started once for a device, they train one pack after another.
+"""Persistent Ray Train workers: started once per device, they train one pack after another.
 
 A Ray Train job lasts as long as its train function. Here the function asks for the next pack when
-it is done with one, so that the job's start, the imports and the base's load are paid once a device
-and not once a pack. A worker that is lost is started again, and goes on with the pack that it had.
-Where a base is sharded, a job has several workers, and their rank 0 speaks for all of them.
+it is done with one, so that the job's start, the imports and the load of the base happen once per
+device and not once per pack. A worker that is lost is started again and resumes its pack. Where a
+base is sharded, a job has several workers, and only their rank 0 asks for packs.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from pmlray.engine.runtime.thread_barriers import bound_waits
 from pmlray.live_packs import put_live
 from pmlray.types import Pack
 
-# Neither torch nor Ray Train is imported here: seconds of start-up to the driver and to the trials,
-# which do not need them.
+# Neither torch nor Ray Train is imported here: they would add seconds to the start of the driver
+# and of the trials, which do not need them.
 if TYPE_CHECKING:
     from pmlray.engine.runtime.checkpoints import Checkpoints
 
-# A worker without a pack gives its device back after so long.
+# Time after which a worker without a pack gives its device back.
 KEEP_SECONDS = 60.0
 POLL_SECONDS = 5.0
-# What nodes take to have the resources of a placement group again; it is there within one.
+# Longest wait for nodes to have a placement group's resources again; usually they do within 1 s.
 FREE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class PackOutcome:
-    """Wall seconds inside optimiser steps (None: its worker was asked to leave, or there was none),
-    and the reason why it failed ("" where it did not)."""
+    """Outcome of a pack: wall seconds inside optimiser steps (None: its worker was asked to leave,
+    or there was none), and the reason why it failed ("" where it did not)."""
 
     training_seconds: float | None
     reason: str = ""
@@ -54,11 +54,11 @@ class PackOutcome:
 
 @dataclass
 class _Job:
-    """One Ray Train job: its packs to do (None: look whether there is an end), and the pack that it
-    is at, `out` at its worker.
+    """One Ray Train job: its packs to do (None: wake up and check for the end), and `out`, the pack
+    at its worker.
 
-    controller: the id of its actor in Ray; without_workers: since when it has had none, by the
-    monotonic clock, None while it has.
+    controller: Ray id of its controller actor; without_workers: monotonic time since which it has
+    had no workers, None while it has.
     """
 
     number: int
@@ -66,16 +66,16 @@ class _Job:
     out: Pack | None = None
     current: Future[float | None] = field(default_factory=Future)
     ended: Future[None] = field(default_factory=Future)
-    # Until its worker asks for a pack it is starting, however long that takes.
+    # Infinite until its worker first asks for a pack: until then it is starting, not idle.
     idle_since: float = math.inf
     controller: str = ""
     without_workers: float | None = field(default_factory=time.monotonic)
 
 
 class WarmWorkers:
-    """Runs packs on Ray Train jobs, at most one job for each pack that is out. A Ray actor:
-    `prepare` is called by who has chosen a pack, `run` by whoever has one, `next_pack` and
-    `finished` by the workers, `made_by` and `has_workers` by the controllers of Ray Train."""
+    """Ray actor that runs packs on Ray Train jobs, at most one job per pack handed out. Drivers and
+    trials call `prepare` and `run`, workers `next_pack` and `finished`, and the controllers of Ray
+    Train `made_by` and `has_workers`."""
 
     def __init__(self, plan: WorkerPlan) -> None:
         self._plan, self._lock = plan, threading.Lock()
@@ -84,23 +84,23 @@ class WarmWorkers:
         self._n_at_work = 0
         self._closing, self._given_up = False, ""
         self._last_worker = 0.0
-        # Ray Train looks in the folder of a job's name for what an earlier one left there.
+        # Unique, since Ray Train looks in the folder of a job's name for an earlier one's state.
         self._name = f"workers-{uuid4().hex[:12]}"
-        # Ray Train reads both in this process, and passes them on. It notices a worker that has
-        # ended only when it polls, which is every 2 s; and it would keep a process for warnings
-        # that a node is about to go, which are not used here.
+        # Ray Train reads both in this process, and passes them on. By default it polls for workers
+        # that have ended every 2 s only, and keeps a process for warnings that a node is about to
+        # be preempted, which are not used here.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         self._threads = ThreadPoolExecutor(thread_name_prefix="ray-train")
 
     def prepare(self, n_out: int) -> None:
-        """Have a worker for each of n_out packs, starting some ahead of their `run`."""
+        """Start workers, so that each of n_out packs has one ahead of its `run`."""
         with self._lock:
             for _ in range(n_out - len(self._idle) - self._n_at_work):
                 self._idle.append(self._start())
 
     def run(self, pack: Pack) -> PackOutcome:
-        """Train a pack on a worker that is idle, else on a new one."""
+        """Train a pack on an idle worker, else on a new one."""
         with self._lock:
             if self._given_up:
                 return PackOutcome(None, self._given_up)
@@ -123,8 +123,8 @@ class WarmWorkers:
         return PackOutcome(0.0, reason)
 
     def next_pack(self, number: int) -> Pack | str:
-        """A worker's next pack; "wait" when there is none yet, "end" when none will come. One that
-        comes back without having finished its pack was lost with it."""
+        """Return a worker's next pack; "wait" when there is none yet, "end" when none will come. A
+        restarted worker gets the unfinished pack of the lost one again."""
         job = self._jobs[number]
         if self._closing:
             return "end"
@@ -145,7 +145,7 @@ class WarmWorkers:
         return "wait"
 
     def finished(self, number: int, training_seconds: float | None) -> None:
-        """A worker is done with its pack, or was asked to leave; what it measured is in the
+        """Record that a worker is done with its pack, or was asked to leave; its results are in the
         store."""
         job = self._jobs[number]
         job.out = None
@@ -153,11 +153,11 @@ class WarmWorkers:
             job.current.set_result(training_seconds)
 
     def made_by(self, number: int, controller: str) -> None:
-        """Job `number` is led by this actor."""
+        """Record the controller actor of job `number`."""
         self._jobs[number].controller = controller
 
     def has_workers(self, number: int, there: bool) -> None:
-        """Return whether the workers of job `number` are there, or are waited for."""
+        """Record whether job `number` has its workers, or waits for them."""
         job, now = self._jobs[number], time.monotonic()
         with self._lock:
             if there:
@@ -166,7 +166,7 @@ class WarmWorkers:
                 job.without_workers = self._last_worker = now
 
     def waited(self) -> float:
-        """Seconds for which there has been no worker at all, and one was waited for; else 0."""
+        """Return the seconds for which there has been no worker while one was wanted; else 0."""
         now = time.monotonic()
         with self._lock:
             lasting = [job for job in self._jobs.values() if not job.ended.done()]
@@ -176,12 +176,12 @@ class WarmWorkers:
             return max(0.0, now - max(min(since, default=now), self._last_worker))
 
     def niceness(self) -> int:
-        """Return how far this process, like all that the cluster starts, gives way to others for
-        a core: 15 at Ray's default, 0 not at all."""
+        """Return the niceness of this process, like that of all that the cluster starts: 15 at
+        Ray's default, 0 at normal priority."""
         return os.nice(0)
 
     def give_up(self, reason: str) -> None:
-        """Wait for no worker any longer: packs without one come back, and no other is taken."""
+        """Stop waiting for workers: return packs without one, and accept no other."""
         with self._lock:
             self._closing, self._given_up = True, reason
             waiting = [job for job in self._jobs.values() if job.without_workers is not None]
@@ -199,10 +199,10 @@ class WarmWorkers:
     def _train(self, job: _Job, me: Any) -> None:
         try:
             self._trainer(job.number, me).fit()
-        # A job's boundary: whatever ended it is the reason why its pack failed.
+        # Boundary of a job: any error that ended it is the reason why its pack failed.
         except Exception as error:
             try:
-                # A controller that was killed has given nothing back.
+                # A controller that was killed has not released its resources.
                 free_groups([job.controller], FREE_SECONDS)
             finally:
                 job.ended.set_exception(error)
@@ -217,21 +217,21 @@ class WarmWorkers:
         return trainer_of(self._plan, train, name, number, me)
 
     def controllers(self) -> list[str]:
-        """The actors that lead, or led, the jobs of Ray Train, by their ids."""
+        """Return the ids of the controller actors of all Ray Train jobs, also of ended ones."""
         return [job.controller for job in list(self._jobs.values()) if job.controller]
 
     def close(self, seconds: float = 0.0) -> None:
-        """Let the workers end, and wait for `seconds` at most until their jobs have ended."""
+        """End the workers, and wait for `seconds` at most until their jobs have ended."""
         self._closing = True
         jobs = list(self._jobs.values())
         for job in jobs:
             job.packs.put(None)
-        # One whose worker is still starting would hear of it only then, and has nothing to keep.
+        # A job whose worker is still starting is not awaited: it has nothing to save.
         wait([job.ended for job in jobs if job.idle_since < math.inf], timeout=seconds)
 
 
 def train_packs(config: dict[str, Any]) -> None:
-    """The train loop of a worker: measures packs, stores each observation as it is done."""
+    """Run the train loop of a worker: measure packs, storing each observation when it is done."""
     plan: WorkerPlan = config["plan"]
     bound_waits(os.environ, plan.barriers)
     import torch
