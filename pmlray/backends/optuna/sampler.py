@@ -1,4 +1,4 @@
-"""Design points for a memory law as an Optuna sampler: one Optuna trial is one design point."""
+"""Optuna sampler of design points for a memory law: one trial is one design point."""
 
 from __future__ import annotations
 
@@ -41,37 +41,53 @@ from pmlray.types import DesignPoint
 
 
 class LawSampler(BaseSampler):
-    """Optuna sampler that takes the trial which tells most of the law per predicted gpu_second.
+    """Optuna sampler of the trial that is most informative of the law per predicted gpu_second.
 
-    It works in plain `study.optimize`: an objective suggests `lora_rank`, `seq_len`, `train_steps`,
-    `sequence_id` and `seed` from `distributions` (`suggest_int` with the same bounds, the first
-    three with log=True), sets the user attributes `base_loss` (nats) and, where they are known,
-    `final_loss`, `supervised_tokens` and `gpu_seconds`, and returns delta_loss. Other parameters
-    are drawn at random. Running trials count as measured, failed ones as measured without a result.
-    The laws are refitted when trials have been completed, not for every choice, and beyond 40 of
-    them once there are a tenth more. `settings.acquisition` may name a rival of the rule; `tpe` and
-    `gp` ask Optuna's own sampler for a large delta_loss and take the nearest open cell. One
-    objective only.
+    It works in plain `study.optimize`. The objective suggests `lora_rank`, `seq_len`,
+    `train_steps`, `sequence_id` and `seed` from `distributions` (`suggest_int` with the same
+    bounds, the first three with log=True), sets the user attribute `base_loss` (nats) and, where
+    they are known, `final_loss` (nats), `supervised_tokens` and `gpu_seconds`, and returns
+    delta_loss (nats per token). Other parameters are drawn at random. Running trials count as
+    measured, failed ones as measured without a result. The laws are refitted when trials have been
+    completed, not for every choice; beyond 40 trials, once a tenth more are complete.
 
     Workers may share a study on any of Optuna's storages, and no two of them choose the same run:
-    each waits for those that asked before it to have all design parameters in the storage. An
-    objective suggests them first, therefore, and before its work: a trial without them is waited
-    for 10 seconds, then taken for one that died or has no design, and its later choice may repeat
-    another's. A worker that is killed afterwards leaves a running trial, which counts as measured
-    and as spent until someone fails it (`study.tell`, or the heartbeat of Optuna's RDBStorage).
+    each waits until all earlier trials have their design parameters in the storage. The objective
+    must therefore suggest these first, before its work. A trial without them is waited for 10
+    seconds; if it chooses later, its run may repeat another's. A worker that is killed afterwards
+    leaves a running trial, which counts as measured and as spent until it is failed (`study.tell`,
+    or the heartbeat of Optuna's RDBStorage).
 
     Args:
         space: cells of the grid, and the (sequence_id, seed) pairs of a cell.
-        settings: size of the start, rule, and targets at which the law must be known.
+        settings: number of first runs, targets at which the law must be known, and the rule
+            (`acquisition`); `tpe` and `gp` ask Optuna's own sampler for a large delta_loss and take
+            the nearest open cell.
         forms: forms of the law that are fitted and averaged.
         cost: cost of a run before any is measured.
         budget: gpu_seconds; beyond it no trial gets a design point.
-        options: treatment of points in a fit.
+        options: treatment of points in a fit; by default that of `FitOptions()`.
+
+    Raises:
+        ValueError: on sampling, where the study has more than one objective.
+        DataError: on sampling, where a complete trial's `base_loss` is not a finite number above 0,
+            or its `supervised_tokens` are below 1.
 
     Example:
-        >>> sampler = LawSampler(space, settings, ("ceiling",), cost, budget=600.0)
-        >>> study = optuna.create_study(sampler=sampler, direction="maximize")
-        >>> study.optimize(objective, n_trials=20)     # whole: scripts/examples/optuna_sampler.py
+        >>> sampler = LawSampler(space, settings, ("ceiling",), cost, budget=300.0)
+        >>> def objective(trial):
+        ...     chosen = {
+        ...         name: trial.suggest_int(name, d.low, d.high, log=d.log)
+        ...         for name, d in sampler.distributions.items()
+        ...     }
+        ...     run = measure(**chosen)  # your experiment
+        ...     trial.set_user_attr("base_loss", run.base_loss)
+        ...     trial.set_user_attr("gpu_seconds", run.gpu_seconds)
+        ...     return run.delta_loss
+        >>> study = optuna.create_study(direction="maximize", sampler=sampler)
+        >>> study.optimize(objective, n_trials=12)
+
+        scripts/examples/optuna_sampler.py is a whole program, which also stops at the budget.
     """
 
     def __init__(
@@ -90,14 +106,14 @@ class LawSampler(BaseSampler):
         self._pack_from: int | None = None
         self._share = DeviceShare()
         self._given_up: set[int] = set()
-        self._why: dict[int, str] = {}  # Of the last choice.
+        self._why: dict[int, str] = {}  # Holds the last choice only.
         rivals = {"tpe": TPESampler, "gp": GPSampler}
         rival = rivals.get(settings.acquisition)
         self._rival = None if rival is None else rival(seed=settings.seed)
 
     @cached_property
     def distributions(self) -> dict[str, BaseDistribution]:
-        """The search space: the smallest box around the grid; the sampler stays on the grid."""
+        """Search space: the smallest box around the grid; the sampler stays on the grid."""
         cells, replicates = self._space.cells, self._space.replicates
         values = {name: [getattr(c, name) for c in cells] for name in POINT}
         values["sequence_id"] = [sequence for sequence, _ in replicates]
@@ -110,22 +126,32 @@ class LawSampler(BaseSampler):
     def begin_pack(
         self, study: Study, devices: int = 1, gpu_seconds: float = math.inf, at_least: int = 0
     ) -> None:
-        """The trials asked for from now on train together, until the next call, on one of so many
-        devices; what the others leave of the budget bounds them, and from the first, and those
-        `at_least`, on the gpu_seconds that they may take."""
+        """Begin a pack: trials that are asked for until the next call train together on one device.
+
+        Args:
+            study: the study that the trials belong to.
+            devices: number of devices; a pack is limited to its share of the remaining budget.
+            gpu_seconds: limit of the pack's predicted cost, except for its first run and those up
+                to `at_least`.
+            at_least: number of first runs that `gpu_seconds` does not limit.
+        """
         self._pack_from = len(study.get_trials(deepcopy=False))
         with self._index.lock:
             share = device_share(self._index.design_state(study, self._pack_from), devices)
             self._share = replace(share, planned=gpu_seconds, at_least=at_least)
 
     def calibrate(self, seconds_per_token: float, spent: float) -> None:
-        """Plan by this rate, gpu_seconds a token of a step, until trials tell another; so many
-        gpu_seconds of the budget were spent to learn it."""
+        """Set the rate that is used until trials are measured.
+
+        Args:
+            seconds_per_token: gpu_seconds of one token in one optimiser step.
+            spent: gpu_seconds of the budget that the measurement of this rate took.
+        """
         with self._index.lock:
             self._index.calibrate(seconds_per_token, spent)
 
     def why(self, number: int) -> str:
-        """Reason for the point of the trial that was chosen last."""
+        """Return the reason for the point of the trial that was chosen last; "" for any other."""
         return self._why.get(number, "")
 
     def within_budget(self, study: Study) -> bool:
@@ -141,13 +167,13 @@ class LawSampler(BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """All design parameters are chosen jointly."""
+        """Return all design parameters, which are chosen jointly."""
         return self.distributions
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: Mapping[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """The next design point and replicate; what is no design parameter is drawn at random.
+        """Choose the next design point and replicate; draw other parameters at random.
 
         When nothing is open or affordable any more, the design parameters are left out, and a
         trial that suggests them gets random values.
@@ -175,12 +201,12 @@ class LawSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """A parameter that is none of the design's: uniformly at random."""
+        """Draw a parameter that is not of the design uniformly at random."""
         self._raise_error_if_multi_objective(study)
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
     def reseed_rng(self) -> None:
-        """Parallel workers draw other independent values."""
+        """Reseed the random parameters, so that parallel workers draw different values."""
         self._independent.reseed_rng()
 
     def _choose_in_turn(
@@ -220,7 +246,8 @@ class LawSampler(BaseSampler):
         return cell, candidates[cell].replicate
 
     def _believe(self, complete: Sequence[FrozenTrial]) -> tuple[FittedForm, ...]:
-        """The laws of complete trials; none where no rule needs them, or too few carry any."""
+        """Return the laws fitted to complete trials; none where the rule needs none, or there are
+        too few trials for a fit."""
         if self._settings.acquisition not in LAW_RULES:
             return ()
         try:

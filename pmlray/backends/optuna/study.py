@@ -1,7 +1,7 @@
-"""An Optuna study that mirrors a search: it chooses the law's points and shows them in dashboards.
+"""Optuna study of a search, which chooses the law's points and shows them in dashboards.
 
-The store is the record of truth. The study's journal is written anew from it whenever a search
-starts, so that a killed driver leaves no running trial behind and nothing is counted twice.
+The store is the record of truth. The study's journal is rewritten from it whenever a search starts,
+so that a killed driver leaves no running trial behind and nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ JOURNAL = "optuna.journal"
 
 
 class _QuickJournal(JournalFileBackend):
-    """A journal that does not wait for the disk, since it is written anew after a crash, and that
-    is not read back, since other processes only read it."""
+    """Journal that does not sync to disk, since it is rewritten after a crash, and is not read
+    back, since no other process writes to it."""
 
     def __init__(self, path: Path) -> None:
         # The default lock is a symbolic link, which a killed driver would leave behind.
@@ -42,24 +42,24 @@ class _QuickJournal(JournalFileBackend):
         self._kept: list[dict[str, Any]] = []
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Add lines, for whoever reads along."""
+        """Append lines, which other processes may read."""
         lines = [json.dumps(log, separators=(",", ":")) for log in logs]
         with open(self._file_path, "ab") as file:
             file.write("".join(f"{line}\n" for line in lines).encode())
         self._kept += map(json.loads, lines)
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any]]:
-        """The lines from this number on; those before it are not asked for again."""
+        """Yield the lines from this number on; earlier ones are not requested again."""
         del self._kept[: log_number_from - self._n_read]
         self._n_read = log_number_from
         yield from tuple(self._kept)
 
 
 class OptunaPoints:
-    """A PointSource: the search's Optuna study, asked and told one design point a trial.
+    """PointSource that asks and tells the search's Optuna study, one design point per trial.
 
-    storage_url: a database for the study in place of the journal in `folder`; a study of the same
-    name that is there is made anew.
+    storage_url: a database for the study in place of the journal in `folder`; an existing study of
+    the same name is replaced.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class OptunaPoints:
         about = {"task": spec.task.kind, "model": spec.model.id, "placement": spec.probe.placement}
         for name, value in about.items():
             self._study.set_user_attr(name, value)
-        # A trial of a pack that a fault cut off has a number alone.
+        # A trial of an interrupted pack is known by its number only.
         self._trials: dict[str, optuna.Trial | int] = {}
         known = [o for o in observations if o.phase == "law"]
         measured = {o.run_key for o in known}
-        # What machines failed is open again: it may be chosen once more.
+        # Runs that infrastructure failed are open again: they may be chosen once more.
         lost = [f for f in failures if f.run_key not in measured and not f.infrastructure]
         ended = measured | {f.run_key for f in lost}
         past = [(o.round, o.place, o.run_key, self._complete_trial(o)) for o in known]
@@ -103,7 +103,7 @@ class OptunaPoints:
             for place, run in enumerate(pack.runs)
             if run.phase == "law" and run.run_key not in ended
         ]
-        # In the order in which they were asked for, on which the next choice may depend.
+        # Added in the order in which they were chosen, on which the next choice may depend.
         for _, _, run_key, trial in sorted(past, key=lambda run: run[:3]):
             if trial is None:
                 continue
@@ -113,15 +113,18 @@ class OptunaPoints:
 
     @property
     def n_trials(self) -> int:
-        """Trials of the study."""
+        """Number of trials of the study."""
         return len(self._study.get_trials(deepcopy=False))
 
     def ask(
         self, k: int, devices: int = 1, gpu_seconds: float = math.inf, at_least: int = 0
     ) -> tuple[PlannedRun, ...]:
-        """Up to k runs; fewer when the budget or the space is exhausted, or the device has then its
-        share of what is left of the budget. From the first, and those `at_least`, on they are
-        predicted to take no more gpu_seconds."""
+        """Return up to k runs for one of `devices` devices; fewer when the budget, the space or the
+        device's share of the remaining budget is exhausted.
+
+        gpu_seconds: limit of the pack's predicted cost, except for its first run and those up to
+        `at_least`.
+        """
         runs = []
         self._sampler.begin_pack(self._study, devices, gpu_seconds, at_least)
         for _ in range(k):
@@ -151,7 +154,7 @@ class OptunaPoints:
         self._study.tell(trial, observation.delta_loss)
 
     def fail(self, run_key: str, gpu_seconds: float = 0.0) -> None:
-        """Close a trial without a value; what it cost is spent."""
+        """Close a trial without a value; its cost counts as spent."""
         if (trial := self._trials.pop(run_key, None)) is not None:
             self._study._storage.set_trial_user_attr(
                 self._trial_id(trial), "gpu_seconds", gpu_seconds
@@ -159,12 +162,12 @@ class OptunaPoints:
             self._study.tell(trial, state=TrialState.FAIL)
 
     def calibrate(self, seconds_per_token: float, spent: float) -> None:
-        """Learn the rate of a few steps, which counts until runs are measured, and what they cost,
+        """Set the rate measured on a few steps, used until runs are measured, and their cost,
         gpu_seconds."""
         self._sampler.calibrate(seconds_per_token, spent)
 
     def _trial_id(self, trial: optuna.Trial | int) -> int:
-        # A study lends out no other handle on a trial that it was given running.
+        # Optuna gives no other handle on a trial that was added while running.
         if isinstance(trial, int):
             return self._study.get_trials(deepcopy=False)[trial]._trial_id
         return trial._trial_id
@@ -196,7 +199,7 @@ class OptunaPoints:
             ),
             None,
         )
-        if replicate is None:  # A MemFT run: none of this study's trials.
+        if replicate is None:  # A MemFT run, which is no trial of this study.
             return None
         return create_trial(
             state=TrialState.FAIL,
@@ -207,12 +210,13 @@ class OptunaPoints:
 
 
 def _empty_storage(folder: Path, url: str | None, name: str) -> BaseStorage:
-    """A storage without a study of this name: a database's, or by default the store's journal."""
+    """Return a storage without a study of this name: a database, or by default the store's
+    journal."""
     if url is not None:
         try:
             storage = get_storage(url)
         except (RuntimeError, SQLAlchemyError) as error:
-            # MLflow's schema has a table of the same name for its version.
+            # In MLflow's database the table for the schema's version has the same name.
             raise StoreError(
                 f"{without_credentials(url)} cannot hold an Optuna study ({error}); give it a"
                 " database of its own, which MLflow does not use"
@@ -236,7 +240,7 @@ def _params(point: DesignPoint, sequence_id: int, seed: int) -> dict[str, int]:
 
 
 def _learnt(o: Observation) -> dict[int, float]:
-    """delta_loss by steps, nats per token: what dashboards draw as intermediate values."""
+    """Return delta_loss by steps, nats per token, which dashboards draw as intermediate values."""
     return {step: o.base_loss - loss for step, loss in o.curve}
 
 

@@ -18,14 +18,14 @@ from pmlray.backends.optuna.trials import is_chosen, point_of, replicate_of
 from pmlray.design import ChosenRun, CostModel, DesignState, FittedForm, History, PendingSpend
 from pmlray.types import DesignPoint
 
-# Laws of a tenth more runs choose the same; fitted after every pack, they would take more time than
-# a search of hundreds of points has for them.
+# Laws fitted to a tenth more runs choose the same points, and fits after every pack would take too
+# long in a search of hundreds of points.
 FIT_ALL, FIT_GROWTH = 40, 1.1
 
 
 def fitted_size(n: int) -> int:
-    """To how many of n complete trials the laws are fitted that choose the next: a function of n
-    alone, so that a search that starts again chooses as if it had not stopped."""
+    """Return to how many of n complete trials the laws are fitted: a function of n alone, so that a
+    restarted search makes the same choices."""
     if n <= FIT_ALL:
         return n
     size = FIT_ALL
@@ -36,7 +36,7 @@ def fitted_size(n: int) -> int:
 
 @dataclass(slots=True)
 class _Entry:
-    """A trial whose design point is known, as it was last seen; `run.done`: the laws know it."""
+    """Trial with a design point, as last read; `run.done`: the laws are fitted to it."""
 
     trial: FrozenTrial
     run: ChosenRun
@@ -52,10 +52,10 @@ class _Entry:
 
 
 class TrialIndex:
-    """The trials of one study, in the order of their numbers.
+    """Index of the trials of one study, in the order of their numbers.
 
-    cost: before anything was measured; budget: gpu_seconds; believe: fits laws to complete trials.
-    Threads that choose hold `lock` while they use what it says.
+    cost: model before anything is measured; budget: gpu_seconds; believe: fits laws to complete
+    trials. Threads that choose hold `lock` while they use the index.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class TrialIndex:
         self._open(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy reads its study for itself."""
+        """Pickle the arguments only; a copy reads its study anew."""
         return TrialIndex, (self._first_cost, self._budget, self._believe)
 
     def design_state(
@@ -78,7 +78,7 @@ class TrialIndex:
         """Return the present state of the design; the same object until something changes.
 
         pack_from: number of the first trial of the pack that is being filled, if one is.
-        except_number: of a trial that does not count.
+        except_number: number of a trial to leave out.
         """
         of = (study._storage, study._study_id)
         if of != self._study:
@@ -87,7 +87,7 @@ class TrialIndex:
         last = next(reversed(self._entries), -1)
         entered = self._enter(trials, except_number)
         if entered and entered[0] < last:
-            # It got its point later than trials that asked after it: all in their order again.
+            # A trial got its point later than trials of higher numbers: enter all in order again.
             self._open(of)
             entered = self._enter(trials, except_number)
         ended = self._close(trials)
@@ -102,8 +102,8 @@ class TrialIndex:
         return self._known
 
     def calibrate(self, seconds_per_token: float, spent: float) -> None:
-        """Take another rate for the cost before anything is measured, which so many gpu_seconds of
-        the budget were spent to learn."""
+        """Set the rate that is used before anything is measured; spent: gpu_seconds of the budget
+        that its measurement took."""
         self._first_cost = replace(self._first_cost, seconds_per_token=seconds_per_token)
         self._budget -= spent
         self._open(None)
@@ -116,8 +116,8 @@ class TrialIndex:
         self._study = study
         self._known: DesignState | None = None
         self._pack_from: int | None = None
-        # By number, ascending; the numbers of those that have not ended, and of trials that may
-        # still get a design point.
+        # Entries by number, ascending; numbers of those that have not ended; numbers of trials that
+        # may still get a design point.
         self._entries: dict[int, _Entry] = {}
         self._running: list[int] = []
         self._undecided: list[int] = []
@@ -126,14 +126,14 @@ class TrialIndex:
         self._history = History()
         self._n_complete = 0
         self._base_losses: list[float] = []
-        # gpu_seconds of all that has ended, and of what tells the rate, with its tokens.
+        # gpu_seconds of all ended trials; gpu_seconds and tokens of those that give the rate.
         self._spent = self._seconds = self._tokens = 0.0
         self._unmeasured: list[DesignPoint] = []
         self._beliefs: tuple[FittedForm, ...] = ()
         self._n_fitted = 0
 
     def _enter(self, trials: Sequence[FrozenTrial], except_number: int | None) -> list[int]:
-        """Take up the trials that have got a design point; their numbers, ascending."""
+        """Enter the trials that have got a design point; return their numbers, ascending."""
         open_, self._undecided = [*self._undecided, *range(self._n_seen, len(trials))], []
         self._n_seen = len(trials)
         entered: list[int] = []
@@ -153,7 +153,7 @@ class TrialIndex:
         return entered
 
     def _close(self, trials: Sequence[FrozenTrial]) -> list[_Entry]:
-        """The entries that have ended since the last time."""
+        """Return the entries that have ended since the last call."""
         ended: list[_Entry] = []
         still: list[int] = []
         for number in self._running:
@@ -167,7 +167,7 @@ class TrialIndex:
         return ended
 
     def _sum_up(self, ended: Sequence[_Entry]) -> None:
-        """Count in what has ended, which alone moves laws, cost and spend."""
+        """Update laws, cost and spend with the ended trials, which alone change them."""
         for entry in ended:
             found = entry.trial.user_attrs
             seconds, loss = found.get("gpu_seconds"), found.get("base_loss")
@@ -189,7 +189,7 @@ class TrialIndex:
         self._pending = PendingSpend(self._cost, [self._entries[n].run for n in self._running])
 
     def _believe_anew(self) -> None:
-        """Fit the laws again, if it is time to."""
+        """Fit the laws again, if a new fit is due."""
         size = fitted_size(self._n_complete)
         if size == self._n_fitted:
             return
@@ -201,7 +201,7 @@ class TrialIndex:
         self._chosen = [entry.run for entry in self._entries.values()]
 
     def _knowledge(self) -> DesignState:
-        # What was not measured is taken to have cost what it was predicted to.
+        # Trials without a measured cost count with their predicted cost.
         spent = self._spent + sum(map(self._cost.predict, self._unmeasured))
         return DesignState(
             chosen=tuple(self._chosen),

@@ -1,4 +1,4 @@
-"""Trials of an Optuna study as a law reads them: design points, data and order."""
+"""Trials of an Optuna study as a law uses them: design points, data and order of choice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 POINT = ("lora_rank", "seq_len", "train_steps")
 PARAMS = (*POINT, "sequence_id", "seed")
-# A choice takes a fraction of a second; a worker without one by then has died, or has no design.
+# A choice takes a fraction of a second; a trial without one by then is dead or has no design.
 PATIENCE_SECONDS = 10.0
 # An Optuna storage does not announce what another worker writes.
 POLL_SECONDS = 0.02
@@ -30,12 +30,12 @@ def point_of(trial: FrozenTrial) -> DesignPoint:
 
 
 def replicate_of(trial: FrozenTrial) -> Replicate:
-    """The trial's (sequence_id, seed)."""
+    """Return the (sequence_id, seed) of a trial."""
     return trial.params["sequence_id"], trial.params["seed"]
 
 
 def law_data_of(trials: Sequence[FrozenTrial]) -> LawData:
-    """Complete trials as the law's data; NaN where a trial lacks a loss."""
+    """Return complete trials as the law's data; NaN where a trial lacks a loss."""
     replicates = sorted({replicate_of(t) for t in trials})
 
     def attribute(name: str) -> np.ndarray:
@@ -59,9 +59,9 @@ def law_data_of(trials: Sequence[FrozenTrial]) -> LawData:
 def await_earlier_choices(study: Study, number: int, given_up: set[int]) -> None:
     """Wait until every running trial with a lower number has its design point.
 
-    Storages hand out trial numbers one by one, so that workers who ask at the same time choose in
-    that order, each seeing what those before it chose. A trial that has not chosen within
-    PATIENCE_SECONDS joins `given_up` and is not waited for again.
+    Storages assign trial numbers one by one, so that workers that ask at the same time choose in
+    that order, each with the earlier choices known. A trial without a choice within
+    PATIENCE_SECONDS is added to `given_up` and is not waited for again.
     """
     end = time.monotonic() + PATIENCE_SECONDS
     while True:
