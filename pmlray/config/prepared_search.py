@@ -35,7 +35,7 @@ class PreparedSearch:
     task: TaskSource
 
     def settled(self, gpu: bool, kept: Model | None = None) -> PreparedSearch:
-        """The search with its base's dtype resolved; see `settle`."""
+        """Return the search with its base's dtype resolved; see `settle`."""
         model = settle(self.spec.model, gpu, kept)
         return replace(self, spec=self.spec.model_copy(update={"model": model}))
 
