@@ -73,7 +73,7 @@ def measure_pack(
 
     Raises:
         ModelError: the base cannot be loaded, or lacks the probe's layer.
-        AskedToLeave: the process was asked to end; a checkpoint was written first where one could be.
+        AskedToLeave: the process was asked to end; a checkpoint was written first if possible.
     """
     spec, device = search.spec, pick_device()
     devices = torch.get_num_threads() if device.type == "cpu" else 1

@@ -278,7 +278,7 @@ def train_pack(
         Wall seconds inside optimiser steps.
 
     Raises:
-        AskedToLeave: the process was asked to end; a checkpoint was written first where one could be.
+        AskedToLeave: the process was asked to end; a checkpoint was written first if possible.
     """
     pack = PackLoop(model, stepper, optimizer, members, recipe, rules, room)
     step = 0 if checkpoints is None else checkpoints.resume(pack)
