@@ -18,7 +18,7 @@ from pmlray.cli.cluster_commands import submit
 from pmlray.cli.compare_commands import compare
 from pmlray.cli.doctor import doctor
 from pmlray.cli.init_command import init
-from pmlray.cli.job_commands import list_jobs, logs, status, stop
+from pmlray.cli.job_commands import list_jobs, logs, status, stop, sync
 from pmlray.cli.law_commands import fit, table
 from pmlray.cli.model_commands import models
 from pmlray.cli.output import set_up_logging
@@ -26,7 +26,6 @@ from pmlray.cli.report_commands import report
 from pmlray.cli.schema_command import schema
 from pmlray.cli.search_commands import plan, search, validate
 from pmlray.cli.size_commands import recall, size
-from pmlray.cli.sync_command import sync
 from pmlray.cli.token_commands import tokens
 from pmlray.cli.watch_command import watch
 from pmlray.engine.runtime.thread_barriers import bound_waits

@@ -1,9 +1,10 @@
-"""`pmlray list`, `status`, `logs` and `stop`: what was submitted to a cluster."""
+"""`pmlray list`, `status`, `logs`, `stop` and `sync`: searches on a cluster, and their mirrors."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from pmlray.cli.cluster_commands import ADDRESS_OPTION, CLEAR_TEXT_OPTION
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.config.cluster_address import jobs_address
+from pmlray.config.secrets import no_password
 
 if TYPE_CHECKING:
     from pmlray.backends.ray.jobs import RayJobs, SearchJob
@@ -92,3 +94,36 @@ def _line(job: SearchJob) -> str:
     lasted = "" if job.seconds is None else f" for {job.seconds:.0f} s"
     code = "" if job.exit_code is None else f", exit code {job.exit_code}"
     return f"{job.submission_id}  {job.status}{lasted}, started {began}{code}"
+
+
+def sync(
+    store: Path = typer.Argument(..., help="Folder of a search's or a comparison's results."),
+    tracking_uri: str = typer.Option(
+        None,
+        callback=no_password,
+        help="MLflow; default: MLFLOW_TRACKING_URI, else the database in the store.",
+    ),
+    optuna_storage: str = typer.Option(
+        None,
+        callback=no_password,
+        help="Database URL for the Optuna study; default: the journal in the store.",
+    ),
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """Send MLflow what it missed, or all of it if it was lost, and make the Optuna study anew.
+
+    Not while the search runs: it sends its own. One that was killed before it could end is KILLED
+    there then, and its runs without a result are gone, as at the end of any search.
+    """
+    # Loads MLflow and Optuna.
+    from pmlray.api.sync import sync_store
+
+    found = sync_store(store.absolute(), tracking_uri, optuna_storage)
+    trials = found["optuna_trials"]
+    study = "no Optuna study" if trials is None else f"{trials} trials in the Optuna study"
+    emit(
+        found,
+        f"{found['sent']} entries sent to MLflow, which has {found['observations']} observations;"
+        f" {study}",
+        as_json,
+    )

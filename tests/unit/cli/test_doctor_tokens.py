@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from pmlray.api.stores import open_store
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
-from pmlray.cli.describe_tokens import describe_tokens
+from pmlray.cli.token_commands import describe_tokens
 from pmlray.config.prepared_search import prepare_search
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.model.pull import pull_model

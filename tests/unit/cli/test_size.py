@@ -188,12 +188,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ranks: list[int] = []
 
     def measure(
-        search: PreparedSearch,
-        store: FileStore,
-        driver: Lease,
-        runs: Sequence[PlannedRun],
+        search: PreparedSearch, store: FileStore, driver: Lease, runs: Sequence[PlannedRun],
         *rest: object,
-    ) -> None:
+    ) -> None:  # fmt: skip
         done = {o.run_key for o in store.observations()}
         for run in (run for run in runs if run.run_key not in done):
             ranks.append(run.point.lora_rank)
