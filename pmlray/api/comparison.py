@@ -24,6 +24,15 @@ class Comparison:
 
     Running the same comparison on the same store continues it.
 
+    Attributes:
+        spec: what is compared.
+        prepared: the search whose runs it makes, with its files read and its model found.
+        profile: where and how packs run.
+        store: folder of the results, which need not be there yet.
+        tracking_uri: MLflow's; by default MLFLOW_TRACKING_URI, the profile's, or a database in the
+            store.
+        address: a Ray cluster; by default RAY_ADDRESS, or Ray is started on this machine.
+
     Example:
         >>> comparison = Comparison.load("searches/comparisons/smoke.yaml")
         >>> comparison.plan()["compared_runs"]      # before anything is started
@@ -59,6 +68,9 @@ class Comparison:
                 in the store.
             address: a Ray cluster; by default RAY_ADDRESS, or Ray is started on this machine.
 
+        Returns:
+            The comparison, with its store in the default place where none is given.
+
         Raises:
             SpecError, DataError, ModelError: the message says what to correct.
         """
@@ -70,7 +82,14 @@ class Comparison:
         return cls(spec, prepared, settings, folder, tracking_uri, address)
 
     def plan(self) -> dict[str, Any]:
-        """Return the number of runs and their approximate gpu_seconds."""
+        """Count the runs and their approximate gpu_seconds; starts nothing.
+
+        Returns:
+            `tuning_runs`, `compared_runs` and `gpu_seconds_about` by name.
+
+        Example:
+            >>> Comparison.load("searches/comparisons/smoke.yaml").plan()["compared_runs"]
+        """
         from pmlray.api.comparison_run import planned_runs
 
         return planned_runs(self.spec, self.prepared, self.profile)
