@@ -18,7 +18,8 @@ from statistics import fmean
 from typing import Any
 
 from pmlray.atomic_files import open_here, write_once, write_over
-from pmlray.types import MALFORMED, DesignPoint, rebuild
+from pmlray.rebuild import MALFORMED, rebuild
+from pmlray.types import DesignPoint
 
 log = logging.getLogger(__name__)
 

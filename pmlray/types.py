@@ -6,10 +6,11 @@ steps). Losses are nats per supervised token.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+from pmlray.rebuild import rebuild
 
 # Plain fine-tuning; MemFT's threshold; its window or curriculum; its window at a fixed width; its
 # threshold with what is recalled left out of the batch.
@@ -20,16 +21,7 @@ Compat = Literal["mended", "paper"]
 Equal = Literal["gpu_seconds", "tokens", "steps"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
-OBSERVATION_SCHEMA = 5
-# Names used for files and folders; the pattern keeps their paths inside the store.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# Allowed values of stored fields, by annotation; a field's reader checks the others.
-WORDS = {"Method": METHODS, "Phase": PHASES}
-# Fields that must be at least 1.
-SIZES = ("lora_rank", "seq_len", "supervised_tokens", "rows", "positions")
-# Errors of rebuilding an object from a file of another form; files are untrusted input.
-MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
-T = TypeVar("T")
+OBSERVATION_SCHEMA = 6
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -132,14 +124,22 @@ class Recall:
     """Recall under greedy decoding, read off a teacher-forced pass.
 
     `token`: share of supervised tokens whose argmax is right. `prefix`: tokens right before the
-    first error of each record, over all supervised tokens. `exact`: share of records wholly right.
-    `n_stubborn`: supervised tokens with p <= 0.5.
+    first error of each record, over all supervised tokens. `exact`: share of records wholly right,
+    with the end after them where one was trained. `answered`: share of records whose target is
+    wholly right, whether or not its end follows; None where no end was trained, so that `exact` is
+    that share. `n_stubborn`: supervised tokens with p <= 0.5. The end counts in `exact` alone.
     """
 
     token: float
     prefix: float
     exact: float
     n_stubborn: int
+    answered: float | None = None
+
+    @property
+    def right_answers(self) -> float:
+        """Share of records whose target is wholly right, whether or not it ends there."""
+        return self.exact if self.answered is None else self.answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,8 @@ class Observation:
 
     Args:
         round, place: pack of the search, and the run's place in it.
-        supervised_tokens: measured l; whole records may fall short of `point.seq_len`.
+        supervised_tokens: measured l; whole records may fall short of `point.seq_len`, and the
+            ends that follow them do not count.
         base_loss, final_loss: without and with the adapter, nats per supervised token.
         curve: (step, loss) after that many optimiser steps.
         token_p, wrong_tokens: final p of each supervised token; indices whose argmax is wrong.
@@ -161,6 +162,7 @@ class Observation:
             the controls are None where unmeasured; their cost is in none of these fields.
         grad_norm: mean before clipping, over the last tenth of the steps before the decay.
         learning_rate: the run's peak rate.
+        end_p: final p of the end that follows each record; empty where no end was trained.
         token_p_curve: (step, p of each supervised token, three digits) from step 0 to before the
             end; empty where it was not kept, as with very many tokens.
 
@@ -196,6 +198,7 @@ class Observation:
     grad_norm: float | None = None
     learning_rate: float | None = None
     token_p_curve: tuple[tuple[int, tuple[float, ...]], ...] = ()
+    end_p: tuple[float, ...] = ()
 
     @property
     def stopped_early(self) -> bool:
@@ -217,12 +220,14 @@ class Observation:
         fields = {k: v for k, v in stored.items() if k not in ("schema", "delta_loss")}
         fields["point"] = rebuild(DesignPoint, fields["point"])
         # Schema 1 had no shared trunks and no order within a pack, 1 and 2 no control; before 4,
-        # the fields that it added are None, and before 5, those that it added are empty.
+        # the fields that it added are None, and before 5 and 6, those that they added are empty:
+        # before 6 no end was trained.
         fields.setdefault("place", 0)
         fields.setdefault("charged_steps", float(fields["point"].train_steps))
         fields["recall"] = rebuild(Recall, fields["recall"])
         fields["curve"] = tuple((int(step), float(loss)) for step, loss in fields["curve"])
         fields["token_p"] = tuple(map(float, fields["token_p"]))
+        fields["end_p"] = tuple(map(float, fields.get("end_p", ())))
         table = fields.get("token_p_curve", ())
         fields["token_p_curve"] = tuple((int(step), tuple(map(float, p))) for step, p in table)
         fields["wrong_tokens"] = tuple(map(int, fields["wrong_tokens"]))
@@ -268,33 +273,3 @@ class PackResult:
     observations: tuple[Observation, ...]
     failed: tuple[FailedRun, ...]
     times: PackTimes
-
-
-def rebuild(kind: type[T], stored: Mapping[str, Any]) -> T:
-    """Rebuild a dataclass from its stored fields, nested ones rebuilt already; raises one of
-    MALFORMED on a field that is missing, unknown or of another type, or a name unfit for a file."""
-    types = {known.name: str(known.type) for known in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: _checked(name, types.get(name, ""), stored[name]) for name in stored})
-
-
-def _checked(name: str, of: str, value: Any) -> Any:
-    if value is None and of.endswith(" | None"):
-        return None
-    match of.removesuffix(" | None"):
-        case "int" if type(value) is not int or (name in SIZES and value < 1):
-            raise ValueError(f"{name} is {value!r}")
-        case "float":
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} is {value!r}, no number")
-            return float(value)
-        case "str" if not isinstance(value, str):
-            raise TypeError(f"{name} is {value!r}, no text")
-        case "bool" if not isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r}, neither true nor false")
-        case "Method" | "Phase" as word if value not in WORDS[word]:
-            raise ValueError(f"{name} is {value!r}, none of {', '.join(WORDS[word])}")
-        case _:
-            pass
-    if name in ("run_key", "pack_id") and NAME.fullmatch(str(value)) is None:
-        raise ValueError(f"{name} {value!r} is no name of a file")
-    return value

@@ -21,6 +21,7 @@ def check_recall(
     revision: str | None = None,
     dtype: DtypeChoice = "auto",
     prompt_format: Literal["plain", "chat"] | None = None,
+    end: bool | None = None,
     say: Callable[[str], None] | None = None,
 ) -> DecodedRecords:
     """Decode every record greedily with an adapter, as `pmlray recall` does.
@@ -30,10 +31,13 @@ def check_recall(
         records: file or folder of records with a query and a target each.
         model, revision, dtype, prompt_format: of the base; by default what the adapter was
             trained with, as its card or its store says.
+        end: whether a record counts as recalled only where the answer ends after its target; by
+            default true, unless the adapter's card or store says that no end was trained.
         say: called with each line of progress; by default none is shown.
 
     Returns:
-        The answers, one a record, in the records' order, with `n_right` and `exact_recall`.
+        The answers, one a record, in the records' order, with `n_right`, `n_answered` and
+        `exact_recall`.
 
     Raises:
         SpecError: the train extra is not installed.
@@ -47,7 +51,7 @@ def check_recall(
         from pmlray.api import recall_check
 
     request = recall_check.RecallRequest(
-        Path(adapter), Path(records), model, revision, dtype, prompt_format
+        Path(adapter), Path(records), model, revision, dtype, prompt_format, end
     )
     search = recall_check.prepare_recall(request)
     return recall_check.decode_task(search, request.adapter, say or (lambda _: None))

@@ -20,8 +20,9 @@ from pmlray.config.search_spec import (
 )
 from pmlray.config.stored_files import SEARCH_FILE, Card, read_stored
 from pmlray.engine.evaluation.greedy_decode import check_fits, decode_records, read_adapter
-from pmlray.engine.model.base_model import load_base_model, render_prompt
+from pmlray.engine.model.base_model import load_base_model
 from pmlray.engine.model.device import multiplies_bfloat16, pick_device
+from pmlray.engine.model.prompts import end_token_ids, render_prompt
 from pmlray.errors import ModelError
 from pmlray.memory import TaskSource, build_memory, encode_texts, read_records
 from pmlray.study.sizing.card import CARD_JSON, DecodedRecords
@@ -31,7 +32,8 @@ from pmlray.study.sizing.card import CARD_JSON, DecodedRecords
 class RecallRequest:
     """Adapter and records to check.
 
-    A setting that is None is taken from the adapter's card or from the search of its store.
+    A setting that is None is taken from the adapter's card or from the search of its store. `end`:
+    whether a record counts as recalled only where the answer ends after it.
     """
 
     adapter: Path
@@ -40,14 +42,15 @@ class RecallRequest:
     revision: str | None
     dtype: DtypeChoice
     prompt_format: Literal["plain", "chat"] | None
+    end: bool | None = None
 
 
 def prepare_recall(request: RecallRequest) -> PreparedSearch:
     """Return the check as the task of a search, before any model is loaded.
 
     Without a card or a store's search beside the adapter the defaults are the device's dtype and
-    plain prompts, and the base is the one that the adapter names. Raises ModelError, DataError or
-    StoreError.
+    plain prompts, answers are to end, and the base is the one that the adapter names. Raises
+    ModelError, DataError or StoreError.
     """
     pairs = read_records(request.records)
     adapter = read_adapter(request.adapter)
@@ -80,6 +83,7 @@ def prepare_recall(request: RecallRequest) -> PreparedSearch:
             kind="records",
             records=str(request.records),
             prompt_format=request.prompt_format or known.get("prompt_format") or "plain",
+            end=known.get("end", True) if request.end is None else request.end,
         ),
         model=model,
         probe=adapter.probe,
@@ -103,11 +107,14 @@ def decode_task(search: PreparedSearch, folder: Path, say: Callable[[str], None]
     render = partial(render_prompt, base.tokenizer, prompt_format=search.spec.task.prompt_format)
     records = build_memory(search.task, 0, total, tokenizer, render).records
     say(f"decoding {len(records)} records greedily at rank {adapter.lora_rank}")
-    answers = decode_records(base, adapter.weights, records)
+    ends = end_token_ids(base.tokenizer, base.model)
+    answers = decode_records(base, adapter.weights, records, ends)
     return DecodedRecords(
         pairs,
         tuple(base.tokenizer.decode(answer.answer_ids) for answer in answers),
-        tuple(answer.right for answer in answers),
+        tuple(answer.answered for answer in answers),
+        tuple(answer.recalled for answer in answers),
+        search.spec.task.end,
     )
 
 
@@ -119,11 +126,12 @@ def _dtype(asked: DtypeChoice, known: Mapping[str, Any]) -> Dtype:
 
 
 def _trained_with(folder: Path) -> dict[str, Any]:
-    """Return id, revision, dtype, identity and prompt_format, as far as the folder holds them."""
+    """Return id, revision, dtype, identity, prompt_format and end, as far as they are known."""
     if (folder / CARD_JSON).is_file():
         return read_stored(Card, folder / CARD_JSON).trained_with()
     search_file = folder.absolute().parent.parent / SEARCH_FILE
     if search_file.is_file():
         spec = read_stored(SearchSpec, search_file)
-        return {**spec.model.pinned().model_dump(), "prompt_format": spec.task.prompt_format}
+        task = {"prompt_format": spec.task.prompt_format, "end": spec.task.end}
+        return {**spec.model.pinned().model_dump(), **task}
     return {}

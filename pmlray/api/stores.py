@@ -11,6 +11,7 @@ from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.dtype import check_same_dtype
 from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.search_spec import Task
 from pmlray.config.stored_files import COMPARISON_FILE, SEARCH_FILE, read_stored
 from pmlray.errors import StoreError
 from pmlray.study.findings.result import SearchResult, assemble
@@ -66,12 +67,19 @@ def claim_search(folder: Path, spec: SearchSpec) -> None:
         owner = read_stored(SearchSpec, path)
         if owner.search_id != spec.search_id:
             raise StoreError(
-                f"{folder} holds the search {owner.search_id}, not {spec.search_id}; choose another"
-                " --store"
+                f"{folder} holds the search {owner.search_id}, not {spec.search_id};"
+                f" {_without_ends(owner.task, spec.task)}choose another --store"
             )
         check_same_dtype(folder, f"search {owner.search_id}", owner.model, spec.model)
         return
     write_over(path, spec.model_dump_json(indent=2).encode())
+
+
+def _without_ends(kept: Task, asked: Task) -> str:
+    """Return what continues a store of before ends were trained, for a message about another."""
+    if kept.model_copy(update={"end": asked.end}) == asked and not kept.end and asked.end:
+        return "it was begun without the ends of answers: set task.end: false to continue it, or "
+    return ""
 
 
 def claim_comparison(folder: Path, spec: CompareSpec) -> None:
@@ -89,7 +97,7 @@ def claim_comparison(folder: Path, spec: CompareSpec) -> None:
         if differing:
             raise StoreError(
                 f"{folder} holds the comparison {owner.compare_id}, whose {', '.join(differing)}"
-                " differ; choose another --store"
+                f" differ; {_without_ends(owner.task, spec.task)}choose another --store"
             )
         check_same_dtype(folder, f"comparison {owner.compare_id}", owner.model, spec.model)
     write_over(path, spec.model_dump_json(indent=2).encode())

@@ -12,7 +12,7 @@ from pmlray.cli.describe_law import describe_result
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.search_source import SOURCE_OPTION, in_mlflow, search_id_of
 from pmlray.errors import StoreError
-from pmlray.types import MALFORMED
+from pmlray.rebuild import MALFORMED
 
 
 def report(

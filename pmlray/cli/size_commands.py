@@ -17,7 +17,7 @@ from pmlray.cli.search_commands import PROFILE_OPTION
 from pmlray.config.load import read_profile
 from pmlray.config.model_spec import DtypeChoice
 from pmlray.config.secrets import no_password
-from pmlray.study.sizing.card import describe_answer
+from pmlray.study.sizing.card import describe_answer, describe_recall
 from pmlray.study.sizing.request import Wanted
 
 RECORDS_OPTION = typer.Option(
@@ -103,6 +103,12 @@ def recall(
     least: float = typer.Option(
         None, "--min", min=0.0, max=1.0, help="Exit code 1 when exact recall is below this share."
     ),
+    end: bool = typer.Option(
+        None,
+        "--end/--no-end",
+        help="Whether an answer must end after its target to count as recalled; by default as the"
+        " adapter was trained, else yes.",
+    ),
     model: str = typer.Option(None, help="Base model; by default the adapter's own."),
     prompt_format: Literal["plain", "chat"] = FORMAT_OPTION,
     revision: str = REVISION_OPTION,
@@ -113,16 +119,16 @@ def recall(
     with train_extra():
         from pmlray.api.recall_check import RecallRequest, decode_task, prepare_recall
 
-    search = prepare_recall(RecallRequest(adapter, records, model, revision, dtype, prompt_format))
+    search = prepare_recall(
+        RecallRequest(adapter, records, model, revision, dtype, prompt_format, end)
+    )
     with contextlib.redirect_stdout(sys.stderr):
         recited = decode_task(search, adapter, lambda line: typer.echo(line, err=True))
     passed = None if least is None else recited.exact_recall >= least
     found = {
         "adapter": str(adapter),
         "model": search.source.identity,
-        "n_records": len(recited.pairs),
-        "n_recalled": recited.n_right,
-        "exact_recall": recited.exact_recall,
+        **recited.counts(),
         "min": least,
         "passed": passed,
         "not_recalled": recited.missed(),
@@ -180,8 +186,8 @@ def _describe_size(found: dict[str, Any]) -> str:
     recall, own, cost = found["recall"], found["adapter"], found["cost"]
     walls = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in cost["wall_seconds"].items())
     lines = [
-        f"rank {own['lora_rank']} recalls {recall['n_recalled']} of {found['holds']['n_records']}"
-        f" records word for word ({recall['exact_recall']:.4f}; {recall['wanted']:.4g} wanted)",
+        f"rank {own['lora_rank']} recalls {describe_recall(recall, found['holds']['n_records'])}"
+        f" ({recall['exact_recall']:.4f}; {recall['wanted']:.4g} wanted)",
         f"sized beforehand: {describe_answer(found['sized'])}",
         f"spent {cost['search_gpu_seconds']:.0f} gpu_seconds on the law and"
         f" {cost['training_gpu_seconds']:.0f} on training; wall time: {walls}",
@@ -197,10 +203,7 @@ def _describe_size(found: dict[str, Any]) -> str:
 
 def _describe_recall(found: dict[str, Any]) -> str:
     missed = found["not_recalled"]
-    lines = [
-        f"{found['n_recalled']} of {found['n_records']} records recalled word for word"
-        f" ({found['exact_recall']:.4f})"
-    ]
+    lines = [f"recalled {describe_recall(found, found['n_records'])} ({found['exact_recall']:.4f})"]
     lines += [
         f"  {row['query']!r}: {row['answer']!r} instead of {row['target']!r}"
         for row in missed[:SHOWN]

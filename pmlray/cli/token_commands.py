@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, get_args
 import typer
 
 from pmlray.cli.output import JSON_OPTION, emit
-from pmlray.config.prepared_search import prepare_search
-from pmlray.config.stored_files import SEARCH_FILE
+from pmlray.config.prepared_search import prepare_spec
+from pmlray.config.search_spec import SearchSpec
+from pmlray.config.stored_files import SEARCH_FILE, read_stored
 from pmlray.errors import INSTALL_TRAIN, DataError, PmlrayError
 from pmlray.study.findings.stubborn_tokens import (
     LEVEL,
@@ -112,7 +113,7 @@ def _traces(
     except ImportError as error:
         return {}, f"no token texts and activations: {error}; run: {INSTALL_TRAIN}"
     try:
-        search = prepare_search(store / SEARCH_FILE)
+        search = prepare_spec(read_stored(SearchSpec, store / SEARCH_FILE), store)
         require_present(search.spec.model.id, search.source)
         return trace_tokens(search, observations), None
     except PmlrayError as error:
@@ -129,7 +130,7 @@ def _moved(store: Path, run: Observation, layer: int) -> Observation:
         ) from error
     from pmlray.backends.store.file_store import FileStore
 
-    search = at_layer(prepare_search(store / SEARCH_FILE), run, layer)
+    search = at_layer(prepare_spec(read_stored(SearchSpec, store / SEARCH_FILE), store), run, layer)
     kept = FileStore(_layer_store(store, layer))
     with kept.driver_lock():
         (kept.folder / SEARCH_FILE).write_text(search.spec.model_dump_json(indent=2))

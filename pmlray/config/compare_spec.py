@@ -89,6 +89,7 @@ class CompareSpec(Part):
     def compare_id(self) -> str:
         """Name and a hash of all fields that differ from the defaults."""
         chosen = without_former_dtype(self.model_dump(mode="json", exclude_defaults=True))
+        chosen["task"] = self.task.chosen()
         canonical = json.dumps(chosen, sort_keys=True)
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 

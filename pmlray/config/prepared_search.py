@@ -77,6 +77,9 @@ class PreparedSearch:
             "sequence_id": sequence_id,
             "seed": seed,
         }
+        # Omitted when off, as runs of before were all trained without an end.
+        if spec.task.end:
+            determines["end"] = True
         if method != "sft":
             determines["memft"] = spec.memft_rules().of_method(method)
         if learning_rate is not None:
@@ -181,6 +184,7 @@ def _check_lengths(prepared: PreparedSearch, path: Path) -> None:
         )
         for record in memory.records:
             needed = len(record.prompt_ids) + template + len(record.target_ids)
+            needed += int(spec.task.end)
             if needed > context:
                 raise DataError(
                     f"{path}: a record needs {needed} tokens with its prompt, but {spec.model.id}"

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from pmlray.config.memft_options import Memft, MemftOptions
 from pmlray.config.model_spec import Model, without_former_dtype
 from pmlray.config.recipe import Recipe
-from pmlray.config.spec_base import Count, Part, PositiveInt
+from pmlray.config.spec_base import STORED, Count, Part, PositiveInt
 from pmlray.design import Acquisition
 from pmlray.law import FitOptions, Form
 from pmlray.memory import FRESH_SEQUENCE_ID
@@ -33,7 +33,11 @@ class Task(Part):
     """The text to memorise. `text` and `records` are paths, relative to the search file.
 
     `linear_rule` (z = 3x + 5y + 7) is learnt rather than memorised: `control_recall` is its recall
-    on pairs that the run was not trained on.
+    on pairs that the run was not trained on. `end`: whether the token that ends an answer is
+    trained after every target, so that generation stops there (the end of turn of the chat
+    template, else the tokenizer's end token); by default true for all but `long_context`, whose
+    text is cut anywhere. It counts neither in lengths nor in losses; a record is recalled word for
+    word where the target and then its end are decoded.
     """
 
     kind: Literal["long_context", "phonebook", "records", "linear_rule"]
@@ -43,6 +47,15 @@ class Task(Part):
     prompt_format: Literal["plain", "chat"] = "chat"
     text: str | None = None
     records: str | None = None
+    end: bool = Field(default_factory=lambda found: found.get("kind") != "long_context")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _had_no_end(cls, found: Any, info: ValidationInfo) -> Any:
+        """Read a stored task of before this key existed, when no end was trained."""
+        if info.context == STORED and isinstance(found, dict):
+            return {"end": False, **cast("dict[str, Any]", found)}
+        return found
 
     @model_validator(mode="after")
     def _needs_its_file(self) -> Task:
@@ -56,6 +69,11 @@ class Task(Part):
                 " text whose tokens are kept (random_ratio 100 needs none)"
             )
         return self
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the fields that differ from the defaults of before `end` existed, as JSON."""
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"end"})
+        return {**fields, "end": True} if self.end else fields
 
 
 class Probe(Part):
@@ -246,6 +264,7 @@ class SearchSpec(Part):
         `dtype: auto`, on any machine: searches begun when bfloat16 was the default keep their ids.
         """
         chosen = without_former_dtype(self.model_dump(mode="json", exclude_defaults=True))
+        chosen["task"] = self.task.chosen()
         # Default of searches begun before the pack size depended on the device.
         if self.design.pack_size == FORMER_PACK_SIZE:
             del chosen["design"]["pack_size"]

@@ -11,6 +11,9 @@ MOST = 2**31 - 1
 PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
 
+# Validation context of specs that a store kept, which may be older than some keys.
+STORED = "stored"
+
 
 class Part(BaseModel):
     """Base class of every part of a spec: frozen; refuses unknown keys, implicit conversions, NaN

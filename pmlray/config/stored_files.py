@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from pmlray.config.spec_base import STORED
 from pmlray.errors import StoreError
 
 SEARCH_FILE = "search.json"
@@ -43,20 +44,25 @@ class CardBase(BaseModel, strict=True):
 
 
 class Card(BaseModel, strict=True):
-    """Part of an adapter's card that is needed to run the adapter."""
+    """Part of an adapter's card that is needed to run the adapter.
+
+    `end`: whether the end of an answer was trained; cards of before say nothing, and it was not.
+    """
 
     base_model: CardBase
     prompt_format: Literal["plain", "chat"]
+    end: bool = False
 
     def trained_with(self) -> dict[str, Any]:
-        """Return the fields of the base model and the prompt format in one flat dict."""
-        return {**self.base_model.model_dump(), "prompt_format": self.prompt_format}
+        """Return the fields of the base model and the task's settings in one flat dict."""
+        task = {"prompt_format": self.prompt_format, "end": self.end}
+        return {**self.base_model.model_dump(), **task}
 
 
 def read_stored(kind: type[Stored], path: Path) -> Stored:
     """Read a stored file as `kind`; StoreError when it cannot be read or holds anything else."""
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes(), context=STORED)
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:

@@ -84,7 +84,7 @@ def measure_pack(
     watch.stage("scoring the bare base on fresh text")
     making_control = time.perf_counter()
     seq_lens = (run.point.seq_len for run in pack.runs)
-    control = Control(search, base, model, seq_lens, ready.render, ready.prefixes)
+    control = Control(search, base, model, seq_lens, ready.prefixes)
     control_seconds = time.perf_counter() - making_control
     provenance = pack_provenance(search, pack, device, devices, backend) | {
         "room": None if pack.room is None else asdict(pack.room),
@@ -137,6 +137,7 @@ def measure_pack(
             token_p=trained.scores.token_p,
             token_p_curve=trained.token_p_curve,
             wrong_tokens=trained.scores.wrong_tokens,
+            end_p=trained.scores.end_p,
             generated_match=decoded,
             gpu_seconds=trained.gpu_seconds,
             charged_steps=trained.charged_steps,

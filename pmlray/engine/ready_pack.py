@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from pmlray.config.prepared_search import PreparedSearch
@@ -13,13 +12,14 @@ from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW
 from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.evaluation.control_text import Prefixes
-from pmlray.engine.model.base_model import BaseModel, LoadBase, load_base_model, render_prompt
+from pmlray.engine.model.base_model import BaseModel, LoadBase, load_base_model
 from pmlray.engine.model.device import pick_device
 from pmlray.engine.model.prefix_cache import CachedRecord, build_prefix_cache
 from pmlray.engine.model.prefix_store import PrefixStore
+from pmlray.engine.model.prompts import search_memory
 from pmlray.engine.scheduling.members import Admission, Member, make_members
 from pmlray.engine.training.step import Stepper
-from pmlray.memory import MemorySet, PromptRenderer, Record, build_memory, prefix
+from pmlray.memory import MemorySet, Record, prefix
 from pmlray.types import Pack
 
 MakeStepper = Callable[[AdaptedModel, PackedAdamW], Stepper]
@@ -40,7 +40,6 @@ class ReadyPack:
     lora: PackedLora
     model: AdaptedModel
     optimizer: PackedAdamW
-    render: PromptRenderer
     prefixes: Prefixes
     facts: Mapping[str, Any]
 
@@ -66,8 +65,10 @@ def ready_pack(
     )
     loaded = time.perf_counter()
     stage("running the frozen layers over the texts")
-    render = partial(render_prompt, base.tokenizer, prompt_format=spec.task.prompt_format)
-    by_sequence = _memories(search, base, pack, render)
+    by_sequence = {
+        sequence_id: search_memory(search, base.tokenizer, sequence_id)
+        for sequence_id in sorted({run.sequence_id for run in pack.runs})
+    }
     prefixes = build_prefix_cache if prefix_store is None else prefix_store.fetch
     cache = _caches(base, by_sequence, pack, prefixes)
     cached = time.perf_counter()
@@ -93,19 +94,7 @@ def ready_pack(
         "load_seconds": loaded - started,
         "prefix_cache_seconds": cached - loaded,
     }
-    return ReadyPack(base, memories, members, lora, model, optimizer, render, prefixes, facts)
-
-
-def _memories(
-    search: PreparedSearch, base: BaseModel, pack: Pack, render: PromptRenderer
-) -> dict[int, MemorySet]:
-    longest = max(search.spec.space.seq_len)
-    return {
-        sequence_id: build_memory(
-            search.task, sequence_id, longest, base.tokenizer.backend_tokenizer, render
-        )
-        for sequence_id in sorted({run.sequence_id for run in pack.runs})
-    }
+    return ReadyPack(base, memories, members, lora, model, optimizer, prefixes, facts)
 
 
 def _caches(

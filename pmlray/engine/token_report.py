@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,13 +14,14 @@ from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.evaluation.scores import score_tokens
 from pmlray.engine.measure import measure_pack
-from pmlray.engine.model.base_model import BaseModel, load_base_model, render_prompt
+from pmlray.engine.model.base_model import BaseModel, load_base_model
 from pmlray.engine.model.batches import Row
 from pmlray.engine.model.device import pick_device
 from pmlray.engine.model.prefix_cache import build_prefix_cache
+from pmlray.engine.model.prompts import search_memory
 from pmlray.engine.training.step import TorchStepper
 from pmlray.errors import DataError, RunError
-from pmlray.memory import MemorySet, build_memory, prefix
+from pmlray.memory import MemorySet, prefix
 from pmlray.ports import ObservationStore
 from pmlray.types import Observation, Pack, PlannedRun
 
@@ -62,11 +62,9 @@ def trace_tokens(
         spec.probe,
         pick_device(),
     )
-    render = partial(render_prompt, base.tokenizer, prompt_format=spec.task.prompt_format)
-    tokenizer, longest = base.tokenizer.backend_tokenizer, max(spec.space.seq_len)
     traced = {}
     for sequence_id in sorted({o.sequence_id for o in observations}):
-        memory = build_memory(search.task, sequence_id, longest, tokenizer, render)
+        memory = search_memory(search, base.tokenizer, sequence_id)
         own = [o for o in observations if o.sequence_id == sequence_id]
         for o in own:
             _check_text(memory, o)
@@ -134,7 +132,8 @@ def _check_text(memory: MemorySet, observation: Observation) -> None:
 
 @torch.no_grad()
 def _trace(base: BaseModel, memory: MemorySet) -> tuple[TracedToken, ...]:
-    cached = build_prefix_cache(base, memory.records)
+    targets = [replace(record, end_id=None) for record in memory.records]
+    cached = build_prefix_cache(base, targets)
     # An untrained adapter has B = 0, so these are the base's losses.
     model = AdaptedModel(base, PackedLora(base, [1], [0]))
     scores = score_tokens(model, [Row(0, i, record) for i, record in enumerate(cached)])

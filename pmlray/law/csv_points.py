@@ -29,7 +29,8 @@ ALIASES = {
 }
 # Columns that `pmlray table` also writes; a law does not use them.
 BESIDE = (
-    *("token_recall", "prefix_recall", "exact_recall", "stubborn_tokens"),
+    *("token_recall", "prefix_recall", "exact_recall", "answer_recall"),
+    "stubborn_tokens",
     *("gpu_seconds", "charged_steps", "control_delta_loss_nats"),
 )
 # Columns that must agree between repeated rows of one run.

@@ -11,7 +11,8 @@ from typing import Any
 from pmlray.errors import DataError
 from pmlray.law.csv_points import NEEDED, read_csv_points
 from pmlray.law.data import LawData, check_fall, check_observation, law_data
-from pmlray.types import MALFORMED, Observation
+from pmlray.rebuild import MALFORMED
+from pmlray.types import Observation
 
 
 def read_law_data(path: str | Path, base_loss: float | None = None) -> LawData:

@@ -23,6 +23,7 @@ def fresh_records(
     used_text_tokens: int,
     tokenizer: Tokenizer,
     render_prompt: PromptRenderer,
+    end_id: int | None = None,
 ) -> tuple[Record, ...]:
     """Draw records like those of a run of seq_len, from text on which no run of the search trains.
 
@@ -30,8 +31,8 @@ def fresh_records(
     min(seq_len, n_tokens) tokens, so that each position is one that the run was trained at; a phone
     book as whole entries, a linear rule as pairs that no run is trained on. used_text_tokens:
     tokens at the beginning of the base text that the search deals out; fresh stretches come from
-    its end. Empty where there is no fresh text: a records task has no source, and a base text may
-    be used up.
+    its end. end_id: the token that follows every target in training; None: none. Empty where there
+    is no fresh text: a records task has no source, and a base text may be used up.
     """
     if task.kind == "records":
         return ()
@@ -42,7 +43,7 @@ def fresh_records(
             pairs = heldout_pairs(n_tokens, task.data_seed, partial(encode_texts, tokenizer))
         targets = encode_texts(tokenizer, [number for _, number in pairs])
         return tuple(
-            Record(tuple(render_prompt(query)), ids)
+            Record(tuple(render_prompt(query)), ids, end_id)
             for (query, _), ids in zip(pairs, targets, strict=True)
         )
     length = min(seq_len, n_tokens)
@@ -63,6 +64,7 @@ def fresh_records(
                 text_ids=text_ids,
                 text_start=len(text_ids) - (copy + 1) * length,
             ),
+            end_id,
         )
         for copy in range(copies)
     )

@@ -44,6 +44,7 @@ def build_memory(
     max_seq_len: int,
     tokenizer: Tokenizer,
     render_prompt: PromptRenderer,
+    end_id: int | None = None,
 ) -> MemorySet:
     """Build the text that replicate sequence_id of a task memorises, of max_seq_len supervised
     tokens.
@@ -51,20 +52,20 @@ def build_memory(
     sequence_id: 0, 1, ...; another random draw, stretch of text, phone book or order of records (0
     keeps the records' own order). max_seq_len: the longest length of a search; `prefix` gives the
     shorter ones. render_prompt: a user message to the prompt's token ids, up to the place where the
-    answer begins. Only the target's own tokens are supervised: no suffix, no end of sequence.
+    answer begins. end_id: the token that is to follow every target; None: no end is supervised.
     DataError: the task lacks what its kind needs, or holds fewer tokens than max_seq_len. Source:
     the tasks of arXiv 2605.30260.
     """
     check_seq_len(max_seq_len)
     if task.kind == "long_context":
-        return _long_context(task, sequence_id, max_seq_len, tokenizer, render_prompt)
+        return _long_context(task, sequence_id, max_seq_len, tokenizer, render_prompt, end_id)
     if task.kind == "phonebook":
         pairs = phonebook_pairs(task, sequence_id, max_seq_len, tokenizer)
     elif task.kind == "linear_rule":
         pairs = rule_pairs(MAX_TRAINED, task.data_seed, sequence_id)
     else:
         pairs = _ordered_pairs(task, sequence_id)
-    return _whole_records(pairs, max_seq_len, tokenizer, render_prompt)
+    return _whole_records(pairs, max_seq_len, tokenizer, render_prompt, end_id)
 
 
 def phonebook_pairs(
@@ -102,6 +103,7 @@ def _long_context(
     max_seq_len: int,
     tokenizer: Tokenizer,
     render_prompt: PromptRenderer,
+    end_id: int | None,
 ) -> MemorySet:
     if not task.key_prompt.strip():
         raise DataError("a long_context task needs a key_prompt that asks for the sequence")
@@ -113,7 +115,7 @@ def _long_context(
         sequence_id=sequence_id,
         text_ids=None if task.text is None else encode_texts(tokenizer, [task.text])[0],
     )
-    record = Record(tuple(render_prompt(task.key_prompt)), target_ids)
+    record = Record(tuple(render_prompt(task.key_prompt)), target_ids, end_id)
     return MemorySet((record,), whole_records=False)
 
 
@@ -132,6 +134,7 @@ def _whole_records(
     max_seq_len: int,
     tokenizer: Tokenizer,
     render_prompt: PromptRenderer,
+    end_id: int | None,
 ) -> MemorySet:
     targets = encode_texts(tokenizer, [target for _, target in pairs])
     # A chat template costs far more than a length, so only the prompts within reach are rendered.
@@ -139,7 +142,7 @@ def _whole_records(
     n_needed = int(np.searchsorted(totals, max_seq_len)) + 1
     return take_tokens(
         [
-            Record(tuple(render_prompt(query)), ids)
+            Record(tuple(render_prompt(query)), ids, end_id)
             for (query, _), ids in zip(pairs[:n_needed], targets[:n_needed], strict=True)
         ],
         max_seq_len,

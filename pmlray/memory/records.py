@@ -19,11 +19,14 @@ _FIELD_PAIRS = (("query", "target"), ("question", "matching"))
 class Record:
     """Query to recall: the prompt's token ids and the supervised target's token ids.
 
-    DataError when either is empty: the first target token needs a position that predicts it.
+    `end_id`: token that is to follow the target, at which generation stops; None: none is trained.
+    DataError when prompt or target is empty: the first target token needs a position that predicts
+    it.
     """
 
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
+    end_id: int | None = None
 
     def __post_init__(self) -> None:
         for name, ids in (("prompt", self.prompt_ids), ("target", self.target_ids)):
@@ -32,6 +35,11 @@ class Record:
                     f"a record has a {name} of 0 tokens; it needs at least 1: check the {name} "
                     "text and the chat template"
                 )
+
+    @property
+    def supervised_ids(self) -> tuple[int, ...]:
+        """Token ids that are trained: the target's, and the end where there is one."""
+        return self.target_ids if self.end_id is None else (*self.target_ids, self.end_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +57,13 @@ class MemorySet:
 
     @property
     def supervised_tokens(self) -> int:
-        """Target tokens over all records: the l that is measured."""
+        """Target tokens over all records, without their ends: the l that is measured."""
         return sum(len(record.target_ids) for record in self.records)
 
     @property
     def content_hash(self) -> str:
-        """First 16 hex digits of the SHA-256 of all prompt and target ids, in order."""
-        ids = [[record.prompt_ids, record.target_ids] for record in self.records]
+        """First 16 hex digits of the SHA-256 of all prompt and supervised ids, in order."""
+        ids = [[record.prompt_ids, record.supervised_ids] for record in self.records]
         return hashlib.sha256(json.dumps(ids, separators=(",", ":")).encode()).hexdigest()[:16]
 
 

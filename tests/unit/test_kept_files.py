@@ -74,7 +74,11 @@ def test_a_card_with_another_base_than_a_models_is_refused(
     card = {"base_model": base, "prompt_format": "chat", "more": 1}
     path = tmp_path / "card.json"
     path.write_text(json.dumps(card))
-    assert read_stored(Card, path).trained_with() == {**base, "prompt_format": "chat"}
+    # Cards of before said nothing of ends, as none were trained.
+    trained_with = {**base, "prompt_format": "chat", "end": False}
+    assert read_stored(Card, path).trained_with() == trained_with
+    path.write_text(json.dumps({**card, "end": True}))
+    assert read_stored(Card, path).trained_with() == {**trained_with, "end": True}
     path.write_text(json.dumps({**card, "base_model": base | change}))
     with pytest.raises(StoreError, match="base_model"):
         read_stored(Card, path)

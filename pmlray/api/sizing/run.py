@@ -23,6 +23,7 @@ from pmlray.errors import RunError
 from pmlray.study.sizing.card import (
     CARD_JSON,
     NOT_RECALLED_FILE,
+    SHARES,
     TEXT_FILE,
     DecodedRecords,
     describe_answer,
@@ -130,8 +131,7 @@ class _Trial:
         return {
             "lora_rank": o.point.lora_rank,
             "run_key": o.run_key,
-            "n_recalled": self.recited.n_right,
-            "exact_recall": self.recited.exact_recall,
+            **{name: self.recited.counts()[name] for name in SHARES},
             "final_loss": o.final_loss,
             "train_steps": o.curve[-1][0],
             "gpu_seconds": o.gpu_seconds,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,12 @@ from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.adapters.peft_model import load_base
 from pmlray.engine.evaluation.scores import TokenScores
 from pmlray.engine.measure import LEFT_OUT
-from pmlray.engine.model.base_model import render_prompt
 from pmlray.engine.model.device import pick_device
+from pmlray.engine.model.prompts import search_memory
 from pmlray.engine.provenance import pack_provenance, run_provenance
 from pmlray.engine.scheduling.pack_watch import Tell, untold
 from pmlray.errors import RunError
-from pmlray.memory import MemorySet, build_memory, prefix
+from pmlray.memory import MemorySet, prefix
 from pmlray.ports import ObservationStore
 from pmlray.types import FailedRun, Observation, Pack, PlannedRun
 
@@ -66,11 +65,8 @@ def prepare_pack(
     """Return a pack with the texts of its runs `todo`, by place; spent: gpu_seconds of the others.
     RunError or DataError where it cannot be trained."""
     check_sharded(search, pack)
-    spec = search.spec
-    render = partial(render_prompt, tokenizer, prompt_format=spec.task.prompt_format)
-    words, longest = tokenizer.backend_tokenizer, max(spec.space.seq_len)
     built = {
-        sequence_id: build_memory(search.task, sequence_id, longest, words, render)
+        sequence_id: search_memory(search, tokenizer, sequence_id)
         for sequence_id in sorted({run.sequence_id for _, run in todo})
     }
     own = {place: prefix(built[run.sequence_id], run.point.seq_len) for place, run in todo}
@@ -180,7 +176,7 @@ class ShardedPacks:
         search, run, device = self._search, trained.run, pick_device()
         seconds, on_cpu = trained.clock.training_seconds, device.type == "cpu"
         devices = self._ranks.world * (torch.get_num_threads() if on_cpu else 1)
-        tokens = sum(map(len, scores.nll))
+        tokens = memory.supervised_tokens
         return Observation(
             run_key=run.run_key,
             point=run.point,
@@ -198,6 +194,7 @@ class ShardedPacks:
             curve=tuple(trained.curve),
             token_p=scores.token_p,
             wrong_tokens=scores.wrong_tokens,
+            end_p=scores.end_p,
             generated_match=None,
             gpu_seconds=gpu_seconds,
             charged_steps=float(run.point.train_steps),

@@ -108,7 +108,7 @@ class ShardedRun:
     def _take_step(self) -> None:
         size, n = self._recipe.batch_size, len(self._records)
         batch = [self._records[i] for i in batch_at(n, self.step, size, self.run.seed)]
-        tokens = sum(len(record.target_ids) for record in batch)
+        tokens = sum(len(record.supervised_ids) for record in batch)
         own, counts = share_of(batch, self._rank, self._world)
         nll, _ = self._engine(own)
         # DeepSpeed averages over ranks; the loss is a sum over them, hence the factor of `world`.
@@ -132,7 +132,8 @@ class ShardedRun:
                 if i < len(self._records):
                     nll[i], wrong[i] = tuple(row), tuple(missed)
         order = range(len(self._records))
-        return TokenScores(tuple(nll[i] for i in order), tuple(wrong[i] for i in order))
+        ends = self._records[0].end_id is not None
+        return TokenScores(tuple(nll[i] for i in order), tuple(wrong[i] for i in order), ends)
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """Return A (X, r) and B (r, D), gathered on every rank."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from pmlray.atomic_files import write_once, write_over
 from pmlray.errors import StoreError
-from pmlray.types import MALFORMED, NAME
+from pmlray.rebuild import MALFORMED, NAME
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pmlray.atomic_files import open_here, write_once
-from pmlray.types import MALFORMED, NAME
+from pmlray.rebuild import MALFORMED, NAME
 
 log = logging.getLogger(__name__)
 

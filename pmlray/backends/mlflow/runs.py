@@ -46,6 +46,7 @@ def run_metrics(o: Observation, time_ms: int) -> list[Metric]:
         "control_recall": o.control_recall,
         "prose_delta_loss": o.prose_delta_loss,
         "grad_norm": o.grad_norm,
+        "answer_recall": o.recall.answered,
     }
     values = {
         # First, since MLflow's comparisons begin with the first metric.

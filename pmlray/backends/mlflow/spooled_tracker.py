@@ -18,8 +18,9 @@ from pmlray.backends.mlflow.node_load import NodeLoad, loads_of
 from pmlray.backends.store.file_store import FileStore
 from pmlray.errors import StoreError, TrackerAway
 from pmlray.live_packs import LivePack
+from pmlray.rebuild import NAME
 from pmlray.study.run_names import run_name, run_tags
-from pmlray.types import NAME, Observation, PlannedRun
+from pmlray.types import Observation, PlannedRun
 
 log = logging.getLogger(__name__)
 

@@ -245,9 +245,9 @@ def _learnt(o: Observation) -> dict[int, float]:
 
 
 def _attributes(o: Observation) -> dict[str, float | str]:
-    control = o.control_delta_loss
+    optional = {"control_delta_loss": o.control_delta_loss, "answer_recall": o.recall.answered}
     return {
-        **({} if control is None else {"control_delta_loss": control}),
+        **{name: value for name, value in optional.items() if value is not None},
         "run_key": o.run_key,
         "base_loss": o.base_loss,
         "final_loss": o.final_loss,

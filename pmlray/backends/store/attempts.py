@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pmlray.atomic_files import write_once, write_over
 from pmlray.errors import StoreError
-from pmlray.types import MALFORMED, rebuild
+from pmlray.rebuild import MALFORMED, rebuild
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from pmlray.backends.store.lease_rules import (
     may_take,
 )
 from pmlray.errors import StoreError
-from pmlray.types import MALFORMED, rebuild
+from pmlray.rebuild import MALFORMED, rebuild
 
 log = logging.getLogger(__name__)
 

@@ -23,17 +23,8 @@ from pmlray.atomic_files import open_here, write_once
 from pmlray.backends.store.file_leases import Lease, LeaseFolder, beating
 from pmlray.errors import StoreError
 from pmlray.live_packs import Calibration, calibration_of
-from pmlray.types import (
-    MALFORMED,
-    DesignPoint,
-    FailedRun,
-    Observation,
-    Pack,
-    PackTimes,
-    PlannedRun,
-    Room,
-    rebuild,
-)
+from pmlray.rebuild import MALFORMED, rebuild
+from pmlray.types import DesignPoint, FailedRun, Observation, Pack, PackTimes, PlannedRun, Room
 
 log = logging.getLogger(__name__)
 

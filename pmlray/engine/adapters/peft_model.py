@@ -34,16 +34,16 @@ class SupervisedLosses(nn.Module):
         """Return the nll in nats and the argmax error of all supervised tokens, in order."""
         causal = self.adapted.get_base_model()
         device = next(self.adapted.parameters()).device
-        rows = [torch.tensor([*r.prompt_ids, *r.target_ids[:-1]]) for r in records]
+        rows = [torch.tensor([*r.prompt_ids, *r.supervised_ids[:-1]]) for r in records]
         longest = max(map(len, rows))
         ids = torch.stack([pad(row, (0, longest - len(row))) for row in rows]).to(device)
         # Right-padded and causal: padding changes no real position.
         hidden = causal.model(input_ids=ids, use_cache=False).last_hidden_state
         scored = [
-            hidden[i, len(r.prompt_ids) - 1 : len(r.prompt_ids) - 1 + len(r.target_ids)]
+            hidden[i, len(r.prompt_ids) - 1 : len(r.prompt_ids) - 1 + len(r.supervised_ids)]
             for i, r in enumerate(records)
         ]
-        targets = torch.tensor([t for r in records for t in r.target_ids], device=device)
+        targets = torch.tensor([t for r in records for t in r.supervised_ids], device=device)
         nll, wrong = causal.lm_head(torch.cat(scored), targets)
         return nll, wrong
 

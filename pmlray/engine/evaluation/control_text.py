@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.adapters.adapted_model import AdaptedModel
@@ -15,7 +16,8 @@ from pmlray.engine.evaluation.scores import TokenScores, score_tokens
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.batches import Row
 from pmlray.engine.model.prefix_cache import CachedRecord
-from pmlray.memory import PROSE, PromptRenderer, Record, fresh_records
+from pmlray.engine.model.prompts import render_prompt, search_end_id
+from pmlray.memory import PROSE, Record, fresh_records
 
 Prefixes = Callable[[BaseModel, Sequence[Record]], tuple[CachedRecord, ...]]
 
@@ -55,7 +57,6 @@ class Control:
         base: BaseModel,
         model: AdaptedModel,
         seq_lens: Iterable[int],
-        render_prompt: PromptRenderer,
         prefixes: Prefixes,
     ) -> None:
         self._model, self._prefixes = model, prefixes
@@ -68,9 +69,11 @@ class Control:
         self._of_length: dict[int, _Fresh] = {}
         if not tokens:
             return
+        render = partial(render_prompt, base.tokenizer, prompt_format=spec.task.prompt_format)
+        end_id = search_end_id(search, base.tokenizer)
         used_text = (max(spec.sequences) + 1) * max(spec.space.seq_len)
         records = {
-            n: fresh_records(search.task, n, tokens, used_text, tokenizer, render_prompt)
+            n: fresh_records(search.task, n, tokens, used_text, tokenizer, render, end_id)
             for n in sorted(set(seq_lens))
         }
         # Runs of different lengths may be scored on the same text.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE, load_mlp_adapter
+from pmlray.engine.evaluation.plain_greedy import answer_greedily, most_answer_tokens
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.batches import MAX_MICRO_BATCH_TOKENS
 from pmlray.errors import DataError, ModelError
@@ -44,15 +45,24 @@ class StoredAdapter:
 
 @dataclass(frozen=True, slots=True)
 class DecodedRecord:
-    """Greedy answer to one record, of as many tokens as its target."""
+    """Greedy answer to one record, until it ended or was cut off.
+
+    `answer_ids`: without the end token; `ended`: False where the answer was cut off.
+    """
 
     record: Record
     answer_ids: tuple[int, ...]
+    ended: bool
 
     @property
-    def right(self) -> bool:
-        """True if the answer is the target, token for token."""
-        return self.answer_ids == self.record.target_ids
+    def answered(self) -> bool:
+        """True if the answer begins with the target, token for token."""
+        return self.answer_ids[: len(self.record.target_ids)] == self.record.target_ids
+
+    @property
+    def recalled(self) -> bool:
+        """True if the answer is the target, and ends there."""
+        return self.ended and self.answer_ids == self.record.target_ids
 
 
 def read_adapter(folder: Path) -> StoredAdapter:
@@ -109,20 +119,23 @@ def decode_records(
     base: BaseModel,
     weights: tuple[Tensor, Tensor],
     records: Sequence[Record],
+    ends: Collection[int],
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[DecodedRecord, ...]:
-    """Decode every record greedily under one adapter.
+    """Decode every record greedily under one adapter, until its answer ends or is cut off.
 
-    Prompts of equal length share a call of `generate`, so that none is padded.
+    Prompts of equal length are decoded together, so that none is padded. An answer is cut off
+    after `most_answer_tokens`, or where the model's context is full.
 
     Args:
         base: the model to decode with.
         weights: A (X, r) and B (r, D), for an adapter input of width X and hidden size D.
         records: prompts and targets, as token ids.
+        ends: tokens that end an answer.
         progress: called with the number of records decoded so far.
 
     Returns:
-        One answer per record, in the order given, with as many tokens as its target.
+        One answer per record, in the order given.
 
     Raises:
         DataError: a record does not fit the model's context.
@@ -139,31 +152,25 @@ def decode_records(
             )
         same_prompt.setdefault(len(record.prompt_ids), []).append(i)
     answers: dict[int, tuple[int, ...]] = {}
+    most = [min(most_answer_tokens(r), context - len(r.prompt_ids)) for r in records]
     with base.with_adapter(lambda x_RTX: x_RTX.to(a.dtype) @ a @ b):
         for n_prompt, rows in same_prompt.items():
-            # Sorted, so that a call generates few tokens beyond the end of its shorter records.
+            # Sorted, so that records decoded together end at about the same step.
             rows.sort(key=lambda i: len(records[i].target_ids))
-            longest = len(records[rows[-1]].target_ids)
-            per_call = max(1, MAX_MICRO_BATCH_TOKENS // (n_prompt + longest))
+            per_call = max(1, MAX_MICRO_BATCH_TOKENS // (n_prompt + most[rows[-1]]))
             for start in range(0, len(rows), per_call):
                 part = rows[start : start + per_call]
-                for i, ids in zip(part, _generate(base, [records[i] for i in part]), strict=True):
-                    answers[i] = tuple(ids[: len(records[i].target_ids)])
+                own, limits = [records[i] for i in part], [most[i] for i in part]
+                found = answer_greedily(base.model, own, ends, limits)
+                answers.update(zip(part, found, strict=True))
                 progress(len(answers))
-    return tuple(DecodedRecord(record, answers[i]) for i, record in enumerate(records))
+    return tuple(_decoded(record, answers[i], ends) for i, record in enumerate(records))
 
 
-def _generate(base: BaseModel, records: Sequence[Record]) -> list[list[int]]:
-    """Return greedy continuations of equally long prompts, as token ids."""
-    prompt = torch.tensor([record.prompt_ids for record in records], device=base.device)
-    output = base.model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=max(len(record.target_ids) for record in records),
-        do_sample=False,
-        pad_token_id=0,
-    )
-    return output[:, prompt.shape[1] :].tolist()
+def _decoded(record: Record, ids: tuple[int, ...], ends: Collection[int]) -> DecodedRecord:
+    # An end token that completes the target belongs to it.
+    ended = ids[-1] in ends and ids != record.target_ids[: len(ids)]
+    return DecodedRecord(record, ids[:-1] if ended else ids, ended)
 
 
 def _read_peft(folder: Path) -> StoredAdapter:

@@ -8,52 +8,74 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch.nn.functional import pad
 
 from pmlray.engine.adapters.adapted_model import AdaptedModel
+from pmlray.engine.evaluation.plain_greedy import answer_greedily
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.batches import MAX_MICRO_BATCH_TOKENS, MicroBatch, Row, micro_batches
 from pmlray.memory import Record
 from pmlray.types import Recall
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """Scores of an adapter's supervised tokens, by record: nll in nats, and argmax errors."""
+    """Scores of an adapter's supervised tokens, by record: nll in nats, and argmax errors.
+
+    `ends`: True if each record's last supervised token is the end that follows its target.
+    """
 
     nll: tuple[tuple[float, ...], ...]
     wrong: tuple[tuple[bool, ...], ...]
+    ends: bool = False
 
     @property
     def mean_nll(self) -> float:
-        """Loss in nats per supervised token."""
-        return sum(map(sum, self.nll)) / sum(map(len, self.nll))
+        """Loss in nats per target token."""
+        return sum(map(sum, self._of_targets(self.nll))) / sum(map(len, self._of_targets(self.nll)))
 
     @property
     def token_p(self) -> tuple[float, ...]:
-        """Probability of every supervised token, records one after another."""
-        flat = torch.tensor([x for row in self.nll for x in row], dtype=torch.float64)
-        return tuple(torch.exp(-flat).tolist())
+        """Probability of every target token, records one after another."""
+        return _probabilities([x for row in self._of_targets(self.nll) for x in row])
+
+    @property
+    def end_p(self) -> tuple[float, ...]:
+        """Probability of each record's end after its target; empty where no end is supervised."""
+        return _probabilities([row[-1] for row in self.nll]) if self.ends else ()
 
     @property
     def wrong_tokens(self) -> tuple[int, ...]:
         """Indices into `token_p` whose argmax is wrong."""
-        flat = [x for row in self.wrong for x in row]
+        flat = [x for row in self._of_targets(self.wrong) for x in row]
         return tuple(i for i, wrong in enumerate(flat) if wrong)
 
     @property
     def recall(self) -> Recall:
         """Recall under greedy decoding."""
-        tokens = sum(map(len, self.wrong))
-        prefix = sum(row.index(True) if True in row else len(row) for row in self.wrong)
+        of_targets, n = self._of_targets(self.wrong), len(self.wrong)
+        tokens = sum(map(len, of_targets))
+        prefix = sum(row.index(True) if True in row else len(row) for row in of_targets)
+        answered = sum(not any(row) for row in of_targets) / n
         return Recall(
             token=1 - len(self.wrong_tokens) / tokens,
             prefix=prefix / tokens,
-            exact=sum(not any(row) for row in self.wrong) / len(self.wrong),
+            exact=sum(not any(row) for row in self.wrong) / n,
             n_stubborn=sum(p <= 0.5 for p in self.token_p),
+            answered=answered if self.ends else None,
         )
+
+    def _of_targets(self, rows: tuple[tuple[T, ...], ...]) -> tuple[tuple[T, ...], ...]:
+        return tuple(row[:-1] for row in rows) if self.ends else rows
+
+
+def _probabilities(nll: Sequence[float]) -> tuple[float, ...]:
+    return tuple(torch.exp(-torch.tensor(nll, dtype=torch.float64)).tolist())
 
 
 @torch.no_grad()
@@ -63,7 +85,7 @@ def mean_losses(
     n_adapters: int,
     keep: Callable[[MicroBatch, torch.Tensor], None],
 ) -> torch.Tensor:
-    """Return the mean nll of each adapter over its rows, (n_adapters,) fp64; NaN without rows.
+    """Return the mean nll of each adapter's target tokens, (n_adapters,) fp64; NaN without rows.
 
     keep: called with every micro-batch and its token losses, (R, L) nats.
     """
@@ -73,25 +95,32 @@ def mean_losses(
     for batch in micro_batches(rows):
         nll_RL = batch.lay_out(model(batch).nll_N)
         keep(batch, nll_RL)
-        total.index_add_(0, batch.adapter_of_row_R, nll_RL.sum(dim=1).double())
-        count.index_add_(0, batch.adapter_of_row_R, batch.mask_RL.sum(dim=1).double())
+        mask_RL = batch.target_mask_RL
+        of_targets_R = torch.where(mask_RL, nll_RL, 0.0).sum(dim=1)
+        total.index_add_(0, batch.adapter_of_row_R, of_targets_R.double())
+        count.index_add_(0, batch.adapter_of_row_R, mask_RL.sum(dim=1).double())
     return total / count
 
 
 @torch.no_grad()
 def score_tokens(model: AdaptedModel, rows: Sequence[Row]) -> TokenScores:
-    """Score every supervised token of one adapter's rows, in the order of their samples."""
+    """Score every supervised token of one adapter's rows, in the order of their samples.
+
+    Either all records have an end, or none.
+    """
     nll: dict[int, tuple[float, ...]] = {}
     wrong: dict[int, tuple[bool, ...]] = {}
     for batch in micro_batches(rows):
         losses = model(batch)
         nll_RL, wrong_RL = batch.lay_out(losses.nll_N), batch.lay_out(losses.wrong_N)
         for r, row in enumerate(batch.rows):
-            n = row.record.targets_L.shape[0]
+            n = row.record.n_supervised
             nll[row.sample] = tuple(nll_RL[r, :n].double().tolist())
             wrong[row.sample] = tuple(wrong_RL[r, :n].tolist())
     order = sorted(nll)
-    return TokenScores(tuple(nll[s] for s in order), tuple(wrong[s] for s in order))
+    return TokenScores(
+        tuple(nll[s] for s in order), tuple(wrong[s] for s in order), rows[0].record.ends
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +137,8 @@ def decode_exactly(
 ) -> tuple[bool | None, ...]:
     """Return whether greedy decoding reproduces each adapter's records, all adapters at once.
 
+    With the end after a record where one is supervised.
+
     An adapter's first records are decoded, up to `max_tokens` target tokens in all; None when even
     the first has more. Rows whose prompts are equally long share a call, so that none is padded.
     """
@@ -122,9 +153,9 @@ def decode_exactly(
         per_call = max(1, MAX_MICRO_BATCH_TOKENS // (len(rows[0][1].prompt_ids) + longest))
         for start in range(0, len(rows), per_call):
             part = rows[start : start + per_call]
-            texts = _generate(base, [(decodings[d].weights, record) for d, record in part])
+            texts = _answers(base, [(decodings[d].weights, record) for d, record in part])
             for (d, record), ids in zip(part, texts, strict=True):
-                right[d] &= tuple(ids[: len(record.target_ids)]) == tuple(record.target_ids)
+                right[d] &= ids == record.supervised_ids
     return tuple(ok if records else None for ok, records in zip(right, chosen, strict=True))
 
 
@@ -138,20 +169,15 @@ def _within(records: Sequence[Record], max_tokens: int) -> list[Record]:
     return kept
 
 
-def _generate(
+def _answers(
     base: BaseModel, rows: Sequence[tuple[tuple[torch.Tensor, torch.Tensor], Record]]
-) -> list[list[int]]:
-    """Return greedy continuations of equally long prompts, each under its own adapter."""
+) -> list[tuple[int, ...]]:
+    """Return greedy answers to equally long prompts, each under its own adapter."""
     largest = max(a.shape[1] for (a, _), _ in rows)
     a_RXK = torch.stack([pad(a, (0, largest - a.shape[1])) for (a, _), _ in rows])
     b_RKD = torch.stack([pad(b, (0, 0, 0, largest - b.shape[0])) for (_, b), _ in rows])
-    prompt = torch.tensor([record.prompt_ids for _, record in rows], device=base.device)
+    records = [record for _, record in rows]
+    ends = {record.end_id for record in records if record.end_id is not None}
     with base.with_adapter(lambda x_RTX: x_RTX.to(a_RXK.dtype) @ a_RXK @ b_RKD):
-        output = base.model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=max(len(record.target_ids) for _, record in rows),
-            do_sample=False,
-            pad_token_id=0,
-        )
-    return output[:, prompt.shape[1] :].tolist()
+        most = [len(record.supervised_ids) for record in records]
+        return answer_greedily(base.model, records, ends, most)

@@ -27,12 +27,9 @@ from pmlray.engine.model.cpu_offload import HostedWeights, nothing_hosted
 from pmlray.engine.model.device import multiplies_bfloat16
 from pmlray.errors import ModelError
 
-SYSTEM_PROMPT = "You are a helpful assistant."
 # Never execute anything from a model: no code of its own, and no weights in pickles.
 PLAIN_TOKENIZER: dict[str, Any] = {"trust_remote_code": False}
 PLAIN_WEIGHTS: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
-# Some chat templates insert today's date by default, which would change the prompt every day.
-FIXED_DATE = "26 Jul 2024"
 
 
 class LayerInputs(NamedTuple):
@@ -261,33 +258,10 @@ def check_layer(probe: Probe, n_layers: int) -> None:
         )
 
 
-def render_prompt(tokenizer: Any, text: str, prompt_format: Literal["plain", "chat"]) -> list[int]:
-    """Return the token ids of a prompt, as plain text or as a user turn of the chat template.
-
-    ModelError for `chat` when the tokenizer has no chat template.
-    """
-    if prompt_format == "plain":
-        return list(tokenizer(text)["input_ids"])
-    if tokenizer.chat_template is None:
-        raise ModelError(
-            "this model's tokenizer has no chat template; set task.prompt_format: plain"
-        )
-    turns = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": text}]
-    rendered = tokenizer.apply_chat_template(
-        turns,
-        add_generation_prompt=True,
-        tokenize=False,
-        enable_thinking=False,
-        date_string=FIXED_DATE,
-    )
-    return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
-
-
 __all__ = [
     "ARCHITECTURES",
     "BaseModel",
     "LayerInputs",
     "freeze_base",
     "load_base_model",
-    "render_prompt",
 ]

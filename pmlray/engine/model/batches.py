@@ -43,7 +43,7 @@ class Row:
     @property
     def n_scored(self) -> int:
         """Supervised tokens that are scored."""
-        return self.record.targets_L.shape[0] if self.scored is None else len(self.scored)
+        return self.record.n_supervised if self.scored is None else len(self.scored)
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,17 @@ class MicroBatch:
         by_length = groupby(self.blocks, key=lambda block: block.length)
         return tuple((sum(block.rows for block in same), length) for length, same in by_length)
 
+    @cached_property
+    def target_mask_RL(self) -> Tensor:
+        """Slots of the targets' tokens, without those of the ends that follow them, (R, L)."""
+        ends = [(r, row.record.n_targets) for r, row in enumerate(self.rows) if row.record.ends]
+        if not ends:
+            return self.mask_RL
+        rows, slots = on_device(ends, torch.int64, self.mask_RL.device).unbind(1)
+        mask_RL = self.mask_RL.clone()
+        mask_RL[rows, slots] = False
+        return mask_RL
+
     def lay_out(self, values_N: Tensor) -> Tensor:
         """Return per-token values, (N,), as (R, L), zero (False) where there is no token.
 
@@ -126,13 +137,13 @@ def micro_batches(rows: Sequence[Row]) -> tuple[MicroBatch, ...]:
 def _assemble(rows: Sequence[Row]) -> MicroBatch:
     records = [row.record for row in rows]
     device = records[0].hidden_TD.device
-    slots = max(record.targets_L.shape[0] for record in records)
+    slots = max(record.n_supervised for record in records)
     predict, slot, targets = [], [], []
     mask_RL = torch.zeros(len(rows), slots, dtype=torch.bool, device=device)
     start = 0
     for r, (row, record) in enumerate(zip(rows, records, strict=True)):
         if row.scored is None:
-            at = torch.arange(record.targets_L.shape[0], device=device)
+            at = torch.arange(record.n_supervised, device=device)
         else:
             at = on_device(row.scored, torch.int64, device)
         predict.append(at + (start + record.first))

@@ -109,8 +109,9 @@ class PrefixStore:
                 CachedRecord(
                     hidden[start:end],
                     adapter_in[start:end],
-                    torch.tensor(record.target_ids),
+                    torch.tensor(record.supervised_ids),
                     len(record.prompt_ids) - 1,
+                    record.end_id is not None,
                 )
             )
             start = end
@@ -191,7 +192,7 @@ def entry_name(base: BaseModel, records: Sequence[Record]) -> str:
         "dtype": str(base.model.dtype),
         "device": base.device.type,
         "versions": [version(name) for name in ("torch", "transformers")],
-        "records": [(record.prompt_ids, record.target_ids) for record in records],
+        "records": [(record.prompt_ids, record.supervised_ids) for record in records],
     }
     return hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()[:32]
 

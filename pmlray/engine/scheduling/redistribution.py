@@ -160,4 +160,4 @@ class Redistribution(ThresholdStopping):
 
 def _part(row: Row, scored: tuple[int, ...]) -> Row:
     """Return a row that scores only these tokens and computes nothing after the last of them."""
-    return replace(row, record=row.record.shortened(scored[-1] + 1), scored=scored)
+    return replace(row, record=row.record.truncated(scored[-1] + 1), scored=scored)

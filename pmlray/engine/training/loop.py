@@ -134,8 +134,8 @@ class PackLoop:
         taken = self._take_step(rows, on_device(rates, torch.float32, device))
         for steps in {steps for steps in own.values() if is_curve_step(steps)}:
             who = {i for i in self._read_off if own.get(i) == steps}
-            for batch, nll_RL in zip(taken.batches, taken.found.nll_RL, strict=True):
-                self._metrics.tokens.keep(steps, batch, nll_RL.clone(), who)  # Graphs overwrite it.
+            if who:
+                self._metrics.keep_read_off(steps, who, taken.batches, taken.found.nll_RL)
         at = on_device(slots, torch.int64, device)
         self._metrics.keep_step(own, taken.found.loss_S[at], taken.found.norm_S[at])
         self._stepper.stepped(taken.replayed)

@@ -31,13 +31,13 @@ MOST_TOKENS = 2048
 class TrainedMember:
     """Measurements of one adapter by the training loop.
 
-    `step_losses`: mean nll of each optimiser step's batch, before its update. `curve`: (step, loss
-    over all records) after that many steps, from step 0. `gpu_seconds` and `wall_seconds`: its part
-    of the pack's cost and time, by work, for optimiser steps and curve evaluations together;
-    `charged_steps`: the optimiser steps in them, a step shared with other budgets counted in part.
-    `grad_norm`: mean norm of the gradient before clipping, over the last tenth of the steps before
-    the decay. `token_p_curve`: as in `Observation`. `pack_steps`: steps of the pack when the member
-    ended.
+    `step_losses`: mean nll of each optimiser step's batch, ends included, before its update.
+    `curve`: (step, loss over all targets) after that many steps, from step 0. `gpu_seconds` and
+    `wall_seconds`: its part of the pack's cost and time, by work, for optimiser steps and curve
+    evaluations together; `charged_steps`: the optimiser steps in them, a step shared with other
+    budgets counted in part. `grad_norm`: mean norm of the gradient before clipping, over the last
+    tenth of the steps before the decay. `token_p_curve`: as in `Observation`. `pack_steps`: steps
+    of the pack when the member ended.
     """
 
     index: int
@@ -78,8 +78,8 @@ def is_curve_step(step: int) -> bool:
 class PackMetrics:
     """Losses, gradient norms and curves of every member, by its index and its own steps.
 
-    `step_losses`: nats per token of each step's batch, before its update, (steps, N), NaN where
-    there was no step; on the device, so that no step waits for it.
+    `step_losses`: nats per supervised token, ends included, of each step's batch, before its
+    update, (steps, N), NaN where there was no step; on the device, so that no step waits for it.
     """
 
     def __init__(
@@ -88,6 +88,10 @@ class PackMetrics:
         self.step_losses = torch.full((max(most_steps), len(members)), math.nan, device=device)
         self.tokens = TokenCurves(members)
         self._grad_norms = torch.full_like(self.step_losses, math.nan)
+        # Losses of targets that steps over all records computed, at the curve's steps before the
+        # last: row 0 before the first step, row k after 2^(k-1).
+        n_rows = max(most_steps).bit_length() + 1
+        self._read_off = torch.full((n_rows, len(members)), math.nan, device=device)
         self._curves: list[list[tuple[int, float]]] = [[] for _ in members]
         self._curve_at = [curve_steps(most) | {0} for most in most_steps]
         self._charged = [0.0] * len(members)
@@ -117,6 +121,25 @@ class PackMetrics:
         """Move the last point of a member's curve to its new number of steps."""
         self._curve_at[i] = curve_steps(steps) | {0}
 
+    def keep_read_off(
+        self, steps: int, who: Collection[int], batches: Sequence[MicroBatch], nll: Sequence[Tensor]
+    ) -> None:
+        """Record what a step over all records found of members, without waiting for the device.
+
+        steps: the members' steps before it, 0 or a power of two. nll: token losses of each
+        micro-batch, (R, L) nats.
+        """
+        total = torch.zeros_like(self._read_off[0])
+        count = torch.zeros_like(total)
+        for batch, nll_RL in zip(batches, nll, strict=True):
+            mask_RL = batch.target_mask_RL
+            of_targets_R = torch.where(mask_RL, nll_RL, 0.0).sum(dim=1)
+            total.index_add_(0, batch.adapter_of_row_R, of_targets_R)
+            count.index_add_(0, batch.adapter_of_row_R, mask_RL.sum(dim=1).float())
+            self.tokens.keep(steps, batch, nll_RL.clone(), who)  # Graphs overwrite it.
+        at = on_device(sorted(who), torch.int64, total.device)
+        self._read_off[steps.bit_length(), at] = (total / count)[at]
+
     def keep_loss(self, i: int, steps: int, loss: float) -> None:
         """Record the loss over all of a member's records after so many steps."""
         self._curves[i].append((steps, loss))
@@ -142,6 +165,7 @@ class PackMetrics:
         """Copy a member's measurements of its first `steps` steps to one of the same records."""
         for kept in (self.step_losses, self._grad_norms):
             kept[:steps, target] = kept[:steps, source]
+        self._read_off[:, target] = self._read_off[:, source]
         self._curves[target] = list(self._curves[source])
         self.tokens.copy(source, target)
 
@@ -160,7 +184,8 @@ class PackMetrics:
         so far.
         """
         losses = tuple(self.step_losses[:steps, i].tolist())
-        read_off = ((s, losses[s]) for s in sorted(curve_steps(steps) | {0})[:-1])
+        found = self._read_off[:, i].tolist()
+        read_off = ((s, found[s.bit_length()]) for s in sorted(curve_steps(steps) | {0})[:-1])
         curve = (*(tuple(self._curves[i]) or tuple(read_off)), (steps, scores.mean_nll))
         end = max(1, min(steps, decay))
         return TrainedMember(
@@ -182,6 +207,7 @@ class PackMetrics:
         tensors = {
             "step_losses": self.step_losses[: self._used],
             "grad_norms": self._grad_norms[: self._used],
+            "read_off": self._read_off,
         }
         facts = {
             "curves": self._curves,
@@ -196,6 +222,7 @@ class PackMetrics:
         self._used = len(state.tensors["step_losses"])
         self.step_losses[: self._used] = state.tensors["step_losses"]
         self._grad_norms[: self._used] = state.tensors["grad_norms"]
+        self._read_off.copy_(state.tensors["read_off"])
         facts = state.facts
         self._curves = [[(step, loss) for step, loss in curve] for curve in facts["curves"]]
         self._curve_at = [frozenset(steps) for steps in facts["curve_at"]]
@@ -204,15 +231,15 @@ class PackMetrics:
 
 
 class TokenCurves:
-    """Losses of every supervised token at some steps, by the index of a member.
+    """Losses of every target token at some steps, by the index of a member.
 
     Tensors stay on their device, so that no step waits for it. Members of more than MOST_TOKENS
-    supervised tokens are left out.
+    target tokens are left out.
     """
 
     def __init__(self, members: Sequence[Member]) -> None:
         self._first = [member.rows[0].sample for member in members]
-        self._fits = [sum(r.n_scored for r in m.rows) <= MOST_TOKENS for m in members]
+        self._fits = [sum(r.record.n_targets for r in m.rows) <= MOST_TOKENS for m in members]
         self._nll: list[dict[int, dict[int, Tensor]]] = [{} for _ in members]
 
     def keep(
@@ -226,7 +253,7 @@ class TokenCurves:
             i = row.adapter
             if self._fits[i] and (of is None or i in of):
                 records = self._nll[i].setdefault(steps, {})
-                records[row.sample - self._first[i]] = nll_L[: row.n_scored]
+                records[row.sample - self._first[i]] = nll_L[: row.record.n_targets]
 
     def copy(self, source: int, target: int) -> None:
         """Copy a member's losses to one of the same records."""

@@ -72,7 +72,7 @@ class Layouts:
 
 
 def _own(row: Row) -> Place:
-    return Place(row.adapter, row.length, row.record.targets_L.shape[0], row.n_scored)
+    return Place(row.adapter, row.length, row.record.n_supervised, row.n_scored)
 
 
 def _longest(adapter: int, member: Member) -> Place:

@@ -27,8 +27,9 @@ from pmlray.memft import weighted_nll_per_row
 class StepFound(NamedTuple):
     """Losses and gradient norms of a step, before its update.
 
-    `loss_S`: each slot's mean loss, nats per token, NaN where a slot had no row, (S,). `norm_S`:
-    each slot's gradient norm, (S,). `nll_RL`: per micro-batch, the loss of each token, (R, L) nats.
+    `loss_S`: each slot's mean loss, nats per supervised token, ends included, NaN where a slot had
+    no row, (S,). `norm_S`: each slot's gradient norm, (S,). `nll_RL`: per micro-batch, the loss
+    of each token, (R, L) nats.
     """
 
     loss_S: Tensor

@@ -18,6 +18,7 @@ import scipy
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.study.comparison.equal_recall import Cells, EqualRecall, equal_recall
 from pmlray.study.comparison.tuning import tuned_rates
+from pmlray.study.findings.recall_rule import recall_rule
 from pmlray.types import DesignPoint, Method, Observation
 
 LEVEL = 0.95
@@ -25,6 +26,7 @@ LEVEL = 0.95
 FIGURES: Mapping[str, Callable[[Observation], float | None]] = MappingProxyType(
     {
         "exact_recall": lambda o: o.recall.exact,
+        "answer_recall": lambda o: o.recall.answered,
         "prefix_recall": lambda o: o.recall.prefix,
         "token_recall": lambda o: o.recall.token,
         "stubborn_tokens": lambda o: float(o.recall.n_stubborn),
@@ -94,7 +96,11 @@ class MethodComparison:
 
 
 def compare_methods(spec: CompareSpec, observations: Sequence[Observation]) -> MethodComparison:
-    """Compare what is measured so far; a point without both methods of a pair has no difference."""
+    """Compare what is measured so far; a point without both methods of a pair has no difference.
+
+    DataError where exact recall does not count the same in all runs.
+    """
+    recall_rule(observations)
     costs = equal_recall(compared_cells(spec, observations))
     return MethodComparison(spec.compare_id, method_results(spec, observations), costs)
 

@@ -13,6 +13,7 @@ from statistics import fmean
 import scipy
 
 from pmlray.study.findings.memft_pairs import MemftPair
+from pmlray.study.findings.recall_rule import ANSWER_AND_END, recall_rule
 from pmlray.study.findings.result import SearchResult
 from pmlray.types import DesignPoint, Method, Observation
 
@@ -34,11 +35,13 @@ PLURALS = {"text": "texts", "record": "records", "entry": "entries", "pair": "pa
 class Tried:
     """Recall of plain fine-tuning at one point, over all its runs.
 
-    `n_right` of `n` texts or records are recalled word for word, for `gpu_seconds` a run.
+    `n_right` of `n` texts or records are recalled word for word, with their end where one was
+    trained, for `gpu_seconds` a run; `n_answered` are recalled whether or not they end there.
     """
 
     point: DesignPoint
     n_right: int
+    n_answered: int
     n: int
     n_runs: int
     token_recall: float
@@ -73,7 +76,7 @@ def plain_answer(result: SearchResult) -> tuple[str, ...]:
     unit = UNITS[result.spec.task.kind]
     cost = result.observations[-1].provenance.get("gpu_seconds_unit", "device")
     return (
-        *_on_recall(tried, unit, cost),
+        *_on_recall(tried, unit, cost, recall_rule(result.observations) == ANSWER_AND_END),
         *_on_memft(result.pairs),
         "Next, which rank your own records need: pmlray size --records FILE.jsonl --model"
         f" {result.spec.model.id}",
@@ -85,6 +88,7 @@ def _tried(point: DesignPoint, runs: Sequence[Observation]) -> Tried:
     return Tried(
         point,
         sum(round(o.recall.exact * n) for o, n in zip(runs, sizes, strict=True)),
+        sum(round(o.recall.right_answers * n) for o, n in zip(runs, sizes, strict=True)),
         sum(sizes),
         len(runs),
         fmean(o.recall.token for o in runs),
@@ -92,14 +96,15 @@ def _tried(point: DesignPoint, runs: Sequence[Observation]) -> Tried:
     )
 
 
-def _on_recall(tried: Sequence[Tried], unit: str, cost: str) -> tuple[str, ...]:
+def _on_recall(tried: Sequence[Tried], unit: str, cost: str, ends: bool) -> tuple[str, ...]:
     whole = [t for t in tried if t.n_right == t.n]
     if not whole:
         best = max(tried, key=lambda t: (t.n_right / t.n, t.token_recall))
         return (
             f"No rank recalled everything word for word; nearest came {_at(best)} with"
-            f" {best.n_right} of {best.n} {PLURALS[unit]} and {100 * best.token_recall:.0f} % of"
-            " the tokens. Larger ranks, more steps or shorter texts recall more.",
+            f" {best.n_right} of {best.n} {PLURALS[unit]}{_unended(best)} and"
+            f" {100 * best.token_recall:.0f} % of the tokens. Larger ranks, more steps or shorter"
+            " texts recall more.",
         )
     # The smallest adapter for the longest text; a point with one text counts only if none has more.
     sure = [t for t in whole if t.n > 1] or whole
@@ -116,7 +121,8 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str) -> tuple[str, ...]:
         else "says nothing of many more like them: repeat it with more sequences."
     )
     words = (
-        f"{_at(best).capitalize()} recalled {_count(best, unit)} word for word, for about"
+        f"{_at(best).capitalize()} recalled {_count(best, unit)} word for word"
+        f"{' and stopped there' if ends else ''}, for about"
         f" {best.gpu_seconds:.2g} {cost}-seconds a run. Chosen among {len(tried)} points, that"
         f" {says}"
     )
@@ -129,6 +135,12 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str) -> tuple[str, ...]:
     return (
         f"{words} At {beyond.point.seq_len} tokens it recalled {beyond.n_right} of {beyond.n}.",
     )
+
+
+def _unended(tried: Tried) -> str:
+    """Return how many more are answered right without stopping there, for a sentence."""
+    more = tried.n_answered - tried.n_right
+    return f" ({more} more without stopping after it)" if more else ""
 
 
 def _count(tried: Tried, unit: str) -> str:

@@ -17,6 +17,7 @@ from pmlray.live_packs import Calibration
 from pmlray.study.budget.allowance import spent_seconds
 from pmlray.study.findings.memft_pairs import MemftPair, memft_pairs
 from pmlray.study.findings.recall import RecallResult, recall_result
+from pmlray.study.findings.recall_rule import recall_rule
 from pmlray.types import FailedRun, Observation, PackTimes
 
 # A law refitted to less than 10 % more runs hardly changes. Refits after every pack would take too
@@ -101,7 +102,10 @@ class SearchResult:
             "rounds": len({o.round for o in self.law_observations}),
             "law": law.to_json() if law else None,
             "heldout_mape": law.heldout_mape if law else None,
-            "recall": self.recall_result.to_json(),
+            "recall": {
+                "exact_recall_counts": recall_rule(self.observations),
+                **self.recall_result.to_json(),
+            },
             "memft": [pair.to_json() for pair in self.pairs],
             "gpu_seconds": self.gpu_seconds(),
         }
@@ -163,7 +167,11 @@ def assemble(
     packs: Sequence[PackTimes],
     calibration: Calibration | None = None,
 ) -> SearchResult:
-    """Build a result with the law refitted when the search refitted it, and to all runs."""
+    """Build a result with the law refitted when the search refitted it, and to all runs.
+
+    DataError where exact recall does not count the same in all of them.
+    """
+    recall_rule(observations)
     law_points = [o for o in observations if o.phase == "law"]
     snapshots, n_fitted = [], 0
     for last in sorted({o.round for o in law_points}):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def comparison_sections(
     panel = difference_panel(
         "comparison", [(r.point, r.method, r.differences) for r in comparison.results]
     )
-    columns = ("point", "method", "rate", "runs", *RECALLS, "prose_delta_loss", "gpu_seconds")
+    columns = ("point", "method", "rate", "runs", *_figures(comparison.results))
     shown = [shown_row(result) for result in comparison.results]
     cells = tuple(tuple(row[column] for column in columns) for row in shown)
     sections = [
@@ -116,10 +116,18 @@ def shown_row(result: MethodResult) -> dict[str, str]:
         "rate": f"{result.learning_rate:g}",
         "runs": str(result.n_runs),
     }
-    for name in (*RECALLS, "prose_delta_loss", "gpu_seconds"):
+    for name in _figures([result]):
         shown = "" if name not in means else f"{means[name]:.3f}"
         row[name] = f"{shown} {_interval(result.differences.get(name))}".strip()
     return row
+
+
+def _figures(results: Sequence[MethodResult]) -> tuple[str, ...]:
+    """Return the figures to show, with the share of right answers where runs have ends."""
+    with_ends = any("answer_recall" in result.means for result in results)
+    exact, *others = RECALLS
+    answers = ("answer_recall",) if with_ends else ()
+    return (exact, *answers, *others, "prose_delta_loss", "gpu_seconds")
 
 
 def _interval(difference: Difference | None) -> str:

@@ -26,15 +26,20 @@ WANTED_EXACT = (0.5, 0.9, 0.99)
 _SHOWN = ("lora_rank", "seq_len", "train_steps", "sequence_id", "seed")
 
 
-def recall_text(found: RecallResult) -> str:
-    """Explain recall around p = 0.5, and whether there is a law of it."""
+def recall_text(found: RecallResult, rule: str) -> str:
+    """Explain what exact recall counts (`rule`), recall around p = 0.5, and its law."""
+    return f"Exact recall counts {rule}. {_law_text(found)}"
+
+
+def _law_text(found: RecallResult) -> str:
     if found.transition is None:
         return f"No law of recall: {found.why_not}."
     text = _transition_text(found.transition)
     if found.law is None:
         return f"{text} No law of recall: {found.why_not}."
     return (
-        f"{text} Curves are the fitted law of recall; points are runs. Where a run is one record,"
+        f"{text} Curves are the fitted law of recall, which is one of the answers alone; points are"
+        " runs. Where a run is one record,"
         " its exact recall is 0 or 1 and the curve says how often it is 1."
     )
 

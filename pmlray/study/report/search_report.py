@@ -95,6 +95,7 @@ def _compact(o: Observation) -> dict[str, Any]:
             "prefix": o.recall.prefix,
             "exact": o.recall.exact,
             "n_stubborn": o.recall.n_stubborn,
+            "answered": o.recall.answered,
         },
         "gpu_seconds": o.gpu_seconds,
     }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pmlray.law import CAPPED
+from pmlray.study.findings.recall_rule import recall_rule
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.capacity import (
     RunCapacity,
@@ -90,7 +91,7 @@ def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Sec
         Section(
             "recall-law",
             "Recall by loss",
-            recall_text(result.recall_result),
+            recall_text(result.recall_result, recall_rule(result.observations)),
             recall_panels(result),
             tuple(table for table in recall_tables(result) if table.rows),
         ),

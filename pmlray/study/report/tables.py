@@ -91,8 +91,8 @@ def observations_table(result: SearchResult) -> Table:
     columns = (
         *("round", "phase", "method", "lora_rank", "seq_len", "tokens", "train_steps"),
         *("sequence", "seed", "base_loss", "final_loss", "delta_loss"),
-        *("token", "prefix", "exact", "stubborn", "decoded", "certificate", "expected_fall"),
-        *("gpu_seconds", "run_key"),
+        *("token", "prefix", "answered", "exact", "stubborn", "decoded"),
+        *("certificate", "expected_fall", "gpu_seconds", "run_key"),
     )
     decoded = {None: "not run", True: "matches", False: "differs"}
     rows = tuple(
@@ -100,7 +100,8 @@ def observations_table(result: SearchResult) -> Table:
             *(o.round, o.phase, o.method, o.point.lora_rank, o.point.seq_len),
             *(o.supervised_tokens, o.point.train_steps, o.sequence_id, o.seed),
             *(o.base_loss, o.final_loss, o.delta_loss),
-            *(o.recall.token, o.recall.prefix, o.recall.exact, o.recall.n_stubborn),
+            *(o.recall.token, o.recall.prefix, o.recall.right_answers, o.recall.exact),
+            o.recall.n_stubborn,
             *(decoded[o.generated_match], *_certificate_cells(c), o.gpu_seconds, o.run_key),
         )
         for o, c in zip(result.observations, result.certificates, strict=True)

@@ -44,7 +44,7 @@ COLUMNS = {
     "charged_steps": float,
 }
 # Empty where not measured; older tables lack the column.
-OPTIONAL_COLUMNS = {"control_delta_loss_nats": float}
+OPTIONAL_COLUMNS = {"control_delta_loss_nats": float, "answer_recall": float}
 # Columns that serve as divisors or counts.
 POSITIVE = ("rank", "length", "steps", "supervised_tokens", "gpu_seconds", "charged_steps")
 LARGEST = 2.0**62
@@ -214,6 +214,7 @@ class TableRunner:
                 row["prefix_recall"],
                 row["exact_recall"],
                 int(row["stubborn_tokens"]),
+                row.get("answer_recall"),
             ),
             curve=((0, row["base_loss_nats"]), (steps, row["final_loss_nats"])),
             token_p=(),
@@ -259,5 +260,6 @@ def _row(o: Observation) -> dict[str, str]:
         "gpu_seconds": o.gpu_seconds,
         "charged_steps": o.charged_steps,
         "control_delta_loss_nats": o.control_delta_loss,
+        "answer_recall": o.recall.answered,
     }
     return {name: "" if value is None else f"{value:.7g}" for name, value in values.items()}

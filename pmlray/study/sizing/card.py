@@ -17,21 +17,55 @@ from pmlray.types import Observation
 
 CARD_JSON = "card.json"
 TEXT_FILE = "README.md"
+# What is said of every attempt's recall.
+SHARES = ("n_answered", "n_ended", "n_recalled", "exact_recall", "end")
 NOT_RECALLED_FILE = "not_recalled.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class DecodedRecords:
-    """Greedy answers to every (query, target), and whether each is the target."""
+    """Greedy answers to every (query, target), each until it ended or was cut off.
+
+    `answered`: whether the answer begins with the target; `ended`: whether it is the target and
+    ends there; `end`: whether a record counts as recalled only where its answer ends.
+    """
 
     pairs: tuple[tuple[str, str], ...]
     answers: tuple[str, ...]
-    right: tuple[bool, ...]
+    answered: tuple[bool, ...]
+    ended: tuple[bool, ...]
+    end: bool = True
+
+    @property
+    def right(self) -> tuple[bool, ...]:
+        """Whether each record is recalled word for word, and ends there if `end` asks for it."""
+        return self.ended if self.end else self.answered
 
     @property
     def n_right(self) -> int:
         """Records recalled word for word."""
         return sum(self.right)
+
+    @property
+    def n_answered(self) -> int:
+        """Records whose answer begins with the target, whether or not it ends there."""
+        return sum(self.answered)
+
+    @property
+    def n_ended(self) -> int:
+        """Records whose answer is the target and ends there."""
+        return sum(self.ended)
+
+    def counts(self) -> dict[str, Any]:
+        """Return the numbers of records by what their answers are, and the share recalled."""
+        return {
+            "n_records": len(self.pairs),
+            "n_answered": self.n_answered,
+            "n_ended": self.n_ended,
+            "n_recalled": self.n_right,
+            "exact_recall": self.exact_recall,
+            "end": self.end,
+        }
 
     @property
     def exact_recall(self) -> float:
@@ -126,6 +160,19 @@ def describe_answer(found: Mapping[str, Any]) -> str:
     )
 
 
+def describe_recall(recall: Mapping[str, Any], n_records: int) -> str:
+    """Describe the shares of `DecodedRecords.counts` in one phrase."""
+    if recall["end"]:
+        return (
+            f"{recall['n_recalled']} of {n_records} records word for word and then the end of the"
+            f" answer; {recall['n_answered']} answers begin with the target"
+        )
+    return (
+        f"{recall['n_recalled']} of {n_records} records word for word, whatever follows:"
+        f" {recall['n_ended']} answers end there"
+    )
+
+
 def make_card(
     spec: SearchSpec,
     identity: str,
@@ -153,6 +200,7 @@ def make_card(
             "dtype": spec.model.base_dtype,
         },
         "prompt_format": spec.task.prompt_format,
+        "end": spec.task.end,
         "adapter": {
             "lora_rank": adapter.point.lora_rank,
             **spec.probe.model_dump(),
@@ -173,8 +221,7 @@ def make_card(
         "recall": {
             "wanted": wanted.recall,
             "reached": kept["exact_recall"] >= wanted.recall,
-            "exact_recall": kept["exact_recall"],
-            "n_recalled": kept["n_recalled"],
+            **{name: kept[name] for name in SHARES},
             "checked_by": "greedy decoding of every record",
         },
         "sized": dict(sized),
@@ -213,7 +260,7 @@ Holds {holds["n_records"]} records ({holds["supervised_tokens"]} target tokens, 
 {own["layer"]}: {holds["bits"]:.0f} bits, {holds["bits_per_parameter"]:.3g} a parameter. Prompts are
 the queries in the {card["prompt_format"]} format, in {base["dtype"]}.
 
-Recall: {recall["n_recalled"]} of {holds["n_records"]} records word for word
+Recall: {describe_recall(recall, holds["n_records"])}
 ({recall["exact_recall"]:.4f}; {recall["wanted"]:.4g} wanted), checked by {recall["checked_by"]}.
 Those missed are in {NOT_RECALLED_FILE}. Tried: {tries}.
 

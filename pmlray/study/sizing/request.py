@@ -103,11 +103,6 @@ class RecordSet:
         return self.supervised_tokens / len(self.pairs)
 
     @property
-    def positions_per_record(self) -> float:
-        """Mean tokens of a record with its prompt."""
-        return self.tokens_per_record + sum(self.prompt_tokens) / len(self.pairs)
-
-    @property
     def content_hash(self) -> str:
         """First 8 hex digits of the SHA-256 of all queries and targets, in order."""
         return hashlib.sha256(json.dumps(self.pairs).encode()).hexdigest()[:8]

@@ -17,7 +17,7 @@ from pmlray.config.base_models import KNOWN_MODELS, SMOLLM2, TINY, Geometry, res
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.packed_lora import initial_A
-from pmlray.engine.model.base_model import render_prompt
+from pmlray.engine.model.prompts import render_prompt
 from pmlray.memory import Record, TaskSource, build_memory
 
 # Speed does not depend on the weights' values, and no hub is in reach: these two are random.

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from pmlray.api.sizing import search as size_search
 from pmlray.api.sizing.plan import SizePlan, SizeRequest, prepare_size
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
 from pmlray.config import ClusterProfile
 from pmlray.config.base_models import TINY
+from pmlray.config.search_spec import Budget
 from pmlray.errors import StoreError
 from pmlray.study.sizing.request import UNSETTLED, Wanted
 from tests.fakes import observe
@@ -49,29 +49,25 @@ def prepared(records: Path) -> SizePlan:
 def test_what_was_begun_goes_on_with_its_own_budget(
     records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also from before the first runs told the budget, which named the folder then."""
     monkeypatch.setenv("PMLRAY_STORE", str(tmp_path))
     options = ["--records", records, "--address", "http://elsewhere"]
     fresh = planned(*options)
     assert fresh["rates"] == "guessed" and fresh["calibration_gpu_seconds"] == 0.0
     plan = prepared(records)
     assert plan.search.spec.budget == UNSETTLED and str(plan.out) == fresh["out"]
-    former = size_search._as_formerly(
-        plan.search.spec, plan.records, plan.search.source, plan.search.task, ClusterProfile()
-    )
-    folder = tmp_path / former.search_id
-    assert folder != plan.out and former.budget.law_seconds > 0
+    budgeted = plan.search.spec.model_copy(update={"budget": Budget(gpu_seconds=8.0)})
+    folder = plan.out
     (folder / "law").mkdir(parents=True)
-    (folder / "law" / "search.json").write_text(former.model_dump_json())
+    (folder / "law" / "search.json").write_text(budgeted.model_dump_json())
     begun = prepared(records)
-    assert begun.out == folder and begun.search.spec == former
+    assert begun.out == folder and begun.search.spec == budgeted
     store = FileStore(folder / "law")
-    point = former.space.points()[0]
+    point = budgeted.space.points()[0]
     run = begun.search.plan_run(point, "sft", 0, 0, "law")
     store.put(replace(observe(run, 0, 0, 0.0, 1e-3), gpu_seconds=0.25))
     left = planned(*options)
     assert left["rates"] == "law" and left["out"] == str(folder)
-    spent = former.budget.law_seconds - left["predicted_search_gpu_seconds"]
+    spent = budgeted.budget.law_seconds - left["predicted_search_gpu_seconds"]
     assert spent == pytest.approx(0.25)
     # Other records are another sizing.
     other = tmp_path / "other.jsonl"
@@ -79,3 +75,10 @@ def test_what_was_begun_goes_on_with_its_own_budget(
     assert prepared(other).search.spec.budget == UNSETTLED
     refused = ["size", "--model", TINY, "--records", str(other), "--out", str(folder), "--dry-run"]
     assert isinstance(CliRunner().invoke(app, refused).exception, StoreError)
+    # One of before adapters were taught where an answer ends would answer another question.
+    task = budgeted.task.model_copy(update={"end": False})
+    without = budgeted.model_copy(update={"task": task}).model_dump()
+    del without["task"]["end"]
+    (folder / "law" / "search.json").write_text(json.dumps(without))
+    refused[4] = str(records)
+    assert "where an answer ends" in str(CliRunner().invoke(app, refused).exception)

@@ -202,7 +202,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         pairs = search.task.pairs or ()
         right = [True] * len(pairs)
         right[0] = read_adapter(folder).lora_rank >= HOLDS
-        return DecodedRecords(pairs, tuple(target for _, target in pairs), tuple(right))
+        targets = tuple(target for _, target in pairs)
+        return DecodedRecords(pairs, targets, tuple(right), tuple(right))
 
     monkeypatch.setattr(sizing_packs, "measure", measure)
     monkeypatch.setattr(sizing_driver, "decode_task", check)

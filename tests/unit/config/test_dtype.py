@@ -18,11 +18,11 @@ from pmlray.engine.model.device import multiplies_bfloat16
 from pmlray.errors import SpecError, StoreError
 from pmlray.types import DesignPoint
 
-# What pmlray kept of this file in its store, and called it, when the default was bfloat16
-# (commit 0cb20f9).
+# What pmlray kept of this file in its store, and called it, when the default was bfloat16 and no
+# end was trained (commit 0cb20f9).
 FILE = """
 name: before
-task: {kind: phonebook, prompt_format: plain}
+task: {kind: phonebook, prompt_format: plain, end: false}
 model: {id: tiny-random-llama}
 probe: {layer: 1}
 space: {lora_rank: [1, 2], seq_len: [16, 32], train_steps: [5, 10]}

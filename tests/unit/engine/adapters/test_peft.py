@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -19,10 +20,11 @@ RECIPE = Recipe(learning_rate=3e-3, weight_decay=0.01)
 STEPS = 30
 
 
+@pytest.mark.parametrize("end_id", [None, 1], ids=["no end", "with its end"])
 def test_down_proj_run_equals_peft_with_adamw(
-    tiny: Callable[..., BaseModel], fresh_tiny: Callable[..., BaseModel]
+    tiny: Callable[..., BaseModel], fresh_tiny: Callable[..., BaseModel], end_id: int | None
 ) -> None:
-    record = random_record(24)
+    record = replace(random_record(24), end_id=end_id)
     run = make_run(4, 24, STEPS, seed=7)
     ours = train(tiny("down_proj", 2), [run], [[record]], RECIPE).members[0]
 
@@ -35,12 +37,24 @@ def test_down_proj_run_equals_peft_with_adamw(
     a = next(p for p in lora if p.shape[0] == 4)
     a.data = initial_A("down_proj", a.shape[1], 4, seed=7).T.contiguous()
     optimizer = torch.optim.AdamW(lora, lr=1.0, weight_decay=RECIPE.weight_decay)
-    ids = torch.tensor([[*record.prompt_ids, *record.target_ids]])
+    end = [] if end_id is None else [end_id]
+    ids = torch.tensor([[*record.prompt_ids, *record.target_ids, *end]])
     labels = ids.clone()
     labels[0, : len(record.prompt_ids)] = -100
-    losses = []
-    for step in range(STEPS):
-        loss = peft_model(ids, labels=labels).loss
+    # Lengths, curves and losses are of the target alone; the end is trained beside it.
+    of_target = labels.clone()
+    of_target[0, len(record.prompt_ids) + 24 :] = -100
+    losses, target_losses, end_p = [], [], []
+    for step in range(STEPS + 1):
+        output = peft_model(ids, labels=labels)
+        loss = output.loss
+        with torch.no_grad():
+            target_losses.append(peft_model.get_base_model().loss_function(
+                output.logits, of_target, vocab_size=output.logits.shape[-1]
+            ).item())  # fmt: skip
+            end_p.append(output.logits[0, -2].softmax(-1)[ids[0, -1]].item())
+        if step == STEPS:
+            break
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -48,6 +62,15 @@ def test_down_proj_run_equals_peft_with_adamw(
         optimizer.param_groups[0]["lr"] = RECIPE.rate_at(step, STEPS)
         optimizer.step()
     assert ours.step_losses == pytest.approx(losses, rel=1e-5)
+    found, wanted = dict(ours.curve), dict(enumerate(target_losses))
+    assert found == pytest.approx({step: wanted[step] for step in found}, rel=1e-5)
+    assert sorted(found) == [0, 1, 2, 4, 8, 16, 30]
+    assert len(ours.scores.token_p) == 24
+    if end_id is None:
+        assert ours.scores.end_p == ()
+    else:
+        assert ours.scores.end_p == pytest.approx(end_p[-1:], rel=1e-4)
+        assert abs(losses[-1] / target_losses[-2] - 1) > 1e-3
     # Training moved the loss by far more than the tolerance.
     assert losses[-1] < losses[0] - 0.05
 

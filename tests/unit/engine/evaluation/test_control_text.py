@@ -122,10 +122,7 @@ def test_an_adapter_that_changes_nothing_scores_exactly_zero(
     base = tiny("mlp", search.spec.probe.layer)
     lora = PackedLora(base, [1, 4], [0, 1])
     model = AdaptedModel(base, lora)
-    tokenizer = base.tokenizer.backend_tokenizer
-    control = Control(
-        search, base, model, [16, 64], lambda text: tokenizer.encode(text).ids, build_prefix_cache
-    )
+    control = Control(search, base, model, [16, 64], build_prefix_cache)
     for adapter in (0, 1):
         for seq_len in (16, 64):
             assert control.score(adapter, seq_len).delta_loss == 0.0

@@ -13,6 +13,7 @@ import torch
 from pmlray.config import Recipe
 from pmlray.engine.adapters.peft_io import MLP_CONFIG_FILE, save_adapter
 from pmlray.engine.evaluation.greedy_decode import check_fits, decode_records, read_adapter
+from pmlray.engine.evaluation.plain_greedy import most_answer_tokens
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.errors import DataError, ModelError
 from pmlray.memory import Record
@@ -24,6 +25,8 @@ RECORDS = (
     random_record(6, 2, prompt=5),
     random_record(3, 3, prompt=4),
 )
+# The end token of tiny-random-llama.
+END = 1
 Weights = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -38,18 +41,21 @@ def by_hand(base: BaseModel, record: Record, weights: Weights | None) -> tuple[i
     """One token at a time, without a cache."""
     a, b = weights or (torch.zeros(base.adapter_width, 1), torch.zeros(1, 64))
     ids = list(record.prompt_ids)
-    for _ in record.target_ids:
+    for _ in range(most_answer_tokens(record)):
         with torch.no_grad(), base.with_adapter(lambda x: x @ a @ b):
             ids.append(int(base.model(torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == END:
+            break
     return tuple(ids[len(record.prompt_ids) :])
 
 
 def test_answers_are_those_of_a_plain_loop_in_file_order(tiny: Callable[..., BaseModel]) -> None:
     base = tiny()
     weights = random_weights(64)
-    recited = decode_records(base, weights, RECORDS)
+    recited = decode_records(base, weights, RECORDS, {END})
     assert [r.record for r in recited] == list(RECORDS)
-    assert [r.answer_ids for r in recited] == [by_hand(base, r, weights) for r in RECORDS]
+    said = [by_hand(base, r, weights) for r in RECORDS]
+    assert [(*r.answer_ids, *[END] * r.ended) for r in recited] == said
     assert any(r.answer_ids != by_hand(base, r.record, None) for r in recited)
 
 
@@ -57,9 +63,45 @@ def test_right_means_every_token_of_the_target(tiny: Callable[..., BaseModel]) -
     base = tiny()
     weights = random_weights(64)
     said = [by_hand(base, record, weights) for record in RECORDS]
-    exact = Record(RECORDS[0].prompt_ids, said[0])
-    last_wrong = Record(RECORDS[2].prompt_ids, (*said[2][:-1], (said[2][-1] + 1) % 258))
-    assert [r.right for r in decode_records(base, weights, [exact, last_wrong])] == [True, False]
+    exact = Record(RECORDS[0].prompt_ids, said[0][:4])
+    last_wrong = Record(RECORDS[2].prompt_ids, (*said[2][:3], (said[2][3] + 1) % 258))
+    found = decode_records(base, weights, [exact, last_wrong], {END})
+    assert [r.answered for r in found] == [True, False]
+
+
+def test_an_answer_is_recalled_where_it_ends_after_its_target(
+    tiny: Callable[..., BaseModel],
+) -> None:
+    base = tiny()
+    weights = random_weights(64)
+    prompt = RECORDS[0].prompt_ids
+    said = by_hand(base, RECORDS[0], weights)
+    # Whatever comes third is taken for the end, so that the answer is two tokens long.
+    assert said[2] not in said[:2]
+    of_two, of_one = Record(prompt, said[:2]), Record(prompt, said[:1])
+    found = decode_records(base, weights, [of_two, of_one], {said[2]})
+    assert [r.answer_ids for r in found] == [said[:2]] * 2
+    assert [(r.answered, r.recalled) for r in found] == [(True, True), (True, False)]
+    # Inside a target the same token ends nothing, and is not itself the end.
+    inside = Record(prompt, said[:4])
+    (found_inside,) = decode_records(base, weights, [inside], {said[2]})
+    assert found_inside.answered and found_inside.answer_ids[:4] == said[:4]
+    # An answer that never ends is cut off, and is no record recalled.
+    (endless,) = decode_records(base, weights, [of_two], {257})
+    assert len(endless.answer_ids) == most_answer_tokens(of_two)
+    assert endless.answered and not endless.recalled
+
+
+def test_settings_of_the_bases_own_generation_config_are_not_used(
+    fresh_tiny: Callable[..., BaseModel],
+) -> None:
+    base, weights = fresh_tiny(), random_weights(64)
+    plain = decode_records(base, weights, RECORDS, {END})
+    base.model.generation_config.update(
+        repetition_penalty=3.0, no_repeat_ngram_size=1, suppress_tokens=list(range(100)),
+        do_sample=True, temperature=5.0,
+    )  # fmt: skip
+    assert decode_records(base, weights, RECORDS, {END}) == plain
 
 
 def test_a_trained_adapter_recites_what_it_learnt(
@@ -71,7 +113,7 @@ def test_a_trained_adapter_recites_what_it_learnt(
     save_adapter(tmp_path, base.probe, trained.model.lora.weights(0), "tiny-random-llama")
     adapter = read_adapter(tmp_path)
     assert adapter.base_model == "tiny-random-llama" and adapter.lora_rank == 8
-    right = [r.right for r in decode_records(base, adapter.weights, RECORDS)]
+    right = [r.answered for r in decode_records(base, adapter.weights, RECORDS, {END})]
     wrong = trained.members[0].scores.wrong
     assert right == [not any(row) for row in wrong] and any(right)
 
@@ -97,14 +139,16 @@ def test_a_peft_folder_answers_as_peft_does(
     adapter = read_adapter(tmp_path)
     base = tiny("down_proj", 2)
     check_fits(base, adapter)
-    for recited in decode_records(base, adapter.weights, RECORDS):
+    for recited in decode_records(base, adapter.weights, RECORDS, {END}):
         prompt = torch.tensor([recited.record.prompt_ids])
         with torch.no_grad():
             said = theirs.generate(
                 input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
-                max_new_tokens=len(recited.record.target_ids), pad_token_id=0,
+                max_new_tokens=most_answer_tokens(recited.record), eos_token_id=END,
+                pad_token_id=0,
             )  # fmt: skip
-        assert recited.answer_ids == tuple(said[0, prompt.shape[1] :].tolist())
+        answer = (*recited.answer_ids, *[END] * recited.ended)
+        assert answer == tuple(said[0, prompt.shape[1] :].tolist())
 
 
 def test_what_is_no_adapter_is_refused(
@@ -137,4 +181,4 @@ def test_an_adapter_of_other_widths_is_refused(
 def test_a_record_beyond_the_context_is_named(tiny: Callable[..., BaseModel]) -> None:
     long = random_record(1020, prompt=5)
     with pytest.raises(DataError, match="record 2 needs 1025 tokens"):
-        decode_records(tiny(), random_weights(64), [RECORDS[0], long])
+        decode_records(tiny(), random_weights(64), [RECORDS[0], long], {END})

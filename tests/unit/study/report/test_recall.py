@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pmlray.law import RecallLaw, fit_recall
+from pmlray.study.findings.recall_rule import ANSWER
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.recall import recall_panels, recall_tables, recall_text
 from pmlray.study.report.search_report import report_json
@@ -67,15 +68,15 @@ def test_tables_say_what_a_run_would_recall_and_what_it_takes(result: SearchResu
 
 
 def test_text_says_what_happens_at_one_half(result: SearchResult) -> None:
-    text = recall_text(result.recall_result)
+    text = recall_text(result.recall_result, ANSWER)
     assert "Every token that holds more than half of the probability is recalled." in text
     share = result.recall_result.transition
     assert share is not None and share.stubborn_recalled is not None
     assert f"Of the others, {100 * share.stubborn_recalled:.3g}% are recalled all the same" in text
     first = result.law_observations[0]
     broken = replace(first, token_p=(0.9,) * len(first.token_p), wrong_tokens=(0, 1))
-    text = recall_text(replace(result, observations=(broken,)).recall_result)
-    assert text.startswith("WRONG MEASUREMENT: 2 tokens")
+    text = recall_text(replace(result, observations=(broken,)).recall_result, ANSWER)
+    assert text.startswith("Exact recall counts the answer. WRONG MEASUREMENT: 2 tokens")
     assert "No law of recall: recall needs at least 5 runs and there are 1" in text
 
 
@@ -109,7 +110,7 @@ def test_the_phase_diagram_is_of_the_run_most_evenly_divided(result: SearchResul
     for start in range(0, len(divided.token_p), width):
         pooled = divided.token_p[start : start + width]
         assert at[last, start] == pytest.approx(sum(pooled) / len(pooled), abs=6e-4)
-    assert "tokens followed while they trained" in recall_text(found.recall_result)
+    assert "tokens followed while they trained" in recall_text(found.recall_result, ANSWER)
     assert len(recall_panels(result)) == 2
 
 
@@ -117,5 +118,5 @@ def test_a_table_without_tokens_says_so(result: SearchResult) -> None:
     bare = tuple(replace(o, token_p=(), wrong_tokens=()) for o in result.observations)
     found = replace(result, observations=bare)
     assert found.recall is None and recall_panels(found) == () == recall_tables(found)
-    assert "a table keeps shares alone" in recall_text(found.recall_result)
+    assert "a table keeps shares alone" in recall_text(found.recall_result, ANSWER)
     assert found.to_json()["recall"]["law"] is None

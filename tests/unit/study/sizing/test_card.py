@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from pmlray.study.sizing.card import DecodedRecords, answer, describe_answer
+from pmlray.study.sizing.card import DecodedRecords, answer, describe_answer, describe_recall
 from pmlray.study.sizing.choose_rank import choose_rank
 from pmlray.study.sizing.request import (
     Wanted,
@@ -42,6 +43,21 @@ def test_the_answer_has_bits_parameters_cost_and_interval() -> None:
 
 
 def test_what_was_not_recalled_is_listed_with_what_was_said() -> None:
-    recitation = DecodedRecords((("a", "x"), ("b", "y")), ("x", "z"), (True, False))
-    assert recitation.n_right == 1 and recitation.exact_recall == 0.5
-    assert recitation.missed() == [{"query": "b", "target": "y", "answer": "z"}]
+    pairs, answers = (("a", "x"), ("b", "y"), ("c", "z")), ("x", "z", "zz")
+    decoded = DecodedRecords(pairs, answers, (True, False, True), (True, False, False))
+    b = {"query": "b", "target": "y", "answer": "z"}
+    c = {"query": "c", "target": "z", "answer": "zz"}
+    assert decoded.counts() == {
+        "n_records": 3, "n_answered": 2, "n_ended": 1, "n_recalled": 1, "exact_recall": 1 / 3,
+        "end": True,
+    }  # fmt: skip
+    assert decoded.missed() == [b, c]
+    assert describe_recall(decoded.counts(), 3) == (
+        "1 of 3 records word for word and then the end of the answer; 2 answers begin with the"
+        " target"
+    )
+    endless = replace(decoded, end=False)
+    assert (endless.n_right, endless.missed()) == (2, [b])
+    assert describe_recall(endless.counts(), 3) == (
+        "2 of 3 records word for word, whatever follows: 1 answers end there"
+    )

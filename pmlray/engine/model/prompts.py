@@ -1,0 +1,111 @@
+"""Prompts and ends of records as token ids, by a base's tokenizer and chat template."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Literal
+
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.errors import ModelError
+from pmlray.memory import MemorySet, build_memory
+
+PromptFormat = Literal["plain", "chat"]
+SYSTEM_PROMPT = "You are a helpful assistant."
+# Some chat templates insert today's date by default, which would change the prompt every day.
+FIXED_DATE = "26 Jul 2024"
+# Stands for an answer in a rendered chat, to find what the template puts after one.
+ANSWER = "pmlray-answer"
+
+
+def render_prompt(tokenizer: Any, text: str, prompt_format: PromptFormat) -> list[int]:
+    """Return the token ids of a prompt, as plain text or as a user turn of the chat template.
+
+    ModelError for `chat` when the tokenizer has no chat template.
+    """
+    if prompt_format == "plain":
+        return list(tokenizer(text)["input_ids"])
+    rendered = _render_chat(tokenizer, text, None)
+    return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+def end_token_id(tokenizer: Any, prompt_format: PromptFormat) -> int:
+    """Return the token that ends an answer, at which generation is to stop.
+
+    For `chat` the first special token that the template puts after an answer; otherwise, and where
+    the template puts none, the tokenizer's end token.
+
+    Raises:
+        ModelError: the tokenizer has no end token, or no chat template for `chat`.
+
+    Example:
+        >>> end_token_id(AutoTokenizer.from_pretrained("Qwen/Qwen3-8B"), "chat")
+        151645
+    """
+    if prompt_format == "chat":
+        _, _, after = _render_chat(tokenizer, "?", ANSWER).rpartition(ANSWER)
+        special = set(tokenizer.all_special_ids)
+        for token_id in tokenizer(after, add_special_tokens=False)["input_ids"]:
+            if token_id in special:
+                return int(token_id)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "this model's tokenizer names no end token, so that no adapter can be taught where an"
+            " answer ends; set task.end: false, or save the tokenizer with its eos_token"
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def end_token_ids(tokenizer: Any, model: Any) -> frozenset[int]:
+    """Return the tokens at which generation with a base stops.
+
+    The tokenizer's end token, the end of turn of its chat template, and the end tokens of the
+    model's config and generation_config. ModelError where there is none.
+    """
+    formats: tuple[PromptFormat, ...] = ("plain", "chat") if tokenizer.chat_template else ("plain",)
+    found: set[int] = set()
+    for config in (model.config, model.generation_config):
+        ends = getattr(config, "eos_token_id", None)
+        found.update([ends] if isinstance(ends, int) else ends or ())
+    if found and tokenizer.eos_token_id is None:
+        return frozenset(found)
+    return frozenset(found | {end_token_id(tokenizer, one) for one in formats})
+
+
+def search_end_id(search: PreparedSearch, tokenizer: Any) -> int | None:
+    """Return the end that a search's records are trained with; None where they have none."""
+    task = search.spec.task
+    return end_token_id(tokenizer, task.prompt_format) if task.end else None
+
+
+def search_memory(search: PreparedSearch, tokenizer: Any, sequence_id: int) -> MemorySet:
+    """Return the text of a search's sequence at its longest length, with prompts and ends.
+
+    DataError where the data holds less, ModelError where the tokenizer lacks what the task needs.
+    """
+    task = search.spec.task
+    return build_memory(
+        search.task,
+        sequence_id,
+        max(search.spec.space.seq_len),
+        tokenizer.backend_tokenizer,
+        partial(render_prompt, tokenizer, prompt_format=task.prompt_format),
+        search_end_id(search, tokenizer),
+    )
+
+
+def _render_chat(tokenizer: Any, question: str, answer: str | None) -> str:
+    """Render a question, and its answer, or else the beginning of one, by the chat template."""
+    if tokenizer.chat_template is None:
+        raise ModelError(
+            "this model's tokenizer has no chat template; set task.prompt_format: plain"
+        )
+    turns = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": question}]
+    if answer is not None:
+        turns.append({"role": "assistant", "content": answer})
+    return tokenizer.apply_chat_template(
+        turns,
+        add_generation_prompt=answer is None,
+        tokenize=False,
+        enable_thinking=False,
+        date_string=FIXED_DATE,
+    )
