@@ -240,7 +240,8 @@ class Observation:
 class FailedRun:
     """Run that ended without a result, with its cost (gpu_seconds) and the reason.
     `infrastructure`: a machine failed, not the run, which is open again when its study restarts.
-    `left_out`: nothing failed; the run would have overspent its pack's limit."""
+    `left_out`: nothing failed; the run would have overspent its pack's limit.
+    `bad_base`: the base was refused when it was loaded, for this run and any other."""
 
     run_key: str
     point: DesignPoint
@@ -251,6 +252,7 @@ class FailedRun:
     infrastructure: bool = False
     left_out: bool = False
     phase: Phase = "law"
+    bad_base: bool = False
 
 
 @dataclass(frozen=True, slots=True)

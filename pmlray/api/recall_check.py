@@ -61,6 +61,7 @@ def prepare_recall(request: RecallRequest) -> PreparedSearch:
         dtype=_dtype(request.dtype, known),
     )
     source = resolve_model(model.id, model.revision)
+    model = model.at(source.revision)
     belongs = known.get("identity") or (
         source.identity
         if model.id == adapter.base_model

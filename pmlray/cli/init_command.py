@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import get_args
 
 import typer
-from tokenizers import Tokenizer
 
 from pmlray.atomic_files import write_once, write_over
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.schema_command import file_schema
 from pmlray.config import SearchSpec
+from pmlray.config.base_checks import read_tokenizer
 from pmlray.config.base_models import (
     KNOWN_MODELS,
     KNOWN_REVISIONS,
@@ -101,6 +101,7 @@ def write_search(
     }
     revision = revision or KNOWN_REVISIONS.get(model)
     source = resolve_model(model, revision)
+    revision = source.revision or revision
     n_layers = source.geometry.n_layers
     if layer is not None and layer >= n_layers:
         raise SpecError(f"--layer is {layer}, but {model} has layers 0 to {n_layers - 1}")
@@ -168,7 +169,7 @@ def _count(source: ModelSource, targets: Sequence[str]) -> list[int] | None:
     """Count the tokens of each target; None where the base's tokenizer is not on this machine."""
     if source.folder is None or not (source.folder / "tokenizer.json").is_file():
         return None
-    tokenizer = Tokenizer.from_file(str(source.folder / "tokenizer.json"))
+    tokenizer = read_tokenizer(source.folder / "tokenizer.json")
     return [len(ids) for ids in encode_texts(tokenizer, targets)]
 
 

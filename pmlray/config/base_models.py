@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pmlray.config.base_checks import check_folder
+from pmlray.config.geometry import Geometry
+from pmlray.config.hub_models import find_on_hub
 from pmlray.errors import ModelError
 
 SMOLLM2 = "smollm2-135m"
@@ -21,45 +22,20 @@ DESCRIPTIONS = {
     SMOLLM2: f"{HUB_IDS[SMOLLM2]}, de-quantised from Q4_1",
     TINY: "a Llama of 4 layers with random weights, for tests",
 }
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen3ForCausalLM")
 PULLED_MARK = "pmlray_pull.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Geometry:
-    """Sizes of a decoder-only base; `context` is its longest input in tokens."""
-
-    n_layers: int
-    hidden: int
-    intermediate: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    vocab: int
-    context: int
-
-    @property
-    def layer_weights(self) -> int:
-        """Number of weights in one decoder layer's projections."""
-        attention = self.hidden * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
-        return attention + 3 * self.hidden * self.intermediate
-
-    def params_per_rank(self, placement: str) -> int:
-        """Return the number of adapter parameters, A and B, per unit of rank at a placement.
-
-        `mlp` maps the hidden width to itself, `down_proj` the inner width to the hidden one.
-        """
-        width = self.hidden if placement == "mlp" else self.intermediate
-        return width + self.hidden
-
-
-@dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Resolved base: `identity` of its weights, and `folder` if they are on this machine."""
+    """Resolved base: `identity` of its weights, and `folder` if they are on this machine.
+
+    revision: commit of a hub model, to which a branch or a tag was resolved.
+    """
 
     identity: str
     geometry: Geometry
     folder: Path | None
+    revision: str | None = None
 
 
 KNOWN_MODELS: Mapping[str, Geometry] = {
@@ -89,18 +65,21 @@ def pulled_folder(model_id: str) -> Path:
 
 
 def resolve_model(model_id: str, revision: str | None) -> ModelSource:
-    """Find a model's identity and geometry.
+    """Find a model's identity and geometry, and check its files as far as headers tell.
 
     A pullable name resolves whether or not it was pulled (`folder` is None when not); a folder is
-    read; anything else must be a hub id with a pinned revision. Raises ModelError with the remedy.
+    read; anything else must be a hub id with a revision, which is resolved to its commit. Raises
+    ModelError with the remedy.
     """
     if model_id in PULLABLE:
         folder = pulled_folder(model_id)
-        pulled = (folder / PULLED_MARK).is_file()
-        return ModelSource(model_id, KNOWN_MODELS[model_id], folder if pulled else None)
+        if not (folder / PULLED_MARK).is_file():
+            return ModelSource(model_id, KNOWN_MODELS[model_id], None)
+        return ModelSource(model_id, check_folder(folder), folder)
     folder = _folder_of(model_id)
     if folder is not None:
-        return ModelSource(_folder_identity(folder), _folder_geometry(folder), folder.resolve())
+        geometry = check_folder(folder)
+        return ModelSource(_folder_identity(folder), geometry, folder.resolve())
     if model_id.count("/") != 1 or model_id.startswith((".", "/", "~")):
         raise ModelError(
             f"model.id {model_id!r} is neither a folder here, nor a hub id (owner/name), nor one of"
@@ -111,10 +90,8 @@ def resolve_model(model_id: str, revision: str | None) -> ModelSource:
             f"model.revision is needed for the hub model {model_id}: a commit hash, so that the"
             " measured weights can never change under the search"
         )
-    identity = f"{model_id}@{revision}"
-    if model_id in KNOWN_MODELS:
-        return ModelSource(identity, KNOWN_MODELS[model_id], None)
-    return ModelSource(identity, _hub_geometry(model_id, revision), None)
+    commit, geometry = find_on_hub(model_id, revision, KNOWN_MODELS.get(model_id))
+    return ModelSource(f"{model_id}@{commit}", geometry, None, commit)
 
 
 def require_present(model_id: str, source: ModelSource) -> None:
@@ -125,61 +102,12 @@ def require_present(model_id: str, source: ModelSource) -> None:
         )
 
 
-def geometry_from_config(config: Mapping[str, Any], where: str) -> Geometry:
-    """Return the geometry in a transformers config.json; ModelError for an invalid one or an
-    unsupported family."""
-    try:
-        found = (config.get("architectures") or ["none"])[0]
-        if found not in ARCHITECTURES:
-            raise ModelError(
-                f"{where}: architecture {found!r} is not supported; pmlray needs the decoder layers"
-                f" of {' or '.join(ARCHITECTURES)} (mlp.down_proj, rotary positions, causal"
-                " attention)"
-            )
-        if "sliding_attention" in (config.get("layer_types") or []):
-            raise ModelError(
-                f"{where}: sliding-window layers are not supported, only full attention"
-            )
-        heads = config["num_attention_heads"]
-        geometry = Geometry(
-            n_layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            intermediate=config["intermediate_size"],
-            n_heads=heads,
-            n_kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            vocab=config["vocab_size"],
-            context=config["max_position_embeddings"],
-        )
-    except (AttributeError, LookupError, TypeError, ArithmeticError) as error:
-        raise ModelError(f"{where}: no transformers config of a language model ({error!r})") from (
-            error
-        )
-    if any(type(size) is not int or not 1 <= size < 2**31 for size in astuple(geometry)):
-        raise ModelError(f"{where}: a size is no positive number: {geometry}")
-    return geometry
-
-
 def _folder_of(model_id: str) -> Path | None:
     try:
         folder = Path(model_id).expanduser()
         return folder if folder.is_dir() else None
     except (OSError, RuntimeError):  # The name is too long, or names an unknown user's home.
         return None
-
-
-def _folder_geometry(folder: Path) -> Geometry:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ModelError(f"{folder} holds no config.json; give a folder saved by save_pretrained")
-    return geometry_from_config(_read_config(path), str(folder))
-
-
-def _read_config(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error})") from error
 
 
 def _folder_identity(folder: Path) -> str:
@@ -196,20 +124,3 @@ def _folder_identity(folder: Path) -> str:
             file.seek(max(0, size - 2**20))
             digest.update(file.read(2**20))
     return f"folder-{digest.hexdigest()[:16]}"
-
-
-def _hub_geometry(model_id: str, revision: str) -> Geometry:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
-
-    try:
-        path = hf_hub_download(model_id, "config.json", revision=revision)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"cannot read config.json of {model_id} at {revision} from the hub: {error}"
-        ) from error
-    return geometry_from_config(_read_config(Path(path)), f"{model_id}@{revision}")

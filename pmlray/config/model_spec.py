@@ -45,6 +45,12 @@ class Model(Part):
             )
         return found
 
+    def at(self, revision: str | None) -> Model:
+        """Return the model at the commit that its revision was resolved to; None: unchanged."""
+        if revision in (None, self.revision):
+            return self
+        return self.model_copy(update={"revision": revision})
+
     def pinned(self) -> Model:
         """Return the model with its dtype named explicitly: the fields that determine results."""
         return Model(id=self.id, revision=self.revision, dtype=self.base_dtype)

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
+from pmlray.config.base_checks import read_tokenizer
 from pmlray.config.base_models import ModelSource, resolve_model
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.dtype import settle
@@ -91,6 +90,8 @@ class PreparedSearch:
 def prepare_search(path: Path, overrides: Sequence[str] = ()) -> PreparedSearch:
     """Read, validate and resolve a search file; every error comes before anything starts.
 
+    A branch or tag as the revision of a hub model becomes its commit in the spec.
+
     Token counts are checked against the data and the model's context where the tokenizer is on
     this machine; for a hub model, when the search starts.
     """
@@ -108,11 +109,13 @@ def prepare_comparison(
     """Prepare a comparison's file; return its spec and the search that its runs belong to. See
     prepare_search."""
     spec = load_spec(CompareSpec, path, overrides)
-    return spec, _prepare(spec.search_spec(), path)
+    prepared = _prepare(spec.search_spec(), path)
+    return spec.model_copy(update={"model": prepared.spec.model}), prepared
 
 
 def _prepare(spec: SearchSpec, path: Path) -> PreparedSearch:
     source = resolve_model(spec.model.id, spec.model.revision)
+    spec = spec.model_copy(update={"model": spec.model.at(source.revision)})
     layers = source.geometry.n_layers
     if spec.probe.layer >= layers:
         raise SpecError(
@@ -174,7 +177,7 @@ def _check_lengths(prepared: PreparedSearch, path: Path) -> None:
     folder = prepared.source.folder
     if folder is None or not (folder / "tokenizer.json").is_file():
         return
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer = read_tokenizer(folder / "tokenizer.json")
     template = CHAT_TEMPLATE_TOKENS if spec.task.prompt_format == "chat" else 0
     # All sequences of long_context have equally many tokens, so one is enough.
     sequences = spec.sequences[:1] if spec.task.kind == "long_context" else spec.sequences

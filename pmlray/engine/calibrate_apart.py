@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.runtime.malloc_settings import CPU_ALLOCATOR
 from pmlray.engine.runtime.thread_barriers import bound_waits
+from pmlray.errors import ModelError
 from pmlray.live_packs import Calibration, calibration_of, put_calibration
 from pmlray.types import Pack
 
@@ -23,6 +24,8 @@ from pmlray.types import Pack
 LONGEST_SECONDS = 300.0
 # Enough to outweigh a process's slower first steps; those of a small model are short.
 MOST_STEPS = 300
+# File with the reason why the base was refused.
+REFUSED = "refused.txt"
 
 
 def time_steps_apart(
@@ -31,7 +34,7 @@ def time_steps_apart(
     """Return the cost of a few steps on this machine's GPU, or on `cpus` cores.
 
     None without such a device, or where no step ended. seconds: wall seconds of timed steps after
-    which few steps are enough.
+    which few steps are enough. ModelError where the base is refused when it is loaded.
     """
     # The subprocess imports modules from the same paths as this process.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -49,6 +52,8 @@ def time_steps_apart(
             )  # fmt: skip
         except (subprocess.SubprocessError, OSError):
             return None
+        if (refused := Path(folder) / REFUSED).is_file():
+            raise ModelError(refused.read_text("utf-8"))
         return calibration_of(Path(folder))
 
 
@@ -64,7 +69,11 @@ def main() -> None:
         return
     if not gpu:
         torch.set_num_threads(cpus)
-    found = time_steps(search, pack, TorchStepper, seconds=seconds, most_steps=MOST_STEPS)[1]
+    try:
+        found = time_steps(search, pack, TorchStepper, seconds=seconds, most_steps=MOST_STEPS)[1]
+    except ModelError as error:
+        (folder / REFUSED).write_text(str(error), "utf-8")
+        return
     put_calibration(folder, found)
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-
-from tokenizers import Tokenizer
 
 from pmlray.api.sizing.search import own_search
 from pmlray.api.stores import default_store, open_store
 from pmlray.config import ClusterProfile, SearchSpec
+from pmlray.config.base_checks import read_tokenizer
 from pmlray.config.base_models import TINY, ModelSource, require_present, resolve_model
+from pmlray.config.hub_models import fetched_file
 from pmlray.config.model_spec import DtypeChoice
 from pmlray.config.prepared_search import CHAT_TEMPLATE_TOKENS, PreparedSearch
 from pmlray.config.search_spec import Probe
@@ -132,6 +132,7 @@ def prepare_size(request: SizeRequest) -> SizePlan:
     """
     pairs = read_records(request.records)
     source = _present(request.model, resolve_model(request.model, request.revision))
+    request = replace(request, revision=source.revision or request.revision)
     base = None if request.law is None else _law_spec(request, source)
     prompt_format = request.prompt_format or (base.task.prompt_format if base else "plain")
     records = _count_tokens(request, pairs, source, prompt_format)
@@ -189,7 +190,7 @@ def _count_tokens(
     source: ModelSource,
     prompt_format: Literal["plain", "chat"],
 ) -> RecordSet:
-    tokenizer = Tokenizer.from_file(str(_tokenizer_file(request, source)))
+    tokenizer = read_tokenizer(_tokenizer_file(request, source))
     targets = encode_texts(tokenizer, [target for _, target in pairs])
     queries = encode_texts(tokenizer, [query for query, _ in pairs])
     template = CHAT_TEMPLATE_TOKENS if prompt_format == "chat" else 0
@@ -213,15 +214,8 @@ def _tokenizer_file(request: SizeRequest, source: ModelSource) -> Path:
         if not file.is_file():
             raise ModelError(f"{source.folder} holds no tokenizer.json; save the model's fast one")
         return file
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(request.model, "tokenizer.json", revision=request.revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(
-            f"cannot read tokenizer.json of {source.identity} from the hub: {error}"
-        ) from error
+    assert source.revision is not None
+    return fetched_file(request.model, "tokenizer.json", source.revision)
 
 
 def _law_spec(request: SizeRequest, source: ModelSource) -> SearchSpec:

@@ -19,7 +19,7 @@ from pmlray.api.sizing.stage_clock import StageClock
 from pmlray.backends.ray.session import ray_session
 from pmlray.backends.store.file_leases import Lease
 from pmlray.backends.store.file_store import FileStore
-from pmlray.errors import RunError
+from pmlray.errors import ModelError, RunError
 from pmlray.study.sizing.card import (
     CARD_JSON,
     NOT_RECALLED_FILE,
@@ -218,9 +218,12 @@ def _train(
     )
     found = [o for o in store.observations() if o.run_key == run.run_key]
     if not found:
-        reasons = [f.reason for f in store.failures() if f.run_key == run.run_key]
+        failures = [f for f in store.failures() if f.run_key == run.run_key]
+        if failures and failures[-1].bad_base:
+            raise ModelError(failures[-1].reason)
+        why = failures[-1].reason if failures else "it left no result"
         raise RunError(
-            f"training rank {rank} failed: {reasons[-1] if reasons else 'it left no result'}; what"
+            f"training rank {rank} failed: {why}; what"
             " is finished is kept: mend the cause and give the same command again"
         )
     return found[0]

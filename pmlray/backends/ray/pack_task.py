@@ -52,7 +52,13 @@ def spent_before(store: FileStore, pack: Pack) -> float:
 
 
 def fail_missing(
-    store: FileStore, pack: Pack, reason: str, gpu_seconds: float, *, infrastructure: bool
+    store: FileStore,
+    pack: Pack,
+    reason: str,
+    gpu_seconds: float,
+    *,
+    infrastructure: bool,
+    bad_base: bool = False,
 ) -> None:
     """Store the runs of a pack that have no result as failed; they share `gpu_seconds`."""
     missing = missing_runs(store, pack)
@@ -68,5 +74,6 @@ def fail_missing(
                 cost,
                 infrastructure,
                 phase=run.phase,
+                bad_base=bad_base,
             )
         )

@@ -20,7 +20,7 @@ from pmlray.backends.store.attempts import (
 from pmlray.backends.store.file_leases import beating
 from pmlray.backends.store.file_store import DRIVER, FileStore
 from pmlray.engine.runtime.checkpoints import AskedToLeave, Checkpoints
-from pmlray.errors import PmlrayError, StoreError
+from pmlray.errors import ModelError, PmlrayError, StoreError
 from pmlray.types import Pack
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,10 @@ def _try(
         return None
     except StoreError:
         raise
+    except ModelError as error:
+        # No fault of the runs, which are open again once the base is mended.
+        _fail_missing(store, pack, attempts, str(error), infrastructure=True, bad_base=True)
+        return 0.0
     except PmlrayError as error:
         # Another attempt would fail alike. A failed calibration is no failure of its runs.
         _fail_missing(store, pack, attempts, str(error), infrastructure=pack.calibrates)
@@ -95,8 +99,14 @@ def _try(
 
 
 def _fail_missing(
-    store: FileStore, pack: Pack, attempts: AttemptLog, reason: str, *, infrastructure: bool
+    store: FileStore,
+    pack: Pack,
+    attempts: AttemptLog,
+    reason: str,
+    *,
+    infrastructure: bool,
+    bad_base: bool = False,
 ) -> None:
     log.error("%s failed: %s", pack.pack_id, reason)
     lost = lost_seconds(attempts.all())
-    fail_missing(store, pack, reason, lost, infrastructure=infrastructure)
+    fail_missing(store, pack, reason, lost, infrastructure=infrastructure, bad_base=bad_base)

@@ -8,7 +8,7 @@ again, and rank 0 resumes its pack from the last checkpoint.
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,9 @@ def _lead(
     from pmlray.backends.ray.pack_worker import run_pack
     from pmlray.engine.adapters.peft_model import load_tokenizer
 
-    search, tokenizer = plan.search, load_tokenizer(plan.search)
+    search = plan.search
+    # Loaded for the first pack, whose error it is when the base is refused.
+    tokenizer = cache(partial(load_tokenizer, search))
 
     def measure(pack: Pack, store: FileStore, checkpoints: Checkpoints) -> float:
         if pack.calibrates:
@@ -76,7 +78,7 @@ def _lead(
             return 0.0
         # Errors of the pack itself are raised here, before it is sent to any other rank.
         spent = spent_before(store, pack)
-        given = prepare_pack(search, pack, missing_runs(store, pack), tokenizer, spent)
+        given = prepare_pack(search, pack, missing_runs(store, pack), tokenizer(), spent)
         ranks.say(given)
         return packs.measure(given, Leading(ranks, checkpoints))
 

@@ -21,7 +21,7 @@ from pmlray.backends.store.attempts import AttemptLog, lost_seconds
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.errors import RunError
+from pmlray.errors import ModelError, RunError
 from pmlray.live_packs import Calibration, calibration_of, forget_live
 from pmlray.types import Pack, PackResult, PackTimes
 
@@ -114,7 +114,8 @@ class RayTrainRunner:
 
     def calibrate(self, pack: Pack) -> Calibration:
         """Return the cost of a few steps of the pack, from the store if it is known. A worker that
-        dies is started again. RunError where none of them completes the steps."""
+        dies is started again. RunError where none of them completes the steps, ModelError where
+        they refuse the base."""
         if (known := calibration_of(self._store)) is not None:
             return known
         outcome: PackOutcome = ray.get(self._workers.run.remote(pack))
@@ -129,8 +130,10 @@ class RayTrainRunner:
             return found
         if outcome.reason:
             raise RunError(outcome.reason)
-        reasons = [f.reason for run in pack.runs for f in store.failures_of(run.run_key)]
-        why = next(reversed(reasons), "the worker was asked to leave")
+        failures = [f for run in pack.runs for f in store.failures_of(run.run_key)]
+        if failures and failures[-1].bad_base:
+            raise ModelError(failures[-1].reason)
+        why = failures[-1].reason if failures else "the worker was asked to leave"
         raise RunError(
             f"no worker could take the first steps, by which a search is planned: {why}; mend that"
             " and give the same command again"

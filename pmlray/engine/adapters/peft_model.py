@@ -7,17 +7,17 @@ forwards, with rows of zero weight where it has none of its own: collectives nee
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
-from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.adapters.packed_lora import initial_A
-from pmlray.engine.model.base_model import PLAIN_TOKENIZER, PLAIN_WEIGHTS, check_layer
+from pmlray.engine.model import checkpoint
+from pmlray.engine.model.base_model import check_layer
 from pmlray.engine.model.head import token_losses
 from pmlray.memory import Record
 from pmlray.types import PlannedRun
@@ -69,12 +69,12 @@ class ScoringHead(nn.Module):
 
 
 def load_base(search: PreparedSearch) -> Any:
-    """Load the base, with a ScoringHead, to the CPU or where a framework puts its parts."""
+    """Load the base, with a ScoringHead, to the CPU or where a framework puts its parts.
+
+    ModelError where it is not whole: every rank finds that in the headers, before any loads a part.
+    """
     spec = search.spec
-    where, pinned = _where(search)
-    base = AutoModelForCausalLM.from_pretrained(
-        where, dtype=getattr(torch, spec.model.base_dtype), **PLAIN_WEIGHTS, **pinned
-    )
+    base = checkpoint.load_weights(spec.model.id, _folder(search), spec.model.base_dtype)
     check_layer(spec.probe, base.config.num_hidden_layers)
     base.requires_grad_(False)
     base.lm_head = ScoringHead(base.lm_head.weight)
@@ -82,15 +82,14 @@ def load_base(search: PreparedSearch) -> Any:
 
 
 def load_tokenizer(search: PreparedSearch) -> Any:
-    """Load the base's tokenizer."""
-    where, pinned = _where(search)
-    return AutoTokenizer.from_pretrained(where, **PLAIN_TOKENIZER, **pinned)
+    """Load the base's tokenizer; ModelError where it cannot be loaded or does not fit the base."""
+    model_id, rows = search.spec.model.id, search.source.geometry.vocab
+    return checkpoint.load_tokenizer(model_id, _folder(search), rows)
 
 
-def _where(search: PreparedSearch) -> tuple[str, dict[str, Any]]:
-    if (folder := search.source.folder) is not None:
-        return str(folder), {}
-    return search.spec.model.id, {"revision": search.spec.model.revision}
+def _folder(search: PreparedSearch) -> Path:
+    model = search.spec.model
+    return checkpoint.folder_of(model.id, search.source, model.revision)
 
 
 def adapted_model(base: Any, search: PreparedSearch, run: PlannedRun) -> SupervisedLosses:

@@ -15,21 +15,16 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
-from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-from pmlray.config.base_models import ARCHITECTURES, ModelSource, geometry_from_config
+from pmlray.config.base_models import ModelSource
 from pmlray.config.search_spec import Probe
 from pmlray.engine.kernels.compiled_mlp import compile_mlps
 from pmlray.engine.kernels.frozen_norm import FrozenRMSNorm, FusedRMSNorm, freeze_norms
 from pmlray.engine.kernels.row_attention import RowAttention, RowGroups
+from pmlray.engine.model.checkpoint import folder_of, load_tokenizer, load_weights
 from pmlray.engine.model.cpu_offload import HostedWeights, nothing_hosted
 from pmlray.engine.model.device import multiplies_bfloat16
 from pmlray.errors import ModelError
-
-# Never execute anything from a model: no code of its own, and no weights in pickles.
-PLAIN_TOKENIZER: dict[str, Any] = {"trust_remote_code": False}
-PLAIN_WEIGHTS: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 
 
 class LayerInputs(NamedTuple):
@@ -173,20 +168,9 @@ def load_base_model(
     Raises:
         ModelError: it cannot be loaded, its family is not supported, or it lacks the probe's layer.
     """
-    where = str(source.folder) if source.folder is not None else model_id
-    pinned = {} if source.folder is not None else {"revision": revision}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **PLAIN_TOKENIZER, **pinned)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            where,
-            dtype=getattr(torch, dtype),
-            attn_implementation="sdpa",
-            **PLAIN_WEIGHTS,
-            **pinned,
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load the base model {model_id}: {error}") from error
-    geometry_from_config({**model.config.to_dict(), "architectures": [type(model).__name__]}, where)
+    folder = folder_of(model_id, source, revision)
+    tokenizer = load_tokenizer(model_id, folder, source.geometry.vocab)
+    model = load_weights(model_id, folder, dtype, attn_implementation="sdpa")
     check_layer(probe, model.config.num_hidden_layers)
     if dtype == "bfloat16" and not multiplies_bfloat16(device):
         model.float()
@@ -259,7 +243,6 @@ def check_layer(probe: Probe, n_layers: int) -> None:
 
 
 __all__ = [
-    "ARCHITECTURES",
     "BaseModel",
     "LayerInputs",
     "freeze_base",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from pmlray.errors import RunError
+from pmlray.errors import ModelError, RunError
 from pmlray.ports import ObservationStore
 from pmlray.types import FailedRun, Observation, Pack, PackResult, PlannedRun, Room
 
@@ -35,6 +35,7 @@ class PackQueue:
         max_failures: int,
     ) -> None:
         self._store, self._max_failures, self._n_failed = store, max_failures, 0
+        self._refused: str | None = None
         self.cut_off = list(store.unfinished())
         self.ended_before = _ended_before(self.cut_off, observations, failures)
         self.pending = _open_runs(self.cut_off, self.ended_before)
@@ -43,7 +44,10 @@ class PackQueue:
         self.next_round = 1 + max(rounds, default=-1)
 
     def check(self) -> None:
-        """Raise RunError when too many packs failed one after another."""
+        """Raise RunError when too many packs failed one after another, ModelError when a worker
+        refused the base."""
+        if self._refused is not None:
+            raise ModelError(self._refused)
         if self._n_failed >= self._max_failures:
             raise RunError(
                 f"{self._n_failed} packs failed one after another; the store's failures folder says"
@@ -63,6 +67,7 @@ class PackQueue:
         for run in result.pack.runs:
             self.pending.pop(run.run_key, None)
         self._store.put_times(result.times)
+        self._refused = next((f.reason for f in result.failed if f.bad_base), self._refused)
         broken = any(not failure.left_out for failure in result.failed)
         self._n_failed = self._n_failed + 1 if broken and not result.observations else 0
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypedDict
 
-from pmlray.config.base_models import Geometry
+from pmlray.config.geometry import Geometry
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import SearchSpec
 from pmlray.design import (

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pmlray.config.base_models import Geometry
+from pmlray.config.geometry import Geometry
 
 PEAK_SIZE = 4096
 
