@@ -30,7 +30,7 @@ from pmlray.config.prepared_search import prepare_comparison, prepare_search
 from pmlray.config.search_spec import SearchSpec
 from pmlray.config.stored_files import Card, Summary, read_stored
 from pmlray.engine.adapters.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE
-from pmlray.engine.evaluation.greedy_decode import PEFT_CONFIG_FILE, read_adapter
+from pmlray.engine.adapters.stored_adapter import PEFT_CONFIG_FILE, read_adapter
 from pmlray.engine.runtime.checkpoints import Checkpoints, file_name
 from pmlray.errors import PmlrayError
 from pmlray.law.read import read_law_data
@@ -47,7 +47,7 @@ RUN = PlannedRun(DesignPoint(2, 16, 100), "sft", 0, 0, "law", "0123456789abcdef"
 OBSERVATION = observe(RUN, 0, 0, 0.02, 1e-3)
 MLP_CONFIG = {"base_model": "tiny-random-llama", "placement": "mlp", "layer": 1, "lora_rank": 2}
 PEFT_CONFIG = {
-    "base_model_name_or_path": "tiny-random-llama", "r": 2, "lora_alpha": 2,
+    "peft_type": "LORA", "base_model_name_or_path": "tiny-random-llama", "r": 2, "lora_alpha": 2,
     "layers_to_transform": [1], "target_modules": ["down_proj"],
 }  # fmt: skip
 HOLDER = Holder("node-1", "boot pid:1", 10, "100")

@@ -8,7 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pmlray.config.base_models import require_present, resolve_model
+from pmlray.config.base_models import (
+    FOLDER_IDENTITY,
+    PULLABLE,
+    ModelSource,
+    require_present,
+    resolve_model,
+)
 from pmlray.config.model_spec import Dtype, DtypeChoice, Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import (
@@ -19,8 +25,8 @@ from pmlray.config.search_spec import (
     Task,
 )
 from pmlray.config.stored_files import SEARCH_FILE, Card, read_stored
-from pmlray.engine.evaluation.greedy_decode import check_fits, decode_records, read_adapter
-from pmlray.engine.model.base_model import load_base_model
+from pmlray.engine.adapters.stored_adapter import StoredAdapter, read_adapter
+from pmlray.engine.evaluation.greedy_decode import decode_records
 from pmlray.engine.model.device import multiplies_bfloat16, pick_device
 from pmlray.engine.model.prompts import end_token_ids, render_prompt
 from pmlray.errors import ModelError
@@ -55,23 +61,7 @@ def prepare_recall(request: RecallRequest) -> PreparedSearch:
     pairs = read_records(request.records)
     adapter = read_adapter(request.adapter)
     known = _trained_with(request.adapter)
-    model = Model(
-        id=request.model or known.get("id") or adapter.base_model,
-        revision=request.revision or known.get("revision"),
-        dtype=_dtype(request.dtype, known),
-    )
-    source = resolve_model(model.id, model.revision)
-    model = model.at(source.revision)
-    belongs = known.get("identity") or (
-        source.identity
-        if model.id == adapter.base_model
-        else resolve_model(adapter.base_model, model.revision).identity
-    )
-    if source.identity != belongs:
-        raise ModelError(
-            f"{request.adapter} is an adapter of {adapter.base_model} ({belongs}), not of"
-            f" {model.id} ({source.identity}); leave --model out, or give that model"
-        )
+    model, source = _base_of(request, adapter, known)
     require_present(model.id, source)
     if adapter.probe.layer >= source.geometry.n_layers:
         raise ModelError(
@@ -95,21 +85,71 @@ def prepare_recall(request: RecallRequest) -> PreparedSearch:
     return PreparedSearch(spec, source, TaskSource("records", 0, pairs=pairs))
 
 
+def _base_of(
+    request: RecallRequest, adapter: StoredAdapter, known: Mapping[str, Any]
+) -> tuple[Model, ModelSource]:
+    """Return the base to decode with: the one asked for, else the one that the adapter is of."""
+    named = known.get("id") or adapter.base_model
+    chosen = request.model or named
+    if chosen is None:
+        raise ModelError(f"{request.adapter} names no base model; give it by --model")
+    # The revision belongs to the base that is named beside it.
+    own = request.model is None or request.model == named
+    model = Model(
+        id=chosen,
+        revision=request.revision or (known.get("revision") or adapter.revision if own else None),
+        dtype=_dtype(request.dtype, known),
+    )
+    try:
+        source = resolve_model(model.id, model.revision)
+    except ModelError as error:
+        if request.model is not None:
+            raise
+        raise ModelError(
+            f"{request.adapter} is an adapter of {model.id}, which cannot be found from here"
+            f" ({error}); give its base by --model: a folder, a pulled name, or a hub id with"
+            " --revision"
+        ) from error
+    belongs = known.get("identity") or _identity_here(adapter.base_model)
+    if belongs is not None and _contradicts(source.identity, belongs):
+        raise ModelError(
+            f"{request.adapter} is an adapter of {named} ({belongs}), not of {model.id}"
+            f" ({source.identity}); leave --model out, or give that model"
+        )
+    return model.at(source.revision), source
+
+
+def _identity_here(model_id: str | None) -> str | None:
+    """Return the identity of a base that this machine has; None of a hub's or another machine's."""
+    if model_id is None or not (model_id in PULLABLE or Path(model_id).is_dir()):
+        return None
+    return resolve_model(model_id, None).identity
+
+
+def _contradicts(one: str, other: str) -> bool:
+    """Return whether two identities tell of different weights.
+
+    A pulled name, a commit on the hub and a folder's hash may each be of the same weights.
+    """
+    kinds = [
+        "pulled" if x in PULLABLE else "folder" if x.startswith(FOLDER_IDENTITY) else "hub"
+        for x in (one, other)
+    ]
+    return one != other and kinds[0] == kinds[1]
+
+
 def decode_task(search: PreparedSearch, folder: Path, say: Callable[[str], None]) -> DecodedRecords:
     """Decode every record of a search's task greedily under the adapter in a folder."""
-    adapter, model = read_adapter(folder), search.spec.model
-    base = load_base_model(
-        model.id, search.source, model.revision, model.base_dtype, adapter.probe, pick_device()
-    )
-    check_fits(base, adapter)
+    adapter = read_adapter(folder)
+    base = adapter.load_base(search.spec.model, search.source, pick_device())
     tokenizer = base.tokenizer.backend_tokenizer
     pairs = search.task.pairs or ()
     total = sum(map(len, encode_texts(tokenizer, [target for _, target in pairs])))
     render = partial(render_prompt, base.tokenizer, prompt_format=search.spec.task.prompt_format)
     records = build_memory(search.task, 0, total, tokenizer, render).records
-    say(f"decoding {len(records)} records greedily at rank {adapter.lora_rank}")
+    say(f"decoding {len(records)} records greedily with {adapter.title}")
     ends = end_token_ids(base.tokenizer, base.model)
-    answers = decode_records(base, adapter.weights, records, ends)
+    answers = decode_records(base, adapter, records, ends)
     return DecodedRecords(
         pairs,
         tuple(base.tokenizer.decode(answer.answer_ids) for answer in answers),

@@ -23,6 +23,7 @@ DESCRIPTIONS = {
     TINY: "a Llama of 4 layers with random weights, for tests",
 }
 PULLED_MARK = "pmlray_pull.json"
+FOLDER_IDENTITY = "folder-"  # before the hash that identifies a folder's weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,4 +124,4 @@ def _folder_identity(folder: Path) -> str:
             digest.update(file.read(2**20))
             file.seek(max(0, size - 2**20))
             digest.update(file.read(2**20))
-    return f"folder-{digest.hexdigest()[:16]}"
+    return f"{FOLDER_IDENTITY}{digest.hexdigest()[:16]}"

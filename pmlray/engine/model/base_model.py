@@ -168,13 +168,35 @@ def load_base_model(
     Raises:
         ModelError: it cannot be loaded, its family is not supported, or it lacks the probe's layer.
     """
+    model, tokenizer = load_plain_model(model_id, source, revision, dtype, device)
+    check_layer(probe, model.config.num_hidden_layers)
+    return freeze_base(model, tokenizer, probe, device)
+
+
+def load_plain_model(
+    model_id: str,
+    source: ModelSource,
+    revision: str | None,
+    dtype: Literal["float32", "bfloat16"],
+    device: torch.device,
+) -> tuple[Any, Any]:
+    """Load a model and its tokenizer as transformers has them, in host memory.
+
+    Args:
+        model_id, source, revision, dtype, device: as for `load_base_model`.
+
+    Returns:
+        The model, none of its modules replaced, and the tokenizer.
+
+    Raises:
+        ModelError: it cannot be loaded, or its family is not supported.
+    """
     folder = folder_of(model_id, source, revision)
     tokenizer = load_tokenizer(model_id, folder, source.geometry.vocab)
     model = load_weights(model_id, folder, dtype, attn_implementation="sdpa")
-    check_layer(probe, model.config.num_hidden_layers)
     if dtype == "bfloat16" and not multiplies_bfloat16(device):
         model.float()
-    return freeze_base(model, tokenizer, probe, device)
+    return model, tokenizer
 
 
 def freeze_base(model: Any, tokenizer: Any, probe: Probe, device: torch.device) -> BaseModel:

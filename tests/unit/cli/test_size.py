@@ -24,7 +24,7 @@ from pmlray.config.base_models import TINY
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Model, Probe
 from pmlray.engine.adapters.peft_io import save_adapter
-from pmlray.engine.evaluation.greedy_decode import read_adapter
+from pmlray.engine.adapters.stored_adapter import read_adapter
 from pmlray.errors import DataError, ModelError, PmlrayError, SpecError, StoreError
 from pmlray.law import CeilingLaw
 from pmlray.study.sizing.card import DecodedRecords
