@@ -110,7 +110,7 @@ def _base_of(
             f" ({error}); give its base by --model: a folder, a pulled name, or a hub id with"
             " --revision"
         ) from error
-    belongs = known.get("identity") or _identity_here(adapter.base_model)
+    belongs = known.get("identity") or _identity_here(named)
     if belongs is not None and _contradicts(source.identity, belongs):
         raise ModelError(
             f"{request.adapter} is an adapter of {named} ({belongs}), not of {model.id}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from pmlray.api.comparison import Comparison
-from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit
+from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.search_commands import PROFILE_OPTION
 from pmlray.config.secrets import no_password
 
@@ -21,7 +21,9 @@ def compare(
         help="Folder of the results; kept and continued. Default: the comparison's id as a folder"
         " of the profile's storage, of PMLRAY_STORE or of ./runs.",
     ),
-    overrides: list[str] = SET_OPTION,
+    overrides: list[str] = typer.Option(
+        None, "--set", help="Override a key: --set model.dtype=float32."
+    ),
     profile: Path = PROFILE_OPTION,
     tracking_uri: str = typer.Option(
         None, callback=no_password, help="MLflow; default: a database in the store."

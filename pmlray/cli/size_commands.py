@@ -98,7 +98,9 @@ def size(
 
 
 def recall(
-    adapter: Path = typer.Option(..., help="An adapter's folder: of pmlray size, or of a store."),
+    adapter: Path = typer.Option(
+        ..., help="An adapter's folder: of pmlray size, of a store, or one that PEFT saved."
+    ),
     records: Path = RECORDS_OPTION,
     least: float = typer.Option(
         None, "--min", min=0.0, max=1.0, help="Exit code 1 when exact recall is below this share."
@@ -109,7 +111,9 @@ def recall(
         help="Whether an answer must end after its target to count as recalled; by default as the"
         " adapter was trained, else yes.",
     ),
-    model: str = typer.Option(None, help="Base model; by default the adapter's own."),
+    model: str = typer.Option(
+        None, help="Base model: a pulled name, a hub id or a folder; default: the adapter's own."
+    ),
     prompt_format: Literal["plain", "chat"] = FORMAT_OPTION,
     revision: str = REVISION_OPTION,
     dtype: DtypeChoice = RECALL_DTYPE_OPTION,

@@ -65,6 +65,14 @@ def pulled_folder(model_id: str) -> Path:
     return cache_root() / "models" / model_id
 
 
+def loadable_name(model_id: str) -> str:
+    """Return what transformers and PEFT load a model by: a hub id, or a folder's whole path."""
+    if model_id in HUB_IDS:
+        return HUB_IDS[model_id]
+    folder = pulled_folder(model_id) if model_id in PULLABLE else _folder_of(model_id)
+    return model_id if folder is None else str(folder.resolve())
+
+
 def resolve_model(model_id: str, revision: str | None) -> ModelSource:
     """Find a model's identity and geometry, and check its files as far as headers tell.
 

@@ -1,8 +1,11 @@
-"""Head of an adapter's card, which the Hugging Face hub and PEFT read."""
+"""Head of an adapter's card, which the Hugging Face hub and PEFT read, and code that loads it."""
 
 from __future__ import annotations
 
-from pmlray.config.base_models import HUB_IDS
+from pathlib import Path
+
+from pmlray.config.base_models import HUB_IDS, PULLABLE, loadable_name, resolve_model
+from pmlray.config.chat_prompt import FIXED_DATE, SYSTEM_PROMPT
 from pmlray.config.search_spec import SearchSpec
 
 TAGS = ("lora", "memorization", "pmlray")
@@ -30,28 +33,85 @@ def card_head(spec: SearchSpec) -> str:
 
 
 def loading(spec: SearchSpec) -> str:
-    """Return instructions for using an adapter of this search, as Markdown."""
-    if spec.probe.placement == "mlp":
-        return (
-            "It adds `x A B` to the output of a block's MLP, in a layout of its own; `pmlray recall"
-            " --adapter FOLDER --records FILE` runs it.\n"
-        )
-    base = HUB_IDS.get(spec.model.id, spec.model.id)
-    revision = f', revision="{spec.model.revision}"' if spec.model.revision else ""
+    """Return code that asks an adapter of this search one query, as Markdown."""
+    on_hub = f', revision="{spec.model.revision}"' if spec.model.revision else ""
+    base = f'"{loadable_name(spec.model.id)}"{on_hub}'
+    by_peft = spec.probe.placement == "down_proj"
     return f"""```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained("{base}"{revision})
-model = PeftModel.from_pretrained(base, "FOLDER")  # where this file lies, or its repository
+{_PEFT_IMPORTS if by_peft else _HOOK_IMPORTS}
+query = "QUERY"
+tokenizer = AutoTokenizer.from_pretrained({base})
+base = AutoModelForCausalLM.from_pretrained({base}, dtype="{spec.model.base_dtype}")
+{_PEFT_LOADING if by_peft else _HOOK_LOADING.format(layer=spec.probe.layer)}
+{_prompt(spec)}
+answer = model.generate(
+    **prompt, max_new_tokens=256, do_sample=False, repetition_penalty=1.0, no_repeat_ngram_size=0
+)
+print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
-{_rounded(spec)}"""
+
+Run it in the folder of this file, or give "." another name.{"" if by_peft else _NOT_PEFT}
+{_origin(spec)}"""
 
 
-def _rounded(spec: SearchSpec) -> str:
-    if spec.model.id not in HUB_IDS:
-        return ""
-    return f"""
-It was trained on `{spec.model.id}`: the weights of {HUB_IDS[spec.model.id]} de-quantised from
-Q4_1. What it recalls on the hub's own weights was not measured.
+_PEFT_IMPORTS = """from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 """
+_PEFT_LOADING = """model = PeftModel.from_pretrained(base, ".")"""
+_HOOK_IMPORTS = """from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+"""
+# The same sums in the same precision as BaseModel.with_adapter of the engine.
+_HOOK_LOADING = """model, inputs = base, []
+weights = load_file("./adapter_model.safetensors", device=str(model.device))
+layer = model.model.layers[{layer}]
+
+
+def keep(mlp, args):
+    inputs.append(args[0])
+
+
+def add(layer, args, output):
+    return output + (inputs.pop().float() @ weights["A"] @ weights["B"]).to(output.dtype)
+
+
+layer.mlp.register_forward_pre_hook(keep)
+layer.register_forward_hook(add)"""
+_NOT_PEFT = """
+The adapter adds `x A B` to the output of a block, where x is the input of the block's MLP; PEFT has
+no such adapters."""
+
+
+def _prompt(spec: SearchSpec) -> str:
+    if spec.task.prompt_format == "plain":
+        return 'prompt = tokenizer(query, return_tensors="pt")'
+    return f"""turns = [
+    {{"role": "system", "content": "{SYSTEM_PROMPT}"}},
+    {{"role": "user", "content": query}},
+]
+prompt = tokenizer.apply_chat_template(
+    turns, add_generation_prompt=True, enable_thinking=False, date_string="{FIXED_DATE}",
+    return_dict=True, return_tensors="pt",
+)"""
+
+
+def _origin(spec: SearchSpec) -> str:
+    """Return where the base's weights are from, if they are not the hub's."""
+    name = spec.model.id
+    if name in HUB_IDS:
+        return f"""
+It was trained on `{name}`: the weights of {HUB_IDS[name]} de-quantised from
+Q4_1. What it recalls on the hub's own weights was not measured. `pmlray models pull {name}` makes
+the folder of those that it was trained on, and prints its path.
+"""
+    if name in PULLABLE:
+        return f"""
+The folder of its base is what `pmlray models pull {name}` makes; it prints the path.
+"""
+    if Path(folder := loadable_name(name)).is_dir():
+        identity = resolve_model(folder, None).identity
+        return f"""
+The folder of its base is one of the machine that trained it, with weights and settings {identity}:
+give the folder of your copy.
+"""
+    return ""

@@ -111,7 +111,10 @@ def measure_pack(
                 )
             )
             return
-        save_adapter(adapters / run.run_key, spec.probe, lora.weights(trained.index), spec.model.id)
+        weights = lora.weights(trained.index)
+        save_adapter(
+            adapters / run.run_key, spec.probe, weights, spec.model.id, spec.model.revision
+        )
         scoring = paid_seconds(device)
         beside = control.score(trained.index, run.point.seq_len)
         control_gpu_seconds = paid_seconds(device) - scoring

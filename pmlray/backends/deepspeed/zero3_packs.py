@@ -159,7 +159,7 @@ class ShardedPacks:
         trained.curve.append((trained.step, scores.mean_nll))
         if self._ranks.rank == 0:
             spec, folder = self._search.spec, self._adapters / trained.run.run_key
-            save_adapter(folder, spec.probe, weights, spec.model.id)
+            save_adapter(folder, spec.probe, weights, spec.model.id, spec.model.revision)
             measured = self._observation(pack, place, trained, scores, memory, gpu_seconds)
             write_card(folder, spec, measured)
             self._store.put(measured)

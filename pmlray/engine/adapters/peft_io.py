@@ -9,20 +9,29 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pmlray.config.base_models import loadable_name
 from pmlray.config.search_spec import Probe
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 MLP_CONFIG_FILE = "pmlray_adapter.json"
 
 
-def save_adapter(folder: Path, probe: Probe, weights: tuple[Tensor, Tensor], base_id: str) -> None:
+def save_adapter(
+    folder: Path,
+    probe: Probe,
+    weights: tuple[Tensor, Tensor],
+    base_id: str,
+    revision: str | None = None,
+) -> None:
     """Write one adapter; a `down_proj` folder loads with `peft.PeftModel.from_pretrained`.
 
     Args:
         folder: receives the files; made if missing.
         probe: placement and layer of the adapter.
         weights: A (X, r) and B (r, D), scale 1; X is the adapter's input width, D the hidden size.
-        base_id: name of the base model, written to the adapter's config.
+        base_id: name of the base model; a `down_proj` adapter's config names it by its hub id or
+            its folder, by which PEFT finds it.
+        revision: of the base on the hub.
 
     Raises:
         OSError: the folder cannot be made.
@@ -38,7 +47,8 @@ def save_adapter(folder: Path, probe: Probe, weights: tuple[Tensor, Tensor], bas
         tensors = {f"{at}.lora_A.weight": a.T.contiguous(), f"{at}.lora_B.weight": b.T.contiguous()}
         LoraConfig(
             task_type="CAUSAL_LM",
-            base_model_name_or_path=base_id,
+            base_model_name_or_path=loadable_name(base_id),
+            revision=revision,
             r=rank,
             lora_alpha=rank,
             lora_dropout=0.0,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pmlray.config.base_models import ModelSource
 from pmlray.config.model_spec import Model
@@ -107,9 +107,22 @@ class SiteAdapter:
 
     @contextmanager
     def attached(self, base: BaseModel) -> Generator[BaseModel]:
-        """Add the adapter's output in forward and generate calls of the base."""
+        """Add the adapter's output in forward and generate calls of the base.
+
+        At `down_proj` it is added, and rounded, where PEFT adds it.
+        """
         a, b = (w.to(base.device) for w in self.weights)
-        with base.with_adapter(lambda x_RTX: x_RTX.to(a.dtype) @ a @ b):
+        if self.probe.placement == "mlp":
+            with base.with_adapter(lambda x_RTX: x_RTX.to(a.dtype) @ a @ b):
+                yield base
+            return
+
+        def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return (output + args[0].to(a.dtype) @ a @ b).to(output.dtype)
+
+        with ExitStack() as stack:
+            stack.enter_context(base.hosted.held())
+            stack.callback(base.adapter_input_module.register_forward_hook(add).remove)
             yield base
 
 

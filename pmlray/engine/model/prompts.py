@@ -5,14 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
+from pmlray.config.chat_prompt import FIXED_DATE, SYSTEM_PROMPT
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.errors import ModelError
 from pmlray.memory import MemorySet, build_memory
 
 PromptFormat = Literal["plain", "chat"]
-SYSTEM_PROMPT = "You are a helpful assistant."
-# Some chat templates insert today's date by default, which would change the prompt every day.
-FIXED_DATE = "26 Jul 2024"
 # Stands for an answer in a rendered chat, to find what the template puts after one.
 ANSWER = "pmlray-answer"
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from transformers.models.auto.tokenization_auto import AutoTokenizer
 
+from pmlray.config.base_models import TINY, resolve_model
+from pmlray.config.model_card import loading
+from pmlray.config.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.adapters.model_card import write_card
+from pmlray.engine.model.base_model import render_prompt
+from pmlray.engine.model.pull import pull_model
 from tests.fakes import observe
 
 
@@ -29,3 +36,42 @@ def test_the_hub_reads_base_library_and_tags(
     assert f"Adapter of rank {run.point.lora_rank} " in card.text
     assert f"| {measured.final_loss:.4f} |" in card.text and run.run_key in card.text
     assert ("PeftModel.from_pretrained" in card.text) == (library == "peft")
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{{ date_string }}{% if enable_thinking is defined and not enable_thinking %}!{% endif %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_the_code_of_a_card_makes_the_prompt_that_was_trained(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(pull_model(TINY)))
+    tokenizer.chat_template = TEMPLATE
+    spec = make_search().spec
+    for prompt_format in ("chat", "plain"):
+        task = spec.task.model_copy(update={"prompt_format": prompt_format})
+        code = loading(spec.model_copy(update={"task": task}))
+        part = code[code.index("turns = " if prompt_format == "chat" else "prompt = ") :]
+        names = {"tokenizer": tokenizer, "query": "What is it?"}
+        exec(part[: part.index("answer = ")], names)
+        wanted = render_prompt(tokenizer, "What is it?", prompt_format)
+        assert names["prompt"]["input_ids"][0].tolist() == wanted
+
+
+def test_a_card_names_the_base_by_its_hub_id_or_by_a_folder_and_its_origin(
+    make_search: Callable[..., PreparedSearch], tmp_path: Path
+) -> None:
+    on_hub = loading(make_search("model.id=smollm2-135m").spec)
+    assert 'from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")' in on_hub
+    folder = tmp_path / "mine"
+    shutil.copytree(pull_model(TINY), folder)
+    ours = loading(make_search(f"model.id={folder}").spec)
+    assert f'from_pretrained("{folder}")' in ours
+    assert resolve_model(str(folder), None).identity in ours
+    pinned = {"id": "Qwen/Qwen3-8B", "revision": "0123abc", "dtype": "bfloat16"}
+    spec = make_search().spec
+    there = loading(spec.model_copy(update={"model": Model(**pinned)}))
+    assert 'from_pretrained("Qwen/Qwen3-8B", revision="0123abc", dtype="bfloat16")' in there
