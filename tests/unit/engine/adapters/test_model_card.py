@@ -15,7 +15,7 @@ from pmlray.config.model_card import loading
 from pmlray.config.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.adapters.model_card import write_card
-from pmlray.engine.model.base_model import render_prompt
+from pmlray.engine.model.prompts import render_prompt
 from pmlray.engine.model.pull import pull_model
 from tests.fakes import observe
 
