@@ -109,7 +109,9 @@ def test_a_pickled_adapter_is_refused(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_model_of_pickles_or_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+def test_a_model_of_pickles_or_with_code_of_its_own_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny, folder = pull_model("tiny-random-llama"), tmp_path / "model"
     shutil.copytree(tiny, folder)
     source = resolve_model(str(folder), None)
@@ -119,6 +121,10 @@ def test_a_model_of_pickles_or_with_code_of_its_own_is_refused(tmp_path: Path) -
 
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Planted(tmp_path / "ran")))
+    with pytest.raises(ModelError, match="can run code of strangers"):
+        load()
+    # Nor by transformers, where its headers could not be read.
+    monkeypatch.setattr("pmlray.engine.model.checkpoint.check_folder", lambda folder: None)
     with pytest.raises(ModelError, match="cannot load"):
         load()
     config = json.loads((folder / "config.json").read_text())

@@ -75,13 +75,13 @@ def test_it_says_every_option(here: Path) -> None:
     (here / "deep" / "book.txt").write_text("once upon a time")
     written(
         *("deep/my search.yaml", "--task", "long_context", "--model", "Qwen/Qwen3-8B"),
-        *("--text", "deep/book.txt", "--layer", "3", "--gpu-hours", "2.5", "--revision", "1234567"),
+        *("--text", "deep/book.txt", "--layer", "3", "--gpu-hours", "2.5", "--revision", "1" * 40),
     )
     spec = load_search(here / "deep" / "my search.yaml")
     assert spec.name == "my_search" and spec.probe.layer == 3
     assert spec.budget.law_seconds == 2.5 * 3600 and spec.budget.gpu_hours == 2.5
     assert spec.task.text == "book.txt" and spec.task.random_ratio == 0
-    assert spec.model.revision == "1234567"
+    assert spec.model.revision == "1" * 40
 
 
 def test_lengths_are_counted_where_the_tokenizer_is_here(

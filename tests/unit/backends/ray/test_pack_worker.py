@@ -22,8 +22,9 @@ from pmlray.backends.store.attempts import (
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.runtime.checkpoints import AskedToLeave, Checkpoints
-from pmlray.errors import DataError, StoreError
-from pmlray.types import FailedRun, Pack
+from pmlray.errors import DataError, ModelError, StoreError
+from pmlray.study.budget.pack_queue import PackQueue
+from pmlray.types import FailedRun, Pack, PackResult, PackTimes
 from tests.fakes import SyntheticRunner
 
 
@@ -101,6 +102,24 @@ def test_what_the_pack_is_to_blame_for_is_recorded_and_the_rest_raised(work: Pac
     assert [(f.run_key, f.reason) for f in store.failures()] == [
         (run.run_key, "a record is too long") for run in work.pack.runs[1:]
     ]
+
+
+def test_a_refused_base_is_no_fault_of_its_runs(work: PackWork) -> None:
+    store = FileStore(Path(work.store))
+
+    def refused(store: FileStore, checkpoints: Checkpoints) -> float:
+        raise ModelError("its weights lack lm_head.weight")
+
+    with store.driver_lock():
+        assert run_pack(work, refused) == 0.0
+    failures = store.failures()
+    assert len(failures) == 3 and all(f.bad_base and f.infrastructure for f in failures)
+    queue = PackQueue(store, (), failures, max_failures=2)
+    # Those of before count no more: the base may be mended by now.
+    queue.check()
+    queue.take_back(PackResult(work.pack, (), failures, PackTimes("x", 0, 0.0, 1.0)))
+    with pytest.raises(ModelError, match="lm_head"):
+        queue.check()
 
 
 def test_a_pack_that_gets_nowhere_is_given_up_with_what_it_cost(work: PackWork) -> None:
