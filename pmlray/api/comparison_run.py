@@ -12,6 +12,7 @@ from typing import Any
 
 from pmlray.api.follower import Follower
 from pmlray.api.machine import await_imports, machine_facts
+from pmlray.api.record_facts import check_same_records
 from pmlray.api.search_run import ready_to_train
 from pmlray.api.stores import claim_comparison
 from pmlray.api.tracking import spooled_tracker
@@ -65,6 +66,7 @@ def planned_runs(
     mean = fmean(cost.predict(p) for p in spec.design_points())
     return {
         "compare_id": spec.compare_id,
+        **search.counts(),
         "tuning_runs": spec.n_tuning_runs,
         "compared_runs": spec.n_compared_runs,
         "gpu_seconds_about": round(spec.n_runs * mean, 1),
@@ -84,6 +86,7 @@ def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> 
     store = FileStore(run.store)
     with store.driver_lock() as driver, ExitStack() as following:
         claim_comparison(run.store, spec)
+        check_same_records(search, store.observations(), run.store)
         tracker = spooled_tracker(store, run.tracking_uri, spec.compare_id, spec)
         follower = following.enter_context(Follower(run.store, announce, tracker))
         comparing = ComparisonSearch(

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pmlray.api.record_facts import facts_for
 from pmlray.config.base_models import (
     FOLDER_IDENTITY,
     PULLABLE,
@@ -17,6 +18,7 @@ from pmlray.config.base_models import (
 )
 from pmlray.config.model_spec import Dtype, DtypeChoice, Model
 from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.record_facts import local_tokenizer
 from pmlray.config.search_spec import (
     Budget,
     Design,
@@ -30,7 +32,7 @@ from pmlray.engine.evaluation.greedy_decode import decode_records
 from pmlray.engine.model.device import multiplies_bfloat16, pick_device
 from pmlray.engine.model.prompts import end_token_ids, render_prompt
 from pmlray.errors import ModelError
-from pmlray.memory import TaskSource, build_memory, encode_texts, read_records
+from pmlray.memory import TaskSource, build_memory, encode_texts
 from pmlray.study.sizing.card import CARD_JSON, DecodedRecords
 
 
@@ -58,7 +60,6 @@ def prepare_recall(request: RecallRequest) -> PreparedSearch:
     plain prompts, answers are to end, and the base is the one that the adapter names. Raises
     ModelError, DataError or StoreError.
     """
-    pairs = read_records(request.records)
     adapter = read_adapter(request.adapter)
     known = _trained_with(request.adapter)
     model, source = _base_of(request, adapter, known)
@@ -68,12 +69,15 @@ def prepare_recall(request: RecallRequest) -> PreparedSearch:
             f"{request.adapter} adapts layer {adapter.probe.layer}, but {model.id} has layers 0 to"
             f" {source.geometry.n_layers - 1}: it belongs to another model"
         )
+    prompt_format = request.prompt_format or known.get("prompt_format") or "plain"
+    tokenizer = local_tokenizer(source)
+    facts = facts_for(request.records, model, source, tokenizer, prompt_format, keep_lost=True)
     spec = SearchSpec(
         name="recall",
         task=Task(
             kind="records",
             records=str(request.records),
-            prompt_format=request.prompt_format or known.get("prompt_format") or "plain",
+            prompt_format=prompt_format,
             end=known.get("end", True) if request.end is None else request.end,
         ),
         model=model,
@@ -82,7 +86,7 @@ def prepare_recall(request: RecallRequest) -> PreparedSearch:
         design=Design(n_initial=1),
         budget=Budget(gpu_seconds=1.0),
     )
-    return PreparedSearch(spec, source, TaskSource("records", 0, pairs=pairs))
+    return PreparedSearch(spec, source, TaskSource("records", 0, pairs=facts.pairs), facts)
 
 
 def _base_of(
@@ -139,7 +143,13 @@ def _contradicts(one: str, other: str) -> bool:
 
 
 def decode_task(search: PreparedSearch, folder: Path, say: Callable[[str], None]) -> DecodedRecords:
-    """Decode every record of a search's task greedily under the adapter in a folder."""
+    """Decode every record of a search's task greedily under the adapter in a folder.
+
+    A record whose target the tokenizer changes is never recalled: its tokens are another text.
+    """
+    if search.facts is not None:
+        for line in filter(None, (search.duplicates, search.facts.describe_lost())):
+            say(line)
     adapter = read_adapter(folder)
     base = adapter.load_base(search.spec.model, search.source, pick_device())
     tokenizer = base.tokenizer.backend_tokenizer
@@ -150,11 +160,13 @@ def decode_task(search: PreparedSearch, folder: Path, say: Callable[[str], None]
     say(f"decoding {len(records)} records greedily with {adapter.title}")
     ends = end_token_ids(base.tokenizer, base.model)
     answers = decode_records(base, adapter, records, ends)
+    lost = search.facts.lost if search.facts is not None else [None] * len(answers)
+    whole = [text is None for text in lost]
     return DecodedRecords(
         pairs,
         tuple(base.tokenizer.decode(answer.answer_ids) for answer in answers),
-        tuple(answer.answered for answer in answers),
-        tuple(answer.recalled for answer in answers),
+        tuple(answer.answered and ok for answer, ok in zip(answers, whole, strict=True)),
+        tuple(answer.recalled and ok for answer, ok in zip(answers, whole, strict=True)),
         search.spec.task.end,
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pmlray.api.follower import Follower
 from pmlray.api.machine import TRAIN_PACKAGES, await_imports, machine_facts
+from pmlray.api.record_facts import check_facts, check_same_records
 from pmlray.api.stores import claim_search, read_result, settled_in
 from pmlray.api.tracking import spooled_tracker
 from pmlray.atomic_files import write_over
@@ -95,6 +96,8 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
     store = FileStore(run.store)
     with store.driver_lock() as driver, ExitStack() as following:
         claim_search(run.store, spec)
+        if table is None:
+            check_same_records(search, store.observations(), run.store)
         points = study_of(search, store, cost)
         tracker = spooled_tracker(store, run.tracking_uri, spec.search_id, spec)
         follower = following.enter_context(Follower(run.store, announce, tracker))
@@ -200,7 +203,8 @@ def ready_to_train(search: PreparedSearch) -> PreparedSearch:
     """Return the search with its base model available for training.
 
     The tiny random model is created on demand; any other must be present or on the hub. Raises
-    SpecError or ModelError where a requirement of training is missing.
+    SpecError or ModelError where a requirement of training is missing, DataError where records
+    cannot be memorised as they are.
     """
     _require_train_extra()
     model = search.spec.model
@@ -208,6 +212,7 @@ def ready_to_train(search: PreparedSearch) -> PreparedSearch:
         from pmlray.engine.model.pull import pull_model
 
         pull_model(TINY)
-        return replace(search, source=resolve_model(model.id, model.revision))
+        search = replace(search, source=resolve_model(model.id, model.revision))
     require_present(model.id, search.source)
+    check_facts(search)
     return search

@@ -45,6 +45,8 @@ def compare(
         plan = comparison.plan()
         emit(plan, "\n".join(f"{name}: {value}" for name, value in plan.items()), as_json)
         return
+    if duplicates := comparison.prepared.duplicates:
+        typer.echo(duplicates, err=True)
     try:
         # Ray and Tune print to stdout, which is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):

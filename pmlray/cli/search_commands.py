@@ -32,8 +32,10 @@ def validate(
         "search_id": search.spec.search_id,
         "model": search.source.identity,
         "n_candidates": runs,
+        **search.counts(),
     }
-    emit(found, f"{spec} is valid: {search.spec.search_id}, {runs} possible runs", as_json)
+    text = f"{spec} is valid: {search.spec.search_id}, {runs} possible runs"
+    emit(found, "\n".join(filter(None, (text, search.duplicates))), as_json)
 
 
 def plan(
@@ -80,6 +82,8 @@ def search(
         text = f"{plan.describe()}\nresults in {wanted.store}"
         emit(plan.to_json() | {"store": str(wanted.store)}, text, as_json)
         return
+    if duplicates := wanted.prepared.duplicates:
+        typer.echo(duplicates, err=True)
     try:
         # Ray and Tune print to stdout, which is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):

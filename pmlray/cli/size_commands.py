@@ -59,6 +59,11 @@ def size(
         None, callback=no_password, help="MLflow; default: a database in the results."
     ),
     address: str = typer.Option(None, help="Ray cluster; default: RAY_ADDRESS or a local Ray."),
+    keep_duplicates: bool = typer.Option(
+        False,
+        "--keep-duplicates",
+        help="Train on a record as often as it stands in the file; it still counts once.",
+    ),
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Show what would be done, and its cost by a few steps taken here."
     ),
@@ -73,7 +78,7 @@ def size(
     plan = prepare_size(
         SizeRequest(
             records, model, revision, dtype, Wanted(recall, confidence), law, out, placement,
-            layer, prompt_format, steps, max_rank, read_profile(profile),
+            layer, prompt_format, steps, max_rank, read_profile(profile), keep_duplicates,
         )
     )  # fmt: skip
     say = partial(typer.echo, err=True)
@@ -132,9 +137,11 @@ def recall(
     found = {
         "adapter": str(adapter),
         "model": search.source.identity,
+        **search.counts(),
         **recited.counts(),
         "min": least,
         "passed": passed,
+        "lost": [text.to_json() for text in search.lost_texts],
         "not_recalled": recited.missed(),
     }
     emit(found, _describe_recall(found), as_json)
@@ -162,8 +169,8 @@ def _describe_plan(plan: dict[str, Any]) -> str:
     }[plan["rates"]]
     return "\n".join(
         [
-            f"{plan['n_records']} records, {plan['supervised_tokens']} target tokens, at"
-            f" {probe['placement']} of layer {probe['layer']} of {plan['model']}",
+            f"{plan['n_records']} records{_repeated(plan)}, {plan['supervised_tokens']} target"
+            f" tokens, at {probe['placement']} of layer {probe['layer']} of {plan['model']}",
             f"1. {search}",
             f"2. choose the rank for a recall of {plan['recall']:.4g} at"
             f" {100 * plan['confidence']:.4g} % confidence, at most {plan['largest_rank']}",
@@ -182,6 +189,11 @@ def _describe_plan(plan: dict[str, Any]) -> str:
     )
 
 
+def _repeated(found: dict[str, Any]) -> str:
+    n = found["n_duplicates"]
+    return f" ({n} more rows repeat one of them)" if n else ""
+
+
 def _seconds(gpu_seconds: float) -> str:
     return f"{gpu_seconds:.0f}" if gpu_seconds >= 10 else f"{gpu_seconds:.2g}"
 
@@ -191,7 +203,8 @@ def _describe_size(found: dict[str, Any]) -> str:
     walls = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in cost["wall_seconds"].items())
     lines = [
         f"rank {own['lora_rank']} recalls {describe_recall(recall, found['holds']['n_records'])}"
-        f" ({recall['exact_recall']:.4f}; {recall['wanted']:.4g} wanted)",
+        f" ({recall['exact_recall']:.4f}; {recall['wanted']:.4g} wanted)"
+        f"{_repeated(found['holds'])}",
         f"sized beforehand: {describe_answer(found['sized'])}",
         f"spent {cost['search_gpu_seconds']:.0f} gpu_seconds on the law and"
         f" {cost['training_gpu_seconds']:.0f} on training; wall time: {walls}",
@@ -207,7 +220,12 @@ def _describe_size(found: dict[str, Any]) -> str:
 
 def _describe_recall(found: dict[str, Any]) -> str:
     missed = found["not_recalled"]
-    lines = [f"recalled {describe_recall(found, found['n_records'])} ({found['exact_recall']:.4f})"]
+    lines = [
+        f"recalled {describe_recall(found, found['n_records'])} ({found['exact_recall']:.4f})"
+        f"{_repeated(found)}"
+    ]
+    if found["lost"]:
+        lines.append(f"{len(found['lost'])} targets are changed by the tokenizer: not recalled")
     lines += [
         f"  {row['query']!r}: {row['answer']!r} instead of {row['target']!r}"
         for row in missed[:SHOWN]

@@ -6,18 +6,21 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pmlray.config.base_checks import read_tokenizer
+from tokenizers import Tokenizer
+
 from pmlray.config.base_models import ModelSource, resolve_model
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.dtype import settle
 from pmlray.config.load import load_search, load_spec, read_text
 from pmlray.config.model_spec import Model
+from pmlray.config.record_facts import encode_queries, local_tokenizer, read_facts
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import DataError, SpecError
-from pmlray.memory import TaskSource, build_memory, read_records
+from pmlray.memory import Facts, LostText, TaskSource, build_memory
 from pmlray.types import DesignPoint, Method, Phase, PlannedRun
 
 # Part of every run_key: raise it when a change of code changes what a run measures.
@@ -27,11 +30,33 @@ CHAT_TEMPLATE_TOKENS = 64
 
 @dataclass(frozen=True)
 class PreparedSearch:
-    """A valid spec with its base model's source and the content of its task's files."""
+    """A valid spec with its base model's source and the content of its task's files.
+
+    `facts`: of a records task, with their places in its file.
+    """
 
     spec: SearchSpec
     source: ModelSource
     task: TaskSource
+    facts: Facts | None = None
+
+    @property
+    def duplicates(self) -> str:
+        """A sentence on the records that repeat another one; empty where there are none."""
+        if self.facts is None:
+            return ""
+        return self.facts.describe_duplicates(self.spec.task.keep_duplicates)
+
+    @property
+    def lost_texts(self) -> tuple[LostText, ...]:
+        """Targets of a records task that their tokens do not give back."""
+        return () if self.facts is None else self.facts.all_lost
+
+    def counts(self) -> dict[str, int]:
+        """Return n_records, the different ones, and n_duplicates; empty without a records file."""
+        if self.facts is None:
+            return {}
+        return {"n_records": len(self.facts.rows), "n_duplicates": self.facts.n_duplicates}
 
     def settled(self, gpu: bool, kept: Model | None = None) -> PreparedSearch:
         """Return the search with its base's dtype resolved; see `settle`."""
@@ -56,15 +81,18 @@ class PreparedSearch:
         recipe = spec.recipe.model_dump()
         if phase == "memft":
             recipe |= {"stop_loss": 0.0, "stop_gain": 0.0}
-        # Omitted when off, so that runs measured before this rule existed keep their run_key.
+        # Omitted when off, here and of the task, so that runs measured before keep their run_key.
         if not recipe["stop_gain"]:
             del recipe["stop_gain"]
+        task = asdict(self.task)
+        if task["repeats"] is None:
+            del task["repeats"]
         determines: dict[str, Any] = {
             "version": RESULT_VERSION,
             "model": self.source.identity,
             "dtype": spec.model.base_dtype,
             "probe": spec.probe.model_dump(),
-            "task": asdict(self.task),
+            "task": task,
             "prompt_format": spec.task.prompt_format,
             # A base text is split into stretches of the longest length.
             "stretch": max(spec.space.seq_len) if self.task.text is not None else None,
@@ -122,29 +150,36 @@ def _prepare(spec: SearchSpec, path: Path) -> PreparedSearch:
             f"{path}: probe.layer is {spec.probe.layer}, but {spec.model.id} has layers 0 to"
             f" {layers - 1}"
         )
-    prepared = PreparedSearch(spec, source, _read_task(spec, path))
-    _check_lengths(prepared, path)
+    tokenizer = local_tokenizer(source)
+    facts = _read_facts(spec, path, tokenizer)
+    prepared = PreparedSearch(spec, source, _read_task(spec, path, facts), facts)
+    _check_lengths(prepared, path, tokenizer)
     return prepared
 
 
-def _read_task(spec: SearchSpec, path: Path) -> TaskSource:
-    task = spec.task
-    text, pairs = None, None
+def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Facts | None:
+    if (name := spec.task.records) is None:
+        return None
+    file = file_beside(path, "records", name)
+    if spec.task.kind != "records":
+        return None
+    return read_facts(file, tokenizer, spec.task.prompt_format)
+
+
+def _read_task(spec: SearchSpec, path: Path, facts: Facts | None) -> TaskSource:
+    task, text = spec.task, None
     if (name := task.text) is not None:
         file = file_beside(path, "text", name)
         if task.kind == "long_context" and task.random_ratio < 100:
             text = read_text(file)
-    if (name := task.records) is not None:
-        file = file_beside(path, "records", name)
-        if task.kind == "records":
-            pairs = read_records(file)
     return TaskSource(
         kind=task.kind,
         data_seed=task.data_seed,
         random_ratio=task.random_ratio,
         key_prompt=task.key_prompt,
         text=text,
-        pairs=pairs,
+        pairs=None if facts is None else facts.pairs,
+        repeats=facts.repeats if facts is not None and task.keep_duplicates else None,
     )
 
 
@@ -166,7 +201,7 @@ def file_beside(path: Path, key: str, name: str) -> Path:
     return file
 
 
-def _check_lengths(prepared: PreparedSearch, path: Path) -> None:
+def _check_lengths(prepared: PreparedSearch, path: Path, tokenizer: Tokenizer | None) -> None:
     spec, context = prepared.spec, prepared.source.geometry.context
     longest = max(spec.space.seq_len)
     if spec.task.kind == "long_context" and longest >= context:
@@ -174,17 +209,14 @@ def _check_lengths(prepared: PreparedSearch, path: Path) -> None:
             f"{path}: space.seq_len goes up to {longest}, but {spec.model.id} reads at most"
             f" {context} tokens, prompt included"
         )
-    folder = prepared.source.folder
-    if folder is None or not (folder / "tokenizer.json").is_file():
+    if tokenizer is None:
         return
-    tokenizer = read_tokenizer(folder / "tokenizer.json")
+    render = partial(_query_ids, tokenizer, spec.task.prompt_format)
     template = CHAT_TEMPLATE_TOKENS if spec.task.prompt_format == "chat" else 0
     # All sequences of long_context have equally many tokens, so one is enough.
     sequences = spec.sequences[:1] if spec.task.kind == "long_context" else spec.sequences
     for sequence_id in sequences:
-        memory = build_memory(
-            prepared.task, sequence_id, longest, tokenizer, lambda text: tokenizer.encode(text).ids
-        )
+        memory = build_memory(prepared.task, sequence_id, longest, tokenizer, render)
         for record in memory.records:
             needed = len(record.prompt_ids) + template + len(record.target_ids)
             needed += int(spec.task.end)
@@ -193,3 +225,9 @@ def _check_lengths(prepared: PreparedSearch, path: Path) -> None:
                     f"{path}: a record needs {needed} tokens with its prompt, but {spec.model.id}"
                     f" reads at most {context}; shorten space.seq_len or the record"
                 )
+
+
+def _query_ids(
+    tokenizer: Tokenizer, prompt_format: Literal["plain", "chat"], query: str
+) -> list[int]:
+    return list(encode_queries(tokenizer, prompt_format, [query])[0])

@@ -33,11 +33,12 @@ class Task(Part):
     """The text to memorise. `text` and `records` are paths, relative to the search file.
 
     `linear_rule` (z = 3x + 5y + 7) is learnt rather than memorised: `control_recall` is its recall
-    on pairs that the run was not trained on. `end`: whether the token that ends an answer is
-    trained after every target, so that generation stops there (the end of turn of the chat
-    template, else the tokenizer's end token); by default true for all but `long_context`, whose
-    text is cut anywhere. It counts neither in lengths nor in losses; a record is recalled word for
-    word where the target and then its end are decoded.
+    on pairs that the run was not trained on. A record that stands several times counts once;
+    `keep_duplicates`: an epoch shows it as often as it stands in the file. `end`: whether the token
+    that ends an answer is trained after every target, so that generation stops there (the end of
+    turn of the chat template, else the tokenizer's end token); by default true for all but
+    `long_context`, whose text is cut anywhere. It counts neither in lengths nor in losses; a record
+    is recalled word for word where the target and then its end are decoded.
     """
 
     kind: Literal["long_context", "phonebook", "records", "linear_rule"]
@@ -47,6 +48,7 @@ class Task(Part):
     prompt_format: Literal["plain", "chat"] = "chat"
     text: str | None = None
     records: str | None = None
+    keep_duplicates: bool = False
     end: bool = Field(default_factory=lambda found: found.get("kind") != "long_context")
 
     @model_validator(mode="before")

@@ -119,8 +119,9 @@ def measure_pack(
         beside = control.score(trained.index, run.point.seq_len)
         control_gpu_seconds = paid_seconds(device) - scoring
         tokens = memory.supervised_tokens
+        shown = sum(len(r.target_ids) * r.repeats for r in memory.records)
         trained_tokens = trained.charged_steps * min(
-            tokens, spec.recipe.batch_size * max(len(r.target_ids) for r in memory.records)
+            shown, spec.recipe.batch_size * max(len(r.target_ids) for r in memory.records)
         )
         observation = Observation(
             run_key=run.run_key,

@@ -77,7 +77,8 @@ def ready_pack(
         _shortened(cache[run.sequence_id], memory.records)
         for run, memory in zip(pack.runs, memories, strict=True)
     ]
-    members = make_members(pack.runs, own_rows)
+    repeats = [[record.repeats for record in memory.records] for memory in memories]
+    members = make_members(pack.runs, own_rows, repeats)
     lora = PackedLora(
         base,
         [r.point.lora_rank for r in pack.runs],

@@ -10,15 +10,25 @@ from pmlray.memory.phonebook import (
     phonebook_size,
 )
 from pmlray.memory.prose import PROSE
-from pmlray.memory.records import MemorySet, Record, read_records, take_tokens
+from pmlray.memory.records import MemorySet, PlacedPair, Record, read_rows, take_tokens
 from pmlray.memory.tokens import clean_token_ids, encode_texts
+from pmlray.memory.word_for_word import (
+    Facts,
+    LostText,
+    facts_by_text,
+    facts_by_tokens,
+    read_records,
+)
 
 __all__ = [
     "FRESH_SEQUENCE_ID",
     "MAX_RECORDS",
     "PROSE",
     "RANDOM_RATIOS",
+    "Facts",
+    "LostText",
     "MemorySet",
+    "PlacedPair",
     "PromptRenderer",
     "Record",
     "TargetEncoder",
@@ -27,12 +37,15 @@ __all__ = [
     "build_memory",
     "clean_token_ids",
     "encode_texts",
+    "facts_by_text",
+    "facts_by_tokens",
     "fresh_records",
     "long_context_ids",
     "phonebook_records",
     "phonebook_size",
     "prefix",
     "read_records",
+    "read_rows",
     "replaced_positions",
     "take_tokens",
 ]

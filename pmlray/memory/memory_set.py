@@ -27,7 +27,8 @@ class TaskSource:
 
     `data_seed` seeds every draw. Only long_context reads `random_ratio` (percent of random tokens),
     `key_prompt` (the user message that asks for the sequence) and `text` (the base text, not needed
-    at random_ratio 100). Only records reads `pairs` of (query, target).
+    at random_ratio 100). Only records reads `pairs` of (query, target), and `repeats`, how often an
+    epoch of training shows each of them; None: once.
     """
 
     kind: TaskKind
@@ -36,6 +37,7 @@ class TaskSource:
     key_prompt: str = ""
     text: str | None = None
     pairs: tuple[tuple[str, str], ...] | None = None
+    repeats: tuple[int, ...] | None = None
 
 
 def build_memory(
@@ -53,8 +55,9 @@ def build_memory(
     keeps the records' own order). max_seq_len: the longest length of a search; `prefix` gives the
     shorter ones. render_prompt: a user message to the prompt's token ids, up to the place where the
     answer begins. end_id: the token that is to follow every target; None: no end is supervised.
-    DataError: the task lacks what its kind needs, or holds fewer tokens than max_seq_len. Source:
-    the tasks of arXiv 2605.30260.
+    Records with the same prompt and target ids are one record. DataError: the task lacks what its
+    kind needs, or holds fewer tokens than max_seq_len, or two records have one prompt and different
+    targets. Source: the tasks of arXiv 2605.30260.
     """
     check_seq_len(max_seq_len)
     if task.kind == "long_context":
@@ -64,7 +67,8 @@ def build_memory(
     elif task.kind == "linear_rule":
         pairs = rule_pairs(MAX_TRAINED, task.data_seed, sequence_id)
     else:
-        pairs = _ordered_pairs(task, sequence_id)
+        facts = _distinct(task, sequence_id, max_seq_len, tokenizer, render_prompt, end_id)
+        return take_tokens(facts, max_seq_len)
     return _whole_records(pairs, max_seq_len, tokenizer, render_prompt, end_id)
 
 
@@ -119,14 +123,52 @@ def _long_context(
     return MemorySet((record,), whole_records=False)
 
 
-def _ordered_pairs(task: TaskSource, sequence_id: int) -> list[tuple[str, str]]:
+def _ordered(task: TaskSource, sequence_id: int) -> tuple[list[tuple[str, str]], list[int]]:
+    """Return the pairs of a records task in the order of a sequence, and their repeats."""
     if not task.pairs:
         raise DataError("a records task needs at least one (query, target) pair")
+    repeats = task.repeats or (1,) * len(task.pairs)
     if sequence_id == 0:
-        return list(task.pairs)
+        return list(task.pairs), list(repeats)
     seeds = np.random.SeedSequence(task.data_seed, spawn_key=(sequence_id,))
-    order = np.random.default_rng(seeds).permutation(len(task.pairs))
-    return [task.pairs[i] for i in order.tolist()]
+    order = np.random.default_rng(seeds).permutation(len(task.pairs)).tolist()
+    return [task.pairs[i] for i in order], [repeats[i] for i in order]
+
+
+def _distinct(
+    task: TaskSource,
+    sequence_id: int,
+    max_seq_len: int,
+    tokenizer: Tokenizer,
+    render_prompt: PromptRenderer,
+    end_id: int | None,
+) -> list[Record]:
+    """Return records that hold max_seq_len tokens, if there are as many, each fact once.
+
+    A file's rows are told apart before, as far as that goes without its base's chat template.
+    """
+    pairs, repeats = _ordered(task, sequence_id)
+    targets = encode_texts(tokenizer, [target for _, target in pairs])
+    found: dict[tuple[int, ...], Record] = {}
+    used = 0
+    for (query, target), ids, n in zip(pairs, targets, repeats, strict=True):
+        # A chat template costs far more than a length, so only the prompts within reach are
+        # rendered, unless later ones may repeat them.
+        if used >= max_seq_len and task.repeats is None:
+            break
+        record = Record(tuple(render_prompt(query)), ids, end_id, n)
+        known = found.setdefault(record.prompt_ids, record)
+        if known.target_ids != ids:
+            raise DataError(
+                f"the prompt of the query {query!r}, target {target!r}, has the same tokens as that"
+                " of an earlier record with another target; one prompt can have only one target to"
+                " recall"
+            )
+        if known is record:
+            used += len(ids)
+        elif task.repeats is not None:
+            found[record.prompt_ids] = replace(known, repeats=known.repeats + n)
+    return list(found.values())
 
 
 def _whole_records(

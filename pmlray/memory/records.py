@@ -16,17 +16,27 @@ _FIELD_PAIRS = (("query", "target"), ("question", "matching"))
 
 
 @dataclass(frozen=True, slots=True)
+class PlacedPair:
+    """Query and target of a row, with its place in its file for messages, such as `line 3`."""
+
+    place: str
+    query: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """Query to recall: the prompt's token ids and the supervised target's token ids.
 
     `end_id`: token that is to follow the target, at which generation stops; None: none is trained.
-    DataError when prompt or target is empty: the first target token needs a position that predicts
-    it.
+    `repeats`: how often an epoch of training shows it. DataError when prompt or target is empty:
+    the first target token needs a position that predicts it.
     """
 
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
     end_id: int | None = None
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         for name, ids in (("prompt", self.prompt_ids), ("target", self.target_ids)):
@@ -85,7 +95,7 @@ def take_tokens(records: Sequence[Record], seq_len: int) -> MemorySet:
     if available < seq_len:
         raise DataError(
             f"seq_len {seq_len} is longer than the data: {len(records)} records hold {available} "
-            f"target tokens; use a seq_len of at most {available} or add records"
+            f"target tokens, each fact once; use a seq_len of at most {available} or add records"
         )
     return longest_prefix(records, seq_len)
 
@@ -110,29 +120,19 @@ def longest_prefix(records: Sequence[Record], seq_len: int) -> MemorySet:
     return MemorySet(tuple(records[:n_taken]), unfilled_tokens=seq_len - used)
 
 
-def read_records(path: Path) -> tuple[tuple[str, str], ...]:
-    """Read the (query, target) pairs of a file or folder, in its order.
+def read_rows(path: Path) -> tuple[PlacedPair, ...]:
+    """Read the rows of a file or folder of records, in its order.
 
     path: JSONL in UTF-8, one object a line; a `.csv` with a header; a `.parquet`; or a folder of
     `datasets`' save_to_disk. Each has the text fields query and target, or question and matching
     (the field names of arXiv 2605.30260's data); other fields and blank lines are ignored.
     DataError, with file and line or row: what cannot be read, a field that is missing, empty or not
-    text, a query seen before with another target, no records.
+    text, no records.
     """
-    pairs: list[tuple[str, str]] = []
-    seen: dict[str, tuple[str, str]] = {}
-    for place, row in _rows(path):
-        query, target = _pair(row, f"{path}, {place}")
-        first_place, first_target = seen.setdefault(query, (place, target))
-        if first_target != target:
-            raise DataError(
-                f"{path}, {place}: the query {query!r} already has another target on {first_place};"
-                " one query can have only one target to recall"
-            )
-        pairs.append((query, target))
-    if not pairs:
+    rows = tuple(PlacedPair(place, *_pair(row, f"{path}, {place}")) for place, row in _rows(path))
+    if not rows:
         raise DataError(f"{path}: holds no records; expected one JSON object a line, or a row")
-    return tuple(pairs)
+    return rows
 
 
 def _rows(path: Path) -> Iterator[RecordRow]:

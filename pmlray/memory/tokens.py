@@ -35,8 +35,13 @@ def clean_token_ids(tokenizer: Tokenizer) -> NDArray[np.int64]:
     return kept
 
 
-def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Encode each text on its own, without special tokens, truncation or padding."""
+def encode_texts(
+    tokenizer: Tokenizer, texts: Sequence[str], special: bool = False
+) -> list[tuple[int, ...]]:
+    """Encode each text on its own, without truncation or padding.
+
+    special: add the special tokens of a text's beginning and end, as for a plain prompt.
+    """
     # The stubs leave these types open; it only matters here whether they are set.
     truncation: Any = cast("Any", tokenizer).truncation
     padding: Any = cast("Any", tokenizer).padding
@@ -45,5 +50,5 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[int, 
         tokenizer = Tokenizer.from_str(tokenizer.to_str())
         tokenizer.no_truncation()
         tokenizer.no_padding()
-    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+    encodings = tokenizer.encode_batch(list(texts), add_special_tokens=special)
     return [tuple(encoding.ids) for encoding in encodings]

@@ -7,19 +7,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tokenizers import Tokenizer
+
+from pmlray.api.record_facts import facts_for
 from pmlray.api.sizing.search import own_search
 from pmlray.api.stores import default_store, open_store
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.base_checks import read_tokenizer
 from pmlray.config.base_models import TINY, ModelSource, require_present, resolve_model
 from pmlray.config.hub_models import fetched_file
-from pmlray.config.model_spec import DtypeChoice
+from pmlray.config.model_spec import DtypeChoice, Model
 from pmlray.config.prepared_search import CHAT_TEMPLATE_TOKENS, PreparedSearch
 from pmlray.config.search_spec import Probe
 from pmlray.design import CostModel
 from pmlray.errors import DataError, ModelError, SpecError
 from pmlray.law import LawSummary
-from pmlray.memory import TaskSource, encode_texts, read_records
+from pmlray.memory import Facts, TaskSource, encode_texts
 from pmlray.study.findings.result import fit_observations
 from pmlray.study.search.plan import first_cost
 from pmlray.study.sizing.card import answer
@@ -55,6 +58,7 @@ class SizeRequest:
     train_steps: int | None
     max_rank: int | None
     profile: ClusterProfile
+    keep_duplicates: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class SizePlan:
         return {
             "records": str(self.request.records),
             "n_records": len(self.records.pairs),
+            "n_duplicates": self.records.n_duplicates,
             "supervised_tokens": self.records.supervised_tokens,
             "model": self.training.source.identity,
             "probe": spec.probe.model_dump(),
@@ -130,12 +135,14 @@ def prepare_size(request: SizeRequest) -> SizePlan:
 
     Raises SpecError, DataError, ModelError or StoreError, each with its remedy.
     """
-    pairs = read_records(request.records)
     source = _present(request.model, resolve_model(request.model, request.revision))
     request = replace(request, revision=source.revision or request.revision)
     base = None if request.law is None else _law_spec(request, source)
     prompt_format = request.prompt_format or (base.task.prompt_format if base else "plain")
-    records = _count_tokens(request, pairs, source, prompt_format)
+    tokenizer = read_tokenizer(_tokenizer_file(request, source))
+    model = Model(id=request.model, revision=request.revision)
+    facts = facts_for(request.records, model, source, tokenizer, prompt_format)
+    records = _count_tokens(request, facts, source, tokenizer, prompt_format)
     probe = base.probe if base else _probe(request, source)
     per_rank = source.geometry.params_per_rank(probe.placement)
     largest = request.max_rank or largest_rank(records, source.geometry, probe.placement)
@@ -145,10 +152,10 @@ def prepare_size(request: SizeRequest) -> SizePlan:
             f" {source.geometry.hidden} holds nothing more; use at most that"
         )
     check_capacity(records, largest, per_rank)
-    task = TaskSource("records", 0, pairs=pairs)
+    task = TaskSource("records", 0, pairs=records.pairs, repeats=records.repeats)
     own: Path | None = None
     if base is None:
-        steps = request.train_steps or default_steps(len(pairs))
+        steps = request.train_steps or default_steps(records.n_shown)
         base, own = own_search(
             request, records, source, task, probe, largest, steps, prompt_format
         )  # fmt: skip
@@ -186,25 +193,27 @@ def _probe(request: SizeRequest, source: ModelSource) -> Probe:
 
 def _count_tokens(
     request: SizeRequest,
-    pairs: tuple[tuple[str, str], ...],
+    facts: Facts,
     source: ModelSource,
+    tokenizer: Tokenizer,
     prompt_format: Literal["plain", "chat"],
 ) -> RecordSet:
-    tokenizer = read_tokenizer(_tokenizer_file(request, source))
-    targets = encode_texts(tokenizer, [target for _, target in pairs])
-    queries = encode_texts(tokenizer, [query for query, _ in pairs])
+    targets = encode_texts(tokenizer, [row.target for row in facts.rows])
+    queries = encode_texts(tokenizer, [row.query for row in facts.rows])
     template = CHAT_TEMPLATE_TOKENS if prompt_format == "chat" else 0
-    for number, (query, target) in enumerate(zip(queries, targets, strict=True), start=1):
+    for row, query, target in zip(facts.rows, queries, targets, strict=True):
         needed = len(query) + template + len(target)
         if needed > source.geometry.context:
             raise DataError(
-                f"{request.records}: record {number} needs {needed} tokens with its prompt, but"
-                f" {request.model} reads at most {source.geometry.context}; shorten it"
+                f"{request.records}, {row.place}: the record needs {needed} tokens with its prompt,"
+                f" but {request.model} reads at most {source.geometry.context}; shorten it"
             )
     return RecordSet(
-        pairs,
+        facts.pairs,
         tuple(len(ids) for ids in targets),
         tuple(len(ids) + template for ids in queries),
+        facts.n_duplicates,
+        facts.repeats if request.keep_duplicates else None,
     )
 
 

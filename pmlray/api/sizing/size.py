@@ -49,6 +49,7 @@ def size(
     profile: ClusterProfile | str | Path | None = None,
     tracking_uri: str | None = None,
     address: str | None = None,
+    keep_duplicates: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> SizedAdapter | SizingPlan:
@@ -65,6 +66,7 @@ def size(
         max_rank: largest rank allowed.
         placement, layer, prompt_format, revision, dtype: as options of `pmlray size`.
         profile, tracking_uri, address: as of `Search.load`.
+        keep_duplicates: train on a record as often as it stands in the file; it counts once.
         dry_run: only return the plan and its cost, timed by a few steps where this machine trains.
         say: called with one line per stage; by default none is shown.
 
@@ -86,7 +88,7 @@ def size(
             *(Path(records), model, revision, dtype, Wanted(recall, confidence)),
             None if law is None else Path(law),
             None if out is None else Path(out),
-            *(placement, layer, prompt_format, steps, max_rank, settings),
+            *(placement, layer, prompt_format, steps, max_rank, settings, keep_duplicates),
         )
     )
     if dry_run:

@@ -76,6 +76,7 @@ class ShardedRun:
         self.clock = DeviceClock(1, pick_device(), lambda _: (0,), 0.0)
         self.curve: list[tuple[int, float]] = []
         self._recipe, self._records = search.spec.recipe, tuple(records)
+        self._shown = tuple(record for record in records for _ in range(record.repeats))
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         config = zero3_config(self._recipe, search.spec.model.base_dtype)
         self.model: SupervisedLosses = adapted_model(base, search, run)
@@ -106,8 +107,8 @@ class ShardedRun:
         self.step += 1
 
     def _take_step(self) -> None:
-        size, n = self._recipe.batch_size, len(self._records)
-        batch = [self._records[i] for i in batch_at(n, self.step, size, self.run.seed)]
+        size, n = self._recipe.batch_size, len(self._shown)
+        batch = [self._shown[i] for i in batch_at(n, self.step, size, self.run.seed)]
         tokens = sum(len(record.supervised_ids) for record in batch)
         own, counts = share_of(batch, self._rank, self._world)
         nll, _ = self._engine(own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -17,10 +18,26 @@ from pmlray.types import MemftRules, PlannedRun, Room
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """One adapter of a pack: its run and its rows, one for each record to memorise."""
+    """One adapter of a pack: its run and its rows, one for each record to memorise.
+
+    `repeats`: how often an epoch shows each row; None: once.
+    """
 
     run: PlannedRun
     rows: tuple[Row, ...]
+    repeats: tuple[int, ...] | None = None
+
+    @cached_property
+    def shown(self) -> tuple[Row, ...]:
+        """Rows of an epoch, each as often as it is shown."""
+        return self.repeated(self.rows)
+
+    def repeated(self, rows: Sequence[Row]) -> tuple[Row, ...]:
+        """Return some of its rows, each as often as an epoch shows it."""
+        if self.repeats is None:
+            return tuple(rows)
+        first = self.rows[0].sample
+        return tuple(row for row in rows for _ in range(self.repeats[row.sample - first]))
 
     @property
     def train_steps(self) -> int:
@@ -32,9 +49,9 @@ class Member:
         return rules.temporal and self.run.method == "memft_sw"
 
     def sees_everything(self, batch_size: int, rules: MemftRules) -> bool:
-        """Return whether every optimiser step scores all of its records."""
+        """Return whether every optimiser step scores all of its records, each once."""
         left_out = self.grows(rules) or self.run.method == "memft_rd"
-        return len(self.rows) <= batch_size and not left_out
+        return len(self.rows) == len(self.shown) <= batch_size and not left_out
 
     def rate_at(self, recipe: Recipe, progress: float) -> float:
         """Return the learning rate after so many of its optimiser steps."""
@@ -56,11 +73,11 @@ class Member:
             else:
                 in_play = prefix_ratio_curriculum(n, step, self.train_steps)
             order = curriculum_order(n, self.run.seed)[:in_play]
-            size = min(batch_size, in_play)
-            return tuple(self.rows[order[(step * size + j) % in_play]] for j in range(size))
-        if n <= batch_size:
-            return self.rows
-        return tuple(self.rows[i] for i in batch_at(n, step, batch_size, self.run.seed))
+            shown = self.repeated([self.rows[i] for i in order])
+            size = min(batch_size, len(shown))
+            return tuple(shown[(step * size + j) % len(shown)] for j in range(size))
+        shown = self.shown
+        return tuple(shown[i] for i in batch_at(len(shown), step, batch_size, self.run.seed))
 
 
 def batch_at(n_records: int, step: int, batch_size: int, seed: int) -> tuple[int, ...]:
@@ -76,14 +93,20 @@ def batch_at(n_records: int, step: int, batch_size: int, seed: int) -> tuple[int
 
 
 def make_members(
-    runs: Sequence[PlannedRun], records: Sequence[Sequence[CachedRecord]]
+    runs: Sequence[PlannedRun],
+    records: Sequence[Sequence[CachedRecord]],
+    repeats: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Member, ...]:
-    """Make members of runs and their cached records, samples numbered over the whole pack."""
+    """Make members of runs and their cached records, samples numbered over the whole pack.
+
+    repeats: how often an epoch shows each record of each run; None: once.
+    """
     members, sample = [], 0
     for adapter, (run, own) in enumerate(zip(runs, records, strict=True)):
         rows = tuple(Row(adapter, sample + i, record) for i, record in enumerate(own))
         sample += len(own)
-        members.append(Member(run, rows))
+        often = None if repeats is None else tuple(repeats[adapter])
+        members.append(Member(run, rows, None if often is None or max(often) == 1 else often))
     return tuple(members)
 
 
@@ -147,7 +170,7 @@ class Admission:
 
 def _ask(member: Member, batch_size: int) -> Room:
     """Return the rows and positions of a member's largest step."""
-    lengths = sorted((row.length for row in member.rows), reverse=True)[:batch_size]
+    lengths = sorted((row.length for row in member.shown), reverse=True)[:batch_size]
     return Room(len(lengths), sum(lengths))
 
 

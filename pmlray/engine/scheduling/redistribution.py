@@ -41,8 +41,9 @@ class Redistribution(ThresholdStopping):
         self._batch_size, self._seed = batch_size, member.run.seed
         # With `equal` other than gpu_seconds only positions through the layers count.
         self._head_work = head_work if rules.equal == "gpu_seconds" else 0.0
-        share = min(1.0, batch_size / len(member.rows))
-        self._step_work = share * sum(map(self._work, member.rows))
+        share = min(1.0, batch_size / len(member.shown))
+        self._step_work = share * sum(map(self._work, member.shown))
+        self._repeated = member.repeated
         self._last_look = 0
         self._queue: list[Row] = []
         self._epoch = 0
@@ -62,11 +63,12 @@ class Redistribution(ThresholdStopping):
 
     def next_rows(self) -> tuple[Row, ...]:
         """Return the rows of the next step: all open rows, or a batch of them in shuffled order."""
-        if len(self.open) <= self._batch_size:
-            return self.open
+        shown = self._repeated(self.open)
+        if len(shown) <= self._batch_size:
+            return shown
         while len(self._queue) < self._batch_size:
-            order = np.random.default_rng([self._seed, self._epoch]).permutation(len(self.open))
-            self._queue += [self.open[i] for i in order]
+            order = np.random.default_rng([self._seed, self._epoch]).permutation(len(shown))
+            self._queue += [shown[i] for i in order]
             self._epoch += 1
         chosen, self._queue = self._queue[: self._batch_size], self._queue[self._batch_size :]
         return tuple(chosen)

@@ -87,7 +87,7 @@ class Schedules:
 
     def epoch(self, i: int) -> int:
         """Return the steps in which every record of a run is used once."""
-        return math.ceil(len(self._members[i].rows) / self._recipe.batch_size)
+        return math.ceil(len(self._members[i].shown) / self._recipe.batch_size)
 
     def get_state(self) -> PackState:
         """Return the state that `set_state` restores."""

@@ -26,7 +26,7 @@ class ThresholdStopping:
 
     def __init__(self, member: Member, batch_size: int, threshold: float) -> None:
         self.rows, self._threshold = member.rows, threshold
-        self._steps_of_epoch = math.ceil(len(member.rows) / batch_size)
+        self._steps_of_epoch = math.ceil(len(member.shown) / batch_size)
         self._idle = False
         self.done = False
 

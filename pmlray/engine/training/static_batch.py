@@ -54,10 +54,10 @@ class Layouts:
 
     def __init__(self, members: Sequence[Member], batch_size: int) -> None:
         self._longest = {
-            i: _longest(i, member) if len(member.rows) > batch_size else None
+            i: _longest(i, member) if len(member.shown) > batch_size else None
             for i, member in enumerate(members)
         }
-        self._mean = [sum(r.length for r in m.rows) / len(m.rows) for m in members]
+        self._mean = [sum(r.length for r in m.shown) / len(m.shown) for m in members]
 
     def of(self, rows: Sequence[Row]) -> Fit:
         """Return the layout of a step's rows."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypedDict
 
 from pmlray.config.geometry import Geometry
@@ -46,7 +47,8 @@ class SearchPlan:
     Rates are guesses until something is measured. `cells` are the design points of the grid with
     the cost of one run, each of which may be measured on `replicates` (sequence, seed) pairs;
     `first_pack` are the runs it begins with. `advice`: remedy for a budget that is too small, None
-    where it is not.
+    where it is not. `counts`: n_records, the different ones, and n_duplicates of a records file;
+    `duplicates`: a sentence on the latter, empty where there are none.
     """
 
     search_id: str
@@ -56,6 +58,8 @@ class SearchPlan:
     budget: float
     first_pack: tuple[tuple[PlannedRun, float], ...]
     advice: str | None = None
+    counts: Mapping[str, int] = field(default_factory=dict[str, int])
+    duplicates: str = ""
 
     @property
     def device(self) -> str:
@@ -71,6 +75,7 @@ class SearchPlan:
         """Return JSON types only."""
         return {
             "search_id": self.search_id,
+            **self.counts,
             "device": self.device,
             "candidates": [asdict(p) | {"gpu_seconds": seconds} for p, seconds in self.cells],
             "replicates": self.replicates,
@@ -92,6 +97,7 @@ class SearchPlan:
             f"all of them would cost about {self.full_grid:.0f} {self.device}-seconds;"
             f" the budget is {self.budget:.0f} (rates are guesses until measured)",
             *([self.advice] if self.advice else []),
+            *([self.duplicates] if self.duplicates else []),
             "first pack:",
         ]
         for run, seconds in self.first_pack:
@@ -119,6 +125,8 @@ def plan_search(search: PreparedSearch, gpu: bool) -> SearchPlan:
         search.spec.budget.law_seconds,
         tuple((run, cost.predict(run.point)) for run in first_pack(search, cost)),
         budget_advice(search.spec, cost),
+        search.counts(),
+        search.duplicates,
     )
 
 

@@ -211,6 +211,7 @@ def make_card(
         },
         "holds": {
             "n_records": len(records.pairs),
+            "n_duplicates": records.n_duplicates,
             "supervised_tokens": adapter.supervised_tokens,
             "content_hash": records.content_hash,
             "base_loss": adapter.base_loss,

@@ -86,11 +86,17 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class RecordSet:
-    """Records to hold, with the target and prompt tokens of each, in file order."""
+    """Different records to hold, with the target and prompt tokens of each, in file order.
+
+    `n_duplicates`: rows of the file that repeat one of them; `repeats`: how often an epoch shows
+    each, None for once.
+    """
 
     pairs: tuple[tuple[str, str], ...]
     target_tokens: tuple[int, ...]
     prompt_tokens: tuple[int, ...]
+    n_duplicates: int = 0
+    repeats: tuple[int, ...] | None = None
 
     @property
     def supervised_tokens(self) -> int:
@@ -103,9 +109,16 @@ class RecordSet:
         return self.supervised_tokens / len(self.pairs)
 
     @property
+    def n_shown(self) -> int:
+        """Records that an epoch shows, repetitions included."""
+        return len(self.pairs) if self.repeats is None else sum(self.repeats)
+
+    @property
     def content_hash(self) -> str:
-        """First 8 hex digits of the SHA-256 of all queries and targets, in order."""
-        return hashlib.sha256(json.dumps(self.pairs).encode()).hexdigest()[:8]
+        """First 8 hex digits of the SHA-256 of all queries and targets, in order, with their
+        repeats where those count."""
+        content = self.pairs if self.repeats is None else (self.pairs, self.repeats)
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
 
 
 def default_layer(geometry: Geometry) -> int:
@@ -161,7 +174,12 @@ def search_spec(
     likely = ranks[-2:]
     return SearchSpec(
         name=f"size-{records.content_hash}",
-        task=Task(kind="records", records=RECORDS_FILE, prompt_format=prompt),
+        task=Task(
+            kind="records",
+            records=RECORDS_FILE,
+            prompt_format=prompt,
+            keep_duplicates=records.repeats is not None,
+        ),
         model=model,
         probe=probe,
         space=Space(lora_rank=ranks, seq_len=tuple(lengths), train_steps=tuple(steps)),
@@ -223,7 +241,9 @@ def adapter_spec(spec: SearchSpec, records: RecordSet, point: DesignPoint) -> Se
     """Return the spec of the adapter that is kept: trained as in the search, but to its end."""
     return SearchSpec(
         name=f"adapter-{records.content_hash}",
-        task=spec.task.model_copy(update={"records": RECORDS_FILE}),
+        task=spec.task.model_copy(
+            update={"records": RECORDS_FILE, "keep_duplicates": records.repeats is not None}
+        ),
         model=spec.model,
         probe=spec.probe,
         space=Space(

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, normalizers
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from pmlray.config.base_models import TINY
+from pmlray.config.base_models import TINY, pulled_folder
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.model.pull import pull_model
@@ -44,6 +46,44 @@ def test_recall_refuses_an_adapter_of_something_else(
     assert "holds no adapter" in refused(
         ModelError, "recall", "--adapter", tmp_path, "--records", records
     )
+
+
+def test_recall_counts_a_repeated_record_once(tmp_path: Path, tiny_adapter: Path) -> None:
+    rows = [("a:", "1")] * 4 + [("b:", "2")]
+    path = tmp_path / "twice.jsonl"
+    path.write_text("".join(json.dumps({"query": q, "target": t}) + "\n" for q, t in rows))
+    arguments = ["recall", "--adapter", tiny_adapter, "--records", path]
+    found = json.loads(invoke(*arguments, "--json").stdout)
+    assert (found["n_records"], found["n_duplicates"]) == (2, 3)
+    assert len(found["not_recalled"]) == 2 and found["lost"] == []
+    assert "3 more rows repeat one of them" in invoke(*arguments).output
+
+
+def test_recall_never_counts_a_target_that_the_tokenizer_changes(tmp_path: Path) -> None:
+    """The adapter changes nothing, and the targets are what the bare base answers in tokens."""
+    base = tmp_path / "base"
+    shutil.copytree(pulled_folder(TINY), base)
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.save(str(base / "tokenizer.json"))
+    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+    # A query whose answer has a letter: the target is its upper case, whose tokens are the same.
+    for query in (f"q{i}" for i in range(5000)):
+        ids = torch.tensor([tokenizer.encode(query).ids])
+        answer = tokenizer.decode([int(model(ids).logits[0, -1].argmax())])
+        if answer.isascii() and answer.isalpha() and answer.islower():
+            break
+    else:
+        pytest.skip("the tiny model begins no answer with a letter")
+    folder = tmp_path / "store" / "adapters" / "0"
+    save_adapter(folder, Probe(layer=2), (torch.zeros(64, 2), torch.zeros(2, 64)), str(base))
+    path = tmp_path / "facts.jsonl"
+    for target, recalled in ((answer, 1), (answer.upper(), 0)):
+        path.write_text(json.dumps({"query": query, "target": target}))
+        asked = ["recall", "--adapter", folder, "--records", path, "--dtype", "float32"]
+        told = invoke(*asked, "--no-end")
+        assert f"recalled {recalled} of 1 records" in told.stdout, told.output
+    assert f"line 1: {answer.upper()!r} becomes {answer!r}" in told.stderr
 
 
 @pytest.fixture

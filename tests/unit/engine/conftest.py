@@ -57,7 +57,7 @@ def train(
     room: Room | None = None,
 ) -> Trained:
     cached = [build_prefix_cache(base, own) for own in records]
-    members = make_members(runs, cached)
+    members = make_members(runs, cached, [[record.repeats for record in own] for own in records])
     slots = Admission(members, recipe, room).most_at_once
     lora = PackedLora(base, [r.point.lora_rank for r in runs], [r.seed for r in runs], slots)
     model = AdaptedModel(base, lora)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pmlray.config import Recipe
+from pmlray.engine.adapters.stored_adapter import SiteAdapter
 from pmlray.engine.evaluation.greedy_decode import decode_records
 from pmlray.engine.evaluation.scores import score_tokens
 from pmlray.engine.model.base_model import BaseModel
@@ -30,12 +31,14 @@ def test_every_method_teaches_the_end(tiny: Callable[..., BaseModel], method: Me
     scores = trained.members[0].scores
     assert min(scores.end_p) > 0.5 and len(scores.end_p) == 3 and len(scores.token_p) == 15
     assert scores.recall.exact == scores.recall.answered == 1.0
-    found = decode_records(base, trained.model.lora.weights(0), RECORDS, {END})
+    adapter = SiteAdapter("", base.probe, trained.model.lora.weights(0))
+    found = decode_records(base, adapter, RECORDS, {END})
     assert all(answer.recalled for answer in found)
     # Without ends the same runs answer as well, and go on and on.
     endless = [replace(record, end_id=None) for record in RECORDS]
     trained = train(base, [make_run(16, 15, 120, method)], [endless], RECIPE, MemftRules())
-    found = decode_records(base, trained.model.lora.weights(0), RECORDS, {END})
+    adapter = SiteAdapter("", base.probe, trained.model.lora.weights(0))
+    found = decode_records(base, adapter, RECORDS, {END})
     assert trained.members[0].scores.recall.answered is None
     assert all(a.answered for a in found) and not any(a.recalled for a in found)
 
