@@ -32,8 +32,13 @@ def card_head(spec: SearchSpec) -> str:
     return f"---\n{front}\n---\n\n"
 
 
-def loading(spec: SearchSpec) -> str:
-    """Return code that asks an adapter of this search one query, as Markdown."""
+def loading(spec: SearchSpec, end_id: int | None) -> str:
+    """Return code that asks an adapter of this search one query, as Markdown.
+
+    end_id: the token that it was taught to end an answer with; None: it was taught none, and
+    generation goes on to the end tokens of the base, or to its limit.
+    """
+    stop = "" if end_id is None else f" eos_token_id={end_id},"
     on_hub = f', revision="{spec.model.revision}"' if spec.model.revision else ""
     base = f'"{loadable_name(spec.model.id)}"{on_hub}'
     by_peft = spec.probe.placement == "down_proj"
@@ -45,7 +50,8 @@ base = AutoModelForCausalLM.from_pretrained({base}, dtype="{spec.model.base_dtyp
 {_PEFT_LOADING if by_peft else _HOOK_LOADING.format(layer=spec.probe.layer)}
 {_prompt(spec)}
 answer = model.generate(
-    **prompt, max_new_tokens=256, do_sample=False, repetition_penalty=1.0, no_repeat_ngram_size=0
+    **prompt, max_new_tokens=256, do_sample=False,{stop}
+    repetition_penalty=1.0, no_repeat_ngram_size=0,
 )
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 ```

@@ -58,5 +58,6 @@ def run_provenance(memory: MemorySet) -> dict[str, Any]:
     return {
         "content_hash": memory.content_hash,
         "n_records": len(memory.records),
+        "end_id": memory.records[0].end_id,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -201,6 +201,7 @@ def make_card(
         },
         "prompt_format": spec.task.prompt_format,
         "end": spec.task.end,
+        "end_id": adapter.provenance.get("end_id"),
         "adapter": {
             "lora_rank": adapter.point.lora_rank,
             **spec.probe.model_dump(),
@@ -272,4 +273,4 @@ The law's form is {law["form"]}.{beside}
 Cost: {cost["search_gpu_seconds"]:.0f} gpu_seconds for the law, {cost["training_gpu_seconds"]:.0f}
 for adapters beside it ({own["train_steps"]} steps of {own["method"]}), unit {cost["unit"]}.
 
-{loading(spec)}"""
+{loading(spec, card["end_id"])}"""

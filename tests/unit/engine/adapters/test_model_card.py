@@ -53,7 +53,7 @@ def test_the_code_of_a_card_makes_the_prompt_that_was_trained(
     spec = make_search().spec
     for prompt_format in ("chat", "plain"):
         task = spec.task.model_copy(update={"prompt_format": prompt_format})
-        code = loading(spec.model_copy(update={"task": task}))
+        code = loading(spec.model_copy(update={"task": task}), 7)
         part = code[code.index("turns = " if prompt_format == "chat" else "prompt = ") :]
         names = {"tokenizer": tokenizer, "query": "What is it?"}
         exec(part[: part.index("answer = ")], names)
@@ -64,14 +64,14 @@ def test_the_code_of_a_card_makes_the_prompt_that_was_trained(
 def test_a_card_names_the_base_by_its_hub_id_or_by_a_folder_and_its_origin(
     make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
-    on_hub = loading(make_search("model.id=smollm2-135m").spec)
+    on_hub = loading(make_search("model.id=smollm2-135m").spec, None)
     assert 'from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")' in on_hub
     folder = tmp_path / "mine"
     shutil.copytree(pull_model(TINY), folder)
-    ours = loading(make_search(f"model.id={folder}").spec)
+    ours = loading(make_search(f"model.id={folder}").spec, None)
     assert f'from_pretrained("{folder}")' in ours
     assert resolve_model(str(folder), None).identity in ours
     pinned = {"id": "Qwen/Qwen3-8B", "revision": "0123abc", "dtype": "bfloat16"}
     spec = make_search().spec
-    there = loading(spec.model_copy(update={"model": Model(**pinned)}))
+    there = loading(spec.model_copy(update={"model": Model(**pinned)}), None)
     assert 'from_pretrained("Qwen/Qwen3-8B", revision="0123abc", dtype="bfloat16")' in there
