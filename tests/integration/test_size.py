@@ -6,6 +6,8 @@ The law is measured in this process, without Ray, which test_search has for the 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,28 @@ from tests.integration.conftest import pmlray
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 PAIRS = tuple((f"key {i}:", f" {7 * i + 10}") for i in range(8))
+
+
+# As somebody else asks an adapter: with PEFT and transformers alone, and no limit of the target's.
+PLAIN_PEFT = """
+import json, sys
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+base_folder, adapter, records = sys.argv[1:]
+dtype = json.load(open(adapter + "/card.json"))["base_model"]["dtype"]
+tokenizer = AutoTokenizer.from_pretrained(base_folder)
+base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=dtype)
+model = PeftModel.from_pretrained(base, adapter)
+said = []
+for row in map(json.loads, open(records)):
+    prompt = tokenizer(row["query"], return_tensors="pt")
+    ids = model.generate(**prompt, max_new_tokens=200, do_sample=False)
+    answer = tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+    said.append(answer == row["target"])
+print(json.dumps(said))
+assert "pmlray" not in sys.modules
+"""
 
 
 def measured_law(folder: Path) -> Path:
@@ -71,6 +95,15 @@ def test_size_then_recall(tmp_path: Path) -> None:
     assert checked["n_recalled"] == recall["n_recalled"]
     missed = (out / "adapter" / "not_recalled.jsonl").read_text().splitlines()
     assert checked["not_recalled"] == [json.loads(line) for line in missed]
+
+    # What is recalled is what its user gets: the answer, and then nothing more.
+    told = [sys.executable, "-I", "-c", PLAIN_PEFT, str(pull_model(TINY)), str(out / "adapter")]
+    done = subprocess.run([*told, str(records)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    right = json.loads(done.stdout)
+    not_recalled = {row["query"] for row in checked["not_recalled"]}
+    assert right == [query not in not_recalled for query, _ in PAIRS]
+    assert sum(right) == recall["n_recalled"] == recall["n_ended"] <= recall["n_answered"]
 
 
 def test_a_dry_run_takes_real_steps_and_promises_the_size_of_what_is_spent(tmp_path: Path) -> None:
