@@ -75,8 +75,8 @@ class SizePlan:
     """Sizing request with every open choice made.
 
     `search` measures the law, `training` trains the adapter, `largest` is the point of l tokens and
-    T steps with the largest rank allowed. The search's budget is set after its first runs, from
-    their cost.
+    T steps with the largest rank that the search is planned for, `limit` the largest rank allowed.
+    The search's budget is set after its first runs, from their cost.
     """
 
     request: SizeRequest
@@ -85,6 +85,7 @@ class SizePlan:
     training: PreparedSearch
     stored: LawAtHand | None
     largest: DesignPoint
+    limit: int
     out: Path
 
     def to_json(self, cost: SizeCost) -> dict[str, Any]:
@@ -103,7 +104,7 @@ class SizePlan:
             "lora_ranks": list(space.lora_rank),
             "seq_lens": list(space.seq_len),
             "train_steps": self.largest.train_steps,
-            "largest_rank": self.largest.lora_rank,
+            "largest_rank": self.limit,
             **cost.to_json(),
             "device": "GPU" if self.request.profile.gpus_per_pack else "CPU core",
             "answer": None if self.stored is None else self.answer(self.stored)[1],
@@ -117,7 +118,9 @@ class SizePlan:
         """
         wanted, training = self.request.wanted, self.training
         choice = choose_rank(
-            law.summary, law.observations, wanted, self.largest, self.records.tokens_per_record
+            *(law.summary, law.observations, wanted, self.largest),
+            self.records.tokens_per_record,
+            self.limit,
         )
         cost = self.cost_by(law.observations)
         per_rank = training.source.geometry.params_per_rank(training.spec.probe.placement)
@@ -166,7 +169,8 @@ def prepare_size(request: SizeRequest) -> SizePlan:
     search = PreparedSearch(base, source, task)
     stored = None if request.law is None else _stored_law(request.law, search.spec, point)
     out = own or request.out or default_store(training, request.profile)
-    plan = SizePlan(request, records, search, training, stored, point, out.absolute())
+    limit = request.max_rank or source.geometry.hidden
+    plan = SizePlan(request, records, search, training, stored, point, limit, out.absolute())
     if stored is not None:
         plan.answer(stored)
     return plan

@@ -104,7 +104,7 @@ def run_size(
             trials.append(trial)
             if trial.recited.exact_recall >= plan.request.wanted.recall:
                 break
-            rank = next_rank(rank, choice, plan.largest.lora_rank)
+            rank = next_rank(rank, choice, plan.limit)
             then = "the largest rank is reached" if rank is None else f"trying rank {rank}"
             wanted = plan.request.wanted.recall
             say(f"      {trial.recited.n_right} recalled, {wanted:.4g} wanted: {then}")

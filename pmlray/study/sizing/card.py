@@ -134,8 +134,10 @@ def describe_answer(found: Mapping[str, Any]) -> str:
         "measured": "a run of the search at this rank recalled enough",
         "failed_below": "a run of the search at one rank less recalled too little, though the law's"
         " bound is lower",
-        "largest": f"the largest allowed; what is enough {sure} lies above it, the law's estimate"
-        " does not",
+        "largest": f"the largest that the search was planned for; what is enough {sure} lies above"
+        " it, the law's estimate does not",
+        "estimate": "the law's estimate, rounded up; ranks near it were not measured, so that its"
+        " bound there is none to train by",
     }[found["basis"]]
     by = (
         "by the law of recall of the law's runs"

@@ -40,6 +40,8 @@ METHOD: Method = "memft_ot"
 BATCH_SIZE = 8
 EPOCHS = 40
 LEAST_STEPS = 200
+# Few records may take this rank: 30 facts, taught where they end, took 8 in 200 steps.
+LEAST_LARGEST = 16
 # Bits per parameter for which the largest rank of the search is sized; a token has at most log2 of
 # the vocabulary.
 LEAST_BITS_PER_PARAM = 1.0
@@ -135,7 +137,7 @@ def largest_rank(records: RecordSet, geometry: Geometry, placement: str) -> int:
     """Return the largest rank worth measuring: a power of two, or the model's hidden width."""
     bits = records.supervised_tokens * math.log2(geometry.vocab)
     rank = bits / LEAST_BITS_PER_PARAM / geometry.params_per_rank(placement)
-    return min(geometry.hidden, max(8, 2 ** math.ceil(math.log2(rank))))
+    return min(geometry.hidden, max(LEAST_LARGEST, 2 ** math.ceil(math.log2(rank))))
 
 
 def check_capacity(records: RecordSet, largest: int, params_per_rank: int) -> None:

@@ -234,7 +234,7 @@ def test_the_rank_rises_until_the_check_passes_and_is_found_again(
     law, out = stored_law(tmp_path / "law", records), tmp_path / "out"
     # So few runs near saturation leave the law less sure than that of what it promises.
     options = ["--records", records, "--law", law, "--out", out, "--recall", "0.9"]
-    options += ["--confidence", "0.6"]
+    options += ["--confidence", "0.6", "--max-rank", "8"]
     planned = size_json(*options, "--dry-run")
     assert planned["answer"]["lora_rank"] == 7 and trained == []
     found = size_json(*options)

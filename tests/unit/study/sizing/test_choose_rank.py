@@ -117,6 +117,24 @@ def test_a_run_that_has_recalled_enough_is_taken_unless_the_law_is_sure_of_less(
     assert chosen.basis == "law" and chosen.point.lora_rank < 40 and chosen.shown == amply
 
 
+def test_a_law_that_asks_for_more_than_was_planned_for_is_followed_to_the_limit() -> (
+    None
+):
+    total = 800
+    observations = grid(total, (1, 2, 4))
+    enough = DesignPoint(64, total, 100)
+    law, wanted = summary_of(observations, enough), Wanted(0.9, 0.9)
+    told = choose_rank(law, observations, wanted, enough, 8.0).rank.value
+    planned = DesignPoint(4, total, 100)
+    assert told > 4
+    chosen = choose_rank(law, observations, wanted, planned, 8.0, limit=64)
+    assert chosen.basis == "estimate" and chosen.point.lora_rank == math.ceil(chosen.rank.value)
+    with pytest.raises(DataError, match="largest allowed is 4"):
+        choose_rank(law, observations, wanted, planned, 8.0)
+    with pytest.raises(DataError, match="largest allowed is 5"):
+        choose_rank(law, observations, wanted, planned, 8.0, limit=5)
+
+
 def test_a_run_on_the_whole_set_anchors_the_law() -> None:
     total = 800
     point = DesignPoint(64, total, 100)
