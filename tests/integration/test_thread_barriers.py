@@ -24,16 +24,22 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 import ray
-from ray.train import RunConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from pmlray.backends.ray import worker_pool
+from pmlray.backends.ray.controllers import trainer_of
 from pmlray.backends.ray.worker_plan import WorkerPlan
 
 folder = Path(sys.argv[1])
 
 
+@ray.remote(num_cpus=0)
+class Workers:
+    def made_by(self, number, controller): pass
+    def has_workers(self, number, there): pass
+
+
 def train(config):
-    config["note"].write_text(json.dumps({"pid": os.getpid(), "torch": "torch" in sys.modules}))
+    note = folder / f"{config['number']}.json"
+    note.write_text(json.dumps({"pid": os.getpid(), "torch": "torch" in sys.modules}))
     worker_pool.pack_stream = lambda workers, number: iter(())
     worker_pool.train_packs(config)
     assert "torch" in sys.modules
@@ -41,19 +47,13 @@ def train(config):
 
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+workers = Workers.remote()
 found = []
 for number, chosen in enumerate(({}, {"GOMP_SPINCOUNT": "77"})):
     os.environ.update(chosen)
     plan = WorkerPlan(None, str(folder), 0, 2, 1, 60.0)
-    note = folder / f"{number}.json"
-    DataParallelTrainer(
-        train,
-        train_loop_config={"plan": plan, "workers": None, "number": number, "note": note},
-        scaling_config=plan.scaling(),
-        run_config=RunConfig(name=f"waits-{number}", storage_path=str(folder),
-                             worker_runtime_env={"env_vars": plan.environment}),
-    ).fit()
-    noted = json.loads(note.read_text())
+    trainer_of(plan, train, f"waits-{number}", number, workers).fit()
+    noted = json.loads((folder / f"{number}.json").read_text())
     (said,) = logs.glob(f"worker-*-{noted['pid']}.err")
     lines = [x.strip() for x in said.read_text().splitlines() if "GOMP_SPINCOUNT" in x]
     found.append({"torch": noted["torch"], "lines": lines})

@@ -22,7 +22,6 @@ SCRIPT = """
 import gc, json, os, shutil, sys
 from dataclasses import asdict, replace
 from pathlib import Path
-os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.25"
 import ray
 from pmlray.backends.ray import worker_pool
 from pmlray.backends.store.file_store import FileStore
@@ -152,7 +151,7 @@ def fit(store):
 packed = FileStore(folder / "packed")
 measure_pack(search, probed, packed, packed.adapters, TorchStepper, {})
 found = {"packed": learnt(packed)}
-ray.init("local", num_cpus=2, log_to_driver=False)
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 sharded = FileStore(folder / "sharded")
 found["sharded"] = fit(sharded)
 ray.shutdown()
@@ -213,8 +212,10 @@ def test_workers_that_stay_equal_one_and_go_on_from_a_checkpoint(tmp_path: Path)
     assert begun["left_out"] and begun["gpu_seconds"] > 0 and begun["place"] == 0
     assert never["left_out"] and never["gpu_seconds"] == 0.0 and never["place"] == 1
     assert after_restart["left_out"] and after_restart["gpu_seconds"] == 0.0
-    # Of every pack, by one of the node's two workers; of the one cut off perhaps twice.
-    assert found["nodes"] == [[pack, node_name()] for pack in range(3)]
+    # Of every pack, by one of the node's two workers. The third comes twice, and the second time,
+    # with nothing to train, it lasts long enough for a sample where the machine is busy.
+    once = [[pack, node_name()] for pack in range(3)]
+    assert found["nodes"] in (once, [*once, once[2]])
     # MLflow shows when they trained; times of day are kept to the second.
     for start, end in found["times"]:
         assert 1000 * (began - 1) < start < end < 1000 * time.time()

@@ -1,13 +1,16 @@
-"""Jobs of Ray Train whose controllers report their workers and have no placement group cleaner."""
+"""Jobs of Ray Train whose controllers report their workers and start no actors without a use."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.config import FailureConfig, RunConfig
 
 from pmlray.backends.ray.worker_plan import WorkerPlan
@@ -18,6 +21,12 @@ if TYPE_CHECKING:
 
 # Many, since nodes may vanish repeatedly; a worker itself fails a pack that makes no progress.
 MOST_LOST_WORKERS = 1000
+# Callbacks of Ray Train that start an actor. The PlacementGroupCleaner asks the State API whether
+# the controller lives. Without a dashboard it gets no answer. It also finds the address by itself,
+# in the environment or in the file of the last `ray start`, so that another cluster may report the
+# controller as dead, and the actor then removes a running job's devices. `held_resources` removes
+# what a dead controller leaves. The DatasetManager hands out Ray datasets, and there are none.
+LEFT_OUT = (PlacementGroupCleanerCallback, DatasetsCallback)
 
 
 class TellsOfWorkers(ControllerCallback, WorkerGroupCallback):
@@ -41,6 +50,20 @@ class TellsOfWorkers(ControllerCallback, WorkerGroupCallback):
         self._workers.has_workers.remote(self._number, True)
 
 
+class UnannouncedWorkers(FixedScalingPolicy):
+    """Scaling policy of a fixed number of workers, not announced to Ray's autoscaling coordinator.
+
+    Ray Train waits for that actor to start, and it lives on for as long as the cluster. An
+    autoscaler adds nodes for the workers' placement group without it.
+    """
+
+    def after_controller_start(self, train_run_context: TrainRunContext) -> None:
+        """Announce nothing at the start."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Announce nothing while the workers train."""
+
+
 def trainer_of(
     plan: WorkerPlan,
     train: Callable[[dict[str, Any]], None],
@@ -53,6 +76,11 @@ def trainer_of(
     name: of its folder, in which Ray Train looks for the state of an earlier job; workers: the
     actor that hands out packs.
     """
+    # Ray Train reads both in this process, and passes them on. By default it polls for workers that
+    # have ended every 2 s only, and keeps a process for warnings that a node is about to be
+    # preempted, which are not used here.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     options: dict[str, Any] = {
         "train_loop_config": {"plan": plan, "workers": workers, "number": number},
         "scaling_config": plan.scaling(),
@@ -69,24 +97,22 @@ def trainer_of(
     if plan.workers > 1:
         from ray.train.torch import TorchTrainer
 
-        return _without_cleaner(TorchTrainer(train, **options))
+        return _without_unused(TorchTrainer(train, **options))
     # A single worker makes its process group itself: TorchTrainer would load torch, for seconds, in
     # this process and then in Ray Train's controller.
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    return _without_cleaner(DataParallelTrainer(train, **options))
+    return _without_unused(DataParallelTrainer(train, **options))
 
 
-def _without_cleaner(trainer: Any) -> Any:
-    """Return the trainer, changed so that its controller has no PlacementGroupCleaner beside it.
-
-    That actor asks the State API whether the controller lives. Without a dashboard it gets no
-    answer. It also finds the address by itself, in the environment or in the file of the last `ray
-    start`, so that another cluster may report the controller as dead, and the actor then removes a
-    running job's devices. `held_resources` removes what a dead controller leaves.
-    """
-    make = trainer._create_default_callbacks
+def _without_unused(trainer: Any) -> Any:
+    """Return the trainer, changed so that its controller starts only the actors that are used."""
+    make, run = trainer._create_default_callbacks, trainer._initialize_and_run_controller
     trainer._create_default_callbacks = lambda: [
-        callback for callback in make() if not isinstance(callback, PlacementGroupCleanerCallback)
+        callback for callback in make() if not isinstance(callback, LEFT_OUT)
     ]
+    policy = UnannouncedWorkers(trainer.scaling_config)
+    trainer._initialize_and_run_controller = lambda **options: run(
+        **{**options, "scaling_policy": policy}
+    )
     return trainer

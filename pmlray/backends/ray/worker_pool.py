@@ -86,11 +86,6 @@ class WarmWorkers:
         self._last_worker = 0.0
         # Unique, since Ray Train looks in the folder of a job's name for an earlier one's state.
         self._name = f"workers-{uuid4().hex[:12]}"
-        # Ray Train reads both in this process, and passes them on. By default it polls for workers
-        # that have ended every 2 s only, and keeps a process for warnings that a node is about to
-        # be preempted, which are not used here.
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         self._threads = ThreadPoolExecutor(thread_name_prefix="ray-train")
 
     def prepare(self, n_out: int) -> None:

@@ -18,6 +18,9 @@ from ray._private.services import find_bootstrap_address
 from pmlray.backends.ray.session import ray_session
 from pmlray.errors import RunError
 
+# No autoscaler watches over one machine's Ray; over a cluster of others it may.
+OWN = [("init", "local"), ("kill_monitor", None)]
+
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple[str, Any]]]:
@@ -33,9 +36,11 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tupl
         os.makedirs(f"{os.environ['RAY_TMPDIR']}/ray")
         return SimpleNamespace(address_info={"gcs_address": "127.0.0.1:1"})
 
+    node = SimpleNamespace(kill_monitor=lambda **_: called.append(("kill_monitor", None)))
+    monkeypatch.setattr(ray._private.worker, "_global_node", node)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: called.append(("shutdown", None)))
-    monkeypatch.setattr(ray, "is_initialized", lambda: bool(called) and called[-1][0] == "init")
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(called) and called[-1][0] != "shutdown")
     yield called
     os.environ.clear()
     os.environ.update(environment)
@@ -55,7 +60,7 @@ def test_an_interrupted_session_is_shut_down(calls: list[tuple[str, Any]]) -> No
     with pytest.raises(KeyboardInterrupt), ray_session(None):
         os.kill(os.getpid(), signal.SIGTERM)
         signal.pause()
-    assert calls == [("init", "local"), ("shutdown", None)]
+    assert calls == [*OWN, ("shutdown", None)]
 
 
 def test_a_ray_of_ones_own_finds_no_other_and_leaves_the_environment_as_it_was(
@@ -64,7 +69,7 @@ def test_a_ray_of_ones_own_finds_no_other_and_leaves_the_environment_as_it_was(
     others = {"RAY_ADDRESS": "10.0.0.1:6379", "RAY_API_SERVER_ADDRESS": "http://10.0.0.1:8265"}
     os.environ.update(others)
     with ray_session("local"):
-        assert calls == [("init", "local")] and not others.keys() & os.environ.keys()
+        assert calls == OWN and not others.keys() & os.environ.keys()
         # What a process of this Ray reads where it is told no address.
         assert find_bootstrap_address(None) == "127.0.0.1:1"
         inside = os.environ["RAY_TMPDIR"]

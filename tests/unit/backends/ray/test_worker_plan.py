@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from pmlray.backends.ray import worker_plan
 from pmlray.backends.ray.controllers import trainer_of
@@ -70,16 +73,28 @@ def test_workers_wait_as_the_driver_or_the_node_has_chosen(
     assert plan.environment == {"GOMP_SPINCOUNT": "5", **niceness}
 
 
-def test_no_cleaner_that_may_ask_a_foreign_cluster_runs_beside_a_job(
-    plan_of: Callable[..., WorkerPlan],
+def test_beside_a_job_runs_no_actor_that_asks_a_foreign_cluster_or_has_nothing_to_do(
+    plan_of: Callable[..., WorkerPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        DataParallelTrainer, "_initialize_and_run_controller", lambda _, **k: given.update(k)
+    )
     trainer = trainer_of(plan_of(0, 1, 1), lambda _: None, "name", 0, None)
+    usual = {type(one) for one in type(trainer)._create_default_callbacks(trainer)}
+    left_out = {PlacementGroupCleanerCallback, DatasetsCallback}
+    assert left_out < usual
+    assert {type(one) for one in trainer._create_default_callbacks()} == usual - left_out
 
-    def has_cleaner(callbacks: list[Any]) -> bool:
-        return any(isinstance(one, PlacementGroupCleanerCallback) for one in callbacks)
-
-    assert has_cleaner(type(trainer)._create_default_callbacks(trainer))
-    assert not has_cleaner(trainer._create_default_callbacks())
+    trainer._initialize_and_run_controller(scaling_policy=None, other=1)
+    policy = given["scaling_policy"]
+    assert given["other"] == 1
+    # There is no Ray here: an announcement to its autoscaling coordinator would fail.
+    policy.after_controller_start(SimpleNamespace(run_id="id"))
+    decided = policy.make_decision_for_non_running_worker_group()
+    assert decided == ResizeDecision(num_workers=1, resources_per_worker={"CPU": 1})
+    assert isinstance(policy.make_decision_for_running_worker_group(None, None), NoopDecision)
+    policy.before_controller_abort()
 
 
 class Actor:
