@@ -56,11 +56,12 @@ def ray_session(address: str | None) -> Generator[None]:
                 logging_level=logging.WARNING,
             )
         if folder is not None:
+            from ray._private import worker
             from ray._private.utils import write_ray_address
-            from ray._private.worker import _global_node
 
             # The autoscaler's monitor has no nodes to add here, and would take a second to end.
-            _global_node.kill_monitor(check_alive=False)
+            node: Any = worker._global_node
+            node.kill_monitor(check_alive=False)
             write_ray_address(context.address_info["gcs_address"], str(folder / "ray"))
         # Set after ray.init, which replaces the handlers.
         signal.signal(signal.SIGTERM, _interrupt)
