@@ -18,7 +18,7 @@ from pmlray.memory import TaskKind, TaskSource
 from pmlray.study.search.plan import first_cost, is_large
 from pmlray.study.sizing.request import BATCH_SIZE, SUBSET_SHARES, default_layer, default_steps
 
-# Replays of exhaustive grids needed 12 and 19 % of their cost (scripts/bench/results/design.md),
+# Replays of exhaustive grids needed 22 and 11 % of their cost (scripts/bench/results/design.md),
 # and rates are guesses.
 BUDGET_SHARE = 0.25
 MEMFT_SHARE = 0.3
