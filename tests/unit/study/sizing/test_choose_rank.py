@@ -117,9 +117,7 @@ def test_a_run_that_has_recalled_enough_is_taken_unless_the_law_is_sure_of_less(
     assert chosen.basis == "law" and chosen.point.lora_rank < 40 and chosen.shown == amply
 
 
-def test_a_law_that_asks_for_more_than_was_planned_for_is_followed_to_the_limit() -> (
-    None
-):
+def test_a_law_that_asks_for_more_than_was_planned_for_is_followed_to_the_limit() -> None:
     total = 800
     observations = grid(total, (1, 2, 4))
     enough = DesignPoint(64, total, 100)
