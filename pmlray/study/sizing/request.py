@@ -244,7 +244,12 @@ def adapter_spec(spec: SearchSpec, records: RecordSet, point: DesignPoint) -> Se
     return SearchSpec(
         name=f"adapter-{records.content_hash}",
         task=spec.task.model_copy(
-            update={"records": RECORDS_FILE, "keep_duplicates": records.repeats is not None}
+            update={
+                "records": RECORDS_FILE,
+                "keep_duplicates": records.repeats is not None,
+                # Also by a law of runs without ends: who asks the adapter wants it to stop.
+                "end": True,
+            }
         ),
         model=spec.model,
         probe=spec.probe,
