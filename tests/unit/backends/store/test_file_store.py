@@ -61,6 +61,23 @@ def test_tokens_while_training_are_kept_and_older_files_have_none(
     assert store.observations() == (observation,)
 
 
+def test_ends_are_kept_and_older_files_count_answers_alone(
+    tmp_path: Path, observation: Observation
+) -> None:
+    store = FileStore(tmp_path)
+    recall = replace(observation.recall, exact=0.25, answered=0.5)
+    ended = replace(observation, recall=recall, end_p=(0.9, 0.3))
+    store.put(ended)
+    assert store.observations() == (ended,) and ended.recall.right_answers == 0.5
+    path = tmp_path / "observations" / f"{observation.run_key}.json"
+    old = json.loads(path.read_text()) | {"schema": 5}
+    del old["end_p"], old["recall"]["answered"]
+    path.write_text(json.dumps(old))
+    (found,) = store.observations()
+    assert found == replace(observation, recall=replace(recall, answered=None))
+    assert found.recall.right_answers == 0.25
+
+
 def test_failures_and_times_are_kept(tmp_path: Path, observation) -> None:
     store = FileStore(tmp_path)
     failure = FailedRun(observation.run_key, observation.point, 1, 2, "out of memory", 3.5)
