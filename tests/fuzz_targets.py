@@ -22,7 +22,7 @@ from pmlray.backends.store.attempts import Attempt, AttemptLog
 from pmlray.backends.store.file_leases import LeaseFolder
 from pmlray.backends.store.file_store import FileStore
 from pmlray.backends.store.lease_rules import Holder
-from pmlray.config.base_models import resolve_model
+from pmlray.config.bases.models import resolve_model
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_search, load_spec

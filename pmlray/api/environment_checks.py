@@ -16,7 +16,7 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from pmlray.config.base_models import PULLABLE, cache_root, require_present, resolve_model
+from pmlray.config.bases.models import PULLABLE, cache_root, require_present, resolve_model
 from pmlray.errors import INSTALL_TRAIN, ModelError, PmlrayError
 from pmlray.version import SOURCE
 

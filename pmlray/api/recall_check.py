@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pmlray.api.record_facts import facts_for
-from pmlray.config.base_models import (
+from pmlray.config.bases.models import (
     FOLDER_IDENTITY,
     PULLABLE,
     ModelSource,

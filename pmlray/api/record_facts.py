@@ -9,7 +9,7 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
-from pmlray.config.base_models import ModelSource
+from pmlray.config.bases.models import ModelSource
 from pmlray.config.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.record_facts import read_facts

@@ -23,7 +23,7 @@ from pmlray.backends.optuna.study import OptunaPoints
 from pmlray.backends.ray.session import ray_session
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config import ClusterProfile
-from pmlray.config.base_models import TINY, require_present, resolve_model
+from pmlray.config.bases.models import TINY, require_present, resolve_model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.secrets import without_credentials
 from pmlray.config.stored_files import SUMMARY_FILE, stored_facts

@@ -16,8 +16,8 @@ from pmlray.atomic_files import write_once, write_over
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.schema_command import file_schema
 from pmlray.config import SearchSpec
-from pmlray.config.base_checks import read_tokenizer
-from pmlray.config.base_models import (
+from pmlray.config.bases.checks import read_tokenizer
+from pmlray.config.bases.models import (
     KNOWN_MODELS,
     KNOWN_REVISIONS,
     PULLABLE,

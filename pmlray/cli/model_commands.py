@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from pmlray.cli.output import JSON_OPTION, emit
-from pmlray.config.base_models import DESCRIPTIONS, PULLABLE, PULLED_MARK, pulled_folder
+from pmlray.config.bases.models import DESCRIPTIONS, PULLABLE, PULLED_MARK, pulled_folder
 from pmlray.errors import INSTALL_TRAIN, ModelError
 
 models = typer.Typer(help="Base models in pmlray's cache.", no_args_is_help=True)

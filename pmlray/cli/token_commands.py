@@ -106,7 +106,7 @@ def _traces(
     store: Path, observations: Sequence[Observation]
 ) -> tuple[Mapping[int, Sequence[TracedToken]], str | None]:
     """Return the base model's view of the runs' texts, or the reason why it is missing."""
-    from pmlray.config.base_models import require_present
+    from pmlray.config.bases.models import require_present
 
     try:
         from pmlray.engine.token_report import trace_tokens

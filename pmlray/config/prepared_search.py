@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from pmlray.config.base_models import ModelSource, resolve_model
+from pmlray.config.bases.models import ModelSource, resolve_model
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.dtype import settle
 from pmlray.config.load import load_search, load_spec, read_text

@@ -9,8 +9,8 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
-from pmlray.config.base_checks import read_tokenizer
-from pmlray.config.base_models import ModelSource
+from pmlray.config.bases.checks import read_tokenizer
+from pmlray.config.bases.models import ModelSource
 from pmlray.memory import Facts, encode_texts, facts_by_text, facts_by_tokens, read_rows
 
 TOKENIZER_FILE = "tokenizer.json"

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import jinja2
 import yaml
 
-from pmlray.config.base_models import ModelSource
+from pmlray.config.bases.models import ModelSource
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import SearchSpec
 from pmlray.memory import TaskKind, TaskSource

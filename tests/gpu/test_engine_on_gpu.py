@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pmlray.config import Recipe
-from pmlray.config.base_models import TINY, resolve_model
+from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
 from pmlray.engine.kernels.compiled_mlp import CompiledMLP
 from pmlray.engine.model.base_model import BaseModel, freeze_base, load_base_model

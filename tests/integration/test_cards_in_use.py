@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import pmlray
-from pmlray.config.base_models import TINY
+from pmlray.config.bases.models import TINY
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.model_card import write_card

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pmlray.config import Recipe
-from pmlray.config.base_models import TINY, resolve_model
+from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
 from pmlray.engine.kernels.compiled_mlp import CompiledMLP, compile_mlps
 from pmlray.engine.model import base_model

@@ -18,7 +18,7 @@ SCRIPT = """
 import json, os, torch
 from pmlray.backends.deepspeed.stepper import be_one_process, deepspeed_stepper
 from pmlray.config import Recipe
-from pmlray.config.base_models import TINY, resolve_model
+from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
 from pmlray.engine.training import cuda_graph_step
 from pmlray.engine.model import head

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-from pmlray.config.base_models import TINY, resolve_model
+from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.model_spec import Model
 from pmlray.engine.adapters.foreign_adapter import ForeignAdapter
 from pmlray.engine.adapters.stored_adapter import SiteAdapter, read_adapter

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from pmlray.backends.mlflow.node_load import NodeLoad
 from pmlray.backends.mlflow.system_metrics import watch
 from pmlray.backends.mlflow.tracker import MlflowTracker
-from pmlray.config.base_models import TINY, resolve_model
+from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.load import load_spec
 from pmlray.config.prepared_search import prepare_search
 from pmlray.config.search_spec import SearchSpec

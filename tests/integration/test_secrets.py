@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pmlray.config.base_models import cache_root
+from pmlray.config.bases.models import cache_root
 from tests.integration.conftest import SMALL, SMOKE, end_group
 from tests.postgres import postgres_server, require_binaries
 

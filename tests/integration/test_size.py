@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pmlray.backends.store.file_store import FileStore
-from pmlray.config.base_models import TINY, resolve_model
+from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Model, Probe
 from pmlray.engine.measure import measure_pack

@@ -14,7 +14,7 @@ import torch
 from pmlray.backends.mlflow.journal import MirrorJournal
 from pmlray.backends.mlflow.spooled_tracker import Replay
 from pmlray.backends.store.file_store import FileStore
-from pmlray.config.base_models import resolve_model
+from pmlray.config.bases.models import resolve_model
 from pmlray.config.prepared_search import prepare_search
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.stored_adapter import read_adapter

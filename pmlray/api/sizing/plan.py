@@ -13,9 +13,9 @@ from pmlray.api.record_facts import facts_for
 from pmlray.api.sizing.search import own_search
 from pmlray.api.stores import default_store, open_store
 from pmlray.config import ClusterProfile, SearchSpec
-from pmlray.config.base_checks import read_tokenizer
-from pmlray.config.base_models import TINY, ModelSource, require_present, resolve_model
-from pmlray.config.hub_models import fetched_file
+from pmlray.config.bases.checks import read_tokenizer
+from pmlray.config.bases.hub import fetched_file
+from pmlray.config.bases.models import TINY, ModelSource, require_present, resolve_model
 from pmlray.config.model_spec import DtypeChoice, Model
 from pmlray.config.prepared_search import CHAT_TEMPLATE_TOKENS, PreparedSearch
 from pmlray.config.search_spec import Probe

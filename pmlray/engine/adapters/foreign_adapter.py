@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-from pmlray.config.base_models import ModelSource
+from pmlray.config.bases.models import ModelSource
 from pmlray.config.model_spec import Model
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.peft_io import WEIGHTS_FILE

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pmlray.config.base_models import loadable_name
+from pmlray.config.bases.models import loadable_name
 from pmlray.config.search_spec import Probe
 
 WEIGHTS_FILE = "adapter_model.safetensors"

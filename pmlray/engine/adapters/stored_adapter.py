@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pmlray.config.base_models import ModelSource
+from pmlray.config.bases.models import ModelSource
 from pmlray.config.model_spec import Model
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.foreign_adapter import ForeignAdapter, read_foreign

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-from pmlray.config.base_checks import check_folder, check_ids, refuse_wrong_weights
-from pmlray.config.base_models import ModelSource
-from pmlray.config.hub_models import hub_failures
+from pmlray.config.bases.checks import check_folder, check_ids, refuse_wrong_weights
+from pmlray.config.bases.hub import hub_failures
+from pmlray.config.bases.models import ModelSource
 from pmlray.errors import ModelError
 
 # Never execute anything from a model: no code of its own, and no weights in pickles.

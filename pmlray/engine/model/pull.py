@@ -29,7 +29,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast as FastTokenizer
 from transformers.utils.quantization_config import GgufConfig
 
-from pmlray.config.base_models import KNOWN_MODELS, PULLED_MARK, SMOLLM2, TINY, pulled_folder
+from pmlray.config.bases.models import KNOWN_MODELS, PULLED_MARK, SMOLLM2, TINY, pulled_folder
 from pmlray.errors import ModelError
 
 log = logging.getLogger(__name__)

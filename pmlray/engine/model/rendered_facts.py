@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-from pmlray.config.base_models import ModelSource
+from pmlray.config.bases.models import ModelSource
 from pmlray.config.model_spec import Model
 from pmlray.engine.model.checkpoint import PLAIN_TOKENIZER, load_tokenizer
 from pmlray.engine.model.prompts import render_prompt

@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from pmlray.config.base_models import KNOWN_MODELS
+from pmlray.config.bases.models import KNOWN_MODELS
 from pmlray.config.search_spec import SearchSpec
 from pmlray.law.capacity import StoredBits, phonebook_entropy, stored_bits
 from pmlray.study.findings.result import SearchResult

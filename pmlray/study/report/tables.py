@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pmlray.config.base_models import DESCRIPTIONS
+from pmlray.config.bases.models import DESCRIPTIONS
 from pmlray.config.model_spec import Model
 from pmlray.law import CAPPED, LawSummary
 from pmlray.law.validation.convergence import Certificate

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Literal
 
-from pmlray.config.geometry import Geometry
+from pmlray.config.bases.geometry import Geometry
 from pmlray.config.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.recipe import Recipe

@@ -24,7 +24,7 @@ from typing import Any, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from pmlray.config.base_models import SMOLLM2, TINY
+from pmlray.config.bases.models import SMOLLM2, TINY
 from scripts.bench.common.machine import machine
 from scripts.bench.common.statistics import paired_ratio, spread
 from scripts.bench.speed.pace import Child

@@ -26,7 +26,7 @@ import ray.train.torch
 from pmlray.backends.ray import worker_pool
 from pmlray.backends.ray.worker_plan import WorkerPlan
 from pmlray.backends.store.file_store import FileStore
-from pmlray.config.base_models import SMOLLM2, TINY
+from pmlray.config.bases.models import SMOLLM2, TINY
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.types import DesignPoint, Pack
 from scripts.bench.common.machine import machine

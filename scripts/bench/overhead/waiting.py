@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import torch
 
-from pmlray.config.base_models import SMOLLM2, TINY, resolve_model
+from pmlray.config.bases.models import SMOLLM2, TINY, resolve_model
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import Probe
 from pmlray.design.packing import Load, deal_out

@@ -33,7 +33,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from pmlray.config.base_models import SMOLLM2
+from pmlray.config.bases.models import SMOLLM2
 from pmlray.engine.model.device import multiplies_bfloat16
 from scripts.bench.common.machine import machine
 from scripts.bench.common.resumable import ResumableParts, SittingOver

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pmlray.config.geometry import Geometry
+from pmlray.config.bases.geometry import Geometry
 
 PEAK_SIZE = 4096
 

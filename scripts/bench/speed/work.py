@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
 
-from pmlray.config.base_models import KNOWN_MODELS, SMOLLM2, TINY, resolve_model
-from pmlray.config.geometry import Geometry
+from pmlray.config.bases.geometry import Geometry
+from pmlray.config.bases.models import KNOWN_MODELS, SMOLLM2, TINY, resolve_model
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.packed_lora import initial_A

@@ -14,7 +14,7 @@ from pmlray.api.sizing.plan import SizePlan, SizeRequest, prepare_size
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
 from pmlray.config import ClusterProfile
-from pmlray.config.base_models import TINY
+from pmlray.config.bases.models import TINY
 from pmlray.config.search_spec import Budget
 from pmlray.errors import StoreError
 from pmlray.study.sizing.request import UNSETTLED, Wanted

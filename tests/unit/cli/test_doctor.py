@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pmlray.api import environment_checks
 from pmlray.cli import app
-from pmlray.config.base_models import resolve_model
+from pmlray.config.bases.models import resolve_model
 from tests.integration.conftest import free_port
 from tests.jobs_api import FakeCluster, running
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from pmlray.cli import app
 from pmlray.cli.init_command import KINDS
 from pmlray.config import load_search
-from pmlray.config.base_models import KNOWN_MODELS, KNOWN_REVISIONS, resolve_model
+from pmlray.config.bases.models import KNOWN_MODELS, KNOWN_REVISIONS, resolve_model
 from pmlray.config.prepared_search import prepare_search
 from pmlray.errors import PmlrayError, SpecError
 from pmlray.study.search.plan import first_cost, first_pack

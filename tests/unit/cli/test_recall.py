@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, normalizers
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from pmlray.config.base_models import TINY, pulled_folder
+from pmlray.config.bases.models import TINY, pulled_folder
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.model.pull import pull_model

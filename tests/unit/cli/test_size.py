@@ -20,7 +20,7 @@ from pmlray.api.sizing import run as sizing_driver
 from pmlray.backends.store.file_leases import Lease
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
-from pmlray.config.base_models import TINY
+from pmlray.config.bases.models import TINY
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Model, Probe
 from pmlray.engine.adapters.peft_io import save_adapter

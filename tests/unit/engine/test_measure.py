@@ -13,7 +13,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config import Recipe
-from pmlray.config.base_models import resolve_model
+from pmlray.config.bases.models import resolve_model
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.peft_io import load_mlp_adapter

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pmlray.config import Recipe
-from pmlray.config.base_models import TINY, resolve_model
+from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
 from pmlray.engine.kernels.row_attention import CPU_SHORT_LENGTH
 from pmlray.engine.model import base_model

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-from pmlray.config.base_models import TINY, resolve_model
+from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.model_card import loading
 from pmlray.config.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch

@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 import torch
 
-from pmlray.config.base_models import TINY, resolve_model
+from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.search_spec import Probe
 from pmlray.engine.model.base_model import BaseModel, load_base_model
 from pmlray.engine.model.device import multiplies_bfloat16

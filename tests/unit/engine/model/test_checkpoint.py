@@ -18,8 +18,8 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
 
-from pmlray.config.base_checks import EMBEDDING, HEAD, check_folder
-from pmlray.config.base_models import resolve_model
+from pmlray.config.bases.checks import EMBEDDING, HEAD, check_folder
+from pmlray.config.bases.models import resolve_model
 from pmlray.config.search_spec import Probe
 from pmlray.engine import calibrate_apart
 from pmlray.engine.model import checkpoint

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pmlray.backends.store.file_store import FileStore
-from pmlray.config.base_models import TINY, resolve_model
+from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Probe
 from pmlray.engine.measure import measure_pack

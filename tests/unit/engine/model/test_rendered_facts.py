@@ -9,7 +9,7 @@ import pytest
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from pmlray.api.record_facts import check_facts, facts_for
-from pmlray.config.base_models import resolve_model
+from pmlray.config.bases.models import resolve_model
 from pmlray.config.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.config.record_facts import local_tokenizer

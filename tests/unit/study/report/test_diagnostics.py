@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pmlray.config.base_models import KNOWN_MODELS, TINY
+from pmlray.config.bases.models import KNOWN_MODELS, TINY
 from pmlray.study.findings.result import SearchResult, assemble
 from pmlray.study.report.capacity import (
     capacities,

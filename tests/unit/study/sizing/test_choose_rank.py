@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from pmlray.config.base_models import TINY
+from pmlray.config.bases.models import TINY
 from pmlray.config.search_spec import Model, Probe
 from pmlray.errors import DataError
 from pmlray.law import AveragedSamples, CeilingLaw, Estimate, LawSummary

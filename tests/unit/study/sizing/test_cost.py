@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from pmlray.config.base_models import TINY, resolve_model
+from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Model, Probe
 from pmlray.memory import TaskSource

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pmlray.config.base_models import KNOWN_MODELS, SMOLLM2, TINY
+from pmlray.config.bases.models import KNOWN_MODELS, SMOLLM2, TINY
 from pmlray.config.search_spec import Model, Probe
 from pmlray.errors import DataError, SpecError
 from pmlray.study.sizing.request import (

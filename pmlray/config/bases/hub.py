@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pmlray.config.base_checks import (
+from pmlray.config.bases.checks import (
     CONFIG,
     TOKENIZER,
     TOKENIZER_FILES,
@@ -18,8 +18,8 @@ from pmlray.config.base_checks import (
     check_tensors,
     check_tokenizer,
 )
-from pmlray.config.geometry import Geometry, geometry_from_config
-from pmlray.config.safetensors_header import INDEX, WEIGHTS, Tensor, joined, read_json, shards
+from pmlray.config.bases.geometry import Geometry, geometry_from_config
+from pmlray.config.bases.safetensors_header import INDEX, WEIGHTS, Tensor, joined, read_json, shards
 from pmlray.errors import ModelError
 
 if TYPE_CHECKING:

@@ -13,14 +13,15 @@ from huggingface_hub import constants, snapshot_download
 
 from pmlray.api.sizing.plan import SizeRequest, prepare_size
 from pmlray.api.stores import claim_search, open_store
-from pmlray.config import ClusterProfile, hub_models
-from pmlray.config.base_models import KNOWN_MODELS, TINY, pulled_folder, resolve_model
+from pmlray.config import ClusterProfile
+from pmlray.config.bases import hub as hub_models
+from pmlray.config.bases.models import KNOWN_MODELS, TINY, pulled_folder, resolve_model
 from pmlray.config.model_card import loading
 from pmlray.config.prepared_search import PreparedSearch, prepare_comparison
 from pmlray.errors import ModelError
 from pmlray.study.sizing.request import Wanted
 from tests.hub import COMMIT, Hub, serving
-from tests.unit.config.test_base_checks import WRONG, edit_json, shard
+from tests.unit.config.bases.test_checks import WRONG, edit_json, shard
 
 ID = "someone/tiny"
 NOBODY = "http://127.0.0.1:9"
@@ -146,7 +147,7 @@ def test_a_gated_model_is_refused_unless_its_sizes_are_known(
     hub.gated = True
     with pytest.raises(ModelError, match="gated"):
         resolve_model(ID, "main")
-    monkeypatch.setattr("pmlray.config.base_models.KNOWN_MODELS", {ID: KNOWN_MODELS[TINY]})
+    monkeypatch.setattr("pmlray.config.bases.models.KNOWN_MODELS", {ID: KNOWN_MODELS[TINY]})
     assert resolve_model(ID, "main").revision == COMMIT
 
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pmlray.config.base_checks import check_folder
-from pmlray.config.geometry import Geometry
-from pmlray.config.hub_models import find_on_hub
+from pmlray.config.bases.checks import check_folder
+from pmlray.config.bases.geometry import Geometry
+from pmlray.config.bases.hub import find_on_hub
 from pmlray.errors import ModelError
 
 SMOLLM2 = "smollm2-135m"

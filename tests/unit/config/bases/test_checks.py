@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pmlray.config.base_checks import check_folder
-from pmlray.config.base_models import KNOWN_MODELS, TINY, pulled_folder, resolve_model
+from pmlray.config.bases.checks import check_folder
+from pmlray.config.bases.models import KNOWN_MODELS, TINY, pulled_folder, resolve_model
 from pmlray.config.prepared_search import prepare_search
 from pmlray.errors import ModelError
 
@@ -233,7 +233,7 @@ def test_a_pulled_base_is_checked_too(base: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_checking_loads_no_torch(base: Path) -> None:
     code = (
-        "import sys; from pmlray.config.base_models import resolve_model;"
+        "import sys; from pmlray.config.bases.models import resolve_model;"
         f"resolve_model({str(base)!r}, None);"
         "sys.exit(sorted({'torch', 'transformers', 'huggingface_hub'} & sys.modules.keys()) or 0)"
     )

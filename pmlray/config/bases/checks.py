@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from tokenizers import Tokenizer
 
-from pmlray.config.geometry import MODEL_TYPES, Geometry, geometry_from_config
-from pmlray.config.safetensors_header import (
+from pmlray.config.bases.geometry import MODEL_TYPES, Geometry, geometry_from_config
+from pmlray.config.bases.safetensors_header import (
     FLOATS,
     INDEX,
     WEIGHTS,

@@ -1,0 +1,1 @@
+"""Base models: found by name, and checked by their headers before anything is loaded."""
