@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pmlray.config.bases.models import loadable_name
@@ -61,11 +60,3 @@ def save_adapter(
         config = {"base_model": base_id, "lora_rank": rank, **probe.model_dump()}
         (folder / MLP_CONFIG_FILE).write_text(json.dumps(config, indent=2))
     save_file(tensors, folder / WEIGHTS_FILE)
-
-
-def load_mlp_adapter(folder: Path) -> tuple[Probe, tuple[Tensor, Tensor]]:
-    """Load an `mlp` adapter: its probe, A (X, r) and B (r, D), for `BaseModel.with_adapter`."""
-    config = json.loads((folder / MLP_CONFIG_FILE).read_text())
-    tensors: dict[str, torch.Tensor] = load_file(folder / WEIGHTS_FILE)
-    probe = Probe(placement=config["placement"], layer=config["layer"])
-    return probe, (tensors["A"], tensors["B"])

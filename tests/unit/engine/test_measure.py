@@ -16,7 +16,7 @@ from pmlray.config import Recipe
 from pmlray.config.bases.models import resolve_model
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.config.search_spec import Probe
-from pmlray.engine.adapters.peft_io import load_mlp_adapter
+from pmlray.engine.adapters.stored_adapter import SiteAdapter, read_adapter
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.model import base_model
 from pmlray.engine.model.base_model import load_base_model
@@ -59,7 +59,9 @@ def test_phonebook(prepared: Callable[..., PreparedSearch], tmp_path: Path) -> N
         assert o.final_loss < o.base_loss
         # What bits an adapter parameter are counted by.
         assert o.provenance["n_records"] == o.point.seq_len // 10
-        a, b = load_mlp_adapter(FileStore(tmp_path).adapters / o.run_key)[1]
+        adapter = read_adapter(FileStore(tmp_path).adapters / o.run_key)
+        assert isinstance(adapter, SiteAdapter)
+        a, b = adapter.weights
         assert 4 * o.provenance["adapter_params_per_rank"] == a.numel() + b.numel()
 
 

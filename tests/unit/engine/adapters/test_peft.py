@@ -12,7 +12,8 @@ import torch
 
 from pmlray.config import Recipe
 from pmlray.engine.adapters.packed_lora import initial_A
-from pmlray.engine.adapters.peft_io import load_mlp_adapter, save_adapter
+from pmlray.engine.adapters.peft_io import save_adapter
+from pmlray.engine.adapters.stored_adapter import SiteAdapter, read_adapter
 from pmlray.engine.model.base_model import BaseModel
 from tests.unit.engine.conftest import make_run, random_record, train
 
@@ -103,7 +104,7 @@ def test_mlp_adapter_round_trips(tiny: Callable[..., BaseModel], tmp_path: Path)
     trained = train(base, [make_run(3, 8, 5)], [[random_record(8)]], RECIPE)
     weights = trained.model.lora.weights(0)
     save_adapter(tmp_path, base.probe, weights, "base")
-    probe, loaded = load_mlp_adapter(tmp_path)
-    assert probe == base.probe
-    for mine, theirs in zip(weights, loaded, strict=True):
+    adapter = read_adapter(tmp_path)
+    assert isinstance(adapter, SiteAdapter) and adapter.probe == base.probe
+    for mine, theirs in zip(weights, adapter.weights, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)

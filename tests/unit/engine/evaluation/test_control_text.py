@@ -14,7 +14,7 @@ from pmlray.backends.store.file_store import FileStore
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.packed_lora import PackedLora
-from pmlray.engine.adapters.peft_io import load_mlp_adapter
+from pmlray.engine.adapters.stored_adapter import SiteAdapter, read_adapter
 from pmlray.engine.evaluation.control_text import Control
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.model.base_model import BaseModel
@@ -87,7 +87,9 @@ def test_is_the_loss_reduction_of_whole_forward_passes(
     )
     base = tiny("mlp", search.spec.probe.layer)
     for o in measure(search, tmp_path):
-        _, (a, b) = load_mlp_adapter(tmp_path / "adapters" / o.run_key)
+        adapter = read_adapter(tmp_path / "adapters" / o.run_key)
+        assert isinstance(adapter, SiteAdapter)
+        a, b = adapter.weights
         records = fresh_text(search, base, o.point.seq_len)
         before = loss(base.model, records)
         with base.with_adapter(lambda x, a=a, b=b: x @ a @ b):
