@@ -159,6 +159,11 @@ def decode_task(search: PreparedSearch, folder: Path, say: Callable[[str], None]
     records = build_memory(search.task, 0, total, tokenizer, render).records
     say(f"decoding {len(records)} records greedily with {adapter.title}")
     ends = end_token_ids(base.tokenizer, base.model)
+    if search.spec.task.end and not ends:
+        raise ModelError(
+            f"{search.spec.model.id} has no end token, so that no answer can end; --no-end counts"
+            " answers that begin with their target"
+        )
     answers = decode_records(base, adapter, records, ends)
     lost = search.facts.lost if search.facts is not None else [None] * len(answers)
     whole = [text is None for text in lost]

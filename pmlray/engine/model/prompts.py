@@ -54,19 +54,19 @@ def end_token_id(tokenizer: Any, prompt_format: PromptFormat) -> int:
 
 
 def end_token_ids(tokenizer: Any, model: Any) -> frozenset[int]:
-    """Return the tokens at which generation with a base stops.
+    """Return the tokens at which generation with a base stops; none where it has none.
 
     The tokenizer's end token, the end of turn of its chat template, and the end tokens of the
-    model's config and generation_config. ModelError where there is none.
+    model's config and generation_config.
     """
-    formats: tuple[PromptFormat, ...] = ("plain", "chat") if tokenizer.chat_template else ("plain",)
     found: set[int] = set()
     for config in (model.config, model.generation_config):
         ends = getattr(config, "eos_token_id", None)
         found.update([ends] if isinstance(ends, int) else ends or ())
-    if found and tokenizer.eos_token_id is None:
-        return frozenset(found)
-    return frozenset(found | {end_token_id(tokenizer, one) for one in formats})
+    formats: tuple[PromptFormat, ...] = ("plain", "chat") if tokenizer.chat_template else ("plain",)
+    if tokenizer.eos_token_id is not None:
+        found.update(end_token_id(tokenizer, one) for one in formats)
+    return frozenset(found)
 
 
 def search_end_id(search: PreparedSearch, tokenizer: Any) -> int | None:
