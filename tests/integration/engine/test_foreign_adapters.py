@@ -14,13 +14,12 @@ from safetensors.torch import load_file, save_file
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-from pmlray.config.bases.models import TINY, resolve_model
+from pmlray.config.bases.models import resolve_model
 from pmlray.config.model_spec import Model
 from pmlray.engine.adapters.foreign_adapter import ForeignAdapter
 from pmlray.engine.adapters.stored_adapter import SiteAdapter, read_adapter
 from pmlray.engine.evaluation.greedy_decode import decode_records
 from pmlray.engine.model.base_model import BaseModel
-from pmlray.engine.model.pull import pull_model
 from pmlray.errors import ModelError
 from pmlray.memory import Record
 from tests.unit.engine.conftest import random_record
@@ -54,11 +53,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "embeddings": {"target_modules": ["embed_tokens", "v_proj"]},
     "tokens": {**DOWN, "trainable_token_indices": {"embed_tokens": [7, 9, 60]}},
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tiny_folder() -> str:
-    return str(pull_model(TINY))
 
 
 def base_of(folder: str) -> Any:
