@@ -164,6 +164,11 @@ def decode_task(search: PreparedSearch, folder: Path, say: Callable[[str], None]
             f"{search.spec.model.id} has no end token, so that no answer can end; --no-end counts"
             " answers that begin with their target"
         )
+    if inside := sum(not ends.isdisjoint(record.target_ids) for record in records):
+        say(
+            f"{inside} targets hold an end token: decoding goes on behind it here, but"
+            " transformers' generate stops there unless eos_token_id is another"
+        )
     answers = decode_records(base, adapter, records, ends)
     lost = search.facts.lost if search.facts is not None else [None] * len(answers)
     whole = [text is None for text in lost]

@@ -8,8 +8,8 @@ from pathlib import Path
 from pmlray.atomic_files import write_over
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config import ClusterProfile, SearchSpec
+from pmlray.config.bases.dtype import check_same_dtype
 from pmlray.config.compare_spec import CompareSpec
-from pmlray.config.dtype import check_same_dtype
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Task
 from pmlray.config.stored_files import COMPARISON_FILE, SEARCH_FILE, read_stored

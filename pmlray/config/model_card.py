@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pmlray.config.bases.chat_prompt import FIXED_DATE, SYSTEM_PROMPT
 from pmlray.config.bases.models import HUB_IDS, PULLABLE, loadable_name, resolve_model
-from pmlray.config.chat_prompt import FIXED_DATE, SYSTEM_PROMPT
 from pmlray.config.search_spec import SearchSpec
 
 TAGS = ("lora", "memorization", "pmlray")

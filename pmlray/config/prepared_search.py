@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
+from pmlray.config.bases.dtype import settle
 from pmlray.config.bases.models import ModelSource, resolve_model
 from pmlray.config.compare_spec import CompareSpec
-from pmlray.config.dtype import settle
 from pmlray.config.load import load_search, load_spec, read_text
 from pmlray.config.model_spec import Model
 from pmlray.config.record_facts import encode_queries, local_tokenizer, read_facts

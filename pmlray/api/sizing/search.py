@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pmlray.api.stores import default_store
 from pmlray.config import SearchSpec
+from pmlray.config.bases.dtype import device_dtype
 from pmlray.config.bases.models import ModelSource
-from pmlray.config.dtype import device_dtype
 from pmlray.config.model_spec import Dtype, Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Probe

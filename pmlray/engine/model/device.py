@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pmlray.config.dtype import BFLOAT16_INSTRUCTIONS
+from pmlray.config.bases.dtype import BFLOAT16_INSTRUCTIONS
 
 
 def pick_device() -> torch.device:

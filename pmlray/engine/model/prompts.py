@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, Literal
 
-from pmlray.config.chat_prompt import FIXED_DATE, SYSTEM_PROMPT
+from pmlray.config.bases.chat_prompt import FIXED_DATE, SYSTEM_PROMPT
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.errors import ModelError
 from pmlray.memory import MemorySet, build_memory

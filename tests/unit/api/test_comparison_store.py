@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from pmlray.api.stores import claim_comparison
+from pmlray.config.bases.dtype import settle
 from pmlray.config.compare_spec import CompareSpec
-from pmlray.config.dtype import settle
 from pmlray.config.load import load_spec
 from pmlray.errors import StoreError
 

@@ -82,3 +82,21 @@ def test_what_was_begun_goes_on_with_its_own_budget(
     (folder / "law" / "search.json").write_text(json.dumps(without))
     refused[4] = str(records)
     assert "where an answer ends" in str(CliRunner().invoke(app, refused).exception)
+
+
+def test_a_repeated_record_is_one_and_is_shown_as_often_if_asked(
+    records: Path, tmp_path: Path
+) -> None:
+    path, lines = tmp_path / "dup.jsonl", records.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0]] * 70 + lines))
+    elsewhere = ("--address", "ray://nowhere:1")
+    single = planned("--records", records, *elsewhere)
+    once = planned("--records", path, *elsewhere)
+    assert (once["n_records"], once["n_duplicates"]) == (6, 70)
+    same = ("n_records", "supervised_tokens", "seq_lens", "train_steps", "largest_rank")
+    assert {k: once[k] for k in same} == {k: single[k] for k in same}
+    kept = planned("--records", path, *elsewhere, "--keep-duplicates")
+    assert kept["supervised_tokens"] == once["supervised_tokens"]
+    # 40 epochs of 76 shown records, 8 a step.
+    assert (once["train_steps"], kept["train_steps"]) == (200, 400)
+    assert len({found["out"] for found in (once, kept)}) == 2

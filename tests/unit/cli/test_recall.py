@@ -95,6 +95,18 @@ def tiny_adapter(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_target_at_whose_middle_others_would_stop_is_told(
+    tiny_adapter: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "facts.jsonl"
+    rows = [{"query": "a", "target": "b</s>c"}, {"query": "d", "target": "e"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["recall", "--adapter", tiny_adapter, "--records", path]
+    assert "1 targets hold an end token" in invoke(*asked).stderr
+    path.write_text(json.dumps(rows[1]))
+    assert "hold an end token" not in invoke(*asked).stderr
+
+
 def test_a_base_of_another_machine_is_overruled_by_model(
     records: Path, tmp_path: Path, other_machines: Path
 ) -> None:

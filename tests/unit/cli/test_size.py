@@ -115,24 +115,6 @@ def test_records_that_cannot_work_are_named(tmp_path: Path) -> None:
     assert "--max-rank" in refused(DataError, *size, "--max-rank", "1")
 
 
-def test_a_repeated_record_is_one_and_is_shown_as_often_if_asked(
-    records: Path, tmp_path: Path
-) -> None:
-    path, lines = tmp_path / "dup.jsonl", records.read_text().splitlines(keepends=True)
-    path.write_text("".join([lines[0]] * 70 + lines))
-    dry = ("--dry-run", "--address", "ray://nowhere:1")
-    single = size_json("--records", records, *dry)
-    once = size_json("--records", path, *dry)
-    assert (once["n_records"], once["n_duplicates"]) == (N_RECORDS, 70)
-    same = ("n_records", "supervised_tokens", "seq_lens", "train_steps", "largest_rank")
-    assert {k: once[k] for k in same} == {k: single[k] for k in same}
-    kept = size_json("--records", path, *dry, "--keep-duplicates")
-    assert kept["supervised_tokens"] == once["supervised_tokens"]
-    # 40 epochs of 76 shown records, 8 a step.
-    assert (once["train_steps"], kept["train_steps"]) == (200, 400)
-    assert len({found["out"] for found in (once, kept)}) == 2
-
-
 def stored_law(folder: Path, records: Path) -> Path:
     """A store whose runs follow LAW, on subsets of the records."""
     rows = [json.loads(line) for line in records.read_text().splitlines()]
@@ -253,7 +235,6 @@ def test_the_rank_rises_until_the_check_passes_and_is_found_again(
     assert card["adapter"]["method"] == "memft_ot" and "memft_ot trains only what" in text
     assert (folder / "not_recalled.jsonl").read_text() == ""
     assert read_adapter(folder).lora_rank == 8
-
     assert size_json(*options)["attempts"] == found["attempts"]
     assert trained == [7, 8]
 

@@ -20,7 +20,7 @@ from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.prepared_search import prepare_comparison, prepare_search
 from pmlray.config.search_spec import SearchSpec
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 GROUP: Any = typer.main.get_command(app)
 NAMES = "|".join(GROUP.commands)
 # What stands for a value: capitals, or a value that a template or an f-string fills in.

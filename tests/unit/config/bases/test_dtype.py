@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from pmlray.api.stores import settled_in
 from pmlray.cli import app
-from pmlray.config import ClusterProfile, dtype
-from pmlray.config.dtype import cpu_multiplies_bfloat16, settle
+from pmlray.config import ClusterProfile
+from pmlray.config.bases import dtype
+from pmlray.config.bases.dtype import cpu_multiplies_bfloat16, settle
 from pmlray.config.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.engine.model.device import multiplies_bfloat16
