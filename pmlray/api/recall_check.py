@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pmlray.api.record_facts import facts_for
+from pmlray.config.adapter_spec import Probe
 from pmlray.config.bases.models import (
     FOLDER_IDENTITY,
     PULLABLE,
@@ -64,9 +65,9 @@ def prepare_recall(request: RecallRequest) -> PreparedSearch:
     known = _trained_with(request.adapter)
     model, source = _base_of(request, adapter, known)
     require_present(model.id, source)
-    if adapter.probe.layer >= source.geometry.n_layers:
+    if (last := adapter.placement.layers[-1]) >= source.geometry.n_layers:
         raise ModelError(
-            f"{request.adapter} adapts layer {adapter.probe.layer}, but {model.id} has layers 0 to"
+            f"{request.adapter} adapts layer {last}, but {model.id} has layers 0 to"
             f" {source.geometry.n_layers - 1}: it belongs to another model"
         )
     prompt_format = request.prompt_format or known.get("prompt_format") or "plain"
@@ -81,7 +82,8 @@ def prepare_recall(request: RecallRequest) -> PreparedSearch:
             end=known.get("end", True) if request.end is None else request.end,
         ),
         model=model,
-        probe=adapter.probe,
+        # The adapter brings its own sites; a search names some.
+        probe=Probe(layer=last),
         space=Space(lora_rank=(adapter.lora_rank,), seq_len=(1,), train_steps=(1,)),
         design=Design(n_initial=1),
         budget=Budget(gpu_seconds=1.0),

@@ -17,6 +17,7 @@ from pmlray.config.bases.models import ModelSource, resolve_model
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_search, load_spec, read_text
 from pmlray.config.model_spec import Model
+from pmlray.config.placement import Placement
 from pmlray.config.record_facts import encode_queries, local_tokenizer, read_facts
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import DataError, SpecError
@@ -63,6 +64,21 @@ class PreparedSearch:
         model = settle(self.spec.model, gpu, kept)
         return replace(self, spec=self.spec.model_copy(update={"model": model}))
 
+    @property
+    def placement(self) -> Placement:
+        """Sites of the adapters in the base."""
+        if self.spec.adapter is not None:
+            geometry = self.source.geometry
+            return self.spec.adapter.resolve(geometry.n_layers, geometry.modules)
+        assert self.spec.probe is not None  # The spec has one of the two.
+        return self.spec.probe.to_placement()
+
+    def _placement_facts(self) -> dict[str, Any]:
+        """Return what of a run's hash tells where its adapter sits."""
+        if self.spec.probe is not None:
+            return {"probe": self.spec.probe.model_dump()}
+        return {"adapter": asdict(self.placement)}
+
     def plan_run(
         self,
         point: DesignPoint,
@@ -91,7 +107,7 @@ class PreparedSearch:
             "version": RESULT_VERSION,
             "model": self.source.identity,
             "dtype": spec.model.base_dtype,
-            "probe": spec.probe.model_dump(),
+            **self._placement_facts(),
             "task": task,
             "prompt_format": spec.task.prompt_format,
             # A base text is split into stretches of the longest length.
@@ -144,17 +160,26 @@ def prepare_comparison(
 def _prepare(spec: SearchSpec, path: Path) -> PreparedSearch:
     source = resolve_model(spec.model.id, spec.model.revision)
     spec = spec.model_copy(update={"model": spec.model.at(source.revision)})
-    layers = source.geometry.n_layers
-    if spec.probe.layer >= layers:
-        raise SpecError(
-            f"{path}: probe.layer is {spec.probe.layer}, but {spec.model.id} has layers 0 to"
-            f" {layers - 1}"
-        )
+    _check_placement(spec, source, path)
     tokenizer = local_tokenizer(source)
     facts = _read_facts(spec, path, tokenizer)
     prepared = PreparedSearch(spec, source, _read_task(spec, path, facts), facts)
     _check_lengths(prepared, path, tokenizer)
     return prepared
+
+
+def _check_placement(spec: SearchSpec, source: ModelSource, path: Path) -> None:
+    layers = source.geometry.n_layers
+    if spec.probe is not None and spec.probe.layer >= layers:
+        raise SpecError(
+            f"{path}: probe.layer is {spec.probe.layer}, but {spec.model.id} has layers 0 to"
+            f" {layers - 1}"
+        )
+    if spec.adapter is not None:
+        try:
+            spec.adapter.resolve(layers, source.geometry.modules)
+        except SpecError as error:
+            raise SpecError(f"{path}: {error}") from error
 
 
 def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Facts | None:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationInfo, model_validator
 
+from pmlray.config.adapter_spec import Adapter
+from pmlray.config.adapter_spec import Probe as Probe
 from pmlray.config.memft_options import Memft, MemftOptions
 from pmlray.config.model_spec import Model, without_former_dtype
 from pmlray.config.recipe import Recipe
@@ -76,14 +78,6 @@ class Task(Part):
         """Return the fields that differ from the defaults of before `end` existed, as JSON."""
         fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"end"})
         return {**fields, "end": True} if self.end else fields
-
-
-class Probe(Part):
-    """Place of the adapter: `mlp` is parallel to the MLP of one decoder layer and added to that
-    layer's output (the paper's); `down_proj` adapts that projection (PEFT's)."""
-
-    placement: Literal["mlp", "down_proj"] = "mlp"
-    layer: Count
 
 
 class Space(Part):
@@ -230,7 +224,8 @@ class SearchSpec(Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)
     task: Task
     model: Model
-    probe: Probe
+    probe: Probe | None = None
+    adapter: Adapter | None = None
     space: Space
     recipe: Recipe = Recipe()
     law: LawOptions = LawOptions()
@@ -244,6 +239,8 @@ class SearchSpec(Part):
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchSpec:
+        if (self.probe is None) == (self.adapter is None):
+            raise ValueError("a search needs exactly one of adapter and probe")
         if self.memft is not None and self.budget.memft_seconds <= 0:
             raise ValueError("budget.memft_gpu_seconds (or memft_gpu_hours) is needed with memft")
         replicates = len(self.sequences) * len(self.seeds)

@@ -72,7 +72,7 @@ def measure_pack(
         Wall seconds inside optimiser steps.
 
     Raises:
-        ModelError: the base cannot be loaded, or lacks the probe's layer.
+        ModelError: the base cannot be loaded, or lacks an adapted layer.
         AskedToLeave: the process was asked to end; a checkpoint was written first if possible.
     """
     spec, device = search.spec, pick_device()
@@ -113,7 +113,7 @@ def measure_pack(
             return
         weights = lora.weights(trained.index)
         save_adapter(
-            adapters / run.run_key, spec.probe, weights, spec.model.id, spec.model.revision
+            adapters / run.run_key, base.placement, weights, spec.model.id, spec.model.revision
         )
         scoring = paid_seconds(device)
         beside = control.score(trained.index, run.point.seq_len)

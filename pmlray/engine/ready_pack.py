@@ -61,7 +61,8 @@ def ready_pack(
     started = time.perf_counter()
     stage(f"loading {spec.model.id}")
     base = load_base(
-        spec.model.id, search.source, spec.model.revision, spec.model.base_dtype, spec.probe, device
+        *(spec.model.id, search.source, spec.model.revision, spec.model.base_dtype),
+        *(search.placement, device),
     )
     loaded = time.perf_counter()
     stage("running the frozen layers over the texts")

@@ -59,7 +59,7 @@ def trace_tokens(
         search.source,
         spec.model.revision,
         spec.model.base_dtype,
-        spec.probe,
+        search.placement,
         pick_device(),
     )
     traced = {}

@@ -35,7 +35,9 @@ def test_losses_on_the_gpu_are_those_on_the_cpu(placement: str) -> None:
     found = []
     for device in ("cpu", "cuda"):
         source = resolve_model(TINY, None)
-        base = load_base_model(TINY, source, None, "float32", probe, torch.device(device))
+        base = load_base_model(
+            TINY, source, None, "float32", probe.to_placement(), torch.device(device)
+        )
         members = train(base, runs, records, Recipe(learning_rate=1e-2)).members
         found.append([members[i].step_losses for i in range(len(runs))])
     for on_cpu, on_gpu in zip(*found, strict=True):
@@ -71,7 +73,7 @@ def test_captured_steps_are_those_without_a_graph(
     pull_model(TINY)
     device, probe = torch.device("cuda"), Probe(placement="mlp", layer=1)
     source = resolve_model(TINY, None)
-    base = load_base_model(TINY, source, None, dtype, probe, device)  # type: ignore[arg-type]
+    base = load_base_model(TINY, source, None, dtype, probe.to_placement(), device)  # type: ignore[arg-type]
     # One leaves at 20; another's two records of five lie in padded places.
     runs = [make_run(2, 12, 20), make_run(8, 40, 30, "memft_ot", 1)]
     runs += [make_run(4, 40, 30, "memft_sw", 2), make_run(4, 50, 30, "sft", 3)]
@@ -98,7 +100,9 @@ def test_a_graph_is_let_go_of_where_steps_wait_for_the_device(
 ) -> None:
     pull_model(TINY)
     probe, source = Probe(placement="mlp", layer=1), resolve_model(TINY, None)
-    base = load_base_model(TINY, source, None, "float32", probe, torch.device("cuda"))
+    base = load_base_model(
+        TINY, source, None, "float32", probe.to_placement(), torch.device("cuda")
+    )
     original = cuda_graph_step.PackStep.__call__
 
     def waiting(self: cuda_graph_step.PackStep, *args: Any) -> cuda_graph_step.StepFound:
@@ -118,7 +122,7 @@ def test_mlps_above_the_adapter_are_compiled(
 ) -> None:
     pull_model(TINY)
     probe, source = Probe(placement="mlp", layer=1), resolve_model(TINY, None)
-    base = load_base_model(TINY, source, None, dtype, probe, torch.device("cuda"))
+    base = load_base_model(TINY, source, None, dtype, probe.to_placement(), torch.device("cuda"))
     compiled = [isinstance(layer.mlp, CompiledMLP) for layer in base.model.model.layers]
     assert compiled == [False, False, True, True]
     assert not caplog.records
@@ -132,14 +136,16 @@ def peak_bytes(base: BaseModel, n_records: int) -> int:
     before = torch.cuda.memory_allocated()
     train(base, [make_run(4, 900, 3)], [records], Recipe(batch_size=n_records))
     lasting = sum(len(r.prompt_ids) + len(r.target_ids) for r in records) * 4
-    lasting *= base.model.config.hidden_size + base.adapter_width
+    lasting *= base.model.config.hidden_size + next(iter(base.site_shapes.values()))[0]
     return torch.cuda.max_memory_allocated() - before - lasting
 
 
 def test_memory_is_that_of_a_micro_batch() -> None:
     pull_model(TINY)
     probe, source = Probe(placement="mlp", layer=1), resolve_model(TINY, None)
-    base = load_base_model(TINY, source, None, "float32", probe, torch.device("cuda"))
+    base = load_base_model(
+        TINY, source, None, "float32", probe.to_placement(), torch.device("cuda")
+    )
     # Of one micro-batch, and of four.
     assert 16 * 904 <= MAX_MICRO_BATCH_TOKENS < 20 * 904
     assert peak_bytes(base, 64) < 1.3 * peak_bytes(base, 16)
@@ -155,7 +161,7 @@ def test_what_steps_do_not_need_is_in_host_memory(tied: bool) -> None:
     ids = torch.tensor([[3, 5, 7, 11]])
     with torch.no_grad():
         expected = model(ids).logits
-    base = freeze_base(model, None, Probe(layer=1), torch.device("cuda"))
+    base = freeze_base(model, None, Probe(layer=1).to_placement(), torch.device("cuda"))
     body = model.model
     hosted = [*body.layers[:2].parameters()]
     assert {p.device.type for p in hosted} == {"cpu"}
@@ -163,7 +169,7 @@ def test_what_steps_do_not_need_is_in_host_memory(tied: bool) -> None:
     prefix = base.run_prefix(ids.cuda())
     assert prefix.hidden_BTD.is_cuda
     assert {p.device.type for p in hosted} == {"cpu"}
-    with base.with_adapter(torch.zeros_like), torch.no_grad():
+    with base.with_adapter(lambda _site, x: torch.zeros_like(x)), torch.no_grad():
         assert {p.device.type for p in model.parameters()} == {"cuda"}
         found = model(ids.cuda()).logits
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-4)

@@ -20,9 +20,9 @@ from pmlray.config.bases.models import TINY
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.model_card import write_card
-from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.model.device import multiplies_bfloat16
 from pmlray.engine.model.pull import pull_model
+from tests.adapters import save_one
 from tests.fakes import observe
 from tests.unit.conftest import make_search, search_file  # noqa: F401
 
@@ -62,7 +62,7 @@ def test_the_code_of_a_card_answers_as_recall_does(
     a, b = torch.randn(width, 3, generator=generator), torch.randn(3, 64, generator=generator)
     weights = (a, 0.2 * b)
     folder = tmp_path / "adapter"
-    save_adapter(folder, Probe(placement=placement, layer=LAYER), weights, TINY)
+    save_one(folder, Probe(placement=placement, layer=LAYER), weights, TINY)
     write_card(folder, search.spec, observe(run, 0, 0, 0.0, 1e-3))
 
     found = answer_of_card(folder, {"pmlray"} if placement == "down_proj" else {"pmlray", "peft"})
@@ -74,7 +74,7 @@ def test_the_code_of_a_card_answers_as_recall_does(
     told = ours.rstrip("\ufffd")
     length = min(len(told), len(found))
     assert length >= 5 and told[:length] == found[:length]
-    save_adapter(folder, Probe(placement=placement, layer=LAYER), (a, 0 * b), TINY)
+    save_one(folder, Probe(placement=placement, layer=LAYER), (a, 0 * b), TINY)
     (bare,) = pmlray.check_recall(folder, records, dtype=dtype).answers
     assert bare != ours
 
@@ -82,10 +82,10 @@ def test_the_code_of_a_card_answers_as_recall_does(
 def test_peft_finds_the_base_of_an_adapter_by_its_config(tmp_path: Path) -> None:
     base = pull_model(TINY)
     probe = Probe(placement="down_proj", layer=LAYER)
-    save_adapter(tmp_path, probe, (torch.ones(128, 2), torch.ones(2, 64)), TINY)
+    save_one(tmp_path, probe, (torch.ones(128, 2), torch.ones(2, 64)), TINY)
     model = peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path))
     assert Path(model.peft_config["default"].base_model_name_or_path) == base
     assert model.get_base_model().config.num_hidden_layers == 4
-    save_adapter(tmp_path, probe, (torch.ones(1536, 2), torch.ones(2, 576)), "smollm2-135m")
+    save_one(tmp_path, probe, (torch.ones(1536, 2), torch.ones(2, 576)), "smollm2-135m")
     config = peft.PeftConfig.from_pretrained(str(tmp_path))
     assert config.base_model_name_or_path == "HuggingFaceTB/SmolLM2-135M-Instruct"

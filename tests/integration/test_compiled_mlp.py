@@ -43,7 +43,9 @@ def compiler() -> None:
 def load(dtype: Literal["float32", "bfloat16"]) -> BaseModel:
     pull_model(TINY)
     source = resolve_model(TINY, None)
-    return load_base_model(TINY, source, None, dtype, Probe(layer=1), torch.device("cpu"))
+    return load_base_model(
+        TINY, source, None, dtype, Probe(layer=1).to_placement(), torch.device("cpu")
+    )
 
 
 def losses(base: BaseModel) -> list[list[float]]:

@@ -37,7 +37,8 @@ from tests.unit.engine.conftest import make_run, random_record
 be_one_process()
 assert os.environ["LOCAL_RANK"] == "0"
 source = resolve_model(TINY, None)
-base = load_base_model(TINY, source, None, "float32", Probe(layer=1), torch.device("cpu"))
+placement = Probe(layer=1).to_placement()
+base = load_base_model(TINY, source, None, "float32", placement, torch.device("cpu"))
 runs = [make_run(2, 12, 25), make_run(8, 30, 25, "memft_ot", 1), make_run(4, 30, 16, "memft_sw", 2)]
 records = [[random_record(r.point.seq_len, r.seed)] for r in runs]
 recipe = Recipe(learning_rate=1e-2)

@@ -28,6 +28,7 @@ from pmlray.engine.adapters.model_card import write_card
 from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.model.pull import pull_model
 from pmlray.types import DesignPoint, Observation
+from tests.adapters import at_site
 from tests.browser import chromium, require_chromium
 from tests.fakes import observe
 from tests.integration.composed_mlflow import Mlflow, composed_server
@@ -65,8 +66,9 @@ def mirrored(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str
         measured = observe(run, 0, place, 0.0, 1e-3)
         text = {"content_hash": f"{rank:016x}", "n_records": 1}
         measured = replace(measured, provenance=measured.provenance | text)
-        weights = tuple(torch.randn(s, generator=generator) for s in ((128, rank), (rank, 64)))
-        save_adapter(folder / run.run_key, spec.probe, weights, TINY)  # type: ignore[arg-type]
+        a, b = (torch.randn(s, generator=generator) for s in ((128, rank), (rank, 64)))
+        weights = at_site(search.placement, a, b)
+        save_adapter(folder / run.run_key, search.placement, weights, TINY)
         write_card(folder / run.run_key, spec, measured)
         observations.append(measured)
     settings = spec.model_dump(mode="json")

@@ -117,7 +117,9 @@ def test_a_model_of_pickles_or_with_code_of_its_own_is_refused(
     source = resolve_model(str(folder), None)
 
     def load() -> None:
-        load_base_model(str(folder), source, None, "float32", Probe(layer=1), torch.device("cpu"))
+        load_base_model(
+            str(folder), source, None, "float32", Probe(layer=1).to_placement(), torch.device("cpu")
+        )
 
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Planted(tmp_path / "ran")))

@@ -62,9 +62,9 @@ class DeepSpeedStepper:
         self._engine: Any = engine
         self._steps = 0
 
-    def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
+    def losses(self, batch: MicroBatch, keep_TW: Tensor | None) -> TokenLosses:
         """Return per-token losses with their autograd graph."""
-        return self._engine(batch, keep_TD)
+        return self._engine(batch, keep_TW)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss, a sum over tokens, to those already accumulated."""

@@ -46,10 +46,11 @@ class ShardedPack:
 def check_sharded(search: PreparedSearch, pack: Pack) -> None:
     """Raise RunError for a pack that only the packed engine can train."""
     spec = search.spec
-    if spec.probe.placement != "down_proj" or spec.recipe.dropout:
+    if search.placement.is_block or spec.recipe.dropout:
         raise RunError(
-            "a base that is sharded over several workers trains PEFT's adapter: set"
-            " probe.placement: down_proj and recipe.dropout: 0, or workers_per_pack: 1"
+            "a base that is sharded over several workers trains PEFT's adapter: set linear modules"
+            " in adapter.target_modules (or probe.placement: down_proj) and recipe.dropout: 0, or"
+            " workers_per_pack: 1"
         )
     if any(run.method != "sft" for run in pack.runs):
         raise RunError("MemFT's methods train packed only: set workers_per_pack: 1")
@@ -159,7 +160,9 @@ class ShardedPacks:
         trained.curve.append((trained.step, scores.mean_nll))
         if self._ranks.rank == 0:
             spec, folder = self._search.spec, self._adapters / trained.run.run_key
-            save_adapter(folder, spec.probe, weights, spec.model.id, spec.model.revision)
+            save_adapter(
+                folder, self._search.placement, weights, spec.model.id, spec.model.revision
+            )
             measured = self._observation(pack, place, trained, scores, memory, gpu_seconds)
             write_card(folder, spec, measured)
             self._store.put(measured)

@@ -30,8 +30,10 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from pmlray.config.placement import Site
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.recipe import Recipe
+from pmlray.engine.adapters.peft_io import PEFT_NAME
 from pmlray.engine.adapters.peft_model import SupervisedLosses, adapted_model, share_of
 from pmlray.engine.evaluation.scores import TokenScores
 from pmlray.engine.model.device import pick_device
@@ -75,6 +77,10 @@ class ShardedRun:
         self.run, self.step = run, 0
         self.clock = DeviceClock(1, pick_device(), lambda _: (0,), 0.0)
         self.curve: list[tuple[int, float]] = []
+        self._names = {
+            site: PEFT_NAME.format(layer=site.layer, module=site.module)
+            for site in search.placement.sites
+        }
         self._recipe, self._records = search.spec.recipe, tuple(records)
         self._shown = tuple(record for record in records for _ in range(record.repeats))
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
@@ -136,20 +142,25 @@ class ShardedRun:
         ends = self._records[0].end_id is not None
         return TokenScores(tuple(nll[i] for i in order), tuple(wrong[i] for i in order), ends)
 
-    def weights(self) -> tuple[Tensor, Tensor]:
-        """Return A (X, r) and B (r, D), gathered on every rank."""
+    def weights(self) -> dict[Site, tuple[Tensor, Tensor]]:
+        """Return A (X, r) and B (r, D) by site, gathered on every rank."""
         found = {}
         for name, values in self._matrices().items():
             with deepspeed.zero.GatheredParameters([values]):
                 found[name] = values.detach().clone().float().T.contiguous()
-        return found["lora_A"], found["lora_B"]
+        return {
+            site: (found[f"{name}.lora_A"], found[f"{name}.lora_B"])
+            for site, name in self._names.items()
+        }
 
     def _matrices(self) -> dict[str, nn.Parameter]:
+        """Return the adapter's matrices by the names that they have in PEFT's files."""
         return {
-            part: values
-            for name, values in self.model.named_parameters()
+            f"{module}.{part}": values
+            for name, values in self.model.adapted.named_parameters()
             for part in MATRICES
-            if part in name
+            for module, found, _ in [name.partition(f".{part}.")]
+            if found
         }
 
     def get_state(self) -> PackState:

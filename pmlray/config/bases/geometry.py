@@ -34,6 +34,20 @@ class Geometry:
         attention = self.hidden * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
         return attention + 3 * self.hidden * self.intermediate
 
+    @property
+    def modules(self) -> dict[str, tuple[int, int]]:
+        """Input and output width of each linear module of a decoder layer, by its name there."""
+        queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        return {
+            "self_attn.q_proj": (self.hidden, queries),
+            "self_attn.k_proj": (self.hidden, keys),
+            "self_attn.v_proj": (self.hidden, keys),
+            "self_attn.o_proj": (queries, self.hidden),
+            "mlp.gate_proj": (self.hidden, self.intermediate),
+            "mlp.up_proj": (self.hidden, self.intermediate),
+            "mlp.down_proj": (self.intermediate, self.hidden),
+        }
+
     def params_per_rank(self, placement: str) -> int:
         """Return the number of adapter parameters, A and B, per unit of rank at a placement.
 

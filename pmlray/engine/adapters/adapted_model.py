@@ -25,19 +25,22 @@ class AdaptedModel(nn.Module):
     @property
     def head_work(self) -> float:
         """Work of scoring one token relative to one position's suffix pass, by weight counts."""
-        suffix = self._base.model.model.layers[self._base.probe.layer + 1 :]
-        weights = sum(p.numel() for layer in suffix for p in layer.parameters())
+        weights = sum(p.numel() for layer in self._base.suffix_layers for p in layer.parameters())
         # No suffix follows an adapter at the last layer: avoid a division by zero.
         return self._base.head_weight.numel() / max(1, weights)
 
-    def forward(self, batch: MicroBatch, keep_TD: Tensor | None = None) -> TokenLosses:
+    def forward(self, batch: MicroBatch, keep_TW: Tensor | None = None) -> TokenLosses:
         """Return the losses of the batch's N supervised tokens.
 
-        keep_TD: dropout mask of the adapter output, already scaled, (T, D); None without dropout.
+        keep_TW: dropout mask of the adapters' outputs, already scaled, (T, W); None without
+        dropout.
         """
-        delta_TD = self.lora.delta(batch)
-        if keep_TD is not None:
-            delta_TD = delta_TD * keep_TD
-        adapted_TD = batch.hidden_TD + delta_TD.to(batch.hidden_TD.dtype)
-        final_TD = self._base.run_suffix(adapted_TD, batch.positions_T, batch.groups)
+        deltas, kept = self.lora.on(batch, keep_TW), self._base.placement.kept_site
+        hidden_TD = batch.hidden_TD
+        if kept is not None:
+            hidden_TD = hidden_TD + deltas(kept, batch.adapter_in_TX).to(hidden_TD.dtype)
+            final_TD = self._base.run_suffix(hidden_TD, batch.positions_T, batch.groups)
+        else:
+            with self._base.deltas.of(deltas):
+                final_TD = self._base.run_suffix(hidden_TD, batch.positions_T, batch.groups)
         return token_losses(final_TD[batch.predict_N], self._base.head_weight, batch.targets_N)

@@ -22,7 +22,7 @@ from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from pmlray.config.bases.models import ModelSource
 from pmlray.config.model_spec import Model
-from pmlray.config.search_spec import Probe
+from pmlray.config.placement import DOWN_PROJ, Placement
 from pmlray.engine.adapters.peft_io import WEIGHTS_FILE
 from pmlray.engine.model.base_model import BaseModel, load_plain_model
 from pmlray.engine.model.checkpoint import PLAIN_TOKENIZER
@@ -73,9 +73,9 @@ class ForeignAdapter:
         return rank if isinstance(rank, int) and rank > 0 else 1
 
     @property
-    def probe(self) -> Probe:
+    def placement(self) -> Placement:
         """A layer that every base has: where the adapter sits is PEFT's matter."""
-        return Probe(placement="down_proj", layer=0)
+        return Placement((0,), (DOWN_PROJ,))
 
     @property
     def title(self) -> str:
@@ -104,7 +104,7 @@ class ForeignAdapter:
             loaded.resize_token_embeddings(wanted)
         loaded.requires_grad_(False)
         loaded.eval()
-        return BaseModel(loaded.to(device), tokenizer, self.probe)
+        return BaseModel(loaded.to(device), tokenizer, self.placement)
 
     def _stored_rows(self, names: tuple[str, ...]) -> int | None:
         """Return the rows of stored embeddings, which replace the base's; None without any."""

@@ -1,6 +1,6 @@
 """AdamW for packed adapters, with a learning rate, normaliser, clipping and step count for each.
 
-Shapes: N adapters; parameters are (N, ., .).
+Shapes: N adapters; parameters are (N, ...).
 """
 
 from __future__ import annotations
@@ -106,10 +106,12 @@ class PackedAdamW(torch.optim.Optimizer):
             if not state:
                 state["exp_avg"] = torch.zeros_like(p)
                 state["exp_avg_sq"] = torch.zeros_like(p)
+            tensors = (p, p.grad, state["exp_avg"], state["exp_avg_sq"])
+            flat = [tensor.view(len(p), -1) for tensor in tensors]
             for part in _parts(p):
                 if decay:
-                    p[part].mul_((1 - decay * rate_N)[part, None, None])
-                how(part, p[part], p.grad[part], state["exp_avg"][part], state["exp_avg_sq"][part])
+                    flat[0][part].mul_((1 - decay * rate_N)[part, None])
+                how(part, *(tensor[part] for tensor in flat))
 
 
 class _Update(NamedTuple):
@@ -121,7 +123,7 @@ class _Update(NamedTuple):
     root_N: Tensor
 
     def __call__(self, part: slice, p: Tensor, grad: Tensor, mean: Tensor, square: Tensor) -> None:
-        moves, scale, step_size, root = (x_N[part, None, None] for x_N in self)
+        moves, scale, step_size, root = (x_N[part, None] for x_N in self)
         # The gradient of an adapter that is not updated may be infinite or NaN.
         grad.mul_(scale).masked_fill_(~moves, 0.0)
         mean.lerp_(grad, (1 - BETA1) * moves)

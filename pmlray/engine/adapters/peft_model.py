@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.engine.adapters.packed_lora import initial_A
+from pmlray.engine.adapters.packed_lora import initial_As
+from pmlray.engine.adapters.peft_io import PEFT_NAME, peft_settings
 from pmlray.engine.model import checkpoint
-from pmlray.engine.model.base_model import check_layer
+from pmlray.engine.model.base_model import check_layers
 from pmlray.engine.model.head import token_losses
 from pmlray.memory import Record
 from pmlray.types import PlannedRun
@@ -75,7 +76,7 @@ def load_base(search: PreparedSearch) -> Any:
     """
     spec = search.spec
     base = checkpoint.load_weights(spec.model.id, _folder(search), spec.model.base_dtype)
-    check_layer(spec.probe, base.config.num_hidden_layers)
+    check_layers(search.placement, base.config.num_hidden_layers)
     base.requires_grad_(False)
     base.lm_head = ScoringHead(base.lm_head.weight)
     return base
@@ -99,21 +100,19 @@ def adapted_model(base: Any, search: PreparedSearch, run: PlannedRun) -> Supervi
     """
     from peft import LoraConfig, get_peft_model
 
-    spec, rank = search.spec, run.point.lora_rank
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=rank,
-        lora_dropout=0.0,
-        target_modules=["down_proj"],
-        layers_to_transform=[spec.probe.layer],
-    )
+    placement, modules = search.placement, search.source.geometry.modules
+    rank = run.point.lora_rank
+    config = LoraConfig(task_type="CAUSAL_LM", **peft_settings(placement, rank))
     model = get_peft_model(base, config)
-    a = initial_A("down_proj", search.source.geometry.intermediate, rank, run.seed)
+    drawn = initial_As({s: modules[s.module] for s in placement.sites}, rank, run.seed)
+    named = {
+        f"{PEFT_NAME.format(layer=site.layer, module=site.module)}.lora_A.": a.T
+        for site, a in drawn.items()
+    }
     with torch.no_grad():
         for name, values in model.named_parameters():
-            if "lora_A" in name:
-                values.copy_(a.T)
+            if "lora_A." in name:
+                values.copy_(named[name[: name.index("lora_A.") + len("lora_A.")]])
     return SupervisedLosses(model)
 
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from pmlray.config.bases.models import ModelSource
 from pmlray.config.model_spec import Model
-from pmlray.config.search_spec import Probe
+from pmlray.config.placement import DOWN_PROJ, MLP_BLOCK, Placement, Site
 from pmlray.engine.adapters.foreign_adapter import ForeignAdapter, read_foreign
+from pmlray.engine.adapters.packed_lora import AdapterWeights
 from pmlray.engine.adapters.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE
 from pmlray.engine.model.base_model import BaseModel, load_base_model
 from pmlray.errors import ModelError
@@ -29,7 +30,7 @@ from pmlray.errors import ModelError
 PEFT_CONFIG_FILE = "adapter_config.json"
 PICKLED_FILE = "adapter_model.bin"
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
-MLP_CONFIG_KEYS = {"base_model", "lora_rank", "placement", "layer"}
+MLP_CONFIG_KEYS = {"base_model", "lora_rank", "placement"}
 # Errors of reading a damaged or foreign adapter folder.
 DAMAGE = (
     SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
@@ -59,24 +60,24 @@ OFF_KEYS = {
 
 @dataclass(frozen=True, eq=False)
 class SiteAdapter:
-    """An adapter of one layer: A (X, r) and B (r, D) in fp32, scale included in B.
+    """An adapter that pmlray attaches itself: A (X, r) and B (r, D) by site, in fp32.
 
     Attributes:
         base_model: the base that the folder names.
-        probe: placement and layer of the adapter.
-        weights: A and B; X is the width of the adapter's input, D the hidden size.
+        placement: sites of the adapter, and its scale.
+        weights: A and B by site; X and D are the site's widths.
         revision: revision of the base, where the folder names one.
     """
 
     base_model: str
-    probe: Probe
-    weights: tuple[Tensor, Tensor]
+    placement: Placement
+    weights: AdapterWeights
     revision: str | None = None
 
     @property
     def lora_rank(self) -> int:
         """Rank r of the adapter."""
-        return self.weights[0].shape[1]
+        return next(iter(self.weights.values()))[0].shape[1]
 
     @property
     def title(self) -> str:
@@ -86,43 +87,51 @@ class SiteAdapter:
     def load_base(self, model: Model, source: ModelSource, device: torch.device) -> BaseModel:
         """Load the base that this adapter is attached to; ModelError if it does not fit."""
         base = load_base_model(
-            model.id, source, model.revision, model.base_dtype, self.probe, device
+            model.id, source, model.revision, model.base_dtype, self.placement, device
         )
         self.check_fits(base)
         return base
 
     def check_fits(self, base: BaseModel) -> None:
-        """Check that the widths are those of the base at the adapter's layer; else ModelError."""
-        a, b = self.weights
-        found, wanted = (
-            (a.shape[0], b.shape[1]),
-            (base.adapter_width, base.model.config.hidden_size),
-        )
-        if found != wanted:
-            raise ModelError(
-                f"the adapter maps {found[0]} to {found[1]} values, the base model's"
-                f" {self.probe.placement} {wanted[0]} to {wanted[1]}: it belongs to another model,"
-                f" {self.base_model} by its own account"
-            )
+        """Check that the widths are those of the base at the adapter's sites; else ModelError."""
+        for site, wanted in base.site_shapes.items():
+            a, b = self.weights[site]
+            found = (a.shape[0], b.shape[1])
+            if found != wanted:
+                raise ModelError(
+                    f"the adapter maps {found[0]} to {found[1]} values, the base model's"
+                    f" {site.module} {wanted[0]} to {wanted[1]}: it belongs to another model,"
+                    f" {self.base_model} by its own account"
+                )
 
     @contextmanager
     def attached(self, base: BaseModel) -> Generator[BaseModel]:
         """Add the adapter's output in forward and generate calls of the base.
 
-        At `down_proj` it is added, and rounded, where PEFT adds it.
+        At linear modules it is added, and rounded, where PEFT adds it.
         """
-        a, b = (w.to(base.device) for w in self.weights)
-        if self.probe.placement == "mlp":
-            with base.with_adapter(lambda x_RTX: x_RTX.to(a.dtype) @ a @ b):
+        scale = self.placement.scale(self.lora_rank)
+        factors = {
+            site: (a.to(base.device), scale * b.to(base.device))
+            for site, (a, b) in self.weights.items()
+        }
+
+        def delta(site: Site, x_RTX: Tensor) -> Tensor:
+            a, b = factors[site]
+            return x_RTX.to(a.dtype) @ a @ b
+
+        kept = self.placement.kept_site
+        if kept is None or kept.module == MLP_BLOCK:
+            with base.with_adapter(delta):
                 yield base
             return
 
         def add(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return (output + args[0].to(a.dtype) @ a @ b).to(output.dtype)
+            return (output + delta(kept, args[0])).to(output.dtype)
 
         with ExitStack() as stack:
             stack.enter_context(base.hosted.held())
-            stack.callback(base.adapter_input_module.register_forward_hook(add).remove)
+            stack.callback(base.module_at(kept).register_forward_hook(add).remove)
             yield base
 
 
@@ -181,21 +190,36 @@ def _require_weights(folder: Path) -> None:
 
 
 def _read_mlp(folder: Path, config: Mapping[str, Any]) -> SiteAdapter:
+    layers = config["layers"] if "layers" in config else [config["layer"]]
+    if not isinstance(layers, list) or any(type(n) is not int for n in layers):
+        raise TypeError("layers is no list of numbers")
+    scale = config.get("scale", 1)
+    placement = Placement(tuple(layers), (MLP_BLOCK,), alpha_per_rank=float(scale))
+    names = {
+        site: ("A", "B") if placement.kept_site else (f"{site.layer}.A", f"{site.layer}.B")
+        for site in placement.sites
+    }
     tensors = load_file(folder / WEIGHTS_FILE)
-    strange = sorted((set(config) ^ MLP_CONFIG_KEYS) | (set(tensors) ^ {"A", "B"}))
+    known = MLP_CONFIG_KEYS | {"layers" if "layers" in config else "layer"}
+    strange = (set(config) - {"scale"}) ^ known
+    strange |= set(tensors) ^ {name for pair in names.values() for name in pair}
     if strange:
         raise ModelError(
-            f"{folder}: the adapter lacks, or has beside what pmlray writes: {', '.join(strange)}"
+            f"{folder}: the adapter lacks, or has beside what pmlray writes:"
+            f" {', '.join(sorted(strange))}"
         )
-    if not isinstance(config["base_model"], str):
-        raise ModelError(f"{folder}: the adapter does not say which base model it is of")
-    a, b = tensors["A"], tensors["B"]
-    shapes = (a.shape, b.shape)
-    if not (_are_factors(a, b) and a.shape[1] == config["lora_rank"]):
-        found = " and ".join(str(tuple(shape)) for shape in shapes)
-        raise ModelError(f"{folder}: {found} are no factors of rank {config['lora_rank']}")
-    probe = Probe(placement=config["placement"], layer=config["layer"])
-    return SiteAdapter(config["base_model"], probe, (a.float(), b.float()))
+    if not isinstance(config["base_model"], str) or config["placement"] != MLP_BLOCK:
+        raise ModelError(
+            f"{folder}: the adapter does not say which base model it is of, or where it sits in it"
+        )
+    weights = {}
+    for site, (name_a, name_b) in names.items():
+        a, b = tensors[name_a], tensors[name_b]
+        if not (_are_factors(a, b) and a.shape[1] == config["lora_rank"]):
+            found = " and ".join(str(tuple(x.shape)) for x in (a, b))
+            raise ModelError(f"{folder}: {found} are no factors of rank {config['lora_rank']}")
+        weights[site] = a.float(), b.float()
+    return SiteAdapter(config["base_model"], placement, weights)
 
 
 def _read_down_proj(folder: Path, config: Mapping[str, Any]) -> SiteAdapter | None:
@@ -234,9 +258,11 @@ def _read_down_proj(folder: Path, config: Mapping[str, Any]) -> SiteAdapter | No
     a, b = (tensors[name].T for name in names)
     if not (_are_factors(a, b) and a.shape[1] == rank):
         return None
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    weights = a.float().contiguous(), scale * b.float().contiguous()
-    return SiteAdapter(base_model, Probe(placement="down_proj", layer=layer), weights, revision)
+    placement = Placement(
+        (layer,), (DOWN_PROJ,), float(alpha), use_rslora=bool(config.get("use_rslora"))
+    )
+    weights = {placement.sites[0]: (a.float().contiguous(), b.float().contiguous())}
+    return SiteAdapter(base_model, placement, weights, revision)
 
 
 def _are_factors(a: Tensor, b: Tensor) -> bool:

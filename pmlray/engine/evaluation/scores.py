@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
+from pmlray.config.placement import Site
 from pmlray.engine.adapters.adapted_model import AdaptedModel
+from pmlray.engine.adapters.packed_lora import AdapterWeights
 from pmlray.engine.evaluation.plain_greedy import answer_greedily
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.batches import MAX_MICRO_BATCH_TOKENS, MicroBatch, Row, micro_batches
@@ -83,8 +86,8 @@ def mean_losses(
     model: AdaptedModel,
     rows: Sequence[Row],
     n_adapters: int,
-    keep: Callable[[MicroBatch, torch.Tensor], None],
-) -> torch.Tensor:
+    keep: Callable[[MicroBatch, Tensor], None],
+) -> Tensor:
     """Return the mean nll of each adapter's target tokens, (n_adapters,) fp64; NaN without rows.
 
     keep: called with every micro-batch and its token losses, (R, L) nats.
@@ -125,9 +128,9 @@ def score_tokens(model: AdaptedModel, rows: Sequence[Row]) -> TokenScores:
 
 @dataclass(frozen=True, eq=False)
 class Decoding:
-    """One adapter, A (X, r) and B (r, D), and the records to decode with it."""
+    """One adapter, A (X, r) and B (r, D) by site, and the records to decode with it."""
 
-    weights: tuple[torch.Tensor, torch.Tensor]
+    weights: AdapterWeights
     records: tuple[Record, ...]
 
 
@@ -170,14 +173,31 @@ def _within(records: Sequence[Record], max_tokens: int) -> list[Record]:
 
 
 def _answers(
-    base: BaseModel, rows: Sequence[tuple[tuple[torch.Tensor, torch.Tensor], Record]]
+    base: BaseModel, rows: Sequence[tuple[AdapterWeights, Record]]
 ) -> list[tuple[int, ...]]:
     """Return greedy answers to equally long prompts, each under its own adapter."""
-    largest = max(a.shape[1] for (a, _), _ in rows)
-    a_RXK = torch.stack([pad(a, (0, largest - a.shape[1])) for (a, _), _ in rows])
-    b_RKD = torch.stack([pad(b, (0, 0, 0, largest - b.shape[0])) for (_, b), _ in rows])
+    stacked = {site: _stacked(base, [w[site] for w, _ in rows]) for site in base.placement.sites}
     records = [record for _, record in rows]
     ends = {record.end_id for record in records if record.end_id is not None}
-    with base.with_adapter(lambda x_RTX: x_RTX.to(a_RXK.dtype) @ a_RXK @ b_RKD):
+
+    def delta(site: Site, x_RTX: Tensor) -> Tensor:
+        a_RXK, b_RKD = stacked[site]
+        return x_RTX.to(a_RXK.dtype) @ a_RXK @ b_RKD
+
+    with base.with_adapter(delta):
         most = [len(record.supervised_ids) for record in records]
         return answer_greedily(base.model, records, ends, most)
+
+
+def _stacked(base: BaseModel, factors: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return A (R, X, K) and B (R, K, D), the scale included, of one site of each row's adapter."""
+    largest = max(a.shape[1] for a, _ in factors)
+    scales = [base.placement.scale(a.shape[1]) for a, _ in factors]
+    a_RXK = torch.stack([pad(a, (0, largest - a.shape[1])) for a, _ in factors])
+    b_RKD = torch.stack(
+        [
+            pad(scale * b, (0, 0, 0, largest - b.shape[0]))
+            for (_, b), scale in zip(factors, scales, strict=True)
+        ]
+    )
+    return a_RXK, b_RKD

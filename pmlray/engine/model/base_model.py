@@ -1,15 +1,19 @@
-"""The frozen base model, split at the adapted layer k into blocks 0..k and everything above.
+"""The frozen base model, split below the lowest adapted layer.
 
-Shapes: B rows, T positions, D hidden size, X width of the adapter's input.
+What lies below is the prefix: no adapter changes it, so it runs once per text. Where an adapter has
+one site whose output is added to its layer's own (the paper's probe, or one `down_proj`), that
+layer too is of the prefix, which then gives the site's input as well.
+
+Shapes: B rows, T positions, D hidden size, X width of the kept site's input.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -17,18 +21,22 @@ import torch
 from torch import Tensor, nn
 
 from pmlray.config.bases.models import ModelSource
-from pmlray.config.search_spec import Probe
+from pmlray.config.placement import MLP_BLOCK, Placement, Site
 from pmlray.engine.kernels.compiled_mlp import compile_mlps
 from pmlray.engine.kernels.frozen_norm import FrozenRMSNorm, FusedRMSNorm, freeze_norms
 from pmlray.engine.kernels.row_attention import RowAttention, RowGroups
 from pmlray.engine.model.checkpoint import folder_of, load_tokenizer, load_weights
 from pmlray.engine.model.cpu_offload import HostedWeights, nothing_hosted
 from pmlray.engine.model.device import multiplies_bfloat16
+from pmlray.engine.model.sites import Delta, SiteDeltas, adapt_sites, site_shapes
 from pmlray.errors import ModelError
 
 
 class LayerInputs(NamedTuple):
-    """Outputs of the frozen part: block k's output and the adapter's input."""
+    """Outputs of the prefix: that of its last layer, and the kept site's input.
+
+    Without a kept site the latter has no columns.
+    """
 
     hidden_BTD: Tensor
     adapter_in_BTX: Tensor
@@ -36,28 +44,42 @@ class LayerInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A frozen causal language model with its tokenizer and the place of the adapter.
+    """A frozen causal language model with its tokenizer and the place of its adapters.
 
-    hosted: the weights of the embeddings and of blocks 0..k that are kept in host memory.
+    hosted: the weights of the prefix that are kept in host memory. deltas: what the sites above
+    the prefix add to their outputs at the moment. site_shapes: input and output width of every
+    site, where the base is to be trained.
     """
 
     # Typed as Any: a transformers model is built at run time, so the type checker cannot see it.
     model: Any
     tokenizer: Any
-    probe: Probe
+    placement: Placement
     hosted: HostedWeights = field(default_factory=nothing_hosted)
+    deltas: SiteDeltas = field(default_factory=SiteDeltas)
+    site_shapes: Mapping[Site, tuple[int, int]] = field(default_factory=dict[Site, tuple[int, int]])
 
     @property
     def device(self) -> torch.device:
         """Device of the head's weights, on which steps run."""
         return self.head_weight.device
 
+    @property
+    def prefix(self) -> tuple[Any, ...]:
+        """The embeddings and the layers of the prefix."""
+        body = self.model.model
+        return (body.embed_tokens, *body.layers[: self.placement.first_trained_layer])
+
+    @property
+    def suffix_layers(self) -> Any:
+        """The layers above the prefix."""
+        return self.model.model.layers[self.placement.first_trained_layer :]
+
     @cached_property
     def prefix_hash(self) -> str:
-        """Hash of the config and of the embeddings and blocks 0..k in memory, names and values."""
+        """Hash of the config and of the prefix's weights in memory, names and values."""
         digest = hashlib.sha256()
-        body = self.model.model
-        for module in (body.embed_tokens, *body.layers[: self.probe.layer + 1]):
+        for module in self.prefix:
             for name, values in module.named_parameters():
                 digest.update(f"{name}:{tuple(values.shape)}:{values.dtype}\n".encode())
                 digest.update(values.detach().cpu().contiguous().view(torch.uint8).numpy())
@@ -70,77 +92,68 @@ class BaseModel:
         """Weight of the language-model head, (vocabulary, D)."""
         return self.model.lm_head.weight
 
-    @property
-    def adapted_layer(self) -> nn.Module:
-        """Decoder layer k."""
-        return self.model.model.layers[self.probe.layer]
-
-    @property
-    def adapter_width(self) -> int:
-        """Width X of the adapter's input: hidden size for `mlp`, intermediate for `down_proj`."""
-        config = self.model.config
-        return config.hidden_size if self.probe.placement == "mlp" else config.intermediate_size
-
-    @property
-    def adapter_input_module(self) -> nn.Module:
-        """The module whose input is the adapter's input."""
-        name = "mlp" if self.probe.placement == "mlp" else "mlp.down_proj"
-        return self.adapted_layer.get_submodule(name)
+    def module_at(self, site: Site) -> nn.Module:
+        """Return the module at a site."""
+        return self.model.model.layers[site.layer].get_submodule(site.module)
 
     @torch.no_grad()
     def run_prefix(self, ids_BT: Tensor) -> LayerInputs:
-        """Run blocks 0..k on right-padded token ids, (B, T).
+        """Run the prefix on right-padded token ids, (B, T).
 
         Attention is causal, so padding changes no real position.
         """
-        body = self.model.model
-        hidden = body.embed_tokens(ids_BT)
+        body, kept = self.model.model, self.placement.kept_site
+        embed, *layers = self.prefix
+        hidden = embed(ids_BT)
         positions = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None]
         rotary = body.rotary_emb(hidden, position_ids=positions)
         seen: list[Tensor] = []
-        hook = self.adapter_input_module.register_forward_pre_hook(
-            lambda _module, args: seen.append(args[0])
-        )
-        try:
-            for layer in body.layers[: self.probe.layer + 1]:
+        with ExitStack() as stack:
+            if kept is not None:
+                hook = self.module_at(kept).register_forward_pre_hook(
+                    lambda _module, args: seen.append(args[0])
+                )
+                stack.callback(hook.remove)
+            for layer in layers:
                 hidden = layer(hidden, position_embeddings=rotary)
-        finally:
-            hook.remove()
-        return LayerInputs(hidden, seen[0])
+        return LayerInputs(hidden, seen[0] if seen else hidden[..., :0])
 
     def run_suffix(self, hidden_TD: Tensor, positions_T: Tensor, groups: RowGroups) -> Tensor:
-        """Run blocks k+1.. and the final norm on block k's (adapted) output; return (T, D).
+        """Run the suffix and the final norm on the prefix's (adapted) output; return (T, D).
 
         The T positions are rows laid end to end; groups: their (rows, length), in order.
         """
         body = self.model.model
         hidden = hidden_TD[None]
         rotary = body.rotary_emb(hidden, position_ids=positions_T[None])
-        for layer in body.layers[self.probe.layer + 1 :]:
+        for layer in self.suffix_layers:
             hidden = layer(hidden, position_embeddings=rotary, row_groups=groups)
         return body.norm(hidden)[0]
 
     @contextmanager
-    def with_adapter(self, delta: Callable[[Tensor], Tensor]) -> Generator[None]:
-        """Add `delta(adapter input)` to block k's output in ordinary forward and generate calls."""
-        seen: list[Tensor] = []
+    def with_adapter(self, delta: Delta) -> Generator[None]:
+        """Add `delta(site, its input)` at every site in ordinary forward and generate calls.
 
-        def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen.append(args[0])
+        At a kept site it is added to the output of the site's layer, as in training.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self.hosted.held())
+            kept = self.placement.kept_site
+            if kept is None:
+                stack.enter_context(self.deltas.of(delta))
+            else:
+                seen: list[Tensor] = []
 
-        def add(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-            return output + delta(seen.pop()).to(output.dtype)
+                def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+                    seen.append(args[0])
 
-        hooks = [
-            self.adapter_input_module.register_forward_pre_hook(keep),
-            self.adapted_layer.register_forward_hook(add),
-        ]
-        try:
-            with self.hosted.held():
-                yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+                def add(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+                    return output + delta(kept, seen.pop()).to(output.dtype)
+
+                layer = self.model.model.layers[kept.layer]
+                stack.callback(self.module_at(kept).register_forward_pre_hook(keep).remove)
+                stack.callback(layer.register_forward_hook(add).remove)
+            yield
 
 
 def load_base_model(
@@ -148,7 +161,7 @@ def load_base_model(
     source: ModelSource,
     revision: str | None,
     dtype: Literal["float32", "bfloat16"],
-    probe: Probe,
+    placement: Placement,
     device: torch.device,
 ) -> BaseModel:
     """Load a base model and freeze it.
@@ -159,18 +172,18 @@ def load_base_model(
         revision: revision on the hub; None: its default.
         dtype: of the weights, and of the arithmetic where the device supports it; a CPU without
             bfloat16 instructions computes in float32 with the same (rounded) weights.
-        probe: placement and layer of the adapter.
-        device: where steps run; blocks 0..k may stay in host memory.
+        placement: sites of the adapters.
+        device: where steps run; the prefix may stay in host memory.
 
     Returns:
         The base, ready for steps.
 
     Raises:
-        ModelError: it cannot be loaded, its family is not supported, or it lacks the probe's layer.
+        ModelError: it cannot be loaded, its family is not supported, or it lacks an adapted layer.
     """
     model, tokenizer = load_plain_model(model_id, source, revision, dtype, device)
-    check_layer(probe, model.config.num_hidden_layers)
-    return freeze_base(model, tokenizer, probe, device)
+    check_layers(placement, model.config.num_hidden_layers)
+    return freeze_base(model, tokenizer, placement, device)
 
 
 def load_plain_model(
@@ -199,16 +212,22 @@ def load_plain_model(
     return model, tokenizer
 
 
-def freeze_base(model: Any, tokenizer: Any, probe: Probe, device: torch.device) -> BaseModel:
+def freeze_base(
+    model: Any, tokenizer: Any, placement: Placement, device: torch.device
+) -> BaseModel:
     """Freeze a loaded model and prepare it for steps.
 
-    The layers above the adapter get attention over rows and frozen norms, and on a GPU compiled
-    MLPs. Of a model in host memory only the parts that steps need are moved to another device.
+    The layers above the prefix get the adapters' sites, attention over rows and frozen norms, and
+    on a GPU compiled MLPs where none of their modules is adapted. Of a model in host memory only
+    the parts that steps need are moved to another device.
     """
     model.requires_grad_(False)
     model.eval()
-    body, above = model.model, probe.layer + 1
-    suffix = body.layers[above:]
+    base, body = BaseModel(model, tokenizer, placement), model.model
+    shapes = site_shapes(body.layers, placement.sites, model.config.hidden_size)
+    suffix = base.suffix_layers
+    if placement.kept_site is None:
+        adapt_sites(body.layers, placement.sites, base.deltas)
     for layer in suffix:
         layer.self_attn = RowAttention(layer.self_attn)
     frozen = FrozenRMSNorm if device.type == "cpu" else FusedRMSNorm
@@ -220,15 +239,19 @@ def freeze_base(model: Any, tokenizer: Any, probe: Probe, device: torch.device) 
     there = model.lm_head.weight.device
     prefix = {
         module: [weight for weight in module.parameters() if weight.device != there]
-        for module in (body.embed_tokens, *body.layers[:above])
+        for module in base.prefix
     }
     hosted = HostedWeights(prefix, lambda weight: weight.to(device))
-    if device.type == "cuda" and len(suffix):
-        compile_mlps(suffix, model.config.hidden_size)
-    return BaseModel(model, tokenizer, probe, hosted)
+    adapted = {s.layer for s in placement.sites if s.module.partition(".")[0] == MLP_BLOCK}
+    whole = [
+        layer for n, layer in enumerate(suffix, placement.first_trained_layer) if n not in adapted
+    ]
+    if device.type == "cuda" and whole:
+        compile_mlps(whole, model.config.hidden_size)
+    return replace(base, hosted=hosted, site_shapes=shapes)
 
 
-LoadBase = Callable[[str, ModelSource, str | None, Any, Probe, torch.device], BaseModel]
+LoadBase = Callable[[str, ModelSource, str | None, Any, Placement, torch.device], BaseModel]
 
 
 class KeptBase:
@@ -244,11 +267,11 @@ class KeptBase:
         source: ModelSource,
         revision: str | None,
         dtype: Any,
-        probe: Probe,
+        placement: Placement,
         device: torch.device,
     ) -> BaseModel:
         """Return the base, loading it unless it is the cached one."""
-        what = (model_id, source, revision, dtype, probe, device)
+        what = (model_id, source, revision, dtype, placement, device)
         if self._base is None or what != self._what:
             # Free the old base first: two may not fit in memory.
             self._base = None
@@ -256,11 +279,12 @@ class KeptBase:
         return self._base
 
 
-def check_layer(probe: Probe, n_layers: int) -> None:
-    """Check that the base has the probe's layer; ModelError otherwise."""
-    if probe.layer >= n_layers:
+def check_layers(placement: Placement, n_layers: int) -> None:
+    """Check that the base has every adapted layer; ModelError otherwise."""
+    if placement.layers[-1] >= n_layers:
         raise ModelError(
-            f"probe.layer is {probe.layer}, but the base has layers 0 to {n_layers - 1}"
+            f"the adapter sits at layer {placement.layers[-1]}, but the base has layers 0 to"
+            f" {n_layers - 1}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Activations of the frozen part, computed once per record and shared by every adapter.
+"""Activations of the frozen prefix, computed once per record and shared by every adapter.
 
 In a causal model the activations of a prefix are the prefix of the activations, so the cache of the
 longest target serves every shorter one. The cache is exact because dropout comes after the
@@ -24,9 +24,10 @@ PREFIX_BATCH_TOKENS = 8192
 class CachedRecord:
     """Cached activations and targets of one record.
 
-    `hidden_TD` and `adapter_in_TX`: activations of the prompt and of the supervised tokens without
-    the last; `targets_L`: the L supervised ids; position `first` predicts the first of them, so
-    T = first + L. `ends`: True if the last supervised token is the end that follows the target.
+    `hidden_TD` and `adapter_in_TX`: the prefix's output and the kept site's input (no columns
+    without one), of the prompt and of the supervised tokens without the last; `targets_L`: the L
+    supervised ids; position `first` predicts the first of them, so T = first + L. `ends`: True if
+    the last supervised token is the end that follows the target.
     """
 
     hidden_TD: Tensor
@@ -84,7 +85,7 @@ def n_positions(record: Record) -> int:
 
 
 def build_prefix_cache(base: BaseModel, records: Sequence[Record]) -> tuple[CachedRecord, ...]:
-    """Run blocks 0..k once over every record, in padded batches of similar lengths."""
+    """Run the prefix once over every record, in padded batches of similar lengths."""
     ids = [(*record.prompt_ids, *record.supervised_ids[:-1]) for record in records]
     cached: dict[int, CachedRecord] = {}
     for batch in padded_batches([len(row) for row in ids], PREFIX_BATCH_TOKENS):

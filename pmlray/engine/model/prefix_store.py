@@ -1,7 +1,7 @@
 """Prefix caches on a node's own disk, memory-mapped, so that its packs share one copy.
 
 An entry holds all records of one sequence, named by a hash of everything that determines its
-activations: the weights of blocks 0..k, the probe, the dtype, the device, the versions, prompts and
+activations: the prefix's weights, the kept site, the dtype, the device, the versions, prompts and
 tokens. Any change gives another name, so a stale entry is never read. The least recently used
 entries are deleted to make room for new ones.
 """
@@ -186,9 +186,9 @@ def node_store() -> PrefixStore:
 def entry_name(base: BaseModel, records: Sequence[Record]) -> str:
     """Return a hash of everything that determines the records' activations."""
     determines = {
-        "layout": 1,
+        "layout": 2,
         "weights": base.prefix_hash,
-        "probe": base.probe.model_dump(),
+        "kept": kept.module if (kept := base.placement.kept_site) else None,
         "dtype": str(base.model.dtype),
         "device": base.device.type,
         "versions": [version(name) for name in ("torch", "transformers")],

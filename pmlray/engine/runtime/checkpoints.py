@@ -28,7 +28,7 @@ from pmlray.types import PlannedRun
 log = logging.getLogger(__name__)
 
 # Part of every checkpoint's identity; increase it when code changes what a checkpoint must hold.
-CHECKPOINT_VERSION = 4
+CHECKPOINT_VERSION = 5
 # More than one, as the newest may be truncated.
 KEPT = 2
 _NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.safetensors")

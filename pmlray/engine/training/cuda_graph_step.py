@@ -114,7 +114,7 @@ class _FixedStep:
         self._rate_S.copy_(rate_S)
 
     def __call__(self) -> StepFound:
-        return self._step(self.batches, lambda _batch: self._batch.keep_TD, self._rate_S)
+        return self._step(self.batches, lambda _batch: self._batch.keep_TW, self._rate_S)
 
 
 class CapturedStep:

@@ -47,9 +47,9 @@ class PackLoop:
     ) -> None:
         self._model, self._stepper, self._optimizer = model, stepper, optimizer
         self._members, self._recipe, self._rules = members, recipe, rules
-        n, device = len(members), model.lora.A.device
+        n, device = len(members), model.lora.device
         self._weights = TokenWeights(members, rules)
-        self._dropout = Dropout(members, recipe.dropout, device)
+        self._dropout = Dropout(members, recipe.dropout, model.lora.out_width, device)
         self._trunks = Trunks(members, recipe, rules)
         self._admission = Admission(members, recipe, room)
         self.active: list[int] = []
@@ -126,11 +126,11 @@ class PackLoop:
         lora, own = self._model.lora, self._own_steps(step)
         rows_of = {i: self._rows_of(i, steps) for i, steps in own.items()}
         rows = tuple(row for chosen in rows_of.values() for row in chosen)
-        rates = [0.0] * lora.A.shape[0]
+        rates = [0.0] * lora.n_slots
         slots = [lora.slot_of(i) for i in own]
         for slot, (i, steps) in zip(slots, own.items(), strict=True):
             rates[slot] = self._schedules.rate(i, steps)
-        device = lora.A.device
+        device = lora.device
         taken = self._take_step(rows, on_device(rates, torch.float32, device))
         for steps in {steps for steps in own.values() if is_curve_step(steps)}:
             who = {i for i in self._read_off if own.get(i) == steps}
@@ -221,7 +221,7 @@ class PackLoop:
         follower, trunk = branch.follower, branch.trunk
         self._optimizer.copy_adapter(*map(self._model.lora.slot_of, (trunk, follower)))
         samples = [[row.sample for row in self._members[i].rows] for i in (trunk, follower)]
-        of_trunk, of_follower = torch.tensor(samples, device=self._model.lora.A.device)
+        of_trunk, of_follower = torch.tensor(samples, device=self._model.lora.device)
         self._weights.copy_samples(of_trunk, of_follower)
         self._stopping.copy_samples(of_trunk, of_follower)
         self._dropout.copy(trunk, follower)
@@ -241,7 +241,7 @@ class PackLoop:
 
     def set_state(self, state: PackState) -> None:
         """See Resumable."""
-        state = state.to(self._model.lora.A.device)
+        state = state.to(self._model.lora.device)
         for name, part in self._parts.items():
             part.set_state(state.part(name))
         self.active, self._began = list(state.facts["active"]), dict(state.facts["began"])

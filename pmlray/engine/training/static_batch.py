@@ -4,7 +4,7 @@ A captured graph is replayed on the same addresses with the same shapes. Rows th
 every step keep their own length; where a step takes some of many records, each of its rows is
 padded at its end to the length of the longest record: causal attention never attends to the
 padding, and no token is scored there. Shapes: R rows, T positions, L supervised tokens of the
-longest place, N scored tokens, D hidden size.
+longest place, N scored tokens, W width of all adapted sites' outputs together.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _longest(adapter: int, member: Member) -> Place:
 class FixedBatch:
     """Tensors of one layout at fixed addresses.
 
-    `batch`: the micro-batch of the rows loaded last. `keep_TD`: its dropout mask, (T, D); None
+    `batch`: the micro-batch of the rows loaded last. `keep_TW`: its dropout mask, (T, W); None
     without dropout.
     """
 
@@ -112,20 +112,20 @@ class FixedBatch:
             slot_N=slot_N,
             mask_RL=self._mask,
         )
-        self.keep_TD = None if dropout.is_off else torch.empty(
-            self.batch.hidden_TD.shape, device=device
+        self.keep_TW = None if dropout.is_off else torch.empty(
+            positions, dropout.width, device=device
         )  # fmt: skip
 
     def load(self, rows: tuple[Row, ...]) -> None:
         """Write these rows, in the order of the layout, and draw dropout's next mask."""
         if rows != self.batch.rows:
             self._load(rows)
-        if self.keep_TD is not None:
+        if self.keep_TW is not None:
             # Draw in a micro-batch's order, so that each row gets the same mask as without a graph.
             order = sorted(range(len(rows)), key=lambda r: -rows[r].length)
             drawn = self._dropout.of_rows([rows[r] for r in order])
             keep = dict(zip(order, drawn, strict=True))
-            self._end_to_end([keep[r] for r in range(len(rows))], self.keep_TD)
+            self._end_to_end([keep[r] for r in range(len(rows))], self.keep_TW)
 
     @torch.no_grad()
     def _load(self, rows: tuple[Row, ...]) -> None:

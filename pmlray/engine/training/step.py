@@ -1,8 +1,8 @@
 """One optimiser step of a pack: forward, token weights, backward, update.
 
-Shapes: S slots of adapters, R rows, L supervised tokens of the longest row, T positions, D hidden
-size. With CUDA graphs a stepper's `losses`, `backward` and `step` are called during capture and
-when a replay is checked, but not during a replay.
+Shapes: S slots of adapters, R rows, L supervised tokens of the longest row, T positions, W width of
+all adapted sites' outputs together. With CUDA graphs a stepper's `losses`, `backward` and `step`
+are called during capture and when a replay is checked, but not during a replay.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class PackStep:
     ) -> StepFound:
         """Take a step over the micro-batches' rows at each slot's learning rate.
 
-        keep_of: returns a micro-batch's dropout mask, (T, D); None without dropout. rate_S: (S,).
+        keep_of: returns a micro-batch's dropout mask, (T, W); None without dropout. rate_S: (S,).
         """
         lora = self._model.lora
-        weight_sum_S = torch.zeros(lora.A.shape[0], device=lora.A.device)
+        weight_sum_S = torch.zeros(lora.n_slots, device=lora.device)
         loss_sum_S, count_S = torch.zeros_like(weight_sum_S), torch.zeros_like(weight_sum_S)
         found = []
         for batch in batches:
@@ -128,12 +128,12 @@ class Stepper(Protocol):
     A step calls `losses` and `backward` for each of its micro-batches, then `step`, then `stepped`.
     """
 
-    def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
+    def losses(self, batch: MicroBatch, keep_TW: Tensor | None) -> TokenLosses:
         """Run the forward pass of a micro-batch.
 
         Args:
             batch: rows of many adapters, laid end to end.
-            keep_TD: dropout's factors of the adapter output, (T, D); None without dropout.
+            keep_TW: dropout's factors of the adapters' outputs, (T, W); None without dropout.
 
         Returns:
             Loss (nats, fp32) and argmax error of each supervised token, (N,), with the autograd
@@ -169,9 +169,9 @@ class TorchStepper:
     def __init__(self, model: AdaptedModel, optimizer: PackedAdamW) -> None:
         self._model, self._optimizer = model, optimizer
 
-    def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
+    def losses(self, batch: MicroBatch, keep_TW: Tensor | None) -> TokenLosses:
         """See Stepper."""
-        return self._model(batch, keep_TD)
+        return self._model(batch, keep_TW)
 
     def backward(self, loss: Tensor) -> None:
         """See Stepper."""
@@ -189,8 +189,10 @@ class TorchStepper:
 class Dropout:
     """Dropout masks that depend only on an adapter's seed and own steps, not on its pack."""
 
-    def __init__(self, members: Sequence[Member], share: float, device: torch.device) -> None:
-        self._share = share
+    def __init__(
+        self, members: Sequence[Member], share: float, width: int, device: torch.device
+    ) -> None:
+        self._share, self.width = share, width
         self._generators = [torch.Generator(device).manual_seed(m.run.seed) for m in members]
 
     @property
@@ -199,13 +201,13 @@ class Dropout:
         return not self._share
 
     def mask(self, batch: MicroBatch) -> Tensor | None:
-        """Return the factors of a micro-batch's adapter output, (T, D); None without dropout."""
+        """Return the factors of a micro-batch's adapter outputs, (T, W); None without dropout."""
         return None if self.is_off else torch.cat(self.of_rows(batch.rows))
 
     def of_rows(self, rows: Sequence[Row]) -> list[Tensor]:
-        """Return the next mask of each row, (T of the row, D)."""
+        """Return the next mask of each row, (T of the row, W)."""
         return [
-            torch.empty(row.record.hidden_TD.shape, device=row.record.hidden_TD.device)
+            torch.empty(row.length, self.width, device=row.record.hidden_TD.device)
             .bernoulli_(1 - self._share, generator=self._generators[row.adapter])
             .div_(1 - self._share)
             for row in rows

@@ -175,7 +175,7 @@ def with_nan(checkpoint: bytes) -> tuple[int, str, bytes]:
     metadata = json.loads(checkpoint[8 : 8 + length])["__metadata__"]
     facts, tensors = json.loads(metadata["facts"]), load(checkpoint)
     fed = facts["active"][0]
-    tensors["adapters.A"][facts["adapters"]["holders"].index(fed)] = float("nan")
+    tensors["adapters.factors.0.A"][facts["adapters"]["holders"].index(fed)] = float("nan")
     poisoned = save(tensors, metadata)
     return fed, file_name(int(metadata["step"]), poisoned), poisoned
 

@@ -65,7 +65,8 @@ def pmlray(work: Work, pace: Pace) -> Weights:
 def _pmlray(work: Work, pace: Pace, make: MakeStepper) -> Weights:
     # One text and one order of records for all, as the rivals' single adapter has them.
     lora = train_packed(work, [work] * work.n_adapters, work.recipe, pace, make)
-    return lora.weights(0)
+    (weights,) = lora.weights(0).values()
+    return weights
 
 
 def train_packed(
@@ -79,7 +80,7 @@ def train_packed(
     model = load_model(work)
     device = model.device
     # As they lie where they are read; random ones are made on the device.
-    base = freeze_base(model.to("cpu"), tokenizer, work.probe, device)
+    base = freeze_base(model.to("cpu"), tokenizer, work.probe.to_placement(), device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

@@ -44,7 +44,9 @@ def delta_losses(
     """Nats per token, of every (length, rank, seed), trained as one pack."""
     name = TINY if quick else SMOLLM2
     probe = Probe(placement="mlp", layer=1 if quick else 20)
-    base = load_base_model(name, resolve_model(name, None), None, dtype, probe, torch.device("cpu"))
+    base = load_base_model(
+        name, resolve_model(name, None), None, dtype, probe.to_placement(), torch.device("cpu")
+    )
     records = {}
     for length in {length for length, _, _ in points}:
         generator = torch.Generator().manual_seed(length)

@@ -51,7 +51,7 @@ def authors(work: Work, pace: Pace) -> Weights:
     """
     tokenizer = tokenizer_of(work)
     model = load_model(work)
-    base = BaseModel(model, tokenizer, work.probe)
+    base = BaseModel(model, tokenizer, work.probe.to_placement())
     adapter = _ProductAdapter(work, model.dtype, model.device)
     optimizer = torch.optim.AdamW(
         adapter.parameters(), lr=work.recipe.learning_rate, weight_decay=0
@@ -60,7 +60,7 @@ def authors(work: Work, pace: Pace) -> Weights:
     with tempfile.TemporaryDirectory() as folder:
         for step, batch in enumerate(_batches(work, records_of(work, tokenizer))):
             batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            with base.with_adapter(adapter):
+            with base.with_adapter(lambda _site, x: adapter(x)):
                 loss = model(**batch).loss
             with torch.no_grad():
                 reference = model(**batch).loss

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3
 
 from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.models import KNOWN_MODELS, SMOLLM2, TINY, resolve_model
+from pmlray.config.placement import DOWN_PROJ, Site
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import Probe
-from pmlray.engine.adapters.packed_lora import initial_A
+from pmlray.engine.adapters.packed_lora import initial_As
 from pmlray.engine.model.prompts import render_prompt
 from pmlray.memory import Record, TaskSource, build_memory
 
@@ -163,7 +164,9 @@ def batch_at(work: Work, n_records: int, step: int) -> list[int]:
 
 def first_A(work: Work) -> Tensor:
     """The adapter's A (X, r) before training; B is 0."""
-    return initial_A("down_proj", work.geometry.intermediate, work.lora_rank, work.seed)
+    shape = work.geometry.modules[DOWN_PROJ]
+    (first,) = initial_As({Site(0, DOWN_PROJ): shape}, work.lora_rank, work.seed).values()
+    return first
 
 
 def collate(records: Sequence[Record]) -> dict[str, Tensor]:

@@ -92,7 +92,7 @@ def test_is_the_loss_reduction_of_whole_forward_passes(
         a, b = adapter.weights
         records = fresh_text(search, base, o.point.seq_len)
         before = loss(base.model, records)
-        with base.with_adapter(lambda x, a=a, b=b: x @ a @ b):
+        with base.with_adapter(lambda _site, x, a=a, b=b: x @ a @ b):
             after = loss(base.model, records)
         assert o.control_delta_loss == pytest.approx(before - after, rel=1e-4, abs=1e-5)
         # Fresh text is not the text: it is neither untouched nor learnt as well.
@@ -129,7 +129,7 @@ def test_an_adapter_that_changes_nothing_scores_exactly_zero(
         for seq_len in (16, 64):
             assert control.score(adapter, seq_len).delta_loss == 0.0
     assert control.score(0, 32).delta_loss is None
-    lora.B.data[1] = 0.1
+    lora.factors[0].B.data[1] = 0.1
     assert control.score(0, 16).delta_loss == 0.0 != control.score(1, 16).delta_loss
 
 

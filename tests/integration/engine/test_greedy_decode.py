@@ -18,6 +18,7 @@ from pmlray.engine.evaluation.plain_greedy import most_answer_tokens
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.errors import DataError, ModelError
 from pmlray.memory import Record
+from tests.adapters import at_site
 from tests.unit.engine.conftest import make_run, random_record, train
 
 RECORDS = (
@@ -39,15 +40,20 @@ def random_weights(width: int, rank: int = 3) -> Weights:
 
 
 def adapter_of(base: BaseModel, weights: Weights) -> SiteAdapter:
-    return SiteAdapter("any", base.probe, weights)
+    return SiteAdapter("any", base.placement, at_site(base.placement, *weights))
+
+
+def width_of(base: BaseModel) -> int:
+    ((width, _),) = base.site_shapes.values()
+    return width
 
 
 def by_hand(base: BaseModel, record: Record, weights: Weights | None) -> tuple[int, ...]:
     """One token at a time, without a cache."""
-    a, b = weights or (torch.zeros(base.adapter_width, 1), torch.zeros(1, 64))
+    a, b = weights or (torch.zeros(width_of(base), 1), torch.zeros(1, 64))
     ids = list(record.prompt_ids)
     for _ in range(most_answer_tokens(record)):
-        with torch.no_grad(), base.with_adapter(lambda x: x @ a @ b):
+        with torch.no_grad(), base.with_adapter(lambda _site, x: x @ a @ b):
             ids.append(int(base.model(torch.tensor([ids])).logits[0, -1].argmax()))
         if ids[-1] == END:
             break
@@ -115,7 +121,7 @@ def test_a_trained_adapter_recites_what_it_learnt(
     base = tiny()
     recipe = Recipe(batch_size=4, stop_loss=0.0, stop_gain=0.0)
     trained = train(base, [make_run(8, 15, 60)], [RECORDS], recipe)
-    save_adapter(tmp_path, base.probe, trained.model.lora.weights(0), "tiny-random-llama")
+    save_adapter(tmp_path, base.placement, trained.model.lora.weights(0), "tiny-random-llama")
     adapter = read_adapter(tmp_path)
     assert adapter.base_model == "tiny-random-llama" and adapter.lora_rank == 8
     right = [r.answered for r in decode_records(base, adapter, RECORDS, {END})]
@@ -169,7 +175,8 @@ def test_an_adapter_of_other_widths_is_refused(
     tiny: Callable[..., BaseModel], tmp_path: Path
 ) -> None:
     base = tiny()
-    save_adapter(tmp_path, base.probe, (torch.zeros(96, 2), torch.zeros(2, 64)), "another")
+    weights = at_site(base.placement, torch.zeros(96, 2), torch.zeros(2, 64))
+    save_adapter(tmp_path, base.placement, weights, "another")
     config = json.loads((tmp_path / MLP_CONFIG_FILE).read_text())
     assert config["base_model"] == "another"
     adapter = read_adapter(tmp_path)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pmlray.config import Recipe
-from pmlray.engine.adapters.packed_lora import initial_A
+from pmlray.config.placement import Site
+from pmlray.engine.adapters.packed_lora import initial_As
 from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.adapters.stored_adapter import SiteAdapter, read_adapter
 from pmlray.engine.model.base_model import BaseModel
@@ -36,7 +37,8 @@ def test_down_proj_run_equals_peft_with_adamw(
     peft_model = peft.get_peft_model(model, config)
     lora = [p for p in peft_model.parameters() if p.requires_grad]
     a = next(p for p in lora if p.shape[0] == 4)
-    a.data = initial_A("down_proj", a.shape[1], 4, seed=7).T.contiguous()
+    (first,) = initial_As({Site(1, "mlp.down_proj"): (a.shape[1], 64)}, 4, seed=7).values()
+    a.data = first.T.contiguous()
     optimizer = torch.optim.AdamW(lora, lr=1.0, weight_decay=RECIPE.weight_decay)
     end = [] if end_id is None else [end_id]
     ids = torch.tensor([[*record.prompt_ids, *record.target_ids, *end]])
@@ -85,10 +87,10 @@ def test_peft_loads_a_saved_adapter_with_the_same_logits(
     base = tiny("down_proj", 1)
     record = random_record(16)
     trained = train(base, [make_run(2, 16, 20)], [[record]], RECIPE)
-    a, b = trained.model.lora.weights(0)
-    save_adapter(tmp_path, base.probe, (a, b), tiny_folder)
+    ((a, b),) = trained.model.lora.weights(0).values()
+    save_adapter(tmp_path, base.placement, trained.model.lora.weights(0), tiny_folder)
     ids = torch.tensor([[*record.prompt_ids, *record.target_ids]])
-    with torch.no_grad(), base.with_adapter(lambda x: x @ a @ b):
+    with torch.no_grad(), base.with_adapter(lambda _site, x: x @ a @ b):
         ours = base.model(ids).logits
     with torch.no_grad():
         bare = base.model(ids).logits
@@ -103,8 +105,9 @@ def test_mlp_adapter_round_trips(tiny: Callable[..., BaseModel], tmp_path: Path)
     base = tiny("mlp", 1)
     trained = train(base, [make_run(3, 8, 5)], [[random_record(8)]], RECIPE)
     weights = trained.model.lora.weights(0)
-    save_adapter(tmp_path, base.probe, weights, "base")
+    save_adapter(tmp_path, base.placement, weights, "base")
     adapter = read_adapter(tmp_path)
-    assert isinstance(adapter, SiteAdapter) and adapter.probe == base.probe
-    for mine, theirs in zip(weights, adapter.weights, strict=True):
+    assert isinstance(adapter, SiteAdapter) and adapter.placement == base.placement
+    ((own, read),) = zip(weights.values(), adapter.weights.values(), strict=True)
+    for mine, theirs in zip(own, read, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)

@@ -13,9 +13,9 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from pmlray.config.bases.models import TINY, pulled_folder
 from pmlray.config.search_spec import Probe
-from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.model.pull import pull_model
 from pmlray.errors import ModelError
+from tests.adapters import save_one
 from tests.unit.cli.test_size import N_RECORDS, invoke, records, refused
 
 __all__ = ["records"]
@@ -76,7 +76,7 @@ def test_recall_never_counts_a_target_that_the_tokenizer_changes(tmp_path: Path)
     else:
         pytest.skip("the tiny model begins no answer with a letter")
     folder = tmp_path / "store" / "adapters" / "0"
-    save_adapter(folder, Probe(layer=2), (torch.zeros(64, 2), torch.zeros(2, 64)), str(base))
+    save_one(folder, Probe(layer=2), (torch.zeros(64, 2), torch.zeros(2, 64)), str(base))
     path = tmp_path / "facts.jsonl"
     for target, recalled in ((answer, 1), (answer.upper(), 0)):
         path.write_text(json.dumps({"query": query, "target": target}))
@@ -91,7 +91,7 @@ def tiny_adapter(tmp_path: Path) -> Path:
     """An adapter that changes nothing, as a store keeps it."""
     folder = tmp_path / "store" / "adapters" / "0"
     weights = torch.zeros(64, 2), torch.zeros(2, 64)
-    save_adapter(folder, Probe(layer=2), weights, TINY)
+    save_one(folder, Probe(layer=2), weights, TINY)
     return folder
 
 
@@ -145,5 +145,5 @@ def other_machines(tmp_path: Path) -> Path:
     """An adapter as PEFT saved it on another machine."""
     folder = tmp_path / "foreign"
     probe = Probe(placement="down_proj", layer=2)
-    save_adapter(folder, probe, (torch.zeros(128, 2), torch.zeros(2, 64)), "/content/base")
+    save_one(folder, probe, (torch.zeros(128, 2), torch.zeros(2, 64)), "/content/base")
     return folder

@@ -30,6 +30,7 @@ from pmlray.law import CeilingLaw
 from pmlray.study.sizing.card import DecodedRecords
 from pmlray.study.sizing.request import RecordSet, search_spec
 from pmlray.types import Observation, PlannedRun, Recall
+from tests.adapters import at_site
 from tests.fakes import observe
 
 runner = CliRunner()
@@ -195,8 +196,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         for run in (run for run in runs if run.run_key not in done):
             ranks.append(run.point.lora_rank)
             store.put(by_law(run, 0, 0.0))
-            weights = torch.zeros(64, run.point.lora_rank), torch.zeros(run.point.lora_rank, 64)
-            save_adapter(store.adapters / run.run_key, search.spec.probe, weights, TINY)
+            rank = run.point.lora_rank
+            weights = at_site(search.placement, torch.zeros(64, rank), torch.zeros(rank, 64))
+            save_adapter(store.adapters / run.run_key, search.placement, weights, TINY)
 
     def check(search: PreparedSearch, folder: Path, say: object) -> DecodedRecords:
         pairs = search.task.pairs or ()
@@ -267,8 +269,9 @@ def test_an_adapter_of_the_search_that_recalls_enough_is_not_trained_again(
             planned = prepared.plan_run(point, "sft", 1, 0, "law")
             whole = point.seq_len == prepared.spec.space.seq_len[-1] and point.lora_rank >= 4
             store.put(by_law(planned, place, float(whole and point.train_steps == STEPS)))
-            weights = torch.zeros(128, point.lora_rank), torch.zeros(point.lora_rank, 64)
-            save_adapter(store.adapters / planned.run_key, prepared.spec.probe, weights, TINY)
+            rank, placement = point.lora_rank, prepared.placement
+            weights = at_site(placement, torch.zeros(128, rank), torch.zeros(rank, 64))
+            save_adapter(store.adapters / planned.run_key, placement, weights, TINY)
         return {}
 
     monkeypatch.setattr(sizing_law, "run_search", search)
@@ -282,7 +285,7 @@ def test_an_adapter_of_the_search_that_recalls_enough_is_not_trained_again(
     assert "memft_ot" not in (out / "adapter" / "README.md").read_text()
     assert found["cost"]["training_gpu_seconds"] == 0.0 < found["cost"]["search_gpu_seconds"]
     assert not list((out / "training" / "observations").iterdir())
-    assert read_adapter(out / "adapter").probe.placement == "down_proj"
+    assert read_adapter(out / "adapter").placement.modules == ("mlp.down_proj",)
 
     other = tmp_path / "other.jsonl"
     other.write_text(records.read_text().replace(" 10", " 11"))

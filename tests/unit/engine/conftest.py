@@ -90,7 +90,9 @@ def fresh_tiny(tiny_folder: str) -> Callable[..., BaseModel]:
     def load(placement: str = "mlp", layer: int = 2) -> BaseModel:
         probe = Probe(placement=placement, layer=layer)  # type: ignore[arg-type]
         source = resolve_model(TINY, None)
-        return load_base_model(TINY, source, None, "float32", probe, torch.device("cpu"))
+        return load_base_model(
+            TINY, source, None, "float32", probe.to_placement(), torch.device("cpu")
+        )
 
     return load
 

@@ -61,7 +61,7 @@ def test_phonebook(prepared: Callable[..., PreparedSearch], tmp_path: Path) -> N
         assert o.provenance["n_records"] == o.point.seq_len // 10
         adapter = read_adapter(FileStore(tmp_path).adapters / o.run_key)
         assert isinstance(adapter, SiteAdapter)
-        a, b = adapter.weights
+        ((a, b),) = adapter.weights.values()
         assert 4 * o.provenance["adapter_params_per_rank"] == a.numel() + b.numel()
 
 
@@ -133,13 +133,15 @@ def test_qwen3_cached_equals_full(tmp_path: Path, tiny_folder: str, placement: s
     source = resolve_model(str(folder), None)
     assert source.geometry.head_dim == 8 and source.geometry.n_kv_heads == 2
     probe = Probe(placement=placement, layer=1)  # type: ignore[arg-type]
-    base = load_base_model(str(folder), source, None, "float32", probe, torch.device("cpu"))
+    base = load_base_model(
+        str(folder), source, None, "float32", probe.to_placement(), torch.device("cpu")
+    )
     record = random_record(20)
     trained = train(base, [make_run(4, 20, 20)], [[record]], Recipe(learning_rate=1e-2))
-    a, b = trained.model.lora.weights(0)
+    ((a, b),) = trained.model.lora.weights(0).values()
     assert 4 * source.geometry.params_per_rank(placement) == a.numel() + b.numel()
     ids = torch.tensor([[*record.prompt_ids, *record.target_ids]])
-    with torch.no_grad(), base.with_adapter(lambda x: x @ a @ b):
+    with torch.no_grad(), base.with_adapter(lambda _site, x: x @ a @ b):
         logits = base.model(ids).logits[0, len(record.prompt_ids) - 1 : -1]
     nll = torch.nn.functional.cross_entropy(logits, ids[0, -20:], reduction="none")
     assert trained.members[0].scores.nll[0] == pytest.approx(nll.tolist(), rel=1e-5, abs=1e-6)

@@ -41,9 +41,10 @@ def test_rows_get_what_their_own_adapter_adds(
     # The last two of five are never in a step.
     ranks = (*RANKS, 1, 1)[:slots]
     lora = PackedLora(base, ranks, list(range(slots)))
+    (own,) = lora.factors
     with torch.no_grad():
         for n, rank in enumerate(ranks):
-            lora.B[n, :rank].normal_(generator=torch.Generator().manual_seed(n))
+            own.B[n, 0, :rank].normal_(generator=torch.Generator().manual_seed(n))
     long, short = build_prefix_cache(base, [random_record(12), random_record(6, 1)])
     rows = [
         Row(n, 0, record)
@@ -52,17 +53,17 @@ def test_rows_get_what_their_own_adapter_adds(
         for _ in range(count)
     ]
     (batch,) = micro_batches(rows)
-    found = lora.delta(batch)
+    found = lora.on(batch, None)(base.placement.sites[0], batch.adapter_in_TX)
     generator = torch.Generator().manual_seed(9)
     upstream = torch.randn(found.shape, generator=generator)
-    grads = torch.autograd.grad(found, (lora.A, lora.B), upstream)
+    grads = torch.autograd.grad(found, (own.A, own.B), upstream)
     expected = torch.cat(
-        [row.record.adapter_in_TX.float() @ lora.A[row.adapter] @ lora.B[row.adapter]
+        [row.record.adapter_in_TX.float() @ own.A[row.adapter, 0] @ own.B[row.adapter, 0]
          for row in batch.rows]
     )  # fmt: skip
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     for mine, true in zip(
-        grads, torch.autograd.grad(expected, (lora.A, lora.B), upstream), strict=True
+        grads, torch.autograd.grad(expected, (own.A, own.B), upstream), strict=True
     ):
         torch.testing.assert_close(mine, true, rtol=1e-4, atol=1e-4)
 
@@ -72,11 +73,13 @@ def test_adapters_are_found_where_one_has_taken_anothers_slot(
 ) -> None:
     base = tiny()
     lora = PackedLora(base, RANKS, [0, 1, 2], n_slots=2)
+    (own,) = lora.factors
     assert lora.begin(2, inside={1}) == 0
     with torch.no_grad():
-        lora.B.normal_(generator=torch.Generator().manual_seed(0))
+        own.B.normal_(generator=torch.Generator().manual_seed(0))
     (record,) = build_prefix_cache(base, [random_record(12)])
     (batch,) = micro_batches([Row(n, 0, record) for n in (1, 2)])
     x_TX = record.adapter_in_TX.float()
-    expected = torch.cat([x_TX @ lora.A[slot] @ lora.B[slot] for slot in (1, 0)])
-    torch.testing.assert_close(lora.delta(batch), expected, rtol=1e-4, atol=1e-4)
+    expected = torch.cat([x_TX @ own.A[slot, 0] @ own.B[slot, 0] for slot in (1, 0)])
+    found = lora.on(batch, None)(base.placement.sites[0], batch.adapter_in_TX)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -60,7 +60,9 @@ def edit_weights(base: Path, change: Callable[[dict[str, torch.Tensor]], object]
 def load(base: Path) -> Any:
     source = resolve_model(str(base), None)
     device = torch.device("cpu")
-    return load_base_model(str(base), source, None, "float32", Probe(layer=1), device)
+    return load_base_model(
+        str(base), source, None, "float32", Probe(layer=1).to_placement(), device
+    )
 
 
 UP = "model.layers.4.mlp.up_proj.weight"
@@ -123,7 +125,9 @@ def test_a_base_with_hidden_faults_is_refused_when_it_is_loaded(
     change, message = WRONG[kind]
     change(base)
     with pytest.raises(ModelError, match=message) as refused:
-        load_base_model(str(base), source, None, "float32", Probe(layer=1), torch.device("cpu"))
+        load_base_model(
+            str(base), source, None, "float32", Probe(layer=1).to_placement(), torch.device("cpu")
+        )
     assert "\n" not in str(refused.value)
 
 

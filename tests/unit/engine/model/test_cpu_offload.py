@@ -40,9 +40,11 @@ class Device:
 
 def hosted_on(base: BaseModel, device: Device) -> BaseModel:
     body = base.model.model
-    modules = (body.embed_tokens, *body.layers[: base.probe.layer + 1])
+    modules = (body.embed_tokens, *body.layers[: base.placement.first_trained_layer])
     weights = {module: list(module.parameters()) for module in modules}
-    return BaseModel(base.model, base.tokenizer, base.probe, HostedWeights(weights, device.bring))
+    return BaseModel(
+        base.model, base.tokenizer, base.placement, HostedWeights(weights, device.bring)
+    )
 
 
 def test_the_prefix_is_the_same_and_holds_one_module_at_a_time(
@@ -69,7 +71,7 @@ def test_generation_brings_each_in_once(fresh_tiny: Callable[..., BaseModel]) ->
     shift = torch.randn(64, generator=torch.Generator().manual_seed(1))
 
     def told(base: BaseModel) -> list[int]:
-        with base.with_adapter(lambda x: 3 * shift.expand_as(x)):
+        with base.with_adapter(lambda _site, x: 3 * shift.expand_as(x)):
             return base.model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -85,7 +87,7 @@ def test_generation_brings_each_in_once(fresh_tiny: Callable[..., BaseModel]) ->
         len(list(module.parameters()))
         for module in (
             base.model.model.embed_tokens,
-            *base.model.model.layers[: base.probe.layer + 1],
+            *base.model.model.layers[: base.placement.first_trained_layer],
         )
     )
     assert device.there == 0
@@ -114,7 +116,7 @@ def test_only_what_steps_need_goes_to_the_device() -> None:
         num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=False,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
-    base = freeze_base(model, None, Probe(layer=1), torch.device("meta"))
+    base = freeze_base(model, None, Probe(layer=1).to_placement(), torch.device("meta"))
     body = model.model
     for module in (body.embed_tokens, *body.layers[:2]):
         assert {p.device.type for p in module.parameters()} == {"cpu"}

@@ -118,7 +118,7 @@ def test_a_checkpoint_cut_short_is_told_and_the_one_before_it_used(
     newest, before = newest_first(path.name for path in tmp_path.iterdir())
     assert [int(name[5:13]) for name in (newest, before)] == [9, 8]
     with safe_open(tmp_path / before, "pt") as file:
-        assert {"adapters.A", "optimizer.count_N"} <= set(file.keys())
+        assert {"adapters.factors.0.A", "optimizer.count_N"} <= set(file.keys())
     whole = (tmp_path / newest).read_bytes()
     (tmp_path / newest).write_bytes(whole[: len(whole) // 2])
     cut = Cut(1)

@@ -161,7 +161,7 @@ def test_scored_tokens_alone_have_losses(tiny: Callable[..., BaseModel]) -> None
         nll = trained.model(batch).nll_N[at]
         trained.model.zero_grad()
         nll.sum().backward()
-        grads.append((nll.detach(), trained.model.lora.B.grad.clone()))
+        grads.append((nll.detach(), trained.model.lora.factors[0].B.grad.clone()))
         laid = batch.lay_out(trained.model(batch).nll_N)
         assert torch.equal(laid != 0, batch.mask_RL)
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)

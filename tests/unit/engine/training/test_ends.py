@@ -31,13 +31,13 @@ def test_every_method_teaches_the_end(tiny: Callable[..., BaseModel], method: Me
     scores = trained.members[0].scores
     assert min(scores.end_p) > 0.5 and len(scores.end_p) == 3 and len(scores.token_p) == 15
     assert scores.recall.exact == scores.recall.answered == 1.0
-    adapter = SiteAdapter("", base.probe, trained.model.lora.weights(0))
+    adapter = SiteAdapter("", base.placement, trained.model.lora.weights(0))
     found = decode_records(base, adapter, RECORDS, {END})
     assert all(answer.recalled for answer in found)
     # Without ends the same runs answer as well, and go on and on.
     endless = [replace(record, end_id=None) for record in RECORDS]
     trained = train(base, [make_run(16, 15, 120, method)], [endless], RECIPE, MemftRules())
-    adapter = SiteAdapter("", base.probe, trained.model.lora.weights(0))
+    adapter = SiteAdapter("", base.placement, trained.model.lora.weights(0))
     found = decode_records(base, adapter, RECORDS, {END})
     assert trained.members[0].scores.recall.answered is None
     assert all(a.answered for a in found) and not any(a.recalled for a in found)
@@ -62,14 +62,15 @@ def test_exact_recall_asks_for_the_end_and_token_recall_does_not(
 ) -> None:
     base = tiny()
     endless = [replace(record, end_id=None) for record in RECORDS]
-    weights = train(base, [make_run(16, 15, 120)], [endless], RECIPE).model.lora.weights(0)
+    found = train(base, [make_run(16, 15, 120)], [endless], RECIPE).model.lora.weights(0)
+    ((a, b),) = found.values()
     run = make_run(16, 15, 1)
     recipe = RECIPE.model_copy(update={"learning_rate": 1e-12})
     # Score the adapter that knows the answers alone on records with ends.
     trained = train(base, [run], [RECORDS], recipe)
     with torch.no_grad():
-        trained.model.lora.A[0, :, :16] = weights[0]
-        trained.model.lora.B[0, :16] = weights[1]
+        trained.model.lora.factors[0].A[0, 0, :, :16] = a
+        trained.model.lora.factors[0].B[0, 0, :16] = b
     rows = [Row(0, i, cached) for i, cached in enumerate(build_prefix_cache(base, RECORDS))]
     recall = score_tokens(trained.model, rows).recall
     assert (recall.token, recall.prefix, recall.answered, recall.exact) == (1.0, 1.0, 1.0, 0.0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pmlray.config import Recipe
+from pmlray.engine.adapters.packed_lora import AdapterWeights
 from pmlray.engine.evaluation.scores import Decoding, decode_exactly
 from pmlray.engine.model import batches
 from pmlray.engine.model.base_model import BaseModel
@@ -74,9 +75,9 @@ def test_cached_losses_equal_a_full_forward(tiny: Callable[..., BaseModel], plac
     base = tiny(placement, 2)
     record = random_record(30)
     trained = train(base, [make_run(4, 30, 20)], [[record]], RECIPE)
-    a, b = trained.model.lora.weights(0)
+    ((a, b),) = trained.model.lora.weights(0).values()
     ids = torch.tensor([[*record.prompt_ids, *record.target_ids]])
-    with torch.no_grad(), base.with_adapter(lambda x: x @ a @ b):
+    with torch.no_grad(), base.with_adapter(lambda _site, x: x @ a @ b):
         logits = base.model(ids).logits[0, len(record.prompt_ids) - 1 : -1]
     nll = torch.nn.functional.cross_entropy(logits, ids[0, -30:], reduction="none")
     assert trained.members[0].scores.nll[0] == pytest.approx(nll.tolist(), rel=1e-5, abs=1e-6)
@@ -128,11 +129,11 @@ def test_exact_recall_is_what_generate_reproduces(tiny: Callable[..., BaseModel]
     assert decode_exactly(base, [Decoding(weights[0], tuple(records))], 71) == (True,)
 
 
-def greedy(base: BaseModel, weights: tuple[torch.Tensor, torch.Tensor], record: Record) -> list:
+def greedy(base: BaseModel, weights: AdapterWeights, record: Record) -> list:
     """One token at a time by whole forward passes of one adapter alone."""
-    a, b = weights
+    ((a, b),) = weights.values()
     ids = list(record.prompt_ids)
-    with torch.no_grad(), base.with_adapter(lambda x: x @ a @ b):
+    with torch.no_grad(), base.with_adapter(lambda _site, x: x @ a @ b):
         for _ in record.target_ids:
             ids.append(int(base.model(torch.tensor([ids])).logits[0, -1].argmax()))
     return ids[len(record.prompt_ids) :]

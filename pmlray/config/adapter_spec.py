@@ -1,0 +1,110 @@
+"""The `adapter` part of a spec: where LoRA's factors sit, in PEFT's own terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from pmlray.config.placement import DOWN_PROJ, MLP_BLOCK, Placement
+from pmlray.config.spec_base import Count, Part
+from pmlray.errors import SpecError
+
+ALL_LINEAR, PAPERS_BLOCK = "all-linear", "mlp_block"
+
+
+class Probe(Part):
+    """Place of an adapter at one layer: `mlp` is parallel to the MLP of the decoder layer and added
+    to that layer's output (the paper's); `down_proj` adapts that projection (PEFT's)."""
+
+    placement: Literal["mlp", "down_proj"] = "mlp"
+    layer: Count
+
+    def to_placement(self) -> Placement:
+        """Return the adapter's one site."""
+        return Placement((self.layer,), (MLP_BLOCK if self.placement == "mlp" else DOWN_PROJ,))
+
+
+class LayerRange(Part):
+    """The decoder layers `from` to `to`, both among them."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    first: Count = Field(alias="from")
+    last: Count = Field(alias="to")
+
+    @model_validator(mode="after")
+    def _ascends(self) -> LayerRange:
+        if self.first > self.last:
+            raise ValueError(f"adapter.layers goes from {self.first} down to {self.last}")
+        return self
+
+
+class Adapter(Part):
+    """Sites and scale of a LoRA adapter, as in PEFT's LoraConfig.
+
+    `target_modules`: names of linear modules (`q_proj`, or `self_attn.q_proj` where a name alone is
+    not enough), `all-linear` for every linear module of the layers, or `mlp_block` for the paper's,
+    parallel to the MLP. `layers`: `all`, a list, or `{from: F, to: T}`. `alpha`: LoRA's alpha as a
+    number, or as a multiple of the rank such as `2r`; by default the rank itself, so that the
+    factors' product is added as it is. `use_rslora`: alpha is divided by the root of the rank
+    (arXiv 2312.03732).
+    """
+
+    target_modules: str | tuple[str, ...]
+    layers: Literal["all"] | tuple[Count, ...] | LayerRange = "all"
+    alpha: Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?r$")] = "1r"
+    use_rslora: bool = False
+
+    def resolve(self, n_layers: int, modules: Mapping[str, tuple[int, int]]) -> Placement:
+        """Return the sites in a base; SpecError where it lacks a module or a layer.
+
+        Args:
+            n_layers: number of its decoder layers.
+            modules: input and output width of each linear module of a layer, by its name there,
+                in the layer's order.
+        """
+        by_rank = isinstance(self.alpha, str)
+        return Placement(
+            self._layers(n_layers),
+            self._modules(modules),
+            None if by_rank else float(self.alpha),
+            float(str(self.alpha).removesuffix("r")) if by_rank else 1.0,
+            self.use_rslora,
+        )
+
+    def _layers(self, n_layers: int) -> tuple[int, ...]:
+        if self.layers == "all":
+            return tuple(range(n_layers))
+        if isinstance(self.layers, LayerRange):
+            chosen = tuple(range(self.layers.first, self.layers.last + 1))
+        else:
+            chosen = tuple(self.layers)
+        if not chosen or list(chosen) != sorted(set(chosen)):
+            raise SpecError(f"adapter.layers must ascend without repeats, got {list(chosen)}")
+        if chosen[-1] >= n_layers:
+            raise SpecError(
+                f"adapter.layers names layer {chosen[-1]}, but the base has layers 0 to"
+                f" {n_layers - 1}"
+            )
+        return chosen
+
+    def _modules(self, modules: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+        given = self.target_modules
+        wanted = (given,) if isinstance(given, str) else given
+        if wanted == (PAPERS_BLOCK,):
+            return (MLP_BLOCK,)
+        if wanted == (ALL_LINEAR,):
+            return tuple(modules)
+        named = {want: [m for m in modules if f".{m}".endswith(f".{want}")] for want in wanted}
+        lacking = [want for want, found in named.items() if not found]
+        if lacking or not wanted:
+            raise SpecError(
+                f"adapter.target_modules: the base's layers have no"
+                f" {', '.join(lacking) or 'modules without a name'}; they have"
+                f" {', '.join(modules)} ({ALL_LINEAR} for all of them, {PAPERS_BLOCK} for the"
+                " paper's block)"
+            )
+        chosen = {module for found in named.values() for module in found}
+        return tuple(module for module in modules if module in chosen)

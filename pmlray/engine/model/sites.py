@@ -1,0 +1,72 @@
+"""Sites of adapters in a frozen base: modules whose output an adapter adds to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from pmlray.config.placement import MLP_BLOCK, Site
+
+# The adapters' output at a site, for the site's input.
+Delta = Callable[[Site, Tensor], Tensor]
+
+
+class SiteDeltas:
+    """What the adapted sites of one base add to their outputs at the moment; None: nothing."""
+
+    def __init__(self) -> None:
+        self.current: Delta | None = None
+
+    @contextmanager
+    def of(self, delta: Delta) -> Generator[None]:
+        """Add `delta` at every site within the context."""
+        before, self.current = self.current, delta
+        try:
+            yield
+        finally:
+            self.current = before
+
+
+class AdaptedSite(nn.Module):
+    """Replacement of a frozen module, whose output the active adapters add to.
+
+    It is added, in their precision, and rounded, where PEFT does it.
+    """
+
+    def __init__(self, module: nn.Module, site: Site, deltas: SiteDeltas) -> None:
+        super().__init__()
+        self.module, self.site = module, site
+        self._deltas = deltas
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the module's output with that of the adapters."""
+        output = self.module(x)
+        if self._deltas.current is None:
+            return output
+        return (output + self._deltas.current(self.site, x)).to(output.dtype)
+
+
+def adapt_sites(layers: Any, sites: Iterable[Site], deltas: SiteDeltas) -> None:
+    """Replace the modules at the sites of decoder layers."""
+    for site in sites:
+        parent, _, name = site.module.rpartition(".")
+        holder = layers[site.layer].get_submodule(parent)
+        setattr(holder, name, AdaptedSite(getattr(holder, name), site, deltas))
+
+
+def site_shapes(layers: Any, sites: Iterable[Site], hidden: int) -> Mapping[Site, tuple[int, int]]:
+    """Return the input and output width of every site, none of which is adapted yet.
+
+    hidden: width of the layers' outputs.
+    """
+    shapes: dict[Site, tuple[int, int]] = {}
+    for site in sites:
+        if site.module == MLP_BLOCK:
+            shapes[site] = hidden, hidden
+            continue
+        linear: Any = layers[site.layer].get_submodule(site.module)
+        shapes[site] = linear.in_features, linear.out_features
+    return shapes
