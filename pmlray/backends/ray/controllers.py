@@ -1,5 +1,5 @@
-"""Jobs of Ray Train whose controllers run in the calling process, report their workers, and start no
-actors without a use."""
+"""Jobs of Ray Train whose controllers run in the calling process, report their workers, and start
+no actors without a use."""
 
 from __future__ import annotations
 
@@ -68,8 +68,9 @@ def trainer_of(
     number: int,
     workers: Any,
 ) -> Any:
-    """Return the trainer of job `number`, whose workers run `train`; its `fit` is for a thread of an
-    actor.
+    """Return the trainer of job `number`, whose workers run `train`.
+
+    Its `fit` has to be called in an actor.
 
     name: of its folder, in which Ray Train looks for the state of an earlier job; workers: the
     actor that hands out packs.
