@@ -118,7 +118,8 @@ def _lean(trainer: Any) -> Any:
     policy = UnannouncedWorkers(trainer.scaling_config)
 
     def run(**options: Any) -> Any:
-        controller = TrainController(**{**options, "scaling_policy": policy})
+        given: dict[str, Any] = {**options, "scaling_policy": policy}
+        controller = TrainController(**given)
         asyncio.run(controller.run())
         return controller.get_result()
 

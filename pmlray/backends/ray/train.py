@@ -88,9 +88,10 @@ class RayTrainRunner:
             # Per pack, one call of `run` and one worker that asks for the next; some to spare.
             max_concurrency=4 * n_at_once + 4,
         )
-        self._workers: Any = actor.remote(plan)
+        pool: Any = actor.remote(plan)
+        self._workers = pool
         # Of the actor that reserves the workers' resources.
-        self._actor_id: str = self._workers._actor_id.hex()
+        self._actor_id: str = pool._actor_id.hex()
         self._wanted = plan.resources, workers
 
     def prepare(self, n_out: int) -> None:
