@@ -265,7 +265,9 @@ def fit_law(
     judgement = judge(data, average.best, widths, beyond)
     fit = replace(average.best, status=judgement.status, message=judgement.message)
     average = replace(average, fits=(fit, *average.fits[1:]))
-    drawn = next(part.params for part in samples.parts if part.fit.law.form == fit.law.form)
+    drawn = np.concatenate(
+        [part.params for part in samples.parts if part.fit.law.form == fit.law.form]
+    )
     residuals = residual_structure(data, fit)
     return LawSummary(
         fit=fit,

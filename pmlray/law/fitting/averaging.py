@@ -35,7 +35,8 @@ NOISE_DRAWS = 20
 
 @dataclass(frozen=True, slots=True)
 class AveragedLaw:
-    """Fitted forms, by falling weight, and their weights, which add up to 1.
+    """Fitted forms, by falling weight, and their weights, which add up to 1. Where there are
+    several placements a form comes once for each scale of what these differ by.
 
     `base`: upper bound of every prediction, as no run can lower a loss by more than it was.
     """
@@ -58,7 +59,10 @@ class AveragedLaw:
     @property
     def by_form(self) -> dict[Form, float]:
         """Weights by the name of their form."""
-        return {fit.law.form: w for fit, w in zip(self.fits, self.weights, strict=True)}
+        found: dict[Form, float] = {}
+        for fit, weight in zip(self.fits, self.weights, strict=True):
+            found[fit.law.form] = found.get(fit.law.form, 0.0) + weight
+        return found
 
     @property
     def best(self) -> LawFit:

@@ -5,7 +5,7 @@ Shapes: as in `form_model`, K placements, T effects, which follow the law's own 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -47,6 +47,18 @@ class PlacedModel(FormModel):
         by_effects = (jac[:, :, 0] * slope_BN)[:, :, None] * by_effect_BKT[:, self.place_N]
         return value, np.concatenate([jac, by_effects], axis=2)
 
+    def at_scale(self, scale: float) -> PlacedModel:
+        """Return the same model with another scale of the prior of the effects."""
+        effects = replace(self.effects, scale=scale)
+        n_law, sd_T = self.n_law, effects.sd_T
+        return replace(
+            self,
+            effects=effects,
+            lower_P=np.concatenate([self.lower_P[:n_law], -REACH * sd_T]),
+            upper_P=np.concatenate([self.upper_P[:n_law], REACH * sd_T]),
+            sd_P=np.concatenate([self.sd_P[:n_law], sd_T]),
+        )
+
 
 def law_model(
     data: LawData,
@@ -57,7 +69,7 @@ def law_model(
     worth: Worth,
 ) -> FormModel:
     """Build the model of a form: of ranks where all points share a placement, else of effective
-    ranks; the arguments are those of `build_model`."""
+    ranks; the arguments are those of `build_model` and of `site_effects`."""
     plain = build_model(data, form, scale, limit_N, inside_N)
     if data.placement is None or not data.several_placements:
         return plain

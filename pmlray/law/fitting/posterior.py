@@ -32,7 +32,7 @@ from pmlray.law.fitting.form_model import FormModel
 from pmlray.law.fitting.levenberg_marquardt import scaled_inverse
 from pmlray.law.fitting.placed_model import PlacedModel, law_model
 from pmlray.law.fitting.run_noise import SPREAD, TYPICAL, RunNoise, Whitening, whitening
-from pmlray.law.fitting.site_effects import FittedPlaces, site_effects
+from pmlray.law.fitting.site_effects import SCALES, FittedPlaces, site_effects
 from pmlray.law.forms.protocol import Form
 from pmlray.law.forms.registry import CAPPED
 
@@ -245,18 +245,39 @@ def _require_points(data: LawData, form: Form, options: FitOptions) -> None:
 def all_posteriors(
     data: LawData, forms: Sequence[Form], options: FitOptions
 ) -> tuple[FormPosterior, ...]:
-    """Return the posterior of every form that can be fitted to the points; FitError when none
-    can."""
+    """Return the posterior of every form that can be fitted to the points, at each scale of what
+    placements differ by where there are several; FitError when none can."""
     found: list[FormPosterior] = []
     reasons: list[str] = []
     for form in forms:
         try:
-            found.append(form_posterior(data, form, options))
+            found += _at_scales(form_posterior(data, form, options), options)
         except FitError as error:
             reasons.append(f"{form}: {error}")
     if not found:
         raise FitError("; ".join(reasons))
     return tuple(found)
+
+
+def _at_scales(found: FormPosterior, options: FitOptions) -> list[FormPosterior]:
+    """Return the posterior at every scale of what placements differ by; itself where no effects
+    tell placements apart."""
+    model = found.model
+    if not isinstance(model, PlacedModel) or not model.effects.sd_T.size:
+        return [found]
+    outlying_N = np.ones(len(found.data))
+    if options.loss == "huber":
+        outlying_N = _outlying(found, found.theta_GP[int(np.argmax(found.weight_G))])
+    posteriors: list[FormPosterior] = []
+    for scale, share in SCALES:
+        of_scale = found
+        if scale != model.effects.scale:
+            of_scale = _likeliest(
+                found.data, model.at_scale(scale), found.noise, outlying_N, found
+            )
+        evidence = of_scale.log_evidence + math.log(share)
+        posteriors.append(replace(of_scale, log_evidence=evidence))
+    return posteriors
 
 
 def evidence_weights(found: Sequence[FormPosterior]) -> tuple[float, ...]:

@@ -29,6 +29,9 @@ Worth = Literal["parameters", "one_factor", "sites", "pooled"]
 # Prior spreads of the effects on log w. Between places on SmolLM2-135M and a tiny random model
 # bits a parameter differed by factors of up to 1.4 near convergence, and worths by up to 2: these
 # make a factor of about 1.8 between two placements one standard deviation.
+# All of them are believed up to a common scale, as far from convergence places differ by more:
+# scales with their prior weights, of which the points choose.
+SCALES = ((0.4, 0.25), (1.0, 0.5), (2.5, 0.25))
 KIND_SD, DEPTH_SD, SPREAD_SD, OWN_SD = 0.3, 0.2, 0.3, 0.25
 # Of a placement's factor where nothing is believed of its sites.
 FACTOR_SD = 0.45
@@ -42,12 +45,13 @@ EVEN_DEPTHS = math.sqrt(1.0 / 12.0)
 class SiteEffects:
     """Worth of placements as a function of the effects, the first placement the reference.
 
-    `site_SX` are the regressors of each site, `share_S` its share of its placement's parameters,
+    `scale` multiplies the prior spreads. `site_SX` are the regressors of each site, `share_S` its share of its placement's parameters,
     `member_SK` 1 where a site belongs to a placement, `spread_K` how widely its depths are spread.
     """
 
     placements: tuple[Placement, ...]
     worth: Worth
+    scale: float
     site_SX: FloatArray
     share_S: FloatArray
     member_SK: FloatArray
@@ -68,14 +72,14 @@ class SiteEffects:
         """Prior spread of a placement's own deviation, 0 where it has none."""
         if not self.has_own:
             return 0.0
-        return OWN_SD if self.by_sites else FACTOR_SD
+        return self.scale * (OWN_SD if self.by_sites else FACTOR_SD)
 
     @property
     def sd_T(self) -> FloatArray:
         """Prior spreads of the effects: those of sites, of spread depths, then placements' own."""
-        of_sites = (*SITE_SDS, SPREAD_SD) if self.by_sites else ()
-        own = (self.own_sd,) * (len(self.placements) if self.has_own else 0)
-        return np.array([*of_sites, *own])
+        of_sites = self.scale * np.array([*SITE_SDS, SPREAD_SD] if self.by_sites else [])
+        own = np.full(len(self.placements) if self.has_own else 0, self.own_sd)
+        return np.concatenate([of_sites, own])
 
     def place_of(self, placement: Placement) -> int | None:
         """Return a placement's place among those with points; None where it has none."""
@@ -122,7 +126,7 @@ class SiteEffects:
         if (place := self.place_of(placement)) is not None:
             return self.log_worths(effects_BT)[0][:, place]
         n_places = len(self.placements)
-        beside = site_effects((*self.placements, placement), self.worth)
+        beside = site_effects((*self.placements, placement), self.worth, self.scale)
         own_B = np.zeros(len(effects_BT))
         if drawn:
             rng = np.random.default_rng(zlib.crc32(placement.name.encode()))
@@ -163,7 +167,9 @@ def log_params_ratio(placement: Placement, reference: Placement) -> float:
     return math.log(placement.params_per_rank / reference.params_per_rank)
 
 
-def site_effects(placements: Sequence[Placement], worth: Worth) -> SiteEffects:
+def site_effects(
+    placements: Sequence[Placement], worth: Worth, scale: float = 1.0
+) -> SiteEffects:
     """Return the effects that tell these placements apart; the first is the reference."""
     rows: list[list[float]] = []
     shares: list[float] = []
@@ -175,8 +181,9 @@ def site_effects(placements: Sequence[Placement], worth: Worth) -> SiteEffects:
             owner.append(place)
     member_SK = np.eye(len(placements))[owner]
     spread_K = np.array([_depth_spread(placement) for placement in placements])
+    regressors, share_S = np.array(rows), np.array(shares)
     return SiteEffects(
-        tuple(placements), worth, np.array(rows), np.array(shares), member_SK, spread_K
+        tuple(placements), worth, scale, regressors, share_S, member_SK, spread_K
     )
 
 
