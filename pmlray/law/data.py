@@ -44,8 +44,8 @@ class LawData:
             and kept by subsets.
 
     Raises:
-        DataError: unequal shapes, a placement that is not given, a delta_loss that is not finite, a base_loss <= 0, a negative
-            train_steps, or a rank or length below 1.
+        DataError: unequal shapes, a placement that is not given, a delta_loss that is not finite, a
+            base_loss <= 0, a negative train_steps, or a rank or length below 1.
 
     Example:
         >>> r, l, t = np.array([[1, 64, 100], [4, 64, 100], [4, 256, 100]], dtype=float).T
@@ -67,9 +67,10 @@ class LawData:
     def __post_init__(self) -> None:
         if {array.shape for array in self._arrays().values()} != {self.lora_rank.shape}:
             raise DataError("the arrays of LawData must all have the same shape (N,)")
-        if self.placement is not None and not np.isin(
-            self.placement, np.arange(len(self.placements))
-        ).all():
+        if (
+            self.placement is not None
+            and not np.isin(self.placement, np.arange(len(self.placements))).all()
+        ):
             raise DataError("each point's placement must be a place in LawData's placements")
         for i in map(int, np.flatnonzero(~self._usable())):
             check_point(

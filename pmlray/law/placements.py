@@ -1,4 +1,4 @@
-"""Places of an adapter in its base: which linear modules, at which depths, with how many parameters.
+"""Places of an adapter in its base: which linear modules, how deep, with how many parameters.
 
 A placement's name may say all of this plainly (`q_proj,v_proj of layer 20 of 30`); else its sites
 are of no known kind, and a law takes the placement as exchangeable with the others.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pmlray.errors import DataError
+from pmlray.types import DesignPoint
 
 Kind = Literal["attention", "mlp_in", "mlp_out", "other"]
 # Kinds of known modules; "other" is what is not known.
@@ -147,3 +148,11 @@ def in_order(of_points: Sequence[Placement]) -> tuple[Placement, ...]:
         return ()
     reference = max(counts, key=lambda p: (p.is_one_mlp_block, counts[p]))
     return (reference, *(p for p in counts if p != reference))
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedPoint:
+    """Design point whose rank is that of an adapter at a placement."""
+
+    point: DesignPoint
+    placement: Placement

@@ -86,6 +86,13 @@ class AveragedLaw:
         within = np.minimum(np.stack(predicted), base)
         return np.tensordot(np.array(self.weights), within, axes=1)
 
+    def predict_points(self, points: LawData) -> FloatArray:
+        """Return the mean delta_loss, nats per token, (N,), at points with the law's placements."""
+        base, at = self.base.at(points.seq_len), (points.seq_len, points.train_steps)
+        predicted = [fit.law.predict(fit.law_ranks(points), *at, base) for fit in self.fits]
+        within = np.minimum(np.stack(predicted), base)
+        return np.tensordot(np.array(self.weights), within, axes=1)
+
     def sample(self, n: int, rng: np.random.Generator) -> AveragedSamples:
         """Draw about n posterior samples, as many from each form as its weight gives."""
         counts = rng.multinomial(n, self.weights).tolist()
@@ -113,13 +120,14 @@ class Drawn:
     sigma: FloatArray
     effects: FloatArray | None = None
 
-    def log_worth(self, placement: Placement) -> FloatArray:
-        """Return log w of a placement under every sample, (n,)."""
+    def log_worth(self, placement: Placement, *, own: bool = True) -> FloatArray:
+        """Return log w of a placement under every sample, (n,); own: a placement without points
+        draws its own deviation from its kin."""
         places = self._places()
         effects = self.effects
         if effects is None:
             effects = places.effects.drawn(self.sigma.size)
-        return places.effects.log_worth_of(placement, effects, drawn=True)
+        return places.effects.log_worth_of(placement, effects, drawn=own)
 
     def log_factor(self, placement: Placement) -> FloatArray:
         """Return the log of how many ranks of the reference one of a placement is worth, (n,)."""
@@ -158,6 +166,10 @@ class AveragedSamples:
         """Return log w of a placement under every sample, (n,): what one of its parameters is
         worth beside one of the reference's."""
         return np.concatenate([part.log_worth(placement) for part in self.parts])
+
+    def log_worth_of_kin(self, placement: Placement) -> FloatArray:
+        """Return `log_worth` of a placement without points whose own deviation is 0."""
+        return np.concatenate([part.log_worth(placement, own=False) for part in self.parts])
 
     @property
     def laws(self) -> list[Law]:

@@ -6,6 +6,7 @@ Shapes: as in `form_model`, K placements, T effects, which follow the law's own 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -75,8 +76,8 @@ def law_model(
         return plain
     effects = site_effects(data.placements, worth)
     sd_T = effects.sd_T
-    of_law = {f.name: getattr(plain, f.name) for f in fields(plain)}
-    grown = {
+    of_law: dict[str, Any] = {f.name: getattr(plain, f.name) for f in fields(plain)}
+    grown: dict[str, Any] = {
         "lower_P": np.concatenate([plain.lower_P, -REACH * sd_T]),
         "upper_P": np.concatenate([plain.upper_P, REACH * sd_T]),
         "mean_P": np.concatenate([plain.mean_P, np.zeros(sd_T.size)]),

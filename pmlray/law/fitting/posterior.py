@@ -272,9 +272,7 @@ def _at_scales(found: FormPosterior, options: FitOptions) -> list[FormPosterior]
     for scale, share in SCALES:
         of_scale = found
         if scale != model.effects.scale:
-            of_scale = _likeliest(
-                found.data, model.at_scale(scale), found.noise, outlying_N, found
-            )
+            of_scale = _likeliest(found.data, model.at_scale(scale), found.noise, outlying_N, found)
         evidence = of_scale.log_evidence + math.log(share)
         posteriors.append(replace(of_scale, log_evidence=evidence))
     return posteriors

@@ -45,8 +45,9 @@ EVEN_DEPTHS = math.sqrt(1.0 / 12.0)
 class SiteEffects:
     """Worth of placements as a function of the effects, the first placement the reference.
 
-    `scale` multiplies the prior spreads. `site_SX` are the regressors of each site, `share_S` its share of its placement's parameters,
-    `member_SK` 1 where a site belongs to a placement, `spread_K` how widely its depths are spread.
+    `scale` multiplies the prior spreads. `site_SX` are the regressors of each site, `share_S` its
+    share of its placement's parameters, `member_SK` 1 where a site belongs to a placement,
+    `spread_K` how widely its depths are spread.
     """
 
     placements: tuple[Placement, ...]
@@ -167,9 +168,7 @@ def log_params_ratio(placement: Placement, reference: Placement) -> float:
     return math.log(placement.params_per_rank / reference.params_per_rank)
 
 
-def site_effects(
-    placements: Sequence[Placement], worth: Worth, scale: float = 1.0
-) -> SiteEffects:
+def site_effects(placements: Sequence[Placement], worth: Worth, scale: float = 1.0) -> SiteEffects:
     """Return the effects that tell these placements apart; the first is the reference."""
     rows: list[list[float]] = []
     shares: list[float] = []
@@ -182,9 +181,7 @@ def site_effects(
     member_SK = np.eye(len(placements))[owner]
     spread_K = np.array([_depth_spread(placement) for placement in placements])
     regressors, share_S = np.array(rows), np.array(shares)
-    return SiteEffects(
-        tuple(placements), worth, scale, regressors, share_S, member_SK, spread_K
-    )
+    return SiteEffects(tuple(placements), worth, scale, regressors, share_S, member_SK, spread_K)
 
 
 def _regressors(site: Site) -> list[float]:
