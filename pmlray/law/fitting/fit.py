@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from pmlray.errors import DataError
-from pmlray.law.data import BoolArray, FloatArray, LawData
+from pmlray.law.data import BoolArray, FloatArray, IntArray, LawData
 from pmlray.law.fitting.run_noise import RunNoise
 from pmlray.law.fitting.site_effects import FittedPlaces, Worth
 from pmlray.law.forms.protocol import Form, Law
@@ -99,20 +99,38 @@ class LawFit:
     def law_ranks(self, points: LawData) -> FloatArray:
         """Return the ranks (N,) of the reference placement that points' adapters are worth, for
         points with the placements of the fit."""
-        if self.places is None or not points.several_placements:
-            return points.lora_rank
-        return self.places.law_ranks(points)
-
-    def jacobian(self, points: LawData) -> FloatArray:
-        """Return the derivatives of delta_loss at points by the law's params and, where there are
-        several placements, by their effects, (N, P) or (N, P + T)."""
-        at = (self.law_ranks(points), points.seq_len, points.train_steps)
-        jac = self.law.jacobian(*at, points.base_loss)
         if self.places is None or points.placement is None or not points.several_placements:
+            return points.lora_rank
+        return self.places.law_ranks(points.lora_rank, points.placement)
+
+    @property
+    def full_cov(self) -> FloatArray:
+        """Posterior covariance of what `jacobian` derives by."""
+        if self.places is None or not self.places.several:
+            return self.cov
+        return self.places.cov
+
+    def jacobian(
+        self,
+        law_rank: FloatArray,
+        seq_len: FloatArray,
+        train_steps: FloatArray,
+        place_N: IntArray | None,
+        base_loss: FloatArray | None = None,
+    ) -> FloatArray:
+        """Return the derivatives of delta_loss at points by the law's params and, where there are
+        several placements, by their effects, (N, P) or (N, P + T).
+
+        law_rank: ranks of the reference that the adapters are worth; place_N: places of their
+        placements among the fit's, None for the reference.
+        """
+        jac = self.law.jacobian(law_rank, seq_len, train_steps, base_loss)
+        if self.places is None or not self.places.several:
             return jac
+        at = np.zeros(len(jac), dtype=np.int64) if place_N is None else place_N
         _, by_effect_BKT = self.places.effects.log_worths(self.places.effects_T[None])
-        by_rank_N = jac[:, 0] * rank_slope(self.law, *at)
-        return np.hstack([jac, by_rank_N[:, None] * by_effect_BKT[0][points.placement]])
+        by_rank_N = jac[:, 0] * rank_slope(self.law, law_rank, seq_len, train_steps)
+        return np.hstack([jac, by_rank_N[:, None] * by_effect_BKT[0][at]])
 
     @property
     def sigma(self) -> float:

@@ -182,8 +182,8 @@ def form_fit(found: FormPosterior, options: FitOptions) -> LawFit:
     used = usable_points(data, form, options)
     points = data.subset(used)
     ranks = points.lora_rank
-    if places is not None and points.several_placements:
-        ranks = places.law_ranks(points)
+    if places is not None and points.placement is not None and places.several:
+        ranks = places.law_ranks(ranks, points.placement)
     fitted = law.predict(ranks, points.seq_len, points.train_steps, points.base_loss)
     bounds = censored_points(points, form, options)
     values = np.where(bounds, np.maximum(fitted, points.delta_loss), points.delta_loss)

@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 
-from pmlray.law.data import FloatArray, LawData
+from pmlray.law.data import FloatArray, IntArray
 from pmlray.law.placements import KINDS, Placement, Site
 
 # What tells places apart: nothing but the number of parameters, one factor a placement, the kinds
@@ -91,8 +91,8 @@ class SiteEffects:
 
         w is relative to the reference, whose own is 1.
         """
-        log_KB, slope_KB = self._log_worths(effects_BT)
-        return log_KB - log_KB[:, :1], slope_KB - slope_KB[:, :1]
+        log_BK, slope_BKT = self._log_worths(effects_BT)
+        return log_BK - log_BK[:, :1], slope_BKT - slope_BKT[:, :1]
 
     def _log_worths(self, effects_BT: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return `log_worths` before they are taken relative to the reference."""
@@ -151,11 +151,17 @@ class FittedPlaces:
         """Likeliest log w of the placements with points, (K,)."""
         return self.effects.log_worths(self.effects_T[None])[0][0]
 
-    def law_ranks(self, points: LawData) -> FloatArray:
-        """Return the ranks (N,) of the reference placement that the adapters of points are worth,
-        for points with the placements of the fit."""
-        assert points.placement is not None
-        return points.plain_rank * np.exp(self.log_worth_K)[points.placement]
+    @property
+    def several(self) -> bool:
+        """True where the points of more than one placement made the law."""
+        return len(self.effects.placements) > 1
+
+    def law_ranks(self, lora_rank: FloatArray, place_N: IntArray) -> FloatArray:
+        """Return the ranks (N,) of the reference placement that adapters of these ranks are worth
+        at these of the effects' placements."""
+        reference = self.effects.placements[0]
+        ratio_K = [log_params_ratio(p, reference) for p in self.effects.placements]
+        return lora_rank * np.exp(self.log_worth_K + np.array(ratio_K))[place_N]
 
     def log_factor(self, placement: Placement) -> float:
         """Return the log of how many ranks of the reference one rank of a placement is worth."""

@@ -94,7 +94,7 @@ def residual_structure(data: LawData, fit: LawFit) -> ResidualStructure:
     predicted = fit.law.predict(*at)
     residual = points.delta_loss - predicted
     root_w = np.sqrt(weights)
-    jac = root_w[:, None] * fit.jacobian(points)
+    jac = root_w[:, None] * fit.jacobian(*at[:3], points.placement, points.base_loss)
     exact = _rms(residual) <= ROUNDING * _rms(points.delta_loss)
     spread_of_all = float(np.sum((points.delta_loss - points.delta_loss.mean()) ** 2))
     weak = fit.status is FitStatus.UNDERDETERMINED
