@@ -20,7 +20,7 @@ def worth_lines(worth: Mapping[str, Any]) -> list[str]:
         lines.append("  " + _HEADS[name].format(reference=rows[0]["name"]))
         for place, row in enumerate(rows):
             shown = f"{row['value']:.3g}   90 % interval [{row['low']:.3g}, {row['high']:.3g}]"
-            points = "" if row["n_points"] is None else f", {row['n_points']} points"
+            points = "" if row["n_points"] is None else f", {row['n_points']} of its points"
             if name == "placements" and place == 0:
                 shown = "1 by definition"
             lines.append(f"    {row['name']:{wide}} {shown}{points}")

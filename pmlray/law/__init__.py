@@ -10,7 +10,7 @@ from pmlray.law.forms.protocol import Form, Law
 from pmlray.law.forms.registry import CAPPED, law_from_json
 from pmlray.law.placement_choice import PlacementChoice, PlacementNeed, choose_placement
 from pmlray.law.placement_comparison import PlacementLawErrors, compare_placement_laws
-from pmlray.law.placement_worth import Worth, depth_worths, kind_worths, placement_worths
+from pmlray.law.placement_worth import PlaceWorth, depth_worths, kind_worths, placement_worths
 from pmlray.law.placements import PlacedPoint, Placement, Site, in_order, named_placement
 from pmlray.law.read import read_law_data
 from pmlray.law.recall.crossing import crossing_steps, token_table
@@ -44,6 +44,7 @@ __all__ = [
     "LawData",
     "LawFit",
     "LawSummary",
+    "PlaceWorth",
     "PlacedPoint",
     "Placement",
     "PlacementChoice",
@@ -60,7 +61,6 @@ __all__ = [
     "TokenRun",
     "Transition",
     "UnseenError",
-    "Worth",
     "average_laws",
     "choose_placement",
     "compare_placement_laws",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from pmlray.errors import DataError
 from pmlray.law.data import LawData
-from pmlray.law.placements import in_order, named_placement
+from pmlray.law.placements import Placement, named_placement
 
 # Parameters of one rank may differ by rounding in a table, not by more than this share.
 ROUNDING = 1e-3
@@ -45,7 +44,7 @@ def with_placements(
         )
     per_rank_N = params_N / data.lora_rank
     name_N = np.array(names)
-    by_name = {}
+    by_name: dict[str, Placement] = {}
     for name in distinct:
         of_name = per_rank_N[name_N == name]
         least, most = float(of_name.min()), float(of_name.max())
@@ -57,7 +56,4 @@ def with_placements(
                 " out, and the law is one of parameters"
             )
         by_name[name] = named_placement(name, float(np.median(of_name)))
-    placements = in_order([by_name[name] for name in names])
-    place = {placement.name: at for at, placement in enumerate(placements)}
-    index = np.array([place[name] for name in names], dtype=np.int64)
-    return replace(data, placement=index, placements=placements)
+    return data.placed([by_name[name] for name in names])

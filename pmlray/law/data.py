@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pmlray.errors import DataError
-from pmlray.law.placements import Placement
+from pmlray.law.placements import Placement, in_order
 from pmlray.types import Observation
 
 FloatArray = NDArray[np.float64]
@@ -67,6 +67,8 @@ class LawData:
     def __post_init__(self) -> None:
         if {array.shape for array in self._arrays().values()} != {self.lora_rank.shape}:
             raise DataError("the arrays of LawData must all have the same shape (N,)")
+        if self.placement is None and len(self.placements) > 1:
+            raise DataError("points of several placements must say which of them is theirs")
         if (
             self.placement is not None
             and not np.isin(self.placement, np.arange(len(self.placements))).all()
@@ -100,6 +102,17 @@ class LawData:
         """Return the points that a boolean mask (N,) or an index array selects."""
         chosen: dict[str, Any] = {name: array[mask] for name, array in self._arrays().items()}
         return LawData(**chosen, placements=self.placements, notes=self.notes)
+
+    def placed(self, of_points: Sequence[Placement], beside: Sequence[Placement] = ()) -> LawData:
+        """Return the same points with the placement of each.
+
+        beside: placements that may have no points, such as others of a design: what they are worth
+        is then told from their kin. DataError where two placements share a name.
+        """
+        placements = in_order(of_points, beside)
+        place = {placement: at for at, placement in enumerate(placements)}
+        index = np.array([place[placement] for placement in of_points], dtype=np.int64)
+        return replace(self, placement=index, placements=placements)
 
     @property
     def several_placements(self) -> bool:

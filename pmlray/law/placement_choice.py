@@ -119,7 +119,7 @@ def choose_placement(
     cost_Kn = np.stack([_costs(cost, p, r) for p, r in zip(placements, rank_Kn, strict=True)])
     cheapest_Kn = cost_Kn == cost_Kn.min(axis=0)
     best_K = (cheapest_Kn / cheapest_Kn.sum(axis=0)).mean(axis=1)
-    middle_K = np.median(np.minimum(cost_Kn, np.finfo(float).max), axis=1)
+    middle_K = [order_statistics(cost_n, level).value for cost_n in cost_Kn]
     order = sorted(range(len(placements)), key=lambda k: (middle_K[k], -best_K[k]))
     needs = tuple(
         PlacementNeed(

@@ -17,7 +17,7 @@ DEPTHS = {"first": 0.0, "middle": 0.5, "last": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
-class Worth:
+class PlaceWorth:
     """What one parameter of a placement, or of a site of some kind or depth, is worth beside one of
     the reference placement: the median with its central interval. `n_points`: those that were
     measured there, 0 for one told from its kin and None where no single place is meant."""
@@ -38,12 +38,12 @@ def placement_worths(
     samples: AveragedSamples,
     others: Sequence[Placement] = (),
     level: float = 0.9,
-) -> tuple[Worth, ...]:
+) -> tuple[PlaceWorth, ...]:
     """Return the worth of each placement of the points, the reference first, then of others.
 
     data: the points that the law was fitted to; others: placements without points.
     """
-    found: list[Worth] = []
+    found: list[PlaceWorth] = []
     for placement in (*data.placements, *others):
         n_points = 0
         if placement in data.placements and data.placement is not None:
@@ -53,7 +53,7 @@ def placement_worths(
     return tuple(found)
 
 
-def kind_worths(samples: AveragedSamples, level: float = 0.9) -> tuple[Worth, ...]:
+def kind_worths(samples: AveragedSamples, level: float = 0.9) -> tuple[PlaceWorth, ...]:
     """Return the worth of each kind of module, halfway through the base, without any placement's
     own deviation from its kin."""
     return tuple(
@@ -62,7 +62,7 @@ def kind_worths(samples: AveragedSamples, level: float = 0.9) -> tuple[Worth, ..
     )
 
 
-def depth_worths(samples: AveragedSamples, level: float = 0.9) -> tuple[Worth, ...]:
+def depth_worths(samples: AveragedSamples, level: float = 0.9) -> tuple[PlaceWorth, ...]:
     """Return the worth of a module at the first, the middle and the last layer beside that of the
     same module in the middle, as its kin have it."""
     at = {
@@ -72,7 +72,9 @@ def depth_worths(samples: AveragedSamples, level: float = 0.9) -> tuple[Worth, .
     return tuple(_worth(name, log_w - at["middle"], level) for name, log_w in at.items())
 
 
-def _worth(name: str, log_worth_n: FloatArray, level: float, n_points: int | None = None) -> Worth:
+def _worth(
+    name: str, log_worth_n: FloatArray, level: float, n_points: int | None = None
+) -> PlaceWorth:
     tail = (1.0 - level) / 2.0
     low, middle, high = np.exp(np.quantile(log_worth_n, [tail, 0.5, 1.0 - tail])).tolist()
-    return Worth(name, middle, low, high, n_points)
+    return PlaceWorth(name, middle, low, high, n_points)

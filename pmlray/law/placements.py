@@ -128,8 +128,10 @@ def named_placement(name: str, params_per_rank: float) -> Placement:
     )
 
 
-def in_order(of_points: Sequence[Placement]) -> tuple[Placement, ...]:
-    """Return the placements of some points, each once, the reference first.
+def in_order(
+    of_points: Sequence[Placement], beside: Sequence[Placement] = ()
+) -> tuple[Placement, ...]:
+    """Return the placements of some points and others beside them, each once, the reference first.
 
     The reference is the paper's placement, one MLP block of one layer, where it is among them, else
     the one with the most points; the others keep the order of their first points. DataError where
@@ -138,7 +140,8 @@ def in_order(of_points: Sequence[Placement]) -> tuple[Placement, ...]:
     counts: dict[Placement, int] = {}
     for placement in of_points:
         counts[placement] = counts.get(placement, 0) + 1
-    names = [placement.name for placement in counts]
+    others = [placement for placement in dict.fromkeys(beside) if placement not in counts]
+    names = [placement.name for placement in (*counts, *others)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(
             f"two placements have the name {twice[0]!r}, with other modules, layers or parameters:"
@@ -147,7 +150,7 @@ def in_order(of_points: Sequence[Placement]) -> tuple[Placement, ...]:
     if not counts:
         return ()
     reference = max(counts, key=lambda p: (p.is_one_mlp_block, counts[p]))
-    return (reference, *(p for p in counts if p != reference))
+    return (reference, *(p for p in counts if p != reference), *others)
 
 
 @dataclass(frozen=True, slots=True)
