@@ -38,7 +38,7 @@ _MODULES: dict[str, tuple[Kind, ...]] = {
 # Depths that stand for all layers of a base, whose number a name does not say.
 _EVERY_DEPTH = (0.0, 0.25, 0.5, 0.75, 1.0)
 _EVERY_LAYER = re.compile(r"\b(?:all|every)[ _-]?layers?\b")
-_SOME_LAYERS = re.compile(r"(?:@|\blayers? ?)(\d+(?:[ ,+]+\d+)*)(?: ?(?:/|of) ?(\d+))?")
+_SOME_LAYERS = re.compile(r"(?:@|\blayers? ?)(\d{1,4}(?:[ ,+]+\d{1,4})*)(?: ?(?:/|of) ?(\d{1,4}))?")
 _ALL_LINEAR = re.compile(r"\ball[ _-]linear\b")
 _FILLERS = {"and", "of", "in", "at"}
 

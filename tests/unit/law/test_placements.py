@@ -37,7 +37,11 @@ def test_a_plain_name_says_kinds_and_depths(
 
 
 @pytest.mark.parametrize(
-    "name", ["ours v2", "the best down_proj", "run 3", "down_proj@31/30", "c_proj", ""]
+    "name",
+    [
+        *("ours v2", "the best down_proj", "run 3", "down_proj@31/30", "c_proj", ""),
+        f"down_proj@{'9' * 5000}/30",
+    ],
 )
 def test_a_name_that_is_not_all_understood_says_nothing(name: str) -> None:
     assert named_placement(name, 5.0) == Placement(name, (Site("other", None, 5.0),))
