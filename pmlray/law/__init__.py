@@ -11,7 +11,15 @@ from pmlray.law.forms.registry import CAPPED, law_from_json
 from pmlray.law.placement_choice import PlacementChoice, PlacementNeed, choose_placement
 from pmlray.law.placement_comparison import PlacementLawErrors, compare_placement_laws
 from pmlray.law.placement_worth import PlaceWorth, depth_worths, kind_worths, placement_worths
-from pmlray.law.placements import PlacedPoint, Placement, Site, in_order, named_placement
+from pmlray.law.placements import (
+    PlacedPoint,
+    Placement,
+    Site,
+    in_order,
+    module_kind,
+    named_placement,
+    placement_at,
+)
 from pmlray.law.read import read_law_data
 from pmlray.law.recall.crossing import crossing_steps, token_table
 from pmlray.law.recall.data import TokenRun, token_runs
@@ -76,9 +84,11 @@ __all__ = [
     "law_from_json",
     "mape",
     "measure_transition",
+    "module_kind",
     "named_placement",
     "param_correlations",
     "param_intervals",
+    "placement_at",
     "placement_worths",
     "r2",
     "read_law_data",

@@ -7,16 +7,17 @@ are of no known kind, and a law takes the placement as exchangeable with the oth
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pmlray.errors import DataError
 from pmlray.types import DesignPoint
 
-Kind = Literal["attention", "mlp_in", "mlp_out", "other"]
-# Kinds of known modules; "other" is what is not known.
-KINDS: tuple[Kind, ...] = ("attention", "mlp_in", "mlp_out")
+Kind = Literal["attention", "mlp_in", "mlp_out", "mlp_block", "other"]
+# Kinds of known modules; "mlp_block" is a pair of factors beside a whole MLP (the paper's), "other"
+# what is not known.
+KINDS: tuple[Kind, ...] = ("attention", "mlp_in", "mlp_out", "mlp_block")
 
 _ATTENTION = (
     *("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "q", "k", "v", "o"),
@@ -27,19 +28,20 @@ _MLP_IN = (
     "dense_h_to_4h",
 )
 _MLP_OUT = ("down_proj", "down", "fc2", "fc_out", "dense_4h_to_h")
-_BLOCK: tuple[Kind, ...] = ("mlp_in", "mlp_in", "mlp_out")
 _MODULES: dict[str, tuple[Kind, ...]] = {
     **dict.fromkeys(_ATTENTION, ("attention",)),
     **dict.fromkeys(_MLP_IN, ("mlp_in",)),
     **dict.fromkeys(_MLP_OUT, ("mlp_out",)),
-    **dict.fromkeys(("mlp_block", "mlp"), _BLOCK),
-    "all_linear": ("attention",) * 4 + _BLOCK,
+    **dict.fromkeys(("mlp_block", "mlp"), ("mlp_block",)),
+    "all_linear": ("attention",) * 4 + ("mlp_in", "mlp_in", "mlp_out"),
 }
 # Depths that stand for all layers of a base, whose number a name does not say.
 _EVERY_DEPTH = (0.0, 0.25, 0.5, 0.75, 1.0)
 _EVERY_LAYER = re.compile(r"\b(?:all|every)[ _-]?layers?\b")
 _SOME_LAYERS = re.compile(r"(?:@|\blayers? ?)(\d{1,4}(?:[ ,+]+\d{1,4})*)(?: ?(?:/|of) ?(\d{1,4}))?")
 _ALL_LINEAR = re.compile(r"\ball[ _-]linear\b")
+# Of a module's full name, what its last part says again.
+_PARENTS = re.compile(r"\b(?:mlp|self_attn|attn|self_attention|attention)\.(?=[a-z])")
 _FILLERS = {"and", "of", "in", "at"}
 
 
@@ -89,10 +91,27 @@ class Placement:
 
     @property
     def is_one_mlp_block(self) -> bool:
-        """True for the paper's placement: all of an MLP block, in one layer."""
-        kinds = {site.kind for site in self.sites}
-        depths = {site.depth for site in self.sites}
-        return kinds == {"mlp_in", "mlp_out"} and len(depths) == 1
+        """True for the paper's placement: beside the MLP of one layer."""
+        return len(self.sites) == 1 and self.sites[0].kind == "mlp_block"
+
+
+def module_kind(module: str) -> Kind:
+    """Return the kind of a module by its name within a layer, such as `self_attn.q_proj`."""
+    kinds = _MODULES.get(module.rpartition(".")[2].lower(), ())
+    return kinds[0] if len(kinds) == 1 else "other"
+
+
+def placement_at(name: str, modules: Iterable[tuple[int, str, float]], n_layers: int) -> Placement:
+    """Return the placement of an adapter at known modules of a base.
+
+    modules: layer from 0, name within the layer, and trainable parameters of a rank there, each;
+    n_layers: of the base. Modules of one kind in one layer make one site.
+    """
+    params: dict[tuple[Kind, float], float] = {}
+    for layer, module, params_per_rank in modules:
+        at = (module_kind(module), layer / max(n_layers - 1, 1))
+        params[at] = params.get(at, 0.0) + params_per_rank
+    return Placement(name, tuple(Site(kind, depth, n) for (kind, depth), n in params.items()))
 
 
 def named_placement(name: str, params_per_rank: float) -> Placement:
@@ -111,6 +130,7 @@ def named_placement(name: str, params_per_rank: float) -> Placement:
     elif some and some.group(2) and int(some.group(2)) > 1:
         last = int(some.group(2)) - 1
         depths = tuple(int(layer) / last for layer in re.findall(r"\d+", some.group(1)))
+    text = _PARENTS.sub("", text)
     rest = _ALL_LINEAR.sub(" all_linear ", _SOME_LAYERS.sub(" ", _EVERY_LAYER.sub(" ", text)))
     words = [word for word in re.split(r"[^a-z0-9_]+", rest) if word and word not in _FILLERS]
     beyond = any(depth is not None and depth > 1.0 for depth in depths)
@@ -133,9 +153,9 @@ def in_order(
 ) -> tuple[Placement, ...]:
     """Return the placements of some points and others beside them, each once, the reference first.
 
-    The reference is the paper's placement, one MLP block of one layer, where it is among them, else
-    the one with the most points; the others keep the order of their first points. DataError where
-    two placements share a name.
+    The reference is the paper's placement, beside the MLP of one layer, where it is among them,
+    else the one with the most points; the others keep the order of their first points. DataError
+    where two placements share a name.
     """
     counts: dict[Placement, int] = {}
     for placement in of_points:

@@ -69,7 +69,7 @@ def test_the_points_are_read_with_their_placements(write: Write) -> None:
     np.testing.assert_array_equal(found.placement, DATA.placement)
     assert found.plain_rank == pytest.approx(DATA.plain_rank)
     kinds = [{site.kind for site in placement.sites} for placement in found.placements]
-    assert kinds == [{"mlp_in", "mlp_out"}, {"mlp_out"}, {"attention"}]
+    assert kinds == [{"mlp_block"}, {"mlp_out"}, {"attention"}]
 
 
 def test_worths_targets_and_the_choice_are_told(write: Write) -> None:

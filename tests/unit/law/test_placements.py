@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pmlray.errors import DataError
-from pmlray.law import LawData, Placement, Site, in_order, named_placement
+from pmlray.law import LawData, Placement, Site, in_order, named_placement, placement_at
 from tests.unit.law.placed_points import ATTENTION, BLOCK, DOWN, placed_data
 
 
@@ -20,7 +20,8 @@ from tests.unit.law.placed_points import ATTENTION, BLOCK, DOWN, placed_data
         ("q_proj+down_proj layers 0, 29 of 30", {"attention": 0.5, "mlp_out": 0.5}, {0.0, 1.0}),
         ("q, v and down", {"attention": 2 / 3, "mlp_out": 1 / 3}, {None}),
         ("all-linear", {"attention": 4 / 7, "mlp_in": 2 / 7, "mlp_out": 1 / 7}, {None}),
-        ("MLP_block of layer 20", {"mlp_in": 2 / 3, "mlp_out": 1 / 3}, {None}),
+        ("MLP_block of layer 20", {"mlp_block": 1.0}, {None}),
+        ("mlp.down_proj,self_attn.q_proj", {"attention": 0.5, "mlp_out": 0.5}, {None}),
         ("o_proj in every layer", {"attention": 1.0}, {0.0, 0.25, 0.5, 0.75, 1.0}),
     ],
 )
@@ -48,12 +49,26 @@ def test_a_name_that_is_not_all_understood_says_nothing(name: str) -> None:
 
 
 def test_the_reference_is_the_papers_block_else_the_place_with_most_points() -> None:
-    assert in_order([DOWN, DOWN, ATTENTION, BLOCK]) == (BLOCK, DOWN, ATTENTION)
+    beside_mlp = named_placement("mlp@20/30", 1152.0)
+    assert in_order([DOWN, DOWN, BLOCK, beside_mlp]) == (beside_mlp, DOWN, BLOCK)
     assert in_order([DOWN, ATTENTION, ATTENTION]) == (ATTENTION, DOWN)
     assert in_order([]) == ()
     assert in_order([DOWN, ATTENTION], [BLOCK, DOWN]) == (DOWN, ATTENTION, BLOCK)
     with pytest.raises(DataError, match="two placements have the name 'down'"):
         in_order([DOWN, Placement("down", ATTENTION.sites)])
+
+
+def test_known_modules_make_sites_by_kind_and_depth() -> None:
+    modules = [(layer, name, n) for layer in (0, 3) for name, n in (
+        ("self_attn.q_proj", 10.0), ("self_attn.v_proj", 6.0), ("mlp.down_proj", 20.0),
+        ("mlp", 8.0), ("router", 2.0))]  # fmt: skip
+    found = placement_at("here", modules, n_layers=4)
+    assert found == Placement("here", tuple(
+        Site(kind, depth, n) for depth in (0.0, 1.0) for kind, n in (
+            ("attention", 16.0), ("mlp_out", 20.0), ("mlp_block", 8.0), ("other", 2.0))
+    ))  # fmt: skip
+    # The only layer of a base is its first.
+    assert placement_at("tiny", [(0, "mlp", 8.0)], n_layers=1).is_one_mlp_block
 
 
 @pytest.mark.parametrize(

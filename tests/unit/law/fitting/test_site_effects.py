@@ -18,7 +18,7 @@ from pmlray.law.placements import Placement, Site
 from tests.unit.law.placed_points import ATTENTION, BLOCK, DOWN, DOWN_EARLY, LINEAR, placed
 
 PLACES = (BLOCK, DOWN, ATTENTION, placed("both", ("attention", "mlp_out"), (3, 27)))
-KIND = {"attention": 0, "mlp_in": 1, "mlp_out": 2}
+KIND = {"attention": 0, "mlp_in": 1, "mlp_out": 2, "mlp_block": 3}
 
 
 def by_hand(placement: Placement, effects: np.ndarray, own: float) -> float:
@@ -27,10 +27,10 @@ def by_hand(placement: Placement, effects: np.ndarray, own: float) -> float:
     worth, depths = 0.0, []
     for site in placement.sites:
         along = 2 * (site.depth or 0.0) - 1
-        log_w = effects[KIND[site.kind]] + effects[3] * along + effects[4] * (along**2 - 1 / 3)
+        log_w = effects[KIND[site.kind]] + effects[4] * along + effects[5] * (along**2 - 1 / 3)
         worth += site.params_per_rank / total * math.exp(log_w)
         depths.append(site.depth)
-    return math.log(worth) + effects[5] * float(np.std(depths)) * math.sqrt(12) + own
+    return math.log(worth) + effects[6] * float(np.std(depths)) * math.sqrt(12) + own
 
 
 def test_worths_are_sums_over_sites() -> None:
@@ -38,7 +38,7 @@ def test_worths_are_sums_over_sites() -> None:
     drawn = np.random.default_rng(0).normal(0.0, 0.4, (3, effects.sd_T.size))
     found, _ = effects.log_worths(drawn)
     for row, told in zip(drawn, found, strict=True):
-        logs = [by_hand(p, row, row[6 + k]) for k, p in enumerate(PLACES)]
+        logs = [by_hand(p, row, row[7 + k]) for k, p in enumerate(PLACES)]
         assert told == pytest.approx(np.array(logs) - logs[0], abs=1e-12)
         # A placement without points: the same sum, without a deviation of its own.
         unseen = effects.log_worth_of(LINEAR, row[None], drawn=False)[0]
@@ -49,7 +49,7 @@ def test_worths_are_sums_over_sites() -> None:
 def test_slopes_are_those_of_central_differences(worth: Worth) -> None:
     effects = site_effects(PLACES, worth)
     n = effects.sd_T.size
-    assert n == {"parameters": 0, "one_factor": 4, "sites": 6, "pooled": 10}[worth]
+    assert n == {"parameters": 0, "one_factor": 4, "sites": 7, "pooled": 11}[worth]
     at = np.random.default_rng(1).normal(0.0, 0.4, (2, n))
     _, slope = effects.log_worths(at)
     for t in range(n):
