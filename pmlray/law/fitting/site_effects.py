@@ -31,7 +31,7 @@ Worth = Literal["parameters", "one_factor", "sites", "pooled"]
 # make a factor of about 1.8 between two placements one standard deviation.
 # All of them are believed up to a common scale, as far from convergence places differ by more:
 # scales with their prior weights, of which the points choose.
-SCALES = ((0.4, 0.25), (1.0, 0.5), (2.5, 0.25))
+SCALES = ((0.4, 0.25), (1.0, 0.4), (2.5, 0.25), (5.0, 0.1))
 KIND_SD, DEPTH_SD, SPREAD_SD, OWN_SD = 0.3, 0.2, 0.3, 0.25
 # Of a placement's factor where nothing is believed of its sites.
 FACTOR_SD = 0.45

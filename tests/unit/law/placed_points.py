@@ -40,9 +40,10 @@ def true_rank(placement: Placement, worth: float, rank: np.ndarray | float) -> n
 
 
 def run_noise(delta: np.ndarray, sigma: float) -> np.ndarray:
-    """Standard deviation of a run: a share of what is memorised, less as it saturates."""
+    """Standard deviation of a run: a share of what is memorised, less as it saturates, and 1 % of
+    the base loss."""
     left = (1.0 - np.clip(delta / BASE, 0.0, 1.0) ** 6) ** (7 / 6)
-    return sigma * np.maximum(delta - TRUE.offset, 0.6) * left
+    return np.hypot(sigma * np.maximum(delta - TRUE.offset, 0.6) * left, 0.01 * BASE)
 
 
 def placed_data(
