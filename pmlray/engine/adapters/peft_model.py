@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.adapters.packed_lora import initial_As
-from pmlray.engine.adapters.peft_io import PEFT_NAME, peft_settings
+from pmlray.engine.adapters.peft_io import LLAMAS_NAMES, peft_settings
 from pmlray.engine.model import checkpoint
 from pmlray.engine.model.base_model import check_layers
 from pmlray.engine.model.head import token_losses
@@ -106,7 +106,7 @@ def adapted_model(base: Any, search: PreparedSearch, run: PlannedRun) -> Supervi
     model = get_peft_model(base, config)
     drawn = initial_As({s: modules[s.module] for s in placement.sites}, rank, run.seed)
     named = {
-        f"{PEFT_NAME.format(layer=site.layer, module=site.module)}.lora_A.": a.T
+        f"{LLAMAS_NAMES.of_site(site)}.lora_A.": a.T
         for site, a in drawn.items()
     }
     with torch.no_grad():

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pmlray.config.bases.own_layers import linear_shape
 from pmlray.config.placement import MLP_BLOCK, Site
 
 # The adapters' output at a site, for the site's input.
@@ -57,6 +58,38 @@ def adapt_sites(layers: Any, sites: Iterable[Site], deltas: SiteDeltas) -> None:
         setattr(holder, name, AdaptedSite(getattr(holder, name), site, deltas))
 
 
+def adapt_blocks(layers: Any, sites: Iterable[Site], deltas: SiteDeltas) -> None:
+    """Add the adapters' outputs to those of the sites' layers; their inputs are the MLPs'.
+
+    For families in which the MLP's own output is scaled, normed or added to something else first.
+    """
+    for site in sites:
+        _Block(site, deltas).watch(layers[site.layer])
+
+
+class _Block:
+    """A site parallel to the whole MLP of one layer."""
+
+    def __init__(self, site: Site, deltas: SiteDeltas) -> None:
+        self._site, self._deltas = site, deltas
+        self._input: Tensor | None = None
+
+    def watch(self, layer: Any) -> None:
+        layer.get_submodule(self._site.module).register_forward_pre_hook(self._keep)
+        layer.register_forward_hook(self._add)
+
+    def _keep(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._input = args[0]
+
+    def _add(self, _layer: nn.Module, _args: Any, output: Any) -> Any:
+        x, self._input = self._input, None
+        if self._deltas.current is None or x is None:
+            return output
+        hidden = output if isinstance(output, Tensor) else output[0]
+        added = (hidden + self._deltas.current(self._site, x).view(hidden.shape)).to(hidden.dtype)
+        return added if isinstance(output, Tensor) else (added, *output[1:])
+
+
 def site_shapes(layers: Any, sites: Iterable[Site], hidden: int) -> Mapping[Site, tuple[int, int]]:
     """Return the input and output width of every site, none of which is adapted yet.
 
@@ -67,6 +100,5 @@ def site_shapes(layers: Any, sites: Iterable[Site], hidden: int) -> Mapping[Site
         if site.module == MLP_BLOCK:
             shapes[site] = hidden, hidden
             continue
-        linear: Any = layers[site.layer].get_submodule(site.module)
-        shapes[site] = linear.in_features, linear.out_features
+        shapes[site] = linear_shape(layers[site.layer].get_submodule(site.module))
     return shapes

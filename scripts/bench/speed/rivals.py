@@ -51,7 +51,7 @@ def authors(work: Work, pace: Pace) -> Weights:
     """
     tokenizer = tokenizer_of(work)
     model = load_model(work)
-    base = BaseModel(model, tokenizer, work.probe.to_placement())
+    base = FastBase(model, tokenizer, work.probe.to_placement())
     adapter = _ProductAdapter(work, model.dtype, model.device)
     optimizer = torch.optim.AdamW(
         adapter.parameters(), lr=work.recipe.learning_rate, weight_decay=0
