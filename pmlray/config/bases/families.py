@@ -26,6 +26,7 @@ class Family:
         windows: which layers attend within `sliding_window`: all, those that `layer_types` names,
             or none.
         adds_plainly: whether the output of the MLP is added to the layer's as it is.
+        partly_rotated: whether rotary positions may turn a part of each head.
         defaults: values that transformers takes for keys that a config lacks.
     """
 
@@ -36,6 +37,7 @@ class Family:
     fused: bool = False
     windows: Literal["all", "layer_types"] | None = None
     adds_plainly: bool = True
+    partly_rotated: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -72,11 +74,11 @@ FAST: Mapping[str, Family] = {
         norm_of_keys="width",
         adds_plainly=False,
     ),
-    "Phi3ForCausalLM": Family("phi3", fused=True, windows="all"),
+    "Phi3ForCausalLM": Family("phi3", fused=True, windows="all", partly_rotated=True),
 }
-# Angles of rotary positions that depend on nothing but the position. Those of the others depend on
-# the longest row that is computed at once.
-STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+# Kinds of rotary positions whose angles depend on nothing but the position, within a base's context
+# (and `rope_limit`).
+STATIC_ROPE = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
 
 
 def family_of(config: Mapping[str, Any], architecture: str) -> Family | None:
@@ -87,7 +89,7 @@ def family_of(config: Mapping[str, Any], architecture: str) -> Family | None:
         architecture: the model's class.
     """
     family = FAST.get(architecture)
-    if family is None or not _has_static_rope(config):
+    if family is None or not _has_static_rope(config, family):
         return None
     kinds = {"full_attention", "sliding_attention"}
     # Where a config leaves them out, transformers derives them, from other keys, of these two.
@@ -106,20 +108,31 @@ def window_of(family: Family, config: Any, layer: int) -> int | None:
     return None
 
 
-def _has_static_rope(config: Mapping[str, Any]) -> bool:
-    if config.get("partial_rotary_factor", 1) not in (1, None):
-        return False
-    for key in ("rope_parameters", "rope_scaling"):
-        given = config.get(key)
-        if given is None:
-            continue
-        if not isinstance(given, Mapping):
-            return False
-        rope = cast("Mapping[str, Any]", given)
+def rope_limit(config: Mapping[str, Any]) -> int | None:
+    """Return the longest row whose rotary positions are those of every shorter one; None for any.
+
+    Beyond it longrope turns all positions by other angles, so that what a model reads at once is
+    not what it reads token by token.
+    """
+    for rope in _ropes(config):
+        if rope.get("rope_type", rope.get("type")) == "longrope":
+            key = "original_max_position_embeddings"
+            return config.get(key) or rope.get(key)
+    return None
+
+
+def _ropes(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    found = [config.get(key) for key in ("rope_parameters", "rope_scaling")]
+    return [cast("Mapping[str, Any]", rope) for rope in found if isinstance(rope, Mapping)]
+
+
+def _has_static_rope(config: Mapping[str, Any], family: Family) -> bool:
+    for rope in (*_ropes(config), {}):
         kind = rope.get("rope_type", rope.get("type", "default"))
         # Those of some models differ by the kind of layer.
         if kind not in STATIC_ROPE or any(isinstance(x, Mapping) for x in rope.values()):
             return False
-        if rope.get("partial_rotary_factor", 1) not in (1, None):
+        part = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+        if part not in (1, None) and not family.partly_rotated:
             return False
     return True

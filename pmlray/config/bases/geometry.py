@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from pmlray.config.bases.families import FAST, Path, family_of
+from pmlray.config.bases.families import FAST, Path, family_of, rope_limit
 from pmlray.config.placement import MLP_BLOCK
 from pmlray.errors import ModelError
 
@@ -36,7 +36,8 @@ class OwnLayers:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Sizes of a decoder-only base; `context` is its longest input in tokens.
+    """Sizes of a decoder-only base; `context` is the longest input in tokens that it reads, token by
+    token as at once.
 
     fused: whether the projections of queries, keys and values are one, and gate and up too. own:
     what cannot be told from the sizes, of a base that takes the general path.
@@ -138,7 +139,7 @@ def geometry_from_config(config: Mapping[str, Any], where: str) -> Geometry:
             n_kv_heads=told.get("num_key_value_heads") or heads,
             head_dim=told.get("head_dim") or config["hidden_size"] // heads,
             vocab=config["vocab_size"],
-            context=config["max_position_embeddings"],
+            context=rope_limit(config) or config["max_position_embeddings"],
             fused=family.fused,
         )
     except (AttributeError, LookupError, TypeError, ArithmeticError) as error:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
-from pmlray.config.bases.families import FAST
+from pmlray.config.bases.families import FAST, rope_limit
 from pmlray.config.bases.geometry import MOST_LAYERS, MOST_WIDTH, Geometry, OwnLayers, check_sizes
 from pmlray.config.placement import MLP_BLOCK
 from pmlray.errors import INSTALL_TRAIN, ModelError
@@ -57,16 +57,21 @@ def own_geometry(config: Mapping[str, Any], architecture: str, where: str) -> Ge
     n_layers = settings.num_hidden_layers
     path, layers = find_layers(model, n_layers, where)
     modules, refused = _linear_modules(layers)
-    heads, widest = settings.num_attention_heads, max([1, *(w for w, _ in modules.values())])
+    if not modules:
+        raise ModelError(
+            f"{where}: {architecture} has no linear module that all of its layers have, in which an"
+            " adapter could be placed"
+        )
+    heads = _size(settings, "num_attention_heads") or 1
     geometry = Geometry(
         n_layers=n_layers,
         hidden=settings.hidden_size,
-        intermediate=getattr(settings, "intermediate_size", None) or widest,
+        intermediate=_size(settings, "intermediate_size") or max(w for w, _ in modules.values()),
         n_heads=heads,
-        n_kv_heads=getattr(settings, "num_key_value_heads", None) or heads,
-        head_dim=getattr(settings, "head_dim", None) or max(1, settings.hidden_size // heads),
+        n_kv_heads=_size(settings, "num_key_value_heads") or heads,
+        head_dim=_size(settings, "head_dim") or max(1, settings.hidden_size // heads),
         vocab=model.get_input_embeddings().weight.shape[0],
-        context=longest_input(settings, where),
+        context=rope_limit(config) or longest_input(settings, where),
         own=OwnLayers(
             path=path,
             modules=modules,
@@ -161,6 +166,15 @@ def longest_input(settings: Any, where: str) -> int:
     )
 
 
+def _size(settings: Any, name: str) -> int | None:
+    """Return a size that all layers have alike; None where they differ, or have none."""
+    try:
+        found = getattr(settings, name, None)
+    except RuntimeError:  # transformers' own for sizes that differ.
+        return None
+    return found if type(found) is int else None
+
+
 def _refuse_by_config(config: Mapping[str, Any], architecture: str, where: str) -> None:
     """Raise ModelError for what the config alone shows to be no base for pmlray."""
     if config.get("is_encoder_decoder"):
@@ -248,11 +262,6 @@ def _model_of(stored: str, architecture: str) -> Any:
         raise ValueError(str(error)) from error
     if getattr(settings, "is_encoder_decoder", False):
         raise ModelError(f"{architecture} is an encoder-decoder; pmlray needs a decoder-only model")
-    if getattr(settings, "is_decoder", True) is False:
-        raise ModelError(
-            f"{architecture} attends to later tokens too (is_decoder: false); pmlray needs a causal"
-            " language model"
-        )
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
     if type(model)._is_stateful:
@@ -260,6 +269,10 @@ def _model_of(stored: str, architecture: str) -> Any:
             f"{architecture} has layers that carry a state from token to token (state-space or"
             " linear attention), through which pmlray does not train; give a model whose layers"
             " all attend"
+        )
+    if any(getattr(module, "is_causal", True) is False for module in model.modules()):
+        raise ModelError(
+            f"{architecture} attends to later tokens too; pmlray needs a causal language model"
         )
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise ModelError(

@@ -24,6 +24,11 @@ class AdaptedModel(nn.Module):
         self._base = base
 
     @property
+    def can_be_captured(self) -> bool:
+        """Whether a step's kernels can be recorded as a graph."""
+        return self._base.can_be_captured
+
+    @property
     def head_work(self) -> float:
         """Work of scoring one token relative to one position's suffix pass, by weight counts."""
         weights = sum(p.numel() for layer in self._base.suffix_layers for p in layer.parameters())

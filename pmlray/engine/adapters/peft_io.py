@@ -41,13 +41,13 @@ class PeftNames:
     @classmethod
     def of(cls, base: BaseModel) -> PeftNames:
         """Return the names of a base's modules."""
-        sites = [] if base.placement.is_block else [*base.site_shapes]
-        modules: list[Any] = [base.module_at(site) for site in sites]
-        plain = [getattr(module, "module", module) for module in modules]
+        if not isinstance(base, GeneralBase) or base.placement.is_block:
+            return cls(base.layers_path)
+        modules: list[Any] = [base.module_at(site) for site in base.site_shapes]
         return cls(
             base.layers_path,
-            isinstance(base, GeneralBase),
-            any(isinstance(module, Conv1D) for module in plain),
+            whole=True,
+            transposed=any(isinstance(site.module, Conv1D) for site in modules),
         )
 
     def of_site(self, site: Site) -> str:

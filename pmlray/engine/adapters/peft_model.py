@@ -45,7 +45,11 @@ class SupervisedLosses(nn.Module):
             for i, r in enumerate(records)
         ]
         targets = torch.tensor([t for r in records for t in r.supervised_ids], device=device)
-        nll, wrong = causal.lm_head(torch.cat(scored), targets)
+        final = torch.cat(scored)
+        # Granite's; its logits are linear in what the head reads.
+        if (scaling := getattr(causal.config, "logits_scaling", 1)) != 1:
+            final = final / scaling
+        nll, wrong = causal.lm_head(final, targets)
         return nll, wrong
 
     def remove_adapter(self) -> None:

@@ -53,6 +53,16 @@ class _Rotated(torch.autograd.Function):
         return back_RLHE, None, None
 
 
+def _turned(x_RLHE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+    """Return queries or keys, (R, H, L, E), the first of whose E numbers are turned."""
+    size = cos_LE.shape[-1]
+    if size == x_RLHE.shape[-1]:
+        return _Rotated.apply(x_RLHE, cos_LE, sin_LE)
+    turned_RHLE = _Rotated.apply(x_RLHE[..., :size], cos_LE, sin_LE)
+    rest_RHLE = x_RLHE[..., size:].transpose(1, 2).to(turned_RHLE.dtype)
+    return torch.cat([turned_RHLE, rest_RHLE], dim=-1)
+
+
 def _turn(x_RHLE: Tensor, cos_LE: Tensor, sin_LE: Tensor, sign: int) -> Tensor:
     half = x_RHLE.shape[-1] // 2
     y_RHLE = x_RHLE * cos_LE
@@ -159,16 +169,13 @@ def attend_rows(
         dtype = torch.float32 if short else query.dtype
         value = value.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
         if rotary is None:
-            turned, key = (
-                x.transpose(1, 2).to(dtype, memory_format=torch.contiguous_format)
-                for x in (query, key)
-            )
+            turned, key = (x.transpose(1, 2).to(dtype).contiguous() for x in (query, key))
         else:
             cos_LE, sin_LE = (x[start : start + length] for x in rotary)
             if short:
                 cos_LE, sin_LE = cos_LE.float(), sin_LE.float()
             # Some families turn in fp32 whatever the precision of the rest.
-            turned, key = (_Rotated.apply(x, cos_LE, sin_LE).to(dtype) for x in (query, key))
+            turned, key = (_turned(x, cos_LE, sin_LE).to(dtype) for x in (query, key))
         start += rows * length
         reach = window if window is not None and window < length else None
         if short:

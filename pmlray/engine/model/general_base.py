@@ -100,7 +100,7 @@ class GeneralBase(BaseModel):
         ids_RL, called = drawn.to(self.device), set[Site]()
 
         def delta(site: Site, x: Tensor) -> Tensor:
-            if x.shape[:-1] in ((rows, length), (rows * length,)):
+            if [size for size in x.shape[:-1] if size != 1] in ([rows, length], [rows * length]):
                 called.add(site)
             return x.new_zeros(*x.shape[:-1], self.site_shapes[site][1])
 
