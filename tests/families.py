@@ -79,7 +79,7 @@ def tiny_model(case: str) -> Any:
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**(sizes | different)))
     with torch.no_grad():
         # Biases and norms as made would be 0 and 1, and could be left out unnoticed.
-        for name, weight in model.named_parameters():
+        for weight in model.parameters():
             if weight.dim() == 1:
                 weight.add_(0.2 * torch.randn(weight.shape))
     model.config.architectures = [type(model).__name__]

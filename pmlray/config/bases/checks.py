@@ -86,7 +86,7 @@ def check_config(config: Mapping[str, Any], geometry: Geometry, where: str) -> N
             f" by {kv_heads} of keys, or do not divide the width {geometry.hidden}; give the"
             " model's own config.json"
         )
-    kinds = config.get("layer_types")
+    kinds = cast("list[str] | None", config.get("layer_types"))
     windows = bool(config.get("use_sliding_window")) or "sliding_attention" in (kinds or ())
     if family is not None and family.windows is None and windows:
         raise ModelError(
@@ -210,9 +210,7 @@ def check_tensors(
 
 def _refuse_quantised(tensors: Mapping[str, Tensor], where: str) -> None:
     quantised = [
-        name
-        for name in tensors
-        if tensors[name].dtype not in FLOATS and not name.endswith(BUFFERS)
+        name for name in tensors if tensors[name].dtype not in FLOATS and not name.endswith(BUFFERS)
     ]
     if quantised:
         kinds = sorted({tensors[name].dtype for name in quantised})

@@ -127,7 +127,7 @@ def _ropes(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _has_static_rope(config: Mapping[str, Any], family: Family) -> bool:
-    for rope in (*_ropes(config), {}):
+    for rope in (*_ropes(config), dict[str, Any]()):
         kind = rope.get("rope_type", rope.get("type", "default"))
         # Those of some models differ by the kind of layer.
         if kind not in STATIC_ROPE or any(isinstance(x, Mapping) for x in rope.values()):

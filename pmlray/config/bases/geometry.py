@@ -36,8 +36,9 @@ class OwnLayers:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Sizes of a decoder-only base; `context` is the longest input in tokens that it reads, token by
-    token as at once.
+    """Sizes of a decoder-only base.
+
+    `context` is the longest input in tokens that it reads, at once as token by token.
 
     fused: whether the projections of queries, keys and values are one, and gate and up too. own:
     what cannot be told from the sizes, of a base that takes the general path.
@@ -104,18 +105,20 @@ class Geometry:
         return width + self.hidden
 
     def refusal(self, module: str) -> str | None:
-        """Return why a module of the layers cannot be adapted; None where it can, or is unknown.
+        """Return why a module that the base has cannot be adapted; None where nothing is known.
 
-        module: a name within the layer, or its last part or parts; `mlp` for the paper's block.
+        module: a name within a decoder layer, or its last part or parts; `mlp` for the paper's
+        block.
         """
         if self.own is None:
             return None
         if module == MLP_BLOCK:
-            return None if self.own.has_mlp else "the base's layers have no module named mlp"
-        named = (why for name, why in self.own.refused.items() if f".{name}".endswith(f".{module}"))
-        return None if any(f".{n}".endswith(f".{module}") for n in self.modules) else next(
-            named, None
-        )  # fmt: skip
+            return None if self.own.has_mlp else "its layers have no module named mlp"
+        for name, why in self.own.refused.items():
+            # What holds the experts is named as often as what they hold.
+            if f".{name}".endswith(f".{module}") or f".{module}." in f".{name}.":
+                return f"{name}: {why}"
+        return None
 
 
 def geometry_from_config(config: Mapping[str, Any], where: str) -> Geometry:

@@ -109,10 +109,7 @@ def adapted_model(base: Any, search: PreparedSearch, run: PlannedRun) -> Supervi
     config = LoraConfig(task_type="CAUSAL_LM", **peft_settings(placement, rank))
     model = get_peft_model(base, config)
     drawn = initial_As({s: modules[s.module] for s in placement.sites}, rank, run.seed)
-    named = {
-        f"{LLAMAS_NAMES.of_site(site)}.lora_A.": a.T
-        for site, a in drawn.items()
-    }
+    named = {f"{LLAMAS_NAMES.of_site(site)}.lora_A.": a.T for site, a in drawn.items()}
     with torch.no_grad():
         for name, values in model.named_parameters():
             if "lora_A." in name:

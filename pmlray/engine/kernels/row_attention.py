@@ -258,4 +258,6 @@ def short_attention(
     groups = key_RGLE.shape[1]
     query_NQE = query_RHLE.view(rows * groups, heads // groups * length, size)
     key_NLE, value_NLE = key_RGLE.flatten(0, 1), value_RGLE.flatten(0, 1)
-    return _ShortAttention.apply(query_NQE, key_NLE, value_NLE, scale, window).view(query_RHLE.shape)
+    return _ShortAttention.apply(query_NQE, key_NLE, value_NLE, scale, window).view(
+        query_RHLE.shape
+    )

@@ -10,7 +10,7 @@ import torch
 
 from pmlray.config.bases.families import family_of
 from pmlray.config.bases.models import ModelSource
-from pmlray.config.bases.own_layers import find_layers
+from pmlray.config.bases.own_model import find_layers
 from pmlray.config.placement import MLP_BLOCK, Placement
 from pmlray.engine.kernels.compiled_mlp import compile_mlps
 from pmlray.engine.kernels.frozen_norm import NORMS, FrozenRMSNorm, FusedRMSNorm, freeze_norms

@@ -119,8 +119,8 @@ class GeneralBase(BaseModel):
             )
         if lacking := [site for site in sites if site not in called]:
             raise ModelError(
-                f"{where}: {name} does not call {lacking[0].module} of layer {lacking[0].layer} with"
-                " each position of its input, so that an adapter there would not be what it seems"
+                f"{where}: {name} does not call {lacking[0].module} of layer {lacking[0].layer}"
+                " once a position, so that an adapter there would not be what it seems"
             )
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pmlray.config.bases.own_layers import linear_shape
+from pmlray.config.bases.own_model import linear_shape
 from pmlray.config.placement import MLP_BLOCK, Site
+from pmlray.errors import ModelError
 
 # The adapters' output at a site, for the site's input.
 Delta = Callable[[Site, Tensor], Tensor]
@@ -93,12 +94,18 @@ class _Block:
 def site_shapes(layers: Any, sites: Iterable[Site], hidden: int) -> Mapping[Site, tuple[int, int]]:
     """Return the input and output width of every site, none of which is adapted yet.
 
-    hidden: width of the layers' outputs.
+    hidden: width of the layers' outputs. ModelError where the base lacks a module.
     """
     shapes: dict[Site, tuple[int, int]] = {}
     for site in sites:
         if site.module == MLP_BLOCK:
             shapes[site] = hidden, hidden
             continue
-        shapes[site] = linear_shape(layers[site.layer].get_submodule(site.module))
+        try:
+            module = layers[site.layer].get_submodule(site.module)
+        except AttributeError as error:
+            raise ModelError(
+                f"the adapter sits at {site.module} of layer {site.layer}, which the base lacks"
+            ) from error
+        shapes[site] = linear_shape(module)
     return shapes

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pmlray.engine.model.base_model import BaseModel
+from pmlray.engine.model.fast_base import FastBase
 from pmlray.memory import Record
 from scripts.bench.speed.pace import Pace
 from scripts.bench.speed.work import (

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from pmlray.config.bases.checks import check_config, check_tensors
 from pmlray.config.bases.geometry import geometry_from_config
-from pmlray.config.bases.own_layers import find_layers
+from pmlray.config.bases.own_model import find_layers
 from pmlray.config.bases.safetensors_header import read_json, read_tensors
 from pmlray.config.placement import MLP_BLOCK, Placement
 from pmlray.engine.adapters.adapted_model import AdaptedModel

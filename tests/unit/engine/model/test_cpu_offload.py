@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pmlray.config.search_spec import Probe
-from pmlray.engine.model.base_model import freeze_base
-from pmlray.engine.model.fast_base import FastBase
+from pmlray.engine.model.base_model import BaseModel, freeze_base
 from pmlray.engine.model.cpu_offload import HostedWeights
+from pmlray.engine.model.fast_base import FastBase
 
 
 class Device:
