@@ -71,12 +71,14 @@ GENERAL: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def tiny_model(case: str) -> Any:
+def tiny_model(case: str, vocab: int = VOCAB) -> Any:
     """Return a case's model with its random weights, in fp32."""
     kind, different = (FAST | GENERAL)[case]
     torch.manual_seed(0)
     sizes = {} if kind in ("gpt2", "gptj") else SIZES
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**(sizes | different)))
+    model = AutoModelForCausalLM.from_config(
+        CONFIG_MAPPING[kind](**(sizes | different | {"vocab_size": vocab}))
+    )
     with torch.no_grad():
         # Biases and norms as made would be 0 and 1, and could be left out unnoticed.
         for weight in model.parameters():
