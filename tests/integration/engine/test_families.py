@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,29 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from pmlray.backends.store.file_store import FileStore
 from pmlray.config.bases.checks import check_config, check_tensors
 from pmlray.config.bases.geometry import geometry_from_config
 from pmlray.config.bases.own_model import find_layers
 from pmlray.config.bases.safetensors_header import read_json, read_tensors
 from pmlray.config.placement import MLP_BLOCK, Placement
+from pmlray.config.prepared_search import prepare_search
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.adapters.peft_io import PeftNames, save_adapter
+from pmlray.engine.adapters.stored_adapter import read_adapter
+from pmlray.engine.evaluation.greedy_decode import decode_records
 from pmlray.engine.evaluation.scores import Decoding, decode_exactly, score_tokens
+from pmlray.engine.measure import measure_pack
 from pmlray.engine.model.base_model import BaseModel, freeze_base
 from pmlray.engine.model.batches import Row, micro_batches
+from pmlray.engine.model.general_base import GeneralBase
 from pmlray.engine.model.prefix_cache import build_prefix_cache
+from pmlray.engine.model.prefix_store import PrefixStore
+from pmlray.engine.model.prompts import search_memory
+from pmlray.engine.training.step import TorchStepper
 from pmlray.memory import Record
+from pmlray.types import Pack
 from tests.families import FAST, GENERAL, VOCAB, tiny_model
 
 CASES = [*FAST, *GENERAL]
@@ -182,3 +193,56 @@ def test_what_transformers_saves_passes_the_checks_of_headers(case: str, tmp_pat
     geometry = geometry_from_config(config, case)
     check_config(config, geometry, case)
     check_tensors(config, geometry, read_tensors(tmp_path), case)
+
+
+@pytest.mark.parametrize("case", ["gpt2", "mistral"])
+def test_a_base_is_searched_and_its_adapters_decode(
+    case: str, search_file: Path, tiny_folder: str, tmp_path: Path
+) -> None:
+    """From a folder to observations, and from a stored adapter back to answers."""
+    folder, store = tmp_path / case, FileStore(tmp_path / "store")
+    tiny_model(case, vocab=512).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(tiny_folder) / name, folder / name)
+    overrides = [
+        f"model.id={folder}", "probe={placement: mlp, layer: 0}", "model.dtype=float32",
+        "space={lora_rank: [16], seq_len: [12], train_steps: [200]}", "design.n_initial=1",
+        "recipe.learning_rate=5e-2", "evaluate.generate_max_tokens=100",
+        "task={kind: long_context, random_ratio: 100, prompt_format: plain}",
+    ]  # fmt: skip
+    search = prepare_search(search_file, overrides)
+    (point,) = search.spec.space.points()
+    run = search.plan_run(point, "sft", 0, 0, "law")
+    cache = PrefixStore(tmp_path / "cache")
+    measure_pack(
+        search, Pack(0, (run,)), store, store.adapters, TorchStepper, {}, prefix_store=cache
+    )
+    assert not store.failures()
+    (found,) = store.observations()
+    assert found.recall.exact == 1.0 and found.generated_match is True
+    adapter = read_adapter(store.adapters / run.run_key)
+    base = adapter.load_base(search.spec.model, search.source, torch.device("cpu"))
+    record = search_memory(search, base.tokenizer, 0).records[0]
+    (decoded,) = decode_records(base, adapter, [record], ends=())
+    assert decoded.answered
+
+
+@pytest.mark.parametrize("case", ["gpt2", "gemma2", "phi3"])
+def test_a_stored_adapter_of_linear_modules_is_read_back(case: str, tmp_path: Path) -> None:
+    model, folder = tiny_model(case), tmp_path / "base"
+    model.save_pretrained(folder)
+    geometry = geometry_from_config(model.config.to_dict(), case)
+    placement = Placement((1,), tuple(geometry.modules))
+    base = freeze_base(model, None, placement, torch.device("cpu"))
+    lora = PackedLora(base, [2], [0])
+    fill(lora)
+    names = PeftNames.of(base)
+    save_adapter(tmp_path / "adapter", placement, lora.weights(0), str(folder), names=names)
+    record = drawn(16, 0)
+    ours = decode_exactly(base, [Decoding(lora.weights(0), (record,))], 100)
+    plain = GeneralBase(tiny_model(case), None, placement)
+    adapter = read_adapter(tmp_path / "adapter")
+    (first,) = decode_records(plain, adapter, [record], ends=())
+    told = Record(record.prompt_ids, first.answer_ids[:16])
+    assert decode_exactly(base, [Decoding(lora.weights(0), (told,))], 100) == (True,)
+    assert ours == (first.answer_ids[:16] == record.target_ids,)
