@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,9 @@ def losses_of(base: BaseModel, lora: PackedLora, record: Record) -> Tensor:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_losses_gradients_and_recall_are_those_of_peft(case: str, tmp_path: Path) -> None:
+def test_losses_gradients_and_recall_are_those_of_peft(
+    case: str, tmp_path: Path, record_property: Callable[[str, float], None]
+) -> None:
     plain = tiny_model(case)
     geometry = geometry_from_config(plain.config.to_dict(), case)
     assert geometry.path == ("fast" if case in FAST else "general")
@@ -107,8 +109,13 @@ def test_losses_gradients_and_recall_are_those_of_peft(case: str, tmp_path: Path
         adapted.eval()
         expected = [peft_nll(adapted, record) for record in records]
         scores = score_tokens(model, [Row(n, i, c) for i, c in enumerate(cached)])
-        for mine, own in zip(scores.nll, expected, strict=True):
-            assert torch.tensor(mine) == pytest.approx(own.detach(), abs=1e-5)
+        off = max(
+            float((torch.tensor(mine) - own.detach()).abs().max())
+            for mine, own in zip(scores.nll, expected, strict=True)
+        )
+        # A table of all families is made of these.
+        record_property(f"loss of adapter {n} off by", off)
+        assert off < 1e-5
         torch.cat(expected).sum().backward()
         trained = {name: p.grad for name, p in adapted.named_parameters() if p.requires_grad}
         assert len(trained) == 2 * len(placement.sites)
