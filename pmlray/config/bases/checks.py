@@ -87,7 +87,7 @@ def check_config(config: Mapping[str, Any], geometry: Geometry, where: str) -> N
             " model's own config.json"
         )
     kinds = cast("list[str] | None", config.get("layer_types"))
-    windows = bool(config.get("use_sliding_window")) or "sliding_attention" in (kinds or ())
+    windows = bool(config.get("use_sliding_window")) or "sliding_attention" in (kinds or [])
     if family is not None and family.windows is None and windows:
         raise ModelError(
             f"{where}: config.json contradicts itself: it has sliding-window layers, and"
