@@ -57,6 +57,14 @@ class Adapter(Part):
     alpha: Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?r$")] = "1r"
     use_rslora: bool = False
 
+    @property
+    def named_modules(self) -> tuple[str, ...]:
+        """Names within a decoder layer, as given; none for all linear modules."""
+        given = self.target_modules
+        wanted = (given,) if isinstance(given, str) else given
+        short = {ALL_LINEAR: (), PAPERS_BLOCK: (MLP_BLOCK,)}
+        return short.get(wanted[0], wanted) if len(wanted) == 1 else wanted
+
     def resolve(self, n_layers: int, modules: Mapping[str, tuple[int, int]]) -> Placement:
         """Return the sites in a base; SpecError where it lacks a module or a layer.
 

@@ -13,11 +13,12 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from pmlray.config.bases.dtype import settle
+from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.models import ModelSource, resolve_model
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_search, load_spec, read_text
 from pmlray.config.model_spec import Model
-from pmlray.config.placement import Placement
+from pmlray.config.placement import MLP_BLOCK, Placement
 from pmlray.config.record_facts import encode_queries, local_tokenizer, read_facts
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import DataError, SpecError
@@ -175,11 +176,33 @@ def _check_placement(spec: SearchSpec, source: ModelSource, path: Path) -> None:
             f"{path}: probe.layer is {spec.probe.layer}, but {spec.model.id} has layers 0 to"
             f" {layers - 1}"
         )
-    if spec.adapter is not None:
+    try:
+        _check_modules(spec, source.geometry)
+    except SpecError as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
+def _check_modules(spec: SearchSpec, geometry: Geometry) -> None:
+    """Raise SpecError where the base lacks a module that is to be adapted, or it cannot be."""
+    if spec.adapter is None:
+        assert spec.probe is not None  # The spec has one of the two.
+        modules = spec.probe.to_placement().modules
+        lacking = [m for m in modules if m != MLP_BLOCK and m not in geometry.modules]
+        if lacking:
+            raise SpecError(
+                f"probe.placement: the base's layers have no linear {', '.join(lacking)}; they have"
+                f" {', '.join(geometry.modules)}, which adapter.target_modules takes"
+            )
+    else:
         try:
-            spec.adapter.resolve(layers, source.geometry.modules)
+            modules = spec.adapter.resolve(geometry.n_layers, geometry.modules).modules
         except SpecError as error:
-            raise SpecError(f"{path}: {error}") from error
+            found = [geometry.refusal(module) for module in spec.adapter.named_modules]
+            if reasons := "; ".join(reason for reason in found if reason is not None):
+                raise SpecError(f"{error}. {reasons}") from error
+            raise
+    if MLP_BLOCK in modules and (why := geometry.refusal(MLP_BLOCK)) is not None:
+        raise SpecError(f"the paper's block lies beside the MLP: {why}")
 
 
 def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Facts | None:

@@ -16,7 +16,7 @@ import torch
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.adapters.model_card import write_card
 from pmlray.engine.adapters.packed_lora import PackedLora
-from pmlray.engine.adapters.peft_io import save_adapter
+from pmlray.engine.adapters.peft_io import PeftNames, save_adapter
 from pmlray.engine.evaluation.control_text import Control
 from pmlray.engine.evaluation.scores import Decoding, decode_exactly
 from pmlray.engine.model.base_model import BaseModel, LoadBase, load_base_model
@@ -113,7 +113,8 @@ def measure_pack(
             return
         weights = lora.weights(trained.index)
         save_adapter(
-            adapters / run.run_key, base.placement, weights, spec.model.id, spec.model.revision
+            *(adapters / run.run_key, base.placement, weights, spec.model.id, spec.model.revision),
+            names=PeftNames.of(base),
         )
         scoring = paid_seconds(device)
         beside = control.score(trained.index, run.point.seq_len)

@@ -51,9 +51,15 @@ def trace_tokens(
 ) -> dict[int, tuple[TracedToken, ...]]:
     """Trace every supervised token of the longest text that these runs memorised, by sequence_id.
 
-    The base is loaded once. DataError when a text differs from the one its run was trained on.
+    The base is loaded once. DataError when a text differs from the one its run was trained on,
+    RunError where the base's path has no activations below the adapter.
     """
     spec = search.spec
+    if search.source.geometry.path == "general":
+        raise RunError(
+            f"{spec.model.id} takes the general path, which caches no activations whose norms could"
+            " be told"
+        )
     base = load_base_model(
         spec.model.id,
         search.source,

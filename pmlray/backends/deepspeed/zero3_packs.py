@@ -52,6 +52,11 @@ def check_sharded(search: PreparedSearch, pack: Pack) -> None:
             " in adapter.target_modules (or probe.placement: down_proj) and recipe.dropout: 0, or"
             " workers_per_pack: 1"
         )
+    if search.source.geometry.path == "general":
+        raise RunError(
+            f"{spec.model.id} takes the general path, which runs on one device: set"
+            " workers_per_pack: 1"
+        )
     if any(run.method != "sft" for run in pack.runs):
         raise RunError("MemFT's methods train packed only: set workers_per_pack: 1")
 

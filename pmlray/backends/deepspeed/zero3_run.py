@@ -33,7 +33,7 @@ from torch.nn.functional import pad
 from pmlray.config.placement import Site
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.recipe import Recipe
-from pmlray.engine.adapters.peft_io import PEFT_NAME
+from pmlray.engine.adapters.peft_io import LLAMAS_NAMES
 from pmlray.engine.adapters.peft_model import SupervisedLosses, adapted_model, share_of
 from pmlray.engine.evaluation.scores import TokenScores
 from pmlray.engine.model.device import pick_device
@@ -77,10 +77,7 @@ class ShardedRun:
         self.run, self.step = run, 0
         self.clock = DeviceClock(1, pick_device(), lambda _: (0,), 0.0)
         self.curve: list[tuple[int, float]] = []
-        self._names = {
-            site: PEFT_NAME.format(layer=site.layer, module=site.module)
-            for site in search.placement.sites
-        }
+        self._names = {site: LLAMAS_NAMES.of_site(site) for site in search.placement.sites}
         self._recipe, self._records = search.spec.recipe, tuple(records)
         self._shown = tuple(record for record in records for _ in range(record.repeats))
         self._rank, self._world = dist.get_rank(), dist.get_world_size()

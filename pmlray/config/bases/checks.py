@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from tokenizers import Tokenizer
 
-from pmlray.config.bases.geometry import MODEL_TYPES, Geometry, geometry_from_config
+from pmlray.config.bases.families import FAST, family_of
+from pmlray.config.bases.geometry import Geometry, geometry_from_config
 from pmlray.config.bases.safetensors_header import (
     FLOATS,
     INDEX,
@@ -32,6 +33,8 @@ TOKENIZER_FILES = (TOKENIZER, "tokenizer.model", "vocab.json")
 # Files of weights that are unpickled or otherwise not read by pmlray.
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# Of rotary positions and of causal masks, which earlier versions of transformers stored.
+BUFFERS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias")
 SAVED = "AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
 
 
@@ -68,21 +71,28 @@ def check_config(config: Mapping[str, Any], geometry: Geometry, where: str) -> N
                 " whole ones; give the model that this one was made from"
             )
     architecture = config["architectures"][0]
-    if config.get("model_type") != MODEL_TYPES[architecture]:
+    family = family_of(config, architecture)
+    if family is not None and config.get("model_type") != family.model_type:
         raise ModelError(
             f"{where}: config.json contradicts itself: model_type {config.get('model_type')!r},"
             f" by which transformers chooses the layers, does not go with {architecture}; give the"
             " model's own config.json"
         )
     heads, kv_heads = geometry.n_heads, geometry.n_kv_heads
-    uneven = MODEL_TYPES[architecture] == "llama" and geometry.hidden % heads
-    if heads % kv_heads or uneven:
+    uneven = architecture == "LlamaForCausalLM" and geometry.hidden % heads
+    if family is not None and (heads % kv_heads or uneven):
         raise ModelError(
             f"{where}: config.json contradicts itself: {heads} attention heads do not divide"
             f" by {kv_heads} of keys, or do not divide the width {geometry.hidden}; give the"
             " model's own config.json"
         )
-    kinds = config.get("layer_types")
+    kinds = cast("list[str] | None", config.get("layer_types"))
+    windows = bool(config.get("use_sliding_window")) or "sliding_attention" in (kinds or [])
+    if family is not None and family.windows is None and windows:
+        raise ModelError(
+            f"{where}: config.json contradicts itself: it has sliding-window layers, and"
+            f" transformers' {architecture} has none; give the model's own config.json"
+        )
     if kinds is not None and len(kinds) != geometry.n_layers:
         raise ModelError(
             f"{where}: config.json contradicts itself: num_hidden_layers is {geometry.n_layers},"
@@ -126,38 +136,22 @@ def check_names(names: Collection[str], where: str) -> None:
 
 
 def expected_tensors(config: Mapping[str, Any], geometry: Geometry) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all weights that transformers' layers of this config have, by name.
+    """Return the shapes of all weights of a base that takes the fast path, by name.
 
-    Source: transformers, models/llama/modeling_llama.py and models/qwen3/modeling_qwen3.py.
+    Source: transformers, models/*/modeling_*.py of the families in `FAST`.
     """
-    g, qwen3 = geometry, config["architectures"][0] == "Qwen3ForCausalLM"
-    queries, keys = g.n_heads * g.head_dim, g.n_kv_heads * g.head_dim
-    attention = {
-        "q_proj": (queries, g.hidden),
-        "k_proj": (keys, g.hidden),
-        "v_proj": (keys, g.hidden),
-        "o_proj": (g.hidden, queries),
-    }
-    mlp = {
-        "gate_proj": (g.intermediate, g.hidden),
-        "up_proj": (g.intermediate, g.hidden),
-        "down_proj": (g.hidden, g.intermediate),
-    }
-    layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (g.hidden,),
-        "post_attention_layernorm.weight": (g.hidden,),
-    }
-    biased = {
-        "self_attn": bool(config.get("attention_bias")),
-        "mlp": bool(config.get("mlp_bias")) and not qwen3,
-    }
-    for part, matrices in (("self_attn", attention), ("mlp", mlp)):
-        for name, shape in matrices.items():
-            layer[f"{part}.{name}.weight"] = shape
-            if biased[part]:
-                layer[f"{part}.{name}.bias"] = shape[:1]
-    if qwen3:
-        layer |= {f"self_attn.{name}.weight": (g.head_dim,) for name in ("q_norm", "k_norm")}
+    g, family = geometry, FAST[config["architectures"][0]]
+    layer: dict[str, tuple[int, ...]] = {f"{name}.weight": (g.hidden,) for name in family.norms}
+    for name, (width, out) in g.modules.items():
+        layer[f"{name}.weight"] = (out, width)
+        if name in family.biased:
+            key = family.biased[name]
+            if key is None or config.get(key):
+                layer[f"{name}.bias"] = (out,)
+    if family.norm_of_keys is not None:
+        whole = family.norm_of_keys == "width"
+        for norm, heads in (("q_norm", g.n_heads), ("k_norm", g.n_kv_heads)):
+            layer[f"self_attn.{norm}.weight"] = (g.head_dim * (heads if whole else 1),)
     return {
         EMBEDDING: (g.vocab, g.hidden),
         "model.norm.weight": (g.hidden,),
@@ -178,6 +172,14 @@ def check_tensors(
     As in transformers, the prefix `model.` may be left out, of a tied embedding and head one is
     enough, and buffers of rotary positions, which earlier versions stored, do not count.
     """
+    _refuse_quantised(tensors, where)
+    if geometry.path == "general":
+        # Imported here: it needs transformers, which bases of Llama's shape do not.
+        from pmlray.config.bases.own_layers import compare_tensors
+
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        refuse_wrong_weights(*compare_tensors(config, shapes, where), where)
+        return
     if geometry.n_layers > len(tensors):
         raise ModelError(
             f"{where}: config.json has {geometry.n_layers} layers, and the weights have"
@@ -187,20 +189,13 @@ def check_tensors(
     found = {
         name if name in needed or f"model.{name}" not in needed else f"model.{name}": tensor
         for name, tensor in tensors.items()
-        if not name.endswith("rotary_emb.inv_freq")
+        if not name.endswith(BUFFERS[0])
     }
-    tied = bool(config.get("tie_word_embeddings"))
+    defaults = FAST[config["architectures"][0]].defaults
+    tied = bool({**defaults, **config}.get("tie_word_embeddings"))
     missing = [name for name in needed if name not in found]
     if tied and {EMBEDDING, HEAD} & found.keys():
         missing = [name for name in missing if name not in (EMBEDDING, HEAD)]
-    quantised = [name for name in found if found[name].dtype not in FLOATS]
-    if quantised:
-        kinds = sorted({found[name].dtype for name in quantised})
-        raise ModelError(
-            f"{where}: its weights are quantised (numbers of {', '.join(kinds)} in"
-            f" {listed(quantised)}), and pmlray computes with whole ones; give the model that this"
-            " one was made from"
-        )
     refuse_wrong_weights(
         missing,
         [name for name in found if name not in needed],
@@ -211,6 +206,19 @@ def check_tensors(
         ],
         where,
     )
+
+
+def _refuse_quantised(tensors: Mapping[str, Tensor], where: str) -> None:
+    quantised = [
+        name for name in tensors if tensors[name].dtype not in FLOATS and not name.endswith(BUFFERS)
+    ]
+    if quantised:
+        kinds = sorted({tensors[name].dtype for name in quantised})
+        raise ModelError(
+            f"{where}: its weights are quantised (numbers of {', '.join(kinds)} in"
+            f" {listed(quantised)}), and pmlray computes with whole ones; give the model that this"
+            " one was made from"
+        )
 
 
 def refuse_wrong_weights(

@@ -6,18 +6,43 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from pmlray.config.bases.families import FAST, Path, family_of, rope_limit
+from pmlray.config.placement import MLP_BLOCK
 from pmlray.errors import ModelError
 
-# Supported architectures with the `model_type` by which transformers chooses the class.
-MODEL_TYPES: Mapping[str, str] = {"LlamaForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3"}
-ARCHITECTURES = tuple(MODEL_TYPES)
-# Default of transformers' Qwen3Config; Llama's follows from the hidden width.
-QWEN3_HEAD_DIM = 128
+LLAMAS_LAYERS = "model.layers"
+# Sizes that no model has; more is damage, and would take forever to lay out.
+MOST_LAYERS, MOST_WIDTH = 4096, 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLayers:
+    """Decoder layers of a base that takes the general path, as its own classes have them.
+
+    Args:
+        path: name of the list of layers in the model, such as `transformer.h`.
+        modules: input and output width of the linear modules that every layer has, by name.
+        refused: modules that cannot be adapted, by name, each with the reason.
+        weights: number of weights in all layers together.
+        has_mlp: whether every layer has a module named `mlp`.
+    """
+
+    path: str
+    modules: Mapping[str, tuple[int, int]]
+    refused: Mapping[str, str]
+    weights: int
+    has_mlp: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Sizes of a decoder-only base; `context` is its longest input in tokens."""
+    """Sizes of a decoder-only base.
+
+    `context` is the longest input in tokens that it reads, at once as token by token.
+
+    fused: whether the projections of queries, keys and values are one, and gate and up too. own:
+    what cannot be told from the sizes, of a base that takes the general path.
+    """
 
     n_layers: int
     hidden: int
@@ -27,17 +52,40 @@ class Geometry:
     head_dim: int
     vocab: int
     context: int
+    fused: bool = False
+    own: OwnLayers | None = None
+
+    @property
+    def path(self) -> Path:
+        """Which of the engine's paths the base takes."""
+        return "fast" if self.own is None else "general"
+
+    @property
+    def layers_path(self) -> str:
+        """Name of the list of decoder layers in the model."""
+        return LLAMAS_LAYERS if self.own is None else self.own.path
 
     @property
     def layer_weights(self) -> int:
         """Number of weights in one decoder layer's projections."""
+        if self.own is not None:
+            return self.own.weights // self.n_layers
         attention = self.hidden * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
         return attention + 3 * self.hidden * self.intermediate
 
     @property
     def modules(self) -> dict[str, tuple[int, int]]:
         """Input and output width of each linear module of a decoder layer, by its name there."""
+        if self.own is not None:
+            return dict(self.own.modules)
         queries, keys = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        if self.fused:
+            return {
+                "self_attn.qkv_proj": (self.hidden, queries + 2 * keys),
+                "self_attn.o_proj": (queries, self.hidden),
+                "mlp.gate_up_proj": (self.hidden, 2 * self.intermediate),
+                "mlp.down_proj": (self.intermediate, self.hidden),
+            }
         return {
             "self_attn.q_proj": (self.hidden, queries),
             "self_attn.k_proj": (self.hidden, keys),
@@ -56,39 +104,60 @@ class Geometry:
         width = self.hidden if placement == "mlp" else self.intermediate
         return width + self.hidden
 
+    def refusal(self, module: str) -> str | None:
+        """Return why a module that the base has cannot be adapted; None where nothing is known.
+
+        module: a name within a decoder layer, or its last part or parts; `mlp` for the paper's
+        block.
+        """
+        if self.own is None:
+            return None
+        if module == MLP_BLOCK:
+            return None if self.own.has_mlp else "its layers have no module named mlp"
+        for name, why in self.own.refused.items():
+            # What holds the experts is named as often as what they hold.
+            if f".{name}".endswith(f".{module}") or f".{module}." in f".{name}.":
+                return f"{name}: {why}"
+        return None
+
 
 def geometry_from_config(config: Mapping[str, Any], where: str) -> Geometry:
-    """Return the geometry in a transformers config.json; ModelError for an invalid one or an
-    unsupported family."""
+    """Return the geometry in a transformers config.json; ModelError for an invalid one or a family
+    that cannot work."""
     try:
         found = (config.get("architectures") or ["none"])[0]
-        if found not in ARCHITECTURES:
-            raise ModelError(
-                f"{where}: architecture {found!r} is not supported; pmlray needs the decoder layers"
-                f" of {' or '.join(ARCHITECTURES)} (mlp.down_proj, rotary positions, causal"
-                " attention)"
-            )
-        windows = bool(config.get("use_sliding_window")) and config.get("layer_types") is None
-        if windows or "sliding_attention" in (config.get("layer_types") or []):
-            raise ModelError(
-                f"{where}: sliding-window layers are not supported, only full attention"
-            )
+        family = family_of(config, found)
+        if family is None:
+            # Imported here: it needs transformers, which bases of Llama's shape do not.
+            from pmlray.config.bases.own_layers import own_geometry
+
+            return own_geometry(config, found, where)
         heads = config["num_attention_heads"]
-        by_width = QWEN3_HEAD_DIM if MODEL_TYPES[found] == "qwen3" else None
+        told = {**family.defaults, **config}
         geometry = Geometry(
             n_layers=config["num_hidden_layers"],
             hidden=config["hidden_size"],
             intermediate=config["intermediate_size"],
             n_heads=heads,
-            n_kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or by_width or config["hidden_size"] // heads,
+            n_kv_heads=told.get("num_key_value_heads") or heads,
+            head_dim=told.get("head_dim") or config["hidden_size"] // heads,
             vocab=config["vocab_size"],
-            context=config["max_position_embeddings"],
+            context=rope_limit(config) or config["max_position_embeddings"],
+            fused=family.fused,
         )
     except (AttributeError, LookupError, TypeError, ArithmeticError) as error:
         raise ModelError(f"{where}: no transformers config of a language model ({error!r})") from (
             error
         )
-    if any(type(size) is not int or not 1 <= size < 2**31 for size in astuple(geometry)):
-        raise ModelError(f"{where}: a size is no positive number: {geometry}")
+    check_sizes(geometry, where)
     return geometry
+
+
+def check_sizes(geometry: Geometry, where: str) -> None:
+    """Raise ModelError where a size is no positive number."""
+    sizes = astuple(geometry)[:8]
+    if any(type(size) is not int or not 1 <= size < MOST_WIDTH for size in sizes):
+        raise ModelError(f"{where}: a size is no positive number: {geometry}")
+
+
+__all__ = ["FAST", "Geometry", "OwnLayers", "check_sizes", "geometry_from_config"]

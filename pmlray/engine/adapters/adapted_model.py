@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.batches import MicroBatch
-from pmlray.engine.model.head import TokenLosses, token_losses
+from pmlray.engine.model.head import TokenLosses
+from pmlray.engine.model.sites import Delta
 
 
 class AdaptedModel(nn.Module):
@@ -23,6 +24,11 @@ class AdaptedModel(nn.Module):
         self._base = base
 
     @property
+    def can_be_captured(self) -> bool:
+        """Whether a step's kernels can be recorded as a graph."""
+        return self._base.can_be_captured
+
+    @property
     def head_work(self) -> float:
         """Work of scoring one token relative to one position's suffix pass, by weight counts."""
         weights = sum(p.numel() for layer in self._base.suffix_layers for p in layer.parameters())
@@ -35,12 +41,8 @@ class AdaptedModel(nn.Module):
         keep_TW: dropout mask of the adapters' outputs, already scaled, (T, W); None without
         dropout.
         """
-        deltas, kept = self.lora.on(batch, keep_TW), self._base.placement.kept_site
-        hidden_TD = batch.hidden_TD
-        if kept is not None:
-            hidden_TD = hidden_TD + deltas(kept, batch.adapter_in_TX).to(hidden_TD.dtype)
-            final_TD = self._base.run_suffix(hidden_TD, batch.positions_T, batch.groups)
-        else:
-            with self._base.deltas.of(deltas):
-                final_TD = self._base.run_suffix(hidden_TD, batch.positions_T, batch.groups)
-        return token_losses(final_TD[batch.predict_N], self._base.head_weight, batch.targets_N)
+
+        def adapters(part: MicroBatch, where: slice) -> Delta:
+            return self.lora.on(part, None if keep_TW is None else keep_TW[where])
+
+        return self._base.losses(batch, adapters)

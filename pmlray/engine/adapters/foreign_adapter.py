@@ -26,6 +26,7 @@ from pmlray.config.placement import DOWN_PROJ, Placement
 from pmlray.engine.adapters.peft_io import WEIGHTS_FILE
 from pmlray.engine.model.base_model import BaseModel, load_plain_model
 from pmlray.engine.model.checkpoint import PLAIN_TOKENIZER
+from pmlray.engine.model.general_base import GeneralBase
 from pmlray.errors import ModelError
 
 TOKENIZER_FILE = "tokenizer_config.json"
@@ -104,7 +105,7 @@ class ForeignAdapter:
             loaded.resize_token_embeddings(wanted)
         loaded.requires_grad_(False)
         loaded.eval()
-        return BaseModel(loaded.to(device), tokenizer, self.placement)
+        return GeneralBase(loaded.to(device), tokenizer, self.placement)
 
     def _stored_rows(self, names: tuple[str, ...]) -> int | None:
         """Return the rows of stored embeddings, which replace the base's; None without any."""

@@ -3,21 +3,63 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
+from pmlray.config.bases.geometry import LLAMAS_LAYERS
 from pmlray.config.bases.models import loadable_name
 from pmlray.config.placement import Placement, Site
 from pmlray.engine.adapters.packed_lora import AdapterWeights
+from pmlray.engine.model.frozen_base import BaseModel
+from pmlray.engine.model.general_base import GeneralBase
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 MLP_CONFIG_FILE = "pmlray_adapter.json"
-# Of a linear module in PEFT's weights.
-PEFT_NAME = "base_model.model.model.layers.{layer}.{module}"
+
+
+@dataclass(frozen=True, slots=True)
+class PeftNames:
+    """How PEFT names the linear modules of a base's decoder layers.
+
+    Args:
+        layers_path: name of the model's list of decoder layers.
+        whole: whether target_modules holds names within the layer, where their last parts alone
+            could be those of other modules as well.
+        transposed: whether the modules keep their weights as (input, output), as GPT-2's Conv1D.
+    """
+
+    layers_path: str = LLAMAS_LAYERS
+    whole: bool = False
+    transposed: bool = False
+
+    @classmethod
+    def of(cls, base: BaseModel) -> PeftNames:
+        """Return the names of a base's modules."""
+        if not isinstance(base, GeneralBase) or base.placement.is_block:
+            return cls(base.layers_path)
+        modules: list[Any] = [base.module_at(site) for site in base.site_shapes]
+        return cls(
+            base.layers_path,
+            whole=True,
+            transposed=any(isinstance(site.module, Conv1D) for site in modules),
+        )
+
+    def of_site(self, site: Site) -> str:
+        """Return the name of a site's module in PEFT's weights."""
+        return f"base_model.model.{self.layers_path}.{site.layer}.{site.module}"
+
+    def targets(self, modules: Sequence[str]) -> list[str]:
+        """Return `target_modules` of PEFT's config."""
+        return [*modules] if self.whole else [name.rpartition(".")[2] for name in modules]
+
+
+LLAMAS_NAMES = PeftNames()
 
 
 def save_adapter(
@@ -26,6 +68,7 @@ def save_adapter(
     weights: AdapterWeights,
     base_id: str,
     revision: str | None = None,
+    names: PeftNames = LLAMAS_NAMES,
 ) -> None:
     """Write one adapter; a folder of linear modules loads with `peft.PeftModel.from_pretrained`.
 
@@ -36,6 +79,7 @@ def save_adapter(
         base_id: name of the base model; PEFT's config names it by its hub id or its folder, by
             which PEFT finds it.
         revision: of the base on the hub.
+        names: of the base's modules for PEFT.
 
     Raises:
         OSError: the folder cannot be made.
@@ -54,15 +98,15 @@ def save_adapter(
     else:
         tensors = {}
         for site, (a, b) in factors.items():
-            at = PEFT_NAME.format(layer=site.layer, module=site.module)
+            at = names.of_site(site)
             tensors[f"{at}.lora_A.weight"] = a.T.contiguous()
             tensors[f"{at}.lora_B.weight"] = b.T.contiguous()
-        _save_peft_config(folder, placement, rank, base_id, revision)
+        _save_peft_config(folder, peft_settings(placement, rank, names), base_id, revision)
     save_file(tensors, folder / WEIGHTS_FILE)
 
 
 def _save_peft_config(
-    folder: Path, placement: Placement, rank: int, base_id: str, revision: str | None
+    folder: Path, settings: dict[str, Any], base_id: str, revision: str | None
 ) -> None:
     # Imported here, as it takes seconds and the paper's block does not need it.
     from peft import LoraConfig
@@ -71,21 +115,25 @@ def _save_peft_config(
         task_type="CAUSAL_LM",
         base_model_name_or_path=loadable_name(base_id),
         revision=revision,
-        **peft_settings(placement, rank),
+        **settings,
         inference_mode=True,
     ).save_pretrained(str(folder))
 
 
-def peft_settings(placement: Placement, lora_rank: int) -> dict[str, Any]:
+def peft_settings(
+    placement: Placement, lora_rank: int, names: PeftNames = LLAMAS_NAMES
+) -> dict[str, Any]:
     """Return the arguments of PEFT's LoraConfig for an adapter of linear modules."""
     alpha = placement.lora_alpha(lora_rank)
     return {
         "r": lora_rank,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": 0.0,
-        "target_modules": [module.rpartition(".")[2] for module in placement.modules],
+        "target_modules": names.targets(placement.modules),
         "layers_to_transform": list(placement.layers),
         "use_rslora": placement.use_rslora,
+        # PEFT would set it itself, with a warning.
+        **({"fan_in_fan_out": True} if names.transposed else {}),
     }
 
 

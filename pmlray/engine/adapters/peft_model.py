@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.adapters.packed_lora import initial_As
-from pmlray.engine.adapters.peft_io import PEFT_NAME, peft_settings
+from pmlray.engine.adapters.peft_io import LLAMAS_NAMES, peft_settings
 from pmlray.engine.model import checkpoint
 from pmlray.engine.model.base_model import check_layers
 from pmlray.engine.model.head import token_losses
@@ -45,7 +45,11 @@ class SupervisedLosses(nn.Module):
             for i, r in enumerate(records)
         ]
         targets = torch.tensor([t for r in records for t in r.supervised_ids], device=device)
-        nll, wrong = causal.lm_head(torch.cat(scored), targets)
+        final = torch.cat(scored)
+        # Granite's; its logits are linear in what the head reads.
+        if (scaling := getattr(causal.config, "logits_scaling", 1)) != 1:
+            final = final / scaling
+        nll, wrong = causal.lm_head(final, targets)
         return nll, wrong
 
     def remove_adapter(self) -> None:
@@ -105,10 +109,7 @@ def adapted_model(base: Any, search: PreparedSearch, run: PlannedRun) -> Supervi
     config = LoraConfig(task_type="CAUSAL_LM", **peft_settings(placement, rank))
     model = get_peft_model(base, config)
     drawn = initial_As({s: modules[s.module] for s in placement.sites}, rank, run.seed)
-    named = {
-        f"{PEFT_NAME.format(layer=site.layer, module=site.module)}.lora_A.": a.T
-        for site, a in drawn.items()
-    }
+    named = {f"{LLAMAS_NAMES.of_site(site)}.lora_A.": a.T for site, a in drawn.items()}
     with torch.no_grad():
         for name, values in model.named_parameters():
             if "lora_A." in name:

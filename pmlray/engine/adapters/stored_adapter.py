@@ -120,7 +120,7 @@ class SiteAdapter:
             a, b = factors[site]
             return x_RTX.to(a.dtype) @ a @ b
 
-        kept = self.placement.kept_site
+        kept = base.kept_site
         if kept is None or kept.module == MLP_BLOCK:
             with base.with_adapter(delta):
                 yield base

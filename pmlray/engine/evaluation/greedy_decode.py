@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pmlray.config.bases.own_model import longest_input
 from pmlray.engine.adapters.stored_adapter import StoredAdapter
 from pmlray.engine.evaluation.plain_greedy import answer_greedily, most_answer_tokens
 from pmlray.engine.model.base_model import BaseModel
@@ -64,7 +65,7 @@ def decode_records(
         DataError: a record does not fit the model's context.
         ModelError: PEFT cannot use the adapter on this base.
     """
-    context = base.model.config.max_position_embeddings
+    context = longest_input(base.model.config, "the base")
     same_prompt: dict[int, list[int]] = {}
     for i, record in enumerate(records):
         needed = len(record.prompt_ids) + len(record.target_ids)

@@ -180,9 +180,11 @@ def _answers(
     records = [record for _, record in rows]
     ends = {record.end_id for record in records if record.end_id is not None}
 
-    def delta(site: Site, x_RTX: Tensor) -> Tensor:
+    def delta(site: Site, x: Tensor) -> Tensor:
         a_RXK, b_RKD = stacked[site]
-        return x_RTX.to(a_RXK.dtype) @ a_RXK @ b_RKD
+        # Some families lay rows end to end.
+        x_RTX = x.reshape(len(records), -1, x.shape[-1]).to(a_RXK.dtype)
+        return (x_RTX @ a_RXK @ b_RKD).view(*x.shape[:-1], -1)
 
     with base.with_adapter(delta):
         most = [len(record.supervised_ids) for record in records]

@@ -12,10 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
+from transformers.models.granite.modeling_granite import GraniteRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.phi3.modeling_phi3 import Phi3RMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+from transformers.models.smollm3.modeling_smollm3 import SmolLM3RMSNorm
 
-NORMS = (LlamaRMSNorm, Qwen3RMSNorm)
+# All of one code. OLMo 2's rounds elsewhere, and stays as it is.
+NORMS = (
+    LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm, SmolLM3RMSNorm, GraniteRMSNorm,
+    Phi3RMSNorm,
+)  # fmt: skip
 # Two fp32 copies of this size fit a core's cache together with their input.
 PART_BYTES = 576 * 2**10
 

@@ -7,7 +7,7 @@ supervised tokens in all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 
@@ -105,6 +105,23 @@ class MicroBatch:
         mask_RL = self.mask_RL.clone()
         mask_RL[rows, slots] = False
         return mask_RL
+
+    def by_length(self) -> list[tuple[MicroBatch, slice]]:
+        """Return the blocks of each length with the rows' adapters, and where their positions are.
+
+        All else in a part is the whole batch's.
+        """
+        parts: list[tuple[MicroBatch, slice]] = []
+        row = start = 0
+        for length, same in groupby(self.blocks, key=lambda block: block.length):
+            blocks = tuple(same)
+            rows = sum(block.rows for block in blocks)
+            part = replace(
+                self, blocks=blocks, adapter_of_row_R=self.adapter_of_row_R[row : row + rows]
+            )
+            parts.append((part, slice(start, start + rows * length)))
+            row, start = row + rows, start + rows * length
+        return parts
 
     def lay_out(self, values_N: Tensor) -> Tensor:
         """Return per-token values, (N,), as (R, L), zero (False) where there is no token.

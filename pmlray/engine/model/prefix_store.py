@@ -188,7 +188,7 @@ def entry_name(base: BaseModel, records: Sequence[Record]) -> str:
     determines = {
         "layout": 2,
         "weights": base.prefix_hash,
-        "kept": kept.module if (kept := base.placement.kept_site) else None,
+        "kept": kept.module if (kept := base.kept_site) else None,
         "dtype": str(base.model.dtype),
         "device": base.device.type,
         "versions": [version(name) for name in ("torch", "transformers")],

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pmlray.config.bases.own_model import linear_shape
 from pmlray.config.placement import MLP_BLOCK, Site
+from pmlray.errors import ModelError
 
 # The adapters' output at a site, for the site's input.
 Delta = Callable[[Site, Tensor], Tensor]
@@ -57,16 +59,53 @@ def adapt_sites(layers: Any, sites: Iterable[Site], deltas: SiteDeltas) -> None:
         setattr(holder, name, AdaptedSite(getattr(holder, name), site, deltas))
 
 
+def adapt_blocks(layers: Any, sites: Iterable[Site], deltas: SiteDeltas) -> None:
+    """Add the adapters' outputs to those of the sites' layers; their inputs are the MLPs'.
+
+    For families in which the MLP's own output is scaled, normed or added to something else first.
+    """
+    for site in sites:
+        _Block(site, deltas).watch(layers[site.layer])
+
+
+class _Block:
+    """A site parallel to the whole MLP of one layer."""
+
+    def __init__(self, site: Site, deltas: SiteDeltas) -> None:
+        self._site, self._deltas = site, deltas
+        self._input: Tensor | None = None
+
+    def watch(self, layer: Any) -> None:
+        layer.get_submodule(self._site.module).register_forward_pre_hook(self._keep)
+        layer.register_forward_hook(self._add)
+
+    def _keep(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._input = args[0]
+
+    def _add(self, _layer: nn.Module, _args: Any, output: Any) -> Any:
+        x, self._input = self._input, None
+        if self._deltas.current is None or x is None:
+            return output
+        hidden = output if isinstance(output, Tensor) else output[0]
+        added = (hidden + self._deltas.current(self._site, x).view(hidden.shape)).to(hidden.dtype)
+        return added if isinstance(output, Tensor) else (added, *output[1:])
+
+
 def site_shapes(layers: Any, sites: Iterable[Site], hidden: int) -> Mapping[Site, tuple[int, int]]:
     """Return the input and output width of every site, none of which is adapted yet.
 
-    hidden: width of the layers' outputs.
+    hidden: width of the layers' outputs. ModelError where the base lacks a module.
     """
     shapes: dict[Site, tuple[int, int]] = {}
     for site in sites:
         if site.module == MLP_BLOCK:
             shapes[site] = hidden, hidden
             continue
-        linear: Any = layers[site.layer].get_submodule(site.module)
-        shapes[site] = linear.in_features, linear.out_features
+        try:
+            module = layers[site.layer].get_submodule(site.module)
+        except AttributeError as error:
+            raise ModelError(
+                f"the adapter sits at {site.module} of layer {site.layer}, which the base lacks"
+            ) from error
+        shapes[site] = linear_shape(module)
     return shapes

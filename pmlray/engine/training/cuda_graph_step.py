@@ -204,7 +204,7 @@ def step_taker(
     """Return the object that takes a pack's steps on the device of its rows."""
     eager = EagerStep(step, dropout)
     recorder = recorder_for(members[0].rows[0].record.hidden_TD.device)
-    if recorder is None:
+    if recorder is None or not step.can_be_captured:
         return eager
     return CapturedStep(step, eager, dropout, Layouts(members, batch_size), recorder)
 

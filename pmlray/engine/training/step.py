@@ -54,6 +54,11 @@ class PackStep:
         self._model, self._stepper, self._optimizer = model, stepper, optimizer
         self._weights, self._stopping = weights, watched
 
+    @property
+    def can_be_captured(self) -> bool:
+        """False where the base's own layers may wait for the device."""
+        return self._model.can_be_captured
+
     def __call__(
         self,
         batches: Sequence[MicroBatch],

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pmlray.engine.model.base_model import BaseModel
+from pmlray.engine.model.fast_base import FastBase
 from pmlray.memory import Record
 from scripts.bench.speed.pace import Pace
 from scripts.bench.speed.work import (
@@ -52,7 +52,7 @@ def authors(work: Work, pace: Pace) -> Weights:
     """
     tokenizer = tokenizer_of(work)
     model = load_model(work)
-    base = BaseModel(model, tokenizer, work.placement)
+    base = FastBase(model, tokenizer, work.placement)
     adapter = _ProductAdapter(work, model.dtype, model.device)
     optimizer = torch.optim.AdamW(
         adapter.parameters(), lr=work.recipe.learning_rate, weight_decay=0

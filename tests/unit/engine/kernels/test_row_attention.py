@@ -31,8 +31,13 @@ def random_inputs(groups: RowGroups) -> list[Tensor]:
     return [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
 
 
-def written_out(query: Tensor, key: Tensor, value: Tensor, groups: RowGroups) -> Tensor:
-    """(1, T, H, E): row by row and head by head, every token over itself and those before it."""
+def written_out(
+    query: Tensor, key: Tensor, value: Tensor, groups: RowGroups, window: int | None = None
+) -> Tensor:
+    """(1, T, H, E): row by row and head by head, every token over itself and those before it.
+
+    With a window over that many at most, itself among them.
+    """
     attended, start = [], 0
     for rows, length in groups:
         for _ in range(rows):
@@ -42,7 +47,8 @@ def written_out(query: Tensor, key: Tensor, value: Tensor, groups: RowGroups) ->
             for head in range(HEADS):
                 shared = head * KV_HEADS // HEADS
                 q, k, v = query[0, head, part], key[0, shared, part], value[0, shared, part]
-                later = torch.ones(length, length, dtype=torch.bool).triu(1)
+                apart = torch.arange(length)[:, None] - torch.arange(length)
+                later = (apart < 0) | (apart >= (window or length))
                 logits = (q @ k.T / math.sqrt(SIZE)).masked_fill(later, -math.inf)
                 of_heads.append(logits.softmax(-1) @ v)
             attended.append(torch.stack(of_heads, dim=1))
@@ -60,12 +66,14 @@ def with_gradients(
     return [x.detach().double() for x in (output, *grads)]
 
 
-def unturned(query: Tensor, key: Tensor, value: Tensor, groups: RowGroups) -> Tensor:
+def unturned(
+    query: Tensor, key: Tensor, value: Tensor, groups: RowGroups, window: int | None = None
+) -> Tensor:
     """`attend_rows` on (1, heads, T, E) without a turn for the position, (1, T, H, E)."""
     total = query.shape[2]
     rotary = (query.new_ones(total, SIZE), query.new_zeros(total, SIZE))
     parts = (x[0].transpose(0, 1) for x in (query, key, value))
-    return attend_rows(*parts, rotary, groups, scale=SIZE**-0.5)[None]
+    return attend_rows(*parts, rotary, groups, scale=SIZE**-0.5, window=window)[None]
 
 
 def by_torch(query: Tensor, key: Tensor, value: Tensor, groups: RowGroups) -> Tensor:
@@ -127,6 +135,50 @@ def test_longer_rows_in_fp32_stay_in_fp32() -> None:
     found = with_gradients(inputs, lambda *qkv: unturned(*qkv, groups), torch.float32)
     for true, own in zip(exact, found, strict=True):
         assert (own - true).norm() < 1e-5 * true.norm()
+
+
+@pytest.mark.parametrize("window", [2, 7, 96, 128, 129])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_windows_shorter_and_longer_than_rows(window: int, dtype: torch.dtype) -> None:
+    groups = ((2, 128), (3, 96), (2, 5))
+    inputs = random_inputs(groups)
+    exact = with_gradients(inputs, lambda *qkv: written_out(*qkv, groups, window), torch.float64)
+    found = with_gradients(inputs, lambda *qkv: unturned(*qkv, groups, window), dtype)
+    for true, own in zip(exact, found, strict=True):
+        limit = 1e-5 if dtype == torch.float32 else ROUNDING
+        assert (own - true).norm() <= limit * true.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_positions_nothing_is_turned(dtype: torch.dtype) -> None:
+    groups = ((2, 128), (3, 9))
+    inputs = random_inputs(groups)
+
+    def plain(*qkv: Tensor) -> Tensor:
+        parts = (x[0].transpose(0, 1) for x in qkv)
+        return attend_rows(*parts, None, groups, scale=SIZE**-0.5)[None]
+
+    turned = with_gradients(inputs, lambda *qkv: unturned(*qkv, groups), dtype)
+    for own, same in zip(with_gradients(inputs, plain, dtype), turned, strict=True):
+        assert torch.equal(own, same)
+
+
+def test_a_part_of_each_head_is_turned_as_alone() -> None:
+    """The rest of a head adds what it adds without positions: scores are sums over both."""
+    groups, turned = ((3, 9),), SIZE // 2
+    query, key, value = (x[0].transpose(0, 1).double() for x in random_inputs(groups)[:3])
+    angle = torch.arange(27)[:, None] % 9 * torch.linspace(1, 0.1, turned // 2, dtype=torch.float64)
+    rotary = tuple(torch.cat([f(angle), f(angle)], dim=1) for f in (torch.cos, torch.sin))
+    found = attend_rows(query, key, value, rotary, groups, scale=SIZE**-0.5)
+    cos, sin = (x[:, None] for x in rotary)
+
+    def by_hand(x: Tensor) -> Tensor:
+        first, second = x[..., : turned // 2], x[..., turned // 2 : turned]
+        around = torch.cat([-second, first], dim=-1)
+        return torch.cat([x[..., :turned] * cos + around * sin, x[..., turned:]], dim=-1)
+
+    heads = (x.transpose(0, 1)[None] for x in (by_hand(query), by_hand(key), value))
+    assert torch.allclose(found, written_out(*heads, groups)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_what_was_said_of_products_holds_again_after_one_that_failed(

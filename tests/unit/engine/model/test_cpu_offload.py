@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from pmlray.config.search_spec import Probe
 from pmlray.engine.model.base_model import BaseModel, freeze_base
 from pmlray.engine.model.cpu_offload import HostedWeights
+from pmlray.engine.model.fast_base import FastBase
 
 
 class Device:
@@ -40,9 +41,9 @@ class Device:
 
 def hosted_on(base: BaseModel, device: Device) -> BaseModel:
     body = base.model.model
-    modules = (body.embed_tokens, *body.layers[: base.placement.first_trained_layer])
+    modules = (body.embed_tokens, *body.layers[: base.first_trained_layer])
     weights = {module: list(module.parameters()) for module in modules}
-    return BaseModel(
+    return FastBase(
         base.model, base.tokenizer, base.placement, HostedWeights(weights, device.bring)
     )
 
@@ -87,7 +88,7 @@ def test_generation_brings_each_in_once(fresh_tiny: Callable[..., BaseModel]) ->
         len(list(module.parameters()))
         for module in (
             base.model.model.embed_tokens,
-            *base.model.model.layers[: base.placement.first_trained_layer],
+            *base.model.model.layers[: base.first_trained_layer],
         )
     )
     assert device.there == 0
