@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from pmlray.config.placement import DOWN_PROJ, MLP_BLOCK, Placement
 from pmlray.config.spec_base import Count, Part
@@ -24,6 +31,18 @@ class Probe(Part):
     def to_placement(self) -> Placement:
         """Return the adapter's one site."""
         return Placement((self.layer,), (MLP_BLOCK if self.placement == "mlp" else DOWN_PROJ,))
+
+    def resolve(self, n_layers: int, modules: Mapping[str, tuple[int, int]]) -> Placement:
+        """Return the sites in a base; SpecError where it lacks the layer. See `Adapter.resolve`."""
+        if self.layer >= n_layers:
+            raise SpecError(
+                f"probe.layer is {self.layer}, but the base has layers 0 to {n_layers - 1}"
+            )
+        return self.to_placement()
+
+    def describe(self) -> str:
+        """Return where the adapter sits, in words."""
+        return f"{self.placement} of layer {self.layer}"
 
 
 class LayerRange(Part):
@@ -56,6 +75,38 @@ class Adapter(Part):
     layers: Literal["all"] | tuple[Count, ...] | LayerRange = "all"
     alpha: Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?r$")] = "1r"
     use_rslora: bool = False
+
+    @field_validator("target_modules", "layers", "alpha", mode="wrap")
+    @classmethod
+    def _in_one_line(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: Any) -> Any:
+        """Say what a key takes: pydantic would list each of its types, by pydantic's names."""
+        try:
+            found = handler(value)
+        except ValidationError as error:
+            own = [
+                e["msg"].removeprefix("Value error, ")
+                for e in error.errors()
+                if e["type"] == "value_error"
+            ]
+            said = f"adapter.{info.field_name} is {_TAKES[info.field_name]} (got {value!r})"
+            raise ValueError(own[0] if own else said) from error
+        if info.field_name == "alpha" and isinstance(found, str) and not float(found[:-1]):
+            raise ValueError(f"adapter.alpha is {_TAKES['alpha']} (got {value!r})")
+        return found
+
+    def describe(self) -> str:
+        """Return where the adapter sits, in words."""
+        modules = self.target_modules
+        named = modules if isinstance(modules, str) else ", ".join(modules)
+        scale = "" if self.alpha == "1r" else f", alpha {_plain(self.alpha)}"
+        return f"{named} of {self._describe_layers()}{scale}{', rsLoRA' * self.use_rslora}"
+
+    def _describe_layers(self) -> str:
+        if self.layers == "all":
+            return "all layers"
+        if isinstance(self.layers, LayerRange):
+            return f"layers {self.layers.first} to {self.layers.last}"
+        return f"layer{'s' * (len(self.layers) != 1)} {', '.join(map(str, self.layers))}"
 
     def resolve(self, n_layers: int, modules: Mapping[str, tuple[int, int]]) -> Placement:
         """Return the sites in a base; SpecError where it lacks a module or a layer.
@@ -108,3 +159,28 @@ class Adapter(Part):
             )
         chosen = {module for found in named.values() for module in found}
         return tuple(module for module in modules if module in chosen)
+
+
+# Where a search's adapters sit: it has one of the two.
+AdapterPlace = Probe | Adapter
+
+_TAKES = {
+    "target_modules": "a name of linear modules, a list of such names, `all-linear`, or"
+    " `mlp_block`",
+    "layers": "`all`, a list of layers from 0 that ascends, or `{from: FIRST, to: LAST}`",
+    "alpha": "a number above 0, or a multiple of the rank such as `2r`",
+}
+
+
+def one_place(probe: Probe | None, adapter: Adapter | None, of: str) -> AdapterPlace:
+    """Return the one of the two that a spec has; ValueError for both or none. of: the spec."""
+    if probe is None and adapter is not None:
+        return adapter
+    if probe is not None and adapter is None:
+        return probe
+    both = "both" if probe is not None else "neither"
+    raise ValueError(f"{of} needs exactly one of adapter and probe, and has {both}")
+
+
+def _plain(alpha: float | str) -> str:
+    return alpha if isinstance(alpha, str) else f"{alpha:g}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     pass
 
 Spec = TypeVar("Spec", bound=BaseModel)
+# Returns where the value of a key, such as `space.lora_rank`, was given.
+Where = Callable[[str], str]
 # Characters of a refused value that are shown.
 MOST_SHOWN = 80
 
@@ -29,18 +31,41 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
 
 def load_spec(kind: type[Spec], path: Path, overrides: Sequence[str] = ()) -> Spec:
     """Validate a YAML file as `kind`; SpecError names file, line, key and what is allowed."""
-    found, lines = parse_yaml(read_text(path), str(path))
-    if not isinstance(found, dict):
-        raise SpecError(f"{path}: expected keys and values, such as 'name: my_search'")
-    data: dict[str, Any] = found
-    for override in overrides:
-        _apply(override, data, lines)
+    data, lines = _parse(path, overrides)
     try:
         return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
         raise SpecError("\n".join(_complaints(kind, error, lines, path))) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise SpecError(f"{path}: a value is no plain number, text or list: {error}") from error
+
+
+def places(path: Path, overrides: Sequence[str] = ()) -> Where:
+    """Return where each key of a YAML file, with its overrides, was given: file and line, or the
+    override."""
+    lines = _parse(path, overrides)[1]
+
+    def where(key: str) -> str:
+        at = tuple(key.split("."))
+        return _nearest(at, lines)
+
+    return where
+
+
+def _parse(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """Return the data of a YAML file with its overrides, and the place of each key."""
+    found, lines = parse_yaml(read_text(path), str(path))
+    if not isinstance(found, dict):
+        raise SpecError(f"{path}: expected keys and values, such as 'name: my_search'")
+    data: dict[str, Any] = found
+    for override in overrides:
+        _apply(override, data, lines)
+    return data, lines
+
+
+def _nearest(at: KeyPath, lines: dict[KeyPath, str]) -> str:
+    """Return the place of a key, or of the nearest one above it that was given."""
+    return next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
 
 
 def read_text(path: Path) -> str:
@@ -79,7 +104,7 @@ def _complaints(
     found = []
     for item in error.errors(include_url=False):
         at = tuple(item["loc"])
-        where = next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
+        where = _nearest(at, lines)
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             allowed = ", ".join(sorted(_keys_at(kind, at[:-1])))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 MLP_BLOCK, DOWN_PROJ = "mlp", "mlp.down_proj"
 
@@ -80,3 +81,18 @@ class Placement:
         shapes: input and output width of each module, by name.
         """
         return len(self.layers) * sum(sum(shapes[module]) for module in self.modules)
+
+    def largest_rank(self, shapes: Mapping[str, tuple[int, int]]) -> int:
+        """Return the largest rank that the product of A and B has at every site.
+
+        shapes: as for `params_per_rank`.
+        """
+        return min(min(shapes[module]) for module in self.modules)
+
+    def narrowest(self, shapes: Mapping[str, tuple[int, int]]) -> str:
+        """Return the module that `largest_rank` is of."""
+        return min(self.modules, key=lambda module: min(shapes[module]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the placement as JSON types."""
+        return {**asdict(self), "layers": list(self.layers), "modules": list(self.modules)}

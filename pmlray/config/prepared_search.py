@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
+from pmlray.config.adapter_spec import PAPERS_BLOCK
 from pmlray.config.bases.dtype import settle
 from pmlray.config.bases.models import ModelSource, resolve_model
 from pmlray.config.compare_spec import CompareSpec
-from pmlray.config.load import load_search, load_spec, read_text
+from pmlray.config.load import Where, load_search, load_spec, places, read_text
 from pmlray.config.model_spec import Model
-from pmlray.config.placement import Placement
+from pmlray.config.placement import MLP_BLOCK, Placement
 from pmlray.config.record_facts import encode_queries, local_tokenizer, read_facts
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import DataError, SpecError
@@ -67,11 +68,13 @@ class PreparedSearch:
     @property
     def placement(self) -> Placement:
         """Sites of the adapters in the base."""
-        if self.spec.adapter is not None:
-            geometry = self.source.geometry
-            return self.spec.adapter.resolve(geometry.n_layers, geometry.modules)
-        assert self.spec.probe is not None  # The spec has one of the two.
-        return self.spec.probe.to_placement()
+        geometry = self.source.geometry
+        return self.spec.place.resolve(geometry.n_layers, geometry.modules)
+
+    @property
+    def params_per_rank(self) -> int:
+        """Number of trainable parameters of an adapter per unit of its rank."""
+        return self.placement.params_per_rank(self.source.geometry.adaptable)
 
     def _placement_facts(self) -> dict[str, Any]:
         """Return what of a run's hash tells where its adapter sits."""
@@ -139,12 +142,13 @@ def prepare_search(path: Path, overrides: Sequence[str] = ()) -> PreparedSearch:
     Token counts are checked against the data and the model's context where the tokenizer is on
     this machine; for a hub model, when the search starts.
     """
-    return _prepare(load_search(path, overrides), path)
+    return _prepare(load_search(path, overrides), path, places(path, overrides))
 
 
 def prepare_spec(spec: SearchSpec, folder: Path) -> PreparedSearch:
     """Prepare a spec without a file; its task's files are below `folder`. See prepare_search."""
-    return _prepare(spec, folder / spec.name)
+    path = folder / spec.name
+    return _prepare(spec, path, lambda key: str(path))
 
 
 def prepare_comparison(
@@ -153,14 +157,14 @@ def prepare_comparison(
     """Prepare a comparison's file; return its spec and the search that its runs belong to. See
     prepare_search."""
     spec = load_spec(CompareSpec, path, overrides)
-    prepared = _prepare(spec.search_spec(), path)
+    prepared = _prepare(spec.search_spec(), path, places(path, overrides))
     return spec.model_copy(update={"model": prepared.spec.model}), prepared
 
 
-def _prepare(spec: SearchSpec, path: Path) -> PreparedSearch:
+def _prepare(spec: SearchSpec, path: Path, where: Where) -> PreparedSearch:
     source = resolve_model(spec.model.id, spec.model.revision)
     spec = spec.model_copy(update={"model": spec.model.at(source.revision)})
-    _check_placement(spec, source, path)
+    _check_placement(spec, source, where)
     tokenizer = local_tokenizer(source)
     facts = _read_facts(spec, path, tokenizer)
     prepared = PreparedSearch(spec, source, _read_task(spec, path, facts), facts)
@@ -168,18 +172,28 @@ def _prepare(spec: SearchSpec, path: Path) -> PreparedSearch:
     return prepared
 
 
-def _check_placement(spec: SearchSpec, source: ModelSource, path: Path) -> None:
-    layers = source.geometry.n_layers
-    if spec.probe is not None and spec.probe.layer >= layers:
+def _check_placement(spec: SearchSpec, source: ModelSource, where: Where) -> None:
+    """Check that the base has the adapters' sites, and that they can have the ranks; SpecError
+    otherwise."""
+    geometry, ranks = source.geometry, spec.space.lora_rank
+    try:
+        placement = spec.place.resolve(geometry.n_layers, geometry.modules)
+    except SpecError as error:
+        # It begins with the key.
+        key = str(error).split(maxsplit=1)[0].rstrip(":")
+        raise SpecError(f"{where(key)}: {error}") from error
+    if ranks[-1] > (most := placement.largest_rank(geometry.adaptable)):
+        module = placement.narrowest(geometry.adaptable)
+        sides = " x ".join(map(str, geometry.adaptable[module]))
         raise SpecError(
-            f"{path}: probe.layer is {spec.probe.layer}, but {spec.model.id} has layers 0 to"
-            f" {layers - 1}"
+            f"{where('space.lora_rank')}: space.lora_rank goes up to {ranks[-1]}, but"
+            f" {_module_name(module)} of {spec.model.id} maps {sides} values: a rank above its"
+            f" smaller side holds nothing more; use at most {most}"
         )
-    if spec.adapter is not None:
-        try:
-            spec.adapter.resolve(layers, source.geometry.modules)
-        except SpecError as error:
-            raise SpecError(f"{path}: {error}") from error
+
+
+def _module_name(module: str) -> str:
+    return PAPERS_BLOCK if module == MLP_BLOCK else module
 
 
 def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Facts | None:

@@ -148,7 +148,7 @@ def measure_pack(
             tokens_per_second=trained_tokens / trained.wall_seconds,
             peak_memory_bytes=_peak_memory(device),
             provenance=provenance
-            | run_provenance(memory)
+            | run_provenance(search, run, memory)
             | {
                 "control_gpu_seconds": control_gpu_seconds,
                 "pack_steps": trained.pack_steps,
@@ -159,7 +159,7 @@ def measure_pack(
             grad_norm=trained.grad_norm,
             learning_rate=run.learning_rate or spec.recipe.learning_rate,
         )
-        write_card(adapters / run.run_key, spec, observation)
+        write_card(adapters / run.run_key, search, observation)
         store.put(observation)
 
     def leave_out(costs: Mapping[int, float]) -> None:

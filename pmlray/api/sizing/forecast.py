@@ -100,5 +100,5 @@ def _few_steps(plan: SizePlan) -> Calibration | None:
 def _no_faster(cost: CostModel, plan: SizePlan, least: float) -> CostModel:
     """Return the cost model with steps of at least `least` gpu_seconds."""
     steps = plan.largest.train_steps
-    tokens = steps * cost.tokens_per_step(plan.largest)
+    tokens = steps * cost.work_per_step(plan.largest)
     return cost.at_rate(max(cost.predict(plan.largest), steps * least), tokens)

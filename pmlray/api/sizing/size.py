@@ -41,8 +41,11 @@ def size(
     out: str | Path | None = None,
     steps: int | None = None,
     max_rank: int | None = None,
-    placement: Literal["mlp", "down_proj"] | None = None,
+    placement: str | None = None,
     layer: int | None = None,
+    layers: str | None = None,
+    alpha: float | str | None = None,
+    rslora: bool = False,
     prompt_format: Literal["plain", "chat"] | None = None,
     revision: str | None = None,
     dtype: DtypeChoice = "auto",
@@ -64,7 +67,8 @@ def size(
         out: folder of the results, continued when given again.
         steps: optimiser steps; by default 40 epochs.
         max_rank: largest rank allowed.
-        placement, layer, prompt_format, revision, dtype: as options of `pmlray size`.
+        placement, layer, layers, alpha, rslora: as options of `pmlray size`.
+        prompt_format, revision, dtype: as options of `pmlray size`.
         profile, tracking_uri, address: as of `Search.load`.
         keep_duplicates: train on a record as often as it stands in the file; it counts once.
         dry_run: only return the plan and its cost, timed by a few steps where this machine trains.
@@ -89,6 +93,7 @@ def size(
             None if law is None else Path(law),
             None if out is None else Path(out),
             *(placement, layer, prompt_format, steps, max_rank, settings, keep_duplicates),
+            *(layers, None if alpha is None else f"{alpha}", rslora),
         )
     )
     if dry_run:

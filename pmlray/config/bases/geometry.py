@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from pmlray.config.placement import MLP_BLOCK
 from pmlray.errors import ModelError
 
 # Supported architectures with the `model_type` by which transformers chooses the class.
@@ -48,13 +49,11 @@ class Geometry:
             "mlp.down_proj": (self.intermediate, self.hidden),
         }
 
-    def params_per_rank(self, placement: str) -> int:
-        """Return the number of adapter parameters, A and B, per unit of rank at a placement.
-
-        `mlp` maps the hidden width to itself, `down_proj` the inner width to the hidden one.
-        """
-        width = self.hidden if placement == "mlp" else self.intermediate
-        return width + self.hidden
+    @property
+    def adaptable(self) -> dict[str, tuple[int, int]]:
+        """Input and output width of whatever in a decoder layer an adapter can be added to: its
+        linear modules and the paper's block, the whole MLP."""
+        return {**self.modules, MLP_BLOCK: (self.hidden, self.hidden)}
 
 
 def geometry_from_config(config: Mapping[str, Any], where: str) -> Geometry:

@@ -91,7 +91,7 @@ class Measured:
             self.observations[o.run_key] = o
             self.spent[o.phase] += o.gpu_seconds
             self._seconds += o.gpu_seconds
-            self._tokens += o.charged_steps * self._first_cost.tokens_per_step(o.point)
+            self._tokens += o.charged_steps * self._first_cost.work_per_step(o.point)
             self._of_round.setdefault(o.round, []).append(o)
             if o.phase == "law":
                 self.plain.append(o)
