@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, model_validator
 
 from pmlray.config.placement import DOWN_PROJ, MLP_BLOCK, Placement
 from pmlray.config.spec_base import Count, Part
 from pmlray.errors import SpecError
 
 ALL_LINEAR, PAPERS_BLOCK = "all-linear", "mlp_block"
+# A decimal number above 0, and then an r.
+_MULTIPLE_OF_R = r"^(\d*[1-9]\d*(\.\d+)?|\d+\.\d*[1-9]\d*)r$"
 
 
 class Probe(Part):
@@ -71,28 +66,18 @@ class Adapter(Part):
     (arXiv 2312.03732).
     """
 
-    target_modules: str | tuple[str, ...]
-    layers: Literal["all"] | tuple[Count, ...] | LayerRange = "all"
-    alpha: Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?r$")] = "1r"
+    # Of a key that takes values of several types the description is the complaint about others.
+    target_modules: str | tuple[str, ...] = Field(
+        description="a name of linear modules, a list of such names, all-linear, or mlp_block"
+    )
+    layers: Literal["all"] | tuple[Count, ...] | LayerRange = Field(
+        default="all",
+        description="all, a list of layers from 0 that ascends, or {from: FIRST, to: LAST}",
+    )
+    alpha: Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=_MULTIPLE_OF_R)] = Field(
+        default="1r", description="a number above 0, or a multiple of the rank such as 2r"
+    )
     use_rslora: bool = False
-
-    @field_validator("target_modules", "layers", "alpha", mode="wrap")
-    @classmethod
-    def _in_one_line(cls, value: Any, handler: ValidatorFunctionWrapHandler, info: Any) -> Any:
-        """Say what a key takes: pydantic would list each of its types, by pydantic's names."""
-        try:
-            found = handler(value)
-        except ValidationError as error:
-            own = [
-                e["msg"].removeprefix("Value error, ")
-                for e in error.errors()
-                if e["type"] == "value_error"
-            ]
-            said = f"adapter.{info.field_name} is {_TAKES[info.field_name]} (got {value!r})"
-            raise ValueError(own[0] if own else said) from error
-        if info.field_name == "alpha" and isinstance(found, str) and not float(found[:-1]):
-            raise ValueError(f"adapter.alpha is {_TAKES['alpha']} (got {value!r})")
-        return found
 
     def describe(self) -> str:
         """Return where the adapter sits, in words."""
@@ -153,7 +138,7 @@ class Adapter(Part):
         if lacking or not wanted:
             raise SpecError(
                 f"adapter.target_modules: the base's layers have no"
-                f" {', '.join(lacking) or 'modules without a name'}; they have"
+                f" {', '.join(lacking) or 'module that is not named'}; they have"
                 f" {', '.join(modules)} ({ALL_LINEAR} for all of them, {PAPERS_BLOCK} for the"
                 " paper's block)"
             )
@@ -163,13 +148,6 @@ class Adapter(Part):
 
 # Where a search's adapters sit: it has one of the two.
 AdapterPlace = Probe | Adapter
-
-_TAKES = {
-    "target_modules": "a name of linear modules, a list of such names, `all-linear`, or"
-    " `mlp_block`",
-    "layers": "`all`, a list of layers from 0 that ascends, or `{from: FIRST, to: LAST}`",
-    "alpha": "a number above 0, or a multiple of the rank such as `2r`",
-}
 
 
 def one_place(probe: Probe | None, adapter: Adapter | None, of: str) -> AdapterPlace:

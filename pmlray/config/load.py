@@ -35,7 +35,7 @@ def load_spec(kind: type[Spec], path: Path, overrides: Sequence[str] = ()) -> Sp
     try:
         return kind.model_validate_json(json.dumps(data))
     except ValidationError as error:
-        raise SpecError("\n".join(_complaints(kind, error, lines, path))) from error
+        raise SpecError("\n".join(_complaints(kind, error, data, lines))) from error
     except (TypeError, ValueError, RecursionError) as error:
         raise SpecError(f"{path}: a value is no plain number, text or list: {error}") from error
 
@@ -99,14 +99,21 @@ def _apply(override: str, data: dict[str, Any], lines: dict[KeyPath, str]) -> No
 
 
 def _complaints(
-    kind: type[BaseModel], error: ValidationError, lines: dict[KeyPath, str], path: Path
+    kind: type[BaseModel], error: ValidationError, data: dict[str, Any], lines: dict[KeyPath, str]
 ) -> list[str]:
-    found = []
-    for item in error.errors(include_url=False):
+    found: list[str] = []
+    items = error.errors(include_url=False)
+    explained = [tuple(item["loc"]) for item in items if item["type"] == "value_error"]
+    for item in items:
         at = tuple(item["loc"])
         where = _nearest(at, lines)
         message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
+        if item["type"] != "value_error" and (several := _of_several_types(kind, at)) is not None:
+            # Each of its types has complained, by its own name.
+            key, takes = several
+            if not any(one[: len(key)] == key for one in explained):
+                found.append(f"{where}: {dotted(key)} is {takes} (got {_shown(_value(data, key))})")
+        elif item["type"] == "extra_forbidden":
             allowed = ", ".join(sorted(_keys_at(kind, at[:-1])))
             found.append(f"{where}: {dotted(at)}: unknown key; allowed here: {allowed}")
         elif item["type"] == "missing":
@@ -115,17 +122,43 @@ def _complaints(
             found.append(f"{where}: {message}")
         else:
             found.append(f"{where}: {dotted(at)}: {message} (got {_shown(item['input'])})")
-    return found
+    return list(dict.fromkeys(found))
+
+
+def _of_several_types(kind: type[BaseModel], at: KeyPath) -> tuple[KeyPath, str] | None:
+    """Return the key within `at` that takes values of several types, and which those are in words;
+    None where there is none."""
+    for n, part in enumerate(at, 1):
+        if isinstance(part, int) or (field := kind.model_fields.get(part)) is None:
+            continue
+        if field.description is not None and len(get_args(field.annotation)) > 1:
+            return at[:n], field.description
+        if (below := _model_of(field.annotation)) is None:
+            return None
+        kind = below
+    return None
+
+
+def _value(data: Any, at: KeyPath) -> Any:
+    for part in at:
+        data = data[part]
+    return data
 
 
 def _keys_at(kind: type[BaseModel], at: KeyPath) -> list[str]:
     for part in at:
         if isinstance(part, int):  # An item of a list; the list's field gave its type.
             continue
-        annotation = kind.model_fields[part].annotation
-        options = [annotation, *get_args(annotation)]
-        kind = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        below = _model_of(kind.model_fields[part].annotation)
+        assert below is not None  # Unknown keys are those of a part.
+        kind = below
     return list(kind.model_fields)
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the part of a spec that a field holds; None of a plain value."""
+    options = [annotation, *get_args(annotation)]
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
 def _shown(value: object) -> str:

@@ -112,12 +112,12 @@ no such adapters."""
 def _hook_loading(placement: Placement, lora_rank: int) -> str:
     """Return code that adds an adapter of the paper's block, and its scale where it is not 1."""
     scale = placement.scale(lora_rank)
-    factor = "" if scale == 1 else f"{scale!r} * "
+    b = 'weights["B"]' if placement.kept_site is not None else 'weights[f"{layer}.B"]'
+    if scale != 1:
+        b = f"({scale!r} * {b})"
     if placement.kept_site is not None:
-        return _LAYER_LOADING.format(layer=placement.layers[0], b=f'{factor}weights["B"]')
-    return _LAYERS_LOADING.format(
-        layers=list(placement.layers), b=f'{factor}weights[f"{{layer}}.B"]'
-    )
+        return _LAYER_LOADING.format(layer=placement.layers[0], b=b)
+    return _LAYERS_LOADING.format(layers=list(placement.layers), b=b)
 
 
 def _prompt(spec: SearchSpec) -> str:

@@ -89,9 +89,19 @@ class Placement:
         """
         return min(min(shapes[module]) for module in self.modules)
 
-    def narrowest(self, shapes: Mapping[str, tuple[int, int]]) -> str:
-        """Return the module that `largest_rank` is of."""
-        return min(self.modules, key=lambda module: min(shapes[module]))
+    def rank_beyond(self, lora_rank: int, shapes: Mapping[str, tuple[int, int]]) -> str | None:
+        """Return why no adapter can use such a rank; None where it can.
+
+        shapes: as for `params_per_rank`.
+        """
+        if lora_rank <= (most := self.largest_rank(shapes)):
+            return None
+        module = min(self.modules, key=lambda module: min(shapes[module]))
+        named = "the paper's block" if module == MLP_BLOCK else module
+        return (
+            f"{named} maps {shapes[module][0]} values to {shapes[module][1]}: a rank above its"
+            f" smaller side holds nothing more; use at most {most}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the placement as JSON types."""

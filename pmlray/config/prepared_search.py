@@ -12,13 +12,12 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from pmlray.config.adapter_spec import PAPERS_BLOCK
 from pmlray.config.bases.dtype import settle
 from pmlray.config.bases.models import ModelSource, resolve_model
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import Where, load_search, load_spec, places, read_text
 from pmlray.config.model_spec import Model
-from pmlray.config.placement import MLP_BLOCK, Placement
+from pmlray.config.placement import Placement
 from pmlray.config.record_facts import encode_queries, local_tokenizer, read_facts
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import DataError, SpecError
@@ -182,18 +181,10 @@ def _check_placement(spec: SearchSpec, source: ModelSource, where: Where) -> Non
         # It begins with the key.
         key = str(error).split(maxsplit=1)[0].rstrip(":")
         raise SpecError(f"{where(key)}: {error}") from error
-    if ranks[-1] > (most := placement.largest_rank(geometry.adaptable)):
-        module = placement.narrowest(geometry.adaptable)
-        sides = " x ".join(map(str, geometry.adaptable[module]))
-        raise SpecError(
-            f"{where('space.lora_rank')}: space.lora_rank goes up to {ranks[-1]}, but"
-            f" {_module_name(module)} of {spec.model.id} maps {sides} values: a rank above its"
-            f" smaller side holds nothing more; use at most {most}"
-        )
-
-
-def _module_name(module: str) -> str:
-    return PAPERS_BLOCK if module == MLP_BLOCK else module
+    if (why := placement.rank_beyond(ranks[-1], geometry.adaptable)) is not None:
+        # A comparison has points in place of a space.
+        key = "points" if where("space") == where("") else "space.lora_rank"
+        raise SpecError(f"{where(key)}: lora_rank is up to {ranks[-1]}, but {why}")
 
 
 def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Facts | None:

@@ -38,7 +38,10 @@ def asked_place(
         place = _place(request, like)
         place.resolve(geometry.n_layers, geometry.modules)
     except ValidationError as error:
-        said = error.errors()[0]["msg"].removeprefix("Value error, ")
+        first = error.errors()[0]
+        said = first["msg"].removeprefix("Value error, ")
+        if first["type"] != "value_error":
+            said = f"--alpha is {Adapter.model_fields['alpha'].description} (got {request.alpha!r})"
         raise SpecError(_by_option(said, request)) from error
     except SpecError as error:
         raise SpecError(_by_option(str(error), request)) from error

@@ -152,12 +152,8 @@ def prepare_size(request: SizeRequest) -> SizePlan:
     place = base.place if base else asked_place(request, geometry)
     placement = place.resolve(geometry.n_layers, geometry.modules)
     largest = request.max_rank or largest_rank(records, geometry, placement)
-    if largest > (most := placement.largest_rank(geometry.adaptable)):
-        raise SpecError(
-            f"--max-rank is {largest}, and a rank above {most}, the smaller side of"
-            f" {placement.narrowest(geometry.adaptable)} at {place.describe()}, holds nothing more;"
-            " use at most that"
-        )
+    if (why := placement.rank_beyond(largest, geometry.adaptable)) is not None:
+        raise SpecError(f"--max-rank is {largest}, but {why}")
     check_capacity(records, largest, placement.params_per_rank(geometry.adaptable))
     task = TaskSource("records", 0, pairs=records.pairs, repeats=records.repeats)
     own: Path | None = None
@@ -173,7 +169,7 @@ def prepare_size(request: SizeRequest) -> SizePlan:
     search = PreparedSearch(base, source, task)
     stored = None if request.law is None else _stored_law(request.law, search.spec, point)
     out = own or request.out or default_store(training, request.profile)
-    limit = request.max_rank or most
+    limit = request.max_rank or placement.largest_rank(geometry.adaptable)
     plan = SizePlan(request, records, search, training, stored, point, limit, out.absolute())
     if stored is not None:
         plan.answer(stored)

@@ -87,7 +87,7 @@ def test_a_dry_run_says_what_would_be_done_and_starts_nothing(
         (["--recall", "1.5"], SpecError, "--recall is 1.5"),
         (["--confidence", "1"], SpecError, "--confidence is 1"),
         (["--layer", "4"], SpecError, "--layer is 4, but tiny-random-llama has layers 0 to 3"),
-        (["--max-rank", "65"], SpecError, "hidden width of 64"),
+        (["--max-rank", "65"], SpecError, "mlp.down_proj maps 128 values to 64"),
         (["--model", "no-such-model"], ModelError, "neither a folder here, nor a hub id"),
         (["--model", "owner/model"], ModelError, "revision is needed"),
         (["--records", "missing.jsonl"], DataError, "missing.jsonl: cannot be read"),
@@ -154,7 +154,7 @@ def by_law(run: PlannedRun, place: int, exact: float) -> Observation:
 @pytest.mark.parametrize(
     ("changed", "options", "says"),
     [
-        ({}, ["--layer", "1"], "measured with --layer 2, not 1"),
+        ({}, ["--layer", "1"], "measured at mlp of layer 2, not at mlp of layer 1"),
         ({}, ["--dtype", "bfloat16"], "measured with --dtype float32"),
         ({}, ["--prompt-format", "chat"], "measured with --prompt-format plain"),
         ({}, ["--steps", "7"], "not at 7; use one of those"),
