@@ -76,6 +76,8 @@ def _layers(request: SizeRequest) -> Layers | None:
     said = request.layers
     if request.layer is not None and said is not None:
         raise SpecError("--layer and --layers both say where the adapter sits: give one of them")
+    if request.layer is not None and request.layer < 0:
+        raise SpecError(f"--layer is {request.layer}; layers are counted from 0")
     if request.layer is not None:
         return (request.layer,)
     if said is None or said == "all":
