@@ -65,7 +65,7 @@ def leaves(kind: type[BaseModel], above: str = "") -> Iterator[tuple[str, Any]]:
         ]
         default = field.get_default()
         # A key that takes a plain value too is explained as one.
-        plain = {*get_args(field.annotation)} - {*inner, type(None)}
+        plain = {*get_args(field.annotation)} - {*inner, type(None), ...}
         if not inner or plain:
             yield above + name, default
             continue
