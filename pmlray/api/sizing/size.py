@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pmlray.api.adapter_memory import check_memory
 from pmlray.api.environment import own_signals, train_extra
 from pmlray.config import ClusterProfile
 from pmlray.config.load import read_profile
@@ -107,6 +108,7 @@ def carry_out(
     plan: SizePlan, address: str | None, tracking_uri: str | None, say: Callable[[str], None]
 ) -> SizedAdapter:
     """Carry out a plan, or continue it."""
+    check_memory(plan.training, plan.largest.lora_rank, plan.request.profile, address)
     with train_extra():
         import pmlray.backends.ray.train
         import pmlray.engine.measure  # noqa: F401

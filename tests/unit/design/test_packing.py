@@ -49,7 +49,7 @@ def use(rows: int, positions: int, steps: int, **changes: float) -> PackUse:
 def test_every_group_is_dealt_out_once_and_fits(
     groups: list[Load], n_devices: int, most: int
 ) -> None:
-    packs = deal_out(groups, n_devices, lambda _runs, _rows, positions: positions <= most)
+    packs = deal_out(groups, n_devices, lambda load: load.positions <= most)
     assert sorted(i for pack in packs for i in pack) == list(range(len(groups)))
     for pack in packs:
         assert len(pack) == 1 or sum(groups[i].positions for i in pack) <= most
@@ -223,7 +223,7 @@ def test_a_pack_is_no_larger_than_its_device() -> None:
 def test_what_a_busy_device_will_do_sooner_is_left_to_it() -> None:
     groups = [Load(1, 1, 10, 10.0) for _ in range(6)]
 
-    def holds(runs: int, rows: int, positions: int) -> bool:
+    def holds(load: Load) -> bool:
         return True
 
     # Of three devices one has 30 s to go, one is nearly done; the third takes what ends soonest.
