@@ -1,4 +1,4 @@
-"""A `down_proj` run is a PEFT run: same losses step by step, and PEFT loads what we save."""
+"""A run is a PEFT run: same losses step by step, and PEFT loads what we save."""
 
 from __future__ import annotations
 
@@ -9,37 +9,54 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from pmlray.config import Recipe
-from pmlray.config.placement import Site
+from pmlray.config.placement import DOWN_PROJ, Placement, Site
 from pmlray.engine.adapters.packed_lora import initial_As
 from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.adapters.stored_adapter import SiteAdapter, read_adapter
 from pmlray.engine.model.base_model import BaseModel
+from tests.placements import PLACEMENTS
 from tests.unit.engine.conftest import make_run, random_record, train
 
 RECIPE = Recipe(learning_rate=3e-3, weight_decay=0.01)
 STEPS = 30
+LINEAR = {"down_proj of one layer": Placement((2,), (DOWN_PROJ,))} | {
+    name: placement for name, placement in PLACEMENTS.items() if not placement.is_block
+}
 
 
 @pytest.mark.parametrize("end_id", [None, 1], ids=["no end", "with its end"])
-def test_down_proj_run_equals_peft_with_adamw(
-    tiny: Callable[..., BaseModel], fresh_tiny: Callable[..., BaseModel], end_id: int | None
+@pytest.mark.parametrize("placement", LINEAR.values(), ids=LINEAR)
+def test_a_run_equals_peft_with_adamw(
+    tiny_at: Callable[[Placement], BaseModel],
+    tiny_folder: str,
+    placement: Placement,
+    end_id: int | None,
 ) -> None:
     record = replace(random_record(24), end_id=end_id)
     run = make_run(4, 24, STEPS, seed=7)
-    ours = train(tiny("down_proj", 2), [run], [[record]], RECIPE).members[0]
+    base = tiny_at(placement)
+    ours = train(base, [run], [[record]], RECIPE).members[0]
 
-    model = fresh_tiny("down_proj", 2).model
-    config = peft.LoraConfig(
-        r=4, lora_alpha=4, lora_dropout=0.0, target_modules=["down_proj"], layers_to_transform=[2]
+    peft_model = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32),
+        peft.LoraConfig(
+            r=4,
+            lora_alpha=placement.lora_alpha(4),  # type: ignore[arg-type]
+            lora_dropout=0.0,
+            target_modules=[module.rpartition(".")[2] for module in placement.modules],
+            layers_to_transform=list(placement.layers),
+            use_rslora=placement.use_rslora,
+        ),
     )
-    peft_model = peft.get_peft_model(model, config)
-    lora = [p for p in peft_model.parameters() if p.requires_grad]
-    a = next(p for p in lora if p.shape[0] == 4)
-    (first,) = initial_As({Site(1, "mlp.down_proj"): (a.shape[1], 64)}, 4, seed=7).values()
-    a.data = first.T.contiguous()
-    optimizer = torch.optim.AdamW(lora, lr=1.0, weight_decay=RECIPE.weight_decay)
+    lora = {name: p for name, p in peft_model.named_parameters() if p.requires_grad}
+    assert len(lora) == 2 * len(placement.sites)
+    for site, first in initial_As(base.site_shapes, 4, seed=7).items():
+        (name,) = (n for n in lora if f".{site.layer}.{site.module}.lora_A." in n)
+        lora[name].data = first.T.contiguous()
+    optimizer = torch.optim.AdamW(lora.values(), lr=1.0, weight_decay=RECIPE.weight_decay)
     end = [] if end_id is None else [end_id]
     ids = torch.tensor([[*record.prompt_ids, *record.target_ids, *end]])
     labels = ids.clone()
@@ -61,7 +78,7 @@ def test_down_proj_run_equals_peft_with_adamw(
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(lora, RECIPE.clip_norm)
+        torch.nn.utils.clip_grad_norm_(lora.values(), RECIPE.clip_norm)
         optimizer.param_groups[0]["lr"] = RECIPE.rate_at(step, STEPS)
         optimizer.step()
     assert ours.step_losses == pytest.approx(losses, rel=1e-5)
@@ -78,36 +95,46 @@ def test_down_proj_run_equals_peft_with_adamw(
     assert losses[-1] < losses[0] - 0.05
 
 
+@pytest.mark.parametrize("placement", LINEAR.values(), ids=LINEAR)
 def test_peft_loads_a_saved_adapter_with_the_same_logits(
-    tiny: Callable[..., BaseModel],
-    fresh_tiny: Callable[..., BaseModel],
+    tiny_at: Callable[[Placement], BaseModel],
     tiny_folder: str,
     tmp_path: Path,
+    placement: Placement,
 ) -> None:
-    base = tiny("down_proj", 1)
+    base = tiny_at(placement)
     record = random_record(16)
     trained = train(base, [make_run(2, 16, 20)], [[record]], RECIPE)
-    ((a, b),) = trained.model.lora.weights(0).values()
-    save_adapter(tmp_path, base.placement, trained.model.lora.weights(0), tiny_folder)
+    weights, scale = trained.model.lora.weights(0), placement.scale(2)
+    save_adapter(tmp_path, placement, weights, tiny_folder)
     ids = torch.tensor([[*record.prompt_ids, *record.target_ids]])
-    with torch.no_grad(), base.with_adapter(lambda _site, x: x @ a @ b):
-        ours = base.model(ids).logits
+
+    def delta(site: Site, x: torch.Tensor) -> torch.Tensor:
+        a, b = weights[site]
+        return scale * (x @ a @ b)
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     with torch.no_grad():
         bare = base.model(ids).logits
-        loaded = peft.PeftModel.from_pretrained(fresh_tiny("down_proj", 1).model, str(tmp_path))
-        theirs = loaded(ids).logits
+        with base.with_adapter(delta):
+            ours = base.model(ids).logits
+        theirs = peft.PeftModel.from_pretrained(model, str(tmp_path))(ids).logits
     # Logits are of order 10: this is fp32's own rounding.
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(bare, ours, atol=1e-3)
 
 
-def test_mlp_adapter_round_trips(tiny: Callable[..., BaseModel], tmp_path: Path) -> None:
-    base = tiny("mlp", 1)
+@pytest.mark.parametrize("layers", [(1,), (1, 3)], ids=["one layer", "two layers"])
+def test_adapters_of_the_papers_block_round_trip(
+    tiny_at: Callable[[Placement], BaseModel], tmp_path: Path, layers: tuple[int, ...]
+) -> None:
+    base = tiny_at(Placement(layers, ("mlp",)))
     trained = train(base, [make_run(3, 8, 5)], [[random_record(8)]], RECIPE)
     weights = trained.model.lora.weights(0)
     save_adapter(tmp_path, base.placement, weights, "base")
     adapter = read_adapter(tmp_path)
     assert isinstance(adapter, SiteAdapter) and adapter.placement == base.placement
-    ((own, read),) = zip(weights.values(), adapter.weights.values(), strict=True)
-    for mine, theirs in zip(own, read, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+    assert adapter.weights.keys() == weights.keys()
+    for site, own in weights.items():
+        for mine, read in zip(own, adapter.weights[site], strict=True):
+            torch.testing.assert_close(mine, read, rtol=0, atol=0)

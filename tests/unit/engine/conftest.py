@@ -11,6 +11,7 @@ import torch
 
 from pmlray.config import Recipe
 from pmlray.config.bases.models import TINY, resolve_model
+from pmlray.config.placement import Placement
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW
@@ -95,6 +96,17 @@ def fresh_tiny(tiny_folder: str) -> Callable[..., BaseModel]:
         )
 
     return load
+
+
+@pytest.fixture(scope="session")
+def tiny_at(tiny_folder: str) -> Callable[[Placement], BaseModel]:
+    """The tiny model with adapters at any sites, the same for all tests of a placement."""
+
+    def load(placement: Placement) -> BaseModel:
+        source = resolve_model(TINY, None)
+        return load_base_model(TINY, source, None, "float32", placement, torch.device("cpu"))
+
+    return cache(load)
 
 
 @pytest.fixture(scope="session")
