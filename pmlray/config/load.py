@@ -108,7 +108,10 @@ def _complaints(
         at = tuple(item["loc"])
         where = _nearest(at, lines)
         message = item["msg"].removeprefix("Value error, ")
-        if item["type"] != "value_error" and (several := _of_several_types(kind, at)) is not None:
+        several = _of_several_types(kind, at)
+        if item["type"] == "missing" and (several is None or several[0] == at):
+            found.append(f"{where}: {dotted(at)} is needed")
+        elif item["type"] != "value_error" and several is not None:
             # Each of its types has complained, by its own name.
             key, takes = several
             if not any(one[: len(key)] == key for one in explained):
@@ -116,8 +119,6 @@ def _complaints(
         elif item["type"] == "extra_forbidden":
             allowed = ", ".join(sorted(_keys_at(kind, at[:-1])))
             found.append(f"{where}: {dotted(at)}: unknown key; allowed here: {allowed}")
-        elif item["type"] == "missing":
-            found.append(f"{where}: {dotted(at)} is needed")
         elif item["type"] == "value_error":
             found.append(f"{where}: {message}")
         else:
