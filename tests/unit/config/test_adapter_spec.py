@@ -15,6 +15,7 @@ from pmlray.config.load import load_spec
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.errors import SpecError, StoreError
 
+SMOKE = Path(__file__).parents[3] / "searches" / "comparisons" / "smoke.yaml"
 PROBE = "probe: {placement: mlp, layer: 1}"
 
 
@@ -125,11 +126,12 @@ def test_a_search_and_a_comparison_have_one_of_adapter_and_probe(search_file: Pa
     for overrides, has in ((("probe=null",), "neither"), ((both,), "both")):
         with pytest.raises(SpecError, match=f"a search needs exactly one of .* and has {has}"):
             prepare_search(search_file, overrides)
-    comparison = Path("searches/comparisons/smoke.yaml")
-    with pytest.raises(SpecError, match="a comparison needs exactly one .* and has both") as caught:
-        load_spec(CompareSpec, comparison, (both,))
+    with pytest.raises(
+        SpecError, match=r"a comparison needs exactly one .* and has both"
+    ) as caught:
+        load_spec(CompareSpec, SMOKE, (both,))
     assert "\n" not in str(caught.value)
-    spec = load_spec(CompareSpec, comparison, (both, "probe=null"))
+    spec = load_spec(CompareSpec, SMOKE, (both, "probe=null"))
     assert spec.search_spec().adapter == spec.adapter and spec.search_spec().probe is None
 
 
@@ -151,13 +153,12 @@ def test_a_store_gives_an_adapter_back_and_takes_no_other(
 
 
 def test_a_comparisons_store_is_of_one_placement(tmp_path: Path) -> None:
-    path = Path("searches/comparisons/smoke.yaml")
     of = "adapter={target_modules: all-linear, layers: {from: 0, to: 1}}"
-    spec = load_spec(CompareSpec, path, ("probe=null", of, "model.dtype=float32"))
+    spec = load_spec(CompareSpec, SMOKE, ("probe=null", of, "model.dtype=float32"))
     claim_comparison(tmp_path, spec)
     claim_comparison(tmp_path, spec)
     other = load_spec(
-        CompareSpec, path, ("probe=null", of.replace("1}", "2}"), "model.dtype=float32")
+        CompareSpec, SMOKE, ("probe=null", of.replace("1}", "2}"), "model.dtype=float32")
     )
     with pytest.raises(StoreError, match="whose adapter differ"):
         claim_comparison(tmp_path, other)
