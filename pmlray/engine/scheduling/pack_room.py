@@ -36,7 +36,7 @@ def room_within(
 ) -> Room | None:
     """Return the room of a pack whose steps fit into free bytes: the given one where it does.
 
-    Where not even one member fits, the room is for one: the estimate may be too high.
+    Where nothing does, members train one after another: the estimate may be too high.
     """
     whole = Admission(members, recipe, room)
     most, rows, positions = whole.most_at_once, whole.rows, whole.positions
@@ -44,6 +44,6 @@ def room_within(
         return room
     for n in range(most - 1, 0, -1):
         part = Room(max(1, rows * n // most), max(1, positions * n // most))
-        if n == 1 or step.of(Admission(members, recipe, part).most_at_once, part.positions) <= free:
+        if step.of(Admission(members, recipe, part).most_at_once, part.positions) <= free:
             return part
-    return room
+    return Room(1, 1)
