@@ -43,7 +43,8 @@ log = logging.getLogger(__name__)
 class SearchRun:
     """Settings of one run of a search: its store, Ray address and MLflow URI.
 
-    replay: a table of measurements to use instead of a cluster.
+    replay: a table of measurements to use instead of a cluster. reports_interrupted: write the
+    report of a search that was interrupted, too, which takes many seconds on a busy machine.
     """
 
     search: PreparedSearch
@@ -52,6 +53,7 @@ class SearchRun:
     tracking_uri: str
     address: str | None
     replay: Path | None = None
+    reports_interrupted: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,25 +131,32 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
             status = "KILLED"
             raise
         finally:
-            follower.stage("writing the report")
-            wall = time.perf_counter() - started
-            new = [times for times in store.times() if times.pack_id not in known_packs]
-            facts = {
-                "store": str(run.store),
-                "tracking_uri": run.tracking_uri,
-                "wall_seconds": wall,
-                # The seconds in a replayed table are not part of this run's wall time.
-                "training_share": None if table else sum(t.training_seconds for t in new) / wall,
-                **machine_facts(),
-            }
-            await_imports()
-            report = report_store(run.store, facts)
+            pages: list[Path] = []
+            if status != "KILLED" or run.reports_interrupted:
+                follower.stage("writing the report")
+                report = _report_run(run, started, known_packs)
+                pages = [run.store / "report" / "report.html", run.store / "report" / "report.json"]
             # Stop the follower before the tracker is closed.
             following.close()
-            tracker.finish(
-                [run.store / "report" / "report.html", run.store / "report" / "report.json"], status
-            )
+            tracker.finish(pages, status)
     return report
+
+
+def _report_run(run: SearchRun, started: float, known_packs: set[str]) -> SearchReport:
+    """Write the report of a run that began at `started`, on a store that had `known_packs`."""
+    wall = time.perf_counter() - started
+    new = [times for times in FileStore(run.store).times() if times.pack_id not in known_packs]
+    share = sum(times.training_seconds for times in new) / wall
+    facts = {
+        "store": str(run.store),
+        "tracking_uri": run.tracking_uri,
+        "wall_seconds": wall,
+        # The seconds in a replayed table are not part of this run's wall time.
+        "training_share": share if run.replay is None else None,
+        **machine_facts(),
+    }
+    await_imports()
+    return report_store(run.store, facts)
 
 
 def study_of(

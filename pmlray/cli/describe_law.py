@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pmlray.cli.describe_placements import choice_lines, worth_lines
+
 
 def describe_law_json(law: Mapping[str, Any]) -> str:
     """Describe a fitted law and what qualifies it, held-out error first, from its JSON object."""
@@ -25,8 +27,10 @@ def describe_law_json(law: Mapping[str, Any]) -> str:
             lines.append(f"  {name:18} {law[name]:10.4f}")
     weights = ", ".join(f"{form} {weight:.2f}" for form, weight in law["weights"].items())
     lines.append(f"  weights of the forms: {weights}")
+    lines += worth_lines(law.get("worth", {}))
     lines += [_target_line(target) for target in law["targets"]]
     lines += [line for size in law["sizes"] for line in _size_lines(size)]
+    lines += [line for choice in law.get("choices", ()) for line in choice_lines(choice)]
     return "\n".join([*lines, *_residual_lines(law)])
 
 
@@ -41,9 +45,13 @@ def _at(point: Mapping[str, Any]) -> str:
     return f"lora_rank={point['lora_rank']} seq_len={point['seq_len']}{steps}"
 
 
+def _in(found: Mapping[str, Any]) -> str:
+    return f" in {found['placement']}" if "placement" in found else ""
+
+
 def _target_line(target: Mapping[str, Any]) -> str:
     return (
-        f"  at {_at(target)}: delta_loss {target['delta_loss']:.4g}"
+        f"  at {_at(target)}{_in(target)}: delta_loss {target['delta_loss']:.4g}"
         f" [{target['low']:.4g}, {target['high']:.4g}] nats per token,"
         f" {target['stored_bits']:.4g} bits stored; one more run would measure"
         f" [{target['run_low']:.4g}, {target['run_high']:.4g}]"
@@ -51,7 +59,7 @@ def _target_line(target: Mapping[str, Any]) -> str:
 
 
 def _size_lines(size: Mapping[str, Any]) -> list[str]:
-    lines = [f"  for delta_loss {size['delta_loss']:.4g} around {_at(size['point'])}:"]
+    lines = [f"  for delta_loss {size['delta_loss']:.4g} around {_at(size['point'])}{_in(size)}:"]
     for name, words in (
         ("lora_rank", "rank needed"),
         ("seq_len", "longest seq_len"),

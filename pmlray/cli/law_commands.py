@@ -12,6 +12,7 @@ from pmlray.cli.describe_law import describe_checklist, describe_law_json
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.errors import DataError
 from pmlray.law import FitOptions, Form, LawData, fit_law, law_data, read_law_data
+from pmlray.law.placements import PlacedPoint
 from pmlray.types import DesignPoint
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def fit(
         None, help="Loss without an adapter, nats a token (for a CSV)."
     ),
     target: list[str] = typer.Option(
-        None, help="RANK,LENGTH or RANK,LENGTH,STEPS to predict and size for; may be repeated."
+        None,
+        help="RANK,LENGTH or RANK,LENGTH,STEPS to predict and size for; may be repeated. Of several"
+        " placements each is told, or the one named before a colon: PLACEMENT:RANK,LENGTH.",
     ),
     delta_loss: float = typer.Option(
         None,
@@ -62,7 +65,7 @@ def fit(
     for note in data.notes:
         # Printed before the fit: data that was not read may be why it fails.
         typer.echo(f"note: {note}", err=True)
-    targets = [_target(text, data) for text in target or ()]
+    targets = [where for text in target or () for where in _targets(text, data)]
     if delta_loss is not None and not targets:
         raise typer.BadParameter("give a --target to size for", param_hint="--delta-loss")
     forms, own = _law_of(file)
@@ -123,6 +126,24 @@ def _search_of(file: Path) -> tuple[SearchSpec, FileStore] | None:
         if (file / SEARCH_FILE).is_file():
             return open_store(file.absolute())
     return None
+
+
+def _targets(text: str, data: LawData) -> list[DesignPoint | PlacedPoint]:
+    """Parse `[PLACEMENT:]RANK,LENGTH[,STEPS]`; without a placement, a target at each of several."""
+    name, _, numbers = text.rpartition(":")
+    known = {placement.name: placement for placement in data.placements}
+    if name and name not in known:
+        raise typer.BadParameter(
+            f"{name!r} is no placement of these points"
+            + (f", which are {', '.join(map(repr, known))}" if known else ", which name none"),
+            param_hint="--target",
+        )
+    point = _target(numbers, data)
+    if name:
+        return [PlacedPoint(point, known[name])]
+    if data.several_placements:
+        return [PlacedPoint(point, placement) for placement in data.placements]
+    return [point]
 
 
 def _target(text: str, data: LawData) -> DesignPoint:

@@ -12,10 +12,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pmlray.law import CAPPED, LawFit
+from pmlray.errors import DataError
+from pmlray.law import CAPPED, LawFit, PlacedPoint
 from pmlray.types import DesignPoint
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+# A point of the reference placement, or of a placement of its own.
+Cell = DesignPoint | PlacedPoint
 LN2 = math.log(2.0)
 
 
@@ -35,7 +39,8 @@ class LawField:
     their weighted mean mu, the covariance of delta_loss between points a and b is
     sum_f w_f [J_f(a) V_f J_f(b)' + (mu_f(a) - mu(a)) (mu_f(b) - mu(b))]: what each form leaves
     open, and what the forms disagree on (the law of total covariance). phi stacks sqrt(w_f) J_f L_f
-    and sqrt(w_f) (mu_f - mu), so that S starts as the identity.
+    and sqrt(w_f) (mu_f - mu), so that S starts as the identity. Of a law of several placements the
+    parameters include what each is worth, so a run tells of its own placement and of its kin.
     """
 
     beliefs: tuple[FittedForm, ...]
@@ -43,28 +48,28 @@ class LawField:
     roots: tuple[FloatArray, ...]
     cov_GG: FloatArray
 
-    def noise(self, points: Sequence[DesignPoint]) -> FloatArray:
+    def noise(self, points: Sequence[Cell]) -> FloatArray:
         """Return the variance of one run at each point (N,), nats^2: the forms' own, by their
         weights."""
-        r, length, t = _axes(points)
         by_form = [
-            b.weight * b.fit.noise.sd(b.fit.law.predict(r, length, t)) ** 2 for b in self.beliefs
+            b.weight * b.fit.noise.sd(b.fit.law.predict(*_axes(points, b.fit)[:3])) ** 2
+            for b in self.beliefs
         ]
         return np.sum(by_form, axis=0)
 
-    def features(self, points: Sequence[DesignPoint], *, measured: bool) -> FloatArray:
+    def features(self, points: Sequence[Cell], *, measured: bool) -> FloatArray:
         """Return phi of points, (N, G), as targets or, with `measured`, as points to measure.
 
         An uncapped form is not fitted to a saturated point, so measuring a point that it predicts
         below ln 2 does not reduce the uncertainty of its parameters.
         """
-        r, length, t = _axes(points)
         open_: list[FloatArray] = []
         means: list[FloatArray] = []
         for belief, root in zip(self.beliefs, self.roots, strict=True):
             law = belief.fit.law
+            r, length, t, place = _axes(points, belief.fit)
             mean = law.predict(r, length, t)
-            jac = law.jacobian(r, length, t) @ root
+            jac = belief.fit.jacobian(r, length, t, place) @ root
             if measured and law.form not in CAPPED:
                 jac = np.where((self.base_loss - mean <= LN2)[:, None], 0.0, jac)
             open_.append(math.sqrt(belief.weight) * jac)
@@ -74,7 +79,7 @@ class LawField:
         apart = np.sqrt(weights)[:, None] * (mean_FN - weights @ mean_FN)
         return np.concatenate([*open_, apart.T], axis=1)
 
-    def after(self, points: Sequence[DesignPoint]) -> LawField:
+    def after(self, points: Sequence[Cell]) -> LawField:
         """Return the field with these points measured: S - S phi' phi S / (noise + phi S phi')."""
         cov = self.cov_GG
         for phi, noise in zip(
@@ -93,14 +98,12 @@ class LawField:
         cov = np.linalg.inv(information)
         return replace(self, cov_GG=(cov + cov.T) / 2)
 
-    def variance(self, points: Sequence[DesignPoint]) -> FloatArray:
+    def variance(self, points: Sequence[Cell]) -> FloatArray:
         """Return the variance of delta_loss at each point without noise, nats^2, (N,)."""
         phi = self.features(points, measured=False)
         return np.einsum("ng,gh,nh->n", phi, self.cov_GG, phi)
 
-    def gains(
-        self, candidates: Sequence[DesignPoint], targets: Sequence[DesignPoint]
-    ) -> FloatArray:
+    def gains(self, candidates: Sequence[Cell], targets: Sequence[Cell]) -> FloatArray:
         """Return the decrease of the mean variance at the targets by each candidate, (M,).
 
         The V-criterion (Atkinson, Donev and Tobias 2007, section 10.6) of the mixture: with K the
@@ -119,7 +122,7 @@ class LawField:
         own_M = np.einsum("mg,mg->m", along_MG, phi_MG)
         return ((along_MG @ phi_TG.T) ** 2).mean(axis=1) / (noise_M + own_M)
 
-    def information(self, candidates: Sequence[DesignPoint]) -> FloatArray:
+    def information(self, candidates: Sequence[Cell]) -> FloatArray:
         """Return each candidate's information on all parameters, log(1 + K(c, c) / noise), (M,):
         the D-criterion's gain (Atkinson, Donev and Tobias 2007, section 10.1)."""
         return self.information_of(self.features(candidates, measured=True), self.noise(candidates))
@@ -134,16 +137,31 @@ def law_field(beliefs: Sequence[FittedForm], base_loss: float) -> LawField:
     """Build the field of fitted forms; base_loss (nats) caps the forms' predictions."""
     total = sum(belief.weight for belief in beliefs)
     shared = tuple(FittedForm(b.fit, b.weight / total) for b in beliefs)
-    roots = tuple(_root(belief.fit.cov) for belief in shared)
+    roots = tuple(_root(belief.fit.full_cov) for belief in shared)
     size = sum(root.shape[1] for root in roots) + len(roots)
     return LawField(shared, base_loss, roots, np.eye(size))
 
 
-def _axes(points: Sequence[DesignPoint]) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return lora_rank, seq_len and train_steps of points, each (N,)."""
-    rows = [(p.lora_rank, p.seq_len, p.train_steps) for p in points]
+def _axes(
+    points: Sequence[Cell], fit: LawFit
+) -> tuple[FloatArray, FloatArray, FloatArray, IntArray | None]:
+    """Return the law's rank, seq_len and train_steps of points, each (N,), and the places of their
+    placements, None where all are of the law's reference."""
+    plain = [p.point if isinstance(p, PlacedPoint) else p for p in points]
+    rows = [(p.lora_rank, p.seq_len, p.train_steps) for p in plain]
     r, length, t = np.array(rows, dtype=float).reshape(-1, 3).T
-    return r, length, t
+    placed = [p.placement if isinstance(p, PlacedPoint) else None for p in points]
+    if not any(placed):
+        return r, length, t, None
+    known = () if fit.places is None else fit.places.effects.placements
+    if strange := [p.name for p in placed if p is not None and p not in known]:
+        raise DataError(
+            f"the law knows nothing of the placement {strange[0]!r}: give LawData all placements of"
+            " the design, also those without points"
+        )
+    assert fit.places is not None
+    place = np.array([0 if p is None else known.index(p) for p in placed], dtype=np.int64)
+    return fit.places.law_ranks(r, place), length, t, place
 
 
 def _root(cov_PP: FloatArray) -> FloatArray:

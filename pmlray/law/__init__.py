@@ -8,6 +8,18 @@ from pmlray.law.forms.ceiling import CeilingLaw, ExponentialCeilingLaw
 from pmlray.law.forms.power import PowerLaw
 from pmlray.law.forms.protocol import Form, Law
 from pmlray.law.forms.registry import CAPPED, law_from_json
+from pmlray.law.placement_choice import PlacementChoice, PlacementNeed, choose_placement
+from pmlray.law.placement_comparison import PlacementLawErrors, compare_placement_laws
+from pmlray.law.placement_worth import PlaceWorth, depth_worths, kind_worths, placement_worths
+from pmlray.law.placements import (
+    PlacedPoint,
+    Placement,
+    Site,
+    in_order,
+    module_kind,
+    named_placement,
+    placement_at,
+)
 from pmlray.law.read import read_law_data
 from pmlray.law.recall.crossing import crossing_steps, token_table
 from pmlray.law.recall.data import TokenRun, token_runs
@@ -40,28 +52,44 @@ __all__ = [
     "LawData",
     "LawFit",
     "LawSummary",
+    "PlaceWorth",
+    "PlacedPoint",
+    "Placement",
+    "PlacementChoice",
+    "PlacementLawErrors",
+    "PlacementNeed",
     "PowerLaw",
     "RecallForecast",
     "RecallLaw",
     "RecallShares",
     "ResidualStructure",
+    "Site",
     "Sizing",
     "TargetPrediction",
     "TokenRun",
     "Transition",
     "UnseenError",
     "average_laws",
+    "choose_placement",
+    "compare_placement_laws",
     "crossing_steps",
+    "depth_worths",
     "entangled_pairs",
     "fit_law",
     "fit_recall",
     "forecast_recall",
+    "in_order",
+    "kind_worths",
     "law_data",
     "law_from_json",
     "mape",
     "measure_transition",
+    "module_kind",
+    "named_placement",
     "param_correlations",
     "param_intervals",
+    "placement_at",
+    "placement_worths",
     "r2",
     "read_law_data",
     "residual_structure",

@@ -11,12 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from pmlray.errors import DataError
+from pmlray.law.csv_placements import NAMELESS, with_placements
 from pmlray.law.data import LawData, check_fall, check_point
 
 NEEDED = ("rank", "length", "delta_loss_nats")
 # Columns that identify a row's run; without them every row is its own cluster.
 RUN = ("sequence", "seed")
-OPTIONAL = ("steps", "supervised_tokens", "base_loss_nats", "final_loss_nats", *RUN)
+OPTIONAL = (
+    *("steps", "supervised_tokens", "base_loss_nats", "final_loss_nats"),
+    *RUN,
+    "adapter_params",
+)
+# Column of texts: where the adapter of a row sits.
+PLACEMENT = "placement"
 # Names of the same columns in stored observations, search files and the Python API.
 ALIASES = {
     "lora_rank": "rank",
@@ -41,12 +48,13 @@ CONTRADICTION = 0.01
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """Column names of the file, and the index of each column that is read, by pmlray's name for
-    it."""
+    """Column names of the file, and the index of each column of numbers that is read, by pmlray's
+    name for it, and of the placement where there is one."""
 
     where: str
     names: list[str]
     columns: Mapping[str, int]
+    placement: int | None
 
     def cells(self, where: str, line: str) -> list[str]:
         """Return a row's cells; DataError where their number is not that of the named columns."""
@@ -67,7 +75,7 @@ class _Header:
 
     def unused(self) -> str | None:
         """Return a note that names the columns that a law does not use; None without any."""
-        known = {*NEEDED, *OPTIONAL, *BESIDE, *ALIASES}
+        known = {*NEEDED, *OPTIONAL, *BESIDE, *ALIASES, PLACEMENT}
         named = max(place for place, name in enumerate(self.names) if name)
         strange = [
             repr(name) if name else f"number {place + 1} (without a name)"
@@ -78,7 +86,7 @@ class _Header:
             return None
         return (
             f"{self.where}: not used: column {', '.join(strange)}; a law reads"
-            f" {', '.join((*NEEDED, *OPTIONAL))}: rename a column that is one of these"
+            f" {', '.join((*NEEDED, *OPTIONAL, PLACEMENT))}: rename a column that is one of these"
         )
 
 
@@ -119,6 +127,7 @@ def read_csv_points(source: Path, lines: Sequence[str], base_loss: float) -> Law
     Raises DataError naming the line and what to do about it.
     """
     rows: list[dict[str, float]] = []
+    names: list[str] = []
     runs, header = _Runs(), None
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -134,8 +143,10 @@ def read_csv_points(source: Path, lines: Sequence[str], base_loss: float) -> Law
         delta, base = point["delta_loss_nats"], point["base_loss_nats"]
         check_point(where, point["rank"], point["l"], point["steps"], delta, base)
         _check_losses(where, point)
-        if runs.is_new(where, number, _run(header, cells, row), row):
+        name = _placement(where, header, cells)
+        if runs.is_new(where, number, (name, *_run(header, cells, row)), row):
             rows.append(point)
+            names.append(name)
     if header is None or not rows:
         raise DataError(f"{source}: no points; expected rows of {', '.join(NEEDED)}")
     n_known = sum(row["steps"] > 0 for row in rows)
@@ -145,7 +156,17 @@ def read_csv_points(source: Path, lines: Sequence[str], base_loss: float) -> Law
             f"{source}: steps is known in {n_known} of {len(rows)} rows; give it in all, or leave"
             " the column out"
         )
-    return _from_rows(rows, _notes(source, header, runs))
+    data = _from_rows(rows, _notes(source, header, runs))
+    params = [row.get("adapter_params", math.nan) for row in rows]
+    return with_placements(source, data, names, params)
+
+
+def _placement(where: str, header: _Header, cells: list[str]) -> str:
+    if header.placement is None:
+        return NAMELESS
+    if not (name := cells[header.placement]):
+        raise DataError(f"{where}: no placement: name where the adapter of every row sits")
+    return name
 
 
 def _run(header: _Header, cells: list[str], row: Mapping[str, float]) -> tuple[object, ...]:
@@ -170,7 +191,8 @@ def _header(where: str, line: str) -> _Header:
     names = _cells(where, line)
     columns: dict[str, int] = {}
     for place, name in enumerate(names):
-        if (known := ALIASES.get(name, name)) not in (*NEEDED, *OPTIONAL, *BESIDE):
+        known = ALIASES.get(name, name)
+        if known not in (*NEEDED, *OPTIONAL, *BESIDE, PLACEMENT):
             continue
         if known in columns:
             first = columns[known]
@@ -181,13 +203,16 @@ def _header(where: str, line: str) -> _Header:
         columns[known] = place
     if "supervised_tokens" in columns:
         columns.setdefault("length", columns["supervised_tokens"])
+    if "adapter_params" in columns:
+        columns.setdefault("rank", columns["adapter_params"])
     if missing := [name for name in NEEDED if name not in columns]:
         apart = next((mark for mark in ";\t" if mark in line), None)
         raise DataError(
             f"{where}: no column {', '.join(missing)}; expected a header with {', '.join(NEEDED)}"
             + (f", separated by commas and not by {apart!r}" if apart else "")
         )
-    return _Header(where, names, {n: place for n, place in columns.items() if n not in BESIDE})
+    numbers = {n: place for n, place in columns.items() if n not in (*BESIDE, PLACEMENT)}
+    return _Header(where, names, numbers, columns.get(PLACEMENT))
 
 
 def _cells(where: str, line: str) -> list[str]:
@@ -233,6 +258,8 @@ def _check_losses(where: str, row: Mapping[str, float]) -> None:
 
 def _notes(source: Path, header: _Header, runs: _Runs) -> tuple[str, ...]:
     notes = [note] if (note := header.unused()) else []
+    if header.columns["rank"] == header.columns.get("adapter_params"):
+        notes.append(f"{source}: no column rank: ranks in what follows are adapter_params")
     if n := runs.n_repeats:
         notes.append(
             f"{source}: {n} of {n + len(runs.seen)} rows are repeats ({runs.example}) and count"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pmlray.errors import DataError
+from pmlray.law.placements import Placement, in_order
 from pmlray.types import Observation
 
 FloatArray = NDArray[np.float64]
@@ -37,12 +38,14 @@ class LawData:
         base_loss: loss without the adapter, nats per supervised token; NaN when unknown.
         final_loss: loss with the adapter, nats per supervised token; NaN when unknown.
         cluster: one id per (sequence_id, seed).
+        placement: each point's place in `placements`; None where all points share one.
+        placements: where the adapters sit, each name once, the reference first.
         notes: remarks on the input (unused columns, repeats that count once); ignored by equality
             and kept by subsets.
 
     Raises:
-        DataError: unequal shapes, a delta_loss that is not finite, a base_loss <= 0, a negative
-            train_steps, or a rank or length below 1.
+        DataError: unequal shapes, a placement that is not given, a delta_loss that is not finite, a
+            base_loss <= 0, a negative train_steps, or a rank or length below 1.
 
     Example:
         >>> r, l, t = np.array([[1, 64, 100], [4, 64, 100], [4, 256, 100]], dtype=float).T
@@ -57,11 +60,20 @@ class LawData:
     base_loss: FloatArray
     final_loss: FloatArray
     cluster: IntArray
+    placement: IntArray | None = None
+    placements: tuple[Placement, ...] = ()
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if {array.shape for array in self._arrays().values()} != {self.lora_rank.shape}:
             raise DataError("the arrays of LawData must all have the same shape (N,)")
+        if self.placement is None and len(self.placements) > 1:
+            raise DataError("points of several placements must say which of them is theirs")
+        if (
+            self.placement is not None
+            and not np.isin(self.placement, np.arange(len(self.placements))).all()
+        ):
+            raise DataError("each point's placement must be a place in LawData's placements")
         for i in map(int, np.flatnonzero(~self._usable())):
             check_point(
                 f"point {i}",
@@ -73,7 +85,8 @@ class LawData:
             )
 
     def _arrays(self) -> dict[str, FloatArray | IntArray]:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "notes"}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
     def _usable(self) -> BoolArray:
         """Return the points (N,) that `check_point` accepts, for all points at once."""
@@ -88,11 +101,39 @@ class LawData:
     def subset(self, mask: BoolArray | IntArray) -> LawData:
         """Return the points that a boolean mask (N,) or an index array selects."""
         chosen: dict[str, Any] = {name: array[mask] for name, array in self._arrays().items()}
-        return LawData(**chosen, notes=self.notes)
+        return LawData(**chosen, placements=self.placements, notes=self.notes)
+
+    def placed(self, of_points: Sequence[Placement], beside: Sequence[Placement] = ()) -> LawData:
+        """Return the same points with the placement of each.
+
+        beside: placements that may have no points, such as others of a design: what they are worth
+        is then told from their kin. DataError where two placements share a name.
+        """
+        placements = in_order(of_points, beside)
+        place = {placement: at for at, placement in enumerate(placements)}
+        index = np.array([place[placement] for placement in of_points], dtype=np.int64)
+        return replace(self, placement=index, placements=placements)
+
+    @property
+    def several_placements(self) -> bool:
+        """True where points of more than one placement make one law."""
+        return self.placement is not None and len(self.placements) > 1
+
+    @property
+    def plain_rank(self) -> FloatArray:
+        """Ranks (N,) of the reference placement that have as many parameters as each point's
+        adapter; its own rank where there is one placement."""
+        if self.placement is None or not self.several_placements:
+            return self.lora_rank
+        per_rank = np.array([placement.params_per_rank for placement in self.placements])
+        return self.lora_rank * (per_rank / per_rank[0])[self.placement]
 
     def cells(self) -> IntArray:
-        """Return the design-cell id of each point, shape (N,): equal where (r, l, t) are equal."""
-        design = np.stack([self.lora_rank, self.seq_len, self.train_steps], axis=1)
+        """Return the design-cell id of each point, shape (N,): equal where (r, l, t) and the
+        placement are equal."""
+        axes = [self.lora_rank, self.seq_len, self.train_steps]
+        axes += [] if self.placement is None else [self.placement.astype(float)]
+        design = np.stack(axes, axis=1)
         return np.unique(design, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 

@@ -20,11 +20,12 @@ def read_law_data(path: str | Path, base_loss: float | None = None) -> LawData:
 
     A CSV has the columns rank, length and delta_loss_nats, and optionally steps, supervised_tokens
     (which then is l), base_loss_nats, final_loss_nats, sequence and seed; the names of stored
-    observations (lora_rank, seq_len, train_steps, delta_loss, ...) mean the same. Lines that begin
-    with # are skipped, an empty cell is an unknown number, and without a length supervised_tokens
-    is the length. Sequence and seed, or the one of them that is there, make the clusters. Rows that
-    repeat a run count once. A folder holds one stored observation a file, in `observations/*.json`
-    or, where there is no such folder, in `*.json`.
+    observations (lora_rank, seq_len, train_steps, delta_loss, ...) mean the same. Of adapters in
+    several places it has placement and adapter_params, the trainable parameters, which stand for a
+    rank that is not there. Lines that begin with # are skipped, an empty cell is an unknown number,
+    and without a length supervised_tokens is the length. Sequence and seed, or the one of them that
+    is there, make the clusters. Rows that repeat a run count once. A folder holds one stored
+    observation a file, in `observations/*.json` or, where there is no such folder, in `*.json`.
 
     Args:
         path: the file or folder.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,12 @@ from pmlray.errors import DataError
 from pmlray.law.data import FloatArray
 from pmlray.law.fitting.averaging import AveragedSamples
 from pmlray.law.forms.protocol import Law
+from pmlray.law.placements import Placement
 from pmlray.types import DesignPoint
 
+# A token whose loss is below this holds more than half of the probability: greedy decoding is sure
+# to produce it (arXiv 2605.30260, the threshold of its filter).
+SURE_LOSS = math.log(2.0)
 # Largest values that are reported; larger ones become inf.
 LARGEST = {"lora_rank": 2.0**16, "seq_len": 2.0**24, "train_steps": 2.0**30}
 
@@ -34,7 +39,8 @@ class Sizing:
 
     `lora_rank`: the rank needed, 1 when any is enough and inf when none is. `seq_len`: the longest
     l, inf when any is possible and 0 when none is. `train_steps`: the optimiser steps needed, as
-    the rank; None when the law has no budget term, since steps were then not varied.
+    the rank; None when the law has no budget term, since steps were then not varied. `placement`:
+    whose ranks are meant, None for the reference's.
     """
 
     point: DesignPoint
@@ -42,6 +48,7 @@ class Sizing:
     lora_rank: Estimate
     seq_len: Estimate
     train_steps: Estimate | None
+    placement: Placement | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON types; inf becomes null, which never stands for a missing number here."""
@@ -62,13 +69,15 @@ class Sizing:
             "lora_rank": plain(self.lora_rank),
             "seq_len": plain(self.seq_len),
             "train_steps": None if self.train_steps is None else plain(self.train_steps),
+            **({} if self.placement is None else {"placement": self.placement.name}),
         }
 
 
 def size_for(
     samples: AveragedSamples, point: DesignPoint, delta_loss: float, level: float = 0.9
 ) -> Sizing:
-    """Return the rank, length and steps that a loss reduction needs around `point`.
+    """Return the rank, length and steps that a loss reduction needs around `point`, in ranks of the
+    samples' placement.
 
     delta_loss: nats per token. Every sample is inverted by itself, and none is allowed beyond the
     base loss, so that the intervals include both the noise and the disagreement between the forms.
@@ -92,13 +101,19 @@ def size_for(
         _estimate(ranks, level, 1.0, LARGEST["lora_rank"]),
         _estimate(lengths, level, 0.0, LARGEST["seq_len"]),
         steps,
+        samples.placement,
     )
 
 
 def _estimate(drawn: list[float], level: float, least: float, largest: float) -> Estimate:
+    """Return `order_statistics` of values raised to `least`, and inf above `largest`."""
+    values = np.asarray(drawn)
+    return order_statistics(np.where(values > largest, np.inf, np.maximum(values, least)), level)
+
+
+def order_statistics(drawn_n: FloatArray, level: float) -> Estimate:
     """Return order statistics without interpolation, which is undefined between inf and inf."""
-    ordered: FloatArray = np.sort(drawn)
-    ordered = np.where(ordered > largest, np.inf, np.maximum(ordered, least))
+    ordered = np.sort(drawn_n)
     edge = int(np.floor((1.0 - level) / 2.0 * (ordered.size - 1)))
     middle = float(ordered[(ordered.size - 1) // 2])
     return Estimate(middle, float(ordered[edge]), float(ordered[ordered.size - 1 - edge]))

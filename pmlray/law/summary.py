@@ -13,21 +13,23 @@ from pmlray.law.data import FloatArray, LawData
 from pmlray.law.fitting.averaging import AveragedLaw, AveragedSamples, average_laws, default_forms
 from pmlray.law.fitting.fit import FitOptions, FitStatus, LawFit
 from pmlray.law.forms.protocol import Form
-from pmlray.law.sizing import Sizing, size_for
-from pmlray.law.summary_json import residuals_json, target_json
-from pmlray.law.target_predictions import TargetPrediction, predict_targets
+from pmlray.law.placement_choice import choices_at
+from pmlray.law.sizing import SURE_LOSS, Sizing, size_for
+from pmlray.law.summary_json import (
+    correlations_json,
+    residuals_json,
+    target_json,
+    unseen_json,
+    worths_json,
+)
+from pmlray.law.target_predictions import Target, TargetPrediction, corners, predict_targets
 from pmlray.law.validation.checklist import LEVEL, checklist
-from pmlray.law.validation.correlation import entangled_pairs, param_correlations
 from pmlray.law.validation.diagnostics import mape, r2
 from pmlray.law.validation.intervals import param_intervals
 from pmlray.law.validation.judgement import Judgement, judge
 from pmlray.law.validation.residuals import ResidualStructure, residual_structure
 from pmlray.law.validation.unseen import UnseenError, UnseenErrors
-from pmlray.types import DesignPoint
 
-# A token whose loss is below this holds more than half of the probability: greedy decoding is sure
-# to produce it (arXiv 2605.30260, the threshold of its filter).
-SURE_LOSS = math.log(2.0)
 # Without a base loss, predictions above this share of the largest delta_loss count as at its cap.
 AT_MOST = 0.98
 
@@ -153,14 +155,15 @@ class LawSummary:
         """
         if delta_loss is None and not self.average.base_loss_known:
             return ()
-        points = [target.point for target in self.targets]
-        base = self.average.base
-        wanted = [float(base.at(p.seq_len)) - SURE_LOSS if delta_loss is None else delta_loss
-                  for p in points]  # fmt: skip
-        return tuple(
-            size_for(self.average_samples, point, delta, LEVEL)
-            for point, delta in zip(points, wanted, strict=True)
-        )
+        found: list[Sizing] = []
+        for target in self.targets:
+            point, samples = target.point, self.average_samples
+            if target.placement is not None:
+                samples = samples.at(target.placement)
+            base = float(self.average.base.at(point.seq_len))
+            wanted = base - SURE_LOSS if delta_loss is None else delta_loss
+            found.append(size_for(samples, point, wanted, LEVEL))
+        return tuple(found)
 
     def to_json(self, delta_loss: float | None = None) -> dict[str, Any]:
         """Return JSON types only. `n_obs` counts the points fitted, `n_censored` those set aside.
@@ -177,14 +180,7 @@ class LawSummary:
             "heldout_mape": self.heldout_mape,
             "sequence_mape": self.sequence_mape,
             "extrapolation_mape": self.extrapolation_mape,
-            "unseen": {
-                name: None if found is None else asdict(found)
-                for name, found in (
-                    ("heldout", self.heldout),
-                    ("new_sequence", self.new_sequence),
-                    ("extrapolation", self.extrapolation),
-                )
-            },
+            "unseen": unseen_json(self.unseen),
             "limits": list(self.limits),
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
             "interval_level": LEVEL,
@@ -201,16 +197,13 @@ class LawSummary:
             "targets": [target_json(t) for t in self.targets],
             "sizes": [size.to_json() for size in self.sizes(delta_loss)],
             "residuals": residuals_json(self.residuals),
-            "correlations": {
-                "parameters": list(law.param_names),
-                "matrix": [
-                    [None if math.isnan(x) else x for x in row]
-                    for row in param_correlations(fit).tolist()
-                ],
-                "entangled": [asdict(pair) for pair in entangled_pairs(fit)],
-            },
+            "correlations": correlations_json(fit),
             "checklist": dict(self.checklist),
+            **worths_json(self.unseen.data, self.average_samples),
         }
+        choices = choices_at(self.unseen.data, self.average_samples, self.targets, delta_loss)
+        if choices:
+            stored["choices"] = [choice.to_json() for choice in choices]
         return stored
 
 
@@ -221,7 +214,7 @@ def fit_law(
     forms: Sequence[Form] | None = None,
     n_bootstrap: int = 200,
     rng: np.random.Generator | None = None,
-    targets: Sequence[DesignPoint] = (),
+    targets: Sequence[Target] = (),
     options: FitOptions | None = None,
 ) -> LawSummary:
     """Fit the law and judge it at its targets.
@@ -232,8 +225,9 @@ def fit_law(
         forms: by default those with a ceiling where each point's base loss is known, else `power`.
         n_bootstrap: number of posterior samples, from which intervals come.
         rng: source of the samples; by default one of seed 0.
-        targets: points to predict; status and headline refer to them, and without any to the
-            largest rank, length and steps measured.
+        targets: points to predict, of the reference's ranks or of a placement's (`PlacedPoint`);
+            status and headline refer to them, and without any to the largest rank, length and
+            steps measured, of every placement.
         options: treatment of saturated and outlying points.
 
     Returns:
@@ -255,17 +249,16 @@ def fit_law(
     average = average_laws(data, chosen, options)
     samples = average.sample(n_bootstrap, rng)
     predicted = predict_targets(data, samples, targets, rng)
-    corner = DesignPoint(
-        *(int(axis.max()) for axis in (data.lora_rank, data.seq_len, data.train_steps))
-    )
-    asked = predicted or predict_targets(data, samples, [corner], rng)
-    widths = [(t.point, t.relative_half_width) for t in asked]
+    asked = predicted or predict_targets(data, samples, corners(data), rng)
+    widths = [(t.where, t.relative_half_width) for t in asked]
     most = math.inf if average.base_loss_known else AT_MOST * average.base_loss
-    beyond = [t.point for t in predicted if t.delta_loss > most]
+    beyond = [t.where for t in predicted if t.delta_loss > most]
     judgement = judge(data, average.best, widths, beyond)
     fit = replace(average.best, status=judgement.status, message=judgement.message)
     average = replace(average, fits=(fit, *average.fits[1:]))
-    drawn = next(part.params for part in samples.parts if part.fit.law.form == fit.law.form)
+    drawn = np.concatenate(
+        [part.params for part in samples.parts if part.fit.law.form == fit.law.form]
+    )
     residuals = residual_structure(data, fit)
     return LawSummary(
         fit=fit,

@@ -53,6 +53,20 @@ def test_who_waits_for_packs_imports_nothing_that_it_does_not_need() -> None:
     assert told.stdout.strip() == "set()"
 
 
+def test_a_command_that_ends_does_not_look_through_its_memory_once_more() -> None:
+    """After a search it would take seconds."""
+    # What is registered first runs last.
+    code = """
+import atexit, gc, sys
+atexit.register(lambda: print("looked at:", len(gc.get_objects())))
+import pmlray.cli
+sys.argv[1:] = ["schema", "--help"]
+pmlray.cli.main()
+"""
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(told.stdout.rpartition("looked at: ")[2]) < 1000
+
+
 def test_ray_train_of_a_worker_alone_loads_no_torch(tmp_path: Path) -> None:
     """Neither here nor in its controller, which is sent what this process makes."""
     code = f"""

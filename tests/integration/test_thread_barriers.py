@@ -33,8 +33,12 @@ folder = Path(sys.argv[1])
 
 @ray.remote(num_cpus=0)
 class Workers:
-    def made_by(self, number, controller): pass
     def has_workers(self, number, there): pass
+    def fit(self, number, chosen):
+        os.environ.update(chosen)
+        plan = WorkerPlan(None, str(folder), 0, 2, 1, 60.0)
+        me = ray.get_runtime_context().current_actor
+        trainer_of(plan, train, f"waits-{number}", number, me).fit()
 
 
 def train(config):
@@ -47,12 +51,10 @@ def train(config):
 
 ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 logs = Path(ray._private.worker._global_node.get_logs_dir_path())
-workers = Workers.remote()
+workers = Workers.options(max_concurrency=2).remote()
 found = []
 for number, chosen in enumerate(({}, {"GOMP_SPINCOUNT": "77"})):
-    os.environ.update(chosen)
-    plan = WorkerPlan(None, str(folder), 0, 2, 1, 60.0)
-    trainer_of(plan, train, f"waits-{number}", number, workers).fit()
+    ray.get(workers.fit.remote(number, chosen))
     noted = json.loads((folder / f"{number}.json").read_text())
     (said,) = logs.glob(f"worker-*-{noted['pid']}.err")
     lines = [x.strip() for x in said.read_text().splitlines() if "GOMP_SPINCOUNT" in x]

@@ -37,7 +37,9 @@ def law_at_hand(
     search = _begun(plan, folder, connect, say, shown)
     uri = tracking_uri_for(folder, profile, tracking_uri)
     with shown() as announce:
-        run_search(SearchRun(search, profile, folder, uri, address), announce)
+        # Whoever interrupts a sizing waits for its end alone: the call that continues it reports.
+        run = SearchRun(search, profile, folder, uri, address, reports_interrupted=False)
+        run_search(run, announce)
     spec, store = open_store(folder)
     observations = store.observations()
     summary = fit_observations(sized_spec(spec, plan.largest), observations)

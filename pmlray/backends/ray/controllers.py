@@ -1,15 +1,17 @@
-"""Jobs of Ray Train whose controllers report their workers and start no actors without a use."""
+"""Jobs of Ray Train whose controllers run in the calling process, report their workers, and start
+no actors without a use."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import ray
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.config import FailureConfig, RunConfig
 
@@ -22,24 +24,19 @@ if TYPE_CHECKING:
 # Many, since nodes may vanish repeatedly; a worker itself fails a pack that makes no progress.
 MOST_LOST_WORKERS = 1000
 # Callbacks of Ray Train that start an actor. The PlacementGroupCleaner asks the State API whether
-# the controller lives. Without a dashboard it gets no answer. It also finds the address by itself,
-# in the environment or in the file of the last `ray start`, so that another cluster may report the
-# controller as dead, and the actor then removes a running job's devices. `held_resources` removes
-# what a dead controller leaves. The DatasetManager hands out Ray datasets, and there are none.
+# the controller's actor lives. Without a dashboard it gets no answer. It also finds the address by
+# itself, in the environment or in the file of the last `ray start`, so that another cluster may
+# report the actor as dead, and the cleaner then removes a running job's devices. `held_resources`
+# removes what a dead actor leaves. The DatasetManager hands out Ray datasets, and there are none.
 LEFT_OUT = (PlacementGroupCleanerCallback, DatasetsCallback)
 
 
-class TellsOfWorkers(ControllerCallback, WorkerGroupCallback):
-    """Callback in the controller of job `number` that reports to the actor `workers` its own id and
-    whether the job has its workers."""
+class TellsOfWorkers(WorkerGroupCallback):
+    """Callback of job `number` that reports to the actor `workers` whether the job has its
+    workers."""
 
     def __init__(self, workers: Any, number: int) -> None:
         self._workers, self._number = workers, number
-
-    def after_controller_start(self, train_run_context: TrainRunContext) -> None:
-        """Report the controller's id, before it has requested any resources."""
-        me = ray.get_runtime_context().get_actor_id()
-        self._workers.made_by.remote(self._number, me)
 
     def before_worker_group_start(self, worker_group_context: WorkerGroupContext) -> None:
         """Report that the job waits for workers, also after it has lost some."""
@@ -73,6 +70,8 @@ def trainer_of(
 ) -> Any:
     """Return the trainer of job `number`, whose workers run `train`.
 
+    Its `fit` has to be called in an actor.
+
     name: of its folder, in which Ray Train looks for the state of an earlier job; workers: the
     actor that hands out packs.
     """
@@ -97,22 +96,32 @@ def trainer_of(
     if plan.workers > 1:
         from ray.train.torch import TorchTrainer
 
-        return _without_unused(TorchTrainer(train, **options))
+        return _lean(TorchTrainer(train, **options))
     # A single worker makes its process group itself: TorchTrainer would load torch, for seconds, in
-    # this process and then in Ray Train's controller.
+    # this process.
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    return _without_unused(DataParallelTrainer(train, **options))
+    return _lean(DataParallelTrainer(train, **options))
 
 
-def _without_unused(trainer: Any) -> Any:
-    """Return the trainer, changed so that its controller starts only the actors that are used."""
-    make, run = trainer._create_default_callbacks, trainer._initialize_and_run_controller
+def _lean(trainer: Any) -> Any:
+    """Return the trainer, changed so that its controller runs in the process that calls `fit`, and
+    starts only the actors that are used.
+
+    Ray Train would start an actor for the controller, which takes seconds to import what this
+    process has imported already, before a worker can start.
+    """
+    make = trainer._create_default_callbacks
     trainer._create_default_callbacks = lambda: [
         callback for callback in make() if not isinstance(callback, LEFT_OUT)
     ]
     policy = UnannouncedWorkers(trainer.scaling_config)
-    trainer._initialize_and_run_controller = lambda **options: run(
-        **{**options, "scaling_policy": policy}
-    )
+
+    def run(**options: Any) -> Any:
+        given: dict[str, Any] = {**options, "scaling_policy": policy}
+        controller = TrainController(**given)
+        asyncio.run(controller.run())
+        return controller.get_result()
+
+    trainer._initialize_and_run_controller = run
     return trainer

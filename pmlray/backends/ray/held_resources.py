@@ -24,8 +24,6 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 POLL_SECONDS = 0.1
 COMMAND_LETTERS = 80
-# Class of Ray Train's actor that runs a job and reserves its devices.
-CONTROLLER = "TrainController"
 # Ray's prefix of node types where no autoscaler runs, one type for each node.
 FIXED_NODE = "node_"
 
@@ -63,25 +61,22 @@ def placement_groups() -> list[Group]:
     return found
 
 
-def held_groups(creators: Collection[str]) -> set[str]:
-    """Return the ids of the placement groups that these actors made."""
-    return {g.group_id for g in placement_groups() if g.creator_id in creators}
+def held_groups(creator: str) -> set[str]:
+    """Return the ids of the placement groups that this actor made."""
+    return {group.group_id for group in placement_groups() if group.creator_id == creator}
 
 
-def free_groups(creators: Collection[str], seconds: float, held: Collection[str] = ()) -> bool:
-    """Remove the placement groups of these actors, and of this job's dead Ray Train controllers.
+def free_groups(creator: str, seconds: float, held: Collection[str] = ()) -> bool:
+    """Remove the placement groups of this actor.
 
     Returns whether the nodes have the resources of those, and of the groups `held`, again within
     `seconds`. Ray itself keeps a dead actor's reservations for as long as the actor's job lives.
     """
-    job, until = ray.get_runtime_context().get_job_id(), time.monotonic() + seconds
-    gone = set(held)
+    until, gone = time.monotonic() + seconds, set(held)
     while True:
-        for group in placement_groups():
-            left = group.job_id == job and _is_dead_controller(group.creator_id)
-            if left or group.creator_id in creators:
-                _remove(group.group_id)
-                gone.add(group.group_id)
+        for group_id in held_groups(creator):
+            _remove(group_id)
+            gone.add(group_id)
         if not _held_by(gone):
             return True
         if time.monotonic() > until:
@@ -101,10 +96,11 @@ def can_grow() -> bool:
     return any(group.max_count != group.min_count for group in groups)
 
 
-def describe_holders(wanted: Mapping[str, float], workers: int) -> str:
+def describe_holders(wanted: Mapping[str, float], workers: int, creator: str) -> str:
     """Describe each node's amounts of the resources that a worker needs, the free amounts, and the
-    holders of the rest; or that this job has them and its workers have not started."""
-    kinds, groups, job = set(wanted), placement_groups(), ray.get_runtime_context().get_job_id()
+    holders of the rest; or that the actor `creator` has reserved them and its workers have not
+    started."""
+    kinds, groups = set(wanted), placement_groups()
     free = state.available_resources_per_node()
     total = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     several = f"{workers} workers with " if workers > 1 else ""
@@ -114,14 +110,12 @@ def describe_holders(wanted: Mapping[str, float], workers: int) -> str:
         f" {_amounts(_only(kinds, free.get(node_id, {}), 0))} free"
         for node_id, node in total.items()
     ]
-    actors = _actors()
-    lead = {actor_id for actor_id, actor in actors.items() if actor.class_name == CONTROLLER}
-    if any(g.job_id == job and not g.waits and g.creator_id in lead for g in groups):
+    if any(group.creator_id == creator and not group.waits for group in groups):
         return (
             f"Its {several}{_amounts(wanted)}{each} are reserved, and its processes are still"
             " starting: the machine is busy, or reads the packages from a slow disk."
         )
-    held = _holders(kinds, groups, actors)
+    held = _holders(kinds, groups, _actors())
     nobody = "Held by no actor and no placement group: by tasks, or there is too little of it."
     by = f"Held by: {'; '.join(held)}." if held else nobody
     return f"It wants {several}{_amounts(wanted)}{each}. {'; '.join(nodes)}. {by}"
@@ -180,12 +174,6 @@ def _only(
 
 def _amounts(resources: Mapping[str, float]) -> str:
     return ", ".join(f"{amount:g} {kind}" for kind, amount in sorted(resources.items()))
-
-
-def _is_dead_controller(actor_id: str) -> bool:
-    # Groups that a driver made itself have the nil actor id.
-    known = {} if ray.ActorID.nil().hex() == actor_id else state.actor_table(actor_id)
-    return known.get("State") == "DEAD" and known["ActorClassName"] == CONTROLLER
 
 
 def _remove(group_id: str) -> None:

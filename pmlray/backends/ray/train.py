@@ -88,7 +88,10 @@ class RayTrainRunner:
             # Per pack, one call of `run` and one worker that asks for the next; some to spare.
             max_concurrency=4 * n_at_once + 4,
         )
-        self._workers: Any = actor.remote(plan)
+        pool: Any = actor.remote(plan)
+        self._workers = pool
+        # Of the actor that reserves the workers' resources.
+        self._actor_id: str = pool._actor_id.hex()
         self._wanted = plan.resources, workers
 
     def prepare(self, n_out: int) -> None:
@@ -152,7 +155,7 @@ class RayTrainRunner:
 
     def describe_shortage(self) -> str:
         """Describe the resources that a worker needs, and what holds them."""
-        return describe_holders(*self._wanted)
+        return describe_holders(*self._wanted, self._actor_id)
 
     def give_up(self, reason: str) -> None:
         """End the `run` of every pack without a worker, with this reason."""
@@ -160,17 +163,14 @@ class RayTrainRunner:
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """End the workers, waiting for `seconds` at most, and free their resources."""
-        controllers: list[str] = []
-        held: set[str] = set()
+        held = held_groups(self._actor_id)
         try:
-            controllers = ray.get(self._workers.controllers.remote(), timeout=ANSWER_SECONDS)
-            held = held_groups(controllers)
             ray.get(self._workers.close.remote(seconds), timeout=seconds + ANSWER_SECONDS)
         except RayError as error:
             log.warning("the workers did not end by themselves, and are killed: %s", error)
         # Only now, since a worker fails when it calls an actor that is gone.
         ray.kill(self._workers)
-        if not free_groups(controllers, seconds, held):
+        if not free_groups(self._actor_id, seconds, held):
             log.warning("the cluster does not have back what the workers held")
 
 

@@ -23,7 +23,6 @@ from uuid import uuid4
 
 import ray
 
-from pmlray.backends.ray.held_resources import free_groups
 from pmlray.backends.ray.sharded_workers import train_sharded_packs
 from pmlray.backends.ray.worker_plan import WorkerPlan, let_go_of_pack, pack_stream
 from pmlray.backends.store.file_store import FileStore
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
 # Time after which a worker without a pack gives its device back.
 KEEP_SECONDS = 60.0
 POLL_SECONDS = 5.0
-# Longest wait for nodes to have a placement group's resources again; usually they do within 1 s.
-FREE_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +54,7 @@ class _Job:
     """One Ray Train job: its packs to do (None: wake up and check for the end), and `out`, the pack
     at its worker.
 
-    controller: Ray id of its controller actor; without_workers: monotonic time since which it has
-    had no workers, None while it has.
+    without_workers: monotonic time since which it has had no workers, None while it has.
     """
 
     number: int
@@ -68,14 +64,13 @@ class _Job:
     ended: Future[None] = field(default_factory=Future)
     # Infinite until its worker first asks for a pack: until then it is starting, not idle.
     idle_since: float = math.inf
-    controller: str = ""
     without_workers: float | None = field(default_factory=time.monotonic)
 
 
 class WarmWorkers:
     """Ray actor that runs packs on Ray Train jobs, at most one job per pack handed out. Drivers and
-    trials call `prepare` and `run`, workers `next_pack` and `finished`, and the controllers of Ray
-    Train `made_by` and `has_workers`."""
+    trials call `prepare` and `run`, workers `next_pack` and `finished`. The controllers of Ray
+    Train run in threads of this actor and call `has_workers`."""
 
     def __init__(self, plan: WorkerPlan) -> None:
         self._plan, self._lock = plan, threading.Lock()
@@ -147,10 +142,6 @@ class WarmWorkers:
         if not job.current.done():
             job.current.set_result(training_seconds)
 
-    def made_by(self, number: int, controller: str) -> None:
-        """Record the controller actor of job `number`."""
-        self._jobs[number].controller = controller
-
     def has_workers(self, number: int, there: bool) -> None:
         """Record whether job `number` has its workers, or waits for them."""
         job, now = self._jobs[number], time.monotonic()
@@ -196,11 +187,7 @@ class WarmWorkers:
             self._trainer(job.number, me).fit()
         # Boundary of a job: any error that ended it is the reason why its pack failed.
         except Exception as error:
-            try:
-                # A controller that was killed has not released its resources.
-                free_groups([job.controller], FREE_SECONDS)
-            finally:
-                job.ended.set_exception(error)
+            job.ended.set_exception(error)
         else:
             job.ended.set_result(None)
 
@@ -210,10 +197,6 @@ class WarmWorkers:
         train = train_sharded_packs if self._plan.workers > 1 else train_packs
         name = f"{self._name}-{number}"
         return trainer_of(self._plan, train, name, number, me)
-
-    def controllers(self) -> list[str]:
-        """Return the ids of the controller actors of all Ray Train jobs, also of ended ones."""
-        return [job.controller for job in list(self._jobs.values()) if job.controller]
 
     def close(self, seconds: float = 0.0) -> None:
         """End the workers, and wait for `seconds` at most until their jobs have ended."""

@@ -12,14 +12,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pmlray.errors import DataError
 from pmlray.law.data import FloatArray, LawData
 from pmlray.law.fitting.base_trend import BaseTrend, base_trend
 from pmlray.law.fitting.fit import FitOptions, LawFit
 from pmlray.law.fitting.posterior import FormPosterior, all_posteriors, evidence_weights, form_fit
-from pmlray.law.fitting.sample_predictions import predict_samples
+from pmlray.law.fitting.sample_predictions import predict_placed_samples, predict_samples
+from pmlray.law.fitting.site_effects import FittedPlaces, log_params_ratio
 from pmlray.law.forms.ceiling import CeilingLaw, ExponentialCeilingLaw
 from pmlray.law.forms.protocol import Form, Law
 from pmlray.law.forms.registry import CAPPED
+from pmlray.law.forms.rescaled import in_ranks_of
+from pmlray.law.placements import Placement
 
 # Forms fitted where the base loss is known, and where it is not. The paper's `power` form does not
 # bend before saturation, and predicts held-out runs worse where a ceiling is known.
@@ -31,7 +35,8 @@ NOISE_DRAWS = 20
 
 @dataclass(frozen=True, slots=True)
 class AveragedLaw:
-    """Fitted forms, by falling weight, and their weights, which add up to 1.
+    """Fitted forms, by falling weight, and their weights, which add up to 1. Where there are
+    several placements a form comes once for each scale of what these differ by.
 
     `base`: upper bound of every prediction, as no run can lower a loss by more than it was.
     """
@@ -54,7 +59,10 @@ class AveragedLaw:
     @property
     def by_form(self) -> dict[Form, float]:
         """Weights by the name of their form."""
-        return {fit.law.form: w for fit, w in zip(self.fits, self.weights, strict=True)}
+        found: dict[Form, float] = {}
+        for fit, weight in zip(self.fits, self.weights, strict=True):
+            found[fit.law.form] = found.get(fit.law.form, 0.0) + weight
+        return found
 
     @property
     def best(self) -> LawFit:
@@ -62,12 +70,26 @@ class AveragedLaw:
         return self.fits[0]
 
     def predict(
-        self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
+        self,
+        lora_rank: ArrayLike,
+        seq_len: ArrayLike,
+        train_steps: ArrayLike,
+        placement: Placement | None = None,
     ) -> FloatArray:
-        """Return the mean delta_loss in nats per token over the forms' likeliest laws,
-        broadcast."""
+        """Return the mean delta_loss in nats per token over the forms' likeliest laws, broadcast.
+
+        placement: whose ranks are given; by default the reference's.
+        """
         base = self.base.at(seq_len)
-        predicted = [fit.law.predict(lora_rank, seq_len, train_steps, base) for fit in self.fits]
+        laws = [fit.law if placement is None else fit.law_at(placement) for fit in self.fits]
+        predicted = [law.predict(lora_rank, seq_len, train_steps, base) for law in laws]
+        within = np.minimum(np.stack(predicted), base)
+        return np.tensordot(np.array(self.weights), within, axes=1)
+
+    def predict_points(self, points: LawData) -> FloatArray:
+        """Return the mean delta_loss, nats per token, (N,), at points with the law's placements."""
+        base, at = self.base.at(points.seq_len), (points.seq_len, points.train_steps)
+        predicted = [fit.law.predict(fit.law_ranks(points), *at, base) for fit in self.fits]
         within = np.minimum(np.stack(predicted), base)
         return np.tensordot(np.array(self.weights), within, axes=1)
 
@@ -77,7 +99,10 @@ class AveragedLaw:
         parts: list[Drawn] = []
         for fit, found, count in zip(self.fits, self.posteriors, counts, strict=True):
             if count:
-                parts.append(Drawn(fit, *found.sample(count, rng)))
+                params, sigma = found.sample(count, rng)
+                n_law = found.model.n_law
+                effects = params[:, n_law:] if params.shape[1] > n_law else None
+                parts.append(Drawn(fit, params[:, :n_law], sigma, effects))
         n_drawn = sum(part.sigma.size for part in parts)
         shift = rng.standard_normal(n_drawn) * self.base.sd / math.sqrt(self.base.n_texts)
         # Without a base loss no prediction exceeds the largest delta_loss.
@@ -87,11 +112,35 @@ class AveragedLaw:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Samples of one form: its law's params (n, P), and the noise's sigma (n,)."""
+    """Samples of one form: its law's params (n, P), the noise's sigma (n,), and the effects of
+    placements (n, T), None where the points have one placement and say nothing of them."""
 
     fit: LawFit
     params: FloatArray
     sigma: FloatArray
+    effects: FloatArray | None = None
+
+    def log_worth(self, placement: Placement, *, own: bool = True) -> FloatArray:
+        """Return log w of a placement under every sample, (n,); own: a placement without points
+        draws its own deviation from its kin."""
+        places = self._places()
+        effects = self.effects
+        if effects is None:
+            effects = places.effects.drawn(self.sigma.size)
+        return places.effects.log_worth_of(placement, effects, drawn=own)
+
+    def log_factor(self, placement: Placement) -> FloatArray:
+        """Return the log of how many ranks of the reference one of a placement is worth, (n,)."""
+        reference = self._places().effects.placements[0]
+        return self.log_worth(placement) + log_params_ratio(placement, reference)
+
+    def _places(self) -> FittedPlaces:
+        if self.fit.places is None:
+            raise DataError(
+                "the points of this law do not say where their adapters sit, so nothing tells what"
+                " other placements are worth: give their placement and its parameters"
+            )
+        return self.fit.places
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +148,37 @@ class AveragedSamples:
     """Posterior samples of the law, from every form that has any.
 
     `base`: the base loss, the upper bound of delta_loss. `shift` (n,), nats per token: each
-    sample's deviation from it, with the standard error of the mean over the texts.
+    sample's deviation from it, with the standard error of the mean over the texts. `placement`:
+    whose ranks are meant, None for those of the reference.
     """
 
     parts: tuple[Drawn, ...]
     base: BaseTrend
     shift: FloatArray
+    placement: Placement | None = None
+
+    def at(self, placement: Placement) -> AveragedSamples:
+        """Return the same samples in ranks of a placement, which may have had no points: then its
+        own deviation from its kin is drawn from the prior."""
+        return replace(self, placement=placement)
+
+    def log_worth(self, placement: Placement) -> FloatArray:
+        """Return log w of a placement under every sample, (n,): what one of its parameters is
+        worth beside one of the reference's."""
+        return np.concatenate([part.log_worth(placement) for part in self.parts])
+
+    def log_worth_of_kin(self, placement: Placement) -> FloatArray:
+        """Return `log_worth` of a placement without points whose own deviation is 0."""
+        return np.concatenate([part.log_worth(placement, own=False) for part in self.parts])
 
     @property
     def laws(self) -> list[Law]:
-        """All samples as laws."""
-        return [part.fit.law.with_params(params) for part in self.parts for params in part.params]
+        """All samples as laws, in ranks of the placement."""
+        laws = [part.fit.law.with_params(params) for part in self.parts for params in part.params]
+        if self.placement is None:
+            return laws
+        factors = np.concatenate([part.log_factor(self.placement) for part in self.parts])
+        return [in_ranks_of(law, x) for law, x in zip(laws, factors.tolist(), strict=True)]
 
     def laws_at(self, seq_len: float) -> list[Law]:
         """Return all samples as laws whose ceiling is the base loss of texts of a given length."""
@@ -136,7 +205,11 @@ class AveragedSamples:
         predicted: list[FloatArray] = []
         for part, where in zip(self.parts, self._places, strict=True):
             at = (lora_rank, seq_len, train_steps, cap[where])
-            predicted.append(predict_samples(part.fit.law, part.params, *at))
+            if self.placement is None:
+                predicted.append(predict_samples(part.fit.law, part.params, *at))
+            else:
+                factor = part.log_factor(self.placement)
+                predicted.append(predict_placed_samples(part.fit.law, part.params, factor, *at))
         # A prediction near 0 is no more certain than the ceiling is.
         return np.clip(np.concatenate(predicted), np.abs(shift), cap)
 

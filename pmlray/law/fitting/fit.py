@@ -9,10 +9,14 @@ from typing import Literal
 
 import numpy as np
 
-from pmlray.law.data import BoolArray, FloatArray, LawData
+from pmlray.errors import DataError
+from pmlray.law.data import BoolArray, FloatArray, IntArray, LawData
 from pmlray.law.fitting.run_noise import RunNoise
+from pmlray.law.fitting.site_effects import FittedPlaces, Worth
 from pmlray.law.forms.protocol import Form, Law
 from pmlray.law.forms.registry import CAPPED
+from pmlray.law.forms.rescaled import in_ranks_of, rank_slope
+from pmlray.law.placements import Placement
 
 
 class FitStatus(StrEnum):
@@ -39,6 +43,9 @@ class FitOptions:
             as lower bounds of delta_loss: those with final_loss <= ln 2 in forms without a ceiling,
             those at or below `floor` in forms with one.
         floor: final loss, nats per token, at which `censor` begins in forms with a ceiling.
+        worth: what tells placements apart where there are several: `pooled`, kinds and depths of
+            their sites and a deviation of each placement's own; `sites`, without the deviations;
+            `one_factor`, these alone; `parameters`, nothing.
 
     Example:
         >>> law = fit_law(data, options=FitOptions(loss="huber", saturated="censor"))
@@ -47,6 +54,7 @@ class FitOptions:
     loss: Literal["gaussian", "huber"] = "gaussian"
     saturated: Literal["filter", "censor"] = "filter"
     floor: float = 0.02
+    worth: Worth = "pooled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,9 @@ class LawFit:
     as `options` say. `values` (N,) are the delta_loss of the fitted points, measured or, where
     censored, at least that; `weights` (N,) are the noise's sigma^2 over their variance.
     `condition_number` is that of the points' information, scaled to a unit diagonal; `unidentified`
-    names the parameters about which the points say little beyond the prior.
+    names the parameters about which the points say little beyond the prior. `places`: what a
+    parameter is worth by placement, where the points say theirs; `law` is that of the reference's
+    ranks.
     """
 
     law: Law
@@ -75,6 +85,52 @@ class LawFit:
     weights: FloatArray
     condition_number: float
     unidentified: tuple[str, ...]
+    places: FittedPlaces | None = None
+
+    def law_at(self, placement: Placement) -> Law:
+        """Return the law in a placement's own ranks, which may have had no points."""
+        if self.places is None:
+            raise DataError(
+                "the points of this law do not say where their adapters sit, so nothing tells what"
+                f" {placement.name!r} is worth"
+            )
+        return in_ranks_of(self.law, self.places.log_factor(placement))
+
+    def law_ranks(self, points: LawData) -> FloatArray:
+        """Return the ranks (N,) of the reference placement that points' adapters are worth, for
+        points with the placements of the fit."""
+        if self.places is None or points.placement is None or not points.several_placements:
+            return points.lora_rank
+        return self.places.law_ranks(points.lora_rank, points.placement)
+
+    @property
+    def full_cov(self) -> FloatArray:
+        """Posterior covariance of what `jacobian` derives by."""
+        if self.places is None or not self.places.several:
+            return self.cov
+        return self.places.cov
+
+    def jacobian(
+        self,
+        law_rank: FloatArray,
+        seq_len: FloatArray,
+        train_steps: FloatArray,
+        place_N: IntArray | None,
+        base_loss: FloatArray | None = None,
+    ) -> FloatArray:
+        """Return the derivatives of delta_loss at points by the law's params and, where there are
+        several placements, by their effects, (N, P) or (N, P + T).
+
+        law_rank: ranks of the reference that the adapters are worth; place_N: places of their
+        placements among the fit's, None for the reference.
+        """
+        jac = self.law.jacobian(law_rank, seq_len, train_steps, base_loss)
+        if self.places is None or not self.places.several:
+            return jac
+        at = np.zeros(len(jac), dtype=np.int64) if place_N is None else place_N
+        _, by_effect_BKT = self.places.effects.log_worths(self.places.effects_T[None])
+        by_rank_N = jac[:, 0] * rank_slope(self.law, law_rank, seq_len, train_steps)
+        return np.hstack([jac, by_rank_N[:, None] * by_effect_BKT[0][at]])
 
     @property
     def sigma(self) -> float:

@@ -69,12 +69,19 @@ class FormModel:
         return self.blank.form
 
     @property
-    def _columns(self) -> list[int]:
+    def n_law(self) -> int:
+        """Number of theta's parameters that are the law's own, the first ones."""
+        return len(self.blank.param_names)
+
+    @property
+    def columns(self) -> list[int]:
+        """Places of the exponents in theta."""
         return [1, 2, 4] if self.blank.fits_budget else [1, 2]
 
     @property
-    def _drift_columns(self) -> slice:
-        first = 2 + len(self._columns)
+    def drift_columns(self) -> slice:
+        """Places of the drift's terms in theta."""
+        first = 2 + len(self.columns)
         return slice(first, first + self.drift_NQ.shape[1])
 
     def starts(self) -> FloatArray:
@@ -85,13 +92,26 @@ class FormModel:
 
     def values(self, theta_BP: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return delta_loss at every point, nats per token, (B, N), and its Jacobian (B, N, P)."""
-        columns, drift = self._columns, self._drift_columns
-        log_a = theta_BP[:, :1] + theta_BP[:, columns] @ self.exponents_NK.T
-        log_a = log_a + theta_BP[:, drift] @ self.drift_NQ.T
+        log_a = theta_BP[:, :1] + theta_BP[:, self.columns] @ self.exponents_NK.T
+        log_a = log_a + theta_BP[:, self.drift_columns] @ self.drift_NQ.T
+        return self.bounded(theta_BP, log_a, self.exponents_NK, self.drift_NQ, self.log_rank_N)
+
+    def bounded(
+        self,
+        theta_BP: FloatArray,
+        log_a: FloatArray,
+        exponents: FloatArray,
+        terms: FloatArray,
+        log_rank: FloatArray,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return delta_loss (B, N) and its Jacobian (B, N, P), given what the law's parameters
+        multiply: the same for all problems, or with a leading B. `log_a` is the log amplitude
+        before the bend of the broken form."""
+        columns, drift = self.columns, self.drift_columns
         jac = np.empty((*log_a.shape, theta_BP.shape[1]))
         bend: tuple[FloatArray, ...] = ()
         if self.form == "broken":
-            bend = log_bend(self.log_rank_N - theta_BP[:, -1:], theta_BP[:, -2:-1])
+            bend = log_bend(log_rank - theta_BP[:, -1:], theta_BP[:, -2:-1])
             log_a = log_a + bend[0]
         a = np.exp(np.clip(log_a, -50.0, 50.0))
         z = a + theta_BP[:, 3:4]
@@ -103,8 +123,8 @@ class FormModel:
             value, slope = np.minimum(z, self.cap_N), (z < self.cap_N).astype(float)
         by_log_a = slope * a
         jac[:, :, 0], jac[:, :, 3] = by_log_a, slope
-        jac[:, :, columns] = by_log_a[:, :, None] * self.exponents_NK
-        jac[:, :, drift] = by_log_a[:, :, None] * self.drift_NQ
+        jac[:, :, columns] = by_log_a[:, :, None] * exponents
+        jac[:, :, drift] = by_log_a[:, :, None] * terms
         if bend:
             jac[:, :, -2], jac[:, :, -1] = by_log_a * bend[1], by_log_a * bend[2]
         enough = value > self.limit_N
@@ -153,14 +173,14 @@ class FormModel:
 def build_model(
     data: LawData, form: Form, scale: float, limit_N: FloatArray, inside_N: BoolArray
 ) -> FormModel:
-    """Build the model of a form with its prior.
+    """Build the model of a form with its prior, each parameter worth the same wherever it sits.
 
     scale: the base loss, or the largest delta_loss where it is not known, nats per token. inside_N:
     the points that bound the range of the quadratic drift, which are those that are not saturated.
     """
     steps = data.train_steps
     fits_budget = bool(np.all(steps > 0) and np.unique(steps).size > 1)
-    log_r, log_l = np.log(data.lora_rank), np.log(data.seq_len)
+    log_r, log_l = np.log(data.plain_rank), np.log(data.seq_len)
     log_t = np.log(steps) if fits_budget else np.zeros(len(data))
     middle = (float(log_r.mean()), float(log_l.mean()), float(log_t.mean()))
     axes = [log_r - middle[0], middle[1] - log_l]
@@ -197,7 +217,7 @@ def build_model(
     return FormModel(
         blank=blank_law(form, base_loss, ref_steps, fits_budget, drift),
         exponents_NK=np.stack(axes, axis=1),
-        drift_NQ=drift.terms(data.lora_rank, data.seq_len, steps),
+        drift_NQ=drift.terms(data.plain_rank, data.seq_len, steps),
         slopes_MP=_slopes(np.stack(axes, axis=1), len(table)),
         log_rank_N=log_r,
         cap_N=np.where(np.isfinite(data.base_loss), data.base_loss, math.inf),

@@ -28,9 +28,11 @@ from pmlray.law.fitting.fit import (
     censored_points,
     usable_points,
 )
-from pmlray.law.fitting.form_model import FormModel, build_model
+from pmlray.law.fitting.form_model import FormModel
 from pmlray.law.fitting.levenberg_marquardt import scaled_inverse
+from pmlray.law.fitting.placed_model import PlacedModel, law_model
 from pmlray.law.fitting.run_noise import SPREAD, TYPICAL, RunNoise, Whitening, whitening
+from pmlray.law.fitting.site_effects import SCALES, FittedPlaces, site_effects
 from pmlray.law.forms.protocol import Form
 from pmlray.law.forms.registry import CAPPED
 
@@ -67,7 +69,8 @@ class FormPosterior:
         return whitening(self.unit_N, self.floor_N, sigma_B, self.data.cluster)
 
     def sample(self, n: int, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
-        """Draw about n samples of the law's params (n, P) and of sigma (n,)."""
+        """Draw about n samples of the law's params, followed by the effects of placements where
+        there are several, (n, P), and of sigma (n,)."""
         at = rng.choice(SIGMAS.size, size=n, p=self.weight_G)
         noise = self.whitening(SIGMAS[at])
         y = self.data.delta_loss + noise.draw(rng)
@@ -88,7 +91,7 @@ def form_posterior(data: LawData, form: Form, options: FitOptions) -> FormPoster
     inside = informative_points(data)
     inside = inside if inside.any() else np.ones(len(data), dtype=bool)
     limit = np.where(bounds, data.delta_loss, math.inf)
-    model = build_model(data, form, scale, limit, inside)
+    model = law_model(data, form, scale, limit, inside, options.worth)
     noise = RunNoise(TYPICAL, scale, model.mean_P[3], capped)
     outlying_N = np.ones(len(data))
     found = None
@@ -171,23 +174,29 @@ def form_fit(found: FormPosterior, options: FitOptions) -> LawFit:
     white = found.whitening(SIGMAS[at : at + 1]).whiten(jac)[0]
     information = white.T @ white
     cov_theta = scaled_inverse(information + np.diag(model.sd_P**-2.0))
-    law = model.blank.with_params(model.to_params @ found.theta_GP[at])
+    likeliest_P = model.to_params @ found.theta_GP[at]
+    law = model.blank.with_params(likeliest_P[: model.n_law])
+    cov = model.to_params @ cov_theta @ model.to_params.T
+    places = _places(model, data, likeliest_P, cov, options)
     form = law.form
     used = usable_points(data, form, options)
     points = data.subset(used)
-    fitted = law.predict(points.lora_rank, points.seq_len, points.train_steps, points.base_loss)
+    ranks = points.lora_rank
+    if places is not None and points.placement is not None and places.several:
+        ranks = places.law_ranks(ranks, points.placement)
+    fitted = law.predict(ranks, points.seq_len, points.train_steps, points.base_loss)
     bounds = censored_points(points, form, options)
     values = np.where(bounds, np.maximum(fitted, points.delta_loss), points.delta_loss)
     variance = (sigma * found.unit_N[used]) ** 2 + found.floor_N[used] ** 2
     open_ = np.sqrt(np.diag(cov_theta)) >= OPEN * model.sd_P
-    names = zip(law.param_names, open_.tolist(), strict=True)
+    names = zip(law.param_names, open_[: model.n_law].tolist(), strict=True)
     drift_names = () if law.drift is None else law.drift.names
     scale = np.sqrt(np.maximum(np.diag(information), 1e-300))
     eigenvalues: FloatArray = np.linalg.eigvalsh(information / np.outer(scale, scale))
     condition = eigenvalues[-1] / eigenvalues[0] if eigenvalues[0] > 0 else math.inf
     return LawFit(
         law=law,
-        cov=model.to_params @ cov_theta @ model.to_params.T,
+        cov=cov[: model.n_law, : model.n_law],
         noise=noise,
         rss=float(np.sum((values - fitted) ** 2)),
         n_obs=len(points),
@@ -199,7 +208,27 @@ def form_fit(found: FormPosterior, options: FitOptions) -> LawFit:
         weights=sigma**2 / variance,
         condition_number=float(condition),
         unidentified=tuple(name for name, x in names if x and name not in drift_names),
+        places=places,
     )
+
+
+def _places(
+    model: FormModel, data: LawData, likeliest_P: FloatArray, cov: FloatArray, options: FitOptions
+) -> FittedPlaces | None:
+    """Return what placements are worth; None where the points do not say theirs.
+
+    Points of one placement leave the effects of others as they are believed beforehand.
+    """
+    if isinstance(model, PlacedModel):
+        return FittedPlaces(model.effects, likeliest_P[model.n_law :], cov)
+    if not data.placements:
+        return None
+    effects = site_effects(data.placements, options.worth)
+    n_law, sd_T = len(cov), effects.sd_T
+    apart = np.zeros((n_law + sd_T.size, n_law + sd_T.size))
+    apart[:n_law, :n_law] = cov
+    apart[n_law:, n_law:] = np.diag(sd_T**2)
+    return FittedPlaces(effects, np.zeros(sd_T.size), apart)
 
 
 def _require_points(data: LawData, form: Form, options: FitOptions) -> None:
@@ -216,18 +245,37 @@ def _require_points(data: LawData, form: Form, options: FitOptions) -> None:
 def all_posteriors(
     data: LawData, forms: Sequence[Form], options: FitOptions
 ) -> tuple[FormPosterior, ...]:
-    """Return the posterior of every form that can be fitted to the points; FitError when none
-    can."""
+    """Return the posterior of every form that can be fitted to the points, at each scale of what
+    placements differ by where there are several; FitError when none can."""
     found: list[FormPosterior] = []
     reasons: list[str] = []
     for form in forms:
         try:
-            found.append(form_posterior(data, form, options))
+            found += _at_scales(form_posterior(data, form, options), options)
         except FitError as error:
             reasons.append(f"{form}: {error}")
     if not found:
         raise FitError("; ".join(reasons))
     return tuple(found)
+
+
+def _at_scales(found: FormPosterior, options: FitOptions) -> list[FormPosterior]:
+    """Return the posterior at every scale of what placements differ by; itself where no effects
+    tell placements apart."""
+    model = found.model
+    if not isinstance(model, PlacedModel) or not model.effects.sd_T.size:
+        return [found]
+    outlying_N = np.ones(len(found.data))
+    if options.loss == "huber":
+        outlying_N = _outlying(found, found.theta_GP[int(np.argmax(found.weight_G))])
+    posteriors: list[FormPosterior] = []
+    for scale, share in SCALES:
+        of_scale = found
+        if scale != model.effects.scale:
+            of_scale = _likeliest(found.data, model.at_scale(scale), found.noise, outlying_N, found)
+        evidence = of_scale.log_evidence + math.log(share)
+        posteriors.append(replace(of_scale, log_evidence=evidence))
+    return posteriors
 
 
 def evidence_weights(found: Sequence[FormPosterior]) -> tuple[float, ...]:

@@ -97,7 +97,8 @@ class BrokenLaw:
             break_rank=math.exp(values[-1]),
         )
 
-    def _bend(self, lora_rank: ArrayLike) -> tuple[FloatArray, ...]:
+    def bend(self, lora_rank: ArrayLike) -> tuple[FloatArray, ...]:
+        """Return `log_bend` at a rank."""
         return log_bend(
             np.log(np.asarray(lora_rank, dtype=float) / self.break_rank), self.rank_drop
         )
@@ -111,7 +112,7 @@ class BrokenLaw:
     ) -> FloatArray:
         """Return delta_loss in nats per token, broadcast over the arguments."""
         rise = self.unbroken.predict(lora_rank, seq_len, train_steps) - self.offset
-        return rise * np.exp(self._bend(lora_rank)[0]) + self.offset
+        return rise * np.exp(self.bend(lora_rank)[0]) + self.offset
 
     def jacobian(
         self,
@@ -126,7 +127,7 @@ class BrokenLaw:
             np.asarray(x, dtype=float).ravel()
             for x in np.broadcast_arrays(lora_rank, seq_len, train_steps)
         )
-        log_bent, by_drop, by_log_break = self._bend(r)
+        log_bent, by_drop, by_log_break = self.bend(r)
         bend = np.exp(log_bent)
         amplitude = (self.unbroken.predict(r, length, t) - self.offset) * bend
         jac = self.unbroken.jacobian(r, length, t)
@@ -172,7 +173,7 @@ class BrokenLaw:
         return self._at_rank(lora_rank).invert_steps(lora_rank, seq_len, delta_loss)
 
     def _at_rank(self, lora_rank: float) -> PowerLaw:
-        return replace(self.unbroken, coef=self.coef * math.exp(float(self._bend(lora_rank)[0])))
+        return replace(self.unbroken, coef=self.coef * math.exp(float(self.bend(lora_rank)[0])))
 
     def to_json(self) -> dict[str, Any]:
         """Return all fields and the form."""

@@ -13,7 +13,7 @@ Shapes: N points, Q terms of the drift.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,20 +60,47 @@ class Drift:
     def terms(self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike) -> FloatArray:
         """Return the derivatives of the log amplitude by `coefs`, broadcast over the arguments,
         (..., Q)."""
+        return self.terms_at(*self.axes(lora_rank, seq_len, train_steps))
+
+    def axes(
+        self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike
+    ) -> list[FloatArray]:
+        """Return u, v (and s) of the arguments, before they are held within the points."""
         axes = [np.log(lora_rank) - self.log_rank, self.log_len - np.log(seq_len)]
         if len(self.low) == 3:
             axes.append(np.log(np.asarray(train_steps, dtype=float)) - self.log_steps)
+        return axes
+
+    def terms_at(self, *axes: FloatArray) -> FloatArray:
+        """Return `terms` at given u, v (and s)."""
         axes = np.broadcast_arrays(*axes)
-        u, v, *rest = (
-            np.clip(axis, low, high)
-            for axis, low, high in zip(axes, self.low, self.high, strict=True)
-        )
+        u, v, *rest = self._within(axes)
         found = [u * u, u * v, v * v]
         for s in rest:
             found += [u * s, v * s, s * s]
         for axis, low, high in zip(axes, self.low, self.high, strict=True):
             found += [np.maximum(axis - high, 0.0), np.minimum(axis - low, 0.0)]
         return np.stack(found, axis=-1)
+
+    def rank_slopes(self, *axes: FloatArray) -> FloatArray:
+        """Return the derivatives of `terms_at` by u, (..., Q)."""
+        axes = np.broadcast_arrays(*axes)
+        u, v, *rest = self._within(axes)
+        nothing = np.zeros_like(u)
+        found = [2.0 * u, v, nothing]
+        for s in rest:
+            found += [s, nothing, nothing]
+        among = (axes[0] >= self.low[0]) & (axes[0] <= self.high[0])
+        found = [slope * among for slope in found]
+        found += [(axes[0] > self.high[0]) + nothing, (axes[0] < self.low[0]) + nothing]
+        found += [nothing, nothing] * (len(axes) - 1)
+        return np.stack(found, axis=-1)
+
+    def _within(self, axes: Sequence[FloatArray]) -> list[FloatArray]:
+        return [
+            np.clip(axis, low, high)
+            for axis, low, high in zip(axes, self.low, self.high, strict=True)
+        ]
 
     def log_factor(
         self, lora_rank: ArrayLike, seq_len: ArrayLike, train_steps: ArrayLike

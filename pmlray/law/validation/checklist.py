@@ -27,6 +27,14 @@ from pmlray.law.fitting.form_model import (
 )
 from pmlray.law.fitting.posterior import SIGMAS
 from pmlray.law.fitting.run_noise import SHARED, SPREAD, TYPICAL
+from pmlray.law.fitting.site_effects import (
+    DEPTH_SD,
+    FACTOR_SD,
+    KIND_SD,
+    OWN_SD,
+    SCALES,
+    SPREAD_SD,
+)
 from pmlray.law.forms.protocol import Form
 from pmlray.law.forms.registry import CAPPED
 from pmlray.law.validation.residuals import ResidualStructure
@@ -109,6 +117,27 @@ def checklist(
         " sequence: each (sequence, seed) from a fit to the others; mean |error| / |delta_loss| of"
         f" points at most {100 * SATURATED_SHARE:g} % saturated",
         "weights of the forms": f"{weights}; by their evidence (Laplace's approximation)",
+        **_placements(data, fit),
+    }
+
+
+def _placements(data: LawData, fit: LawFit) -> dict[str, str]:
+    """Describe what ranks of several placements count as; empty where there is one."""
+    if fit.places is None or not data.several_placements:
+        return {}
+    reference, log_w = data.placements[0], fit.places.log_worth_K.tolist()
+    shown = ", ".join(
+        f"{placement.name} {placement.params_per_rank:g} a rank, log w {value!r}"
+        for placement, value in zip(data.placements, log_w, strict=True)
+    )
+    scales = ", ".join(f"{scale:g} ({share:g})" for scale, share in SCALES)
+    return {
+        "placements": f"r is the adapter's parameters times w, over {reference.params_per_rank:g},"
+        f" those of a rank of {reference.name}: {shown}",
+        "prior of log w": f"{fit.options.worth}: sums of normal effects of mean 0 and standard"
+        f" deviation {KIND_SD:g} a kind of module, {DEPTH_SD:g} of 2 depth - 1 and of its square,"
+        f" {SPREAD_SD:g} of sites over all depths, {OWN_SD:g} a placement ({FACTOR_SD:g} without"
+        f" the others), all times a scale of {scales}, of which the points choose",
     }
 
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from pmlray.law.data import FloatArray, LawData
 from pmlray.law.fitting.fit import LawFit, censored_points, usable_points
-from pmlray.law.forms.protocol import Law
 
 
 def r2(data: LawData, fit: LawFit) -> float | None:
@@ -22,7 +21,7 @@ def mape(data: LawData, fit: LawFit) -> float | None:
     measured."""
     used = data.subset(usable_points(data, fit.law.form, fit.options))
     measured = used.subset(~censored_points(used, fit.law.form, fit.options))
-    return mean_error(_share_errors(fit.law, measured))
+    return mean_error(_share_errors(fit, measured))
 
 
 def mean_error(errors_N: FloatArray) -> float | None:
@@ -31,9 +30,10 @@ def mean_error(errors_N: FloatArray) -> float | None:
     return float(known.mean()) if known.size else None
 
 
-def _share_errors(law: Law, points: LawData) -> FloatArray:
+def _share_errors(fit: LawFit, points: LawData) -> FloatArray:
     """Return |predicted - measured| / |measured| (N,), NaN where measured is 0."""
-    predicted = law.predict(points.lora_rank, points.seq_len, points.train_steps, points.base_loss)
+    at = (fit.law_ranks(points), points.seq_len, points.train_steps, points.base_loss)
+    predicted = fit.law.predict(*at)
     return _share(predicted, points)
 
 

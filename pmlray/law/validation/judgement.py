@@ -9,6 +9,7 @@ import numpy as np
 
 from pmlray.law.data import LawData, informative_points
 from pmlray.law.fitting.fit import FitStatus, LawFit
+from pmlray.law.placements import PlacedPoint
 from pmlray.law.validation.advice import what_next
 from pmlray.types import DesignPoint
 
@@ -52,7 +53,7 @@ def shortages(data: LawData, fit: LawFit) -> list[str]:
             "delta_loss is all but the same at every point and no base loss is known, so all may be"
             " saturated (--base-loss tells)"
         )
-    if np.unique(known.lora_rank).size < 2:
+    if np.unique(known.plain_rank).size < 2:
         reasons.append("fewer than two ranks among them, which leaves rank_exponent open")
     if np.unique(known.seq_len).size < 2:
         reasons.append("fewer than two lengths among them, which leaves len_exponent open")
@@ -62,8 +63,8 @@ def shortages(data: LawData, fit: LawFit) -> list[str]:
 def judge(
     data: LawData,
     fit: LawFit,
-    half_widths: Sequence[tuple[DesignPoint, float]],
-    beyond: Sequence[DesignPoint] = (),
+    half_widths: Sequence[tuple[DesignPoint | PlacedPoint, float]],
+    beyond: Sequence[DesignPoint | PlacedPoint] = (),
 ) -> Judgement:
     """Judge whether the law is known at its targets.
 
@@ -91,11 +92,19 @@ def judge(
     return Judgement(FitStatus.CONVERGED, message, True)
 
 
-def is_far(data: LawData, point: DesignPoint) -> bool:
-    """Return whether a point lies beyond FAR times the measured ranks or lengths."""
-    axes = ((data.lora_rank, point.lora_rank), (data.seq_len, point.seq_len))
+def is_far(data: LawData, where: DesignPoint | PlacedPoint) -> bool:
+    """Return whether a point lies beyond FAR times the measured ranks (of several placements, of
+    their parameters) or lengths."""
+    if isinstance(where, PlacedPoint):
+        ratio = where.placement.params_per_rank / data.placements[0].params_per_rank
+        rank, length = ratio * where.point.lora_rank, where.point.seq_len
+    else:
+        rank, length = where.lora_rank, where.seq_len
+    axes = ((data.plain_rank, rank), (data.seq_len, length))
     return any(at > FAR * values.max() or at < values.min() / FAR for values, at in axes)
 
 
-def _at(point: DesignPoint) -> str:
-    return f"rank {point.lora_rank} and {point.seq_len} tokens"
+def _at(where: DesignPoint | PlacedPoint) -> str:
+    if isinstance(where, PlacedPoint):
+        return f"{where.placement.name}, {_at(where.point)}"
+    return f"rank {where.lora_rank} and {where.seq_len} tokens"

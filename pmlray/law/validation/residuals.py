@@ -29,11 +29,12 @@ LEAST_SHARE = 1e-6
 class ResidualTrend:
     """Test of residuals along `along`: lora_rank, seq_len, train_steps or predicted.
 
-    `correlation`: Spearman's, of the signed residual with the variable. `share`: of the residual
-    sum of squares that a parabola in the variable explains beyond what the law's own parameters
-    could. `p_value`: of that share under independent normal noise of equal size. None where the
-    points are too few or fitted far better than their noise, or where an UNDERDETERMINED fit, held
-    by its prior, does no better than their mean.
+    Ranks are those of the reference placement that the parameters are worth, where there are
+    several. `correlation`: Spearman's, of the signed residual with the variable. `share`: of the
+    residual sum of squares that a parabola in the variable explains beyond what the law's own
+    parameters could. `p_value`: of that share under independent normal noise of equal size. None
+    where the points are too few or fitted far better than their noise, or where an UNDERDETERMINED
+    fit, held by its prior, does no better than their mean.
     """
 
     along: str
@@ -89,11 +90,11 @@ def residual_structure(data: LawData, fit: LawFit) -> ResidualStructure:
     points = data.subset(usable_points(data, fit.law.form, fit.options))
     measured = ~censored_points(points, fit.law.form, fit.options)
     points, weights = points.subset(measured), fit.weights[measured]
-    at = (points.lora_rank, points.seq_len, points.train_steps, points.base_loss)
+    at = (fit.law_ranks(points), points.seq_len, points.train_steps, points.base_loss)
     predicted = fit.law.predict(*at)
     residual = points.delta_loss - predicted
     root_w = np.sqrt(weights)
-    jac = root_w[:, None] * fit.law.jacobian(*at)
+    jac = root_w[:, None] * fit.jacobian(*at[:3], points.placement, points.base_loss)
     exact = _rms(residual) <= ROUNDING * _rms(points.delta_loss)
     spread_of_all = float(np.sum((points.delta_loss - points.delta_loss.mean()) ** 2))
     weak = fit.status is FitStatus.UNDERDETERMINED
@@ -103,7 +104,7 @@ def residual_structure(data: LawData, fit: LawFit) -> ResidualStructure:
     untestable = exact or close or (weak and float(np.sum(residual**2)) >= spread_of_all)
     trends: list[ResidualTrend] = []
     for along, axis in (
-        ("lora_rank", points.lora_rank),
+        ("lora_rank", at[0]),
         ("seq_len", points.seq_len),
         ("train_steps", points.train_steps),
         ("predicted", predicted),

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from pmlray.errors import FitError
-from pmlray.law.data import FloatArray, IntArray, LawData, informative_points
+from pmlray.law.data import BoolArray, FloatArray, IntArray, LawData, informative_points
 from pmlray.law.fitting.averaging import AveragedLaw, average_laws
 from pmlray.law.fitting.fit import FitOptions
 from pmlray.law.fitting.posterior import SIGMAS
@@ -90,16 +90,17 @@ def unseen_error(error_N: FloatArray, data: LawData) -> UnseenError | None:
 
 
 def extrapolation_errors(data: LawData, forms: Sequence[Form], options: FitOptions) -> FloatArray:
-    """Return the relative error (N,) of each point at the largest length, by the law of the smaller
-    ones, and at the largest rank likewise; of a point that is at both, the larger."""
+    """Return the relative error (N,) of each point at the largest length of its placement, by the
+    law of the smaller ones, and at the largest rank likewise; of a point that is at both, the
+    larger."""
     errors = np.full(len(data), np.nan)
     informative = informative_points(data)
     for axis in (data.seq_len, data.lora_rank):
-        beyond = axis == axis.max()
+        beyond = _largest(axis, data.placement)
         below = data.subset(~beyond)
         if np.unique(below.subset(informative[~beyond]).cells()).size < LEAST_FITTED:
             continue
-        if min(np.unique(below.lora_rank).size, np.unique(below.seq_len).size) < 2:
+        if min(np.unique(below.plain_rank).size, np.unique(below.seq_len).size) < 2:
             continue
         try:
             law = average_laws(below, forms, options)
@@ -107,7 +108,7 @@ def extrapolation_errors(data: LawData, forms: Sequence[Form], options: FitOptio
             continue
         at = beyond & informative
         points = data.subset(at)
-        predicted = law.predict(points.lora_rank, points.seq_len, points.train_steps)
+        predicted = law.predict_points(points)
         errors[at] = np.fmax(errors[at], _share(predicted, points.delta_loss))
     return errors
 
@@ -139,6 +140,15 @@ def heldout_errors(average: AveragedLaw, data: LawData, groups: IntArray) -> Flo
         at = out & informative
         errors[at] = _share(predicted[at], data.delta_loss[at])
     return errors
+
+
+def _largest(axis: FloatArray, placement: IntArray | None) -> BoolArray:
+    """Return the points (N,) at the largest value of an axis at their placement."""
+    if placement is None:
+        return np.asarray(axis == axis.max())
+    most = np.full(int(placement.max()) + 1, -np.inf)
+    np.maximum.at(most, placement, axis)
+    return np.asarray(axis == most[placement])
 
 
 def _share(predicted: FloatArray, measured: FloatArray) -> FloatArray:

@@ -13,7 +13,7 @@ import scipy
 from pmlray.errors import FitError
 from pmlray.law import fit_recall, token_runs
 from pmlray.law.data import FloatArray
-from pmlray.law.summary import SURE_LOSS
+from pmlray.law.sizing import SURE_LOSS
 from pmlray.types import Observation
 
 # Share that stands for all of the records: half a record in a thousand is missed.

@@ -31,9 +31,9 @@ class _PacedStepper:
     def __init__(self, inner: Stepper, pace: Pace) -> None:
         self._inner, self._pace = inner, pace
 
-    def losses(self, batch: MicroBatch, keep_TD: Tensor | None) -> TokenLosses:
+    def losses(self, batch: MicroBatch, keep_TW: Tensor | None) -> TokenLosses:
         """See Stepper."""
-        return self._inner.losses(batch, keep_TD)
+        return self._inner.losses(batch, keep_TW)
 
     def backward(self, loss: Tensor) -> None:
         """See Stepper."""
@@ -65,8 +65,7 @@ def pmlray(work: Work, pace: Pace) -> Weights:
 def _pmlray(work: Work, pace: Pace, make: MakeStepper) -> Weights:
     # One text and one order of records for all, as the rivals' single adapter has them.
     lora = train_packed(work, [work] * work.n_adapters, work.recipe, pace, make)
-    (weights,) = lora.weights(0).values()
-    return weights
+    return lora.weights(0)[work.placement.sites[-1]]
 
 
 def train_packed(
@@ -80,7 +79,7 @@ def train_packed(
     model = load_model(work)
     device = model.device
     # As they lie where they are read; random ones are made on the device.
-    base = freeze_base(model.to("cpu"), tokenizer, work.probe.to_placement(), device)
+    base = freeze_base(model.to("cpu"), tokenizer, work.placement, device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

@@ -19,7 +19,7 @@ from scripts.bench.speed.work import (
     Work,
     batch_at,
     collate,
-    first_A,
+    first_As,
     load_model,
     peft_model,
     peft_weights,
@@ -33,7 +33,8 @@ class _ProductAdapter(nn.Module):
 
     def __init__(self, work: Work, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.A = nn.Parameter(first_A(work).to(device, dtype))
+        (first,) = first_As(work).values()
+        self.A = nn.Parameter(first.to(device, dtype))
         hidden = work.geometry.hidden
         self.B = nn.Parameter(torch.zeros(work.lora_rank, hidden, dtype=dtype, device=device))
 
@@ -51,7 +52,7 @@ def authors(work: Work, pace: Pace) -> Weights:
     """
     tokenizer = tokenizer_of(work)
     model = load_model(work)
-    base = BaseModel(model, tokenizer, work.probe.to_placement())
+    base = BaseModel(model, tokenizer, work.placement)
     adapter = _ProductAdapter(work, model.dtype, model.device)
     optimizer = torch.optim.AdamW(
         adapter.parameters(), lr=work.recipe.learning_rate, weight_decay=0
@@ -115,7 +116,7 @@ def peft_deepspeed(work: Work, pace: Pace) -> Weights:
         engine.backward(loss)
         engine.step()
         pace.stepped()
-    return peft_weights(model)
+    return peft_weights(work, model)
 
 
 def _batches(work: Work, records: Sequence[Record]) -> Iterator[dict[str, Tensor]]:

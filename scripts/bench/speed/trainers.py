@@ -83,7 +83,7 @@ def peft_trainer(work: Work, pace: Pace) -> Weights:
             data_collator=collate,
             callbacks=[_Counted(pace)],
         ).train()
-    return peft_weights(model)
+    return peft_weights(work, model)
 
 
 def trl_sft(work: Work, pace: Pace) -> Weights:
@@ -109,4 +109,4 @@ def trl_sft(work: Work, pace: Pace) -> Weights:
             data_collator=lambda rows: collate([in_order[row["at"]] for row in rows]),
             callbacks=[_Counted(pace)],
         ).train()
-    return peft_weights(model)
+    return peft_weights(work, model)

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3
 
 from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.models import KNOWN_MODELS, SMOLLM2, TINY, resolve_model
-from pmlray.config.placement import DOWN_PROJ, Site
+from pmlray.config.placement import Placement, Site
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.packed_lora import initial_As
+from pmlray.engine.adapters.peft_io import PEFT_NAME, peft_settings
 from pmlray.engine.model.prompts import render_prompt
 from pmlray.memory import Record, TaskSource, build_memory
 
@@ -35,6 +36,9 @@ LEARNING_RATE = 1e-3
 Weights = tuple[Tensor, Tensor]
 Task = Literal["phonebook", "long_context"]
 Dtype = Literal["float32", "bfloat16"]
+# LoRA on one layer's down_proj, which every way can express; on q and v, or on every linear module,
+# of all layers.
+Place = Literal["down_proj", "q_v", "all_linear"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Work:
     dtype: Dtype = "bfloat16"
     train_steps: int = 4096
     seed: int = 0
+    place: Place = "down_proj"
 
     @property
     def layer(self) -> int:
@@ -59,8 +64,18 @@ class Work:
 
     @property
     def probe(self) -> Probe:
-        """LoRA on layer k's down_proj: the one placement that every way can express."""
+        """LoRA on layer k's down_proj."""
         return Probe(placement="down_proj", layer=self.layer)
+
+    @property
+    def placement(self) -> Placement:
+        """Sites of the adapter; its scale is 1."""
+        if self.place == "down_proj":
+            return self.probe.to_placement()
+        modules = tuple(self.geometry.modules)
+        if self.place == "q_v":
+            modules = ("self_attn.q_proj", "self_attn.v_proj")
+        return Placement(tuple(range(self.geometry.n_layers)), modules)
 
     @property
     def geometry(self) -> Geometry:
@@ -162,11 +177,11 @@ def batch_at(work: Work, n_records: int, step: int) -> list[int]:
     return chosen
 
 
-def first_A(work: Work) -> Tensor:
-    """The adapter's A (X, r) before training; B is 0."""
-    shape = work.geometry.modules[DOWN_PROJ]
-    (first,) = initial_As({Site(0, DOWN_PROJ): shape}, work.lora_rank, work.seed).values()
-    return first
+def first_As(work: Work) -> dict[Site, Tensor]:
+    """The adapter's A (X, r) at each site before training; B is 0."""
+    modules = work.geometry.modules
+    shapes = {site: modules[site.module] for site in work.placement.sites}
+    return initial_As(shapes, work.lora_rank, work.seed)
 
 
 def collate(records: Sequence[Record]) -> dict[str, Tensor]:
@@ -183,25 +198,22 @@ def collate(records: Sequence[Record]) -> dict[str, Tensor]:
 
 
 def peft_model(work: Work, model: Any) -> Any:
-    """The base with PEFT's LoRA at the probe (scale 1), started from the same weights."""
+    """The base with PEFT's LoRA at the same sites (scale 1), started from the same weights."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=work.lora_rank,
-        lora_alpha=work.lora_rank,
-        lora_dropout=0.0,
-        target_modules=["down_proj"],
-        layers_to_transform=[work.layer],
-    )
+    config = LoraConfig(task_type="CAUSAL_LM", **peft_settings(work.placement, work.lora_rank))
     adapted = get_peft_model(model, config)
-    for name, parameter in adapted.named_parameters():
-        if "lora_A" in name:
-            parameter.data.copy_(first_A(work).T)
+    parameters = dict(adapted.named_parameters())
+    for site, first in first_As(work).items():
+        at = PEFT_NAME.format(layer=site.layer, module=site.module)
+        parameters[f"{at}.lora_A.default.weight"].data.copy_(first.T)
     return adapted
 
 
-def peft_weights(adapted: Any) -> Weights:
-    """The trained A (X, r) and B (r, D) of `peft_model`."""
-    found = {n.split(".")[-3]: p.detach().T for n, p in adapted.named_parameters() if "lora_" in n}
-    return found["lora_A"], found["lora_B"]
+def peft_weights(work: Work, adapted: Any) -> Weights:
+    """The trained A (X, r) and B (r, D) of `peft_model` at its last site."""
+    last = work.placement.sites[-1]
+    at = PEFT_NAME.format(layer=last.layer, module=last.module)
+    found = dict(adapted.named_parameters())
+    a, b = (found[f"{at}.lora_{part}.default.weight"].detach().T for part in "AB")
+    return a, b

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from pmlray.design import FittedForm, law_field
-from pmlray.law import Form, LawData, LawFit, average_laws
+from pmlray.errors import DataError
+from pmlray.law import Form, LawData, LawFit, PlacedPoint, Placement, average_laws
 from pmlray.types import DesignPoint
 from tests.fakes import TRUE_LAW
+from tests.unit.law.placed_points import ATTENTION, BLOCK, DOWN, DOWN_EARLY, LINEAR, placed_data
 
 CELLS = tuple(DesignPoint(r, n, 100) for r in (1, 2, 4, 8) for n in (32, 64, 128, 256))
 TARGETS = (DesignPoint(8, 256, 100), DesignPoint(16, 512, 100))
@@ -98,3 +100,53 @@ def test_saturated_points_tell_the_power_form_nothing() -> None:
     saturated = DesignPoint(512, 32, 100)
     assert field.gains([saturated], TARGETS) == pytest.approx([0.0])
     assert field.information([saturated]) == pytest.approx([0.0])
+
+
+@pytest.fixture(scope="module")
+def placed_fit() -> LawFit:
+    """Of three placements, and of a fourth that the design may still measure."""
+    places = {BLOCK: 1.0, DOWN: 1.4, ATTENTION: 0.7, DOWN_EARLY: 1.0}
+    data = placed_data(places, 0)
+    return average_laws(data.subset(data.placement != 3), ("ceiling",)).best
+
+
+def test_variance_at_a_placement_is_that_of_the_law_and_its_worth(placed_fit: LawFit) -> None:
+    """By central differences of the law in the placement's own ranks."""
+    fit, point = placed_fit, DesignPoint(4, 512, 200)
+    assert fit.places is not None
+    joint = np.concatenate([fit.law.params, fit.places.effects_T])
+    n_law = fit.law.params.size
+    field = law_field([FittedForm(fit, 1.0)], BASE)
+    for placement in (BLOCK, ATTENTION, DOWN_EARLY):
+
+        def told(values: np.ndarray, placement: Placement = placement) -> float:
+            assert fit.places is not None
+            places = replace(fit.places, effects_T=values[n_law:])
+            law = replace(fit, law=fit.law.with_params(values[:n_law]), places=places)
+            return float(law.law_at(placement).predict(4, 512, 200))
+
+        slope = [(told(joint + step) - told(joint - step)) / 2e-6
+                 for step in 1e-6 * np.eye(joint.size)]  # fmt: skip
+        expected = np.array(slope) @ fit.places.cov @ np.array(slope)
+        found = field.variance([PlacedPoint(point, placement)])
+        assert found == pytest.approx([expected], rel=1e-3)
+    assert field.variance([point]) == pytest.approx(field.variance([PlacedPoint(point, BLOCK)]))
+
+
+def test_a_run_tells_most_of_its_own_placement_and_then_of_its_kin(placed_fit: LawFit) -> None:
+    field = law_field([FittedForm(placed_fit, 1.0)], BASE)
+    cells = {p: PlacedPoint(DesignPoint(4, 512, 200), p) for p in (DOWN_EARLY, DOWN, ATTENTION)}
+    gains = field.gains(list(cells.values()), [cells[DOWN_EARLY]])
+    # Nothing was measured there, so a run there tells by far the most.
+    assert gains[0] > 3 * gains[1:].max()
+    once = field.after([cells[DOWN_EARLY]])
+    removed = field.variance([cells[DOWN_EARLY]]) - once.variance([cells[DOWN_EARLY]])
+    assert removed == pytest.approx([gains[0]])
+    # Of a placement that little is known about its kin tell more than strangers do.
+    assert gains[1] > gains[2]
+
+
+def test_a_placement_that_the_law_does_not_know_is_refused(placed_fit: LawFit) -> None:
+    field = law_field([FittedForm(placed_fit, 1.0)], BASE)
+    with pytest.raises(DataError, match="'linear'"):
+        field.variance([PlacedPoint(DesignPoint(4, 512, 200), LINEAR)])

@@ -11,7 +11,7 @@ import altair as alt
 import numpy as np
 
 from pmlray.law import LawSummary
-from pmlray.law.summary import SURE_LOSS
+from pmlray.law.sizing import SURE_LOSS
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.figures.law import DELTA, drawn_steps, fitted_points
 from pmlray.study.report.figures.style import (

@@ -12,9 +12,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from pmlray.backends.ray import worker_plan
+from pmlray.backends.ray import controllers, worker_plan
 from pmlray.backends.ray.controllers import trainer_of
 from pmlray.backends.ray.worker_plan import WorkerPlan, pack_stream
 from pmlray.engine.runtime.malloc_settings import CPU_ALLOCATOR
@@ -77,18 +76,30 @@ def test_beside_a_job_runs_no_actor_that_asks_a_foreign_cluster_or_has_nothing_t
     plan_of: Callable[..., WorkerPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr(
-        DataParallelTrainer, "_initialize_and_run_controller", lambda _, **k: given.update(k)
-    )
+
+    class Controller:
+        """Runs in this process, without any actor."""
+
+        def __init__(self, **options: Any) -> None:
+            given.update(options)
+
+        async def run(self) -> None:
+            given["ran"] = True
+
+        def get_result(self) -> str:
+            return "result"
+
+    monkeypatch.setattr(controllers, "TrainController", Controller)
     trainer = trainer_of(plan_of(0, 1, 1), lambda _: None, "name", 0, None)
     usual = {type(one) for one in type(trainer)._create_default_callbacks(trainer)}
     left_out = {PlacementGroupCleanerCallback, DatasetsCallback}
     assert left_out < usual
     assert {type(one) for one in trainer._create_default_callbacks()} == usual - left_out
 
-    trainer._initialize_and_run_controller(scaling_policy=None, other=1)
+    # No Ray is connected, so that starting an actor would fail.
+    assert trainer._initialize_and_run_controller(scaling_policy=None, other=1) == "result"
     policy = given["scaling_policy"]
-    assert given["other"] == 1
+    assert given["other"] == 1 and given["ran"]
     # There is no Ray here: an announcement to its autoscaling coordinator would fail.
     policy.after_controller_start(SimpleNamespace(run_id="id"))
     decided = policy.make_decision_for_non_running_worker_group()

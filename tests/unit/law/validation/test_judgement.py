@@ -7,10 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pmlray.law import CeilingLaw, FitStatus, LawFit, PowerLaw, average_laws, fit_law
+from pmlray.law import (
+    CeilingLaw,
+    FitStatus,
+    LawFit,
+    PlacedPoint,
+    PowerLaw,
+    average_laws,
+    fit_law,
+)
 from pmlray.law.validation.judgement import informative_points, is_far, judge, shortages
 from pmlray.types import DesignPoint
 from tests.unit.law.conftest import PointsOf
+from tests.unit.law.placed_points import ATTENTION, BLOCK, DOWN, placed_data
 
 POWER = PowerLaw(238.0, 0.66, 0.56, -0.38)
 CEILING = CeilingLaw(714.0, 0.88, 0.76, 0.6, 6.5, 12.4)
@@ -145,3 +154,23 @@ def test_far_targets_are_marked_and_told(points_of: PointsOf) -> None:
     assert fit_law(data, targets=[near]).limits == ()
     # What lies further from the points is known less well.
     assert summary.targets[1].relative_half_width > summary.targets[0].relative_half_width
+
+
+def test_a_placement_without_points_is_open_where_places_differ_much() -> None:
+    """Without targets every placement is asked about, where its own points end."""
+    data = placed_data({BLOCK: 1.0, DOWN: 4.0, ATTENTION: 0.3}, 1, n_texts=1)
+    assert data.placement is not None
+    known = fit_law(data, "ceiling")
+    assert known.fit.status is FitStatus.CONVERGED
+    target = PlacedPoint(DesignPoint(4, 1024, 200), ATTENTION)
+    without = fit_law(data.subset(data.placement != 2), "ceiling", targets=[target])
+    assert without.fit.status is FitStatus.UNDERDETERMINED
+    assert "at attention, rank 4 and 1024 tokens" in without.fit.message
+
+
+def test_far_is_by_parameters_where_there_are_several_placements() -> None:
+    data = placed_data({BLOCK: 1.0, DOWN: 1.0}, 1)
+    # The block's largest rank is 8, and a rank of down_proj has a third of its parameters.
+    assert not is_far(data, PlacedPoint(DesignPoint(96, 512, 200), DOWN))
+    assert is_far(data, PlacedPoint(DesignPoint(97, 512, 200), DOWN))
+    assert is_far(data, PlacedPoint(DesignPoint(33, 512, 200), BLOCK))

@@ -1,0 +1,52 @@
+"""What placements are worth and which stores for least, in words for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_HEADS = {
+    "placements": "a parameter is worth, beside one of {reference}:",
+    "kinds": "by kind of module, halfway through the base, as placements of its kind have it:",
+    "depths": "by layer, beside the same module in the middle:",
+}
+
+
+def worth_lines(worth: Mapping[str, Any]) -> list[str]:
+    """Describe what a parameter is worth by placement, kind and depth, from its JSON object."""
+    lines: list[str] = []
+    wide = max((len(row["name"]) for rows in worth.values() for row in rows), default=0)
+    for name, rows in worth.items():
+        lines.append("  " + _HEADS[name].format(reference=rows[0]["name"]))
+        for place, row in enumerate(rows):
+            shown = f"{row['value']:.3g}   90 % interval [{row['low']:.3g}, {row['high']:.3g}]"
+            points = "" if row["n_points"] is None else f", {row['n_points']} of its points"
+            if name == "placements" and place == 0:
+                shown = "1 by definition"
+            lines.append(f"    {row['name']:{wide}} {shown}{points}")
+    return lines
+
+
+def choice_lines(choice: Mapping[str, Any]) -> list[str]:
+    """Describe which placement needs the fewest parameters, from its JSON object."""
+    steps = f" train_steps={choice['train_steps']}" if choice["train_steps"] else ""
+    first, second, *_ = (need["placement"] for need in choice["placements"])
+    lines = [
+        f"  fewest parameters for delta_loss {choice['delta_loss']:.4g} at"
+        f" seq_len={choice['seq_len']}{steps}: {first}, then {second}"
+        f" ({100 * choice['p_first']:.0f} % sure; of the whole order"
+        f" {100 * choice['p_order']:.0f} %)"
+    ]
+    wide = max(len(need["placement"]) for need in choice["placements"])
+    for need in choice["placements"]:
+        rank, cost = need["lora_rank"], need["cost"]
+        lines.append(
+            f"    {need['placement']:{wide}} rank {_range(rank)}, parameters {_range(cost)};"
+            f" fewest with {100 * need['p_best']:.0f} %"
+        )
+    return lines
+
+
+def _range(found: Mapping[str, float | None]) -> str:
+    value, low, high = ("inf" if x is None else f"{x:.6g}" for x in found.values())
+    return f"{value} [{low}, {high}]"
