@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pmlray.api.adapter_memory import check_memory
 from pmlray.api.follower import Follower
 from pmlray.api.machine import await_imports, machine_facts
 from pmlray.api.record_facts import check_same_records
@@ -83,6 +84,7 @@ def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> 
     search = _settled(run)
     spec = run.spec.model_copy(update={"model": search.spec.model})
     search = ready_to_train(search)
+    check_memory(search, search.spec.space.lora_rank[-1], run.profile, run.address)
     store = FileStore(run.store)
     with store.driver_lock() as driver, ExitStack() as following:
         claim_comparison(run.store, spec)

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pmlray.api.adapter_memory import check_memory
 from pmlray.api.follower import Follower
 from pmlray.api.machine import TRAIN_PACKAGES, await_imports, machine_facts
 from pmlray.api.record_facts import check_facts, check_same_records
@@ -92,6 +93,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
         raise SpecError("design.acquisition gp is Optuna's GPSampler: it needs pip install torch")
     if table is None:
         search = ready_to_train(search)
+        check_memory(search, spec.space.lora_rank[-1], run.profile, run.address)
     gpu = run.profile.gpus_per_pack > 0
     cost = first_cost(search, gpu)
     first_pack(search, cost)

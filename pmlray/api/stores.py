@@ -17,7 +17,7 @@ from pmlray.errors import StoreError
 from pmlray.study.findings.result import SearchResult, assemble
 
 # Fields that all specs of one comparison store share; the others only select its runs.
-SAME = ("task", "model", "probe", "recipe", "memft", "evaluate")
+SAME = ("task", "model", "probe", "adapter", "recipe", "memft", "evaluate")
 
 
 def default_store(search: PreparedSearch, profile: ClusterProfile) -> Path:

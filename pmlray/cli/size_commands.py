@@ -47,10 +47,23 @@ def size(
     ),
     steps: int = typer.Option(None, min=1, help="Optimiser steps; by default 40 epochs."),
     max_rank: int = typer.Option(None, min=1, help="Largest rank allowed."),
-    placement: Literal["mlp", "down_proj"] = typer.Option(
-        None, help="down_proj, which PEFT loads (the default), or mlp, the paper's."
+    placement: str = typer.Option(
+        None,
+        help="Adapted modules: down_proj of one layer (the default), all-linear, names such as"
+        " q_proj,v_proj, or mlp_block (mlp), the paper's, which PEFT does not load.",
     ),
-    layer: int = typer.Option(None, help="Adapted layer; by default two thirds up."),
+    layer: int = typer.Option(
+        None, help="The one adapted layer; for down_proj and mlp by default two thirds up."
+    ),
+    layers: str = typer.Option(
+        None, help="Adapted layers: all (the default of other modules), 3,7 or 4-9."
+    ),
+    alpha: str = typer.Option(
+        None, help="LoRA's alpha: a number, or a multiple of the rank such as 2r; default: 1r."
+    ),
+    rslora: bool = typer.Option(
+        False, "--rslora", help="Divide alpha by the root of the rank instead of the rank."
+    ),
     prompt_format: Literal["plain", "chat"] = FORMAT_OPTION,
     revision: str = REVISION_OPTION,
     dtype: DtypeChoice = DTYPE_OPTION,
@@ -79,6 +92,7 @@ def size(
         SizeRequest(
             records, model, revision, dtype, Wanted(recall, confidence), law, out, placement,
             layer, prompt_format, steps, max_rank, read_profile(profile), keep_duplicates,
+            layers, alpha, rslora,
         )
     )  # fmt: skip
     say = partial(typer.echo, err=True)
@@ -157,7 +171,7 @@ def _describe_plan(plan: dict[str, Any]) -> str:
         else f"search the law with ranks {plan['lora_ranks']} on subsets of {plan['seq_lens']}"
         f" tokens, about {_seconds(plan['predicted_search_gpu_seconds'])} {unit}"
     )
-    probe, sized = plan["probe"], plan["answer"]
+    sized = plan["answer"]
     chosen = [] if sized is None else [f"   {line}" for line in describe_answer(sized).splitlines()]
     few = "a run of the search is" if law is None else "few of the steps are"
     least, most = plan["predicted_gpu_seconds_range"]
@@ -170,7 +184,7 @@ def _describe_plan(plan: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{plan['n_records']} records{_repeated(plan)}, {plan['supervised_tokens']} target"
-            f" tokens, at {probe['placement']} of layer {probe['layer']} of {plan['model']}",
+            f" tokens, at {plan['placement']} of {plan['model']}",
             f"1. {search}",
             f"2. choose the rank for a recall of {plan['recall']:.4g} at"
             f" {100 * plan['confidence']:.4g} % confidence, at most {plan['largest_rank']}",

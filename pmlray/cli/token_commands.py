@@ -62,12 +62,14 @@ def tokens(
     own = [o for o in observations if run is None or o.sequence_id == run.sequence_id]
     traces, note = _traces(store, own)
     ids = {sequence_id: [t.token_id for t in traced] for sequence_id, traced in traces.items()}
+    own_layer = None if spec.probe is None else spec.probe.layer
     moved = None
     if run is not None and layer is not None:
         moved = _moved(store, run, layer)
     found: dict[str, Any] = {
         "search_id": spec.search_id,
-        "layer": spec.probe.layer,
+        "layer": own_layer,
+        "placement": spec.place.describe(),
         "n_runs": len(observations),
         "n_families": len(families(observations)),
         "n_tokens": len(tallies),
@@ -75,7 +77,7 @@ def tokens(
         "verdicts": {v: sum(t.verdict == v for t in tallies) for v in get_args(Verdict)},
         "tokens": [_token_json(t, traces, run, moved) for t in shown],
         "ids": [asdict(t) for t in id_tallies(own, ids)],
-        "run": run and _run_json(run, spec.probe.layer),
+        "run": run and _run_json(run, own_layer),
         "moved": moved and _run_json(moved, layer) | {"store": str(_layer_store(store, layer))},
         "note": note,
     }
@@ -180,8 +182,8 @@ def describe_tokens(found: Mapping[str, Any]) -> str:
     verdicts, run = found["verdicts"], found["run"]
     lines = [
         f"{found['search_id']}: {found['n_tokens']} supervised tokens in {found['n_runs']} runs"
-        f" ({found['n_families']} that differ in more than their budget), adapters at layer"
-        f" {found['layer']}",
+        f" ({found['n_families']} that differ in more than their budget), adapters at"
+        f" {found['placement']}",
         f"pathology {verdicts['pathology']}, hard {verdicts['hard']}, capacity"
         f" {verdicts['capacity']} (family-wise error {LEVEL:g})",
     ]
@@ -211,8 +213,9 @@ def describe_tokens(found: Mapping[str, Any]) -> str:
 
 def _run_line(name: str, run: Mapping[str, Any]) -> str:
     point = run["point"]
+    at = "" if run["layer"] is None else f" at layer {run['layer']}"
     return (
-        f"{name} {run['run_key']} at layer {run['layer']}: lora_rank={point['lora_rank']}"
+        f"{name} {run['run_key']}{at}: lora_rank={point['lora_rank']}"
         f" seq_len={point['seq_len']} train_steps={point['train_steps']}, final_loss"
         f" {run['final_loss']:.4g} after {run['steps_taken']} steps; {run['n_failed']} of"
         f" {run['n_tokens']} tokens fail, {run['n_wrong']} of them with a wrong argmax"
@@ -269,5 +272,6 @@ def _table(rows: Sequence[Mapping[str, str]]) -> list[str]:
         "failed: runs that leave it at p <= 0.5; apart: the same over runs that differ in more than"
         " their budget, with the number that capacity lets one expect; recalling: of these, the"
         f" runs that recall {100 * NEARLY_ALL:g} % of their tokens; norm: of the residual stream"
-        " behind the adapter's layer where the token is predicted",
+        " behind the adapter's layer (of adapters at several sites: before the lowest adapted one)"
+        " where the token is predicted",
     ]

@@ -12,6 +12,8 @@ from pmlray.config.spec_base import Count, Part
 from pmlray.errors import SpecError
 
 ALL_LINEAR, PAPERS_BLOCK = "all-linear", "mlp_block"
+# A decimal number above 0, and then an r.
+_MULTIPLE_OF_R = r"^(\d*[1-9]\d*(\.\d+)?|\d+\.\d*[1-9]\d*)r$"
 
 
 class Probe(Part):
@@ -24,6 +26,18 @@ class Probe(Part):
     def to_placement(self) -> Placement:
         """Return the adapter's one site."""
         return Placement((self.layer,), (MLP_BLOCK if self.placement == "mlp" else DOWN_PROJ,))
+
+    def resolve(self, n_layers: int, modules: Mapping[str, tuple[int, int]]) -> Placement:
+        """Return the sites in a base; SpecError where it lacks the layer. See `Adapter.resolve`."""
+        if self.layer >= n_layers:
+            raise SpecError(
+                f"probe.layer is {self.layer}, but the base has layers 0 to {n_layers - 1}"
+            )
+        return self.to_placement()
+
+    def describe(self) -> str:
+        """Return where the adapter sits, in words."""
+        return f"{self.placement} of layer {self.layer}"
 
 
 class LayerRange(Part):
@@ -52,9 +66,17 @@ class Adapter(Part):
     (arXiv 2312.03732).
     """
 
-    target_modules: str | tuple[str, ...]
-    layers: Literal["all"] | tuple[Count, ...] | LayerRange = "all"
-    alpha: Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?r$")] = "1r"
+    # Of a key that takes values of several types the description is the complaint about others.
+    target_modules: str | tuple[str, ...] = Field(
+        description="a name of linear modules, a list of such names, all-linear, or mlp_block"
+    )
+    layers: Literal["all"] | tuple[Count, ...] | LayerRange = Field(
+        default="all",
+        description="all, a list of layers from 0 that ascends, or {from: FIRST, to: LAST}",
+    )
+    alpha: Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=_MULTIPLE_OF_R)] = Field(
+        default="1r", description="a number above 0, or a multiple of the rank such as 2r"
+    )
     use_rslora: bool = False
 
     @property
@@ -64,6 +86,20 @@ class Adapter(Part):
         wanted = (given,) if isinstance(given, str) else given
         short = {ALL_LINEAR: (), PAPERS_BLOCK: (MLP_BLOCK,)}
         return short.get(wanted[0], wanted) if len(wanted) == 1 else wanted
+
+    def describe(self) -> str:
+        """Return where the adapter sits, in words."""
+        modules = self.target_modules
+        named = modules if isinstance(modules, str) else ", ".join(modules)
+        scale = "" if self.alpha == "1r" else f", alpha {_plain(self.alpha)}"
+        return f"{named} of {self._describe_layers()}{scale}{', rsLoRA' * self.use_rslora}"
+
+    def _describe_layers(self) -> str:
+        if self.layers == "all":
+            return "all layers"
+        if isinstance(self.layers, LayerRange):
+            return f"layers {self.layers.first} to {self.layers.last}"
+        return f"layer{'s' * (len(self.layers) != 1)} {', '.join(map(str, self.layers))}"
 
     def resolve(self, n_layers: int, modules: Mapping[str, tuple[int, int]]) -> Placement:
         """Return the sites in a base; SpecError where it lacks a module or a layer.
@@ -110,9 +146,27 @@ class Adapter(Part):
         if lacking or not wanted:
             raise SpecError(
                 f"adapter.target_modules: the base's layers have no"
-                f" {', '.join(lacking) or 'modules without a name'}; they have"
+                f" {', '.join(lacking) or 'module that is not named'}; they have"
                 f" {', '.join(modules)} ({ALL_LINEAR} for all of them, {PAPERS_BLOCK} for the"
                 " paper's block)"
             )
         chosen = {module for found in named.values() for module in found}
         return tuple(module for module in modules if module in chosen)
+
+
+# Where a search's adapters sit: it has one of the two.
+AdapterPlace = Probe | Adapter
+
+
+def one_place(probe: Probe | None, adapter: Adapter | None, of: str) -> AdapterPlace:
+    """Return the one of the two that a spec has; ValueError for both or none. of: the spec."""
+    if probe is None and adapter is not None:
+        return adapter
+    if probe is not None and adapter is None:
+        return probe
+    both = "both" if probe is not None else "neither"
+    raise ValueError(f"{of} needs exactly one of adapter and probe, and has {both}")
+
+
+def _plain(alpha: float | str) -> str:
+    return alpha if isinstance(alpha, str) else f"{alpha:g}"

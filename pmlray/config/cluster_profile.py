@@ -15,7 +15,7 @@ class ClusterProfile(Part):
     `gpus_per_pack` 0 trains on the CPU with `cpus_per_pack` cores (None: all of the machine's).
     `workers_per_pack` above 1 is for a base that no single device holds: DeepSpeed ZeRO-3 shards it
     over that many workers, each with `gpus_per_pack` GPUs or its share of `cpus_per_pack`, and a
-    pack's runs train one by one (probe.placement down_proj, plain fine-tuning).
+    pack's runs train one by one (adapters of linear modules, plain fine-tuning).
     `concurrent_packs` train at once, where there are devices for them (None: one per device that
     the cluster has when the search starts; set it where nodes join later). Each is chosen from
     earlier packs' measurements only: more of them find the law sooner, but with more runs.

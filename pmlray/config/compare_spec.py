@@ -8,6 +8,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field, model_validator
 
+from pmlray.config.adapter_spec import Adapter, Probe, one_place
 from pmlray.config.memft_options import MEMFT_METHODS, Memft, MemftOptions
 from pmlray.config.model_spec import Model, without_former_dtype
 from pmlray.config.recipe import Recipe
@@ -15,7 +16,6 @@ from pmlray.config.search_spec import (
     Budget,
     Design,
     Evaluate,
-    Probe,
     SearchSpec,
     Seed,
     SequenceId,
@@ -61,7 +61,8 @@ class CompareSpec(Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)
     task: Task
     model: Model
-    probe: Probe
+    probe: Probe | None = None
+    adapter: Adapter | None = None
     recipe: Recipe = Recipe()
     points: tuple[ComparePoint, ...] = Field(min_length=1)
     methods: tuple[MEMFT_METHODS, ...] = Field(default=get_args(MEMFT_METHODS), min_length=1)
@@ -74,6 +75,7 @@ class CompareSpec(Part):
 
     @model_validator(mode="after")
     def _fair(self) -> CompareSpec:
+        one_place(self.probe, self.adapter, "a comparison")
         if shared := sorted(set(self.tuning.sequences) & set(self.sequences)):
             raise ValueError(
                 f"tuning.sequences and sequences share {shared}: a rate must not be chosen on a"
@@ -130,6 +132,7 @@ class CompareSpec(Part):
             task=self.task,
             model=self.model,
             probe=self.probe,
+            adapter=self.adapter,
             space=Space(
                 lora_rank=tuple(sorted({p.lora_rank for p in points})),
                 seq_len=tuple(sorted({p.seq_len for p in points})),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     pass
 
 Spec = TypeVar("Spec", bound=BaseModel)
+# Returns where the value of a key, such as `space.lora_rank`, was given.
+Where = Callable[[str], str]
 # Characters of a refused value that are shown.
 MOST_SHOWN = 80
 
@@ -29,18 +31,41 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
 
 def load_spec(kind: type[Spec], path: Path, overrides: Sequence[str] = ()) -> Spec:
     """Validate a YAML file as `kind`; SpecError names file, line, key and what is allowed."""
+    data, lines = _parse(path, overrides)
+    try:
+        return kind.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise SpecError("\n".join(_complaints(kind, error, data, lines))) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError(f"{path}: a value is no plain number, text or list: {error}") from error
+
+
+def places(path: Path, overrides: Sequence[str] = ()) -> Where:
+    """Return where each key of a YAML file, with its overrides, was given: file and line, or the
+    override."""
+    lines = _parse(path, overrides)[1]
+
+    def where(key: str) -> str:
+        at = tuple(key.split("."))
+        return _nearest(at, lines)
+
+    return where
+
+
+def _parse(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """Return the data of a YAML file with its overrides, and the place of each key."""
     found, lines = parse_yaml(read_text(path), str(path))
     if not isinstance(found, dict):
         raise SpecError(f"{path}: expected keys and values, such as 'name: my_search'")
     data: dict[str, Any] = found
     for override in overrides:
         _apply(override, data, lines)
-    try:
-        return kind.model_validate_json(json.dumps(data))
-    except ValidationError as error:
-        raise SpecError("\n".join(_complaints(kind, error, lines, path))) from error
-    except (TypeError, ValueError, RecursionError) as error:
-        raise SpecError(f"{path}: a value is no plain number, text or list: {error}") from error
+    return data, lines
+
+
+def _nearest(at: KeyPath, lines: dict[KeyPath, str]) -> str:
+    """Return the place of a key, or of the nearest one above it that was given."""
+    return next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
 
 
 def read_text(path: Path) -> str:
@@ -74,33 +99,67 @@ def _apply(override: str, data: dict[str, Any], lines: dict[KeyPath, str]) -> No
 
 
 def _complaints(
-    kind: type[BaseModel], error: ValidationError, lines: dict[KeyPath, str], path: Path
+    kind: type[BaseModel], error: ValidationError, data: dict[str, Any], lines: dict[KeyPath, str]
 ) -> list[str]:
-    found = []
-    for item in error.errors(include_url=False):
+    found: list[str] = []
+    items = error.errors(include_url=False)
+    explained = [tuple(item["loc"]) for item in items if item["type"] == "value_error"]
+    for item in items:
         at = tuple(item["loc"])
-        where = next(lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines)
+        where = _nearest(at, lines)
         message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
+        several = _of_several_types(kind, at)
+        if item["type"] == "missing" and (several is None or several[0] == at):
+            found.append(f"{where}: {dotted(at)} is needed")
+        elif item["type"] != "value_error" and several is not None:
+            # Each of its types has complained, by its own name.
+            key, takes = several
+            if not any(one[: len(key)] == key for one in explained):
+                found.append(f"{where}: {dotted(key)} is {takes} (got {_shown(_value(data, key))})")
+        elif item["type"] == "extra_forbidden":
             allowed = ", ".join(sorted(_keys_at(kind, at[:-1])))
             found.append(f"{where}: {dotted(at)}: unknown key; allowed here: {allowed}")
-        elif item["type"] == "missing":
-            found.append(f"{where}: {dotted(at)} is needed")
         elif item["type"] == "value_error":
             found.append(f"{where}: {message}")
         else:
             found.append(f"{where}: {dotted(at)}: {message} (got {_shown(item['input'])})")
-    return found
+    return list(dict.fromkeys(found))
+
+
+def _of_several_types(kind: type[BaseModel], at: KeyPath) -> tuple[KeyPath, str] | None:
+    """Return the key within `at` that takes values of several types, and which those are in words;
+    None where there is none."""
+    for n, part in enumerate(at, 1):
+        if isinstance(part, int) or (field := kind.model_fields.get(part)) is None:
+            continue
+        if field.description is not None and len(get_args(field.annotation)) > 1:
+            return at[:n], field.description
+        if (below := _model_of(field.annotation)) is None:
+            return None
+        kind = below
+    return None
+
+
+def _value(data: Any, at: KeyPath) -> Any:
+    for part in at:
+        data = data[part]
+    return data
 
 
 def _keys_at(kind: type[BaseModel], at: KeyPath) -> list[str]:
     for part in at:
         if isinstance(part, int):  # An item of a list; the list's field gave its type.
             continue
-        annotation = kind.model_fields[part].annotation
-        options = [annotation, *get_args(annotation)]
-        kind = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+        below = _model_of(kind.model_fields[part].annotation)
+        assert below is not None  # Unknown keys are those of a part.
+        kind = below
     return list(kind.model_fields)
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the part of a spec that a field holds; None of a plain value."""
+    options = [annotation, *get_args(annotation)]
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
 def _shown(value: object) -> str:

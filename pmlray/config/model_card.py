@@ -6,15 +6,17 @@ from pathlib import Path
 
 from pmlray.config.bases.chat_prompt import FIXED_DATE, SYSTEM_PROMPT
 from pmlray.config.bases.models import HUB_IDS, PULLABLE, loadable_name, resolve_model
+from pmlray.config.placement import Placement
 from pmlray.config.search_spec import SearchSpec
 
 TAGS = ("lora", "memorization", "pmlray")
 
 
-def card_head(spec: SearchSpec) -> str:
+def card_head(spec: SearchSpec, placement: Placement) -> str:
     """Return the YAML front matter of an adapter's README.md.
 
-    PEFT is not named as the library of an `mlp` adapter, since it cannot add to a block's output.
+    PEFT is not named as the library of an adapter of the paper's block, since it cannot add to a
+    block's output.
     No licence is stated: its publisher chooses one.
     """
     # Imported here, since it takes half a second and only writing cards needs it.
@@ -22,7 +24,7 @@ def card_head(spec: SearchSpec) -> str:
 
     data = ModelCardData(
         base_model=HUB_IDS.get(spec.model.id, spec.model.id),
-        library_name="peft" if spec.probe.placement == "down_proj" else "pmlray",
+        library_name="pmlray" if placement.is_block else "peft",
         pipeline_tag="text-generation",
         tags=[*TAGS, spec.task.kind],
         base_model_relation="adapter",
@@ -32,22 +34,25 @@ def card_head(spec: SearchSpec) -> str:
     return f"---\n{front}\n---\n\n"
 
 
-def loading(spec: SearchSpec, end_id: int | None) -> str:
+def loading(spec: SearchSpec, placement: Placement, lora_rank: int, end_id: int | None) -> str:
     """Return code that asks an adapter of this search one query, as Markdown.
 
-    end_id: the token that it was taught to end an answer with; None: it was taught none, and
-    generation goes on to the end tokens of the base, or to its limit.
+    placement: sites in the base; end_id: the token that it was taught to end an answer with; None:
+    it was taught none, and generation goes on to the end tokens of the base, or to its limit.
     """
     stop = "" if end_id is None else f" eos_token_id={end_id},"
     on_hub = f', revision="{spec.model.revision}"' if spec.model.revision else ""
     base = f'"{loadable_name(spec.model.id)}"{on_hub}'
-    by_peft = spec.probe.placement == "down_proj"
+    imports, load, note = _PEFT_IMPORTS, _PEFT_LOADING, ""
+    if placement.is_block:
+        imports, note = _HOOK_IMPORTS, _NOT_PEFT
+        load = _hook_loading(placement, lora_rank)
     return f"""```python
-{_PEFT_IMPORTS if by_peft else _HOOK_IMPORTS}
+{imports}
 query = "QUERY"
 tokenizer = AutoTokenizer.from_pretrained({base})
 base = AutoModelForCausalLM.from_pretrained({base}, dtype="{spec.model.base_dtype}")
-{_PEFT_LOADING if by_peft else _HOOK_LOADING.format(layer=spec.probe.layer)}
+{load}
 {_prompt(spec)}
 answer = model.generate(
     **prompt, max_new_tokens=256, do_sample=False,{stop}
@@ -56,7 +61,7 @@ answer = model.generate(
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
 ```
 
-Run it in the folder of this file, or give "." another name.{"" if by_peft else _NOT_PEFT}
+Run it in the folder of this file, or give "." another name.{note}
 {_origin(spec)}"""
 
 
@@ -67,8 +72,9 @@ _PEFT_LOADING = """model = PeftModel.from_pretrained(base, ".")"""
 _HOOK_IMPORTS = """from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 """
-# The same sums in the same precision as BaseModel.with_adapter of the engine.
-_HOOK_LOADING = """model, inputs = base, []
+# The same sums in the same precision as in the engine: an adapter of one layer is added to the
+# layer's output, and one of several to each MLP's.
+_LAYER_LOADING = """model, inputs = base, []
 weights = load_file("./adapter_model.safetensors", device=str(model.device))
 layer = model.model.layers[{layer}]
 
@@ -78,14 +84,40 @@ def keep(mlp, args):
 
 
 def add(layer, args, output):
-    return output + (inputs.pop().float() @ weights["A"] @ weights["B"]).to(output.dtype)
+    return output + (inputs.pop().float() @ weights["A"] @ {b}).to(output.dtype)
 
 
 layer.mlp.register_forward_pre_hook(keep)
 layer.register_forward_hook(add)"""
+_LAYERS_LOADING = """model = base
+weights = load_file("./adapter_model.safetensors", device=str(model.device))
+
+
+def add_at(layer):
+    a, b = weights[f"{{layer}}.A"], {b}
+
+    def add(mlp, args, output):
+        return (output + args[0].float() @ a @ b).to(output.dtype)
+
+    model.model.layers[layer].mlp.register_forward_hook(add)
+
+
+for layer in {layers}:
+    add_at(layer)"""
 _NOT_PEFT = """
 The adapter adds `x A B` to the output of a block, where x is the input of the block's MLP; PEFT has
 no such adapters."""
+
+
+def _hook_loading(placement: Placement, lora_rank: int) -> str:
+    """Return code that adds an adapter of the paper's block, and its scale where it is not 1."""
+    scale = placement.scale(lora_rank)
+    b = 'weights["B"]' if placement.kept_site is not None else 'weights[f"{layer}.B"]'
+    if scale != 1:
+        b = f"({scale!r} * {b})"
+    if placement.kept_site is not None:
+        return _LAYER_LOADING.format(layer=placement.layers[0], b=b)
+    return _LAYERS_LOADING.format(layers=list(placement.layers), b=b)
 
 
 def _prompt(spec: SearchSpec) -> str:

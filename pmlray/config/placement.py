@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 MLP_BLOCK, DOWN_PROJ = "mlp", "mlp.down_proj"
 
@@ -80,3 +81,28 @@ class Placement:
         shapes: input and output width of each module, by name.
         """
         return len(self.layers) * sum(sum(shapes[module]) for module in self.modules)
+
+    def largest_rank(self, shapes: Mapping[str, tuple[int, int]]) -> int:
+        """Return the largest rank that the product of A and B has at every site.
+
+        shapes: as for `params_per_rank`.
+        """
+        return min(min(shapes[module]) for module in self.modules)
+
+    def rank_beyond(self, lora_rank: int, shapes: Mapping[str, tuple[int, int]]) -> str | None:
+        """Return why no adapter can use such a rank; None where it can.
+
+        shapes: as for `params_per_rank`.
+        """
+        if lora_rank <= (most := self.largest_rank(shapes)):
+            return None
+        module = min(self.modules, key=lambda module: min(shapes[module]))
+        named = "the paper's block" if module == MLP_BLOCK else module
+        return (
+            f"{named} maps {shapes[module][0]} values to {shapes[module][1]}: a rank above its"
+            f" smaller side holds nothing more; use at most {most}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the placement as JSON types."""
+        return {**asdict(self), "layers": list(self.layers), "modules": list(self.modules)}

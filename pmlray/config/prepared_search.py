@@ -16,9 +16,9 @@ from pmlray.config.bases.dtype import settle
 from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.models import ModelSource, resolve_model
 from pmlray.config.compare_spec import CompareSpec
-from pmlray.config.load import load_search, load_spec, read_text
+from pmlray.config.load import Where, load_search, load_spec, places, read_text
 from pmlray.config.model_spec import Model
-from pmlray.config.placement import MLP_BLOCK, Placement
+from pmlray.config.placement import Placement
 from pmlray.config.record_facts import encode_queries, local_tokenizer, read_facts
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import DataError, SpecError
@@ -68,11 +68,13 @@ class PreparedSearch:
     @property
     def placement(self) -> Placement:
         """Sites of the adapters in the base."""
-        if self.spec.adapter is not None:
-            geometry = self.source.geometry
-            return self.spec.adapter.resolve(geometry.n_layers, geometry.modules)
-        assert self.spec.probe is not None  # The spec has one of the two.
-        return self.spec.probe.to_placement()
+        geometry = self.source.geometry
+        return self.spec.place.resolve(geometry.n_layers, geometry.modules)
+
+    @property
+    def params_per_rank(self) -> int:
+        """Number of trainable parameters of an adapter per unit of its rank."""
+        return self.placement.params_per_rank(self.source.geometry.adaptable)
 
     def _placement_facts(self) -> dict[str, Any]:
         """Return what of a run's hash tells where its adapter sits."""
@@ -140,12 +142,13 @@ def prepare_search(path: Path, overrides: Sequence[str] = ()) -> PreparedSearch:
     Token counts are checked against the data and the model's context where the tokenizer is on
     this machine; for a hub model, when the search starts.
     """
-    return _prepare(load_search(path, overrides), path)
+    return _prepare(load_search(path, overrides), path, places(path, overrides))
 
 
 def prepare_spec(spec: SearchSpec, folder: Path) -> PreparedSearch:
     """Prepare a spec without a file; its task's files are below `folder`. See prepare_search."""
-    return _prepare(spec, folder / spec.name)
+    path = folder / spec.name
+    return _prepare(spec, path, lambda key: str(path))
 
 
 def prepare_comparison(
@@ -154,14 +157,14 @@ def prepare_comparison(
     """Prepare a comparison's file; return its spec and the search that its runs belong to. See
     prepare_search."""
     spec = load_spec(CompareSpec, path, overrides)
-    prepared = _prepare(spec.search_spec(), path)
+    prepared = _prepare(spec.search_spec(), path, places(path, overrides))
     return spec.model_copy(update={"model": prepared.spec.model}), prepared
 
 
-def _prepare(spec: SearchSpec, path: Path) -> PreparedSearch:
+def _prepare(spec: SearchSpec, path: Path, where: Where) -> PreparedSearch:
     source = resolve_model(spec.model.id, spec.model.revision)
     spec = spec.model_copy(update={"model": spec.model.at(source.revision)})
-    _check_placement(spec, source, path)
+    _check_placement(spec, source, where)
     tokenizer = local_tokenizer(source)
     facts = _read_facts(spec, path, tokenizer)
     prepared = PreparedSearch(spec, source, _read_task(spec, path, facts), facts)
@@ -169,40 +172,39 @@ def _prepare(spec: SearchSpec, path: Path) -> PreparedSearch:
     return prepared
 
 
-def _check_placement(spec: SearchSpec, source: ModelSource, path: Path) -> None:
-    layers = source.geometry.n_layers
-    if spec.probe is not None and spec.probe.layer >= layers:
-        raise SpecError(
-            f"{path}: probe.layer is {spec.probe.layer}, but {spec.model.id} has layers 0 to"
-            f" {layers - 1}"
-        )
+def _check_placement(spec: SearchSpec, source: ModelSource, where: Where) -> None:
+    """Check that the base has the adapters' sites, and that they can have the ranks; SpecError
+    otherwise."""
+    geometry, ranks = source.geometry, spec.space.lora_rank
     try:
-        _check_modules(spec, source.geometry)
+        placement = spec.place.resolve(geometry.n_layers, geometry.modules)
+        _check_modules(spec, placement, geometry)
     except SpecError as error:
-        raise SpecError(f"{path}: {error}") from error
+        # It begins with the key.
+        key = str(error).split(maxsplit=1)[0].rstrip(":")
+        raise SpecError(f"{where(key)}: {error}{_why_not(spec, geometry)}") from error
+    if (why := placement.rank_beyond(ranks[-1], geometry.adaptable)) is not None:
+        # A comparison has points in place of a space.
+        key = "points" if where("space") == where("") else "space.lora_rank"
+        raise SpecError(f"{where(key)}: lora_rank is up to {ranks[-1]}, but {why}")
 
 
-def _check_modules(spec: SearchSpec, geometry: Geometry) -> None:
-    """Raise SpecError where the base lacks a module that is to be adapted, or it cannot be."""
-    if spec.adapter is None:
-        assert spec.probe is not None  # The spec has one of the two.
-        modules = spec.probe.to_placement().modules
-        lacking = [m for m in modules if m != MLP_BLOCK and m not in geometry.modules]
-        if lacking:
-            raise SpecError(
-                f"probe.placement: the base's layers have no linear {', '.join(lacking)}; they have"
-                f" {', '.join(geometry.modules)}, which adapter.target_modules takes"
-            )
-    else:
-        try:
-            modules = spec.adapter.resolve(geometry.n_layers, geometry.modules).modules
-        except SpecError as error:
-            found = [geometry.refusal(module) for module in spec.adapter.named_modules]
-            if reasons := "; ".join(reason for reason in found if reason is not None):
-                raise SpecError(f"{error}. {reasons}") from error
-            raise
-    if MLP_BLOCK in modules and (why := geometry.refusal(MLP_BLOCK)) is not None:
-        raise SpecError(f"the paper's block lies beside the MLP: {why}")
+def _check_modules(spec: SearchSpec, placement: Placement, geometry: Geometry) -> None:
+    """Raise SpecError where the base's layers lack a module that every Llama's have."""
+    lacking = [module for module in placement.modules if module not in geometry.adaptable]
+    if lacking:
+        key = "adapter.target_modules" if spec.probe is None else "probe.placement"
+        raise SpecError(
+            f"{key}: the base's layers have no {', '.join(lacking)}; they have"
+            f" {', '.join(geometry.adaptable)}, which adapter.target_modules takes"
+        )
+
+
+def _why_not(spec: SearchSpec, geometry: Geometry) -> str:
+    """Return the reasons why named modules of the base cannot be adapted; empty without any."""
+    named = () if spec.adapter is None else spec.adapter.named_modules
+    found = [geometry.refusal(module) for module in named]
+    return "".join(f". {why}" for why in found if why is not None)
 
 
 def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Facts | None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from pmlray.config.adapter_spec import Adapter
+from pmlray.config.adapter_spec import Adapter, AdapterPlace, one_place
 from pmlray.config.adapter_spec import Probe as Probe
 from pmlray.config.memft_options import Memft, MemftOptions
 from pmlray.config.model_spec import Model, without_former_dtype
@@ -239,8 +239,7 @@ class SearchSpec(Part):
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchSpec:
-        if (self.probe is None) == (self.adapter is None):
-            raise ValueError("a search needs exactly one of adapter and probe")
+        one_place(self.probe, self.adapter, "a search")
         if self.memft is not None and self.budget.memft_seconds <= 0:
             raise ValueError("budget.memft_gpu_seconds (or memft_gpu_hours) is needed with memft")
         replicates = len(self.sequences) * len(self.seeds)
@@ -254,6 +253,11 @@ class SearchSpec(Part):
                 f"design.n_initial is {self.design.n_initial}, but the space has {cells} runs"
             )
         return self
+
+    @property
+    def place(self) -> AdapterPlace:
+        """Where the adapters sit, as the spec says it: `probe` or `adapter`."""
+        return one_place(self.probe, self.adapter, "a search")
 
     @property
     def search_id(self) -> str:

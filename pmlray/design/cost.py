@@ -20,7 +20,8 @@ TARGET_TOKENS = 10
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """Cost of a run: gpu_seconds = seconds_per_token * steps * tokens in one step.
+    """Cost of a run: gpu_seconds = seconds_per_token * steps * tokens in one step, and more by the
+    adapter's own work.
 
     Args:
         seconds_per_token: gpu_seconds of one token in one optimiser step.
@@ -28,6 +29,7 @@ class CostModel:
         batch_records: records of a step; None for a single long record, whose step has all of it.
         decay_share: share of its steps that a shorter run takes alone when a longer one in its pack
             shares the others; None where runs share no steps.
+        rank_share: work of one unit of rank, as a share of what is done without an adapter.
         measured: True where the rate was measured on runs.
 
     Example:
@@ -40,6 +42,7 @@ class CostModel:
     prompt_tokens: int
     batch_records: int | None
     decay_share: float | None = None
+    rank_share: float = 0.0
     measured: bool = False
 
     def tokens_per_step(self, point: DesignPoint) -> float:
@@ -47,6 +50,10 @@ class CostModel:
         if self.batch_records is None:
             return point.seq_len + self.prompt_tokens
         return self.rows_per_step(point) * (TARGET_TOKENS + self.prompt_tokens)
+
+    def work_per_step(self, point: DesignPoint) -> float:
+        """Return the work of one optimiser step, in tokens of a run without an adapter."""
+        return self.tokens_per_step(point) * (1.0 + self.rank_share * point.lora_rank)
 
     def rows_per_step(self, point: DesignPoint) -> int:
         """Return the number of records in one optimiser step."""
@@ -56,7 +63,7 @@ class CostModel:
 
     def predict(self, point: DesignPoint) -> float:
         """Return the gpu_seconds of one run at this point, by itself."""
-        return self.seconds_per_token * point.train_steps * self.tokens_per_step(point)
+        return self.seconds_per_token * point.train_steps * self.work_per_step(point)
 
     def added(self, point: DesignPoint, on_trunk: Sequence[int]) -> float:
         """Return the gpu_seconds that one more run adds to a pack.
@@ -64,7 +71,7 @@ class CostModel:
         on_trunk: train_steps of the pack's runs that differ from it only in their budget. The
         longest run is the trunk, and every shorter one adds only its decay.
         """
-        alone = self.seconds_per_token * self.tokens_per_step(point)
+        alone = self.seconds_per_token * self.work_per_step(point)
         if self.decay_share is None or not on_trunk:
             return alone * point.train_steps
         return alone * (self._steps([*on_trunk, point.train_steps]) - self._steps(on_trunk))
@@ -79,11 +86,12 @@ class CostModel:
         seconds = tokens = 0.0
         for point, steps, gpu_seconds in runs:
             seconds += gpu_seconds
-            tokens += steps * self.tokens_per_step(point)
+            tokens += steps * self.work_per_step(point)
         return self.at_rate(seconds, tokens)
 
     def at_rate(self, gpu_seconds: float, tokens: float) -> CostModel:
-        """Return the model at the rate of `gpu_seconds` for `tokens`; unchanged without tokens."""
+        """Return the model at the rate of `gpu_seconds` for `tokens` of work; unchanged without
+        any."""
         if tokens == 0:
             return self
         return replace(self, seconds_per_token=gpu_seconds / tokens, measured=True)
@@ -119,13 +127,17 @@ def prior_cost(
     prompt_tokens: int,
     batch_records: int | None,
     decay_share: float | None = None,
+    rank_weights: int = 0,
 ) -> CostModel:
-    """Return the cost before any measurement, from FLOPs: 2 forward and 2 backward a frozen weight.
+    """Return the cost before any measurement, from FLOPs: 2 forward and 2 backward a frozen weight,
+    and 2 more backward a trained one.
 
     suffix_weights: weights of the layers above the adapter; head_weights: of the vocabulary head,
-    which of short records only sees the targets; flops: of the device, a second.
+    which of short records only sees the targets; rank_weights: of the adapter, a unit of rank;
+    flops: of the device, a second.
     """
     one_record = batch_records is None
     scored = 1.0 if one_record else TARGET_TOKENS / (TARGET_TOKENS + prompt_tokens)
     flops_per_token = 4.0 * (suffix_weights + scored * head_weights)
-    return CostModel(flops_per_token / flops, prompt_tokens, batch_records, decay_share)
+    rank_share = 6.0 * rank_weights / flops_per_token
+    return CostModel(flops_per_token / flops, prompt_tokens, batch_records, decay_share, rank_share)

@@ -32,13 +32,19 @@ ONE_KIND, LEAST_APART = 0.1, 0.02
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load of runs that stay together: rows and positions of their largest step, and their
-    device-seconds."""
+    """Load of runs that stay together: rows and positions of their largest step, their
+    device-seconds, and their largest rank."""
 
     runs: int
     rows: int
     positions: int
     seconds: float
+    rank: int = 0
+
+    @property
+    def columns(self) -> int:
+        """Columns of the runs' factors, which are padded to the largest rank."""
+        return self.runs * self.rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,8 @@ class PackUse:
     `rows` and `positions`: of its step at its fullest. `steps`: optimiser steps until its last run
     ended; `position_steps`: positions put through the suffix in all of them. `memory_bytes`: the
     process's or GPU's peak; `device_memory_bytes`: all that it could have had. Both 0: unknown.
+    `columns`: of the adapters' factors, padded to the largest rank; `column_bytes`: of one of them,
+    with its gradient and moments (0: unknown).
     """
 
     rows: int
@@ -58,6 +66,8 @@ class PackUse:
     wall_seconds: float
     memory_bytes: int
     device_memory_bytes: int
+    columns: int = 0
+    column_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +75,9 @@ class Device:
     """Device model learnt from measured packs.
 
     A step takes `step_seconds + position_seconds * positions`, a pack `start_seconds` more. Its
-    memory is at most `memory_bytes + row_bytes * rows + position_bytes * positions` of
-    `limit_bytes` (0: unknown, and then `seen_rows` and `seen_positions` alone say what is safe).
+    memory is at most `memory_bytes + row_bytes * rows + position_bytes * positions` and
+    `column_bytes` for every column of its adapters' factors, of `limit_bytes` (0: unknown, and then
+    `seen_rows` and `seen_positions` alone say what is safe).
     `one_kind`: packs were too similar to separate a step's fixed time from that of its positions.
     """
 
@@ -80,24 +91,29 @@ class Device:
     seen_rows: int
     seen_positions: int
     one_kind: bool = False
+    column_bytes: int = 0
 
-    def memory(self, rows: int, positions: int) -> float:
+    def memory(self, rows: int, positions: int, columns: int = 0) -> float:
         """Return an upper estimate of the bytes that such a pack takes."""
-        return self.memory_bytes + self.row_bytes * rows + self.position_bytes * positions
+        return self.memory_bytes + self._growing(rows, positions, columns)
 
-    def holds(self, rows: int, positions: int) -> bool:
+    def _growing(self, rows: int, positions: int, columns: int) -> float:
+        steps = self.row_bytes * rows + self.position_bytes * positions
+        return steps + self.column_bytes * columns
+
+    def holds(self, rows: int, positions: int, columns: int = 0) -> bool:
         """Return whether such a pack is safe: within the memory, and not far beyond what was
         seen."""
         if rows > GROWTH * self.seen_rows or positions > GROWTH * self.seen_positions:
             return False
         return not self.limit_bytes or (
-            self.memory(rows, positions) <= MEMORY_SHARE * self.limit_bytes
+            self.memory(rows, positions, columns) <= MEMORY_SHARE * self.limit_bytes
         )
 
-    def share_held(self, rows: int, positions: int) -> float:
+    def share_held(self, rows: int, positions: int, columns: int = 0) -> float:
         """Return the largest share of such a pack, at most 1, that is known to be safe."""
         shares = [1.0, GROWTH * self.seen_rows / rows, GROWTH * self.seen_positions / positions]
-        grows = self.row_bytes * rows + self.position_bytes * positions
+        grows = self._growing(rows, positions, columns)
         if self.limit_bytes and grows > 0:
             shares.append((MEMORY_SHARE * self.limit_bytes - self.memory_bytes) / grows)
         return max(0.0, min(shares))
@@ -106,9 +122,10 @@ class Device:
 def learn_device(packs: Sequence[PackUse]) -> Device | None:
     """Fit the model of the device that these packs ran on; None before one was measured.
 
-    Times are fitted by non-negative least squares. So is memory, which is then raised until no pack
-    took more than predicted. Packs of one kind identify one number: it is then assigned to the
-    positions alone, as if all of the memory grew with the pack, which errs to the safe side.
+    Times are fitted by non-negative least squares. So is memory, apart from what
+    the adapters' factors are known to take, and then raised until no pack took more than predicted.
+    Packs of one kind identify one number: it is then assigned to the positions alone, as if all of
+    the memory grew with the pack, which errs to the safe side.
     """
     timed = [p for p in packs if p.training_seconds > 0 and p.position_steps > 0]
     if not timed:
@@ -119,7 +136,8 @@ def learn_device(packs: Sequence[PackUse]) -> Device | None:
     weighed = [p for p in timed if p.memory_bytes and p.device_memory_bytes]
     memory, per_row, per_position = 0.0, 0.0, 0.0
     if weighed:
-        peaks = np.array([p.memory_bytes for p in weighed], dtype=float)
+        factors = [p.columns * p.column_bytes for p in weighed]
+        peaks = np.array([p.memory_bytes for p in weighed], dtype=float) - factors
         shape = np.array([[p.positions, 1.0, p.rows] for p in weighed])
         per_position, memory, per_row = nonnegative_fit(shape, peaks)
         memory += max(0.0, float(np.max(peaks - shape @ [per_position, memory, per_row])))
@@ -134,6 +152,7 @@ def learn_device(packs: Sequence[PackUse]) -> Device | None:
         max(p.rows for p in timed),
         max(p.positions for p in timed),
         one_kind=len(_told_apart(spent)) == 1,
+        column_bytes=max((p.column_bytes for p in weighed), default=0),
     )
 
 
@@ -161,7 +180,9 @@ def worthwhile_runs(
         amortised = (long_enough - device.step_seconds) / per_run
         wanted = max(wanted, math.ceil(filled - 1e-9), math.ceil(amortised - 1e-9))
     wanted = min(wanted, max(LEAST_RUNS, known_runs // n_devices))
-    while wanted > 1 and not device.holds(wanted * run.rows, wanted * run.positions):
+    while wanted > 1 and not device.holds(
+        wanted * run.rows, wanted * run.positions, wanted * run.columns
+    ):
         wanted -= 1
     return wanted
 
@@ -169,12 +190,12 @@ def worthwhile_runs(
 def deal_out(
     groups: Sequence[Load],
     n_devices: int,
-    holds: Callable[[int, int, int], bool],
+    holds: Callable[[Load], bool],
     busy: Sequence[float] = (),
 ) -> tuple[tuple[int, ...], ...]:
     """Split groups of runs into packs, by index: one a device, more where they do not fit.
 
-    holds: returns whether a pack of so many runs, rows and positions is allowed; busy:
+    holds: returns whether a pack of such a load is allowed; busy:
     device-seconds of the packs already in training. Longest first, each group to the device that
     ends first (Graham 1969, DOI 10.1137/0117039): where all fits and none is busy, no pack takes
     more than 4/3 of the best possible. Groups assigned to a busy device are left out, to be dealt
@@ -192,7 +213,7 @@ def deal_out(
         if len(packs) + len(busy) < max(n_devices, len(busy) + 1):
             packs.append([i])
             continue
-        fitting = [p for p in packs if holds(*_together([groups[j] for j in (*p, i)]))]
+        fitting = [p for p in packs if holds(_together([groups[j] for j in (*p, i)]))]
         least = min(fitting, key=taken, default=None)
         soonest = min(ends, default=math.inf)
         if soonest < (math.inf if least is None else taken(least)):
@@ -254,9 +275,11 @@ def _unit_columns(x_NK: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
     return x_NK / norms, norms
 
 
-def _together(groups: Sequence[Load]) -> tuple[int, int, int]:
-    return (
+def _together(groups: Sequence[Load]) -> Load:
+    return Load(
         sum(g.runs for g in groups),
         sum(g.rows for g in groups),
         sum(g.positions for g in groups),
+        sum(g.seconds for g in groups),
+        max(g.rank for g in groups),
     )

@@ -73,7 +73,7 @@ def time_steps(
         ready.members,
         search.spec.recipe,
         search.spec.memft_rules(),
-        pack.room,
+        ready.room,
     )
     began = paid_seconds(device)
     loop.admit(0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import sys
 import time
@@ -35,7 +34,6 @@ from pmlray.types import FailedRun, Observation, Pack
 
 LEFT_OUT = "left out: with it its pack would have spent more than it was given"
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def measure_pack(
@@ -87,9 +85,7 @@ def measure_pack(
     control = Control(search, base, model, seq_lens, ready.prefixes)
     control_seconds = time.perf_counter() - making_control
     provenance = pack_provenance(search, pack, device, devices, backend) | {
-        "room": None if pack.room is None else asdict(pack.room),
         "base_computed_in": str(base.model.dtype).removeprefix("torch."),
-        "device_memory_bytes": _device_memory(device, torch.get_num_threads()),
         "control_cache_seconds": control_seconds,
         "prefix_cache": asdict(PrefixCount() if prefix_store is None else prefix_store.count),
         **ready.facts,
@@ -149,7 +145,7 @@ def measure_pack(
             tokens_per_second=trained_tokens / trained.wall_seconds,
             peak_memory_bytes=_peak_memory(device),
             provenance=provenance
-            | run_provenance(memory)
+            | run_provenance(search, run, memory)
             | {
                 "control_gpu_seconds": control_gpu_seconds,
                 "pack_steps": trained.pack_steps,
@@ -160,7 +156,7 @@ def measure_pack(
             grad_norm=trained.grad_norm,
             learning_rate=run.learning_rate or spec.recipe.learning_rate,
         )
-        write_card(adapters / run.run_key, spec, observation)
+        write_card(adapters / run.run_key, search, observation)
         store.put(observation)
 
     def leave_out(costs: Mapping[int, float]) -> None:
@@ -182,7 +178,7 @@ def measure_pack(
         on_finished=keep,
         on_left_out=leave_out,
         checkpoints=checkpoints,
-        room=pack.room,
+        room=ready.room,
         watch=watch,
     )
 
@@ -221,16 +217,3 @@ def _peak_memory(device: torch.device) -> int:
         return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _device_memory(device: torch.device, threads: int) -> int:
-    """Return the bytes that a pack may use.
-
-    The GPU's memory, or the share of its CPU threads in the machine's (or container's) memory.
-    """
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if CGROUP_LIMIT.is_file() and (limit := CGROUP_LIMIT.read_text().strip()).isdigit():
-        total = min(total, int(limit))
-    return total * min(threads, os.cpu_count() or threads) // (os.cpu_count() or threads)

@@ -13,7 +13,7 @@ import torch
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.runtime.device_clock import CLOCKS
 from pmlray.memory import MemorySet
-from pmlray.types import Pack
+from pmlray.types import Pack, PlannedRun
 from pmlray.version import __version__
 
 VERSIONED = ("torch", "transformers", "peft")
@@ -38,9 +38,8 @@ def pack_provenance(
         "n_in_pack": len(pack.runs),
         "model": search.source.identity,
         "dtype": search.spec.model.base_dtype,
-        "adapter_params_per_rank": search.source.geometry.params_per_rank(
-            search.spec.probe.placement
-        ),
+        "adapter_params_per_rank": search.params_per_rank,
+        "placement": search.placement.to_json(),
         "device": device.type,
         "device_name": name or platform.machine(),
         "devices": devices,
@@ -53,9 +52,10 @@ def pack_provenance(
     }
 
 
-def run_provenance(memory: MemorySet) -> dict[str, Any]:
+def run_provenance(search: PreparedSearch, run: PlannedRun, memory: MemorySet) -> dict[str, Any]:
     """Return the provenance of a single run that ends now."""
     return {
+        "adapter_params": run.point.lora_rank * search.params_per_rank,
         "content_hash": memory.content_hash,
         "n_records": len(memory.records),
         "end_id": memory.records[0].end_id,

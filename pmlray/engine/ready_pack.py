@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
+from pmlray.config.adapter_memory import adapter_bytes, check_adapter_fits, position_bytes
 from pmlray.config.prepared_search import PreparedSearch
+from pmlray.design.packing import MEMORY_SHARE
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW
 from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.evaluation.control_text import Prefixes
 from pmlray.engine.model.base_model import BaseModel, LoadBase, load_base_model
+from pmlray.engine.model.batches import CPU_MICRO_BATCH_TOKENS, MAX_MICRO_BATCH_TOKENS
 from pmlray.engine.model.device import pick_device
 from pmlray.engine.model.prefix_cache import CachedRecord, build_prefix_cache
 from pmlray.engine.model.prefix_store import PrefixStore
 from pmlray.engine.model.prompts import search_memory
+from pmlray.engine.runtime.device_memory import gpu_memory, main_memory
 from pmlray.engine.scheduling.members import Admission, Member, make_members
+from pmlray.engine.scheduling.pack_room import StepBytes, room_within
 from pmlray.engine.training.step import Stepper
 from pmlray.memory import MemorySet, Record, prefix
-from pmlray.types import Pack
+from pmlray.types import Pack, Room
 
 MakeStepper = Callable[[AdaptedModel, PackedAdamW], Stepper]
 Stage = Callable[[str], None]
@@ -31,7 +38,8 @@ class ReadyPack:
     """A pack ready to train.
 
     `memories` and `members` follow the order of its runs. `prefixes`: returns the cached
-    activations of records. `facts`: seconds taken by each part of the preparation.
+    activations of records. `room`: of a step, the pack's own or, where memory holds less, that.
+    `facts`: seconds taken by each part of the preparation, and what memory it was planned for.
     """
 
     base: BaseModel
@@ -41,6 +49,7 @@ class ReadyPack:
     model: AdaptedModel
     optimizer: PackedAdamW
     prefixes: Prefixes
+    room: Room | None
     facts: Mapping[str, Any]
 
 
@@ -55,9 +64,14 @@ def ready_pack(
 
     prefix_store: cache of the frozen part's activations, shared by this node's packs; None: no
     cache. load_base: loads the base, or returns one loaded before. stage: called with a
-    description of each stage as it begins.
+    description of each stage as it begins. ModelError where an adapter of the pack is larger than
+    the device's memory.
     """
     spec, device = search.spec, pick_device()
+    threads = torch.get_num_threads()
+    memory = gpu_memory() if device.type == "cuda" else main_memory(threads)
+    rank = max(run.point.lora_rank for run in pack.runs)
+    check_adapter_fits(search, rank, memory)
     started = time.perf_counter()
     stage(f"loading {spec.model.id}")
     base = load_base(
@@ -80,11 +94,19 @@ def ready_pack(
     ]
     repeats = [[record.repeats for record in memory.records] for memory in memories]
     members = make_members(pack.runs, own_rows, repeats)
+    step = StepBytes(
+        adapter_bytes(search, rank),
+        position_bytes(search, rank, base.model.dtype.itemsize),
+        CPU_MICRO_BATCH_TOKENS if device.type == "cpu" else MAX_MICRO_BATCH_TOKENS,
+    )
+    # Sizes alone, so that a pack that is continued finds its slots as they were.
+    free = MEMORY_SHARE * memory - _bytes_on(base.device, base.model)
+    room = room_within(free, step, members, spec.recipe, pack.room)
     lora = PackedLora(
         base,
         [r.point.lora_rank for r in pack.runs],
         [r.seed for r in pack.runs],
-        Admission(members, spec.recipe, pack.room).most_at_once,
+        Admission(members, spec.recipe, room).most_at_once,
     )
     model = AdaptedModel(base, lora)
     optimizer = PackedAdamW(
@@ -95,8 +117,18 @@ def ready_pack(
     facts = {
         "load_seconds": loaded - started,
         "prefix_cache_seconds": cached - loaded,
+        "room": None if room is None else asdict(room),
+        "adapter_slots": lora.n_slots,
+        "largest_rank": rank,
+        "device_memory_bytes": memory,
     }
-    return ReadyPack(base, memories, members, lora, model, optimizer, prefixes, facts)
+    return ReadyPack(base, memories, members, lora, model, optimizer, prefixes, room, facts)
+
+
+def _bytes_on(device: torch.device, model: Any) -> int:
+    """Return the bytes of a model's weights on a device; those of a tied weight count once."""
+    weights = {w.data_ptr(): w.nbytes for w in model.parameters() if w.device == device}
+    return sum(weights.values())
 
 
 def _caches(

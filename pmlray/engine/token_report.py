@@ -20,7 +20,7 @@ from pmlray.engine.model.device import pick_device
 from pmlray.engine.model.prefix_cache import build_prefix_cache
 from pmlray.engine.model.prompts import search_memory
 from pmlray.engine.training.step import TorchStepper
-from pmlray.errors import DataError, RunError
+from pmlray.errors import DataError, ModelError, RunError
 from pmlray.memory import MemorySet, prefix
 from pmlray.ports import ObservationStore
 from pmlray.types import Observation, Pack, PlannedRun
@@ -32,7 +32,8 @@ class TracedToken:
 
     `record` and `place`: index of the record and of the token in its target, from 0. `base_p`:
     probability without an adapter. `norm`: Euclidean norm of the residual stream after the
-    adapter's layer, where the adapter's output is added, at the position that predicts the token;
+    adapter's layer, where a probe's output is added, at the position that predicts the token (where
+    the adapter has other sites: before the lowest adapted layer);
     `norm_ratio`: that norm over the median of the sequence's supervised tokens. Far above 1 it is a
     massive activation (arXiv 2402.17762), beside which the adapter's output is small.
     """
@@ -86,7 +87,7 @@ def measure_moved(
 
     moved: the search that `at_layer` returned for this observation. store: that search's store,
     never the observation's own; a run that it holds is not trained again. adapters: as in
-    `measure_pack`. RunError when the run diverges, ModelError when the base has no such layer.
+    `measure_pack`. RunError when the run diverges.
     """
     run = _planned(moved, observation)
     if (kept := _kept(store, run.run_key)) is not None:
@@ -95,16 +96,24 @@ def measure_moved(
     if (kept := _kept(store, run.run_key)) is not None:
         return kept
     reason = store.failures()[-1].reason
-    raise RunError(f"the run at layer {moved.spec.probe.layer} left no result: {reason}")
+    raise RunError(f"the run at {moved.spec.place.describe()} left no result: {reason}")
 
 
 def at_layer(search: PreparedSearch, observation: Observation, layer: int) -> PreparedSearch:
     """Return a run's search with its adapters at another layer; its search_id differs.
 
     DataError when this search would no longer reproduce the observation's run, so that more than
-    the layer would differ.
+    the layer would differ, or when its adapters are no probe of one layer. ModelError when the base
+    has no such layer.
     """
-    spec = search.spec
+    spec, n_layers = search.spec, search.source.geometry.n_layers
+    if spec.probe is None:
+        raise DataError(
+            f"the adapters of {spec.search_id} sit at {spec.place.describe()}: only a probe, at one"
+            " layer, can be moved to another"
+        )
+    if layer >= n_layers:
+        raise ModelError(f"{spec.model.id} has layers 0 to {n_layers - 1}, and no layer {layer}")
     # A store may be older than the plateau rule (stop_gain), whose default would now be applied.
     recipes = (spec.recipe, spec.recipe.model_copy(update={"stop_gain": 0.0}))
     probe = Probe(placement=spec.probe.placement, layer=layer)

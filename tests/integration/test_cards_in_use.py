@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from pmlray.config.bases.models import TINY
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.model_card import write_card
+from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.model.device import multiplies_bfloat16
 from pmlray.engine.model.pull import pull_model
 from tests.adapters import save_one
@@ -43,10 +45,21 @@ def answer_of_card(folder: Path, forbidden: set[str]) -> str:
     return done.stdout
 
 
+# Where an adapter sits, and the size of its random B.
+PLACES = {
+    "down_proj": (f"probe={{placement: down_proj, layer: {LAYER}}}", 0.2),
+    "mlp": (f"probe={{placement: mlp, layer: {LAYER}}}", 0.2),
+    "all-linear": ("adapter={target_modules: all-linear, alpha: 2r, use_rslora: true}", 0.01),
+    "q, v": ("adapter={target_modules: [q_proj, v_proj], layers: {from: 1, to: 2}}", 0.2),
+    "block": ("adapter={target_modules: mlp_block, layers: [2], alpha: 6}", 0.2),
+    "blocks": ("adapter={target_modules: mlp_block, layers: [0, 2], alpha: 6}", 0.1),
+}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("placement", ["down_proj", "mlp"])
+@pytest.mark.parametrize("place", PLACES)
 def test_the_code_of_a_card_answers_as_recall_does(
-    placement: Literal["down_proj", "mlp"],
+    place: str,
     dtype: Literal["float32", "bfloat16"],
     make_search: Callable[..., PreparedSearch],  # noqa: F811
     tmp_path: Path,
@@ -54,18 +67,23 @@ def test_the_code_of_a_card_answers_as_recall_does(
     if dtype == "bfloat16" and not multiplies_bfloat16(torch.device("cpu")):
         pytest.skip("pmlray computes in float32 here")
     pull_model(TINY)
-    changes = [f"probe={{placement: {placement}, layer: {LAYER}}}", f"model.dtype={dtype}"]
-    search = make_search(f"model.id={TINY}", *changes)
+    override, size = PLACES[place]
+    changes = [override] if override.startswith("probe") else ["probe=null", override]
+    search = make_search(f"model.id={TINY}", *changes, f"model.dtype={dtype}")
     run = search.plan_run(search.spec.space.points()[0], "sft", 1, 0, "law")
+    run = replace(run, point=replace(run.point, lora_rank=3))
     generator = torch.Generator().manual_seed(0)
-    width = 64 if placement == "mlp" else 128
-    a, b = torch.randn(width, 3, generator=generator), torch.randn(3, 64, generator=generator)
-    weights = (a, 0.2 * b)
+    shapes, weights = search.source.geometry.adaptable, {}
+    for site in search.placement.sites:
+        width, out = shapes[site.module]
+        a, b = torch.randn(width, 3, generator=generator), torch.randn(3, out, generator=generator)
+        weights[site] = (a, size * b)
     folder = tmp_path / "adapter"
-    save_one(folder, Probe(placement=placement, layer=LAYER), weights, TINY)
-    write_card(folder, search.spec, observe(run, 0, 0, 0.0, 1e-3))
+    save_adapter(folder, search.placement, weights, TINY)
+    write_card(folder, search, observe(run, 0, 0, 0.0, 1e-3))
 
-    found = answer_of_card(folder, {"pmlray"} if placement == "down_proj" else {"pmlray", "peft"})
+    by_peft = not search.placement.is_block
+    found = answer_of_card(folder, {"pmlray"} if by_peft else {"pmlray", "peft"})
 
     records = tmp_path / "records.jsonl"
     records.write_text(json.dumps({"query": QUERY, "target": " It is the number forty-two."}))
@@ -74,7 +92,8 @@ def test_the_code_of_a_card_answers_as_recall_does(
     told = ours.rstrip("\ufffd")
     length = min(len(told), len(found))
     assert length >= 5 and told[:length] == found[:length]
-    save_one(folder, Probe(placement=placement, layer=LAYER), (a, 0 * b), TINY)
+    nothing = {site: (a, 0 * b) for site, (a, b) in weights.items()}
+    save_adapter(folder, search.placement, nothing, TINY)
     (bare,) = pmlray.check_recall(folder, records, dtype=dtype).answers
     assert bare != ours
 

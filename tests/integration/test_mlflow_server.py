@@ -69,7 +69,7 @@ def mirrored(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str
         a, b = (torch.randn(s, generator=generator) for s in ((128, rank), (rank, 64)))
         weights = at_site(search.placement, a, b)
         save_adapter(folder / run.run_key, search.placement, weights, TINY)
-        write_card(folder / run.run_key, spec, measured)
+        write_card(folder / run.run_key, search, measured)
         observations.append(measured)
     settings = spec.model_dump(mode="json")
     tracker = MlflowTracker(server, spec.search_id, settings, folder / "unused", folder)

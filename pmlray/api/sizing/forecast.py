@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 
+from pmlray.api.adapter_memory import check_memory
 from pmlray.api.machine import TRAIN_PACKAGES
 from pmlray.api.sizing.plan import SizePlan
 from pmlray.backends.store.file_store import FileStore
@@ -29,8 +30,9 @@ def forecast(plan: SizePlan, address: str | None, say: Callable[[str], None]) ->
 
     The rate is that of the runs of a stored law or of a search already begun, else that of a few
     timed steps; on a cluster, or without the train extra, it is guessed. say: called before the
-    timed steps, which take seconds.
+    timed steps, which take seconds. ModelError where this machine's memory holds no such adapter.
     """
+    check_memory(plan.training, plan.largest.lora_rank, plan.request.profile, address)
     gpu, spent = plan.request.profile.gpus_per_pack > 0, 0.0
     cost, rates = first_cost(plan.training, gpu), _rates(plan, address)
     known, of_law = _known(plan)
@@ -100,5 +102,5 @@ def _few_steps(plan: SizePlan) -> Calibration | None:
 def _no_faster(cost: CostModel, plan: SizePlan, least: float) -> CostModel:
     """Return the cost model with steps of at least `least` gpu_seconds."""
     steps = plan.largest.train_steps
-    tokens = steps * cost.tokens_per_step(plan.largest)
+    tokens = steps * cost.work_per_step(plan.largest)
     return cost.at_rate(max(cost.predict(plan.largest), steps * least), tokens)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from pmlray.api.record_facts import facts_for
+from pmlray.api.sizing.placement import asked_place, asks_for_place
 from pmlray.api.sizing.search import own_search
 from pmlray.api.stores import default_store, open_store
 from pmlray.config import ClusterProfile, SearchSpec
@@ -18,7 +19,6 @@ from pmlray.config.bases.hub import fetched_file
 from pmlray.config.bases.models import TINY, ModelSource, require_present, resolve_model
 from pmlray.config.model_spec import DtypeChoice, Model
 from pmlray.config.prepared_search import CHAT_TEMPLATE_TOKENS, PreparedSearch
-from pmlray.config.search_spec import Probe
 from pmlray.design import CostModel
 from pmlray.errors import DataError, ModelError, SpecError
 from pmlray.law import LawSummary
@@ -33,7 +33,6 @@ from pmlray.study.sizing.request import (
     Wanted,
     adapter_spec,
     check_capacity,
-    default_layer,
     default_steps,
     largest_rank,
     sized_spec,
@@ -52,13 +51,16 @@ class SizeRequest:
     wanted: Wanted
     law: Path | None
     out: Path | None
-    placement: Literal["mlp", "down_proj"] | None
+    placement: str | None
     layer: int | None
     prompt_format: Literal["plain", "chat"] | None
     train_steps: int | None
     max_rank: int | None
     profile: ClusterProfile
     keep_duplicates: bool = False
+    layers: str | None = None
+    alpha: str | None = None
+    rslora: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,14 @@ class SizePlan:
 
     def to_json(self, cost: SizeCost) -> dict[str, Any]:
         """Return the plan and its cost as JSON types."""
-        spec, space = self.training.spec, self.search.spec.space
+        space = self.search.spec.space
         return {
             "records": str(self.request.records),
             "n_records": len(self.records.pairs),
             "n_duplicates": self.records.n_duplicates,
             "supervised_tokens": self.records.supervised_tokens,
             "model": self.training.source.identity,
-            "probe": spec.probe.model_dump(),
+            **_placed(self.training),
             "recall": self.request.wanted.recall,
             "confidence": self.request.wanted.confidence,
             "law": None if self.stored is None else str(self.stored.store),
@@ -123,8 +125,8 @@ class SizePlan:
             self.limit,
         )
         cost = self.cost_by(law.observations)
-        per_rank = training.source.geometry.params_per_rank(training.spec.probe.placement)
-        return choice, answer(choice, wanted, law.summary, per_rank, cost.predict(choice.point))
+        seconds = cost.predict(choice.point)
+        return choice, answer(choice, wanted, law.summary, training.params_per_rank, seconds)
 
     def cost_by(self, observations: Iterable[Observation]) -> CostModel:
         """Return the cost model at the rate of measured runs."""
@@ -146,21 +148,19 @@ def prepare_size(request: SizeRequest) -> SizePlan:
     model = Model(id=request.model, revision=request.revision)
     facts = facts_for(request.records, model, source, tokenizer, prompt_format)
     records = _count_tokens(request, facts, source, tokenizer, prompt_format)
-    probe = base.probe if base else _probe(request, source)
-    per_rank = source.geometry.params_per_rank(probe.placement)
-    largest = request.max_rank or largest_rank(records, source.geometry, probe.placement)
-    if largest > source.geometry.hidden:
-        raise SpecError(
-            f"--max-rank is {largest}, and a rank above the model's hidden width of"
-            f" {source.geometry.hidden} holds nothing more; use at most that"
-        )
-    check_capacity(records, largest, per_rank)
+    geometry = source.geometry
+    place = base.place if base else asked_place(request, geometry)
+    placement = place.resolve(geometry.n_layers, geometry.modules)
+    largest = request.max_rank or largest_rank(records, geometry, placement)
+    if (why := placement.rank_beyond(largest, geometry.adaptable)) is not None:
+        raise SpecError(f"--max-rank is {largest}, but {why}")
+    check_capacity(records, largest, placement.params_per_rank(geometry.adaptable))
     task = TaskSource("records", 0, pairs=records.pairs, repeats=records.repeats)
     own: Path | None = None
     if base is None:
         steps = request.train_steps or default_steps(records.n_shown)
         base, own = own_search(
-            request, records, source, task, probe, largest, steps, prompt_format
+            request, records, source, task, place, largest, steps, prompt_format
         )  # fmt: skip
     else:
         steps = request.train_steps or base.space.train_steps[-1]
@@ -169,7 +169,7 @@ def prepare_size(request: SizeRequest) -> SizePlan:
     search = PreparedSearch(base, source, task)
     stored = None if request.law is None else _stored_law(request.law, search.spec, point)
     out = own or request.out or default_store(training, request.profile)
-    limit = request.max_rank or source.geometry.hidden
+    limit = request.max_rank or placement.largest_rank(geometry.adaptable)
     plan = SizePlan(request, records, search, training, stored, point, limit, out.absolute())
     if stored is not None:
         plan.answer(stored)
@@ -187,12 +187,14 @@ def _present(model: str, source: ModelSource) -> ModelSource:
     return source
 
 
-def _probe(request: SizeRequest, source: ModelSource) -> Probe:
-    layers = source.geometry.n_layers
-    layer = default_layer(source.geometry) if request.layer is None else request.layer
-    if not 0 <= layer < layers:
-        raise SpecError(f"--layer is {layer}, but {request.model} has layers 0 to {layers - 1}")
-    return Probe(placement=request.placement or "down_proj", layer=layer)
+def _placed(search: PreparedSearch) -> dict[str, Any]:
+    """Return where the adapters of a search sit, as JSON: a probe as it is, or PEFT's terms."""
+    spec = search.spec
+    if spec.probe is not None:
+        said: dict[str, Any] = {"probe": spec.probe.model_dump()}
+    else:
+        said = {"adapter": search.placement.to_json()}
+    return {**said, "placement": spec.place.describe(), "params_per_rank": search.params_per_rank}
 
 
 def _count_tokens(
@@ -249,8 +251,6 @@ def _law_spec(request: SizeRequest, source: ModelSource) -> SearchSpec:
         )
     given = {
         "--dtype": (None if request.dtype == "auto" else request.dtype, spec.model.base_dtype),
-        "--placement": (request.placement, spec.probe.placement),
-        "--layer": (request.layer, spec.probe.layer),
         "--prompt-format": (request.prompt_format, spec.task.prompt_format),
     }
     for option, (asked, measured) in given.items():
@@ -259,6 +259,7 @@ def _law_spec(request: SizeRequest, source: ModelSource) -> SearchSpec:
                 f"{where}: its law was measured with {option} {measured}, not {asked}; leave"
                 f" {option} out, or leave --law out"
             )
+    _check_same_place(request, spec, source, where)
     if request.train_steps is not None and request.train_steps not in spec.space.train_steps:
         known = ", ".join(map(str, spec.space.train_steps))
         raise SpecError(
@@ -266,6 +267,23 @@ def _law_spec(request: SizeRequest, source: ModelSource) -> SearchSpec:
             " of those as --steps, or leave --law out"
         )
     return spec
+
+
+def _check_same_place(
+    request: SizeRequest, spec: SearchSpec, source: ModelSource, where: str
+) -> None:
+    """Check that adapters are asked for where the law's are; SpecError otherwise."""
+    if not asks_for_place(request):
+        return
+    geometry, own = source.geometry, spec.place
+    asked = asked_place(request, geometry, spec.probe)
+    if asked.resolve(geometry.n_layers, geometry.modules) != own.resolve(
+        geometry.n_layers, geometry.modules
+    ):
+        raise SpecError(
+            f"{where}: its law was measured at {own.describe()}, not at {asked.describe()}; leave"
+            " the options of the placement out, or leave --law out"
+        )
 
 
 def _stored_law(store: Path, spec: SearchSpec, point: DesignPoint) -> LawAtHand:

@@ -184,8 +184,7 @@ def _card(
         "device_name": provenance["device_name"],
     }
     return make_card(
-        (plan.search if best.in_search else plan.training).spec,
-        plan.training.source.identity,
+        plan.search if best.in_search else plan.training,
         plan.records,
         plan.request.wanted,
         sized,
@@ -236,7 +235,7 @@ def _write(plan: SizePlan, best: _Trial, card: dict[str, Any]) -> None:
     for file in best.folder.iterdir():
         shutil.copyfile(file, folder / file.name)
     (folder / CARD_JSON).write_text(json.dumps(card, indent=2), encoding="utf-8")
-    spec = (plan.search if best.in_search else plan.training).spec
-    (folder / TEXT_FILE).write_text(describe_card(card, spec), encoding="utf-8")
+    search = plan.search if best.in_search else plan.training
+    (folder / TEXT_FILE).write_text(describe_card(card, search), encoding="utf-8")
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in best.recited.missed()]
     (folder / NOT_RECALLED_FILE).write_text("".join(lines), encoding="utf-8")

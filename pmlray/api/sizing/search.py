@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pmlray.api.stores import default_store
 from pmlray.config import SearchSpec
+from pmlray.config.adapter_spec import AdapterPlace
 from pmlray.config.bases.dtype import device_dtype
 from pmlray.config.bases.models import ModelSource
 from pmlray.config.model_spec import Dtype, Model
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.config.search_spec import Probe
 from pmlray.config.stored_files import SEARCH_FILE, read_stored
 from pmlray.errors import StoreError
 from pmlray.memory import TaskSource
@@ -26,7 +26,7 @@ def own_search(
     records: RecordSet,
     source: ModelSource,
     task: TaskSource,
-    probe: Probe,
+    place: AdapterPlace,
     largest: int,
     steps: int,
     prompt_format: Literal["plain", "chat"],
@@ -44,7 +44,7 @@ def own_search(
     def in_dtype(dtype: Dtype) -> SearchSpec:
         settled = {"dtype": "auto", "resolved": dtype} if auto else {"dtype": dtype}
         model = Model.model_validate({"id": request.model, "revision": request.revision, **settled})
-        return search_spec(records, model, probe, largest, steps, prompt_format)
+        return search_spec(records, model, place, largest, steps, prompt_format)
 
     of_device = device_dtype(request.profile.gpus_per_pack > 0)
     fresh = in_dtype(of_device if request.dtype == "auto" else request.dtype)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pmlray.api.adapter_memory import check_memory
 from pmlray.api.environment import own_signals, train_extra
 from pmlray.config import ClusterProfile
 from pmlray.config.load import read_profile
@@ -41,8 +42,11 @@ def size(
     out: str | Path | None = None,
     steps: int | None = None,
     max_rank: int | None = None,
-    placement: Literal["mlp", "down_proj"] | None = None,
+    placement: str | None = None,
     layer: int | None = None,
+    layers: str | None = None,
+    alpha: float | str | None = None,
+    rslora: bool = False,
     prompt_format: Literal["plain", "chat"] | None = None,
     revision: str | None = None,
     dtype: DtypeChoice = "auto",
@@ -64,7 +68,8 @@ def size(
         out: folder of the results, continued when given again.
         steps: optimiser steps; by default 40 epochs.
         max_rank: largest rank allowed.
-        placement, layer, prompt_format, revision, dtype: as options of `pmlray size`.
+        placement, layer, layers, alpha, rslora: as options of `pmlray size`.
+        prompt_format, revision, dtype: as options of `pmlray size`.
         profile, tracking_uri, address: as of `Search.load`.
         keep_duplicates: train on a record as often as it stands in the file; it counts once.
         dry_run: only return the plan and its cost, timed by a few steps where this machine trains.
@@ -89,6 +94,7 @@ def size(
             None if law is None else Path(law),
             None if out is None else Path(out),
             *(placement, layer, prompt_format, steps, max_rank, settings, keep_duplicates),
+            *(layers, None if alpha is None else f"{alpha}", rslora),
         )
     )
     if dry_run:
@@ -102,6 +108,7 @@ def carry_out(
     plan: SizePlan, address: str | None, tracking_uri: str | None, say: Callable[[str], None]
 ) -> SizedAdapter:
     """Carry out a plan, or continue it."""
+    check_memory(plan.training, plan.largest.lora_rank, plan.request.profile, address)
     with train_extra():
         import pmlray.backends.ray.train
         import pmlray.engine.measure  # noqa: F401

@@ -169,7 +169,7 @@ class ShardedPacks:
                 folder, self._search.placement, weights, spec.model.id, spec.model.revision
             )
             measured = self._observation(pack, place, trained, scores, memory, gpu_seconds)
-            write_card(folder, spec, measured)
+            write_card(folder, self._search, measured)
             self._store.put(measured)
 
     def _observation(
@@ -209,7 +209,7 @@ class ShardedPacks:
             tokens_per_second=tokens * run.point.train_steps / max(seconds, 1e-9),
             peak_memory_bytes=0 if on_cpu else torch.cuda.max_memory_allocated(device),
             provenance=pack_provenance(search, pack, device, devices, self._backend)
-            | run_provenance(memory)
+            | run_provenance(search, run, memory)
             | {"zero_stage": 3},
             learning_rate=run.learning_rate or search.spec.recipe.learning_rate,
         )

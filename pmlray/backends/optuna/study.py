@@ -85,7 +85,9 @@ class OptunaPoints:
             warnings.simplefilter("ignore", ExperimentalWarning)
             self._study.set_metric_names(["delta_loss"])
         spec = search.spec
-        about = {"task": spec.task.kind, "model": spec.model.id, "placement": spec.probe.placement}
+        # A probe's is the name that studies of before have.
+        placement = spec.probe.placement if spec.probe else spec.place.describe()
+        about = {"task": spec.task.kind, "model": spec.model.id, "placement": placement}
         for name, value in about.items():
             self._study.set_user_attr(name, value)
         # A trial of an interrupted pack is known by its number only.

@@ -183,7 +183,7 @@ class TrialIndex:
             point = entry.run.point
             steps = found.get("charged_steps", point.train_steps)
             self._seconds += seconds
-            self._tokens += steps * self._first_cost.tokens_per_step(point)
+            self._tokens += steps * self._first_cost.work_per_step(point)
         self._believe_anew()
         self._cost = self._first_cost.at_rate(self._seconds, self._tokens)
         self._pending = PendingSpend(self._cost, [self._entries[n].run for n in self._running])

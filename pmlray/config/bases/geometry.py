@@ -96,13 +96,13 @@ class Geometry:
             "mlp.down_proj": (self.intermediate, self.hidden),
         }
 
-    def params_per_rank(self, placement: str) -> int:
-        """Return the number of adapter parameters, A and B, per unit of rank at a placement.
-
-        `mlp` maps the hidden width to itself, `down_proj` the inner width to the hidden one.
-        """
-        width = self.hidden if placement == "mlp" else self.intermediate
-        return width + self.hidden
+    @property
+    def adaptable(self) -> dict[str, tuple[int, int]]:
+        """Input and output width of whatever in a decoder layer an adapter can be added to: its
+        linear modules and the paper's block, the whole MLP."""
+        if self.refusal(MLP_BLOCK) is not None:
+            return self.modules
+        return {**self.modules, MLP_BLOCK: (self.hidden, self.hidden)}
 
     def refusal(self, module: str) -> str | None:
         """Return why a module that the base has cannot be adapted; None where nothing is known.

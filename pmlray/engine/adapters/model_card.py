@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from pmlray.config.model_card import card_head, loading
-from pmlray.config.search_spec import SearchSpec
+from pmlray.config.prepared_search import PreparedSearch
 from pmlray.types import Observation, Recall
 
 MODEL_CARD = "README.md"
 
 
-def write_card(folder: Path, spec: SearchSpec, o: Observation) -> None:
+def write_card(folder: Path, search: PreparedSearch, o: Observation) -> None:
     """Write an adapter's card: its origin, its measured recall, and how to load it."""
-    (folder / MODEL_CARD).write_text(adapter_card(spec, o), encoding="utf-8")
+    (folder / MODEL_CARD).write_text(adapter_card(search, o), encoding="utf-8")
 
 
 def _recalled(recall: Recall) -> str:
@@ -22,15 +22,17 @@ def _recalled(recall: Recall) -> str:
     return "records recalled word for word, and then the end"
 
 
-def adapter_card(spec: SearchSpec, o: Observation) -> str:
+def adapter_card(search: PreparedSearch, o: Observation) -> str:
     """Return the card's text."""
-    p, recall = o.point, o.recall
+    spec, p, recall = search.spec, o.point, o.recall
+    n_params = p.lora_rank * search.params_per_rank
     pinned = f" at {spec.model.revision}" if spec.model.revision else ""
-    return f"""{card_head(spec)}# Adapter of rank {p.lora_rank} for {spec.model.id}{pinned}
+    head = card_head(spec, search.placement)
+    return f"""{head}# Adapter of rank {p.lora_rank} for {spec.model.id}{pinned}
 
 Trained by {o.method} for {p.train_steps} steps on {o.supervised_tokens} target tokens of task
-{o.task} (sequence {o.sequence_id}, seed {o.seed}), at {spec.probe.placement} of layer
-{spec.probe.layer}; prompts in the {spec.task.prompt_format} format, base in
+{o.task} (sequence {o.sequence_id}, seed {o.seed}): {n_params} parameters at
+{spec.place.describe()}; prompts in the {spec.task.prompt_format} format, base in
 {spec.model.base_dtype}.
 
 | measured | |
@@ -42,7 +44,7 @@ Trained by {o.method} for {p.train_steps} steps on {o.supervised_tokens} target 
 | {_recalled(recall)} | {recall.exact:.4f} |
 | gpu_seconds | {o.gpu_seconds:.2f} |
 
-{loading(spec, o.provenance.get("end_id"))}
+{loading(spec, search.placement, p.lora_rank, o.provenance.get("end_id"))}
 A run of the search {spec.search_id} (run_key {o.run_key}), by pmlray. It holds what it was trained
 on word for word: publish it where you may publish that text, and state a licence that the base
 model's allows.

@@ -140,6 +140,18 @@ class Admission:
         return tuple(map(tuple, self._groups))
 
     @property
+    def rows(self) -> int:
+        """Largest number of rows of a step."""
+        asked = sum(ask.rows for ask in self._asks)
+        return asked if self._room is None else min(asked, self._room.rows)
+
+    @property
+    def positions(self) -> int:
+        """Largest number of positions of a step."""
+        asked = sum(ask.positions for ask in self._asks)
+        return asked if self._room is None else min(asked, self._room.positions)
+
+    @property
     def most_at_once(self) -> int:
         """Largest number of members that train at once."""
         if self._room is None:

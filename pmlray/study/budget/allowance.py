@@ -72,7 +72,7 @@ def is_charged(failure: FailedRun, measured: Container[str]) -> bool:
 
 def calibrated_cost(cost: CostModel, calibration: Calibration) -> CostModel:
     """Return the cost model with the rate that a few steps took."""
-    tokens = sum(n * cost.tokens_per_step(point) for point, n in calibration.steps)
+    tokens = sum(n * cost.work_per_step(point) for point, n in calibration.steps)
     return cost.at_rate(calibration.gpu_seconds, tokens)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from pmlray.config.adapter_memory import PARAM_BYTES
 from pmlray.design import CostModel
 from pmlray.design.packing import (
     Device,
@@ -49,9 +50,9 @@ def packs_of(
     """Deal groups of runs that stay together to packs, one a device or more, each with its room;
     groups that devices with packs `out` would end sooner are kept for them."""
 
-    def holds(runs: int, rows: int, positions: int) -> bool:
-        few = most_runs is None or runs <= most_runs
-        return few and (device is None or ROOMFULS * device.share_held(rows, positions) >= 1)
+    def holds(load: Load) -> bool:
+        few = most_runs is None or load.runs <= most_runs
+        return few and (device is None or ROOMFULS * _share_held(device, load) >= 1)
 
     busy = [load_of(runs, cost).seconds for runs in out]
     dealt = deal_out([load_of(group, cost) for group in groups], n_devices, holds, busy)
@@ -62,7 +63,7 @@ def packs_of(
 def room_for(runs: Sequence[PlannedRun], device: Device | None, cost: CostModel) -> Room | None:
     """Return the limit of a step of a pack of these runs; None where all fit together."""
     load = load_of(runs, cost)
-    share = 1.0 if device is None else device.share_held(load.rows, load.positions)
+    share = 1.0 if device is None else _share_held(device, load)
     if share >= 1:
         return None
     return Room(max(1, int(share * load.rows)), max(1, int(share * load.positions)))
@@ -83,7 +84,12 @@ def load_of(group: Sequence[PlannedRun], cost: CostModel) -> Load:
         sum(cost.rows_per_step(run.point) for run in group),
         round(sum(cost.tokens_per_step(run.point) for run in group)),
         sum(cost.predict(run.point) for run in group),
+        max(run.point.lora_rank for run in group),
     )
+
+
+def _share_held(device: Device, load: Load) -> float:
+    return device.share_held(load.rows, load.positions, load.columns)
 
 
 def pack_use(pack: Sequence[Observation], times: PackTimes, cost: CostModel) -> PackUse:
@@ -93,6 +99,7 @@ def pack_use(pack: Sequence[Observation], times: PackTimes, cost: CostModel) -> 
     room = next((Room(**o.provenance["room"]) for o in pack if o.provenance.get("room")), None)
     rows = sum(cost.rows_per_step(point) for point in at_once)
     positions = round(sum(cost.tokens_per_step(point) for point in at_once))
+    told = pack[0].provenance
     return PackUse(
         rows=rows if room is None else min(rows, room.rows),
         positions=positions if room is None else min(positions, room.positions),
@@ -102,6 +109,8 @@ def pack_use(pack: Sequence[Observation], times: PackTimes, cost: CostModel) -> 
         wall_seconds=times.wall_seconds,
         memory_bytes=max(o.peak_memory_bytes for o in pack),
         device_memory_bytes=min(o.provenance.get("device_memory_bytes", 0) for o in pack),
+        columns=told.get("adapter_slots", 0) * told.get("largest_rank", 0),
+        column_bytes=PARAM_BYTES * told.get("adapter_params_per_rank", 0),
     )
 
 

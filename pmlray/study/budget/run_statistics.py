@@ -41,8 +41,8 @@ class Measured:
         self._seconds = self._tokens = 0.0
         self._of_round: dict[int, list[Observation]] = {}
         self._uses: list[PackUse] = []
-        # Rows and positions of a step, and steps, of the law's runs, ascending.
-        self._sizes: tuple[list[float], ...] = ([], [], [])
+        # Rows and positions of a step, steps, and ranks of the law's runs, ascending.
+        self._sizes: tuple[list[float], ...] = ([], [], [], [])
         self._device: tuple[int, Device | None] = (0, None)
         self._keep(observations)
         for of_pack in times:
@@ -80,8 +80,8 @@ class Measured:
         """Return the number of runs that the next adaptive pack should have."""
         if not self.plain:
             return LEAST_RUNS
-        rows, positions, steps = (round(median(sizes)) for sizes in self._sizes)
-        typical = Load(1, rows, positions, 0.0)
+        rows, positions, steps, rank = (round(median(sizes)) for sizes in self._sizes)
+        typical = Load(1, rows, positions, 0.0, rank)
         return worthwhile_runs(self.device(), typical, steps, len(self.plain), n_devices)
 
     def _keep(self, observations: Iterable[Observation]) -> None:
@@ -91,13 +91,14 @@ class Measured:
             self.observations[o.run_key] = o
             self.spent[o.phase] += o.gpu_seconds
             self._seconds += o.gpu_seconds
-            self._tokens += o.charged_steps * self._first_cost.tokens_per_step(o.point)
+            self._tokens += o.charged_steps * self._first_cost.work_per_step(o.point)
             self._of_round.setdefault(o.round, []).append(o)
             if o.phase == "law":
                 self.plain.append(o)
                 cost, point = self._first_cost, o.point
                 of_step = (cost.rows_per_step(point), cost.tokens_per_step(point))
-                for sizes, size in zip(self._sizes, (*of_step, point.train_steps), strict=True):
+                own = (*of_step, point.train_steps, point.lora_rank)
+                for sizes, size in zip(self._sizes, own, strict=True):
                     insort(sizes, size)
 
     def _weigh(self, times: PackTimes) -> None:

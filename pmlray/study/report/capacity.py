@@ -63,7 +63,10 @@ def params_per_rank(spec: SearchSpec, o: Observation) -> int | None:
     if (recorded := o.provenance.get("adapter_params_per_rank")) is not None:
         return int(recorded)
     geometry = KNOWN_MODELS.get(spec.model.id)
-    return None if geometry is None else geometry.params_per_rank(spec.probe.placement)
+    if geometry is None:
+        return None
+    placement = spec.place.resolve(geometry.n_layers, geometry.modules)
+    return placement.params_per_rank(geometry.adaptable)
 
 
 def capacity_text(found: tuple[RunCapacity, ...]) -> str:

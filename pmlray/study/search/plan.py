@@ -154,11 +154,14 @@ def design_settings(search: PreparedSearch) -> DesignSettings:
 
 def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
     """Return the cost model before anything is measured."""
-    spec, geometry = search.spec, search.source.geometry
+    spec, geometry, placement = search.spec, search.source.geometry, search.placement
+    trained_layers = geometry.n_layers - placement.first_trained_layer
     return prior_cost(
-        (geometry.n_layers - 1 - spec.probe.layer) * geometry.layer_weights,
+        trained_layers * geometry.layer_weights,
         geometry.vocab * geometry.hidden,
         flops=GPU_FLOPS if gpu else CPU_CORE_FLOPS[spec.model.base_dtype],
+        # That of a kept site is thousandths of a step, and left out as it always was.
+        rank_weights=0 if placement.kept_site is not None else search.params_per_rank,
         **cost_terms(spec),
     )
 

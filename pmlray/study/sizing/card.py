@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pmlray.config.model_card import card_head, loading
+from pmlray.config.placement import Placement
+from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import SearchSpec
 from pmlray.law import FitStatus, LawSummary
 from pmlray.law.capacity import stored_bits
@@ -176,8 +178,7 @@ def describe_recall(recall: Mapping[str, Any], n_records: int) -> str:
 
 
 def make_card(
-    spec: SearchSpec,
-    identity: str,
+    search: PreparedSearch,
     records: RecordSet,
     wanted: Wanted,
     sized: Mapping[str, Any],
@@ -188,9 +189,10 @@ def make_card(
 ) -> dict[str, Any]:
     """Return the card of the adapter that is kept.
 
-    spec: of its training; identity: of the base model's weights; adapter: its observation;
-    attempts: of every rank tried, the kept one's recall by real decoding among them.
+    search: that of its training; adapter: its observation; attempts: of every rank tried, the kept
+    one's recall by real decoding among them.
     """
+    spec, placement = search.spec, search.placement
     kept = next(a for a in attempts if a["run_key"] == adapter.run_key)
     n_params = sized["parameters"] // sized["lora_rank"] * adapter.point.lora_rank
     bits = stored_bits(adapter.delta_loss, adapter.supervised_tokens, n_params)
@@ -198,7 +200,7 @@ def make_card(
         "base_model": {
             "id": spec.model.id,
             "revision": spec.model.revision,
-            "identity": identity,
+            "identity": search.source.identity,
             "dtype": spec.model.base_dtype,
         },
         "prompt_format": spec.task.prompt_format,
@@ -206,7 +208,7 @@ def make_card(
         "end_id": adapter.provenance.get("end_id"),
         "adapter": {
             "lora_rank": adapter.point.lora_rank,
-            **spec.probe.model_dump(),
+            **_sites(spec, placement),
             "parameters": n_params,
             "method": adapter.method,
             "train_steps": adapter.point.train_steps,
@@ -242,8 +244,16 @@ def make_card(
     }
 
 
-def describe_card(card: Mapping[str, Any], spec: SearchSpec) -> str:
-    """Return the card as Markdown, for people and the hub; `spec` is that of its training."""
+def _sites(spec: SearchSpec, placement: Placement) -> dict[str, Any]:
+    """Return where an adapter sits: a probe's name and layer, or PEFT's settings."""
+    if spec.probe is not None:
+        return spec.probe.model_dump()
+    return {"placement": spec.place.describe(), **placement.to_json()}
+
+
+def describe_card(card: Mapping[str, Any], search: PreparedSearch) -> str:
+    """Return the card as Markdown, for people and the hub; `search` is that of its training."""
+    spec = search.spec
     base, own, holds = card["base_model"], card["adapter"], card["holds"]
     recall, sized, law, cost = card["recall"], card["sized"], card["law"], card["cost"]
     pinned = f" at {base['revision']}" if base["revision"] else ""
@@ -257,12 +267,13 @@ def describe_card(card: Mapping[str, Any], spec: SearchSpec) -> str:
             f"\nIt is of plain fine-tuning's loss. {own['method']} trains only what is not yet sure"
             " to be decoded, so that its loss is higher at the same recall."
         )
-    return f"""{card_head(spec)}# Adapter of rank {own["lora_rank"]} for {base["id"]}{pinned}
+    head = card_head(spec, search.placement)
+    return f"""{head}# Adapter of rank {own["lora_rank"]} for {base["id"]}{pinned}
 
 Holds {holds["n_records"]} records ({holds["supervised_tokens"]} target tokens, content
-{holds["content_hash"]}) with {own["parameters"]} parameters at {own["placement"]} of layer
-{own["layer"]}: {holds["bits"]:.0f} bits, {holds["bits_per_parameter"]:.3g} a parameter. Prompts are
-the queries in the {card["prompt_format"]} format, in {base["dtype"]}.
+{holds["content_hash"]}) with {own["parameters"]} parameters at {spec.place.describe()}:
+{holds["bits"]:.0f} bits, {holds["bits_per_parameter"]:.3g} a parameter. Prompts are the queries in
+the {card["prompt_format"]} format, in {base["dtype"]}.
 
 Recall: {describe_recall(recall, holds["n_records"])}
 ({recall["exact_recall"]:.4f}; {recall["wanted"]:.4g} wanted), checked by {recall["checked_by"]}.
@@ -275,4 +286,4 @@ The law's form is {law["form"]}.{beside}
 Cost: {cost["search_gpu_seconds"]:.0f} gpu_seconds for the law, {cost["training_gpu_seconds"]:.0f}
 for adapters beside it ({own["train_steps"]} steps of {own["method"]}), unit {cost["unit"]}.
 
-{loading(spec, card["end_id"])}"""
+{loading(spec, search.placement, own["lora_rank"], card["end_id"])}"""

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Literal
 
+from pmlray.config.adapter_spec import Adapter, AdapterPlace, Probe
 from pmlray.config.bases.geometry import Geometry
 from pmlray.config.model_spec import Model
+from pmlray.config.placement import DOWN_PROJ, Placement
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import (
     Budget,
     Design,
     Evaluate,
-    Probe,
     SearchSpec,
     Space,
     Stop,
@@ -40,8 +41,10 @@ METHOD: Method = "memft_ot"
 BATCH_SIZE = 8
 EPOCHS = 40
 LEAST_STEPS = 200
-# Few records may take this rank: 30 facts, taught where they end, took 8 in 200 steps.
-LEAST_LARGEST = 16
+# Few records may take this rank at one layer's down_proj: 30 facts, taught where they end, took 8
+# in 200 steps. Elsewhere it is the rank of as many parameters, but never one so small that a law of
+# rank could not be measured.
+LEAST_LARGEST, LEAST_OF_MANY_SITES = 16, 4
 # Bits per parameter for which the largest rank of the search is sized; a token has at most log2 of
 # the vocabulary.
 LEAST_BITS_PER_PARAM = 1.0
@@ -133,11 +136,19 @@ def default_steps(n_records: int) -> int:
     return max(LEAST_STEPS, EPOCHS * math.ceil(n_records / BATCH_SIZE))
 
 
-def largest_rank(records: RecordSet, geometry: Geometry, placement: str) -> int:
-    """Return the largest rank worth measuring: a power of two, or the model's hidden width."""
+def largest_rank(records: RecordSet, geometry: Geometry, placement: Placement) -> int:
+    """Return the largest rank worth measuring: a power of two, or the smaller side of a module."""
     bits = records.supervised_tokens * math.log2(geometry.vocab)
-    rank = bits / LEAST_BITS_PER_PARAM / geometry.params_per_rank(placement)
-    return min(geometry.hidden, max(LEAST_LARGEST, 2 ** math.ceil(math.log2(rank))))
+    per_rank = placement.params_per_rank(geometry.adaptable)
+    least_params = LEAST_LARGEST * sum(geometry.modules[DOWN_PROJ])
+    least = min(LEAST_LARGEST, max(LEAST_OF_MANY_SITES, _next_power(least_params / per_rank)))
+    rank = _next_power(bits / LEAST_BITS_PER_PARAM / per_rank)
+    return min(placement.largest_rank(geometry.adaptable), max(least, rank))
+
+
+def _next_power(value: float) -> int:
+    """Return the power of two from 1 on that is not below a positive value."""
+    return 2 ** max(0, math.ceil(math.log2(value)))
 
 
 def check_capacity(records: RecordSet, largest: int, params_per_rank: int) -> None:
@@ -155,7 +166,7 @@ def check_capacity(records: RecordSet, largest: int, params_per_rank: int) -> No
 def search_spec(
     records: RecordSet,
     model: Model,
-    probe: Probe,
+    place: AdapterPlace,
     largest: int,
     train_steps: int,
     prompt: Literal["plain", "chat"],
@@ -183,7 +194,8 @@ def search_spec(
             keep_duplicates=records.repeats is not None,
         ),
         model=model,
-        probe=probe,
+        probe=place if isinstance(place, Probe) else None,
+        adapter=place if isinstance(place, Adapter) else None,
         space=Space(lora_rank=ranks, seq_len=tuple(lengths), train_steps=tuple(steps)),
         # Losses of records stay long on a plateau, which stop_gain would take for the end.
         recipe=Recipe(batch_size=BATCH_SIZE, stop_gain=0.0),
@@ -253,6 +265,7 @@ def adapter_spec(spec: SearchSpec, records: RecordSet, point: DesignPoint) -> Se
         ),
         model=spec.model,
         probe=spec.probe,
+        adapter=spec.adapter,
         space=Space(
             lora_rank=(point.lora_rank,),
             seq_len=(point.seq_len,),

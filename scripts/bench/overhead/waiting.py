@@ -64,7 +64,7 @@ def run(quick: bool, repeats: int) -> dict[str, Any]:
         for i in range(RUNS)
     ]
     loads = [Load(1, 1, record.hidden_TD.shape[0], float(r.point.train_steps)) for r in runs]
-    dealt = deal_out(loads, RUNS // AT_ONCE, lambda n, _rows, _positions: n <= AT_ONCE)
+    dealt = deal_out(loads, RUNS // AT_ONCE, lambda load: load.runs <= AT_ONCE)
     packs = {
         "packs": [([runs[i] for i in pack], None) for pack in dealt],
         "queue": [(runs, Room(AT_ONCE, AT_ONCE * record.hidden_TD.shape[0]))],

@@ -202,9 +202,20 @@ def test_what_transformers_saves_passes_the_checks_of_headers(case: str, tmp_pat
     check_tensors(config, geometry, read_tensors(tmp_path), case)
 
 
-@pytest.mark.parametrize("case", ["gpt2", "mistral"])
+BLOCK = ["probe={placement: mlp, layer: 0}", "space.lora_rank=[16]"]
+LINEAR = [
+    "probe=null", "adapter={target_modules: all-linear}", "space.lora_rank=[4]",
+    "space.train_steps=[50]",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "place"),
+    [("gpt2", BLOCK), ("gpt2", LINEAR), ("gemma2", LINEAR), ("phi3", LINEAR)],
+    ids=["block of gpt2", "gpt2", "gemma2", "phi3"],
+)
 def test_a_base_is_searched_and_its_adapters_decode(
-    case: str, search_file: Path, tiny_folder: str, tmp_path: Path
+    case: str, place: list[str], search_file: Path, tiny_folder: str, tmp_path: Path
 ) -> None:
     """From a folder to observations, and from a stored adapter back to answers."""
     folder, store = tmp_path / case, FileStore(tmp_path / "store")
@@ -212,8 +223,8 @@ def test_a_base_is_searched_and_its_adapters_decode(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(Path(tiny_folder) / name, folder / name)
     overrides = [
-        f"model.id={folder}", "probe={placement: mlp, layer: 0}", "model.dtype=float32",
-        "space={lora_rank: [16], seq_len: [12], train_steps: [200]}", "design.n_initial=1",
+        f"model.id={folder}", "model.dtype=float32", "design.n_initial=1",
+        "space={lora_rank: [1], seq_len: [12], train_steps: [200]}", *place,
         "recipe.learning_rate=5e-2", "evaluate.generate_max_tokens=100",
         "task={kind: long_context, random_ratio: 100, prompt_format: plain}",
     ]  # fmt: skip

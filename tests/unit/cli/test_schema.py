@@ -64,7 +64,9 @@ def leaves(kind: type[BaseModel], above: str = "") -> Iterator[tuple[str, Any]]:
             if isinstance(option, type) and issubclass(option, BaseModel)
         ]
         default = field.get_default()
-        if not inner:
+        # A key that takes a plain value too is explained as one.
+        plain = {*get_args(field.annotation)} - {*inner, type(None), ...}
+        if not inner or plain:
             yield above + name, default
             continue
         for key, own in leaves(inner[0], f"{above}{name}."):

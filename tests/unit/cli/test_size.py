@@ -81,13 +81,69 @@ def test_a_dry_run_says_what_would_be_done_and_starts_nothing(
 
 
 @pytest.mark.parametrize(
+    ("options", "said", "per_rank", "wanted"),
+    [
+        ([], "down_proj of layer 2", 192, {"placement": "down_proj", "layer": 2}),
+        (["--placement", "mlp"], "mlp of layer 2", 128, {"placement": "mlp", "layer": 2}),
+        (
+            ["--placement", "mlp_block", "--layer", "1"],
+            *("mlp of layer 1", 128, {"placement": "mlp", "layer": 1}),
+        ),
+        (
+            ["--placement", "down_proj", "--layers", "1,3"],
+            *("down_proj of layers 1, 3", 384, {"layers": [1, 3], "modules": ["mlp.down_proj"]}),
+        ),
+        (
+            ["--placement", "mlp", "--layers", "all", "--alpha", "16"],
+            *("mlp_block of all layers, alpha 16", 512, {"modules": ["mlp"], "alpha": 16.0}),
+        ),
+        (
+            ["--placement", "all-linear", "--alpha", "2r", "--rslora"],
+            *("all-linear of all layers, alpha 2r, rsLoRA", 4096),
+            {"layers": [0, 1, 2, 3], "alpha_per_rank": 2.0, "use_rslora": True},
+        ),
+        (
+            ["--placement", "q_proj,v_proj", "--layers", "2-3"],
+            *("q_proj, v_proj of layers 2 to 3", 448),
+            {"layers": [2, 3], "modules": ["self_attn.q_proj", "self_attn.v_proj"]},
+        ),
+        (["--layer", "0", "--rslora"], "down_proj of layer 0, rsLoRA", 192, {"layers": [0]}),
+    ],
+)
+def test_the_options_say_where_the_adapter_sits(
+    records: Path,
+    tmp_path: Path,
+    options: list[str],
+    said: str,
+    per_rank: int,
+    wanted: dict[str, Any],
+) -> None:
+    dry = ["--records", records, "--dry-run", "--address", "http://elsewhere", *options]
+    plan = size_json(*dry, "--out", tmp_path / "out")
+    assert (plan["placement"], plan["params_per_rank"]) == (said, per_rank)
+    assert wanted.items() <= plan["probe" if "placement" in wanted else "adapter"].items()
+    text = invoke("size", "--model", TINY, *dry).stdout
+    assert f"at {said} of {TINY}" in text
+
+
+@pytest.mark.parametrize(
     ("options", "kind", "says"),
     [
         (["--recall", "0"], SpecError, "--recall is 0; it is a share"),
         (["--recall", "1.5"], SpecError, "--recall is 1.5"),
         (["--confidence", "1"], SpecError, "--confidence is 1"),
         (["--layer", "4"], SpecError, "--layer is 4, but tiny-random-llama has layers 0 to 3"),
-        (["--max-rank", "65"], SpecError, "hidden width of 64"),
+        (["--layer", "-1"], SpecError, "layers are counted from 0"),
+        (["--layers", "1,9"], SpecError, "--layers names layer 9, but tiny-random-llama has"),
+        (["--layers", "3-1"], SpecError, "--layers goes from 3 down to 1"),
+        (["--layers", "upper"], SpecError, "--layers is 'upper'; it is `all`"),
+        (["--layer", "1", "--layers", "2"], SpecError, "give one of them"),
+        (["--placement", "c_attn"], SpecError, "--placement: tiny-random-llama's layers have no"),
+        (["--alpha", "0"], SpecError, "--alpha is a number above 0, or a multiple of the rank"),
+        (["--alpha", "0r"], SpecError, "--alpha is a number above 0"),
+        (["--alpha", "two"], SpecError, "such as 2r (got 'two')"),
+        (["--placement", "all-linear", "--max-rank", "33"], SpecError, "k_proj maps 64 values to"),
+        (["--max-rank", "65"], SpecError, "mlp.down_proj maps 128 values to 64"),
         (["--model", "no-such-model"], ModelError, "neither a folder here, nor a hub id"),
         (["--model", "owner/model"], ModelError, "revision is needed"),
         (["--records", "missing.jsonl"], DataError, "missing.jsonl: cannot be read"),
@@ -154,7 +210,10 @@ def by_law(run: PlannedRun, place: int, exact: float) -> Observation:
 @pytest.mark.parametrize(
     ("changed", "options", "says"),
     [
-        ({}, ["--layer", "1"], "measured with --layer 2, not 1"),
+        ({}, ["--layer", "1"], "measured at mlp of layer 2, not at mlp of layer 1"),
+        ({}, ["--placement", "all-linear"], "not at all-linear of all layers; leave the options"),
+        ({}, ["--layers", "1-2"], "measured at mlp of layer 2, not at mlp_block of layers 1 to 2"),
+        ({}, ["--alpha", "2r"], "not at mlp_block of layer 2, alpha 2r"),
         ({}, ["--dtype", "bfloat16"], "measured with --dtype float32"),
         ({}, ["--prompt-format", "chat"], "measured with --prompt-format plain"),
         ({}, ["--steps", "7"], "not at 7; use one of those"),

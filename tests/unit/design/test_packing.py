@@ -49,7 +49,7 @@ def use(rows: int, positions: int, steps: int, **changes: float) -> PackUse:
 def test_every_group_is_dealt_out_once_and_fits(
     groups: list[Load], n_devices: int, most: int
 ) -> None:
-    packs = deal_out(groups, n_devices, lambda _runs, _rows, positions: positions <= most)
+    packs = deal_out(groups, n_devices, lambda load: load.positions <= most)
     assert sorted(i for pack in packs for i in pack) == list(range(len(groups)))
     for pack in packs:
         assert len(pack) == 1 or sum(groups[i].positions for i in pack) <= most
@@ -165,6 +165,29 @@ def test_no_pack_took_more_memory_than_is_said(seen: list[tuple[int, int, float]
         assert device.memory(pack.rows, pack.positions) >= pack.memory_bytes * (1 - 1e-9)
 
 
+def test_larger_adapters_take_their_known_memory() -> None:
+    """Of packs of equal rows and positions, whose ranks alone say why one took more."""
+    column_bytes, small, large = 10**6, 4 * 8, 4 * 64
+    packs = [
+        use(4, 400, 100, columns=columns, column_bytes=column_bytes,
+            memory_bytes=10**9 + 2 * 10**8 + column_bytes * columns)
+        for columns in (small, large)
+    ]  # fmt: skip
+    device = learn_device(packs)
+    assert device is not None
+    for pack in packs:
+        assert device.memory(4, 400, pack.columns) == pytest.approx(pack.memory_bytes)
+    spare = MEMORY_SHARE * 8e9 - device.memory(4, 400)
+    most = int(spare / column_bytes)
+    assert device.holds(4, 400, most) and not device.holds(4, 400, most + 1)
+    assert device.share_held(8, 800, 2 * most) < 1 == device.share_held(4, 400, most)
+    # So fewer runs of a large rank are asked for at once.
+    run = Load(1, 1, 100, 1.0, rank=1000)
+    asked = worthwhile_runs(device, run, 100, 500)
+    assert device.holds(asked, 100 * asked, 1000 * asked)
+    assert not device.holds(asked + 1, 100 * (asked + 1), 1000 * (asked + 1))
+
+
 def test_memory_bounds_a_pack_and_what_was_not_seen_is_a_guess() -> None:
     device = learn_device([use(4, 4000, 100), use(8, 8000, 100)])
     assert device is not None
@@ -223,7 +246,7 @@ def test_a_pack_is_no_larger_than_its_device() -> None:
 def test_what_a_busy_device_will_do_sooner_is_left_to_it() -> None:
     groups = [Load(1, 1, 10, 10.0) for _ in range(6)]
 
-    def holds(runs: int, rows: int, positions: int) -> bool:
+    def holds(load: Load) -> bool:
         return True
 
     # Of three devices one has 30 s to go, one is nearly done; the third takes what ends soonest.

@@ -103,6 +103,15 @@ def test_only_the_layer_moves(search: PreparedSearch, tmp_path: Path) -> None:
         at_layer(search, replace(own, run_key="0" * 16), 0)
 
 
+def test_only_a_probe_can_be_moved_to_another_layer(
+    make_search: Callable[..., PreparedSearch],
+) -> None:
+    search = make_search("probe=null", "adapter={target_modules: all-linear}")
+    run = search.plan_run(search.spec.space.points()[0], "sft", 0, 0, "law")
+    with pytest.raises(DataError, match="sit at all-linear of all layers: only a probe"):
+        at_layer(search, observe(run, 0, 0, 0.0, 1e-3), 1)
+
+
 def test_a_store_older_than_the_plateau_rule_is_read_without_it(
     make_search: Callable[..., PreparedSearch],
 ) -> None:

@@ -27,7 +27,7 @@ def test_the_hub_reads_base_library_and_tags(
     search = make_search(f"probe.placement={placement}")
     run = search.plan_run(search.spec.space.points()[0], "sft", 1, 0, "law")
     measured = observe(run, 0, 0, 0.0, 1e-3)
-    write_card(tmp_path, search.spec, measured)
+    write_card(tmp_path, search, measured)
     card = ModelCard.load(tmp_path / "README.md")
     head = card.data.to_dict()
     assert head["base_model"] == search.spec.model.id and head["library_name"] == library
@@ -50,10 +50,11 @@ def test_the_code_of_a_card_makes_the_prompt_that_was_trained(
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(pull_model(TINY)))
     tokenizer.chat_template = TEMPLATE
-    spec = make_search().spec
+    search = make_search()
+    spec = search.spec
     for prompt_format in ("chat", "plain"):
         task = spec.task.model_copy(update={"prompt_format": prompt_format})
-        code = loading(spec.model_copy(update={"task": task}), 7)
+        code = loading(spec.model_copy(update={"task": task}), search.placement, 1, 7)
         part = code[code.index("turns = " if prompt_format == "chat" else "prompt = ") :]
         names = {"tokenizer": tokenizer, "query": "What is it?"}
         exec(part[: part.index("answer = ")], names)
@@ -61,17 +62,22 @@ def test_the_code_of_a_card_makes_the_prompt_that_was_trained(
         assert names["prompt"]["input_ids"][0].tolist() == wanted
 
 
+def code_of(search: PreparedSearch) -> str:
+    return loading(search.spec, search.placement, 1, None)
+
+
 def test_a_card_names_the_base_by_its_hub_id_or_by_a_folder_and_its_origin(
     make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
-    on_hub = loading(make_search("model.id=smollm2-135m").spec, None)
+    on_hub = code_of(make_search("model.id=smollm2-135m"))
     assert 'from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")' in on_hub
     folder = tmp_path / "mine"
     shutil.copytree(pull_model(TINY), folder)
-    ours = loading(make_search(f"model.id={folder}").spec, None)
+    ours = code_of(make_search(f"model.id={folder}"))
     assert f'from_pretrained("{folder}")' in ours
     assert resolve_model(str(folder), None).identity in ours
     pinned = {"id": "Qwen/Qwen3-8B", "revision": "0123abc", "dtype": "bfloat16"}
-    spec = make_search().spec
-    there = loading(spec.model_copy(update={"model": Model(**pinned)}), None)
+    search = make_search()
+    spec = search.spec.model_copy(update={"model": Model(**pinned)})
+    there = loading(spec, search.placement, 1, None)
     assert 'from_pretrained("Qwen/Qwen3-8B", revision="0123abc", dtype="bfloat16")' in there

@@ -137,6 +137,11 @@ def test_parameters_come_from_the_run_then_the_known_base_then_nowhere(
     down = make_spec(probe={"layer": 1, "placement": "down_proj"})
     geometry = KNOWN_MODELS[TINY]
     assert params_per_rank(down, o) == geometry.intermediate + geometry.hidden
+    many = make_spec(adapter={"target_modules": ("q_proj",), "layers": (0, 2)}, probe=None)
+    assert params_per_rank(many, o) == 2 * 2 * geometry.hidden
+    assert dict(settings_list(replace(result, spec=many), {}))["Adapters at"] == (
+        "q_proj of layers 0, 2"
+    )
     foreign = make_spec(model={"id": "someone/else", "revision": "abc"})
     assert params_per_rank(foreign, o) is None
     found = capacities(replace(result, spec=foreign))

@@ -42,7 +42,7 @@ def test_a_confidence_outside_its_range_is_refused(confidence: float) -> None:
 
 def test_the_search_spans_what_the_records_can_need() -> None:
     records, geometry = records_of(300, 8), KNOWN_MODELS[SMOLLM2]
-    largest = largest_rank(records, geometry, "mlp")
+    largest = largest_rank(records, geometry, Probe(layer=20).to_placement())
     # A power of two that gives every token as many parameters as a vocabulary of 49152 has bits.
     assert largest == 64 and 32 * 1152 < 2400 * math.log2(49152) <= 64 * 1152
     steps = default_steps(300)
@@ -62,7 +62,7 @@ def test_the_search_spans_what_the_records_can_need() -> None:
 
 def test_one_record_makes_a_search_too() -> None:
     records, geometry = records_of(1, 5), KNOWN_MODELS[TINY]
-    largest = largest_rank(records, geometry, "mlp")
+    largest = largest_rank(records, geometry, Probe(layer=20).to_placement())
     spec = search_spec(records, Model(id=TINY), Probe(layer=1), largest, 3, "plain")
     assert spec.space.seq_len == (5,) and spec.space.train_steps[-1] == 3
     assert set(first_points(spec)) <= set(spec.space.points())

@@ -1,0 +1,27 @@
+"""Adapters too large for the memory of this machine, found before anything starts."""
+
+from __future__ import annotations
+
+import os
+
+from pmlray.config import ClusterProfile
+from pmlray.config.adapter_memory import check_adapter_fits
+from pmlray.config.prepared_search import PreparedSearch
+
+
+def check_memory(
+    search: PreparedSearch, lora_rank: int, profile: ClusterProfile, address: str | None
+) -> None:
+    """Check that a pack's share of this machine's memory holds an adapter of a rank; ModelError
+    otherwise.
+
+    Of a GPU, and of other machines (`address`, RAY_ADDRESS), a pack's worker checks it before it
+    loads the base.
+    """
+    elsewhere = address or os.environ.get("RAY_ADDRESS")
+    if elsewhere or profile.gpus_per_pack or profile.workers_per_pack > 1:
+        return
+    from pmlray.engine.runtime.device_memory import main_memory
+
+    cores = profile.cpus_per_pack or os.cpu_count() or 1
+    check_adapter_fits(search, lora_rank, main_memory(cores))
