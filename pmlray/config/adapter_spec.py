@@ -28,10 +28,15 @@ class Probe(Part):
         return Placement((self.layer,), (MLP_BLOCK if self.placement == "mlp" else DOWN_PROJ,))
 
     def resolve(self, n_layers: int, modules: Mapping[str, tuple[int, int]]) -> Placement:
-        """Return the sites in a base; SpecError where it lacks the layer. See `Adapter.resolve`."""
+        """Return the site in a base; SpecError where it lacks it. See `Adapter.resolve`."""
         if self.layer >= n_layers:
             raise SpecError(
                 f"probe.layer is {self.layer}, but the base has layers 0 to {n_layers - 1}"
+            )
+        if self.placement == "down_proj" and DOWN_PROJ not in modules:
+            raise SpecError(
+                f"probe.placement: the base's layers have no linear {DOWN_PROJ}; they have"
+                f" {', '.join(modules)}, which adapter.target_modules takes"
             )
         return self.to_placement()
 

@@ -151,8 +151,8 @@ def law_data(observations: Iterable[Observation]) -> LawData:
         The points of the law's phase, one a run_key.
 
     Raises:
-        DataError: names the run_key of a point that cannot be used, or that occurs twice with
-            different values.
+        DataError: names the run_key of a point that cannot be used, that occurs twice with
+            different values, or that is of another task or base than the first.
 
     Example:
         >>> law = fit_law(law_data(search.observations()))
@@ -166,6 +166,7 @@ def law_data(observations: Iterable[Observation]) -> LawData:
         if o.run_key in by_key:
             repeats.append(o.run_key)
         first = by_key.setdefault(o.run_key, o)
+        _check_alike(next(iter(by_key.values())), o)
         if (first.delta_loss, first.final_loss) != (o.delta_loss, o.final_loss):
             raise DataError(
                 f"run_key {o.run_key} comes twice with different values, delta_loss"
@@ -179,6 +180,19 @@ def law_data(observations: Iterable[Observation]) -> LawData:
             " of its own its own run_key",
         )
     return _from_observations(list(by_key.values()), notes)
+
+
+def _check_alike(first: Observation, o: Observation) -> None:
+    """Raise DataError where two observations cannot be of one law."""
+    for what, own, other in (
+        ("task", first.task, o.task),
+        ("base model", first.provenance.get("model"), o.provenance.get("model")),
+    ):
+        if own != other:
+            raise DataError(
+                f"run_key {o.run_key} is of the {what} {other}, and {first.run_key} of {own}: they"
+                " have no law in common; give the runs of one of them"
+            )
 
 
 def informative_points(data: LawData) -> BoolArray:

@@ -15,7 +15,7 @@ from typing import Literal
 from pmlray.config.adapter_spec import Adapter, AdapterPlace, Probe
 from pmlray.config.bases.geometry import Geometry
 from pmlray.config.model_spec import Model
-from pmlray.config.placement import DOWN_PROJ, Placement
+from pmlray.config.placement import Placement
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import (
@@ -140,7 +140,7 @@ def largest_rank(records: RecordSet, geometry: Geometry, placement: Placement) -
     """Return the largest rank worth measuring: a power of two, or the smaller side of a module."""
     bits = records.supervised_tokens * math.log2(geometry.vocab)
     per_rank = placement.params_per_rank(geometry.adaptable)
-    least_params = LEAST_LARGEST * sum(geometry.modules[DOWN_PROJ])
+    least_params = LEAST_LARGEST * (geometry.intermediate + geometry.hidden)
     least = min(LEAST_LARGEST, max(LEAST_OF_MANY_SITES, _next_power(least_params / per_rank)))
     rank = _next_power(bits / LEAST_BITS_PER_PARAM / per_rank)
     return min(placement.largest_rank(geometry.adaptable), max(least, rank))

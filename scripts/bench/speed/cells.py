@@ -150,7 +150,12 @@ def _cell(turn: _Turns, shapes: Sequence[StepShape], peaks: Sequence[float]) -> 
     own = shapes if kind == "packed" else [
         StepShape(tuple(n + 1 for n in shape.lengths), shape.scored).padded() for shape in shapes
     ]  # fmt: skip
-    flops = mean_flops(kind, work.geometry, work.layer, work.lora_rank, own)
+    # Counted for one layer's down_proj alone.
+    flops = (
+        mean_flops(kind, work.geometry, work.layer, work.lora_rank, own)
+        if work.place == "down_proj"
+        else None
+    )
     tokens = sum(sum(shape.scored) for shape in shapes) / len(shapes)
     rates = [work.n_adapters * b["steps"] / b["seconds"] for b in turn.blocks]
     joules = [b["joules"] for b in turn.blocks]
@@ -163,8 +168,10 @@ def _cell(turn: _Turns, shapes: Sequence[StepShape], peaks: Sequence[float]) -> 
         "adapter_steps_per_second": spread(rates),
         "supervised_tokens_per_second": spread([tokens * rate for rate in rates]),
         "flops_per_adapter_step": flops,
-        "flops_per_second": spread([flops * rate for rate in rates]),
-        "share_of_matmul_peak": paired_ratio([flops * rate for rate in rates], peaks),
+        "flops_per_second": spread([flops * rate for rate in rates]) if flops else None,
+        "share_of_matmul_peak": (
+            paired_ratio([flops * rate for rate in rates], peaks) if flops else None
+        ),
         "matmul_peak": spread(peaks),
         "peak_memory_bytes": turn.peak_memory,
         "step_memory_bytes": turn.step_memory,
@@ -197,7 +204,7 @@ def ratios(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _place(cell: dict[str, Any]) -> dict[str, Any]:
-    return {name: cell[name] for name in ("model", "task", "seq_len", "lora_rank")}
+    return {name: cell[name] for name in ("model", "task", "place", "seq_len", "lora_rank")}
 
 
 def growth(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,8 +11,10 @@ import torch
 from tokenizers import Tokenizer, normalizers
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from pmlray.config.bases.models import TINY, pulled_folder
+from pmlray.config.bases.models import KNOWN_MODELS, TINY, pulled_folder
+from pmlray.config.placement import Placement
 from pmlray.config.search_spec import Probe
+from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.model.pull import pull_model
 from pmlray.errors import ModelError
 from tests.adapters import save_one
@@ -147,3 +149,22 @@ def other_machines(tmp_path: Path) -> Path:
     probe = Probe(placement="down_proj", layer=2)
     save_one(folder, probe, (torch.zeros(128, 2), torch.zeros(2, 64)), "/content/base")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("layers", "factor", "says"),
+    [((0, 30), 1, "no adapted module is in layer 30"), ((0, 3), 2, "size mismatch")],
+)
+def test_an_adapter_of_many_modules_of_another_base_is_refused(
+    records: Path, tmp_path: Path, layers: tuple[int, ...], factor: int, says: str
+) -> None:
+    pull_model(TINY)
+    placement = Placement(layers, ("self_attn.q_proj", "mlp.down_proj"))
+    shapes = KNOWN_MODELS[TINY].modules
+    weights = {}
+    for site in placement.sites:
+        width, out = shapes[site.module]
+        weights[site] = torch.ones(factor * width, 2), torch.zeros(2, factor * out)
+    save_adapter(tmp_path / "theirs", placement, weights, "someone/else", "0123abc")
+    arguments = ["recall", "--adapter", tmp_path / "theirs", "--records", records]
+    assert says in refused(ModelError, *arguments, "--model", TINY)

@@ -20,6 +20,7 @@ from pmlray.api.sizing import run as sizing_driver
 from pmlray.backends.store.file_leases import Lease
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
+from pmlray.config.adapter_spec import Adapter, AdapterPlace
 from pmlray.config.bases.models import TINY
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Model, Probe
@@ -172,14 +173,17 @@ def test_records_that_cannot_work_are_named(tmp_path: Path) -> None:
     assert "--max-rank" in refused(DataError, *size, "--max-rank", "1")
 
 
-def stored_law(folder: Path, records: Path) -> Path:
+MLP = Probe(layer=2)
+
+
+def stored_law(folder: Path, records: Path, place: AdapterPlace = MLP) -> Path:
     """A store whose runs follow LAW, on subsets of the records."""
     rows = [json.loads(line) for line in records.read_text().splitlines()]
     pairs = tuple((row["query"], row["target"]) for row in rows)
     model = Model(id=TINY, dtype="float32")
     # The tiny model's tokens are single characters here.
     record_set = RecordSet(pairs, (3,) * len(pairs), (6,) * len(pairs))
-    spec = search_spec(record_set, model, Probe(layer=2), 32, STEPS, "plain")
+    spec = search_spec(record_set, model, place, 32, STEPS, "plain")
     store = FileStore(folder)
     (folder / "search.json").write_text(spec.model_dump_json())
     subsets = spec.space.seq_len[:-1]
@@ -256,7 +260,12 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             ranks.append(run.point.lora_rank)
             store.put(by_law(run, 0, 0.0))
             rank = run.point.lora_rank
-            weights = at_site(search.placement, torch.zeros(64, rank), torch.zeros(rank, 64))
+            shapes = search.source.geometry.adaptable
+            weights = {
+                site: (torch.zeros(shapes[site.module][0], rank),
+                       torch.zeros(rank, shapes[site.module][1]))
+                for site in search.placement.sites
+            }  # fmt: skip
             save_adapter(store.adapters / run.run_key, search.placement, weights, TINY)
 
     def check(search: PreparedSearch, folder: Path, say: object) -> DecodedRecords:
@@ -298,6 +307,32 @@ def test_the_rank_rises_until_the_check_passes_and_is_found_again(
     assert read_adapter(folder).lora_rank == 8
     assert size_json(*options)["attempts"] == found["attempts"]
     assert trained == [7, 8]
+
+
+def test_an_adapter_of_many_modules_is_sized_by_a_law_of_its_own_place(
+    records: Path, tmp_path: Path, trained: list[int]
+) -> None:
+    place = Adapter(target_modules="all-linear", layers=(0, 3), alpha="2r")
+    law, out = stored_law(tmp_path / "law", records, place), tmp_path / "out"
+    options = ["--records", records, "--law", law, "--out", out, "--recall", "0.9"]
+    options += ["--confidence", "0.6", "--max-rank", "8"]
+    same = ["--placement", "all-linear", "--layers", "0,3", "--alpha", "2r"]
+    found = size_json(*options, *same)
+    own = found["adapter"]
+    # Modules of the tiny model: 2,048 parameters a rank in two layers.
+    assert trained == [7, 8] and own["parameters"] == 8 * 2048
+    assert own["placement"] == "all-linear of layers 0, 3, alpha 2r" and own["layers"] == [0, 3]
+    assert found["sized"]["parameters"] == 7 * 2048
+    bits = found["holds"]["bits"]
+    assert found["holds"]["bits_per_parameter"] == pytest.approx(bits / (8 * 2048))
+    text = (out / "adapter" / "README.md").read_text()
+    assert ModelCard(text).data.library_name == "peft" and "PeftModel.from_pretrained" in text
+    assert "with 16384 parameters at all-linear of layers 0, 3, alpha 2r:" in text
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (8, 16)
+    assert config["layers_to_transform"] == [0, 3]
+    other = [*options, "--placement", "all-linear"]
+    assert "not at all-linear of all layers" in refused(SpecError, "size", "--model", TINY, *other)
 
 
 def test_the_best_adapter_is_kept_where_no_rank_recalls_enough(

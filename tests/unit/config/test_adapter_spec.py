@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pmlray.api.stores import claim_comparison, claim_search, open_store
+from pmlray.config.adapter_spec import Probe
 from pmlray.config.bases.models import KNOWN_MODELS, SMOLLM2
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_spec
@@ -182,6 +183,13 @@ def test_the_same_sites_are_the_same_runs_however_they_are_named(
         run = search.plan_run(search.spec.space.points()[-1], "sft", 0, 0, "law")
         keys.append(run.run_key)
     assert len(set(keys[:3])) == 1 and len(set(keys)) == 4
+
+
+def test_a_probe_needs_its_module() -> None:
+    probe, modules = Probe(placement="down_proj", layer=1), {"attn.c_proj": (8, 8)}
+    with pytest.raises(SpecError, match=r"probe.placement: .* no linear mlp.down_proj; they have"):
+        probe.resolve(2, modules)
+    assert Probe(layer=1).resolve(2, modules).modules == ("mlp",)
 
 
 def test_of_each_base_all_linear_names_what_it_has() -> None:
