@@ -18,7 +18,7 @@ from pmlray.config.bases.models import ModelSource, resolve_model
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import Where, load_search, load_spec, places, read_text
 from pmlray.config.model_spec import Model
-from pmlray.config.placement import Placement
+from pmlray.config.placement import MLP_BLOCK, Placement
 from pmlray.config.record_facts import encode_queries, local_tokenizer, read_facts
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import DataError, SpecError
@@ -178,7 +178,7 @@ def _check_placement(spec: SearchSpec, source: ModelSource, where: Where) -> Non
     geometry, ranks = source.geometry, spec.space.lora_rank
     try:
         placement = spec.place.resolve(geometry.n_layers, geometry.modules)
-        _check_modules(spec, placement, geometry)
+        _check_block(spec, placement, geometry)
     except SpecError as error:
         # It begins with the key.
         key = str(error).split(maxsplit=1)[0].rstrip(":")
@@ -189,14 +189,13 @@ def _check_placement(spec: SearchSpec, source: ModelSource, where: Where) -> Non
         raise SpecError(f"{where(key)}: lora_rank is up to {ranks[-1]}, but {why}")
 
 
-def _check_modules(spec: SearchSpec, placement: Placement, geometry: Geometry) -> None:
-    """Raise SpecError where the base's layers lack a module that every Llama's have."""
-    lacking = [module for module in placement.modules if module not in geometry.adaptable]
-    if lacking:
+def _check_block(spec: SearchSpec, placement: Placement, geometry: Geometry) -> None:
+    """Raise SpecError where the paper's block is asked for, and the base's layers have none."""
+    if placement.is_block and (why := geometry.refusal(MLP_BLOCK)) is not None:
         key = "adapter.target_modules" if spec.probe is None else "probe.placement"
         raise SpecError(
-            f"{key}: the base's layers have no {', '.join(lacking)}; they have"
-            f" {', '.join(geometry.adaptable)}, which adapter.target_modules takes"
+            f"{key}: the paper's block lies beside a layer's MLP, and {why}; they have"
+            f" {', '.join(geometry.modules)}, which adapter.target_modules takes"
         )
 
 

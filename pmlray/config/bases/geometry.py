@@ -121,7 +121,7 @@ class Geometry:
         if self.own is None:
             return None
         if module == MLP_BLOCK:
-            return None if self.own.has_mlp else "its layers have no module named mlp"
+            return None if self.own.has_mlp else "the base's layers have no module named mlp"
         for name, why in self.own.refused.items():
             # What holds the experts is named as often as what they hold.
             if f".{name}".endswith(f".{module}") or f".{module}." in f".{name}.":
