@@ -13,7 +13,8 @@ from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.errors import DataError
 from pmlray.law import FitOptions, Form, LawData, fit_law, law_data, read_law_data
 from pmlray.law.placements import PlacedPoint
-from pmlray.types import DesignPoint
+from pmlray.law.read import read_observations
+from pmlray.types import DesignPoint, Observation
 
 if TYPE_CHECKING:
     from pmlray.backends.store.file_store import FileStore
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 
 
 def fit(
-    file: Path = typer.Argument(
-        ..., help="A store, a JSONL of observations, or a CSV of rank,length,delta_loss_nats."
+    files: list[Path] = typer.Argument(
+        ...,
+        metavar="FILE...",
+        help="A store, a JSONL of observations, or a CSV of rank,length,delta_loss_nats. Several"
+        " stores or JSONLs, as of searches with adapters in other places, make one law.",
     ),
     form: str = typer.Option(
         "auto",
@@ -61,14 +65,16 @@ def fit(
         known: str = ", ".join(get_args(Form))
         raise typer.BadParameter(f"use {known} or auto", param_hint="--form")
     chosen: Form | Literal["auto"] = form  # type: ignore[assignment]
-    data, left_out = _points(file, base_loss, optimisation_limited)
+    data, left_out = _points(files, base_loss, optimisation_limited)
     for note in data.notes:
         # Printed before the fit: data that was not read may be why it fails.
         typer.echo(f"note: {note}", err=True)
     targets = [where for text in target or () for where in _targets(text, data)]
     if delta_loss is not None and not targets:
         raise typer.BadParameter("give a --target to size for", param_hint="--delta-loss")
-    forms, own = _law_of(file)
+    laws = {_law_of(file) for file in files}
+    # Searches that differ in their laws are fitted by the default.
+    forms, own = laws.pop() if len(laws) == 1 else (None, FitOptions())
     options = replace(own, loss=loss or own.loss, saturated=saturated or own.saturated)
     found = fit_law(data, chosen, forms=forms, targets=targets, options=options)
     law = found.to_json(delta_loss) | {"n_left_out": left_out}
@@ -77,14 +83,29 @@ def fit(
 
 
 def _points(
-    file: Path, base_loss: float | None, limited: Literal["keep", "leave_out"] | None
+    files: list[Path], base_loss: float | None, limited: Literal["keep", "leave_out"] | None
 ) -> tuple[LawData, int]:
     """Return the points to fit, and the number of runs left out as optimisation-limited."""
+    if len(files) == 1 and files[0].suffix == ".csv" and limited != "leave_out":
+        return read_law_data(files[0], base_loss), 0
+    observations: list[Observation] = []
+    n_left_out = 0
+    for file in files:
+        kept, left_out = _observations(file, limited)
+        observations += kept
+        n_left_out += left_out
+    return law_data(observations), n_left_out
+
+
+def _observations(
+    file: Path, limited: Literal["keep", "leave_out"] | None
+) -> tuple[list[Observation], int]:
+    """Return the observations of a store or JSONL to fit, and the number of those left out."""
     opened = _search_of(file)
     if limited is None:
         limited = opened[0].law.optimisation_limited if opened else "keep"
     if limited == "keep":
-        return read_law_data(file, base_loss), 0
+        return list(read_observations(file)), 0
     if opened is None:
         raise typer.BadParameter(
             f"{file} is no store of a search, and only a search's recipe says which runs more steps"
@@ -103,7 +124,7 @@ def _points(
             f"all {n_all} runs of {file} are optimisation-limited and none is left to fit: measure"
             " with more steps, or keep them (--optimisation-limited keep)"
         )
-    return law_data(kept), n_all - len(kept)
+    return list(kept), n_all - len(kept)
 
 
 def _law_of(file: Path) -> tuple[tuple[Form, ...] | None, FitOptions]:

@@ -37,7 +37,7 @@ def position_bytes(search: PreparedSearch, lora_rank: int, itemsize: int) -> int
         group = next((group for group in SHARED_INPUTS if module in group), (module,))
         inputs[group[0]] = 4 * width
     of_sites = len(placement.layers) * (site_bytes + sum(inputs.values()))
-    return (g.n_layers - placement.first_trained_layer) * frozen + of_sites
+    return (g.n_layers - g.first_trained_layer(placement)) * frozen + of_sites
 
 
 def check_adapter_fits(search: PreparedSearch, lora_rank: int, memory: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pmlray.config.bases.chat_prompt import FIXED_DATE, SYSTEM_PROMPT
+from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.models import HUB_IDS, PULLABLE, loadable_name, resolve_model
 from pmlray.config.placement import Placement
 from pmlray.config.search_spec import SearchSpec
@@ -34,11 +35,18 @@ def card_head(spec: SearchSpec, placement: Placement) -> str:
     return f"---\n{front}\n---\n\n"
 
 
-def loading(spec: SearchSpec, placement: Placement, lora_rank: int, end_id: int | None) -> str:
+def loading(
+    spec: SearchSpec,
+    geometry: Geometry,
+    placement: Placement,
+    lora_rank: int,
+    end_id: int | None,
+) -> str:
     """Return code that asks an adapter of this search one query, as Markdown.
 
-    placement: sites in the base; end_id: the token that it was taught to end an answer with; None:
-    it was taught none, and generation goes on to the end tokens of the base, or to its limit.
+    geometry: of the base; placement: sites in it; end_id: the token that it was taught to end an
+    answer with; None: it was taught none, and generation goes on to the end tokens of the base, or
+    to its limit.
     """
     stop = "" if end_id is None else f" eos_token_id={end_id},"
     on_hub = f', revision="{spec.model.revision}"' if spec.model.revision else ""
@@ -46,7 +54,7 @@ def loading(spec: SearchSpec, placement: Placement, lora_rank: int, end_id: int 
     imports, load, note = _PEFT_IMPORTS, _PEFT_LOADING, ""
     if placement.is_block:
         imports, note = _HOOK_IMPORTS, _NOT_PEFT
-        load = _hook_loading(placement, lora_rank)
+        load = _hook_loading(geometry, placement, lora_rank)
     return f"""```python
 {imports}
 query = "QUERY"
@@ -104,14 +112,46 @@ def add_at(layer):
 
 for layer in {layers}:
     add_at(layer)"""
+# Where the MLP's output is scaled, normed or added elsewhere before it is the layer's.
+_OWN_LAYERS_LOADING = """model = base
+weights = load_file("./adapter_model.safetensors", device=str(model.device))
+
+
+def add_at(n):
+    layer, inputs, a, b = model.{path}[n], [], {a}, {b}
+
+    def keep(mlp, args):
+        inputs.append(args[0])
+
+    def add(layer, args, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        added = (inputs.pop().float() @ a @ b).view(hidden.shape)
+        hidden = (hidden + added).to(hidden.dtype)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    layer.mlp.register_forward_pre_hook(keep)
+    layer.register_forward_hook(add)
+
+
+for n in {layers}:
+    add_at(n)"""
 _NOT_PEFT = """
 The adapter adds `x A B` to the output of a block, where x is the input of the block's MLP; PEFT has
 no such adapters."""
 
 
-def _hook_loading(placement: Placement, lora_rank: int) -> str:
+def _hook_loading(geometry: Geometry, placement: Placement, lora_rank: int) -> str:
     """Return code that adds an adapter of the paper's block, and its scale where it is not 1."""
     scale = placement.scale(lora_rank)
+    if not geometry.adds_plainly:
+        at = "" if placement.kept_site is not None else "{n}."
+        a, b = (f'weights[{"f" * bool(at)}"{at}{name}"]' for name in "AB")
+        return _OWN_LAYERS_LOADING.format(
+            path=geometry.layers_path,
+            layers=list(placement.layers),
+            a=a,
+            b=b if scale == 1 else f"{scale!r} * {b}",
+        )
     b = 'weights["B"]' if placement.kept_site is not None else 'weights[f"{layer}.B"]'
     if scale != 1:
         b = f"({scale!r} * {b})"

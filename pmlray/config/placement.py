@@ -61,11 +61,6 @@ class Placement:
         only = self.sites[0]
         return only if len(self.sites) == 1 and only.module in (MLP_BLOCK, DOWN_PROJ) else None
 
-    @property
-    def first_trained_layer(self) -> int:
-        """Number of decoder layers whose activations no adapter changes."""
-        return self.layers[0] + (self.kept_site is not None)
-
     def lora_alpha(self, lora_rank: int) -> float:
         """Return LoRA's alpha at a rank."""
         return self.alpha_per_rank * lora_rank if self.alpha is None else self.alpha

@@ -39,7 +39,7 @@ def pack_provenance(
         "model": search.source.identity,
         "dtype": search.spec.model.base_dtype,
         "adapter_params_per_rank": search.params_per_rank,
-        "placement": search.placement.to_json(),
+        "placement": placement_facts(search),
         "device": device.type,
         "device_name": name or platform.machine(),
         "devices": devices,
@@ -49,6 +49,17 @@ def pack_provenance(
         "versions": {"pmlray": __version__}
         | {package: version(package) for package in VERSIONED}
         | dict(backend),
+    }
+
+
+def placement_facts(search: PreparedSearch) -> dict[str, Any]:
+    """Return the adapters' sites, with a name and what a law of several placements needs."""
+    geometry, placement = search.source.geometry, search.placement
+    return {
+        **placement.to_json(),
+        "name": search.spec.place.describe(),
+        "n_layers": geometry.n_layers,
+        "params_per_rank": {m: sum(geometry.adaptable[m]) for m in placement.modules},
     }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pmlray.errors import DataError
+from pmlray.law.observed_placements import observed_placements
 from pmlray.law.placements import Placement, in_order
 from pmlray.types import Observation
 
@@ -140,6 +141,7 @@ class LawData:
 def law_data(observations: Iterable[Observation]) -> LawData:
     """Collect the points of a law from observations; l is `supervised_tokens`.
 
+    Adapters that sat in several places, by their provenance, make one law of several placements.
     The SFT runs of the MemFT comparison are left out, so that a store always yields the points that
     its search fitted. A run_key that occurs twice with the same values counts once, and a note says
     so.
@@ -243,6 +245,12 @@ def check_observation(where: str, o: Observation) -> None:
 
 
 def _from_observations(kept: Sequence[Observation], notes: tuple[str, ...]) -> LawData:
+    data = _of_one_placement(kept, notes)
+    placements = observed_placements(kept)
+    return data if placements is None else data.placed(placements)
+
+
+def _of_one_placement(kept: Sequence[Observation], notes: tuple[str, ...]) -> LawData:
     replicates = sorted({(o.sequence_id, o.seed) for o in kept})
     ids = {replicate: i for i, replicate in enumerate(replicates)}
     return LawData(

@@ -43,15 +43,21 @@ def read_law_data(path: str | Path, base_loss: float | None = None) -> LawData:
     source = Path(path)
     if base_loss is not None and not (math.isfinite(base_loss) and base_loss > 0):
         raise DataError(f"base_loss is {base_loss}; expected nats per token above 0")
-    if source.is_dir():
-        return law_data(_read_folder(source))
-    if not source.is_file():
-        raise DataError(f"{source}: no such file or folder")
-    if source.suffix == ".csv":
+    if source.is_file() and source.suffix == ".csv":
         unknown = math.nan if base_loss is None else base_loss
         return read_csv_points(source, _lines(source), unknown)
+    return law_data(read_observations(source))
+
+
+def read_observations(source: Path) -> Iterator[Observation]:
+    """Read the stored observations of a store's folder, or of a JSONL; DataError names the file
+    and, where there is one, the line."""
+    if source.is_dir():
+        return _read_folder(source)
+    if not source.is_file():
+        raise DataError(f"{source}: no such file or folder")
     if source.suffix == ".jsonl":
-        return law_data(_read_jsonl(source))
+        return _read_jsonl(source)
     raise DataError(
         f"{source}: expected a .csv ({', '.join(NEEDED)}), a .jsonl of stored observations"
         " or a store folder"

@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from pmlray.config.bases.families import FAST, Path, family_of, rope_limit
-from pmlray.config.placement import MLP_BLOCK
+from pmlray.config.placement import MLP_BLOCK, Placement
 from pmlray.errors import ModelError
 
 LLAMAS_LAYERS = "model.layers"
@@ -40,8 +40,9 @@ class Geometry:
 
     `context` is the longest input in tokens that it reads, at once as token by token.
 
-    fused: whether the projections of queries, keys and values are one, and gate and up too. own:
-    what cannot be told from the sizes, of a base that takes the general path.
+    fused: whether the projections of queries, keys and values are one, and gate and up too.
+    adds_plainly: whether the MLP's output is added to its layer's as it is. own: what the sizes do
+    not tell, of a base that takes the general path.
     """
 
     n_layers: int
@@ -53,6 +54,7 @@ class Geometry:
     vocab: int
     context: int
     fused: bool = False
+    adds_plainly: bool = True
     own: OwnLayers | None = None
 
     @property
@@ -104,6 +106,12 @@ class Geometry:
             return self.modules
         return {**self.modules, MLP_BLOCK: (self.hidden, self.hidden)}
 
+    def first_trained_layer(self, placement: Placement) -> int:
+        """Return the number of decoder layers through which no gradient passes."""
+        kept = placement.kept_site
+        reaches = self.own is None and (self.adds_plainly or placement.is_block)
+        return placement.layers[0] + (kept is not None and reaches)
+
     def refusal(self, module: str) -> str | None:
         """Return why a module that the base has cannot be adapted; None where nothing is known.
 
@@ -144,6 +152,7 @@ def geometry_from_config(config: Mapping[str, Any], where: str) -> Geometry:
             vocab=config["vocab_size"],
             context=rope_limit(config) or config["max_position_embeddings"],
             fused=family.fused,
+            adds_plainly=family.adds_plainly,
         )
     except (AttributeError, LookupError, TypeError, ArithmeticError) as error:
         raise ModelError(f"{where}: no transformers config of a language model ({error!r})") from (

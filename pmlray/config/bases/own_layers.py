@@ -63,6 +63,7 @@ def own_geometry(config: Mapping[str, Any], architecture: str, where: str) -> Ge
         head_dim=_size(settings, "head_dim") or max(1, settings.hidden_size // heads),
         vocab=model.get_input_embeddings().weight.shape[0],
         context=longest_input(settings, where),
+        adds_plainly=False,
         own=OwnLayers(
             path=path,
             modules=modules,

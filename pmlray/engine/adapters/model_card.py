@@ -44,8 +44,13 @@ Trained by {o.method} for {p.train_steps} steps on {o.supervised_tokens} target 
 | {_recalled(recall)} | {recall.exact:.4f} |
 | gpu_seconds | {o.gpu_seconds:.2f} |
 
-{loading(spec, search.placement, p.lora_rank, o.provenance.get("end_id"))}
+{_code(search, o)}
 A run of the search {spec.search_id} (run_key {o.run_key}), by pmlray. It holds what it was trained
 on word for word: publish it where you may publish that text, and state a licence that the base
 model's allows.
 """
+
+
+def _code(search: PreparedSearch, o: Observation) -> str:
+    end_id, rank = o.provenance.get("end_id"), o.point.lora_rank
+    return loading(search.spec, search.source.geometry, search.placement, rank, end_id)

@@ -155,7 +155,7 @@ def design_settings(search: PreparedSearch) -> DesignSettings:
 def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
     """Return the cost model before anything is measured."""
     spec, geometry, placement = search.spec, search.source.geometry, search.placement
-    trained_layers = geometry.n_layers - placement.first_trained_layer
+    trained_layers = geometry.n_layers - geometry.first_trained_layer(placement)
     return prior_cost(
         trained_layers * geometry.layer_weights,
         geometry.vocab * geometry.hidden,

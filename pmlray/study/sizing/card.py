@@ -286,4 +286,4 @@ The law's form is {law["form"]}.{beside}
 Cost: {cost["search_gpu_seconds"]:.0f} gpu_seconds for the law, {cost["training_gpu_seconds"]:.0f}
 for adapters beside it ({own["train_steps"]} steps of {own["method"]}), unit {cost["unit"]}.
 
-{loading(spec, search.placement, own["lora_rank"], card["end_id"])}"""
+{loading(spec, search.source.geometry, search.placement, own["lora_rank"], card["end_id"])}"""

@@ -19,7 +19,7 @@ from pmlray.config.placement import Placement, Site
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.packed_lora import initial_As
-from pmlray.engine.adapters.peft_io import PEFT_NAME, peft_settings
+from pmlray.engine.adapters.peft_io import LLAMAS_NAMES, peft_settings
 from pmlray.engine.model.prompts import render_prompt
 from pmlray.memory import Record, TaskSource, build_memory
 
@@ -205,7 +205,7 @@ def peft_model(work: Work, model: Any) -> Any:
     adapted = get_peft_model(model, config)
     parameters = dict(adapted.named_parameters())
     for site, first in first_As(work).items():
-        at = PEFT_NAME.format(layer=site.layer, module=site.module)
+        at = LLAMAS_NAMES.of_site(site)
         parameters[f"{at}.lora_A.default.weight"].data.copy_(first.T)
     return adapted
 
@@ -213,7 +213,7 @@ def peft_model(work: Work, model: Any) -> Any:
 def peft_weights(work: Work, adapted: Any) -> Weights:
     """The trained A (X, r) and B (r, D) of `peft_model` at its last site."""
     last = work.placement.sites[-1]
-    at = PEFT_NAME.format(layer=last.layer, module=last.module)
+    at = LLAMAS_NAMES.of_site(last)
     found = dict(adapted.named_parameters())
     a, b = (found[f"{at}.lora_{part}.default.weight"].detach().T for part in "AB")
     return a, b

@@ -203,6 +203,9 @@ def test_what_transformers_saves_passes_the_checks_of_headers(case: str, tmp_pat
 
 
 BLOCK = ["probe={placement: mlp, layer: 0}", "space.lora_rank=[16]"]
+BLOCKS = [
+    "probe=null", "adapter={target_modules: mlp_block, alpha: 2r}", "space.lora_rank=[8]",
+]  # fmt: skip
 LINEAR = [
     "probe=null", "adapter={target_modules: all-linear}", "space.lora_rank=[4]",
     "space.train_steps=[50]",
@@ -211,8 +214,8 @@ LINEAR = [
 
 @pytest.mark.parametrize(
     ("case", "place"),
-    [("gpt2", BLOCK), ("gpt2", LINEAR), ("gemma2", LINEAR), ("phi3", LINEAR)],
-    ids=["block of gpt2", "gpt2", "gemma2", "phi3"],
+    [("gpt2", BLOCK), ("granite", BLOCKS), ("gpt2", LINEAR), ("phi3", LINEAR)],
+    ids=["block of gpt2", "blocks of granite", "gpt2", "phi3"],
 )
 def test_a_base_is_searched_and_its_adapters_decode(
     case: str, place: list[str], search_file: Path, tiny_folder: str, tmp_path: Path
@@ -243,6 +246,17 @@ def test_a_base_is_searched_and_its_adapters_decode(
     record = search_memory(search, base.tokenizer, 0).records[0]
     (decoded,) = decode_records(base, adapter, [record], ends=())
     assert decoded.answered
+    if search.placement.is_block:
+        assert card_recites(store.adapters / run.run_key, record)
+
+
+def card_recites(folder: Path, record: Record) -> bool:
+    """Run the code of an adapter's card, but for its prompt, in the adapter's folder."""
+    code = (folder / "README.md").read_text("utf-8").split("```python")[1].split("```")[0]
+    code = code.replace('"./', f'"{folder}/')
+    names: dict[str, Any] = {}
+    exec(code[: code.index("prompt = ")], names)
+    return greedy(names["model"], record.prompt_ids, len(record.target_ids)) == record.target_ids
 
 
 @pytest.mark.parametrize("case", ["gpt2", "gemma2", "phi3"])

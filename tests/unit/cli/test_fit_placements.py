@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,12 @@ from typer.testing import CliRunner, Result
 
 from pmlray.cli import app
 from pmlray.cli.describe_law import describe_law_json
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.engine.provenance import placement_facts
 from pmlray.law import LawData, read_law_data
+from pmlray.types import DesignPoint
+from tests.fakes import observe
+from tests.unit.conftest import make_search, search_file  # noqa: F401
 from tests.unit.law.placed_points import ATTENTION, BLOCK, DOWN, placed_data
 
 WORTHS = {BLOCK: 1.0, DOWN: 1.5, ATTENTION: 0.6}
@@ -134,3 +141,29 @@ def test_ranks_at_several_places_need_their_parameters(write: Write) -> None:
 def test_a_target_at_no_placement_is_refused(write: Write) -> None:
     done = run(write(ROWS), "--target", "o_proj:4,512")
     assert done.exit_code == 2 and "is no placement" in done.output
+
+
+def test_several_stores_of_one_base_make_one_law(
+    tmp_path: Path,
+    make_search: Callable[..., PreparedSearch],  # noqa: F811
+) -> None:
+    """Each of a search with its adapter in another place."""
+    folders = []
+    for i, place in enumerate(("q_proj", "down_proj")):
+        search = make_search("probe=null", f"adapter={{target_modules: [{place}]}}")
+        folders.append(tmp_path / place)
+        (folders[-1] / "observations").mkdir(parents=True)
+        for n, point in enumerate(product((1, 2, 4, 8), (32, 64))):
+            run = search.plan_run(DesignPoint(*point, 60), "sft", i, 0, "law")
+            measured = observe(run, 0, n, 0.05, 1e-3)
+            told = placement_facts(search)
+            measured = replace(measured, provenance={**measured.provenance, "placement": told})
+            file = folders[-1] / "observations" / f"{run.run_key}.json"
+            file.write_text(json.dumps(measured.to_json()))
+    law = fit(*map(str, folders), "--target", "4,64")
+    assert [row["name"] for row in law["worth"]["placements"]] == [
+        "q_proj of all layers", "down_proj of all layers"
+    ]  # fmt: skip
+    assert len(law["targets"]) == 2
+    alone = fit(str(folders[0]), "--target", "4,64")
+    assert "worth" not in alone and len(alone["targets"]) == 1

@@ -92,7 +92,9 @@ def test_a_comparison_and_a_sizing_keep_the_commit(hub: Hub, tmp_path: Path) -> 
     )  # fmt: skip
     plan = prepare_size(asked)
     assert plan.training.spec.model.revision == COMMIT == plan.search.spec.model.revision
-    assert f'revision="{COMMIT}"' in loading(plan.training.spec, plan.training.placement, 4, None)
+    training = plan.training
+    code = loading(training.spec, training.source.geometry, training.placement, 4, None)
+    assert f'revision="{COMMIT}"' in code
 
 
 @pytest.mark.parametrize(

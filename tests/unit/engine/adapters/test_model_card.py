@@ -54,7 +54,8 @@ def test_the_code_of_a_card_makes_the_prompt_that_was_trained(
     spec = search.spec
     for prompt_format in ("chat", "plain"):
         task = spec.task.model_copy(update={"prompt_format": prompt_format})
-        code = loading(spec.model_copy(update={"task": task}), search.placement, 1, 7)
+        own = spec.model_copy(update={"task": task})
+        code = loading(own, search.source.geometry, search.placement, 1, 7)
         part = code[code.index("turns = " if prompt_format == "chat" else "prompt = ") :]
         names = {"tokenizer": tokenizer, "query": "What is it?"}
         exec(part[: part.index("answer = ")], names)
@@ -63,7 +64,7 @@ def test_the_code_of_a_card_makes_the_prompt_that_was_trained(
 
 
 def code_of(search: PreparedSearch) -> str:
-    return loading(search.spec, search.placement, 1, None)
+    return loading(search.spec, search.source.geometry, search.placement, 1, None)
 
 
 def test_a_card_names_the_base_by_its_hub_id_or_by_a_folder_and_its_origin(
@@ -79,5 +80,5 @@ def test_a_card_names_the_base_by_its_hub_id_or_by_a_folder_and_its_origin(
     pinned = {"id": "Qwen/Qwen3-8B", "revision": "0123abc", "dtype": "bfloat16"}
     search = make_search()
     spec = search.spec.model_copy(update={"model": Model(**pinned)})
-    there = loading(spec, search.placement, 1, None)
+    there = loading(spec, search.source.geometry, search.placement, 1, None)
     assert 'from_pretrained("Qwen/Qwen3-8B", revision="0123abc", dtype="bfloat16")' in there
