@@ -13,12 +13,12 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from pmlray.config.bases.dtype import settle
-from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.models import ModelSource, resolve_model
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import Where, load_search, load_spec, places, read_text
 from pmlray.config.model_spec import Model
-from pmlray.config.placement import MLP_BLOCK, Placement
+from pmlray.config.place_in_base import placement_in
+from pmlray.config.placement import Placement
 from pmlray.config.record_facts import encode_queries, local_tokenizer, read_facts
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import DataError, SpecError
@@ -177,33 +177,15 @@ def _check_placement(spec: SearchSpec, source: ModelSource, where: Where) -> Non
     otherwise."""
     geometry, ranks = source.geometry, spec.space.lora_rank
     try:
-        placement = spec.place.resolve(geometry.n_layers, geometry.modules)
-        _check_block(spec, placement, geometry)
+        placement = placement_in(spec.place, geometry)
     except SpecError as error:
         # It begins with the key.
         key = str(error).split(maxsplit=1)[0].rstrip(":")
-        raise SpecError(f"{where(key)}: {error}{_why_not(spec, geometry)}") from error
+        raise SpecError(f"{where(key)}: {error}") from error
     if (why := placement.rank_beyond(ranks[-1], geometry.adaptable)) is not None:
         # A comparison has points in place of a space.
         key = "points" if where("space") == where("") else "space.lora_rank"
         raise SpecError(f"{where(key)}: lora_rank is up to {ranks[-1]}, but {why}")
-
-
-def _check_block(spec: SearchSpec, placement: Placement, geometry: Geometry) -> None:
-    """Raise SpecError where the paper's block is asked for, and the base's layers have none."""
-    if placement.is_block and (why := geometry.refusal(MLP_BLOCK)) is not None:
-        key = "adapter.target_modules" if spec.probe is None else "probe.placement"
-        raise SpecError(
-            f"{key}: the paper's block lies beside a layer's MLP, and {why}; they have"
-            f" {', '.join(geometry.modules)}, which adapter.target_modules takes"
-        )
-
-
-def _why_not(spec: SearchSpec, geometry: Geometry) -> str:
-    """Return the reasons why named modules of the base cannot be adapted; empty without any."""
-    named = () if spec.adapter is None else spec.adapter.named_modules
-    found = [geometry.refusal(module) for module in named]
-    return "".join(f". {why}" for why in found if why is not None)
 
 
 def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Facts | None:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from pmlray.config.adapter_spec import PAPERS_BLOCK, Adapter, AdapterPlace, LayerRange, Probe
 from pmlray.config.bases.geometry import Geometry
+from pmlray.config.place_in_base import placement_in
 from pmlray.errors import SpecError
 from pmlray.study.sizing.request import default_layer
 
@@ -36,7 +37,7 @@ def asked_place(
     like = like or Probe(placement="down_proj", layer=default_layer(geometry))
     try:
         place = _place(request, like)
-        place.resolve(geometry.n_layers, geometry.modules)
+        placement_in(place, geometry)
     except ValidationError as error:
         first = error.errors()[0]
         said = first["msg"].removeprefix("Value error, ")
@@ -102,6 +103,7 @@ def _by_option(said: str, request: SizeRequest) -> str:
     layers = "--layers" if request.layers is not None else "--layer"
     options = {
         "adapter.target_modules": "--placement",
+        "probe.placement": "--placement",
         "adapter.layers": layers,
         "probe.layer": layers,
         "adapter.alpha": "--alpha",
