@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pmlray.config.adapter_spec import Adapter, AdapterPlace
 from pmlray.config.bases.geometry import Geometry
-from pmlray.config.placement import Placement
+from pmlray.config.placement import MLP_BLOCK, Placement
 from pmlray.errors import SpecError
 
 
@@ -16,7 +16,8 @@ def placement_in(place: AdapterPlace, geometry: Geometry) -> Placement:
         _check_modules(place, placement, geometry)
     except SpecError as error:
         named = place.named_modules if isinstance(place, Adapter) else ()
-        found = [geometry.refusal(module) for module in named]
+        # That there is no MLP is said already where the paper's block is asked for.
+        found = [geometry.refusal(module) for module in named if module != MLP_BLOCK]
         raise SpecError(". ".join([str(error), *(why for why in found if why)])) from error
     return placement
 

@@ -147,7 +147,7 @@ def test_every_command_that_a_text_names_can_be_typed() -> None:
         ("recall --adapter FOLDER --facts FILE", "no option --facts"),
         ("recall --adapter FOLDER", "needs --records"),
         ("size --records FILE --model NAME --steps many", "--steps"),
-        ("size --records FILE --model NAME --placement attention", "--placement"),
+        ("size --records FILE --model NAME --prompt-format loud", "--prompt-format"),
     ],
 )
 def test_a_command_that_pmlray_lacks_is_found(text: str, says: str) -> None:

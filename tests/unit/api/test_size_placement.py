@@ -34,7 +34,7 @@ def request(**options: Any) -> SizeRequest:
     [
         ({}, "--placement: theirs's layers have no linear mlp.down_proj; they have attn.c_attn"),
         ({"placement": "mlp"}, "--placement: theirs's layers have no mlp; they have attn.c_attn"),
-        ({"placement": "mlp_block", "layers": "all"}, "its layers have no module named mlp"),
+        ({"placement": "mlp_block", "layers": "all"}, "layers have no mlp; they have attn"),
         ({"placement": "experts"}, "moe.experts: its experts are one tensor"),
         ({"placement": "q_proj"}, "they have attn.c_attn, attn.c_proj"),
     ],

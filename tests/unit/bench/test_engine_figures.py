@@ -118,7 +118,7 @@ def cell(way: str, n: int, rate: float, memory: int, **place: Any) -> dict[str, 
         "way": way, "status": "measured", "model": "m", "task": "long_context", "seq_len": 50,
         "lora_rank": 16, "n_adapters": n, "rounds": [rate, 2 * rate],
         "peak_memory_bytes": memory, "step_memory_bytes": memory // 2,
-        "adapter_steps_per_second": {"median": rate}, **place,
+        "adapter_steps_per_second": {"median": rate}, "place": "down_proj", **place,
     }  # fmt: skip
 
 
