@@ -21,7 +21,7 @@ SHARED = "/mnt/shared/pmlray"
 # Run as they stand, in this order.
 RUN = (
     "python scripts/bench/sizing/facts.py facts.jsonl --records 30",
-    "pmlray init mine.yaml --task phonebook --model smollm2-135m",
+    "pmlray init mine.yaml --task phonebook --model smollm2-135m --gpu-hours 0.25",
     "pmlray validate mine.yaml",
     "pmlray plan mine.yaml",
     "pmlray search mine.yaml --store runs/mine --replay searches/tables/smollm2_phonebook.csv",
@@ -66,9 +66,9 @@ BESIDE = (
 )
 # What they print, among other lines.
 SHOWN = {
-    "pmlray validate mine.yaml": "mine.yaml is valid: mine-fe02b09e, 324 possible runs",
-    "pmlray plan mine.yaml": "the budget is 450 (rates are guesses until measured)",
-    RUN[4]: "of 450 gpu_seconds",
+    "pmlray validate mine.yaml": "mine.yaml is valid: mine-90c721d2, 324 possible runs",
+    "pmlray plan mine.yaml": "the budget is 900 (rates are guesses until measured)",
+    RUN[4]: "of 900 gpu_seconds",
     "pmlray fit runs/mine --target 64,1280": "at lora_rank=64 seq_len=1280 train_steps=160:",
     "pmlray report runs/mine": "runs/mine/report/report.html",
     RUN[8]: "compared_runs: 400",

@@ -89,7 +89,7 @@ def test_is_the_loss_reduction_of_whole_forward_passes(
     for o in measure(search, tmp_path):
         adapter = read_adapter(tmp_path / "adapters" / o.run_key)
         assert isinstance(adapter, SiteAdapter)
-        a, b = adapter.weights
+        ((a, b),) = adapter.weights.values()
         records = fresh_text(search, base, o.point.seq_len)
         before = loss(base.model, records)
         with base.with_adapter(lambda _site, x, a=a, b=b: x @ a @ b):
