@@ -88,6 +88,16 @@ def _points(
     """Return the points to fit, and the number of runs left out as optimisation-limited."""
     if len(files) == 1 and files[0].suffix == ".csv" and limited != "leave_out":
         return read_law_data(files[0], base_loss), 0
+    if len(files) > 1 and (tables := [file for file in files if file.suffix == ".csv"]):
+        raise typer.BadParameter(
+            f"{tables[0]} is a table, which is fitted alone: put the rows of several into one, with"
+            " a column placement where adapters sat in different places",
+            param_hint="FILE...",
+        )
+    if base_loss is not None and files[0].suffix != ".csv":
+        raise typer.BadParameter(
+            "is for a table: runs of a store or JSONL have their own", param_hint="--base-loss"
+        )
     observations: list[Observation] = []
     n_left_out = 0
     for file in files:
