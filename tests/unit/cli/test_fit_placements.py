@@ -172,10 +172,14 @@ def test_several_stores_of_one_base_make_one_law(
 def test_tables_are_fitted_alone(write: Write) -> None:
     file = write(ROWS)
     result = run(file, file)
-    assert result.exit_code == 2 and "fitted alone" in " ".join(result.output.split())
+    assert result.exit_code == 2 and "fitted alone" in " ".join(
+        result.output.replace("│", "").split()
+    )
 
 
 def test_a_base_loss_is_not_ignored_where_runs_have_their_own(tmp_path: Path) -> None:
     (tmp_path / "runs.jsonl").write_text("")
     result = run(str(tmp_path / "runs.jsonl"), "--base-loss", "12")
-    assert result.exit_code == 2 and "have their own" in " ".join(result.output.split())
+    assert result.exit_code == 2 and "have their own" in " ".join(
+        result.output.replace("│", "").split()
+    )
