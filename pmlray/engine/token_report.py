@@ -66,7 +66,7 @@ def trace_tokens(
         search.source,
         spec.model.revision,
         spec.model.base_dtype,
-        search.placement,
+        (search.placement,),
         pick_device(),
     )
     traced = {}

@@ -79,7 +79,7 @@ def train_packed(
     model = load_model(work)
     device = model.device
     # As they lie where they are read; random ones are made on the device.
-    base = freeze_base(model.to("cpu"), tokenizer, work.placement, device)
+    base = freeze_base(model.to("cpu"), tokenizer, (work.placement,), device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

@@ -92,7 +92,7 @@ def fresh_tiny(tiny_folder: str) -> Callable[..., BaseModel]:
         probe = Probe(placement=placement, layer=layer)  # type: ignore[arg-type]
         source = resolve_model(TINY, None)
         return load_base_model(
-            TINY, source, None, "float32", probe.to_placement(), torch.device("cpu")
+            TINY, source, None, "float32", (probe.to_placement(),), torch.device("cpu")
         )
 
     return load
@@ -104,7 +104,7 @@ def tiny_at(tiny_folder: str) -> Callable[[Placement], BaseModel]:
 
     def load(placement: Placement) -> BaseModel:
         source = resolve_model(TINY, None)
-        return load_base_model(TINY, source, None, "float32", placement, torch.device("cpu"))
+        return load_base_model(TINY, source, None, "float32", (placement,), torch.device("cpu"))
 
     return cache(load)
 
