@@ -93,7 +93,7 @@ def train_packed(
     lora = PackedLora(base, [own.lora_rank for own in points], [own.seed for own in points])
     model = AdaptedModel(base, lora)
     optimizer = PackedAdamW(
-        model.parameters(), clip_norm=recipe.clip_norm, weight_decay=recipe.weight_decay
+        lora.param_groups(), clip_norm=recipe.clip_norm, weight_decay=recipe.weight_decay
     )
     train_pack(
         model,

@@ -151,7 +151,7 @@ def test_a_room_fits_the_memory_or_is_for_one_run_after_another(
     planned: Room | None,
 ) -> None:
     members = members_of(sizes)
-    step, recipe = StepBytes(adapter, position, most_positions), Recipe(batch_size=2)
+    step, recipe = StepBytes(((len(sizes), adapter),), position, most_positions), Recipe(batch_size=2)
 
     def taken(room: Room | None) -> float:
         admission = Admission(members, recipe, room)
