@@ -174,9 +174,7 @@ def _within(records: Sequence[Record], max_tokens: int) -> list[Record]:
     return kept
 
 
-def _answers(
-    base: BaseModel, rows: Sequence[tuple[Decoding, Record]]
-) -> list[tuple[int, ...]]:
+def _answers(base: BaseModel, rows: Sequence[tuple[Decoding, Record]]) -> list[tuple[int, ...]]:
     """Return greedy answers to equally long prompts, each under its own adapter."""
     used = dict.fromkeys(site for decoding, _ in rows for site in decoding.weights)
     stacked = {site: _stacked(site, [decoding for decoding, _ in rows]) for site in used}

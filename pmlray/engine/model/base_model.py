@@ -160,7 +160,9 @@ def _freeze_fast(
     return replace(base, hosted=hosted)
 
 
-LoadBase = Callable[[str, ModelSource, str | None, Any, tuple[Placement, ...], torch.device], BaseModel]
+LoadBase = Callable[
+    [str, ModelSource, str | None, Any, tuple[Placement, ...], torch.device], BaseModel
+]
 
 
 class KeptBase:

@@ -27,7 +27,8 @@ CPU_MICRO_BATCH_TOKENS = 4096
 class Row:
     """One record of one adapter; `sample` numbers the pack's (adapter, record) pairs.
 
-    `placed`: numbers the pack's placements of adapters, whose rows lie together. `scored`: ascending indices of the supervised tokens that are scored, None for all of them.
+    `scored`: ascending indices of the supervised tokens that are scored, None for all of them.
+    `placed`: number of the adapter's placement in the pack; rows of one lie together.
     """
 
     adapter: int

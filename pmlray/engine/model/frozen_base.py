@@ -41,9 +41,10 @@ class LayerInputs(NamedTuple):
 class BaseModel(ABC):
     """A frozen causal language model with its tokenizer and the places of its adapters.
 
-    placements: those that adapters may have, each once. hosted: the weights of the prefix that are kept in host memory. deltas: what the sites above
-    the prefix add to their outputs at the moment. site_shapes: input and output width of every
-    site, where the base is to be trained. layers_path: name of the model's list of decoder layers.
+    placements: those that adapters may have, each once. hosted: the weights of the prefix that are
+    kept in host memory. deltas: what the sites above the prefix add to their outputs at the moment.
+    site_shapes: input and output width of every site, where the base is to be trained. layers_path:
+    name of the model's list of decoder layers.
     """
 
     # Typed as Any: a transformers model is built at run time, so the type checker cannot see it.

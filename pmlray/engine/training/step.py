@@ -195,9 +195,7 @@ class TorchStepper:
 class Dropout:
     """Dropout masks that depend only on an adapter's seed and own steps, not on its pack."""
 
-    def __init__(
-        self, members: Sequence[Member], share: float, lora: PackedLora
-    ) -> None:
+    def __init__(self, members: Sequence[Member], share: float, lora: PackedLora) -> None:
         self._share, self._lora = share, lora
         self._generators = [torch.Generator(lora.device).manual_seed(m.run.seed) for m in members]
 

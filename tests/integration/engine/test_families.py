@@ -134,7 +134,9 @@ def test_losses_gradients_and_recall_are_those_of_peft(
         rows = [Row(n, i, c) for i, c in enumerate(build_prefix_cache(base, told))]
         right, missed = score_tokens(model, rows).wrong
         assert not any(right) and missed[:9] == (False,) * 8 + (True,)
-        decoded = decode_exactly(base, [Decoding(weights, placement.scale(RANKS[n]), (r,)) for r in told], 100)
+        decoded = decode_exactly(
+            base, [Decoding(weights, placement.scale(RANKS[n]), (r,)) for r in told], 100
+        )
         assert decoded == (True, False)
 
 
@@ -155,7 +157,9 @@ def test_one_module_of_one_layer_is_adapted_where_peft_adapts_it(case: str, tmp_
     assert losses_of(base, lora, record) == pytest.approx(expected, abs=1e-5)
     prompt = record.prompt_ids
     told = Record(prompt, greedy(adapted, prompt, 16))
-    assert decode_exactly(base, [Decoding(lora.weights(0), placement.scale(lora.ranks[0]), (told,))], 100) == (True,)
+    assert decode_exactly(
+        base, [Decoding(lora.weights(0), placement.scale(lora.ranks[0]), (told,))], 100
+    ) == (True,)
 
 
 @pytest.mark.parametrize("layers", [(0,), (0, 1)], ids=["one layer", "two layers"])
@@ -277,5 +281,7 @@ def test_a_stored_adapter_of_linear_modules_is_read_back(case: str, tmp_path: Pa
     adapter = read_adapter(tmp_path / "adapter")
     (first,) = decode_records(plain, adapter, [record], ends=())
     told = Record(record.prompt_ids, first.answer_ids[:16])
-    assert decode_exactly(base, [Decoding(lora.weights(0), placement.scale(lora.ranks[0]), (told,))], 100) == (True,)
+    assert decode_exactly(
+        base, [Decoding(lora.weights(0), placement.scale(lora.ranks[0]), (told,))], 100
+    ) == (True,)
     assert ours == (first.answer_ids[:16] == record.target_ids,)

@@ -101,7 +101,9 @@ def test_exact_recall_is_what_greedy_decoding_reproduces(
     scales = [placement.scale(rank) for rank in (8, 1)]
     together = [Decoding(*of, (r,)) for *of, r in zip(weights, scales, records, strict=True)]
     assert decode_exactly(base, together, 60) == (True, False)
-    swapped = [Decoding(*of, (r,)) for *of, r in zip(weights, scales, reversed(records), strict=True)]
+    swapped = [
+        Decoding(*of, (r,)) for *of, r in zip(weights, scales, reversed(records), strict=True)
+    ]
     assert decode_exactly(base, swapped, 60) == (False, False)
 
 

@@ -47,7 +47,12 @@ def of_rank(search: PreparedSearch, lora_rank: int) -> DesignPoint:
 def kept_bytes(search: PreparedSearch, dropout: bool) -> float:
     """The bytes a position that autograd keeps of a forward pass, weights left out."""
     base = load_base_model(
-        search.spec.model.id, search.source, None, "float32", (search.placement,), torch.device("cpu")
+        search.spec.model.id,
+        search.source,
+        None,
+        "float32",
+        (search.placement,),
+        torch.device("cpu"),
     )
     runs = [make_run(RANK, LENGTH, 1, seed=i) for i in range(ADAPTERS)]
     cache = build_prefix_cache(base, [random_record(LENGTH)])
@@ -151,7 +156,10 @@ def test_a_room_fits_the_memory_or_is_for_one_run_after_another(
     planned: Room | None,
 ) -> None:
     members = members_of(sizes)
-    step, recipe = StepBytes(((len(sizes), adapter),), position, most_positions), Recipe(batch_size=2)
+    step, recipe = (
+        StepBytes(((len(sizes), adapter),), position, most_positions),
+        Recipe(batch_size=2),
+    )
 
     def taken(room: Room | None) -> float:
         admission = Admission(members, recipe, room)
