@@ -127,7 +127,7 @@ class Admission:
         groups: dict[tuple[object, ...], list[int]] = {}
         for i, member in enumerate(members):
             run, point = member.run, member.run.point
-            key = (*point.family, run.sequence_id, run.seed, run.phase)
+            key = (point.family, run.sequence_id, run.seed, run.phase)
             budget = None if recipe.shares_trunks else point.train_steps
             groups.setdefault((*key, budget), []).append(i)
         self._room = room

@@ -129,8 +129,8 @@ class Trunks:
             # in `memft_rd` the tokens that leave the batch depend on the run.
             alone = member.grows(rules) or run.method == "memft_rd"
             if recipe.shares_trunks and not alone:
-                own = (*run.point.family, run.learning_rate)
-                same = (*own, run.method, run.phase, run.sequence_id, run.seed)
+                size = (run.point.family, run.learning_rate)
+                same = (*size, run.method, run.phase, run.sequence_id, run.seed)
                 families.setdefault(same, []).append(i)
         self._waiting: dict[int, Branch] = {}
         for family in families.values():
