@@ -17,13 +17,16 @@ from pmlray.config.placement import DOWN_PROJ, MLP_BLOCK, Placement, Site
 from pmlray.engine.adapters.packed_factors import AdapterWeights, initial_As
 from pmlray.engine.adapters.peft_io import PeftNames, peft_settings, save_adapter
 from pmlray.engine.evaluation.scores import Decoding, decode_exactly
+from pmlray.engine.model import head
 from pmlray.engine.model.base_model import BaseModel, freeze_base
 from pmlray.engine.model.prefix_cache import build_prefix_cache
 from pmlray.engine.model.prefix_store import PrefixStore, entry_name
 from pmlray.engine.runtime.checkpoints import AskedToLeave, Checkpoints
+from pmlray.engine.training import cuda_graph_step
 from pmlray.memory import Record
 from pmlray.types import MemftRules, PlannedRun, Room
 from tests.families import tiny_model
+from tests.integration.recording import Recorded
 from tests.placements import PLACEMENTS
 from tests.unit.engine.conftest import Trained, make_run, random_record, train
 from tests.unit.engine.runtime.test_checkpoints import Cut, outcome
@@ -275,6 +278,20 @@ def test_an_early_end_and_a_shared_trunk_are_each_placements_own(tiny_at: TinyAt
     # The longer runs end early, and the shorter ones share their steps.
     assert max(steps) < 80 and len(set(steps)) > 2
     assert all(own < taken for own, taken in zip(charged, steps, strict=True))
+
+
+def test_replayed_steps_are_the_steps(tiny_at: TinyAt, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = PACKS["one kept site"]
+    base = tiny_at(*(WHERE[name] for name in names))
+    runs, recipe = runs_of(names), RECIPE.model_copy(update={"dropout": 0.1})
+    # The head's way on a CPU asks values for the way, which no captured step may.
+    monkeypatch.setattr(head, "_in_caches", lambda values: False)
+    eager, recorder = trained(base, runs, recipe), Recorded()
+    monkeypatch.setattr(cuda_graph_step, "recorder_for", lambda device: recorder)
+    replayed = trained(base, runs, recipe)
+    assert outcome(replayed.members) == outcome(eager.members)
+    # Those of one budget leave together.
+    assert recorder.records == 1 and recorder.replays > 5
 
 
 def test_the_store_of_prefixes_tells_packs_apart(tiny_at: TinyAt, tmp_path: Path) -> None:
