@@ -27,7 +27,7 @@ from pmlray.types import Pack
 from tests.integration.recording import Recorded
 from tests.mixed_packs import PACKS, RECIPE, WHERE, runs_of, trained
 from tests.unit.engine.conftest import random_record
-from tests.unit.engine.runtime.test_checkpoints import outcome
+from tests.integration.engine.packs.test_checkpoints import outcome
 
 TinyAt = Callable[..., BaseModel]
 
