@@ -73,6 +73,18 @@ class CompareSpec(Part):
     pack_size: PositiveInt | None = None
     evaluate: Evaluate = Evaluate(generate_max_tokens=0, prose=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_space(cls, found: Any) -> Any:
+        """Refuse the placements of a search in words: here `space` is no key at all."""
+        space = cast("dict[str, Any]", found).get("space") if isinstance(found, dict) else None
+        if isinstance(space, dict) and "placement" in space:
+            raise ValueError(
+                "a comparison has one place of its adapters: say it in adapter, and its points in"
+                " points, in place of space.placement"
+            )
+        return found
+
     @model_validator(mode="after")
     def _fair(self) -> CompareSpec:
         one_place(self.probe, self.adapter, "a comparison")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from statistics import median
 
+from pmlray.config.bases.models import known_geometry
 from pmlray.config.search_spec import SearchSpec
-from pmlray.design import CostModel
-from pmlray.law import Law
-from pmlray.study.search.memft_schedule import compared_points
-from pmlray.study.search.plan import cost_terms
+from pmlray.design import CostModel, PlaceWork
+from pmlray.study.search.memft_schedule import LawAt, compared_points
+from pmlray.study.search.plan import cost_from_sizes, cost_terms
 from pmlray.types import FailedRun, Observation, Phase
 
 
@@ -21,8 +22,16 @@ def learnt(cost: CostModel, observations: Iterable[Observation]) -> CostModel:
 
 
 def measured_cost(spec: SearchSpec, observations: Iterable[Observation]) -> CostModel:
-    """Return a search's cost model from its runs alone; not `measured` before there are any."""
-    return learnt(CostModel(math.nan, **cost_terms(spec)), observations)
+    """Return a search's cost model from its runs alone; not `measured` before there are any.
+
+    Where this machine does not know the base's sizes, all ranks and placements count as equal work.
+    """
+    if (geometry := known_geometry(spec.model.id)) is not None:
+        blank = replace(cost_from_sizes(spec, geometry, 1.0), seconds_per_token=math.nan)
+    else:
+        alike = dict.fromkeys(spec.space.placement or (), PlaceWork(1.0, 0.0, 0))
+        blank = CostModel(math.nan, **cost_terms(spec), places=alike)
+    return learnt(blank, observations)
 
 
 def open_seconds(
@@ -30,7 +39,7 @@ def open_seconds(
     phase: Phase,
     observations: Sequence[Observation],
     failures: Iterable[FailedRun],
-    law: Law | None,
+    law: LawAt | None,
     cost: CostModel,
 ) -> float:
     """Return the gpu_seconds of the phase's runs that have not ended, each priced on its own.

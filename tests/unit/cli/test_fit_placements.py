@@ -15,8 +15,8 @@ from typer.testing import CliRunner, Result
 
 from pmlray.cli import app
 from pmlray.cli.describe_law import describe_law_json
+from pmlray.config.placement_facts import placement_facts
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.engine.provenance import placement_facts
 from pmlray.law import LawData, read_law_data
 from pmlray.types import DesignPoint
 from tests.fakes import observe
@@ -156,7 +156,7 @@ def test_several_stores_of_one_base_make_one_law(
         for n, point in enumerate(product((1, 2, 4, 8), (32, 64))):
             run = search.plan_run(DesignPoint(*point, 60), "sft", i, 0, "law")
             measured = observe(run, 0, n, 0.05, 1e-3)
-            told = placement_facts(search)
+            told = placement_facts(search, search.spec.space.points()[0])
             measured = replace(measured, provenance={**measured.provenance, "placement": told})
             file = folders[-1] / "observations" / f"{run.run_key}.json"
             file.write_text(json.dumps(measured.to_json()))
