@@ -143,15 +143,18 @@ def choices_at(
     targets: Sequence[TargetPrediction],
     delta_loss: float | None,
 ) -> tuple[PlacementChoice, ...]:
-    """Return the choice among the points' placements at each length and steps of the targets.
+    """Return the choice among the points' placements at each length and steps of the targets,
+    without any at the largest measured.
 
     delta_loss: nats per token; by default what brings the mean loss down to ln 2. Empty where the
     points have one placement, or where the base loss that the default needs is not known.
     """
     if not data.several_placements or (delta_loss is None and not samples.base.known):
         return ()
+    asked = [(t.point.seq_len, t.point.train_steps) for t in targets]
+    largest = (int(data.seq_len.max()), int(data.train_steps.max()))
     found: list[PlacementChoice] = []
-    for seq_len, steps in dict.fromkeys((t.point.seq_len, t.point.train_steps) for t in targets):
+    for seq_len, steps in dict.fromkeys(asked or [largest]):
         wanted = delta_loss
         if wanted is None:
             wanted = float(samples.base.at(seq_len)) - SURE_LOSS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
@@ -57,6 +58,8 @@ def asks_for_place(request: SizeRequest) -> bool:
 
 def _place(request: SizeRequest, like: Probe) -> AdapterPlace:
     name = like.placement if request.placement is None else request.placement
+    if "@" in name:
+        request, name = _with_layers(request, name)
     layers = _layers(request)
     if name in AT_ONE_LAYER and layers is None:
         layers = (like.layer,)
@@ -70,6 +73,14 @@ def _place(request: SizeRequest, like: Probe) -> AdapterPlace:
         alpha="1r" if request.alpha is None else _alpha(request.alpha),
         use_rslora=request.rslora,
     )
+
+
+def _with_layers(request: SizeRequest, said: str) -> tuple[SizeRequest, str]:
+    """Split `MODULES@LAYERS`, which says what --layers says; SpecError where both are given."""
+    name, _, layers = said.partition("@")
+    if request.layer is not None or request.layers is not None:
+        raise SpecError(f"--placement {said} and --layers both name layers: give one of them")
+    return replace(request, layers=layers), name
 
 
 def _layers(request: SizeRequest) -> Layers | None:

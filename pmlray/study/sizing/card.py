@@ -14,6 +14,7 @@ from pmlray.config.search_spec import SearchSpec
 from pmlray.law import FitStatus, LawSummary
 from pmlray.law.capacity import stored_bits
 from pmlray.study.sizing.choose_rank import RankChoice
+from pmlray.study.sizing.decide_placement import describe_decision
 from pmlray.study.sizing.request import RecordSet, Wanted
 from pmlray.types import Observation
 
@@ -127,7 +128,8 @@ def answer(
 
 
 def describe_answer(found: Mapping[str, Any]) -> str:
-    """Describe the answer in four lines, the last of them about the law used."""
+    """Describe the answer in four lines, the last of them about the law used, after those about
+    the placement where several were compared."""
     low, high = ("inf" if x is None else f"{x:.3g}" for x in found["interval"])
     value = "inf" if found["law_lora_rank"] is None else f"{found['law_lora_rank']:.3g}"
     sure = f"at {100 * found['confidence']:.4g} % confidence"
@@ -152,7 +154,8 @@ def describe_answer(found: Mapping[str, Any]) -> str:
         if found["law_status"] == FitStatus.UNDERDETERMINED
         else f". {found['law_headline']}"
     )
-    return (
+    where = f"{describe_decision(found['decision'])}\n" if "decision" in found else ""
+    return where + (
         f"rank {found['lora_rank']}: {why} (the law's estimate {value}, one-sided bounds {low} and"
         f" {high} {sure})\n"
         f"{found['parameters']} parameters for {found['bits']:.0f} bits in"

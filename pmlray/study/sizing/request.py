@@ -163,6 +163,11 @@ def check_capacity(records: RecordSet, largest: int, params_per_rank: int) -> No
         )
 
 
+def doubled_ranks(largest: int) -> tuple[int, ...]:
+    """Return the ranks at which a law is measured: doubled from 1 up to below the largest."""
+    return tuple(2**i for i in range(largest.bit_length()) if 2**i < largest) or (1,)
+
+
 def search_spec(
     records: RecordSet,
     model: Model,
@@ -180,7 +185,7 @@ def search_spec(
     total, longest = records.supervised_tokens, max(records.target_tokens)
     lengths = sorted({max(longest, round(share * total)) for share in SUBSET_SHARES})
     steps = sorted({max(1, round(share * train_steps)) for share in SUBSET_SHARES})
-    ranks = tuple(2**i for i in range(largest.bit_length()) if 2**i < largest) or (1,)
+    ranks = doubled_ranks(largest)
     # A quarter and half of the largest: there records were found to begin to fit, so the law must
     # be known there. Far smaller ranks, at which it is least known, would otherwise attract the
     # search.
@@ -243,11 +248,16 @@ def first_runs(search: PreparedSearch) -> tuple[PlannedRun, ...]:
 
 
 def sized_spec(spec: SearchSpec, point: DesignPoint) -> SearchSpec:
-    """Return a search's spec with targets at the whole set, for every rank up to the largest."""
-    ranks = tuple(
-        sorted({*(r for r in spec.space.lora_rank if r < point.lora_rank), point.lora_rank})
+    """Return a search's spec with targets at the whole set, for every rank up to the largest, at
+    the point's placement."""
+    known = spec.space.ranks_of(point.placement)
+    ranks = tuple(sorted({*(r for r in known if r < point.lora_rank), point.lora_rank}))
+    targets = Targets(
+        lora_rank=ranks,
+        seq_len=(point.seq_len,),
+        train_steps=(point.train_steps,),
+        placement=None if point.placement is None else (point.placement,),
     )
-    targets = Targets(lora_rank=ranks, seq_len=(point.seq_len,), train_steps=(point.train_steps,))
     return spec.model_copy(update={"design": spec.design.model_copy(update={"targets": targets})})
 
 
@@ -275,6 +285,6 @@ def adapter_spec(spec: SearchSpec, records: RecordSet, point: DesignPoint) -> Se
         recipe=spec.recipe.model_copy(update={"stop_loss": STOP_LOSS, "stop_gain": 0.0}),
         design=Design(n_initial=1),
         budget=Budget(gpu_seconds=1.0),
-        evaluate=Evaluate(generate_max_tokens=0, control_tokens=0),
+        evaluate=Evaluate(generate_max_tokens=0, control_tokens=0, prose=spec.evaluate.prose),
         sequences=(0,),
     )
