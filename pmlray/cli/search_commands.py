@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from pmlray.api.search import Search
+from pmlray.cli.describe_placements import choice_lines
 from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit
 from pmlray.config.prepared_search import prepare_search
 from pmlray.config.secrets import no_password
@@ -46,7 +47,8 @@ def plan(
 ) -> None:
     """Show the candidates, their predicted cost and the first pack; starts nothing."""
     found = Search.load(spec, overrides=overrides or (), profile=profile).plan()
-    emit(found.to_json(), found.describe(), as_json)
+    choices = [line for choice in found.choices for line in choice_lines(choice.to_json())]
+    emit(found.to_json(), "\n".join([found.describe(), *choices]), as_json)
 
 
 def search(

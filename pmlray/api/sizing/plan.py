@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from pmlray.config.model_spec import DtypeChoice, Model
 from pmlray.config.placement import Placement as Sites
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.design import CostModel
-from pmlray.errors import SpecError
+from pmlray.errors import DataError, SpecError
 from pmlray.law import LawSummary
 from pmlray.memory import TaskSource
 from pmlray.study.search.plan import first_cost
@@ -31,7 +31,12 @@ from pmlray.study.sizing.card import answer
 from pmlray.study.sizing.choose_rank import RankChoice, choose_rank
 from pmlray.study.sizing.compared import as_adapter, compared_spec, spec_at
 from pmlray.study.sizing.cost import SizeCost
-from pmlray.study.sizing.decide_placement import PlaceLimit, Prefer, decide_placement
+from pmlray.study.sizing.decide_placement import (
+    PlaceLimit,
+    Prefer,
+    decide_placement,
+    measured_placements,
+)
 from pmlray.study.sizing.request import (
     RecordSet,
     Wanted,
@@ -150,26 +155,52 @@ class SizePlan:
 
         DataError when no allowed rank is enough.
         """
-        wanted, tokens = self.request.wanted, self.records.tokens_per_record
-        option, summary, told = self.options[0], law.summary, dict[str, Any]()
-        if len(self.options) > 1:
-            decision = decide_placement(
-                *(law.summary, law.observations, wanted, tokens),
-                {str(o.name): PlaceLimit(o.point, o.limit) for o in self.options},
-                self.request.prefer,
-                {str(o.name): self.cost_by(law.observations, o) for o in self.options},
-            )
-            option = next(o for o in self.options if o.name == decision.chosen)
-            summary = fit_for(self.search.spec, (option,), law.observations) or law.summary
-            told = {"decision": decision.to_json()}
-        own = {p.name: p for p in summary.unseen.data.placements}.get(str(option.name))
-        choice = choose_rank(
-            *(summary, law.observations, wanted, option.point, tokens, option.limit, own)
+        if len(self.options) == 1:
+            (option,) = self.options
+            choice = self._rank(law.summary, law.observations, option)
+            return self._sized(option, choice, law.summary, law.observations, {})
+        by_name = {str(option.name): option for option in self.options}
+        choices, refusals = dict[str, RankChoice](), list[DataError]()
+        for name in measured_placements(law.summary, by_name):
+            try:
+                choices[name] = self._rank(law.summary, law.observations, by_name[name])
+            except DataError as error:
+                refusals.append(error)
+        if not choices:
+            raise DataError(f"at every placement too little is held; at the last, {refusals[-1]}")
+        decision = decide_placement(
+            *(law.summary, law.observations),
+            {name: PlaceLimit(o.point, o.limit) for name, o in by_name.items()},
+            choices,
+            self.request.prefer,
+            {name: self.cost_by(law.observations, o) for name, o in by_name.items()},
         )
-        seconds = self.cost_by(law.observations, option).predict(choice.point)
+        option = by_name[decision.chosen]
+        summary = fit_for(self.search.spec, (option,), law.observations) or law.summary
+        told = {"decision": decision.to_json()}
+        return self._sized(option, choices[decision.chosen], summary, law.observations, told)
+
+    def _rank(
+        self, law: LawSummary, observations: Sequence[Observation], option: PlaceOption
+    ) -> RankChoice:
+        own = {p.name: p for p in law.unseen.data.placements}.get(str(option.name))
+        return choose_rank(
+            *(law, observations, self.request.wanted, option.point),
+            *(self.records.tokens_per_record, option.limit, own),
+        )
+
+    def _sized(
+        self,
+        option: PlaceOption,
+        choice: RankChoice,
+        law: LawSummary,
+        observations: Sequence[Observation],
+        told: Mapping[str, Any],
+    ) -> SizedRank:
+        seconds = self.cost_by(observations, option).predict(choice.point)
         per_rank = option.training.params_per_rank
-        found = answer(choice, wanted, summary, per_rank, seconds)
-        return SizedRank(option, choice, summary, {**found, **told})
+        found = answer(choice, self.request.wanted, law, per_rank, seconds)
+        return SizedRank(option, choice, law, {**found, **told})
 
     def cost_by(
         self, observations: Iterable[Observation], option: PlaceOption | None = None

@@ -25,6 +25,7 @@ from pmlray.design import (
 )
 from pmlray.design.cost import CPU_CORE_FLOPS, GPU_FLOPS
 from pmlray.errors import DesignError
+from pmlray.law import PlacementChoice
 from pmlray.study.budget.allowance import budget_advice
 from pmlray.study.run_names import point_name
 from pmlray.types import DesignPoint, PlannedRun
@@ -50,8 +51,10 @@ class SearchPlan:
     Rates are guesses until something is measured. `cells` are the design points of the grid with
     the cost of one run, each of which may be measured on `replicates` (sequence, seed) pairs;
     `first_pack` are the runs it begins with. `advice`: remedy for a budget that is too small, None
-    where it is not. `counts`: n_records, the different ones, and n_duplicates of a records file;
-    `duplicates`: a sentence on the latter, empty where there are none.
+    where it is not. `places`: where adapters may sit, in words, by the placement's name; none for
+    one place. `choices`: which placement stores a text for the fewest parameters, by the runs that
+    are in the search's store. `counts`: n_records, the different ones, and n_duplicates of a
+    records file; `duplicates`: a sentence on the latter, empty where there are none.
     """
 
     search_id: str
@@ -63,6 +66,8 @@ class SearchPlan:
     advice: str | None = None
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
     duplicates: str = ""
+    places: Mapping[str, str] = field(default_factory=dict[str, str])
+    choices: tuple[PlacementChoice, ...] = ()
 
     @property
     def device(self) -> str:
@@ -91,7 +96,20 @@ class SearchPlan:
                 | {"sequence_id": run.sequence_id, "seed": run.seed, "gpu_seconds": seconds}
                 for run, seconds in self.first_pack
             ],
+            **({"placements": dict(self.places)} if self.places else {}),
+            **({"choices": [c.to_json() for c in self.choices]} if self.choices else {}),
         }
+
+    def _describe_places(self) -> list[str]:
+        if not self.places:
+            return []
+        lines = ["placements:", *(f"  {name}: {told}" for name, told in self.places.items())]
+        if not self.choices:
+            lines.append(
+                "which of them needs the fewest parameters at the targets is told once each has"
+                " runs: by this command again, and by pmlray fit STORE"
+            )
+        return lines
 
     def describe(self) -> str:
         """Describe the plan as text."""
@@ -101,6 +119,7 @@ class SearchPlan:
             f" the budget is {self.budget:.0f} (rates are guesses until measured)",
             *([self.advice] if self.advice else []),
             *([self.duplicates] if self.duplicates else []),
+            *self._describe_places(),
             "first pack:",
         ]
         for run, seconds in self.first_pack:
@@ -109,6 +128,13 @@ class SearchPlan:
                 f" about {seconds:.0f} gpu_seconds"
             )
         return "\n".join(lines)
+
+
+def _sites(search: PreparedSearch, point: DesignPoint) -> str:
+    """Return where a point's adapter sits, its ranks and its parameters, in words."""
+    ranks = ", ".join(map(str, search.spec.space.ranks_of(point.placement)))
+    where, per_rank = search.spec.places[point.placement], search.params_per_rank_of(point)
+    return f"{where.describe()}, ranks {ranks}, {per_rank} parameters a rank"
 
 
 def plan_search(search: PreparedSearch, gpu: bool) -> SearchPlan:
@@ -128,6 +154,7 @@ def plan_search(search: PreparedSearch, gpu: bool) -> SearchPlan:
         budget_advice(search.spec, cost),
         search.counts(),
         search.duplicates,
+        {p.placement: _sites(search, p) for p in search.spec.space.corners() if p.placement},
     )
 
 

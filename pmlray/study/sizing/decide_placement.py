@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,15 +13,14 @@ from pmlray.design import CostModel
 from pmlray.errors import DataError
 from pmlray.law import LawSummary, Placement, PlacementChoice, choose_placement
 from pmlray.law.data import FloatArray
-from pmlray.law.placement_choice import Cost, PlacementNeed, adapter_params
-from pmlray.study.sizing.needed_loss import needed_loss
+from pmlray.law.placement_choice import Cost, adapter_params
+from pmlray.study.sizing.choose_rank import RankChoice
 from pmlray.study.sizing.prose_harm import ProseHarm
-from pmlray.study.sizing.request import Wanted
 from pmlray.types import DesignPoint, Observation
 
 Prefer = Literal["parameters", "gpu-seconds", "prose"]
-# Below so many chances in one that the first costs less than the second, the law does not tell the
-# two apart: the one with fewer parameters is taken, whatever was preferred.
+# Below this probability that the first costs less than the second, the law does not tell the two
+# apart: the one with fewer parameters is taken, whatever was preferred.
 TOLD_APART = 0.8
 # Standard deviation of the log of a run's gpu_seconds: a sixth was seen on a busy machine.
 COST_SPREAD = 1.0 / 6.0
@@ -50,13 +49,16 @@ class PlaceLimit:
 class PlacementDecision:
     """Placement that is taken among those compared.
 
-    `choice`: all of them by rising cost; `chosen`: the name of the one taken; `n_runs`: runs that
-    were measured at each; `unmeasured`: names of those without a run, which are not compared.
+    `choice`: all of them by rising cost of the adapters that would be trained; `chosen`: the name
+    of the one taken; `ranks`: of the adapter that would be trained at each, None where no rank
+    allowed is enough; `n_runs`: runs that were measured at each; `unmeasured`: names of those
+    without a run, which are not compared.
     """
 
     prefer: Prefer
     choice: PlacementChoice
     chosen: str
+    ranks: Mapping[str, int | None]
     n_runs: Mapping[str, int]
     unmeasured: tuple[str, ...]
 
@@ -75,8 +77,9 @@ class PlacementDecision:
         """Return JSON types; inf becomes null."""
         found = self.choice.to_json()
         for row, need in zip(found["placements"], self.choice.needs, strict=True):
-            params = _params(need)
-            row["parameters"] = params if math.isfinite(params) else None
+            rank = self.ranks[need.placement.name]
+            row["trained_rank"] = rank
+            row["parameters"] = None if rank is None else rank * need.placement.params_per_rank
             row["n_runs"] = self.n_runs[need.placement.name]
         return {
             "prefer": self.prefer,
@@ -91,71 +94,77 @@ class PlacementDecision:
 def decide_placement(
     law: LawSummary,
     observations: Sequence[Observation],
-    wanted: Wanted,
-    tokens_per_record: float,
     places: Mapping[str, PlaceLimit],
+    ranks: Mapping[str, RankChoice],
     prefer: Prefer,
     costs: Mapping[str, CostModel],
 ) -> PlacementDecision:
     """Return the placement that recalls the wanted share of the records for least.
 
+    They are ordered by what the adapters cost that would be trained, whose ranks are enough at the
+    wanted confidence; the law's samples say how probable that order is.
+
     Args:
         law: of the observations, at several placements.
         observations: those that the law was fitted to.
-        wanted: share of the records to recall.
-        tokens_per_record: target tokens of a record on average.
         places: the placements compared, by name.
+        ranks: the rank that would be trained at each, at one or more; without those where none is
+            enough.
         prefer: what is to be least.
         costs: cost model of each placement, whose points name it.
 
     Raises:
-        DataError: fewer than two placements have runs, no placement reaches the share at any rank
-            allowed, or too few runs measured prose where that is preferred.
+        DataError: fewer than two placements have runs, or too few runs measured prose where that
+            is preferred.
     """
-    known = {p.name: p for p in law.unseen.data.placements if p.name in places}
-    unmeasured = tuple(name for name in places if name not in known)
-    if len(known) < 2:
-        raise DataError(
-            f"{', '.join(known) or 'none'} of the placements {', '.join(places)} has runs that"
-            " carry a law: nothing tells which is best; look at the failures in the store, or name"
-            " one placement (--placement)"
-        )
-    needed = needed_loss(observations, wanted.recall, tokens_per_record)
-    delta = law.average.base_loss - needed.value
+    known = measured_placements(law, places)
+    delta = next(iter(ranks.values())).delta_loss
     at = next(iter(places.values())).point
     cost = _cost(prefer, observations, delta * at.seq_len, places, costs)
+    trained = {n: ranks[n].point.lora_rank if n in ranks else None for n in known}
+
+    def planned(placement: Placement) -> float:
+        rank = trained[placement.name]
+        if rank is None:
+            return math.inf
+        # By the middle of what the same rank may cost.
+        return float(
+            np.median(cost(placement, np.full(len(law.average_samples.sigma), 1.0 * rank)))
+        )
+
+    def params(placement: Placement) -> float:
+        return (trained[placement.name] or math.inf) * placement.params_per_rank
+
+    order = sorted(known.values(), key=lambda p: (planned(p), params(p)))
     choice = choose_placement(
         *(law.average_samples, list(known.values()), at.seq_len, at.train_steps, delta),
         cost=_within(cost, places),
+        order=order,
     )
-    if math.isinf(choice.needs[0].cost.value):
-        raise DataError(
-            f"to recall {wanted.recall:.4g} of the records after {at.train_steps} steps takes more"
-            f" than the largest rank allowed at each of {', '.join(known)} by the law: train longer"
-            " (--steps), allow larger ranks (--max-rank), ask for less recall, or split the records"
-            " over several adapters"
-        )
+    first, second = order[:2]
+    taken = first if choice.p_first >= TOLD_APART else min(first, second, key=params)
     return PlacementDecision(
         prefer,
         choice,
-        _taken(choice).placement.name,
+        taken.name,
+        trained,
         {name: sum(o.point.placement == name for o in observations) for name in known},
-        unmeasured,
+        tuple(name for name in places if name not in known),
     )
 
 
-def _taken(choice: PlacementChoice) -> PlacementNeed:
-    """Return the first, or, of the first two where they are not told apart, the one with fewer
-    parameters."""
-    first, second = choice.needs[:2]
-    if choice.p_first >= TOLD_APART or math.isinf(second.cost.value):
-        return first
-    return min((first, second), key=_params)
-
-
-def _params(need: PlacementNeed) -> float:
-    """Return the trainable parameters at the median of the needed rank."""
-    return need.lora_rank.value * need.placement.params_per_rank
+def measured_placements(law: LawSummary, places: Iterable[str]) -> dict[str, Placement]:
+    """Return those of the places that the law has points at, by name; DataError for fewer than
+    two."""
+    of_law = {placement.name: placement for placement in law.unseen.data.placements}
+    known = {name: of_law[name] for name in places if name in of_law}
+    if len(known) < 2:
+        raise DataError(
+            f"of the placements {', '.join(places)} only {', '.join(known) or 'none'} has runs that"
+            " carry a law: nothing tells which is best; look at the failures in the store, or name"
+            " one placement (--placement)"
+        )
+    return known
 
 
 def _within(cost: Cost, places: Mapping[str, PlaceLimit]) -> Cost:
@@ -213,13 +222,26 @@ def describe_decision(found: Mapping[str, Any]) -> str:
     chosen, other = rows[found["chosen"]], rows[found["runner_up"]]
     prefer: Prefer = found["prefer"]
     sure = f"{100 * found['p_first']:.0f} %"
-    verdict = (
-        f"{found['chosen']} for the {WORDS[prefer]}, then {found['runner_up']}; that order is"
-        f" {sure} sure"
-        if found["told_apart"]
-        else f"{found['chosen']}: the law does not tell it from {found['runner_up']} by the"
-        f" {WORDS[prefer]} ({sure} sure), so that the one with fewer parameters is taken"
-    )
+    first = found["placements"][0]["placement"]
+    verdict = f"{found['chosen']} for the {WORDS[prefer]}, then {found['runner_up']}"
+    if found["told_apart"]:
+        verdict += f"; that order is {sure} sure"
+    elif first == found["chosen"] and found["p_first"] <= 1.0 - TOLD_APART:
+        verdict += (
+            f"; by the law alone {found['runner_up']} needs less"
+            f" ({100 - 100 * found['p_first']:.0f} % sure), but its adapter takes more where the"
+            " recall is to be as sure as is wanted"
+        )
+    elif first == found["chosen"]:
+        verdict += (
+            f"; the law does not tell the two apart ({sure} sure of that order), and this one takes"
+            " no more parameters at the wanted confidence"
+        )
+    else:
+        verdict = (
+            f"{found['chosen']}: the law does not tell it from {first} by the {WORDS[prefer]}"
+            f" ({sure} sure of the latter), so that the one with fewer parameters is taken"
+        )
     runs = ", ".join(f"{row['n_runs']} at {row['placement']}" for row in found["placements"])
     lines = [
         f"placement {verdict}",
@@ -232,13 +254,11 @@ def describe_decision(found: Mapping[str, Any]) -> str:
 
 
 def _told(row: Mapping[str, Any], prefer: Prefer) -> str:
-    rank, cost = row["lora_rank"], row["cost"]
-    if rank["value"] is None or cost["value"] is None:
+    """Describe the adapter that would be trained at a placement, and what the law expects."""
+    if row["trained_rank"] is None:
         return f"{row['placement']} at no rank allowed"
-    value, low, high = ("inf" if x is None else f"{x:.4g}" for x in cost.values())
+    value, low, high = ("inf" if x is None else f"{x:.6g}" for x in row["cost"].values())
     return (
-        f"{row['placement']} at about rank {rank['value']:.0f} with {row['parameters']:.0f}"
-        f" parameters"
-        + ("" if prefer == "parameters" else f", {value} {UNITS[prefer]}")
-        + f" [{low}, {high}]"
+        f"{row['placement']} with rank {row['trained_rank']}, {row['parameters']:.0f} parameters"
+        f" (by the law's estimate {value} {UNITS[prefer]}, 90 % interval [{low}, {high}])"
     )

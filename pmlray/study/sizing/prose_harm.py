@@ -33,30 +33,25 @@ class ProseHarm:
     def __init__(self, observations: Sequence[Observation], wanted_nats: float) -> None:
         measured = [o for o in observations if o.prose_delta_loss is not None]
         self._names = list(dict.fromkeys(str(o.point.placement) for o in measured))
-        harm_N = np.array([-(o.prose_delta_loss or 0.0) for o in measured])
-        log_N = [
-            math.log(max(o.delta_loss * o.supervised_tokens, LEAST_NATS) / wanted_nats)
-            for o in measured
-        ]
-        level_NK = np.array(
-            [[float(o.point.placement == name) for name in self._names] for o in measured]
-        ).reshape(len(measured), -1)
-        design = np.column_stack([level_NK, log_N]) if measured else level_NK
-        rank = int(np.linalg.matrix_rank(design)) if measured else 0
-        if rank < design.shape[1]:
+        n = len(self._names)
+        design = np.zeros((len(measured), n + 1))
+        for row, o in zip(design, measured, strict=True):
+            row[self._names.index(str(o.point.placement))] = 1.0
+            row[n] = math.log(max(o.delta_loss * o.supervised_tokens, LEAST_NATS) / wanted_nats)
+        if np.linalg.matrix_rank(design) < n + 1:
             # No two runs at one place stored different amounts: the slope stays out.
-            design = level_NK
+            design = design[:, :n]
         self._free = len(measured) - design.shape[1]
         if self._free < 1:
             raise DataError(
                 f"{len(measured)} runs measured an adapter's effect on prose at"
-                f" {len(self._names)} placements: too few to tell which does the least harm; give"
+                f" {n} placements: too few to tell which does the least harm; give"
                 " the search more to spend, or prefer another measure (--prefer)"
             )
         inverse = np.linalg.inv(design.T @ design)
+        harm_N = np.array([-(o.prose_delta_loss or 0.0) for o in measured])
         found = inverse @ design.T @ harm_N
         rest = harm_N - design @ found
-        n = len(self._names)
         self._level_K = found[:n]
         self._cov_KK = float(rest @ rest) / self._free * inverse[:n, :n]
 
