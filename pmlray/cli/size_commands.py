@@ -17,7 +17,7 @@ from pmlray.cli.search_commands import PROFILE_OPTION
 from pmlray.config.load import read_profile
 from pmlray.config.model_spec import DtypeChoice
 from pmlray.config.secrets import no_password
-from pmlray.study.sizing.card import describe_answer, describe_recall
+from pmlray.study.sizing.card import describe_answer, describe_recall, describe_start
 from pmlray.study.sizing.request import Wanted
 
 RECORDS_OPTION = typer.Option(
@@ -64,6 +64,11 @@ def size(
     rslora: bool = typer.Option(
         False, "--rslora", help="Divide alpha by the root of the rank instead of the rank."
     ),
+    from_adapter: Path = typer.Option(
+        None,
+        help="Folder of an adapter that PEFT or pmlray saved: train on from it, at its sites, with"
+        " its rank or more.",
+    ),
     prompt_format: Literal["plain", "chat"] = FORMAT_OPTION,
     revision: str = REVISION_OPTION,
     dtype: DtypeChoice = DTYPE_OPTION,
@@ -92,7 +97,7 @@ def size(
         SizeRequest(
             records, model, revision, dtype, Wanted(recall, confidence), law, out, placement,
             layer, prompt_format, steps, max_rank, read_profile(profile), keep_duplicates,
-            layers, alpha, rslora,
+            layers, alpha, rslora, from_adapter,
         )
     )  # fmt: skip
     say = partial(typer.echo, err=True)
@@ -224,6 +229,8 @@ def _describe_size(found: dict[str, Any]) -> str:
         f" {cost['training_gpu_seconds']:.0f} on training; wall time: {walls}",
         f"adapter, card and the records not recalled: {found['adapter_folder']}",
     ]
+    if (began := own["from_adapter"]) is not None:
+        lines.insert(1, describe_start(began))
     if not recall["reached"]:
         lines.append(
             "even the largest rank recalls too little: train longer (--steps), allow a larger rank"

@@ -48,7 +48,7 @@ def check_adapter_fits(search: PreparedSearch, lora_rank: int, memory: int) -> N
     if (needed := adapter_bytes(search, lora_rank)) <= memory:
         return
     raise ModelError(
-        f"an adapter of rank {lora_rank} at {search.spec.place.describe()} of"
+        f"an adapter of rank {lora_rank} at {search.describe_place()} of"
         f" {search.spec.model.id} has {lora_rank * search.params_per_rank:,} parameters, which take"
         f" {needed / 2**30:.1f} GiB with their gradients and moments, but a pack's device has"
         f" {memory / 2**30:.1f} GiB: use smaller ranks, fewer modules or fewer layers"

@@ -21,6 +21,7 @@ from pmlray.config.place_in_base import placement_in
 from pmlray.config.placement import Placement
 from pmlray.config.record_facts import encode_queries, local_tokenizer, read_facts
 from pmlray.config.search_spec import SearchSpec
+from pmlray.config.start_adapter import START_FILES, StartAdapter, read_start
 from pmlray.errors import DataError, SpecError
 from pmlray.memory import Facts, LostText, TaskSource, build_memory
 from pmlray.types import DesignPoint, Method, Phase, PlannedRun
@@ -34,13 +35,15 @@ CHAT_TEMPLATE_TOKENS = 64
 class PreparedSearch:
     """A valid spec with its base model's source and the content of its task's files.
 
-    `facts`: of a records task, with their places in its file.
+    `facts`: of a records task, with their places in its file. `start`: the adapter that every run
+    begins with; None: each begins with factors of its own.
     """
 
     spec: SearchSpec
     source: ModelSource
     task: TaskSource
     facts: Facts | None = None
+    start: StartAdapter | None = None
 
     @property
     def duplicates(self) -> str:
@@ -68,8 +71,14 @@ class PreparedSearch:
     @property
     def placement(self) -> Placement:
         """Sites of the adapters in the base."""
+        if self.start is not None:
+            return self.start.placement
         geometry = self.source.geometry
         return self.spec.place.resolve(geometry.n_layers, geometry.modules)
+
+    def describe_place(self) -> str:
+        """Return where the adapters sit, in words."""
+        return self.spec.place.describe() if self.start is None else self.start.describe()
 
     @property
     def params_per_rank(self) -> int:
@@ -80,7 +89,8 @@ class PreparedSearch:
         """Return what of a run's hash tells where its adapter sits."""
         if self.spec.probe is not None:
             return {"probe": self.spec.probe.model_dump()}
-        return {"adapter": asdict(self.placement)}
+        facts = {} if self.start is None else {"from_adapter": self.start.facts()}
+        return {"adapter": asdict(self.placement), **facts}
 
     def plan_run(
         self,
@@ -164,34 +174,52 @@ def prepare_comparison(
 def _prepare(spec: SearchSpec, path: Path, where: Where) -> PreparedSearch:
     source = resolve_model(spec.model.id, spec.model.revision)
     spec = spec.model_copy(update={"model": spec.model.at(source.revision)})
-    _check_placement(spec, source, where)
+    start = _read_start(spec, path, source)
+    _check_placement(spec, source, start, where)
     tokenizer = local_tokenizer(source)
     facts = _read_facts(spec, path, tokenizer)
-    prepared = PreparedSearch(spec, source, _read_task(spec, path, facts), facts)
+    prepared = PreparedSearch(spec, source, _read_task(spec, path, facts), facts, start)
     _check_lengths(prepared, path, tokenizer)
     return prepared
 
 
-def _check_placement(spec: SearchSpec, source: ModelSource, where: Where) -> None:
+def _read_start(spec: SearchSpec, path: Path, source: ModelSource) -> StartAdapter | None:
+    """Return the adapter that every run begins with; None where there is none."""
+    if spec.adapter is None or (name := spec.adapter.from_adapter) is None:
+        return None
+    folder = file_beside(path, "adapter.from_adapter", name)
+    for file in START_FILES:
+        file_beside(path, "adapter.from_adapter", f"{name}/{file}")
+    return read_start(folder, spec.model, source)
+
+
+def _check_placement(
+    spec: SearchSpec, source: ModelSource, start: StartAdapter | None, where: Where
+) -> None:
     """Check that the base has the adapters' sites, and that they can have the ranks; SpecError
     otherwise."""
     geometry, ranks = source.geometry, spec.space.lora_rank
+    # A comparison has points in place of a space.
+    key = "points" if where("space") == where("") else "space.lora_rank"
     try:
-        placement = placement_in(spec.place, geometry)
+        placement = placement_in(spec.place, geometry) if start is None else start.placement
     except SpecError as error:
         # It begins with the key.
-        key = str(error).split(maxsplit=1)[0].rstrip(":")
-        raise SpecError(f"{where(key)}: {error}") from error
+        of = str(error).split(maxsplit=1)[0].rstrip(":")
+        raise SpecError(f"{where(of)}: {error}") from error
+    if start is not None and ranks[0] < start.lora_rank:
+        raise SpecError(
+            f"{where(key)}: lora_rank is down to {ranks[0]}, but the adapter that runs begin with"
+            f" has rank {start.lora_rank}: a smaller rank would leave a part of it out"
+        )
     if (why := placement.rank_beyond(ranks[-1], geometry.adaptable)) is not None:
-        # A comparison has points in place of a space.
-        key = "points" if where("space") == where("") else "space.lora_rank"
         raise SpecError(f"{where(key)}: lora_rank is up to {ranks[-1]}, but {why}")
 
 
 def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Facts | None:
     if (name := spec.task.records) is None:
         return None
-    file = file_beside(path, "records", name)
+    file = file_beside(path, "task.records", name)
     if spec.task.kind != "records":
         return None
     return read_facts(file, tokenizer, spec.task.prompt_format)
@@ -200,7 +228,7 @@ def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Fa
 def _read_task(spec: SearchSpec, path: Path, facts: Facts | None) -> TaskSource:
     task, text = spec.task, None
     if (name := task.text) is not None:
-        file = file_beside(path, "text", name)
+        file = file_beside(path, "task.text", name)
         if task.kind == "long_context" and task.random_ratio < 100:
             text = read_text(file)
     return TaskSource(
@@ -215,7 +243,7 @@ def _read_task(spec: SearchSpec, path: Path, facts: Facts | None) -> TaskSource:
 
 
 def file_beside(path: Path, key: str, name: str) -> Path:
-    """Return the file that task.`key` of the search in `path` names.
+    """Return the file or folder that `key` of the search in `path` names.
 
     SpecError where it is outside that search's folder: an untrusted search could otherwise name any
     file of this machine.
@@ -224,10 +252,10 @@ def file_beside(path: Path, key: str, name: str) -> Path:
     try:
         inside = file.resolve().is_relative_to(path.parent.resolve())
     except (OSError, ValueError, RuntimeError) as error:
-        raise SpecError(f"{path}: task.{key}: {name!r} names no file ({error})") from error
+        raise SpecError(f"{path}: {key}: {name!r} names no file ({error})") from error
     if Path(name).is_absolute() or ".." in Path(name).parts or not inside:
         raise SpecError(
-            f"{path}: task.{key}: {name!r} leads out of the search's folder; put the file there"
+            f"{path}: {key}: {name!r} leads out of the search's folder; put the file there"
         )
     return file
 

@@ -57,10 +57,20 @@ def placement_facts(search: PreparedSearch) -> dict[str, Any]:
     geometry, placement = search.source.geometry, search.placement
     return {
         **placement.to_json(),
-        "name": search.spec.place.describe(),
+        "name": search.describe_place(),
         "n_layers": geometry.n_layers,
         "params_per_rank": {m: sum(geometry.adaptable[m]) for m in placement.modules},
     }
+
+
+def start_provenance(search: PreparedSearch, start_loss: float) -> dict[str, Any]:
+    """Return the provenance of a run that began with an adapter, and nothing of any other.
+
+    start_loss: with that adapter, nats per supervised token.
+    """
+    if search.start is None:
+        return {}
+    return {"from_adapter": {**search.start.facts(), "start_loss": start_loss}}
 
 
 def run_provenance(search: PreparedSearch, run: PlannedRun, memory: MemorySet) -> dict[str, Any]:

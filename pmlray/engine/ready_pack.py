@@ -15,6 +15,7 @@ from pmlray.design.packing import MEMORY_SHARE
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW
 from pmlray.engine.adapters.packed_lora import PackedLora
+from pmlray.engine.adapters.start_weights import start_weights
 from pmlray.engine.evaluation.control_text import Prefixes
 from pmlray.engine.model.base_model import BaseModel, LoadBase, load_base_model
 from pmlray.engine.model.batches import CPU_MICRO_BATCH_TOKENS, MAX_MICRO_BATCH_TOKENS
@@ -107,6 +108,7 @@ def ready_pack(
         [r.point.lora_rank for r in pack.runs],
         [r.seed for r in pack.runs],
         Admission(members, spec.recipe, room).most_at_once,
+        None if search.start is None else start_weights(search.start),
     )
     model = AdaptedModel(base, lora)
     optimizer = PackedAdamW(

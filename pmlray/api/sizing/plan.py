@@ -10,8 +10,10 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from pmlray.api.record_facts import facts_for
-from pmlray.api.sizing.placement import asked_place, asks_for_place
+from pmlray.api.sizing.placement import asked_place
 from pmlray.api.sizing.search import own_search
+from pmlray.api.sizing.start import asked_start, place_of
+from pmlray.api.sizing.stored_law import check_law_start, law_spec
 from pmlray.api.stores import default_store, open_store
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.bases.checks import read_tokenizer
@@ -61,6 +63,7 @@ class SizeRequest:
     layers: str | None = None
     alpha: str | None = None
     rslora: bool = False
+    from_adapter: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class SizePlan:
             "supervised_tokens": self.records.supervised_tokens,
             "model": self.training.source.identity,
             **_placed(self.training),
+            "from_adapter": None if self.training.start is None else self.training.start.facts(),
             "recall": self.request.wanted.recall,
             "confidence": self.request.wanted.confidence,
             "law": None if self.stored is None else str(self.stored.store),
@@ -113,6 +117,11 @@ class SizePlan:
             "out": str(self.out),
         }
 
+    @property
+    def least(self) -> int:
+        """Smallest rank allowed: 1, or that of the adapter to begin with."""
+        return 1 if self.training.start is None else self.training.start.lora_rank
+
     def answer(self, law: LawAtHand) -> tuple[RankChoice, dict[str, Any]]:
         """Return the rank by a law, and the answer as JSON.
 
@@ -123,6 +132,7 @@ class SizePlan:
             *(law.summary, law.observations, wanted, self.largest),
             self.records.tokens_per_record,
             self.limit,
+            self.least,
         )
         cost = self.cost_by(law.observations)
         seconds = cost.predict(choice.point)
@@ -142,16 +152,28 @@ def prepare_size(request: SizeRequest) -> SizePlan:
     """
     source = _present(request.model, resolve_model(request.model, request.revision))
     request = replace(request, revision=source.revision or request.revision)
-    base = None if request.law is None else _law_spec(request, source)
+    base = None if request.law is None else law_spec(request, source)
     prompt_format = request.prompt_format or (base.task.prompt_format if base else "plain")
     tokenizer = read_tokenizer(_tokenizer_file(request, source))
     model = Model(id=request.model, revision=request.revision)
     facts = facts_for(request.records, model, source, tokenizer, prompt_format)
     records = _count_tokens(request, facts, source, tokenizer, prompt_format)
     geometry = source.geometry
-    place = base.place if base else asked_place(request, geometry)
-    placement = place.resolve(geometry.n_layers, geometry.modules)
-    largest = request.max_rank or largest_rank(records, geometry, placement)
+    start = asked_start(request, model, source)
+    if request.law is not None and base is not None:
+        check_law_start(request.law, base, start)
+    if start is None:
+        place = base.place if base else asked_place(request, geometry)
+        placement = place.resolve(geometry.n_layers, geometry.modules)
+    else:
+        place, placement = place_of(start), start.placement
+    begins_with = None if start is None else start.lora_rank
+    largest = request.max_rank or largest_rank(records, geometry, placement, begins_with)
+    if start is not None and largest < start.lora_rank:
+        raise SpecError(
+            f"--max-rank is {largest}, but the adapter to begin with has rank {start.lora_rank}: a"
+            " smaller rank would leave a part of it out"
+        )
     if (why := placement.rank_beyond(largest, geometry.adaptable)) is not None:
         raise SpecError(f"--max-rank is {largest}, but {why}")
     check_capacity(records, largest, placement.params_per_rank(geometry.adaptable))
@@ -160,13 +182,14 @@ def prepare_size(request: SizeRequest) -> SizePlan:
     if base is None:
         steps = request.train_steps or default_steps(records.n_shown)
         base, own = own_search(
-            request, records, source, task, place, largest, steps, prompt_format
+            request, records, source, task, place, largest, steps, prompt_format,
+            begins_with or 1,
         )  # fmt: skip
     else:
         steps = request.train_steps or base.space.train_steps[-1]
     point = DesignPoint(largest, records.supervised_tokens, steps)
-    training = PreparedSearch(adapter_spec(base, records, point), source, task)
-    search = PreparedSearch(base, source, task)
+    training = PreparedSearch(adapter_spec(base, records, point), source, task, start=start)
+    search = PreparedSearch(base, source, task, start=start)
     stored = None if request.law is None else _stored_law(request.law, search.spec, point)
     out = own or request.out or default_store(training, request.profile)
     limit = request.max_rank or placement.largest_rank(geometry.adaptable)
@@ -194,7 +217,7 @@ def _placed(search: PreparedSearch) -> dict[str, Any]:
         said: dict[str, Any] = {"probe": spec.probe.model_dump()}
     else:
         said = {"adapter": search.placement.to_json()}
-    return {**said, "placement": spec.place.describe(), "params_per_rank": search.params_per_rank}
+    return {**said, "placement": search.describe_place(), "params_per_rank": search.params_per_rank}
 
 
 def _count_tokens(
@@ -231,59 +254,6 @@ def _tokenizer_file(request: SizeRequest, source: ModelSource) -> Path:
         return file
     assert source.revision is not None
     return fetched_file(request.model, "tokenizer.json", source.revision)
-
-
-def _law_spec(request: SizeRequest, source: ModelSource) -> SearchSpec:
-    """Return the spec of the stored law's search; SpecError when it does not fit the request."""
-    assert request.law is not None
-    spec, store = open_store(request.law.absolute())
-    where = f"--law {request.law}"
-    if spec.task.kind != "records":
-        raise SpecError(
-            f"{where}: its search memorised {spec.task.kind}, whose law does not hold for records;"
-            " give the store of a records search, or leave --law out"
-        )
-    identities = {o.provenance.get("model") for o in store.observations()}
-    if identities - {source.identity}:
-        raise SpecError(
-            f"{where}: its law is of {spec.model.id}, not of {request.model}; give that --model, or"
-            " leave --law out"
-        )
-    given = {
-        "--dtype": (None if request.dtype == "auto" else request.dtype, spec.model.base_dtype),
-        "--prompt-format": (request.prompt_format, spec.task.prompt_format),
-    }
-    for option, (asked, measured) in given.items():
-        if asked is not None and asked != measured:
-            raise SpecError(
-                f"{where}: its law was measured with {option} {measured}, not {asked}; leave"
-                f" {option} out, or leave --law out"
-            )
-    _check_same_place(request, spec, source, where)
-    if request.train_steps is not None and request.train_steps not in spec.space.train_steps:
-        known = ", ".join(map(str, spec.space.train_steps))
-        raise SpecError(
-            f"{where}: its law was measured at {known} steps, not at {request.train_steps}; use one"
-            " of those as --steps, or leave --law out"
-        )
-    return spec
-
-
-def _check_same_place(
-    request: SizeRequest, spec: SearchSpec, source: ModelSource, where: str
-) -> None:
-    """Check that adapters are asked for where the law's are; SpecError otherwise."""
-    if not asks_for_place(request):
-        return
-    geometry, own = source.geometry, spec.place
-    asked = asked_place(request, geometry, spec.probe)
-    if asked.resolve(geometry.n_layers, geometry.modules) != own.resolve(
-        geometry.n_layers, geometry.modules
-    ):
-        raise SpecError(
-            f"{where}: its law was measured at {own.describe()}, not at {asked.describe()}; leave"
-            " the options of the placement out, or leave --law out"
-        )
 
 
 def _stored_law(store: Path, spec: SearchSpec, point: DesignPoint) -> LawAtHand:

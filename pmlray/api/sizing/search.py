@@ -30,13 +30,14 @@ def own_search(
     largest: int,
     steps: int,
     prompt_format: Literal["plain", "chat"],
+    least: int = 1,
 ) -> tuple[SearchSpec, Path]:
     """Return the search of these records, and the folder of all results.
 
-    largest: rank. A search already begun continues unchanged, whatever its budget and orders of the
-    records, and in its own dtype unless one is requested. A new one has the requested dtype, else
-    the device's, and its budget is not set yet. StoreError where the requested folder holds another
-    search.
+    largest, least: ranks. A search already begun continues unchanged, whatever its budget and
+    orders of the records, and in its own dtype unless one is requested. A new one has the requested
+    dtype, else the device's, and its budget is not set yet. StoreError where the requested folder
+    holds another search.
     """
 
     auto = request.dtype == "auto"
@@ -44,7 +45,7 @@ def own_search(
     def in_dtype(dtype: Dtype) -> SearchSpec:
         settled = {"dtype": "auto", "resolved": dtype} if auto else {"dtype": dtype}
         model = Model.model_validate({"id": request.model, "revision": request.revision, **settled})
-        return search_spec(records, model, place, largest, steps, prompt_format)
+        return search_spec(records, model, place, largest, steps, prompt_format, least)
 
     of_device = device_dtype(request.profile.gpus_per_pack > 0)
     fresh = in_dtype(of_device if request.dtype == "auto" else request.dtype)

@@ -47,6 +47,7 @@ def size(
     layers: str | None = None,
     alpha: float | str | None = None,
     rslora: bool = False,
+    from_adapter: str | Path | None = None,
     prompt_format: Literal["plain", "chat"] | None = None,
     revision: str | None = None,
     dtype: DtypeChoice = "auto",
@@ -69,6 +70,7 @@ def size(
         steps: optimiser steps; by default 40 epochs.
         max_rank: largest rank allowed.
         placement, layer, layers, alpha, rslora: as options of `pmlray size`.
+        from_adapter: folder of an adapter that PEFT or pmlray saved, which every run begins with.
         prompt_format, revision, dtype: as options of `pmlray size`.
         profile, tracking_uri, address: as of `Search.load`.
         keep_duplicates: train on a record as often as it stands in the file; it counts once.
@@ -95,6 +97,7 @@ def size(
             None if out is None else Path(out),
             *(placement, layer, prompt_format, steps, max_rank, settings, keep_duplicates),
             *(layers, None if alpha is None else f"{alpha}", rslora),
+            None if from_adapter is None else Path(from_adapter),
         )
     )
     if dry_run:

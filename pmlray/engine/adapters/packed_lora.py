@@ -67,6 +67,9 @@ class PackedLora(nn.Module):
 
     Where not all adapters train at once, the tensors have S < N slots: an adapter takes one when it
     begins, and can be read until another takes it.
+
+    start: factors of the first columns of every adapter, in place of fresh ones; the columns beyond
+    them are fresh, so that the output is that of these factors.
     """
 
     def __init__(
@@ -75,9 +78,11 @@ class PackedLora(nn.Module):
         ranks: Sequence[int],
         seeds: Sequence[int],
         n_slots: int | None = None,
+        start: AdapterWeights | None = None,
     ) -> None:
         super().__init__()
         self.ranks, self._seeds = tuple(ranks), tuple(seeds)
+        self._begin_with = {} if start is None else start
         self._shapes, placement = base.site_shapes, base.placement
         slots = len(ranks) if n_slots is None else n_slots
         groups: dict[tuple[str, tuple[int, int]], list[Site]] = {}
@@ -142,8 +147,12 @@ class PackedLora(nn.Module):
             values[slot] = 0
         for site, a in initial_As(self._shapes, rank, self._seeds[n]).items():
             group, j = self._place[site]
-            stacked = self._groups[group].A
-            stacked[slot, j, :, :rank] = a.to(stacked.device)
+            stacked = self._groups[group]
+            stacked.A[slot, j, :, :rank] = a.to(stacked.A.device)
+            if site in self._begin_with:
+                a, b = self._begin_with[site]
+                stacked.A[slot, j, :, : len(b)] = a.to(stacked.A.device)
+                stacked.B[slot, j, : len(b)] = b.to(stacked.B.device)
         self._holders[slot], self._slot_N[n] = n, slot
 
     def get_state(self) -> PackState:

@@ -15,7 +15,7 @@ from pmlray.config.placement import Placement
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW
-from pmlray.engine.adapters.packed_lora import PackedLora
+from pmlray.engine.adapters.packed_lora import AdapterWeights, PackedLora
 from pmlray.engine.model.base_model import BaseModel, load_base_model
 from pmlray.engine.model.prefix_cache import build_prefix_cache
 from pmlray.engine.model.pull import pull_model
@@ -56,11 +56,12 @@ def train(
     checkpoints: Checkpoints | None = None,
     also: Callable[[dict[int, TrainedMember]], None] = lambda ended: None,
     room: Room | None = None,
+    start: AdapterWeights | None = None,
 ) -> Trained:
     cached = [build_prefix_cache(base, own) for own in records]
     members = make_members(runs, cached, [[record.repeats for record in own] for own in records])
     slots = Admission(members, recipe, room).most_at_once
-    lora = PackedLora(base, [r.point.lora_rank for r in runs], [r.seed for r in runs], slots)
+    lora = PackedLora(base, [r.point.lora_rank for r in runs], [r.seed for r in runs], slots, start)
     model = AdaptedModel(base, lora)
     optimizer = PackedAdamW(
         model.parameters(), clip_norm=recipe.clip_norm, weight_decay=recipe.weight_decay
