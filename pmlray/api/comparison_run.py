@@ -84,7 +84,7 @@ def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> 
     search = _settled(run)
     spec = run.spec.model_copy(update={"model": search.spec.model})
     search = ready_to_train(search)
-    check_memory(search, search.spec.space.lora_rank[-1], run.profile, run.address)
+    check_memory(search, search.spec.space.points(), run.profile, run.address)
     store = FileStore(run.store)
     with store.driver_lock() as driver, ExitStack() as following:
         claim_comparison(run.store, spec)

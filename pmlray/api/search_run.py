@@ -98,7 +98,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
         raise SpecError("design.acquisition gp is Optuna's GPSampler: it needs pip install torch")
     if table is None:
         search = ready_to_train(search)
-        check_memory(search, spec.space.lora_rank[-1], run.profile, run.address)
+        check_memory(search, spec.space.points(), run.profile, run.address)
     gpu = run.profile.gpus_per_pack > 0
     cost = first_cost(search, gpu)
     first_pack(search, cost)

@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 from pmlray.config.placement import DOWN_PROJ, MLP_BLOCK, Placement
-from pmlray.config.spec_base import Count, Part
+from pmlray.config.spec_base import Count, Part, PositiveInt
 from pmlray.errors import SpecError
 
 ALL_LINEAR, PAPERS_BLOCK = "all-linear", "mlp_block"
@@ -33,15 +33,17 @@ class Probe(Part):
         """Return the adapter's one site."""
         return Placement((self.layer,), (MLP_BLOCK if self.placement == "mlp" else DOWN_PROJ,))
 
-    def resolve(self, n_layers: int, modules: Mapping[str, tuple[int, int]]) -> Placement:
+    def resolve(
+        self, n_layers: int, modules: Mapping[str, tuple[int, int]], key: str = "probe"
+    ) -> Placement:
         """Return the site in a base; SpecError where it lacks it. See `Adapter.resolve`."""
         if self.layer >= n_layers:
             raise SpecError(
-                f"probe.layer is {self.layer}, but the base has layers 0 to {n_layers - 1}"
+                f"{key}.layer is {self.layer}, but the base has layers 0 to {n_layers - 1}"
             )
         if self.placement == "down_proj" and DOWN_PROJ not in modules:
             raise SpecError(
-                f"probe.placement: the base's layers have no linear {DOWN_PROJ}; they have"
+                f"{key}.placement: the base's layers have no linear {DOWN_PROJ}; they have"
                 f" {', '.join(modules)}, which adapter.target_modules takes"
             )
         return self.to_placement()
@@ -62,7 +64,7 @@ class LayerRange(Part):
     @model_validator(mode="after")
     def _ascends(self) -> LayerRange:
         if self.first > self.last:
-            raise ValueError(f"adapter.layers goes from {self.first} down to {self.last}")
+            raise ValueError(f"layers goes from {self.first} down to {self.last}")
         return self
 
 
@@ -139,24 +141,27 @@ class Adapter(Part):
             return f"layers {self.layers.first} to {self.layers.last}"
         return f"layer{'s' * (len(self.layers) != 1)} {', '.join(map(str, self.layers))}"
 
-    def resolve(self, n_layers: int, modules: Mapping[str, tuple[int, int]]) -> Placement:
+    def resolve(
+        self, n_layers: int, modules: Mapping[str, tuple[int, int]], key: str = "adapter"
+    ) -> Placement:
         """Return the sites in a base; SpecError where it lacks a module or a layer.
 
         Args:
             n_layers: number of its decoder layers.
             modules: input and output width of each linear module of a layer, by its name there,
                 in the layer's order.
+            key: that of this part in its file, with which errors begin.
         """
         by_rank = isinstance(self.alpha, str)
         return Placement(
-            self._layers(n_layers),
-            self._modules(modules),
+            self._layers(n_layers, key),
+            self._modules(modules, key),
             None if by_rank else float(self.alpha),
             float(str(self.alpha).removesuffix("r")) if by_rank else 1.0,
             self.use_rslora,
         )
 
-    def _layers(self, n_layers: int) -> tuple[int, ...]:
+    def _layers(self, n_layers: int, key: str) -> tuple[int, ...]:
         if self.layers == "all":
             return tuple(range(n_layers))
         if isinstance(self.layers, LayerRange):
@@ -164,10 +169,10 @@ class Adapter(Part):
         else:
             chosen = tuple(self.layers)
         if not chosen or list(chosen) != sorted(set(chosen)):
-            raise SpecError(f"adapter.layers must ascend without repeats, got {list(chosen)}")
+            raise SpecError(f"{key}.layers must ascend without repeats, got {list(chosen)}")
         if chosen[-1] >= n_layers:
             raise SpecError(
-                f"adapter.layers names layer {chosen[-1]}, but the base has layers 0 to"
+                f"{key}.layers names layer {chosen[-1]}, but the base has layers 0 to"
                 f" {n_layers - 1}"
             )
         return chosen
@@ -177,7 +182,7 @@ class Adapter(Part):
         given = self.target_modules
         return (given,) if isinstance(given, str) else given or ()
 
-    def _modules(self, modules: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+    def _modules(self, modules: Mapping[str, tuple[int, int]], key: str) -> tuple[str, ...]:
         wanted = self._wanted
         if wanted == (PAPERS_BLOCK,):
             return (MLP_BLOCK,)
@@ -187,7 +192,7 @@ class Adapter(Part):
         lacking = [want for want, found in named.items() if not found]
         if lacking or not wanted:
             raise SpecError(
-                f"adapter.target_modules: the base's layers have no"
+                f"{key}.target_modules: the base's layers have no"
                 f" {', '.join(lacking) or 'module that is not named'}; they have"
                 f" {', '.join(modules)} ({ALL_LINEAR} for all of them, {PAPERS_BLOCK} for the"
                 " paper's block)"
@@ -196,7 +201,22 @@ class Adapter(Part):
         return tuple(module for module in modules if module in chosen)
 
 
-# Where a search's adapters sit: it has one of the two.
+class NamedAdapter(Adapter):
+    """One of several placements of a search, as `Adapter`; `lora_rank`: its own ranks in place of
+    `space.lora_rank`, which ascend. None begins with an adapter."""
+
+    lora_rank: tuple[PositiveInt, ...] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _begins_fresh(self) -> NamedAdapter:
+        if self.from_adapter is not None:
+            raise ValueError(
+                "from_adapter is a key of adapter, for a search with one place of its adapters"
+            )
+        return self
+
+
+# Where the adapters of one placement sit.
 AdapterPlace = Probe | Adapter
 
 

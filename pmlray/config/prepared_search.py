@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from pmlray.config.bases.models import ModelSource, resolve_model
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import Where, load_search, load_spec, places, read_text
 from pmlray.config.model_spec import Model
-from pmlray.config.place_in_base import placement_in
+from pmlray.config.place_in_base import check_places
 from pmlray.config.placement import Placement
 from pmlray.config.record_facts import encode_queries, local_tokenizer, read_facts
 from pmlray.config.search_spec import SearchSpec
@@ -68,29 +68,61 @@ class PreparedSearch:
         model = settle(self.spec.model, gpu, kept)
         return replace(self, spec=self.spec.model_copy(update={"model": model}))
 
+    @cached_property
+    def placements(self) -> Mapping[str | None, Placement]:
+        """Sites of the adapters in the base, by the placement's name; see `SearchSpec.places`."""
+        if self.start is not None:
+            return {None: self.start.placement}
+        geometry = self.source.geometry
+        places = self.spec.places.items()
+        return {n: place.resolve(geometry.n_layers, geometry.modules) for n, place in places}
+
+    def placement_of(self, point: DesignPoint) -> Placement:
+        """Return the sites of a point's adapter; SpecError where the search has no such
+        placement."""
+        try:
+            return self.placements[point.placement]
+        except KeyError:
+            raise SpecError(
+                f"{self.spec.search_id} has no placement named {point.placement}; it has"
+                f" {', '.join(map(str, self.placements))}"
+            ) from None
+
+    def params_per_rank_of(self, point: DesignPoint) -> int:
+        """Return the number of trainable parameters of a point's adapter per unit of its rank."""
+        return self.placement_of(point).params_per_rank(self.source.geometry.adaptable)
+
+    def place_name(self, point: DesignPoint) -> str:
+        """Return where a point's adapter sits: its placement's name, else in words."""
+        return point.placement or self.describe_place()
+
     @property
     def placement(self) -> Placement:
-        """Sites of the adapters in the base."""
+        """Sites of the adapters of a search with one place; SpecError where it has several."""
         if self.start is not None:
             return self.start.placement
         geometry = self.source.geometry
         return self.spec.place.resolve(geometry.n_layers, geometry.modules)
 
-    def describe_place(self) -> str:
-        """Return where the adapters sit, in words."""
-        return self.spec.place.describe() if self.start is None else self.start.describe()
+    def describe_place(self, placement: str | None = None) -> str:
+        """Return where the adapters of a placement sit, by its name, in words."""
+        if self.start is not None:
+            return self.start.describe()
+        return self.spec.places[placement].describe()
 
     @property
     def params_per_rank(self) -> int:
-        """Number of trainable parameters of an adapter per unit of its rank."""
+        """Number of trainable parameters of an adapter per unit of its rank, of a search with one
+        place."""
         return self.placement.params_per_rank(self.source.geometry.adaptable)
 
-    def _placement_facts(self) -> dict[str, Any]:
-        """Return what of a run's hash tells where its adapter sits."""
+    def _placement_facts(self, point: DesignPoint) -> dict[str, Any]:
+        """Return what of a run's hash tells where its adapter sits: no name, so that a run is the
+        same whatever its placement is called."""
         if self.spec.probe is not None:
             return {"probe": self.spec.probe.model_dump()}
         facts = {} if self.start is None else {"from_adapter": self.start.facts()}
-        return {"adapter": asdict(self.placement), **facts}
+        return {"adapter": asdict(self.placement_of(point)), **facts}
 
     def plan_run(
         self,
@@ -120,7 +152,7 @@ class PreparedSearch:
             "version": RESULT_VERSION,
             "model": self.source.identity,
             "dtype": spec.model.base_dtype,
-            **self._placement_facts(),
+            **self._placement_facts(point),
             "task": task,
             "prompt_format": spec.task.prompt_format,
             # A base text is split into stretches of the longest length.
@@ -128,7 +160,7 @@ class PreparedSearch:
             "recipe": recipe,
             # Unused; kept so that the run_keys of plain fine-tuning do not change.
             "threshold": None,
-            "point": asdict(point),
+            "point": replace(point, placement=None).to_json(),
             "method": method,
             "sequence_id": sequence_id,
             "seed": seed,
@@ -175,7 +207,7 @@ def _prepare(spec: SearchSpec, path: Path, where: Where) -> PreparedSearch:
     source = resolve_model(spec.model.id, spec.model.revision)
     spec = spec.model_copy(update={"model": spec.model.at(source.revision)})
     start = _read_start(spec, path, source)
-    _check_placement(spec, source, start, where)
+    check_places(spec, source.geometry, where, start)
     tokenizer = local_tokenizer(source)
     facts = _read_facts(spec, path, tokenizer)
     prepared = PreparedSearch(spec, source, _read_task(spec, path, facts), facts, start)
@@ -191,29 +223,6 @@ def _read_start(spec: SearchSpec, path: Path, source: ModelSource) -> StartAdapt
     for file in START_FILES:
         file_beside(path, "adapter.from_adapter", f"{name}/{file}")
     return read_start(folder, spec.model, source)
-
-
-def _check_placement(
-    spec: SearchSpec, source: ModelSource, start: StartAdapter | None, where: Where
-) -> None:
-    """Check that the base has the adapters' sites, and that they can have the ranks; SpecError
-    otherwise."""
-    geometry, ranks = source.geometry, spec.space.lora_rank
-    # A comparison has points in place of a space.
-    key = "points" if where("space") == where("") else "space.lora_rank"
-    try:
-        placement = placement_in(spec.place, geometry) if start is None else start.placement
-    except SpecError as error:
-        # It begins with the key.
-        of = str(error).split(maxsplit=1)[0].rstrip(":")
-        raise SpecError(f"{where(of)}: {error}") from error
-    if start is not None and ranks[0] < start.lora_rank:
-        raise SpecError(
-            f"{where(key)}: lora_rank is down to {ranks[0]}, but the adapter that runs begin with"
-            f" has rank {start.lora_rank}: a smaller rank would leave a part of it out"
-        )
-    if (why := placement.rank_beyond(ranks[-1], geometry.adaptable)) is not None:
-        raise SpecError(f"{where(key)}: lora_rank is up to {ranks[-1]}, but {why}")
 
 
 def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Facts | None:

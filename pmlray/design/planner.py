@@ -19,7 +19,7 @@ from pmlray.design.acquisition import (
 )
 from pmlray.design.cost import CostModel
 from pmlray.design.space import Candidate, ChosenRun, DesignSpace, Replicate
-from pmlray.types import DesignPoint
+from pmlray.types import DesignPoint, Family
 
 # The initial design must not use up the budget: each of its runs gets at most an even share of a
 # fifth of what is left. In replays of known laws half of it predicted no better at any spend.
@@ -55,14 +55,14 @@ def open_candidates(space: DesignSpace, known: DesignState) -> Iterator[Candidat
     That is the replicate that the search has used least, unless another lets the run share the
     trunk of one that is already in the pack. Candidates come in the grid's order.
     """
-    in_pack: dict[tuple[int, int], dict[Replicate, list[int]]] = {}
+    in_pack: dict[Family, dict[Replicate, list[int]]] = {}
     for run in known.pack:
-        trunks = in_pack.setdefault((run.point.lora_rank, run.point.seq_len), {})
+        trunks = in_pack.setdefault(run.point.family, {})
         trunks.setdefault(run.replicate, []).append(run.point.train_steps)
     shares = known.cost.decay_share is not None
     history = known.history
     for cell, balanced in history.next_replicates(space.cells, space.replicates):
-        trunks = in_pack.get((cell.lora_rank, cell.seq_len), {})
+        trunks = in_pack.get(cell.family, {})
         best = Candidate(cell, balanced, known.cost.added(cell, trunks.get(balanced, ())))
         for replicate, budgets in trunks.items() if shares else ():
             seconds = known.cost.added(cell, budgets)
@@ -139,14 +139,14 @@ class PendingSpend:
     def __init__(self, cost: CostModel, runs: Iterable[ChosenRun] = ()) -> None:
         self.gpu_seconds = 0.0
         self._cost = cost
-        self._trunks: dict[tuple[int, int, Replicate], list[int]] = {}
+        self._trunks: dict[tuple[Family, Replicate], list[int]] = {}
         for run in runs:
             self.add(run)
 
     def add(self, run: ChosenRun) -> None:
         """Add a run."""
         point = run.point
-        budgets = self._trunks.setdefault((point.lora_rank, point.seq_len, run.replicate), [])
+        budgets = self._trunks.setdefault((point.family, run.replicate), [])
         self.gpu_seconds += self._cost.added(point, budgets)
         budgets.append(point.train_steps)
 

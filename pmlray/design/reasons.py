@@ -34,11 +34,9 @@ def why_chosen(
         return "initial design"
     if validates(settings, known):
         return "checks the law far from what was measured"
-    same = (point.lora_rank, point.seq_len, replicate)
+    same = (point.family, replicate)
     trunk = [
-        run.point.train_steps
-        for run in known.pack
-        if (run.point.lora_rank, run.point.seq_len, run.replicate) == same
+        run.point.train_steps for run in known.pack if (run.point.family, run.replicate) == same
     ]
     gpu_seconds = known.cost.added(point, trunk)
     grid = known.field(rule, space.cells, settings.targets)

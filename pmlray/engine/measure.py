@@ -95,7 +95,7 @@ def measure_pack(
     }
 
     def keep(finished: Sequence[TrainedMember]) -> None:
-        decoded = _decode(base, spec.evaluate.generate_max_tokens, lora, ready.memories, finished)
+        decoded = _decode(search, base, lora, pack, ready.memories, finished)
         for trained in finished:
             keep_one(trained, decoded.get(trained.index))
 
@@ -111,9 +111,10 @@ def measure_pack(
             )
             return
         weights = lora.weights(trained.index)
+        placement = search.placement_of(run.point)
         save_adapter(
-            *(adapters / run.run_key, base.placement, weights, spec.model.id, spec.model.revision),
-            names=PeftNames.of(base),
+            *(adapters / run.run_key, placement, weights, spec.model.id, spec.model.revision),
+            names=PeftNames.of(base, placement),
         )
         scoring = paid_seconds(device)
         beside = control.score(trained.index, run.point.seq_len)
@@ -188,17 +189,21 @@ def measure_pack(
 
 
 def _decode(
+    search: PreparedSearch,
     base: BaseModel,
-    max_tokens: int,
     lora: PackedLora,
+    pack: Pack,
     memories: Sequence[MemorySet],
     finished: Sequence[TrainedMember],
 ) -> dict[int, bool | None]:
     """Check by greedy decoding the members whose argmax recall is 1; return results by index."""
     exact = [t.index for t in finished if t.divergence is None and t.scores.recall.exact == 1.0]
+    max_tokens = search.spec.evaluate.generate_max_tokens
     if not exact or not max_tokens:
         return {}
-    decodings = [Decoding(lora.weights(i), memories[i].records) for i in exact]
+    points = {i: pack.runs[i].point for i in exact}
+    scales = {i: search.placement_of(point).scale(point.lora_rank) for i, point in points.items()}
+    decodings = [Decoding(lora.weights(i), scales[i], memories[i].records) for i in exact]
     return dict(zip(exact, decode_exactly(base, decodings, max_tokens), strict=True))
 
 

@@ -13,7 +13,7 @@ import torch
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.runtime.device_clock import CLOCKS
 from pmlray.memory import MemorySet
-from pmlray.types import Pack, PlannedRun
+from pmlray.types import DesignPoint, Pack, PlannedRun
 from pmlray.version import __version__
 
 VERSIONED = ("torch", "transformers", "peft")
@@ -38,8 +38,6 @@ def pack_provenance(
         "n_in_pack": len(pack.runs),
         "model": search.source.identity,
         "dtype": search.spec.model.base_dtype,
-        "adapter_params_per_rank": search.params_per_rank,
-        "placement": placement_facts(search),
         "device": device.type,
         "device_name": name or platform.machine(),
         "devices": devices,
@@ -52,12 +50,13 @@ def pack_provenance(
     }
 
 
-def placement_facts(search: PreparedSearch) -> dict[str, Any]:
-    """Return the adapters' sites, with a name and what a law of several placements needs."""
-    geometry, placement = search.source.geometry, search.placement
+def placement_facts(search: PreparedSearch, point: DesignPoint) -> dict[str, Any]:
+    """Return the sites of a point's adapter, with a name and what a law of several placements
+    needs."""
+    geometry, placement = search.source.geometry, search.placement_of(point)
     return {
         **placement.to_json(),
-        "name": search.describe_place(),
+        "name": search.place_name(point),
         "n_layers": geometry.n_layers,
         "params_per_rank": {m: sum(geometry.adaptable[m]) for m in placement.modules},
     }
@@ -75,8 +74,11 @@ def start_provenance(search: PreparedSearch, start_loss: float) -> dict[str, Any
 
 def run_provenance(search: PreparedSearch, run: PlannedRun, memory: MemorySet) -> dict[str, Any]:
     """Return the provenance of a single run that ends now."""
+    per_rank = search.params_per_rank_of(run.point)
     return {
-        "adapter_params": run.point.lora_rank * search.params_per_rank,
+        "adapter_params_per_rank": per_rank,
+        "adapter_params": run.point.lora_rank * per_rank,
+        "placement": placement_facts(search, run.point),
         "content_hash": memory.content_hash,
         "n_records": len(memory.records),
         "end_id": memory.records[0].end_id,

@@ -83,7 +83,8 @@ def corners(data: LawData) -> list[Target]:
 
     def corner(points: LawData) -> DesignPoint:
         axes = (points.lora_rank, points.seq_len, points.train_steps)
-        return DesignPoint(*(int(axis.max()) for axis in axes))
+        r, length, t = (int(axis.max()) for axis in axes)
+        return DesignPoint(r, length, t)
 
     if data.placement is None or not data.several_placements:
         return [corner(data)]

@@ -38,7 +38,7 @@ be_one_process()
 assert os.environ["LOCAL_RANK"] == "0"
 source = resolve_model(TINY, None)
 placement = Probe(layer=1).to_placement()
-base = load_base_model(TINY, source, None, "float32", placement, torch.device("cpu"))
+base = load_base_model(TINY, source, None, "float32", (placement,), torch.device("cpu"))
 runs = [make_run(2, 12, 25), make_run(8, 30, 25, "memft_ot", 1), make_run(4, 30, 16, "memft_sw", 2)]
 records = [[random_record(r.point.seq_len, r.seed)] for r in runs]
 recipe = Recipe(learning_rate=1e-2)

@@ -32,7 +32,7 @@ def forecast(plan: SizePlan, address: str | None, say: Callable[[str], None]) ->
     timed steps; on a cluster, or without the train extra, it is guessed. say: called before the
     timed steps, which take seconds. ModelError where this machine's memory holds no such adapter.
     """
-    check_memory(plan.training, plan.largest.lora_rank, plan.request.profile, address)
+    check_memory(plan.training, [plan.largest], plan.request.profile, address)
     gpu, spent = plan.request.profile.gpus_per_pack > 0, 0.0
     cost, rates = first_cost(plan.training, gpu), _rates(plan, address)
     known, of_law = _known(plan)

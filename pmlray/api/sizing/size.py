@@ -111,7 +111,7 @@ def carry_out(
     plan: SizePlan, address: str | None, tracking_uri: str | None, say: Callable[[str], None]
 ) -> SizedAdapter:
     """Carry out a plan, or continue it."""
-    check_memory(plan.training, plan.largest.lora_rank, plan.request.profile, address)
+    check_memory(plan.training, [plan.largest], plan.request.profile, address)
     with train_extra():
         import pmlray.backends.ray.train
         import pmlray.engine.measure  # noqa: F401

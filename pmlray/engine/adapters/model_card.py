@@ -36,14 +36,14 @@ def _began(o: Observation) -> str:
 def adapter_card(search: PreparedSearch, o: Observation) -> str:
     """Return the card's text."""
     spec, p, recall = search.spec, o.point, o.recall
-    n_params = p.lora_rank * search.params_per_rank
+    n_params = p.lora_rank * search.params_per_rank_of(p)
     pinned = f" at {spec.model.revision}" if spec.model.revision else ""
-    head = card_head(spec, search.placement)
+    head = card_head(spec, search.placement_of(p))
     return f"""{head}# Adapter of rank {p.lora_rank} for {spec.model.id}{pinned}
 
 Trained by {o.method} for {p.train_steps} steps on {o.supervised_tokens} target tokens of task
 {o.task} (sequence {o.sequence_id}, seed {o.seed}): {n_params} parameters at
-{search.describe_place()}; prompts in the {spec.task.prompt_format} format, base in
+{search.describe_place(p.placement)}; prompts in the {spec.task.prompt_format} format, base in
 {spec.model.base_dtype}.
 
 | measured | |
@@ -63,5 +63,5 @@ model's allows.
 
 
 def _code(search: PreparedSearch, o: Observation) -> str:
-    end_id, rank = o.provenance.get("end_id"), o.point.lora_rank
-    return loading(search.spec, search.source.geometry, search.placement, rank, end_id)
+    end_id, placement = o.provenance.get("end_id"), search.placement_of(o.point)
+    return loading(search.spec, search.source.geometry, placement, o.point.lora_rank, end_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from safetensors.torch import load
 
 from pmlray.config.start_adapter import StartAdapter
-from pmlray.engine.adapters.packed_lora import AdapterWeights
+from pmlray.engine.adapters.packed_factors import AdapterWeights
 
 
 def start_weights(start: StartAdapter) -> AdapterWeights:

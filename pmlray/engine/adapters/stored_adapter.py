@@ -23,7 +23,7 @@ from pmlray.config.model_spec import Model
 from pmlray.config.peft_config import INERT_KEYS, OFF_KEYS
 from pmlray.config.placement import DOWN_PROJ, MLP_BLOCK, Placement, Site
 from pmlray.engine.adapters.foreign_adapter import ForeignAdapter, read_foreign
-from pmlray.engine.adapters.packed_lora import AdapterWeights
+from pmlray.engine.adapters.packed_factors import AdapterWeights
 from pmlray.engine.adapters.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE
 from pmlray.engine.model.base_model import BaseModel, load_base_model
 from pmlray.errors import ModelError
@@ -76,7 +76,7 @@ class SiteAdapter:
     def load_base(self, model: Model, source: ModelSource, device: torch.device) -> BaseModel:
         """Load the base that this adapter is attached to; ModelError if it does not fit."""
         base = load_base_model(
-            model.id, source, model.revision, model.base_dtype, self.placement, device
+            model.id, source, model.revision, model.base_dtype, (self.placement,), device
         )
         self.check_fits(base)
         return base
@@ -109,8 +109,8 @@ class SiteAdapter:
             a, b = factors[site]
             return x_RTX.to(a.dtype) @ a @ b
 
-        kept = base.kept_site
-        if kept is None or kept.module == MLP_BLOCK:
+        kept = self.placement.kept_site
+        if kept is None or kept not in base.kept_sites or kept.module == MLP_BLOCK:
             with base.with_adapter(delta):
                 yield base
             return

@@ -16,7 +16,7 @@ from pmlray.design.packing import (
     deal_out,
     learn_device,
 )
-from pmlray.types import Observation, PackTimes, PlannedRun, Room
+from pmlray.types import Family, Observation, PackTimes, PlannedRun, Room
 
 # Runs without room wait inside a pack, up to so many times what its device holds at once: the
 # device is then under-used at the end of a pack only, and the runs that one pack can lose, or keep
@@ -24,7 +24,7 @@ from pmlray.types import Observation, PackTimes, PlannedRun, Room
 ROOMFULS = 4.0
 
 Draft = tuple[tuple[PlannedRun, ...], Room | None]
-Family = tuple[int, int, int, int, str, float | None]
+TrunkFamily = tuple[Family, int, int, str, float | None]
 
 
 def known_device(
@@ -71,7 +71,7 @@ def room_for(runs: Sequence[PlannedRun], device: Device | None, cost: CostModel)
 
 def trunk_families(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
     """Group runs that differ in nothing but train_steps, and so may share steps."""
-    families: dict[Family, list[PlannedRun]] = {}
+    families: dict[TrunkFamily, list[PlannedRun]] = {}
     for run in runs:
         families.setdefault(_family(run), []).append(run)
     return list(families.values())
@@ -114,7 +114,5 @@ def pack_use(pack: Sequence[Observation], times: PackTimes, cost: CostModel) -> 
     )
 
 
-def _family(run: PlannedRun | Observation) -> Family:
-    point = run.point
-    same = (point.lora_rank, point.seq_len, run.sequence_id, run.seed)
-    return *same, run.method, run.learning_rate
+def _family(run: PlannedRun | Observation) -> TrunkFamily:
+    return run.point.family, run.sequence_id, run.seed, run.method, run.learning_rate

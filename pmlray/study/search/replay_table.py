@@ -17,6 +17,7 @@ from pmlray.ports import ObservationStore
 from pmlray.types import (
     DesignPoint,
     FailedRun,
+    Family,
     Observation,
     Pack,
     PackResult,
@@ -235,10 +236,10 @@ class TableRunner:
 
 
 def _charged(runs: Sequence[RunId], decay_share: float | None) -> dict[RunId, float]:
-    families: dict[tuple[int, int, int, int], list[RunId]] = {}
+    families: dict[tuple[Family, int, int], list[RunId]] = {}
     for run in runs:
         point, sequence_id, seed = run
-        same = (point.lora_rank, point.seq_len, sequence_id, seed)
+        same = (point.family, sequence_id, seed)
         families.setdefault(same, []).append(run)
     charged: dict[RunId, float] = {}
     for family in families.values():

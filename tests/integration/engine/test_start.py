@@ -16,7 +16,8 @@ from pmlray.config.bases.models import resolve_model
 from pmlray.config.model_spec import Model
 from pmlray.config.placement import Placement
 from pmlray.config.start_adapter import StartAdapter, read_start
-from pmlray.engine.adapters.packed_lora import PackedLora, initial_As
+from pmlray.engine.adapters.packed_factors import initial_As
+from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.adapters.peft_io import LLAMAS_NAMES, save_adapter
 from pmlray.engine.adapters.start_weights import start_weights
 from pmlray.engine.model.base_model import BaseModel

@@ -156,7 +156,7 @@ def test_several_stores_of_one_base_make_one_law(
         for n, point in enumerate(product((1, 2, 4, 8), (32, 64))):
             run = search.plan_run(DesignPoint(*point, 60), "sft", i, 0, "law")
             measured = observe(run, 0, n, 0.05, 1e-3)
-            told = placement_facts(search)
+            told = placement_facts(search, search.spec.space.points()[0])
             measured = replace(measured, provenance={**measured.provenance, "placement": told})
             file = folders[-1] / "observations" / f"{run.run_key}.json"
             file.write_text(json.dumps(measured.to_json()))

@@ -134,12 +134,14 @@ def test_qwen3_cached_equals_full(tmp_path: Path, tiny_folder: str, placement: s
     assert source.geometry.head_dim == 8 and source.geometry.n_kv_heads == 2
     probe = Probe(placement=placement, layer=1)  # type: ignore[arg-type]
     base = load_base_model(
-        str(folder), source, None, "float32", probe.to_placement(), torch.device("cpu")
+        str(folder), source, None, "float32", (probe.to_placement(),), torch.device("cpu")
     )
     record = random_record(20)
     trained = train(base, [make_run(4, 20, 20)], [[record]], Recipe(learning_rate=1e-2))
     ((a, b),) = trained.model.lora.weights(0).values()
-    assert 4 * base.placement.params_per_rank(source.geometry.adaptable) == a.numel() + b.numel()
+    assert (
+        4 * base.placements[0].params_per_rank(source.geometry.adaptable) == a.numel() + b.numel()
+    )
     ids = torch.tensor([[*record.prompt_ids, *record.target_ids]])
     with torch.no_grad(), base.with_adapter(lambda _site, x: x @ a @ b):
         logits = base.model(ids).logits[0, len(record.prompt_ids) - 1 : -1]

@@ -27,7 +27,7 @@ from pmlray.engine.scheduling.members import Admission, make_members
 from pmlray.engine.scheduling.pack_room import StepBytes, room_within
 from pmlray.engine.training.step import TorchStepper
 from pmlray.errors import ModelError
-from pmlray.types import Pack, Room
+from pmlray.types import DesignPoint, Pack, Room
 from tests.unit.engine.conftest import make_run, random_record
 from tests.unit.engine.scheduling.test_admission import RUNS, members_of
 
@@ -40,10 +40,19 @@ PLACES = {
 }
 
 
+def of_rank(search: PreparedSearch, lora_rank: int) -> DesignPoint:
+    return replace(search.spec.space.points()[0], lora_rank=lora_rank)
+
+
 def kept_bytes(search: PreparedSearch, dropout: bool) -> float:
     """The bytes a position that autograd keeps of a forward pass, weights left out."""
     base = load_base_model(
-        search.spec.model.id, search.source, None, "float32", search.placement, torch.device("cpu")
+        search.spec.model.id,
+        search.source,
+        None,
+        "float32",
+        (search.placement,),
+        torch.device("cpu"),
     )
     runs = [make_run(RANK, LENGTH, 1, seed=i) for i in range(ADAPTERS)]
     cache = build_prefix_cache(base, [random_record(LENGTH)])
@@ -76,7 +85,7 @@ def test_backward_needs_what_is_said_or_a_little_less(
     search = make_search(
         "probe=null", f"adapter={PLACES[place]}", f"recipe.dropout={0.1 if dropout else 0.0}"
     )
-    found, said = kept_bytes(search, dropout), position_bytes(search, RANK, 4)
+    found, said = kept_bytes(search, dropout), position_bytes(search, [of_rank(search, RANK)], 4)
     assert found <= said <= 1.5 * found
 
 
@@ -93,7 +102,7 @@ def test_an_adapter_takes_itself_its_gradient_and_two_moments(
     weights = store.adapters / run.run_key / "adapter_model.safetensors"
     tensors = load_file(weights).values()
     n_params = sum(tensor.numel() for tensor in tensors)
-    assert adapter_bytes(search, 4) == 4 * sum(tensor.nbytes for tensor in tensors)
+    assert adapter_bytes(search, of_rank(search, 4)) == 4 * sum(tensor.nbytes for tensor in tensors)
     assert o.provenance["adapter_params"] == n_params
     assert o.provenance["adapter_params_per_rank"] == n_params // 4
     told = o.provenance["placement"]
@@ -111,9 +120,9 @@ def test_an_adapter_beyond_the_devices_memory_is_refused_with_numbers(
 ) -> None:
     search = make_search("probe=null", "adapter={target_modules: all-linear}")
     needed = 16 * 16 * 4096
-    check_adapter_fits(search, 16, needed)
+    check_adapter_fits(search, [of_rank(search, 16)], needed)
     with pytest.raises(ModelError) as caught:
-        check_adapter_fits(search, 16, needed - 1)
+        check_adapter_fits(search, [of_rank(search, 16)], needed - 1)
     for words in ("rank 16 at all-linear of all layers", "65,536 parameters", "smaller ranks"):
         assert words in str(caught.value)
     # A worker looks before it loads the base.
@@ -147,7 +156,10 @@ def test_a_room_fits_the_memory_or_is_for_one_run_after_another(
     planned: Room | None,
 ) -> None:
     members = members_of(sizes)
-    step, recipe = StepBytes(adapter, position, most_positions), Recipe(batch_size=2)
+    step, recipe = (
+        StepBytes(((len(sizes), adapter),), position, most_positions),
+        Recipe(batch_size=2),
+    )
 
     def taken(room: Room | None) -> float:
         admission = Admission(members, recipe, room)
