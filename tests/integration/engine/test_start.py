@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +12,29 @@ import peft
 import pytest
 import torch
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.models.auto.tokenization_auto import AutoTokenizer
 
+from pmlray.api.record_facts import check_same_start
+from pmlray.backends.store.file_store import FileStore
 from pmlray.config import Recipe
 from pmlray.config.bases.models import resolve_model
 from pmlray.config.model_spec import Model
+from pmlray.config.peft_config import is_target
 from pmlray.config.placement import Placement
+from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.config.start_adapter import StartAdapter, read_start
 from pmlray.engine.adapters.packed_factors import initial_As
 from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.adapters.peft_io import LLAMAS_NAMES, save_adapter
 from pmlray.engine.adapters.start_weights import start_weights
+from pmlray.engine.measure import measure_pack
 from pmlray.engine.model.base_model import BaseModel
+from pmlray.engine.model.prompts import search_memory
+from pmlray.engine.training.step import TorchStepper
+from pmlray.errors import DataError, StoreError
+from pmlray.law import law_data
 from pmlray.memory import Record
+from pmlray.types import Observation, Pack, Room
 from tests.placements import PLACEMENTS
 from tests.unit.engine.conftest import Trained, make_run, random_record, train
 
@@ -188,3 +201,98 @@ def test_pmlrays_own_adapters_can_be_a_start(
     again = run(start, tiny_at(start.placement), record, RANK + 1, steps=2).members[0]
     assert again.curve[0][1] == pytest.approx(first.members[0].scores.mean_nll, rel=1e-5)
     assert again.scores.mean_nll < again.curve[0][1]
+
+
+def observed(
+    search_file: Path, folder: Path, *overrides: str
+) -> tuple[PreparedSearch, dict[int, Observation]]:
+    """A search's runs, by their rank; a slot for each of two of three."""
+    search = prepare_search(search_file, overrides)
+    store = FileStore(folder)
+    runs = [search.plan_run(p, "sft", 0, 0, "law") for p in search.spec.space.points()]
+    pack = Pack(0, tuple(runs), room=Room(2, 10_000))
+    measure_pack(search, pack, store, store.adapters, TorchStepper, {})
+    assert not store.failures()
+    return search, {o.point.lora_rank: o for o in store.observations()}
+
+
+def test_observations_of_a_search_that_begins_with_an_adapter(
+    search_file: Path, tiny_folder: str, tmp_path: Path
+) -> None:
+    """Base losses are the bare base's, as of runs from scratch at the same sites, and what the
+    adapter makes of the text is the loss at step 0."""
+    kind = KINDS["q and v, rsLoRA"]
+    saved(search_file.parent / "first", tiny_folder, **kind)
+    common = ("probe=null", "space={lora_rank: [3, 4, 6], seq_len: [16], train_steps: [8]}",
+              "design.n_initial=1", "evaluate={prose: true}")  # fmt: skip
+    search, begun = observed(
+        search_file, tmp_path / "begun", *common, "adapter={from_adapter: first}"
+    )
+    sites = f"target_modules: [q_proj, v_proj], layers: [1, 3], alpha: {ALPHA / RANK**0.5}r"
+    _, fresh = observed(search_file, tmp_path / "fresh", *common, f"adapter={{{sites}}}")
+    assert search.start is not None
+    adapted = peft.PeftModel.from_pretrained(
+        base_of(tiny_folder), str(search_file.parent / "first")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    (record,) = search_memory(search, tokenizer, 0).records
+    cut = Record(record.prompt_ids, record.target_ids[:16])
+    at_start = by_peft(adapted, cut, steps=0)[0]
+    assert begun.keys() == fresh.keys() == {3, 4, 6}
+    for rank, o in begun.items():
+        assert o.base_loss == pytest.approx(fresh[rank].base_loss, rel=1e-6)
+        assert o.curve[0] == (0, pytest.approx(at_start, rel=1e-5))
+        assert o.provenance["from_adapter"] == {
+            "sha256": hashlib.sha256(
+                (search_file.parent / "first" / "adapter_model.safetensors").read_bytes()
+            ).hexdigest(),
+            "lora_rank": RANK,
+            "start_loss": o.curve[0][1],
+        }
+        assert abs(o.curve[0][1] - o.base_loss) > 1e-3
+        assert o.delta_loss == o.base_loss - o.final_loss
+        assert "from_adapter" not in fresh[rank].provenance
+        # Controls are beside the bare base too: the untrained adapter alone changes them.
+        assert o.prose_delta_loss != pytest.approx(fresh[rank].prose_delta_loss, abs=1e-3)
+        card = (tmp_path / "begun" / "adapters" / o.run_key / "README.md").read_text()
+        assert f"began with an adapter of rank {RANK}" in card
+    with pytest.raises(DataError, match="no law in common"):
+        law_data([*begun.values(), *fresh.values()])
+    other = replace(search, start=replace(search.start, weights=search.start.weights + b" "))
+    check_same_start(search, begun.values(), tmp_path)
+    for one, found in ((other, begun), (search, fresh)):
+        with pytest.raises(StoreError, match="another adapter"):
+            check_same_start(one, found.values(), tmp_path)
+
+
+def targets(**more: Any) -> dict[str, Any]:
+    return {"layers_to_transform": None, **more}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *[{"layers_to_transform": None, **kind} for kind in KINDS.values()],
+        targets(target_modules=["proj"]),
+        targets(target_modules=["self_attn"]),
+        targets(target_modules="ALL-linear"),
+        targets(target_modules=r".*q_proj"),
+        targets(target_modules=["layers.1.mlp.up_proj", "down_proj"]),
+        targets(target_modules=["model.layers.0.mlp.up_proj"], layers_to_transform=[2]),
+        targets(target_modules=["up_proj"], layers_to_transform=[]),
+        targets(target_modules=["up_proj"], layers_to_transform=[0, 3]),
+    ],
+    ids=str,
+)
+def test_the_same_modules_as_by_peft(config: dict[str, Any], tiny_folder: str) -> None:
+    own = {key: value for key, value in config.items() if key != "use_rslora"}
+    model = base_of(tiny_folder)
+    linear = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
+    found = {name for name in linear if ".layers." in name and is_target(own, name)}
+    try:
+        adapted = peft.get_peft_model(model, peft.LoraConfig(**own))
+    except ValueError:
+        # It names no linear module.
+        assert not found
+    else:
+        assert found == set(adapted.base_model.targeted_module_names)
