@@ -88,8 +88,9 @@ def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> 
     store = FileStore(run.store)
     with store.driver_lock() as driver, ExitStack() as following:
         claim_comparison(run.store, spec)
-        check_same_records(search, store.observations(), run.store)
-        check_same_start(search, store.observations(), run.store)
+        measured = store.observations()
+        check_same_records(search, measured, run.store)
+        check_same_start(search, measured, run.store)
         tracker = spooled_tracker(store, run.tracking_uri, spec.compare_id, spec)
         follower = following.enter_context(Follower(run.store, announce, tracker))
         comparing = ComparisonSearch(

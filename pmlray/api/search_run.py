@@ -106,8 +106,9 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
     with store.driver_lock() as driver, ExitStack() as following:
         claim_search(run.store, spec)
         if table is None:
-            check_same_records(search, store.observations(), run.store)
-            check_same_start(search, store.observations(), run.store)
+            measured = store.observations()
+            check_same_records(search, measured, run.store)
+            check_same_start(search, measured, run.store)
         points = study_of(search, store, cost)
         tracker = spooled_tracker(store, run.tracking_uri, spec.search_id, spec)
         follower = following.enter_context(Follower(run.store, announce, tracker))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,7 +44,10 @@ FIXED_KEYS: Mapping[str, tuple[Any, ...]] = {
 BLOCK_KEYS = {"base_model", "lora_rank", "placement"}
 # Types of weights that float32 holds as they are.
 DTYPES = ("F32", "BF16", "F16")
-DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, re.error)
+DAMAGE = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+    re.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -143,9 +147,11 @@ def _read_lora(folder: Path, config: Mapping[str, Any], source: ModelSource) -> 
             folder,
             f"runs begin with plain LoRA alone, not with {', '.join(more) or 'no peft_type'}",
         )
-    rank, alpha = config["r"], config["lora_alpha"]
-    rslora = config.get("use_rslora", False)
-    if type(rank) is not int or rank < 1 or isinstance(alpha, bool) or type(rslora) is not bool:
+    rank: Any = config["r"]
+    alpha: Any = config["lora_alpha"]
+    rslora: Any = config.get("use_rslora", False)
+    numbers = type(rank) is int and rank >= 1 and isinstance(alpha, int | float)
+    if not numbers or isinstance(alpha, bool) or not isinstance(rslora, bool):
         raise TypeError(f"r {rank!r}, lora_alpha {alpha!r}, use_rslora {rslora!r}")
     own = Placement((0,), (), float(alpha), use_rslora=rslora)
     geometry = source.geometry
@@ -197,9 +203,10 @@ def _placed(folder: Path, sites: list[Site], source: ModelSource, scale: float) 
     found = {site.module for site in sites}
     modules = tuple(module for module in source.geometry.adaptable if module in found)
     placement = Placement(layers, modules, alpha_per_rank=scale)
-    if not sites or layers[-1] >= source.geometry.n_layers:
+    if not sites or layers[0] < 0 or layers[-1] >= source.geometry.n_layers:
         raise _refused(
-            folder, f"it sits in none of the base's layers 0 to {source.geometry.n_layers - 1}"
+            folder,
+            f"not all of it sits in the base's layers 0 to {source.geometry.n_layers - 1}",
         )
     if set(placement.sites) != set(sites):
         raise _refused(
@@ -207,8 +214,8 @@ def _placed(folder: Path, sites: list[Site], source: ModelSource, scale: float) 
             "its layers do not all have the same adapted modules, which pmlray's adapters have:"
             f" {listed(f'{s.module} of layer {s.layer}' for s in sites)}",
         )
-    if not scale > 0:
-        raise _refused(folder, f"its alpha gives the scale {scale:g}, not above 0")
+    if not 0 < scale < math.inf:
+        raise _refused(folder, f"its alpha gives the scale {scale:g}, which is no number above 0")
     return placement
 
 

@@ -31,7 +31,7 @@ from pmlray.engine.measure import measure_pack
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.prompts import search_memory
 from pmlray.engine.training.step import TorchStepper
-from pmlray.errors import DataError, StoreError
+from pmlray.errors import DataError, ModelError, StoreError
 from pmlray.law import law_data
 from pmlray.memory import Record
 from pmlray.types import Observation, Pack, Room
@@ -296,3 +296,15 @@ def test_the_same_modules_as_by_peft(config: dict[str, Any], tiny_folder: str) -
         assert not found
     else:
         assert found == set(adapted.base_model.targeted_module_names)
+
+
+def test_a_tokenizer_beside_it_has_the_bases_tokens(tiny_folder: str, tmp_path: Path) -> None:
+    """As training scripts save it, and with a token that the weights have no embedding of."""
+    saved(tmp_path, tiny_folder, **KINDS["all-linear"])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.save_pretrained(tmp_path)
+    read(tmp_path, tiny_folder)
+    tokenizer.add_tokens(["<fact>"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="the base's differ in '<fact>'"):
+        read(tmp_path, tiny_folder)

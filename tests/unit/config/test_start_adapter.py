@@ -11,16 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.model_spec import Model
-from pmlray.config.prepared_search import PreparedSearch, prepare_search
+from pmlray.config.placement import Site
+from pmlray.config.prepared_search import PreparedSearch, prepare_comparison, prepare_search
 from pmlray.config.search_spec import SearchSpec
 from pmlray.config.start_adapter import StartAdapter, read_start
 from pmlray.errors import ModelError, SpecError
 from tests.starts import ALPHA, AT, RANK, factors, name_of, save_start
 
 WEIGHTS = "adapter_model.safetensors"
+SEARCHES = Path(__file__).parents[3] / "searches"
 Q = name_of(1, "self_attn.q_proj", "A")
 
 
@@ -73,9 +76,12 @@ def test_sites_rank_and_scale_are_the_adapters(tmp_path: Path) -> None:
         ({"layers_to_transform": [1]}, "does not place in the base: base_model.model.model.lay"),
         ({"layers_to_transform": [7]}, "'q_proj', which is no linear module of its layers"),
         ({"r": 4}, "ask for [4, 64]"),
-        ({"lora_alpha": 0}, "the scale 0, not above 0"),
+        ({"lora_alpha": 0}, "the scale 0, which is no number above 0"),
+        ({"lora_alpha": float("inf")}, "the scale inf, which is no number above 0"),
+        ({"lora_alpha": -1}, "the scale -0.5"),
         ({"r": ...}, "KeyError('r')"),
-        ({"lora_alpha": "much"}, "could not convert"),
+        ({"lora_alpha": "4"}, "lora_alpha '4'"),
+        ({"r": True}, "r True"),
         ({"target_modules": "("}, "cannot be read"),
         ({"base_model_name_or_path": "meta-llama/Llama-3.1-8B"}, "names meta-llama/Llama-3.1-8B"),
         ({"base_model_name_or_path": None}, "names no base model"),
@@ -159,6 +165,31 @@ def test_a_folder_without_an_adapter_says_what_to_give(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.bin").write_bytes(b"pickled")
     (tmp_path / "adapter_config.json").write_text("[1]")
     assert "adapter_model.safetensors" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"layer": 4}, "layers 0 to 3"),
+        ({"layer": -1}, "layers 0 to 3"),
+        ({"lora_rank": 3}, "A is F32 [64, 2]; the base and the config ask for [64, 3]"),
+        ({"scale": 0}, "the scale 0"),
+        ({"placement": "attention"}, "not as pmlray writes it"),
+        ({"more": 1}, "not as pmlray writes it"),
+        ({"base_model": "another"}, "names another as its base"),
+    ],
+)
+def test_pmlrays_own_adapter_of_the_papers_block(
+    changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    config = {"base_model": TINY, "placement": "mlp", "layer": 1, "lora_rank": 2, "scale": 0.5}
+    (tmp_path / "pmlray_adapter.json").write_text(json.dumps(config))
+    save_file({"A": np.ones((64, 2), np.float32), "B": np.ones((2, 64), np.float32)},
+              tmp_path / WEIGHTS)  # fmt: skip
+    start = read(tmp_path)
+    assert start.placement.sites == (Site(1, "mlp"),) and start.placement.scale(9) == 0.5
+    (tmp_path / "pmlray_adapter.json").write_text(json.dumps(config | changes))
+    assert says in refusal(tmp_path)
 
 
 def test_its_card_tells_the_base_where_its_name_does_not(tmp_path: Path) -> None:
@@ -264,3 +295,24 @@ def test_no_file_outside_the_searchs_folder_is_read(
     (inside / WEIGHTS).symlink_to(outside / WEIGHTS)
     with pytest.raises(SpecError, match=r"adapter.from_adapter: .* leads out"):
         begins("adapter.from_adapter=linked")
+
+
+def test_a_comparison_begins_with_it_too(tmp_path: Path) -> None:
+    save_start(tmp_path / "first")
+    text = (SEARCHES / "comparisons" / "smoke.yaml").read_text()
+    file = tmp_path / "compare.yaml"
+    file.write_text(text)
+    own = ("probe=null", "adapter={from_adapter: first}", "model.dtype=float32")
+    at = "points=[{{lora_rank: {}, seq_len: 20, train_steps: 10}}]"
+    spec, search = prepare_comparison(file, (*own, at.format(RANK)))
+    assert spec.adapter == search.spec.adapter and search.placement.sites == AT.sites
+    with pytest.raises(SpecError, match=r"down to 1.*has rank 2"):
+        prepare_comparison(file, (*own, at.format(1)))
+
+
+def test_one_of_several_placements_does_not_begin_with_an_adapter(
+    begins: Callable[..., PreparedSearch],
+) -> None:
+    several = "{a: {from_adapter: first}, b: {target_modules: q_proj}}"
+    with pytest.raises(SpecError, match="from_adapter is a key of adapter"):
+        begins("adapter=null", f"space.placement={several}")
