@@ -40,7 +40,8 @@ def asked_place(
         placement_in(place, geometry)
     except ValidationError as error:
         first = error.errors()[0]
-        said = first["msg"].removeprefix("Value error, ")
+        # It begins with the key as it stands within `adapter`.
+        said = first["msg"].replace("Value error, ", "adapter.", 1)
         if first["type"] != "value_error":
             said = f"--alpha is {Adapter.model_fields['alpha'].description} (got {request.alpha!r})"
         raise SpecError(_by_option(said, request)) from error

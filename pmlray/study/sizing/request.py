@@ -141,15 +141,16 @@ def largest_rank(
 ) -> int:
     """Return the largest rank worth measuring: a power of two, or the smaller side of a module.
 
-    begins_with: rank of the adapter to begin with, of which it is twice at least, as the records
-    may need columns of their own; None: none.
+    begins_with: rank of the adapter to begin with, the smallest; None: there is none. The largest
+    is so many times that rank that a law of rank can be measured.
     """
     bits = records.supervised_tokens * math.log2(geometry.vocab)
     per_rank = placement.params_per_rank(geometry.adaptable)
     least_params = LEAST_LARGEST * (geometry.intermediate + geometry.hidden)
     least = min(LEAST_LARGEST, max(LEAST_OF_MANY_SITES, _next_power(least_params / per_rank)))
+    least = max(least, LEAST_OF_MANY_SITES * (begins_with or 1))
     rank = _next_power(bits / LEAST_BITS_PER_PARAM / per_rank)
-    return min(placement.largest_rank(geometry.adaptable), max(least, rank, 2 * (begins_with or 0)))
+    return min(placement.largest_rank(geometry.adaptable), max(least, rank))
 
 
 def _next_power(value: float) -> int:

@@ -35,7 +35,7 @@ def test_ranks_begin_at_the_adapters_and_its_sites_are_used(
     plan = size_json(*asked)
     start = read_start(first, Model(id=TINY), resolve_model(TINY, None))
     assert plan["from_adapter"] == {"sha256": start.sha256, "lora_rank": RANK}
-    assert plan["lora_ranks"][0] == RANK and plan["largest_rank"] == 64
+    assert plan["lora_ranks"] == [RANK, 2 * RANK] and plan["largest_rank"] == 64
     assert plan["adapter"]["layers"] == [1, 3]
     assert plan["adapter"]["alpha_per_rank"] == ALPHA / RANK
     text = invoke("size", "--model", TINY, *asked).stdout
