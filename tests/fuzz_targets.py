@@ -185,7 +185,6 @@ def _adapter_config(content: bytes, folder: Path) -> None:
 
 
 def _read_adapter(folder: Path) -> None:
-    """Read an adapter to score it, and to begin with it."""
     with suppress(PmlrayError):
         read_adapter(folder)
     with suppress(PmlrayError):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from pmlray.study.search.law_search import LawSearch
 from pmlray.study.search.plan import design_settings, design_space, first_cost, first_pack
 from pmlray.study.search.progress import Progress
 from pmlray.study.search.replay_table import TableRunner, read_table
+from pmlray.study.search.replayed_placements import replayed_place, table_for
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +98,9 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
         )
     if spec.design.acquisition == "gp" and find_spec("torch") is None:
         raise SpecError("design.acquisition gp is Optuna's GPSampler: it needs pip install torch")
-    if table is None:
+    if table is not None:
+        table = table_for(search, table, str(run.replay))
+    else:
         search = ready_to_train(search)
         check_memory(search, spec.space.points(), run.profile, run.address)
     gpu = run.profile.gpus_per_pack > 0
@@ -122,7 +126,8 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
                 law_search.calibrated(known)
             if table is not None:
                 shared = spec.recipe.decay_share if spec.recipe.shares_trunks else None
-                runner = TableRunner(table, store, spec.task.kind, shared)
+                placed = partial(replayed_place, search)
+                runner = TableRunner(table, store, spec.task.kind, shared, placed)
                 while (pack := law_search.next_pack()) is not None:
                     law_search.absorb(runner.run(pack))
             elif not law_search.is_over():

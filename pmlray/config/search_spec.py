@@ -219,6 +219,11 @@ class SearchSpec(Part):
             raise ValueError(
                 f"design.n_initial is {self.design.n_initial}, but the space has {cells} runs"
             )
+        if self.design.n_initial < (named := len(self.space.placements)):
+            raise ValueError(
+                f"design.n_initial is {self.design.n_initial}, but space.placement has {named}"
+                f" placements, each of which is measured before a law chooses: give it {named}"
+            )
         return self
 
     def _check_places(self) -> None:
@@ -256,6 +261,13 @@ class SearchSpec(Part):
                 " it adapter in place of space.placement"
             )
         return one_place(self.probe, self.adapter, "a search")
+
+    def describe_places(self) -> str:
+        """Return where the adapters sit, in words."""
+        return "; ".join(
+            place.describe() if name is None else f"{name}: {place.describe()}"
+            for name, place in self.places.items()
+        )
 
     @property
     def search_id(self) -> str:

@@ -12,6 +12,7 @@ from operator import is_
 import numpy as np
 
 from pmlray.design.field import FittedForm, FloatArray, LawField, law_field
+from pmlray.design.space import Placements, placed
 from pmlray.types import DesignPoint
 
 
@@ -28,13 +29,16 @@ class GridField:
         base_loss: float,
         grid: tuple[DesignPoint, ...],
         targets: tuple[DesignPoint, ...],
+        placements: Placements | None = None,
     ) -> None:
+        self._placements = placements or {}
         self._beliefs, self._base_loss = tuple(beliefs), base_loss
         self._grid, self._targets = grid, targets
         self._open = law_field(beliefs, base_loss)
-        self._phi_MG = self._open.features(grid, measured=True)
-        self._phi_TG = self._open.features(targets, measured=False)
-        self._noise_M = self._open.noise(grid)
+        cells, at = placed(grid, self._placements), placed(targets, self._placements)
+        self._phi_MG = self._open.features(cells, measured=True)
+        self._phi_TG = self._open.features(at, measured=False)
+        self._noise_M = self._open.noise(cells)
         self._at = {cell: i for i, cell in enumerate(grid)}
 
     def is_of(
@@ -66,7 +70,7 @@ class GridField:
             else:
                 times_M[at] = times
         field = self._open.often_measured(self._phi_MG, self._noise_M, times_M)
-        return field.after(beside) if beside else field
+        return field.after(placed(beside, self._placements)) if beside else field
 
     def gains(self, pending: Counter[DesignPoint]) -> FloatArray:
         """Return LawField.gains of every cell for the targets after the pending runs, (M,)."""

@@ -49,12 +49,18 @@ class DesignSettings:
     seed: int = 0
 
 
-def open_candidates(space: DesignSpace, known: DesignState) -> Iterator[Candidate]:
+def open_candidates(
+    space: DesignSpace, known: DesignState, n_initial: int = 0
+) -> Iterator[Candidate]:
     """Yield every open cell within the remaining budget, at its most suitable replicate.
 
     That is the replicate that the search has used least, unless another lets the run share the
-    trunk of one that is already in the pack. Candidates come in the grid's order.
+    trunk of one that is already in the pack. Candidates come in the grid's order. They are of
+    placements that can share the pack being filled, apart from the design's first `n_initial` runs,
+    which are dealt out to packs once all are chosen.
     """
+    whole = not known.pack or len(known.chosen) < n_initial
+    kind = None if whole else known.cost.pack_kind(known.pack[0].point)
     in_pack: dict[Family, dict[Replicate, list[int]]] = {}
     for run in known.pack:
         trunks = in_pack.setdefault(run.point.family, {})
@@ -62,6 +68,8 @@ def open_candidates(space: DesignSpace, known: DesignState) -> Iterator[Candidat
     shares = known.cost.decay_share is not None
     history = known.history
     for cell, balanced in history.next_replicates(space.cells, space.replicates):
+        if kind is not None and known.cost.pack_kind(cell) != kind:
+            continue
         trunks = in_pack.get(cell.family, {})
         best = Candidate(cell, balanced, known.cost.added(cell, trunks.get(balanced, ())))
         for replicate, budgets in trunks.items() if shares else ():
@@ -79,7 +87,7 @@ def choose_run(
 
     longest: gpu_seconds; a rule that weighs costs takes no longer run unless all are longer.
     """
-    candidates = tuple(open_candidates(space, known))
+    candidates = tuple(open_candidates(space, known, settings.n_initial))
     if not candidates:
         return None
     choice = Candidates(candidates, space.cells, settings.targets, settings.seed)
@@ -152,7 +160,13 @@ class PendingSpend:
 
 
 def _initial(choice: Candidates, settings: DesignSettings, known: DesignState) -> Candidate:
-    limit = known.budget_left * START_SHARE / max(1, settings.n_initial - len(known.chosen))
+    left = max(1, settings.n_initial - len(known.chosen))
+    limit = known.budget_left * START_SHARE / left
+    seen = {run.point.placement for run in known.chosen}
+    unseen = [o for o in choice.candidates if o.point.placement not in seen]
+    # A law that is to choose among placements needs a run of each, whatever it costs.
+    if unseen and len({o.point.placement for o in unseen}) >= left:
+        choice = replace(choice, candidates=tuple(unseen))
     return fill_space(_no_longer(choice, limit), known)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pmlray.design.acquisition import LAW_RULES, DesignState
 from pmlray.design.planner import DesignSettings, validates
-from pmlray.design.space import DesignSpace, Replicate
+from pmlray.design.space import DesignSpace, Replicate, placed
 from pmlray.types import DesignPoint
 
 # Most targets that a reason names, in the order of how much the run sharpens them.
@@ -46,8 +46,9 @@ def why_chosen(
     gain = float(grid.gains(known.pending)[grid.place(point)])
     value = f"{rule}: {gain / gpu_seconds:.2g} nats^2 of variance per gpu_second"
     field = grid.after(known.pending)
-    before = field.variance(settings.targets)
-    after = field.after([point]).variance(settings.targets)
+    targets = placed(settings.targets, space.placements)
+    before = field.variance(targets)
+    after = field.after(placed([point], space.placements)).variance(targets)
     sharpened = _sharpened(settings.targets, before.tolist(), after.tolist())
     return f"{value}, {sharpened}" if sharpened else value
 
@@ -58,9 +59,13 @@ def _sharpened(
     """Return the targets whose standard deviations fall most, nats per token."""
     share = [1.0 - b / a if a > 0 else 0.0 for a, b in zip(before, after, strict=True)]
     named = [
-        f"rank {targets[i].lora_rank} x {targets[i].seq_len} tokens +-{math.sqrt(before[i]):.2g}"
-        f" -> {math.sqrt(max(0.0, after[i])):.2g}"
+        f"{_named(targets[i])} +-{math.sqrt(before[i]):.2g} -> {math.sqrt(max(0.0, after[i])):.2g}"
         for i in map(int, np.argsort(share)[::-1][:MOST_TARGETS])
         if share[i] >= LEAST_SHARE
     ]
     return f"sharpens {', '.join(named)}" if named else ""
+
+
+def _named(target: DesignPoint) -> str:
+    where = "" if target.placement is None else f" at {target.placement}"
+    return f"rank {target.lora_rank} x {target.seq_len} tokens{where}"

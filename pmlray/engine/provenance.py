@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from pmlray.config.placement_facts import placement_facts
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.runtime.device_clock import CLOCKS
 from pmlray.memory import MemorySet
-from pmlray.types import DesignPoint, Pack, PlannedRun
+from pmlray.types import Pack, PlannedRun
 from pmlray.version import __version__
 
 VERSIONED = ("torch", "transformers", "peft")
@@ -47,18 +48,6 @@ def pack_provenance(
         "versions": {"pmlray": __version__}
         | {package: version(package) for package in VERSIONED}
         | dict(backend),
-    }
-
-
-def placement_facts(search: PreparedSearch, point: DesignPoint) -> dict[str, Any]:
-    """Return the sites of a point's adapter, with a name and what a law of several placements
-    needs."""
-    geometry, placement = search.source.geometry, search.placement_of(point)
-    return {
-        **placement.to_json(),
-        "name": search.place_name(point),
-        "n_layers": geometry.n_layers,
-        "params_per_rank": {m: sum(geometry.adaptable[m]) for m in placement.modules},
     }
 
 

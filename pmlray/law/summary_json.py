@@ -27,7 +27,7 @@ def target_json(target: TargetPrediction) -> dict[str, Any]:
     if target.placement is not None:
         n_params = target.point.lora_rank * target.placement.params_per_rank
         run |= {"placement": target.placement.name, "adapter_params": n_params}
-    return asdict(target.point) | losses | run | dict(zip(names, bits, strict=True))
+    return target.point.to_json() | losses | run | dict(zip(names, bits, strict=True))
 
 
 def unseen_json(found: UnseenErrors) -> dict[str, Any]:

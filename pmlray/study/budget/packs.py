@@ -77,6 +77,14 @@ def trunk_families(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
     return list(families.values())
 
 
+def of_one_kind(runs: Sequence[PlannedRun], cost: CostModel) -> tuple[tuple[PlannedRun, ...], ...]:
+    """Split runs into those that can be in one pack, by their placements; see `PlaceWork`."""
+    kinds: dict[int, list[PlannedRun]] = {}
+    for run in runs:
+        kinds.setdefault(cost.pack_kind(run.point), []).append(run)
+    return tuple(map(tuple, kinds.values()))
+
+
 def load_of(group: Sequence[PlannedRun], cost: CostModel) -> Load:
     """Return the load of a group on a device while all of its runs train."""
     return Load(
@@ -85,6 +93,7 @@ def load_of(group: Sequence[PlannedRun], cost: CostModel) -> Load:
         round(sum(cost.tokens_per_step(run.point) for run in group)),
         sum(cost.predict(run.point) for run in group),
         max(run.point.lora_rank for run in group),
+        cost.pack_kind(group[0].point),
     )
 
 
@@ -110,7 +119,8 @@ def pack_use(pack: Sequence[Observation], times: PackTimes, cost: CostModel) -> 
         memory_bytes=max(o.peak_memory_bytes for o in pack),
         device_memory_bytes=min(o.provenance.get("device_memory_bytes", 0) for o in pack),
         columns=told.get("adapter_slots", 0) * told.get("largest_rank", 0),
-        column_bytes=PARAM_BYTES * told.get("adapter_params_per_rank", 0),
+        column_bytes=PARAM_BYTES
+        * max(o.provenance.get("adapter_params_per_rank", 0) for o in pack),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,14 +11,14 @@ from typing import Any
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import FitError
-from pmlray.law import LawSummary, RecallLaw, fit_law, law_data
+from pmlray.law import LawData, LawSummary, PlacedPoint, RecallLaw, fit_law, law_data
 from pmlray.law.validation.convergence import MIN_POINTS, Certificate, certify
 from pmlray.live_packs import Calibration
 from pmlray.study.budget.allowance import spent_seconds
 from pmlray.study.findings.memft_pairs import MemftPair, memft_pairs
 from pmlray.study.findings.recall import RecallResult, recall_result
 from pmlray.study.findings.recall_rule import recall_rule
-from pmlray.types import FailedRun, Observation, PackTimes
+from pmlray.types import DesignPoint, FailedRun, Observation, PackTimes
 
 # A law refitted to less than 10 % more runs hardly changes. Refits after every pack would take too
 # long in a search of hundreds of points.
@@ -144,15 +144,31 @@ def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> L
     The seed of the samples is fixed, so that the same observations give the same intervals.
     """
     try:
+        data = law_data(fitted_runs(spec, observations))
         return fit_law(
-            law_data(fitted_runs(spec, observations)),
+            data,
             forms=spec.law.forms,
             n_bootstrap=spec.law.n_bootstrap,
-            targets=spec.target_points(),
+            targets=_targets(spec, data, {o.point.placement for o in observations}),
             options=spec.law.fit_options(),
         )
     except FitError:
         return None
+
+
+def _targets(
+    spec: SearchSpec, data: LawData, seen: Collection[str | None]
+) -> tuple[DesignPoint | PlacedPoint, ...]:
+    """Return the targets at the placements that have runs: of one, in ranks of the law itself."""
+    points = [point for point in spec.target_points() if point.placement in seen]
+    if not data.several_placements:
+        return tuple(points)
+    by_name = {placement.name: placement for placement in data.placements}
+    return tuple(
+        PlacedPoint(point, by_name[point.placement])
+        for point in points
+        if point.placement in by_name
+    )
 
 
 def refit_is_due(n_runs: int, n_fitted: int, growth: float = REFIT_GROWTH) -> bool:

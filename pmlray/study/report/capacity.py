@@ -65,7 +65,7 @@ def params_per_rank(spec: SearchSpec, o: Observation) -> int | None:
     geometry = KNOWN_MODELS.get(spec.model.id)
     if geometry is None:
         return None
-    placement = spec.place.resolve(geometry.n_layers, geometry.modules)
+    placement = spec.places[o.point.placement].resolve(geometry.n_layers, geometry.modules)
     return placement.params_per_rank(geometry.adaptable)
 
 

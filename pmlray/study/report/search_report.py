@@ -17,7 +17,7 @@ from pmlray.study.report.capacity import capacities, capacity_json
 from pmlray.study.report.headline import headline
 from pmlray.study.report.page import write_page
 from pmlray.study.report.sections import report_sections
-from pmlray.types import DesignPoint, Observation
+from pmlray.types import Observation
 
 
 # Charts are held against Vega-Lite's schema in tests.
@@ -59,7 +59,7 @@ def report_json(result: SearchResult, facts: Mapping[str, Any]) -> dict[str, Any
             "failures": [
                 {
                     "run_key": f.run_key,
-                    "point": _point(f.point),
+                    "point": f.point.to_json(),
                     "round": f.round,
                     "reason": f.reason,
                     "gpu_seconds": f.gpu_seconds,
@@ -84,7 +84,7 @@ def report_json(result: SearchResult, facts: Mapping[str, Any]) -> dict[str, Any
 def _compact(o: Observation) -> dict[str, Any]:
     return {
         "run_key": o.run_key,
-        "point": _point(o.point),
+        "point": o.point.to_json(),
         "sequence_id": o.sequence_id,
         "seed": o.seed,
         "method": o.method,
@@ -103,10 +103,6 @@ def _compact(o: Observation) -> dict[str, Any]:
         },
         "gpu_seconds": o.gpu_seconds,
     }
-
-
-def _point(point: DesignPoint) -> dict[str, int]:
-    return {name: getattr(point, name) for name in ("lora_rank", "seq_len", "train_steps")}
 
 
 def _finite(value: Any) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 from pmlray.config.bases.geometry import Geometry
+from pmlray.config.placement import Placement
+from pmlray.config.placement_facts import law_placements
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import SearchSpec
 from pmlray.design import (
@@ -20,10 +22,12 @@ from pmlray.design import (
     PendingSpend,
     choose_run,
     prior_cost,
+    prior_cost_of_places,
 )
 from pmlray.design.cost import CPU_CORE_FLOPS, GPU_FLOPS
 from pmlray.errors import DesignError
 from pmlray.study.budget.allowance import budget_advice
+from pmlray.study.run_names import point_name
 from pmlray.types import DesignPoint, PlannedRun
 
 CHAT_PROMPT_TOKENS = 40
@@ -77,14 +81,14 @@ class SearchPlan:
             "search_id": self.search_id,
             **self.counts,
             "device": self.device,
-            "candidates": [asdict(p) | {"gpu_seconds": seconds} for p, seconds in self.cells],
+            "candidates": [p.to_json() | {"gpu_seconds": seconds} for p, seconds in self.cells],
             "replicates": self.replicates,
             "full_grid_gpu_seconds": self.full_grid,
             "budget_gpu_seconds": self.budget,
             "advice": self.advice,
             "first_pack": [
                 {"run_key": run.run_key}
-                | asdict(run.point)
+                | run.point.to_json()
                 | {"sequence_id": run.sequence_id, "seed": run.seed, "gpu_seconds": seconds}
                 for run, seconds in self.first_pack
             ],
@@ -101,10 +105,8 @@ class SearchPlan:
             "first pack:",
         ]
         for run, seconds in self.first_pack:
-            point = run.point
             lines.append(
-                f"  lora_rank={point.lora_rank} seq_len={point.seq_len}"
-                f" train_steps={point.train_steps} sequence={run.sequence_id} seed={run.seed}:"
+                f"  {point_name(run.point)} sequence={run.sequence_id} seed={run.seed}:"
                 f" about {seconds:.0f} gpu_seconds"
             )
         return "\n".join(lines)
@@ -137,7 +139,8 @@ def is_large(geometry: Geometry) -> bool:
 
 def design_space(search: PreparedSearch) -> DesignSpace:
     """Return the grid and its replicates."""
-    return DesignSpace(search.spec.space.points(), search.spec.replicates())
+    cells, replicates = search.spec.space.points(), search.spec.replicates()
+    return DesignSpace(cells, replicates, law_placements(search))
 
 
 def design_settings(search: PreparedSearch) -> DesignSettings:
@@ -154,16 +157,34 @@ def design_settings(search: PreparedSearch) -> DesignSettings:
 
 def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
     """Return the cost model before anything is measured."""
-    spec, geometry, placement = search.spec, search.source.geometry, search.placement
-    trained_layers = geometry.n_layers - geometry.first_trained_layer(placement)
-    return prior_cost(
-        trained_layers * geometry.layer_weights,
-        geometry.vocab * geometry.hidden,
-        flops=GPU_FLOPS if gpu else CPU_CORE_FLOPS[spec.model.base_dtype],
-        # That of a kept site is thousandths of a step, and left out as it always was.
-        rank_weights=0 if placement.kept_site is not None else search.params_per_rank,
-        **cost_terms(spec),
-    )
+    flops = GPU_FLOPS if gpu else CPU_CORE_FLOPS[search.spec.model.base_dtype]
+    return cost_from_sizes(search.spec, search.source.geometry, search.placements, flops)
+
+
+def cost_from_sizes(
+    spec: SearchSpec, geometry: Geometry, placements: Mapping[str | None, Placement], flops: float
+) -> CostModel:
+    """Return the cost of a search on a base of these sizes.
+
+    placements: of the search in it, by name; flops: of the device, a second.
+    """
+    priors = dict[str, tuple[CostModel, int]]()
+    for name, placement in placements.items():
+        first_layer = geometry.first_trained_layer(placement)
+        cost = prior_cost(
+            (geometry.n_layers - first_layer) * geometry.layer_weights,
+            geometry.vocab * geometry.hidden,
+            flops=flops,
+            # That of a kept site is thousandths of a step, and left out as it always was.
+            rank_weights=0
+            if placement.kept_site is not None
+            else placement.params_per_rank(geometry.adaptable),
+            **cost_terms(spec),
+        )
+        if name is None:
+            return cost
+        priors[name] = (cost, first_layer)
+    return prior_cost_of_places(priors)
 
 
 def cost_terms(spec: SearchSpec) -> CostTerms:
@@ -189,7 +210,11 @@ def first_pack(search: PreparedSearch, cost: CostModel) -> tuple[PlannedRun, ...
     chosen: list[ChosenRun] = []
     for _ in range(settings.n_initial):
         pending = PendingSpend(cost, chosen).gpu_seconds
-        known = DesignState(tuple(chosen), (), math.inf, cost, budget - pending, pack=tuple(chosen))
+        known = DesignState(
+            *(tuple(chosen), (), math.inf, cost, budget - pending),
+            pack=tuple(chosen),
+            placements=space.placements,
+        )
         choice = choose_run(space, settings, known)
         if choice is None:
             cheapest = min(cost.predict(cell) for cell in space.open_cells(chosen))

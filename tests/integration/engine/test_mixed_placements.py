@@ -14,61 +14,19 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from pmlray.config import Recipe
 from pmlray.config.placement import DOWN_PROJ, MLP_BLOCK, Placement, Site
-from pmlray.engine.adapters.packed_factors import AdapterWeights, initial_As
-from pmlray.engine.adapters.peft_io import PeftNames, peft_settings, save_adapter
+from pmlray.engine.adapters.packed_factors import AdapterWeights
+from pmlray.engine.adapters.peft_io import PeftNames, save_adapter
 from pmlray.engine.evaluation.scores import Decoding, decode_exactly
 from pmlray.engine.model.base_model import BaseModel, freeze_base
-from pmlray.engine.model.prefix_cache import build_prefix_cache
-from pmlray.engine.model.prefix_store import PrefixStore, entry_name
 from pmlray.engine.runtime.checkpoints import AskedToLeave, Checkpoints
 from pmlray.memory import Record
-from pmlray.types import MemftRules, PlannedRun, Room
+from pmlray.types import MemftRules, Room
 from tests.families import tiny_model
-from tests.placements import PLACEMENTS
-from tests.unit.engine.conftest import Trained, make_run, random_record, train
+from tests.mixed_packs import PACKS, RECIPE, WHERE, peft_losses, runs_of, trained
+from tests.unit.engine.conftest import make_run, random_record
 from tests.unit.engine.runtime.test_checkpoints import Cut, outcome
 
 TinyAt = Callable[..., BaseModel]
-RECIPE = Recipe(learning_rate=1e-2, weight_decay=0.01)
-WHERE = {
-    "everywhere": PLACEMENTS["all-linear everywhere"],
-    "q and v": PLACEMENTS["q and v of two layers"],
-    "block": Placement((2,), (MLP_BLOCK,)),
-    "down": Placement((2,), (DOWN_PROJ,), alpha_per_rank=2.0),
-    "blocks": PLACEMENTS["the paper's block twice"],
-    "high down": Placement((3,), (DOWN_PROJ,), alpha=4.0, use_rslora=True),
-    "high q": Placement((3,), ("self_attn.q_proj", "mlp.up_proj")),
-}
-# Packs, by what is special about each: the prefix below all of them, up to one kept site with
-# others above, up to two kept sites of one layer, and to a kept site whose layer others adapt too.
-PACKS = {
-    "from the lowest layer": ("everywhere", "q and v", "block", "down"),
-    "one kept site": ("block", "high q", "high down"),
-    "two kept sites": ("down", "block", "high down"),
-    "one layer in many ways": ("block", "blocks", "down"),
-}
-METHODS = ("sft", "memft_ot", "memft_sw", "sft")
-
-
-def runs_of(names: Sequence[str]) -> list[PlannedRun]:
-    """Mixed ranks, lengths, methods and budgets, two runs of each placement that alternate."""
-    return [
-        make_run(2 + i, 12 + 8 * ((i + j) % 2), 10 + 3 * j, METHODS[i], i + 2 * j, i, name)
-        for j in (0, 1)
-        for i, name in enumerate(names)
-    ]
-
-
-def trained(
-    base: BaseModel,
-    runs: Sequence[PlannedRun],
-    recipe: Recipe,
-    records: Sequence[Sequence[Record]] | None = None,
-    **more: object,
-) -> Trained:
-    own = [[random_record(r.point.seq_len, r.sequence_id)] for r in runs]
-    at = [WHERE[r.point.placement or ""] for r in runs]
-    return train(base, runs, records or own, recipe, placements=at, **more)  # type: ignore[arg-type]
 
 
 def close(found: AdapterWeights, wanted: AdapterWeights) -> None:
@@ -129,39 +87,6 @@ def test_no_adapter_has_weights_at_the_sites_of_another(tiny_at: TinyAt) -> None
     )  # fmt: skip
 
 
-def peft_losses(
-    plain: torch.nn.Module, run: PlannedRun, record: Record, recipe: Recipe, names: PeftNames
-) -> list[float]:
-    """The losses of plain PEFT under torch's AdamW."""
-    placement = WHERE[run.point.placement or ""]
-    rank, steps = run.point.lora_rank, run.point.train_steps
-    settings = peft_settings(placement, rank, names)
-    model = peft.get_peft_model(copy.deepcopy(plain), peft.LoraConfig(**settings))  # type: ignore[arg-type]
-    lora = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert len(lora) == 2 * len(placement.sites)
-    widths = {
-        site: (next(p for n, p in lora.items() if names.of_site(site) + ".lora_A" in n).shape[1], 0)
-        for site in placement.sites
-    }
-    for site, first in initial_As(widths, rank, run.seed).items():
-        (name,) = (n for n in lora if f"{names.of_site(site)}.lora_A." in n)
-        lora[name].data = first.T.contiguous()
-    optimizer = torch.optim.AdamW(lora.values(), lr=1.0, weight_decay=recipe.weight_decay)
-    ids = torch.tensor([[*record.prompt_ids, *record.target_ids]])
-    labels = ids.clone()
-    labels[0, : len(record.prompt_ids)] = -100
-    losses = []
-    for step in range(steps):
-        loss = model(input_ids=ids, labels=labels).loss
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(lora.values(), recipe.clip_norm)
-        optimizer.param_groups[0]["lr"] = recipe.rate_at(step, steps)
-        optimizer.step()
-    return losses
-
-
 @pytest.mark.parametrize("names", [("everywhere", "q and v", "down"), ("down", "high q")])
 def test_a_pack_equals_peft_with_adamw(
     tiny_at: TinyAt, tiny_folder: str, names: Sequence[str]
@@ -172,7 +97,9 @@ def test_a_pack_equals_peft_with_adamw(
     plain = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
     for i, run in enumerate(runs):
         record = random_record(run.point.seq_len, run.sequence_id)
-        theirs = peft_losses(plain, run, record, RECIPE, PeftNames())
+        theirs = peft_losses(
+            plain, run, record, RECIPE, PeftNames(), WHERE[run.point.placement or ""]
+        )
         assert ours.members[i].step_losses == pytest.approx(theirs, rel=1e-5)
         assert theirs[-1] < theirs[0] - 0.05
 
@@ -277,21 +204,6 @@ def test_an_early_end_and_a_shared_trunk_are_each_placements_own(tiny_at: TinyAt
     assert all(own < taken for own, taken in zip(charged, steps, strict=True))
 
 
-def test_the_store_of_prefixes_tells_packs_apart(tiny_at: TinyAt, tmp_path: Path) -> None:
-    records = [random_record(12, 0)]
-    bases = [tiny_at(*(WHERE[name] for name in names)) for names in PACKS.values()]
-    bases += [tiny_at(WHERE["block"]), tiny_at(WHERE["down"])]
-    names = {entry_name(base, records) for base in bases}
-    # The block alone, and with others above it, has one prefix.
-    assert len(names) == len(bases) - 1
-    store = PrefixStore(tmp_path)
-    for base in [*bases, *bases]:
-        (mine,), (built,) = store.fetch(base, records), build_prefix_cache(base, records)
-        assert torch.equal(mine.hidden_TD, built.hidden_TD)
-        assert torch.equal(mine.adapter_in_TX, built.adapter_in_TX)
-    assert store.count.built == len(names)
-
-
 GENERAL: Mapping[str, Placement] = {
     "all": Placement((0, 1), ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")),
     "one": Placement((1,), ("mlp.c_proj",), alpha_per_rank=2.0),
@@ -299,10 +211,7 @@ GENERAL: Mapping[str, Placement] = {
 }
 
 
-def test_a_base_of_any_family_packs_them_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(f"{__name__}.WHERE", GENERAL)
+def test_a_base_of_any_family_packs_them_too(tmp_path: Path) -> None:
     plain = tiny_model("gpt2")
     cpu, vocab = torch.device("cpu"), plain.config.vocab_size
     base = freeze_base(copy.deepcopy(plain), None, tuple(GENERAL.values()), cpu)
@@ -310,18 +219,18 @@ def test_a_base_of_any_family_packs_them_too(
     own = [[random_record(r.point.seq_len, r.sequence_id, vocab=vocab)] for r in runs]
     for dropout in (0.0, 0.1):
         recipe = RECIPE.model_copy(update={"dropout": dropout})
-        together = trained(base, runs, recipe, own)
+        together = trained(base, runs, recipe, own, GENERAL)
         for i, run in enumerate(runs):
             placement = GENERAL[run.point.placement or ""]
             separate = freeze_base(copy.deepcopy(plain), None, (placement,), cpu)
-            alone = trained(separate, [run], recipe, [own[i]])
+            alone = trained(separate, [run], recipe, [own[i]], GENERAL)
             losses = alone.members[0].step_losses
             assert together.members[i].step_losses == pytest.approx(losses, rel=1e-5)
             if placement.is_block or dropout:
                 continue
             names = PeftNames.of(base, placement)
             assert losses == pytest.approx(
-                peft_losses(plain, run, own[i][0], recipe, names), rel=1e-5
+                peft_losses(plain, run, own[i][0], recipe, names, placement), rel=1e-5
             )
             weights, folder = together.model.lora.weights(i), tmp_path / str(i)
             save_adapter(folder, placement, weights, "x", names=names)

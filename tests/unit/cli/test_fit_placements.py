@@ -15,8 +15,8 @@ from typer.testing import CliRunner, Result
 
 from pmlray.cli import app
 from pmlray.cli.describe_law import describe_law_json
+from pmlray.config.placement_facts import placement_facts
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.engine.provenance import placement_facts
 from pmlray.law import LawData, read_law_data
 from pmlray.types import DesignPoint
 from tests.fakes import observe
