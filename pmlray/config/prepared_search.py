@@ -219,10 +219,9 @@ def _read_start(spec: SearchSpec, path: Path, source: ModelSource) -> StartAdapt
     """Return the adapter that every run begins with; None where there is none."""
     if spec.adapter is None or (name := spec.adapter.from_adapter) is None:
         return None
-    folder = file_beside(path, "adapter.from_adapter", name)
     for file in START_FILES:
         file_beside(path, "adapter.from_adapter", f"{name}/{file}")
-    return read_start(folder, spec.model, source)
+    return read_start(path.parent / name, spec.model, source)
 
 
 def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Facts | None:

@@ -19,7 +19,6 @@ from pmlray.backends.store.file_store import FileStore
 from pmlray.config import Recipe
 from pmlray.config.bases.models import resolve_model
 from pmlray.config.model_spec import Model
-from pmlray.config.peft_config import is_target
 from pmlray.config.placement import Placement
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.config.start_adapter import StartAdapter, read_start
@@ -31,7 +30,7 @@ from pmlray.engine.measure import measure_pack
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.prompts import search_memory
 from pmlray.engine.training.step import TorchStepper
-from pmlray.errors import DataError, ModelError, StoreError
+from pmlray.errors import DataError, StoreError
 from pmlray.law import law_data
 from pmlray.memory import Record
 from pmlray.types import Observation, Pack, Room
@@ -263,48 +262,3 @@ def test_observations_of_a_search_that_begins_with_an_adapter(
     for one, found in ((other, begun), (search, fresh)):
         with pytest.raises(StoreError, match="another adapter"):
             check_same_start(one, found.values(), tmp_path)
-
-
-def targets(**more: Any) -> dict[str, Any]:
-    return {"layers_to_transform": None, **more}
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        *[{"layers_to_transform": None, **kind} for kind in KINDS.values()],
-        targets(target_modules=["proj"]),
-        targets(target_modules=["self_attn"]),
-        targets(target_modules="ALL-linear"),
-        targets(target_modules=r".*q_proj"),
-        targets(target_modules=["layers.1.mlp.up_proj", "down_proj"]),
-        targets(target_modules=["model.layers.0.mlp.up_proj"], layers_to_transform=[2]),
-        targets(target_modules=["up_proj"], layers_to_transform=[]),
-        targets(target_modules=["up_proj"], layers_to_transform=[0, 3]),
-    ],
-    ids=str,
-)
-def test_the_same_modules_as_by_peft(config: dict[str, Any], tiny_folder: str) -> None:
-    own = {key: value for key, value in config.items() if key != "use_rslora"}
-    model = base_of(tiny_folder)
-    linear = [name for name, module in model.named_modules() if type(module) is torch.nn.Linear]
-    found = {name for name in linear if ".layers." in name and is_target(own, name)}
-    try:
-        adapted = peft.get_peft_model(model, peft.LoraConfig(**own))
-    except ValueError:
-        # It names no linear module.
-        assert not found
-    else:
-        assert found == set(adapted.base_model.targeted_module_names)
-
-
-def test_a_tokenizer_beside_it_has_the_bases_tokens(tiny_folder: str, tmp_path: Path) -> None:
-    """As training scripts save it, and with a token that the weights have no embedding of."""
-    saved(tmp_path, tiny_folder, **KINDS["all-linear"])
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    tokenizer.save_pretrained(tmp_path)
-    read(tmp_path, tiny_folder)
-    tokenizer.add_tokens(["<fact>"])
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="the base's differ in '<fact>'"):
-        read(tmp_path, tiny_folder)
