@@ -26,9 +26,8 @@ from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_search, load_spec
-from pmlray.config.model_spec import Model
 from pmlray.config.prepared_search import prepare_comparison, prepare_search
-from pmlray.config.search_spec import SearchSpec
+from pmlray.config.search_spec import Model, SearchSpec
 from pmlray.config.start_adapter import read_start
 from pmlray.config.stored_files import Card, Summary, read_stored
 from pmlray.engine.adapters.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE
