@@ -8,7 +8,6 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pmlray.api.search_run import study_of
@@ -22,8 +21,7 @@ from pmlray.study.search.memft_schedule import law_at_points
 from pmlray.study.search.plan import first_cost, plan_search
 from pmlray.study.search.remaining_cost import measured_cost
 from pmlray.study.search.replay_table import TableRunner, read_table, write_table
-from pmlray.study.search.replayed_placements import replayed_place, table_for
-from pmlray.study.search.store_follower import FollowedSearch
+from pmlray.study.search.replayed_placements import table_for
 from pmlray.types import DesignPoint, Observation, Pack
 from tests.fakes import MemoryTracker, PlacedRunner
 
