@@ -106,7 +106,8 @@ def _complaints(
     items = error.errors(include_url=False)
     explained = [tuple(item["loc"]) for item in items if item["type"] == "value_error"]
     for item in items:
-        at = tuple(item["loc"])
+        # A refused name of a mapping is told by its own key.
+        at = tuple(part for part in item["loc"] if part != "[key]")
         where = _nearest(at, lines)
         message = item["msg"].removeprefix("Value error, ")
         several = _of_several_types(kind, at)
