@@ -61,7 +61,9 @@ law: {n_bootstrap: 50}
 def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without the drawing code, which takes over a second to bundle: test_report.py and the
     tests in a browser look at whole ones."""
-    monkeypatch.setattr("pmlray.study.report.page._bundle", lambda: Markup("window.vegaEmbed=0;"))
+    monkeypatch.setattr(
+        "pmlray.study.report.page.vega_bundle", lambda: Markup("window.vegaEmbed=0;")
+    )
 
 
 @pytest.fixture

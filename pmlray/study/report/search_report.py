@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from altair.utils.schemapi import debug_mode
+
 from pmlray.config.secrets import without_credentials
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.capacity import capacities, capacity_json
@@ -18,6 +20,8 @@ from pmlray.study.report.sections import report_sections
 from pmlray.types import Observation
 
 
+# Charts are held against Vega-Lite's schema in tests.
+@debug_mode(False)
 def write_report(result: SearchResult, folder: Path, facts: Mapping[str, Any]) -> Path:
     """Write report.html, report.json and figures/*.svg, and return the path of report.html.
 

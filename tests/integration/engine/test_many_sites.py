@@ -18,9 +18,9 @@ from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.runtime.checkpoints import AskedToLeave, Checkpoints
 from pmlray.memory import Record
 from pmlray.types import METHODS, MemftRules
+from tests.integration.engine.packs.test_checkpoints import Cut, outcome
 from tests.placements import PLACEMENTS
 from tests.unit.engine.conftest import make_run, random_record, train
-from tests.unit.engine.runtime.test_checkpoints import Cut, outcome
 
 RECIPE = Recipe(learning_rate=1e-2)
 TinyAt = Callable[[Placement], BaseModel]

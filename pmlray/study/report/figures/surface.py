@@ -1,6 +1,6 @@
 """Figure of the law as a surface over rank and length, and the boundary of sure recall.
 
-Shapes: R ranks, L lengths of the surface.
+Shapes: R ranks, L lengths of the surface, N samples of the law.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import altair as alt
 import numpy as np
+from numpy.typing import NDArray
 
 from pmlray.law import LawSummary
 from pmlray.law.sizing import SURE_LOSS
@@ -26,9 +27,12 @@ from pmlray.study.report.figures.style import (
 from pmlray.types import Observation
 
 COLUMNS, LINES = 32, 18
+# Steps in rank within which the boundary is a line: finer than a pixel.
+BOUNDARY_RANKS = 96
 # Tail probability on either side of a 90 % interval.
 TAIL = 0.05
 _BOUNDARY = "#000000"
+FloatArray = NDArray[np.float64]
 
 
 def surface_panels(result: SearchResult) -> tuple[Panel, ...]:
@@ -126,20 +130,35 @@ def boundary_rows(
     Each comes with its 90% interval. Ends beyond the figure are clipped to its edge, ranks beyond
     it are None, and lengths whose whole interval is outside are left out.
     """
-    low_edge, high_edge = min(ranks) / 1.12, max(ranks) * 1.12
+    ranks_R, lengths_L = _edges(ranks, BOUNDARY_RANKS), _edges(lengths, COLUMNS)
+    delta_NRL = law.average_samples.predict(ranks_R[:, None], lengths_L, steps)
     rows = []
-    for length in _edges(lengths, COLUMNS).tolist():
-        laws = law.average_samples.laws_at(length)
-        drawn = np.sort([one.invert_rank(length, steps, wanted) for one in laws])
+    for length, delta_NR in zip(lengths_L.tolist(), delta_NRL.transpose(2, 0, 1), strict=True):
+        drawn = np.sort(_rank_reaching(wanted, ranks_R, delta_NR))
         edge = int(TAIL * (drawn.size - 1))
         low, rank, high = drawn[[edge, drawn.size // 2, drawn.size - 1 - edge]].tolist()
-        if high < low_edge or low > high_edge:
+        if high < ranks_R[0] or low > ranks_R[-1]:
             continue
-        low, high = (float(np.clip(end, low_edge, high_edge)) for end in (low, high))
+        low, high = (float(np.clip(end, ranks_R[0], ranks_R[-1])) for end in (low, high))
         row: ChartRow = {"seq_len": float(f"{length:.5g}"), "low": low, "high": high}
-        row["lora_rank"] = float(f"{rank:.4g}") if low_edge <= rank <= high_edge else None
+        row["lora_rank"] = float(f"{rank:.4g}") if ranks_R[0] <= rank <= ranks_R[-1] else None
         rows.append(row)
     return rows
+
+
+def _rank_reaching(wanted: float, ranks_R: FloatArray, delta_NR: FloatArray) -> FloatArray:
+    """Return the first rank at which each of N laws reaches `wanted` nats per token, (N,): between
+    two ranks as a line in log rank, 0 below all of them, inf where none reaches it."""
+    reached = delta_NR >= wanted
+    above = np.maximum(reached.argmax(axis=1), 1)
+    each = np.arange(above.size)
+    left, right = delta_NR[each, above - 1], delta_NR[each, above]
+    share = np.divide(wanted - left, right - left, out=np.zeros_like(left), where=right > left)
+    log_R = np.log(ranks_R)
+    share = np.clip(share, 0.0, 1.0)
+    found = np.exp(log_R[above - 1] + share * (log_R[above] - log_R[above - 1]))
+    found = np.where(reached[:, 0], 0.0, found)
+    return np.where(reached.any(axis=1), found, np.inf)
 
 
 def _edges(values: Sequence[int], n: int) -> np.ndarray:

@@ -28,8 +28,8 @@ from pmlray.engine.scheduling.pack_room import StepBytes, room_within
 from pmlray.engine.training.step import TorchStepper
 from pmlray.errors import ModelError
 from pmlray.types import DesignPoint, Pack, Room
+from tests.integration.engine.packs.test_admission import RUNS, members_of
 from tests.unit.engine.conftest import make_run, random_record
-from tests.unit.engine.scheduling.test_admission import RUNS, members_of
 
 RANK, LENGTH, ADAPTERS = 8, 160, 3
 PLACES = {
