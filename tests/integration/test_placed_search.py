@@ -29,8 +29,9 @@ LOWEST = {"everywhere": 0, "block": 3, "top": 3, "down": 3}
 
 
 def search_of(*overrides: str) -> PreparedSearch:
-    larger = ("space.lora_rank=[1, 4, 16]", "space.seq_len=[32, 64, 128]",
-              "space.train_steps=[50, 100]", "sequences=[0, 1]", "law.n_bootstrap=50")  # fmt: skip
+    larger = ("space.lora_rank=[1, 2, 4, 8, 16]", "space.seq_len=[32, 64, 128]",
+              "space.train_steps=[100]", "sequences=[0, 1]", "law.n_bootstrap=20",
+              "design={n_initial: 6, pack_size: 8}")  # fmt: skip
     return prepare_search(SMOKE, (DOWN, *larger, *overrides))
 
 
@@ -51,7 +52,7 @@ def run_to_end(study: LawSearch, runner: PlacedRunner) -> list[Pack]:
 
 def test_a_whole_search_over_placements(tmp_path: Path) -> None:
     search = search_of("budget={gpu_seconds: 1.5, memft_gpu_seconds: 5}",
-                       "memft={n_points: 1, n_pairs: 2}", "design.pack_size=8")  # fmt: skip
+                       "memft={n_points: 1, n_pairs: 2}")  # fmt: skip
     study, store = opened(search, tmp_path)
     packs = run_to_end(study, PlacedRunner(search, store, WORTHS))
     law = [o for o in store.observations() if o.phase == "law"]
@@ -89,7 +90,7 @@ def test_a_whole_search_over_placements(tmp_path: Path) -> None:
 
 
 def test_a_search_that_was_cut_off_makes_the_same_choices(tmp_path: Path) -> None:
-    search = search_of("budget={gpu_seconds: 0.8}", "law.n_bootstrap=20")
+    search = search_of("budget={gpu_seconds: 0.6}", "law.forms=[ceiling]")
     study, store = opened(search, tmp_path / "whole")
     whole = run_to_end(study, PlacedRunner(search, store, WORTHS))
     cut, other = opened(search, tmp_path / "cut")
