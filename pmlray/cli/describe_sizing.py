@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pmlray.study.sizing.card import describe_answer, describe_recall
+from pmlray.study.sizing.card import describe_answer, describe_recall, describe_start
 from pmlray.study.sizing.decide_placement import WORDS
 
 
@@ -94,6 +94,8 @@ def describe_size(found: Mapping[str, Any]) -> str:
         f" {cost['training_gpu_seconds']:.0f} on training; wall time: {walls}",
         f"adapter, card and the records not recalled: {found['adapter_folder']}",
     ]
+    if (began := own["from_adapter"]) is not None:
+        lines.insert(1, describe_start(began))
     if not recall["reached"]:
         lines.append(
             "even the largest rank recalls too little: train longer (--steps), allow a larger rank"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -28,15 +29,19 @@ def validate(
     """Check a search file without starting anything."""
     search = prepare_search(spec, overrides or ())
     runs = len(search.spec.space.points()) * len(search.spec.replicates())
-    found = {
+    found: dict[str, Any] = {
         "valid": True,
         "search_id": search.spec.search_id,
         "model": search.source.identity,
         "n_candidates": runs,
         **search.counts(),
     }
+    begins = ""
+    if search.start is not None:
+        found["from_adapter"] = search.start.facts()
+        begins = f"all begin at {search.describe_place()}"
     text = f"{spec} is valid: {search.spec.search_id}, {runs} possible runs"
-    emit(found, "\n".join(filter(None, (text, search.duplicates))), as_json)
+    emit(found, "\n".join(filter(None, (text, begins, search.duplicates))), as_json)
 
 
 def plan(

@@ -77,6 +77,11 @@ def size(
     rslora: bool = typer.Option(
         False, "--rslora", help="Divide alpha by the root of the rank instead of the rank."
     ),
+    from_adapter: Path = typer.Option(
+        None,
+        help="Folder of an adapter that PEFT or pmlray saved: train on from it, at its sites, with"
+        " its rank or more.",
+    ),
     prompt_format: Literal["plain", "chat"] = FORMAT_OPTION,
     revision: str = REVISION_OPTION,
     dtype: DtypeChoice = DTYPE_OPTION,
@@ -107,7 +112,7 @@ def size(
         SizeRequest(
             records, model, revision, dtype, Wanted(recall, confidence), law, out, one,
             layer, prompt_format, steps, max_rank, read_profile(profile), keep_duplicates,
-            layers, alpha, rslora, compared, prefer, budget,
+            layers, alpha, rslora, from_adapter, compared, prefer, budget,
         )
     )  # fmt: skip
     say = partial(typer.echo, err=True)

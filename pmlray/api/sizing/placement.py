@@ -41,7 +41,8 @@ def asked_place(
         placement_in(place, geometry)
     except ValidationError as error:
         first = error.errors()[0]
-        said = first["msg"].removeprefix("Value error, ")
+        # It begins with the key as it stands within `adapter`.
+        said = first["msg"].replace("Value error, ", "adapter.", 1)
         if first["type"] != "value_error":
             said = f"--alpha is {Adapter.model_fields['alpha'].description} (got {request.alpha!r})"
         raise SpecError(_by_option(said, request)) from error
@@ -53,7 +54,7 @@ def asked_place(
 def asks_for_place(request: SizeRequest) -> bool:
     """Return whether any option says where the adapter is to sit."""
     said = (request.placement, request.layer, request.layers, request.alpha)
-    return request.rslora or any(x is not None for x in said)
+    return bool(request.rslora or request.compared) or any(x is not None for x in said)
 
 
 def _place(request: SizeRequest, like: Probe) -> AdapterPlace:

@@ -11,6 +11,7 @@ from pmlray.config.adapter_spec import Adapter, AdapterPlace
 from pmlray.config.bases.geometry import Geometry
 from pmlray.config.placement import Placement as Sites
 from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.start_adapter import StartAdapter
 from pmlray.errors import SpecError
 from pmlray.study.sizing.compared import AUTO, as_adapter, auto_places, named_places
 from pmlray.study.sizing.request import RecordSet, check_capacity, largest_rank
@@ -49,7 +50,7 @@ class PlaceOption:
             said = {"adapter": self.training.placement.to_json()}
         return {
             **said,
-            "placement": spec.place.describe(),
+            "placement": self.training.describe_place(),
             "params_per_rank": self.training.params_per_rank,
             "largest_rank": self.limit,
         }
@@ -92,15 +93,23 @@ def largest_ranks(
     records: RecordSet,
     places: Mapping[str | None, tuple[AdapterPlace, Sites]],
     geometry: Geometry,
+    start: StartAdapter | None = None,
 ) -> dict[str | None, int]:
     """Return the largest rank that the search is planned for at each place.
 
-    SpecError where --max-rank is more than the one place can have, DataError where the largest
+    start: the adapter to begin with, whose rank is the smallest. SpecError where --max-rank is
+    smaller, or more than the one place can have, DataError where the largest
     rank cannot hold the records.
     """
     found = dict[str | None, int]()
     for name, (_, sites) in places.items():
-        largest = request.max_rank or largest_rank(records, geometry, sites)
+        begins_with = None if start is None else start.lora_rank
+        largest = request.max_rank or largest_rank(records, geometry, sites, begins_with)
+        if begins_with is not None and largest < begins_with:
+            raise SpecError(
+                f"--max-rank is {largest}, but the adapter to begin with has rank {begins_with}: a"
+                " smaller rank would leave a part of it out"
+            )
         if len(places) > 1:
             largest = min(largest, sites.largest_rank(geometry.adaptable))
         if (why := sites.rank_beyond(largest, geometry.adaptable)) is not None:

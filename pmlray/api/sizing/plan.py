@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pmlray.api.record_facts import facts_for
+from pmlray.api.sizing.answer import SizedRank, answer_by
 from pmlray.api.sizing.placement import asked_place
 from pmlray.api.sizing.places import PlaceOption, compared_places, largest_ranks
 from pmlray.api.sizing.records import count_tokens, tokenizer_file
 from pmlray.api.sizing.search import own_search
-from pmlray.api.sizing.stored_law import LawAtHand, fit_for, law_spec, places_of_law, stored_law
+from pmlray.api.sizing.start import asked_start, place_of
+from pmlray.api.sizing.stored_law import (
+    LawAtHand,
+    check_law_start,
+    law_spec,
+    places_of_law,
+    stored_law,
+)
 from pmlray.api.stores import default_store
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.adapter_spec import AdapterPlace
@@ -22,20 +30,15 @@ from pmlray.config.bases.models import TINY, ModelSource, require_present, resol
 from pmlray.config.model_spec import DtypeChoice, Model
 from pmlray.config.placement import Placement as Sites
 from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.start_adapter import StartAdapter
 from pmlray.design import CostModel
-from pmlray.errors import DataError, SpecError
-from pmlray.law import LawSummary
+from pmlray.errors import SpecError
 from pmlray.memory import TaskSource
 from pmlray.study.search.plan import first_cost
-from pmlray.study.sizing.card import answer
-from pmlray.study.sizing.choose_rank import RankChoice, choose_rank
 from pmlray.study.sizing.compared import as_adapter, compared_spec, spec_at
 from pmlray.study.sizing.cost import SizeCost
 from pmlray.study.sizing.decide_placement import (
-    PlaceLimit,
     Prefer,
-    decide_placement,
-    measured_placements,
 )
 from pmlray.study.sizing.request import (
     RecordSet,
@@ -72,22 +75,10 @@ class SizeRequest:
     layers: str | None = None
     alpha: str | None = None
     rslora: bool = False
+    from_adapter: Path | None = None
     compared: tuple[str, ...] = ()
     prefer: Prefer = "parameters"
     budget: float | None = None
-
-
-@dataclass(frozen=True)
-class SizedRank:
-    """Place and rank of the adapter by a law, and the answer of `pmlray size` as JSON types.
-
-    `law`: with the ranks of that place as its targets.
-    """
-
-    option: PlaceOption
-    choice: RankChoice
-    law: LawSummary
-    answer: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -104,6 +95,11 @@ class SizePlan:
     options: tuple[PlaceOption, ...]
     stored: LawAtHand | None
     out: Path
+
+    @property
+    def start(self) -> StartAdapter | None:
+        """The adapter that every run begins with; None where runs begin from scratch."""
+        return self.search.start
 
     @property
     def points(self) -> tuple[DesignPoint, ...]:
@@ -131,6 +127,7 @@ class SizePlan:
             "supervised_tokens": self.records.supervised_tokens,
             "model": first.training.source.identity,
             **where,
+            "from_adapter": None if self.start is None else self.start.facts(),
             "recall": self.request.wanted.recall,
             "confidence": self.request.wanted.confidence,
             "law": None if self.stored is None else str(self.stored.store),
@@ -151,56 +148,8 @@ class SizePlan:
         }
 
     def answer(self, law: LawAtHand) -> SizedRank:
-        """Return the place and rank by a law.
-
-        DataError when no allowed rank is enough.
-        """
-        if len(self.options) == 1:
-            (option,) = self.options
-            choice = self._rank(law.summary, law.observations, option)
-            return self._sized(option, choice, law.summary, law.observations, {})
-        by_name = {str(option.name): option for option in self.options}
-        choices, refusals = dict[str, RankChoice](), list[DataError]()
-        for name in measured_placements(law.summary, by_name):
-            try:
-                choices[name] = self._rank(law.summary, law.observations, by_name[name])
-            except DataError as error:
-                refusals.append(error)
-        if not choices:
-            raise DataError(f"at every placement too little is held; at the last, {refusals[-1]}")
-        decision = decide_placement(
-            *(law.summary, law.observations),
-            {name: PlaceLimit(o.point, o.limit) for name, o in by_name.items()},
-            choices,
-            self.request.prefer,
-            {name: self.cost_by(law.observations, o) for name, o in by_name.items()},
-        )
-        option = by_name[decision.chosen]
-        summary = fit_for(self.search.spec, (option,), law.observations) or law.summary
-        told = {"decision": decision.to_json()}
-        return self._sized(option, choices[decision.chosen], summary, law.observations, told)
-
-    def _rank(
-        self, law: LawSummary, observations: Sequence[Observation], option: PlaceOption
-    ) -> RankChoice:
-        own = {p.name: p for p in law.unseen.data.placements}.get(str(option.name))
-        return choose_rank(
-            *(law, observations, self.request.wanted, option.point),
-            *(self.records.tokens_per_record, option.limit, own),
-        )
-
-    def _sized(
-        self,
-        option: PlaceOption,
-        choice: RankChoice,
-        law: LawSummary,
-        observations: Sequence[Observation],
-        told: Mapping[str, Any],
-    ) -> SizedRank:
-        seconds = self.cost_by(observations, option).predict(choice.point)
-        per_rank = option.training.params_per_rank
-        found = answer(choice, self.request.wanted, law, per_rank, seconds)
-        return SizedRank(option, choice, law, {**found, **told})
+        """Return the place and rank by a law; DataError when no allowed rank is enough."""
+        return answer_by(self, law)
 
     def cost_by(
         self, observations: Iterable[Observation], option: PlaceOption | None = None
@@ -235,12 +184,15 @@ def prepare_size(request: SizeRequest) -> SizePlan:
     facts = facts_for(request.records, model, source, tokenizer, prompt_format)
     records = count_tokens(request, facts, source, tokenizer, prompt_format)
     geometry = source.geometry
-    places = _places(request, base, geometry)
+    start = asked_start(request, model, source)
+    if request.law is not None and base is not None:
+        check_law_start(request.law, base, start)
+    places = _places(request, base, start, geometry)
     if request.prefer != "parameters" and len(places) == 1:
         raise SpecError(
             f"--prefer {request.prefer} chooses among placements: give --placement auto, or several"
         )
-    largest = largest_ranks(request, records, places, geometry)
+    largest = largest_ranks(request, records, places, geometry, start)
     task = TaskSource("records", 0, pairs=records.pairs, repeats=records.repeats)
     own: Path | None = None
     if base is None:
@@ -249,7 +201,8 @@ def prepare_size(request: SizeRequest) -> SizePlan:
         def build(model: Model) -> SearchSpec:
             if None in places:
                 place, most = places[None][0], largest[None]
-                return search_spec(records, model, place, most, steps, prompt_format)
+                least = 1 if start is None else start.lora_rank
+                return search_spec(records, model, place, most, steps, prompt_format, least)
             named = {str(n): (as_adapter(p), largest[n]) for n, (p, _) in places.items()}
             return compared_spec(records, model, named, steps, prompt_format)
 
@@ -263,11 +216,11 @@ def prepare_size(request: SizeRequest) -> SizePlan:
         limit = sites.largest_rank(geometry.adaptable)
         options.append(
             PlaceOption(
-                *(name, PreparedSearch(alone, source, task), point),
+                *(name, PreparedSearch(alone, source, task, start=start), point),
                 limit if request.max_rank is None else min(request.max_rank, limit),
             )
         )
-    search = PreparedSearch(base, source, task)
+    search = PreparedSearch(base, source, task, start=start)
     stored = None if request.law is None else stored_law(request.law, base, options)
     out = own or request.out or default_store(options[0].training, request.profile)
     plan = SizePlan(request, records, search, tuple(options), stored, out.absolute())
@@ -277,10 +230,15 @@ def prepare_size(request: SizeRequest) -> SizePlan:
 
 
 def _places(
-    request: SizeRequest, base: SearchSpec | None, geometry: Geometry
+    request: SizeRequest,
+    base: SearchSpec | None,
+    start: StartAdapter | None,
+    geometry: Geometry,
 ) -> Mapping[str | None, tuple[AdapterPlace, Sites]]:
     """Return where the adapter may sit, by the name in the law's search, None where that has one
-    place. base: the spec of a stored law."""
+    place. base: the spec of a stored law; start: the adapter to begin with."""
+    if start is not None:
+        return {None: (place_of(start), start.placement)}
     if base is not None:
         return places_of_law(request, base, geometry)
     if request.compared:

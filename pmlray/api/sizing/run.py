@@ -12,10 +12,11 @@ from typing import Any
 
 from pmlray.api.recall_check import decode_task
 from pmlray.api.sizing import packs as sizing_packs
+from pmlray.api.sizing.answer import SizedRank
 from pmlray.api.sizing.law import law_at_hand
 from pmlray.api.sizing.packs import Connect, Log, ShowProgress
 from pmlray.api.sizing.places import PlaceOption
-from pmlray.api.sizing.plan import SizedRank, SizePlan
+from pmlray.api.sizing.plan import SizePlan
 from pmlray.api.sizing.stage_clock import StageClock
 from pmlray.backends.ray.session import ray_session
 from pmlray.backends.store.file_leases import Lease

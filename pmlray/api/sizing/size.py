@@ -50,6 +50,7 @@ def size(
     layers: str | None = None,
     alpha: float | str | None = None,
     rslora: bool = False,
+    from_adapter: str | Path | None = None,
     prompt_format: Literal["plain", "chat"] | None = None,
     revision: str | None = None,
     dtype: DtypeChoice = "auto",
@@ -75,6 +76,7 @@ def size(
         prefer: what is least at the best of several placements.
         budget: gpu_seconds of the law's search; by default as many as it takes.
         layer, layers, alpha, rslora: as options of `pmlray size`.
+        from_adapter: folder of an adapter that PEFT or pmlray saved, which every run begins with.
         prompt_format, revision, dtype: as options of `pmlray size`.
         profile, tracking_uri, address: as of `Search.load`.
         keep_duplicates: train on a record as often as it stands in the file; it counts once.
@@ -103,7 +105,9 @@ def size(
             None if law is None else Path(law),
             None if out is None else Path(out),
             *(one, layer, prompt_format, steps, max_rank, settings, keep_duplicates),
-            *(layers, None if alpha is None else f"{alpha}", rslora, compared, prefer, budget),
+            *(layers, None if alpha is None else f"{alpha}", rslora),
+            None if from_adapter is None else Path(from_adapter),
+            *(compared, prefer, budget),
         )
     )
     if dry_run:

@@ -15,6 +15,7 @@ from pmlray.config.adapter_spec import AdapterPlace, Probe
 from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.models import ModelSource
 from pmlray.config.placement import Placement as Sites
+from pmlray.config.start_adapter import StartAdapter
 from pmlray.errors import SpecError
 from pmlray.law import LawSummary
 from pmlray.study.findings.result import fit_observations
@@ -99,6 +100,23 @@ def law_spec(request: SizeRequest, source: ModelSource) -> SearchSpec:
             " that --prefer prose has nothing to go by; prefer another measure, or leave --law out"
         )
     return spec
+
+
+def check_law_start(law: Path, spec: SearchSpec, start: StartAdapter | None) -> None:
+    """Check that a law is of runs that began as is asked; SpecError otherwise.
+
+    law: its store; spec: of its search; start: the adapter to begin with, None for none.
+    """
+    observations = open_store(law.absolute())[1].observations()
+    begun = {(o.provenance.get("from_adapter") or {}).get("sha256") for o in observations}
+    own = None if start is None else start.sha256
+    from_adapter = spec.adapter is not None and spec.adapter.from_adapter is not None
+    if begun - {own} or from_adapter != (start is not None):
+        how = "with an adapter" if from_adapter else "from scratch"
+        raise SpecError(
+            f"--law {law}: its runs began {how}, and its law holds for such runs alone; give the"
+            " same by --from-adapter, leave that out where there was none, or leave --law out"
+        )
 
 
 def places_of_law(

@@ -37,6 +37,7 @@ class Tried:
 
     `n_right` of `n` texts or records are recalled word for word, with their end where one was
     trained, for `gpu_seconds` a run; `n_answered` are recalled whether or not they end there.
+    `size`: of its adapter, by which those of all points compare.
     """
 
     point: DesignPoint
@@ -46,6 +47,7 @@ class Tried:
     n_runs: int
     token_recall: float
     gpu_seconds: float
+    size: int
 
     def least_share(self, n_points: int = 1) -> float:
         """Return a lower bound, at CONFIDENCE, of the share recalled of many more such texts.
@@ -93,6 +95,10 @@ def _tried(point: DesignPoint, runs: Sequence[Observation]) -> Tried:
         len(runs),
         fmean(o.recall.token for o in runs),
         fmean(o.gpu_seconds for o in runs),
+        # Ranks compare at one placement alone.
+        point.lora_rank
+        if point.placement is None
+        else int(runs[0].provenance.get("adapter_params", point.lora_rank)),
     )
 
 
@@ -111,7 +117,7 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str, ends: bool) -> tupl
     longest = max(t.point.seq_len for t in sure)
     best = min(
         (t for t in sure if t.point.seq_len == longest),
-        key=lambda t: (t.point.lora_rank, t.point.train_steps),
+        key=lambda t: (t.size, t.point.train_steps),
     )
     least = best.least_share(len(tried))
     says = (
@@ -121,14 +127,13 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str, ends: bool) -> tupl
         else "says nothing of many more like them: repeat it with more sequences."
     )
     words = (
-        f"{_at(best).capitalize()} recalled {_count(best, unit)} word for word"
+        f"R{_at(best)[1:]} recalled {_count(best, unit)} word for word"
         f"{' and stopped there' if ends else ''}, for about"
         f" {best.gpu_seconds:.2g} {cost}-seconds a run. Chosen among {len(tried)} points, that"
         f" {says}"
     )
-    longer = [
-        t for t in tried if t.point.lora_rank == best.point.lora_rank and t.point.seq_len > longest
-    ]
+    of_best = (best.point.placement, best.point.lora_rank)
+    longer = [t for t in tried if t.point.seq_len > longest and t.point.family[:2] == of_best]
     if not longer:
         return (words,)
     beyond = min(longer, key=lambda t: t.point.seq_len)
@@ -151,7 +156,14 @@ def _count(tried: Tried, unit: str) -> str:
 
 def _at(tried: Tried) -> str:
     point = tried.point
-    return f"rank {point.lora_rank} with {point.seq_len} tokens and {point.train_steps} steps"
+    return (
+        f"rank {point.lora_rank}{_place(point.placement)} with {point.seq_len} tokens and"
+        f" {point.train_steps} steps"
+    )
+
+
+def _place(name: str | None) -> str:
+    return "" if name is None else f" at {name}"
 
 
 def _on_memft(pairs: Sequence[MemftPair]) -> tuple[str, ...]:
@@ -175,5 +187,6 @@ def _on_memft(pairs: Sequence[MemftPair]) -> tuple[str, ...]:
 
 
 def _points(pairs: Sequence[MemftPair]) -> str:
-    points = sorted({(p.sft.point.lora_rank, p.sft.point.seq_len) for p in pairs})
-    return " and ".join(f"rank {r} with {length} tokens" for r, length in points)
+    points = sorted({p.sft.point for p in pairs})
+    named = (f"rank {p.lora_rank}{_place(p.placement)} with {p.seq_len} tokens" for p in points)
+    return " and ".join(dict.fromkeys(named))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 from pmlray.config.bases.geometry import Geometry
+from pmlray.config.placement import Placement
 from pmlray.config.placement_facts import law_placements
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import SearchSpec
@@ -79,6 +80,10 @@ class SearchPlan:
         """Predicted cost of measuring everything, gpu_seconds."""
         return self.replicates * sum(seconds for _, seconds in self.cells)
 
+    @property
+    def _placed(self) -> bool:
+        return any(point.placement is not None for point, _ in self.cells)
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON types only."""
         return {
@@ -120,7 +125,7 @@ class SearchPlan:
             *([self.advice] if self.advice else []),
             *([self.duplicates] if self.duplicates else []),
             *self._describe_places(),
-            "first pack:",
+            "first runs, by placement in one pack or several:" if self._placed else "first pack:",
         ]
         for run, seconds in self.first_pack:
             lines.append(
@@ -184,14 +189,18 @@ def design_settings(search: PreparedSearch) -> DesignSettings:
 def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
     """Return the cost model before anything is measured."""
     flops = GPU_FLOPS if gpu else CPU_CORE_FLOPS[search.spec.model.base_dtype]
-    return cost_from_sizes(search.spec, search.source.geometry, flops)
+    return cost_from_sizes(search.spec, search.source.geometry, search.placements, flops)
 
 
-def cost_from_sizes(spec: SearchSpec, geometry: Geometry, flops: float) -> CostModel:
-    """Return the cost of a search on a base of these sizes; flops: of the device, a second."""
+def cost_from_sizes(
+    spec: SearchSpec, geometry: Geometry, placements: Mapping[str | None, Placement], flops: float
+) -> CostModel:
+    """Return the cost of a search on a base of these sizes.
+
+    placements: of the search in it, by name; flops: of the device, a second.
+    """
     priors = dict[str, tuple[CostModel, int]]()
-    for name, place in spec.places.items():
-        placement = place.resolve(geometry.n_layers, geometry.modules)
+    for name, placement in placements.items():
         first_layer = geometry.first_trained_layer(placement)
         cost = prior_cost(
             (geometry.n_layers - first_layer) * geometry.layer_weights,

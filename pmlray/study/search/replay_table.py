@@ -105,6 +105,11 @@ def table_provenance(search_id: str, observations: Sequence[Observation]) -> tup
     law = [o for o in observations if o.phase == "law"]
     if not law:
         raise DataError("no observations of the law's phase: there is nothing to put into a table")
+    if any(o.provenance.get("from_adapter") for o in law):
+        raise DataError(
+            "these runs began with an adapter, and a table is of runs from scratch: pmlray fit"
+            " reads their store"
+        )
 
     def all_of(name: str) -> str:
         found = {str(o.provenance.get(name, "unknown")) for o in law}
@@ -193,7 +198,8 @@ class TableRunner:
         """Return the result of a pack from the table."""
         done, failed = [], []
         ids = [(run.point, run.sequence_id, run.seed) for run in pack.runs]
-        known = [i for i in ids if i in self._table.rows]
+        plain = [i for i, run in zip(ids, pack.runs, strict=True) if run.method == "sft"]
+        known = [i for i in plain if i in self._table.rows]
         charged = dict(zip(known, self._table.charged_steps(known, self._decay_share), strict=True))
         for place, run in enumerate(pack.runs):
             row = self._table.rows.get(ids[place])

@@ -21,7 +21,7 @@ from pmlray.types import DesignPoint, Observation
 RUN_NOISE = 0.16
 # Form of `Law.invert_rank`: the rank that reaches a delta_loss at (l, T).
 Invert = Callable[[float, float, float], float]
-Basis = Literal["law", "measured", "failed_below", "largest", "estimate"]
+Basis = Literal["law", "measured", "failed_below", "largest", "estimate", "start"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ class RankChoice:
     that recalled enough below that bound; `failed_below`, one rank more than such a run that
     recalled too little, while the bound is lower; `largest`, the largest that the search was
     planned for, since the bound is above it while the law's own estimate is not; `estimate`, that
-    estimate, where it is above it too, so that no bound told there is one to train by. `needed` is
-    the loss that the recall takes, `delta_loss` (nats per token) how far below the base loss that
-    is, and `rank` the law's estimate for it with its interval, each end one-sided at the wanted
-    confidence. `shown`: the smallest run of the search on the whole set that recalled enough, None
-    where none did.
+    estimate, where it is above it too, so that no bound told there is one to train by; `start`, the
+    rank of the adapter to begin with, where less were enough. `needed` is the loss that the recall
+    takes, `delta_loss` (nats per token) how far below the base loss that is, and `rank` the law's
+    estimate for it with its interval, each end one-sided at the wanted confidence. `shown`: the
+    smallest run of the search on the whole set that recalled enough, None where none did.
     """
 
     point: DesignPoint
@@ -54,14 +54,15 @@ def choose_rank(
     point: DesignPoint,
     tokens_per_record: float,
     limit: int | None = None,
+    least: int = 1,
     placement: Placement | None = None,
 ) -> RankChoice:
     """Return the smallest rank that the law's bound, or a run of the search, shows to be enough.
 
     observations: those the law was fitted to; point: the largest rank that the search was planned
-    for, at the whole set's l and T; limit: the largest rank allowed, by default that one;
-    placement: whose ranks are meant, of a law of several; the point names it. DataError when even
-    the law's own estimate is above the limit.
+    for, at the whole set's l and T; limit: the largest rank allowed, by default that one; least:
+    the smallest; placement: whose ranks are meant, of a law of several; the point names it.
+    DataError when even the law's own estimate is above the limit.
     """
     needed = needed_loss(observations, wanted.recall, tokens_per_record)
     delta = law.average.base_loss - needed.value
@@ -96,6 +97,8 @@ def choose_rank(
             f" {limit or point.lora_rank}: train longer (--steps), allow a larger rank"
             " (--max-rank), ask for less recall, or split the records over several adapters"
         )
+    if chosen < least:
+        basis, chosen = "start", least
     at = replace(point, lora_rank=chosen)
     return RankChoice(at, basis, needed, delta, rank, shown)
 

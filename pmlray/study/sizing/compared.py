@@ -117,7 +117,7 @@ def as_adapter(place: AdapterPlace) -> Adapter:
 def _name(adapter: Adapter, taken: Iterable[str]) -> str:
     """Return a name such as `q_proj+v_proj` or `down_proj-20` that is not taken yet."""
     given = adapter.target_modules
-    modules = (given,) if isinstance(given, str) else given
+    modules = (given,) if isinstance(given, str) else given or ()
     layers = adapter.layers
     if isinstance(layers, LayerRange):
         at = f"-{layers.first}-{layers.last}"

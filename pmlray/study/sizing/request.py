@@ -136,12 +136,19 @@ def default_steps(n_records: int) -> int:
     return max(LEAST_STEPS, EPOCHS * math.ceil(n_records / BATCH_SIZE))
 
 
-def largest_rank(records: RecordSet, geometry: Geometry, placement: Placement) -> int:
-    """Return the largest rank worth measuring: a power of two, or the smaller side of a module."""
+def largest_rank(
+    records: RecordSet, geometry: Geometry, placement: Placement, begins_with: int | None = None
+) -> int:
+    """Return the largest rank worth measuring: a power of two, or the smaller side of a module.
+
+    begins_with: rank of the adapter to begin with, the smallest; None: there is none. The largest
+    is so many times that rank that a law of rank can be measured.
+    """
     bits = records.supervised_tokens * math.log2(geometry.vocab)
     per_rank = placement.params_per_rank(geometry.adaptable)
     least_params = LEAST_LARGEST * (geometry.intermediate + geometry.hidden)
     least = min(LEAST_LARGEST, max(LEAST_OF_MANY_SITES, _next_power(least_params / per_rank)))
+    least = max(least, LEAST_OF_MANY_SITES * (begins_with or 1))
     rank = _next_power(bits / LEAST_BITS_PER_PARAM / per_rank)
     return min(placement.largest_rank(geometry.adaptable), max(least, rank))
 
@@ -163,9 +170,10 @@ def check_capacity(records: RecordSet, largest: int, params_per_rank: int) -> No
         )
 
 
-def doubled_ranks(largest: int) -> tuple[int, ...]:
-    """Return the ranks at which a law is measured: doubled from 1 up to below the largest."""
-    return tuple(2**i for i in range(largest.bit_length()) if 2**i < largest) or (1,)
+def doubled_ranks(largest: int, least: int = 1) -> tuple[int, ...]:
+    """Return the ranks at which a law is measured: doubled from the least to below the largest."""
+    doubled = (least * 2**i for i in range(largest.bit_length()))
+    return tuple(rank for rank in doubled if rank < largest) or (least,)
 
 
 def search_spec(
@@ -175,17 +183,18 @@ def search_spec(
     largest: int,
     train_steps: int,
     prompt: Literal["plain", "chat"],
+    least: int = 1,
 ) -> SearchSpec:
     """Return the spec of the search that measures the law of these records.
 
-    Ranks double up to below `largest`, where a run would only show that far more than needed is
-    enough. The lengths are subsets of the records, in ORDERS, and the budgets parts of
+    Ranks double from `least` up to below `largest`, where a run would only show that far more than
+    needed is enough. The lengths are subsets of the records, in ORDERS, and the budgets parts of
     `train_steps`, so that a small subset gets as many epochs as the whole set.
     """
     total, longest = records.supervised_tokens, max(records.target_tokens)
     lengths = sorted({max(longest, round(share * total)) for share in SUBSET_SHARES})
     steps = sorted({max(1, round(share * train_steps)) for share in SUBSET_SHARES})
-    ranks = doubled_ranks(largest)
+    ranks = doubled_ranks(largest, least)
     # A quarter and half of the largest: there records were found to begin to fit, so the law must
     # be known there. Far smaller ranks, at which it is least known, would otherwise attract the
     # search.

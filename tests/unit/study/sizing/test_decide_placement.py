@@ -98,7 +98,7 @@ def decided(
         with contextlib.suppress(DataError):
             place = places[name]
             ranks[name] = choose_rank(
-                law, observations, WANTED, place.point, 8.0, place.limit, placement
+                law, observations, WANTED, place.point, 8.0, place.limit, placement=placement
             )
     return decide_placement(law, observations, places, ranks, prefer, COSTS)
 
