@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, get_args
+from typing import Annotated, Any, cast, get_args
 
 from pydantic import Field, model_validator
 
@@ -78,7 +78,7 @@ class CompareSpec(Part):
     def _has_no_space(cls, found: Any) -> Any:
         """Refuse the placements of a search in words: here `space` is no key at all."""
         space = cast("dict[str, Any]", found).get("space") if isinstance(found, dict) else None
-        if isinstance(space, dict) and "placement" in space:
+        if isinstance(space, dict) and "placement" in cast("dict[str, Any]", space):
             raise ValueError(
                 "a comparison has one place of its adapters: say it in adapter, and its points in"
                 " points, in place of space.placement"

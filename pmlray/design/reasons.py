@@ -9,7 +9,7 @@ import numpy as np
 
 from pmlray.design.acquisition import LAW_RULES, DesignState
 from pmlray.design.planner import DesignSettings, validates
-from pmlray.design.space import DesignSpace, Replicate, placed
+from pmlray.design.space import DesignSpace, Replicate
 from pmlray.types import DesignPoint
 
 # Most targets that a reason names, in the order of how much the run sharpens them.
@@ -45,10 +45,7 @@ def why_chosen(
         return f"d_optimal: {nats / gpu_seconds:.2g} nats of information per gpu_second"
     gain = float(grid.gains(known.pending)[grid.place(point)])
     value = f"{rule}: {gain / gpu_seconds:.2g} nats^2 of variance per gpu_second"
-    field = grid.after(known.pending)
-    targets = placed(settings.targets, space.placements)
-    before = field.variance(targets)
-    after = field.after(placed([point], space.placements)).variance(targets)
+    before, after = grid.at_targets(known.pending, point)
     sharpened = _sharpened(settings.targets, before.tolist(), after.tolist())
     return f"{value}, {sharpened}" if sharpened else value
 
