@@ -12,7 +12,10 @@ from statistics import fmean
 
 import scipy
 
+from pmlray.config.search_spec import SearchSpec
 from pmlray.study.findings.memft_pairs import MemftPair
+from pmlray.study.findings.placed_law import params_per_rank, rank_of
+from pmlray.study.findings.placement_words import choice_sentences
 from pmlray.study.findings.recall_rule import ANSWER_AND_END, recall_rule
 from pmlray.study.findings.result import SearchResult
 from pmlray.types import DesignPoint, Method, Observation
@@ -37,6 +40,7 @@ class Tried:
 
     `n_right` of `n` texts or records are recalled word for word, with their end where one was
     trained, for `gpu_seconds` a run; `n_answered` are recalled whether or not they end there.
+    `params_per_rank` of its adapters, None where not known.
     """
 
     point: DesignPoint
@@ -46,6 +50,12 @@ class Tried:
     n_runs: int
     token_recall: float
     gpu_seconds: float
+    params_per_rank: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Parameters of an adapter, or its rank where they are not known."""
+        return self.point.lora_rank * (self.params_per_rank or 1)
 
     def least_share(self, n_points: int = 1) -> float:
         """Return a lower bound, at CONFIDENCE, of the share recalled of many more such texts.
@@ -59,31 +69,42 @@ class Tried:
         return float(scipy.stats.beta.ppf(error, self.n_right, self.n - self.n_right + 1))
 
 
-def tried_points(observations: Sequence[Observation]) -> tuple[Tried, ...]:
-    """Return every point that plain fine-tuning was measured at, in the order of points."""
+def tried_points(
+    observations: Sequence[Observation], spec: SearchSpec | None = None
+) -> tuple[Tried, ...]:
+    """Return every point that plain fine-tuning was measured at, in the order of points; spec:
+    tells the parameters of adapters whose runs do not."""
     at: dict[DesignPoint, list[Observation]] = defaultdict(list)
     for o in observations:
         if o.method == "sft":
             at[o.point].append(o)
-    return tuple(_tried(point, at[point]) for point in sorted(at))
+    return tuple(
+        _tried(point, at[point], params_per_rank(spec, at[point][0]) if spec else None)
+        for point in sorted(at, key=_by_place)
+    )
+
+
+def _by_place(point: DesignPoint) -> tuple[str, int, int, int]:
+    return (point.placement or "", point.lora_rank, point.seq_len, point.train_steps)
 
 
 def plain_answer(result: SearchResult) -> tuple[str, ...]:
     """Return sentences on recall, on MemFT where it was run, and on what to do next."""
-    tried = tried_points(result.observations)
+    tried = tried_points(result.observations, result.spec)
     if not tried:
         return ("Nothing was measured, so that nothing can be said.",)
     unit = UNITS[result.spec.task.kind]
     cost = result.observations[-1].provenance.get("gpu_seconds_unit", "device")
     return (
         *_on_recall(tried, unit, cost, recall_rule(result.observations) == ANSWER_AND_END),
+        *choice_sentences(result.choices),
         *_on_memft(result.pairs),
         "Next, which rank your own records need: pmlray size --records FILE.jsonl --model"
         f" {result.spec.model.id}",
     )
 
 
-def _tried(point: DesignPoint, runs: Sequence[Observation]) -> Tried:
+def _tried(point: DesignPoint, runs: Sequence[Observation], per_rank: int | None) -> Tried:
     sizes = [int(o.provenance.get("n_records", 1)) for o in runs]
     return Tried(
         point,
@@ -93,6 +114,7 @@ def _tried(point: DesignPoint, runs: Sequence[Observation]) -> Tried:
         len(runs),
         fmean(o.recall.token for o in runs),
         fmean(o.gpu_seconds for o in runs),
+        per_rank,
     )
 
 
@@ -111,7 +133,7 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str, ends: bool) -> tupl
     longest = max(t.point.seq_len for t in sure)
     best = min(
         (t for t in sure if t.point.seq_len == longest),
-        key=lambda t: (t.point.lora_rank, t.point.train_steps),
+        key=lambda t: (t.size, t.point.train_steps),
     )
     least = best.least_share(len(tried))
     says = (
@@ -121,13 +143,16 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str, ends: bool) -> tupl
         else "says nothing of many more like them: repeat it with more sequences."
     )
     words = (
-        f"{_at(best).capitalize()} recalled {_count(best, unit)} word for word"
+        f"{_capital(_at(best))} recalled {_count(best, unit)} word for word"
         f"{' and stopped there' if ends else ''}, for about"
         f" {best.gpu_seconds:.2g} {cost}-seconds a run. Chosen among {len(tried)} points, that"
         f" {says}"
     )
     longer = [
-        t for t in tried if t.point.lora_rank == best.point.lora_rank and t.point.seq_len > longest
+        t
+        for t in tried
+        if (t.point.placement, t.point.lora_rank) == (best.point.placement, best.point.lora_rank)
+        and t.point.seq_len > longest
     ]
     if not longer:
         return (words,)
@@ -149,9 +174,14 @@ def _count(tried: Tried, unit: str) -> str:
     return f"{tried.n_right} of {tried.n} {PLURALS[unit]}"
 
 
+def _capital(words: str) -> str:
+    # Names of placements keep their letters.
+    return words[0].upper() + words[1:]
+
+
 def _at(tried: Tried) -> str:
     point = tried.point
-    return f"rank {point.lora_rank} with {point.seq_len} tokens and {point.train_steps} steps"
+    return f"{rank_of(point)} with {point.seq_len} tokens and {point.train_steps} steps"
 
 
 def _on_memft(pairs: Sequence[MemftPair]) -> tuple[str, ...]:
@@ -175,5 +205,6 @@ def _on_memft(pairs: Sequence[MemftPair]) -> tuple[str, ...]:
 
 
 def _points(pairs: Sequence[MemftPair]) -> str:
-    points = sorted({(p.sft.point.lora_rank, p.sft.point.seq_len) for p in pairs})
-    return " and ".join(f"rank {r} with {length} tokens" for r, length in points)
+    points = sorted((p.sft.point for p in pairs), key=_by_place)
+    words = dict.fromkeys(f"{rank_of(point)} with {point.seq_len} tokens" for point in points)
+    return " and ".join(words)
