@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, cast, get_args
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, get_args
 
 from pydantic import Field, model_validator
 
@@ -58,6 +59,11 @@ class CompareSpec(Part):
     lines.
     """
 
+    INSTEAD: ClassVar[Mapping[str, str]] = {
+        "space": "a comparison has points in place of a space, all at the one place of its adapters"
+        " that adapter or probe says: space.placement is of searches"
+    }
+
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)
     task: Task
     model: Model
@@ -72,18 +78,6 @@ class CompareSpec(Part):
     seeds: tuple[Seed, ...] = Field(default=(0, 1), min_length=1)
     pack_size: PositiveInt | None = None
     evaluate: Evaluate = Evaluate(generate_max_tokens=0, prose=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _has_no_space(cls, found: Any) -> Any:
-        """Refuse the placements of a search in words: here `space` is no key at all."""
-        space = cast("dict[str, Any]", found).get("space") if isinstance(found, dict) else None
-        if isinstance(space, dict) and "placement" in cast("dict[str, Any]", space):
-            raise ValueError(
-                "a comparison has one place of its adapters: say it in adapter, and its points in"
-                " points, in place of space.placement"
-            )
-        return found
 
     @model_validator(mode="after")
     def _fair(self) -> CompareSpec:

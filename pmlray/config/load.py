@@ -106,7 +106,8 @@ def _complaints(
     items = error.errors(include_url=False)
     explained = [tuple(item["loc"]) for item in items if item["type"] == "value_error"]
     for item in items:
-        at = tuple(item["loc"])
+        # A refused name of a mapping is told by its own key.
+        at = tuple(part for part in item["loc"] if part != "[key]")
         where = _nearest(at, lines)
         message = item["msg"].removeprefix("Value error, ")
         several = _of_several_types(kind, at)
@@ -118,8 +119,11 @@ def _complaints(
             if not any(one[: len(key)] == key for one in explained):
                 found.append(f"{where}: {dotted(key)} is {takes} (got {_shown(_value(data, key))})")
         elif item["type"] == "extra_forbidden":
-            allowed = ", ".join(sorted(_keys_at(kind, at[:-1])))
-            found.append(f"{where}: {dotted(at)}: unknown key; allowed here: {allowed}")
+            part = _part_at(kind, at[:-1])
+            allowed = ", ".join(sorted(part.model_fields))
+            instead = getattr(part, "INSTEAD", {}).get(at[-1])
+            why = instead or f"unknown key; allowed here: {allowed}"
+            found.append(f"{where}: {dotted(at)}: {why}")
         elif item["type"] == "value_error":
             found.append(f"{where}: {message}")
         else:
@@ -159,12 +163,12 @@ def _fields_along(kind: type[BaseModel], at: KeyPath) -> Iterator[tuple[KeyPath,
         kind = below
 
 
-def _keys_at(kind: type[BaseModel], at: KeyPath) -> list[str]:
+def _part_at(kind: type[BaseModel], at: KeyPath) -> type[BaseModel]:
     for _, field in _fields_along(kind, at):
         below, _ = _model_of(field.annotation)
         assert below is not None  # Unknown keys are those of a part.
         kind = below
-    return list(kind.model_fields)
+    return kind
 
 
 def _model_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:

@@ -54,6 +54,11 @@ class PlacementChoice:
     p_order: float
     by: By = "parameters"
 
+    @property
+    def reachable(self) -> bool:
+        """Whether any placement is likely to have a rank that is enough."""
+        return math.isfinite(self.needs[0].cost.value)
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON types; inf becomes null."""
 

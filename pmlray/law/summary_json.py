@@ -70,7 +70,8 @@ def residuals_json(found: ResidualStructure) -> dict[str, Any]:
     points = found.points
     places: list[dict[str, str]] = [{}] * len(points)
     if points.placement is not None and points.several_placements:
-        places = [{"placement": points.placements[k].name} for k in points.placement.tolist()]
+        names_K = [placement.name for placement in points.placements]
+        places = [{"placement": names_K[k]} for k in points.placement.tolist()]
     return {
         "structure_left": list(found.left),
         "trends": [asdict(trend) for trend in found.trends],

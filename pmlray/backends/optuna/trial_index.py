@@ -72,10 +72,11 @@ class TrialIndex:
         cost: CostModel,
         budget: float,
         believe: Callable[[Sequence[FrozenTrial]], tuple[FittedForm, ...]],
-        placements: Placements,
+        placements: Placements | None = None,
     ) -> None:
         self._first_cost, self._budget, self._believe = cost, budget, believe
-        self._placements, self._params = placements, design_params(placements)
+        self._placements: Placements = placements or {}
+        self._params = design_params(self._placements)
         self.lock = threading.Lock()
         self._open(None)
 

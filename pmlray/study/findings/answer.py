@@ -12,10 +12,9 @@ from statistics import fmean
 
 import scipy
 
-from pmlray.config.search_spec import SearchSpec
 from pmlray.study.findings.memft_pairs import MemftPair
-from pmlray.study.findings.placed_law import params_per_rank, rank_of
-from pmlray.study.findings.placement_words import choice_sentences
+from pmlray.study.findings.placed_law import rank_of
+from pmlray.study.findings.placement_words import largest_choice
 from pmlray.study.findings.recall_rule import ANSWER_AND_END, recall_rule
 from pmlray.study.findings.result import SearchResult
 from pmlray.types import DesignPoint, Method, Observation
@@ -40,7 +39,7 @@ class Tried:
 
     `n_right` of `n` texts or records are recalled word for word, with their end where one was
     trained, for `gpu_seconds` a run; `n_answered` are recalled whether or not they end there.
-    `params_per_rank` of its adapters, None where not known.
+    `size`: of its adapter, by which those of all points compare.
     """
 
     point: DesignPoint
@@ -50,12 +49,7 @@ class Tried:
     n_runs: int
     token_recall: float
     gpu_seconds: float
-    params_per_rank: int | None = None
-
-    @property
-    def size(self) -> int:
-        """Parameters of an adapter, or its rank where they are not known."""
-        return self.point.lora_rank * (self.params_per_rank or 1)
+    size: int
 
     def least_share(self, n_points: int = 1) -> float:
         """Return a lower bound, at CONFIDENCE, of the share recalled of many more such texts.
@@ -69,42 +63,32 @@ class Tried:
         return float(scipy.stats.beta.ppf(error, self.n_right, self.n - self.n_right + 1))
 
 
-def tried_points(
-    observations: Sequence[Observation], spec: SearchSpec | None = None
-) -> tuple[Tried, ...]:
-    """Return every point that plain fine-tuning was measured at, in the order of points; spec:
-    tells the parameters of adapters whose runs do not."""
+def tried_points(observations: Sequence[Observation]) -> tuple[Tried, ...]:
+    """Return every point that plain fine-tuning was measured at, in the order of points."""
     at: dict[DesignPoint, list[Observation]] = defaultdict(list)
     for o in observations:
         if o.method == "sft":
             at[o.point].append(o)
-    return tuple(
-        _tried(point, at[point], params_per_rank(spec, at[point][0]) if spec else None)
-        for point in sorted(at, key=_by_place)
-    )
-
-
-def _by_place(point: DesignPoint) -> tuple[str, int, int, int]:
-    return (point.placement or "", point.lora_rank, point.seq_len, point.train_steps)
+    return tuple(_tried(point, at[point]) for point in sorted(at))
 
 
 def plain_answer(result: SearchResult) -> tuple[str, ...]:
     """Return sentences on recall, on MemFT where it was run, and on what to do next."""
-    tried = tried_points(result.observations, result.spec)
+    tried = tried_points(result.observations)
     if not tried:
         return ("Nothing was measured, so that nothing can be said.",)
     unit = UNITS[result.spec.task.kind]
     cost = result.observations[-1].provenance.get("gpu_seconds_unit", "device")
     return (
         *_on_recall(tried, unit, cost, recall_rule(result.observations) == ANSWER_AND_END),
-        *choice_sentences(result.choices),
+        *largest_choice(result.choices),
         *_on_memft(result.pairs),
         "Next, which rank your own records need: pmlray size --records FILE.jsonl --model"
         f" {result.spec.model.id}",
     )
 
 
-def _tried(point: DesignPoint, runs: Sequence[Observation], per_rank: int | None) -> Tried:
+def _tried(point: DesignPoint, runs: Sequence[Observation]) -> Tried:
     sizes = [int(o.provenance.get("n_records", 1)) for o in runs]
     return Tried(
         point,
@@ -114,7 +98,10 @@ def _tried(point: DesignPoint, runs: Sequence[Observation], per_rank: int | None
         len(runs),
         fmean(o.recall.token for o in runs),
         fmean(o.gpu_seconds for o in runs),
-        per_rank,
+        # Ranks compare at one placement alone.
+        point.lora_rank
+        if point.placement is None
+        else int(runs[0].provenance.get("adapter_params", point.lora_rank)),
     )
 
 
@@ -143,17 +130,13 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str, ends: bool) -> tupl
         else "says nothing of many more like them: repeat it with more sequences."
     )
     words = (
-        f"{_capital(_at(best))} recalled {_count(best, unit)} word for word"
+        f"R{_at(best)[1:]} recalled {_count(best, unit)} word for word"
         f"{' and stopped there' if ends else ''}, for about"
         f" {best.gpu_seconds:.2g} {cost}-seconds a run. Chosen among {len(tried)} points, that"
         f" {says}"
     )
-    longer = [
-        t
-        for t in tried
-        if (t.point.placement, t.point.lora_rank) == (best.point.placement, best.point.lora_rank)
-        and t.point.seq_len > longest
-    ]
+    of_best = (best.point.placement, best.point.lora_rank)
+    longer = [t for t in tried if t.point.seq_len > longest and t.point.family[:2] == of_best]
     if not longer:
         return (words,)
     beyond = min(longer, key=lambda t: t.point.seq_len)
@@ -172,11 +155,6 @@ def _count(tried: Tried, unit: str) -> str:
     if tried.n == 1:
         return f"the one {unit} that was tried"
     return f"{tried.n_right} of {tried.n} {PLURALS[unit]}"
-
-
-def _capital(words: str) -> str:
-    # Names of placements keep their letters.
-    return words[0].upper() + words[1:]
 
 
 def _at(tried: Tried) -> str:
@@ -205,6 +183,6 @@ def _on_memft(pairs: Sequence[MemftPair]) -> tuple[str, ...]:
 
 
 def _points(pairs: Sequence[MemftPair]) -> str:
-    points = sorted((p.sft.point for p in pairs), key=_by_place)
-    words = dict.fromkeys(f"{rank_of(point)} with {point.seq_len} tokens" for point in points)
-    return " and ".join(words)
+    points = sorted({p.sft.point for p in pairs})
+    named = dict.fromkeys(f"{rank_of(p)} with {p.seq_len} tokens" for p in points)
+    return " and ".join(named)

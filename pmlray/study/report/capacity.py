@@ -138,7 +138,7 @@ def capacity_panels(
             x=x, y=alt.Y(name, type="quantitative", title=unit), color=colour, tooltip=words
         )
         if names:
-            chart = chart.encode(shape=placement_shape(names))
+            chart = chart.encode(shape=placement_shape(names, alone=True))
         return Panel(
             name.replace("_", "-"),
             title,

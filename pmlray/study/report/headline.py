@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pmlray.law import CAPPED, FitStatus, LawSummary
-from pmlray.study.findings.placement_words import choice_sentences
+from pmlray.study.findings.placement_words import largest_choice
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.tables import number, percent
 
@@ -73,7 +73,7 @@ def headline(result: SearchResult) -> Headline:
             law.headline,
             *_seen_errors(law),
             *_effects(law),
-            *choice_sentences(result.choices),
+            *largest_choice(result.choices),
             f"It rests on {n} observations. " + cost,
         ),
         formula=_formula(law),

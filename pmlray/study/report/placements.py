@@ -80,11 +80,12 @@ def placements_section(result: SearchResult) -> Section:
             *collapse_panels(result),
         ),
         (_table(rows), *_choice_tables(result)),
+        choice_sentences(result.choices),
     )
 
 
 def placements_text(result: SearchResult) -> str:
-    """Explain effective parameters and tell which placement to take."""
+    """Explain effective parameters, and what the figures show of them."""
     worths = worths_of(result.law)
     if not worths:
         return "The law has runs of one placement yet, so that nothing tells them apart."
@@ -98,7 +99,7 @@ def placements_text(result: SearchResult) -> str:
     lengths = {o.point.seq_len for o in result.law_observations if o.method == "sft"}
     if len(lengths) > MOST_LENGTHS:
         text += f" Of {len(lengths)} lengths the {MOST_LENGTHS} with the most runs are drawn."
-    return " ".join([text, *choice_sentences(result.choices)])
+    return text
 
 
 def _table(rows: Sequence[PlacementRow]) -> Table:

@@ -135,7 +135,7 @@ def _panel(
         filled=True, size=56, opacity=0.9, stroke="#7d8590", strokeWidth=0.6
     )
     dots = dots.encode(x=x, y=y, color=colour, tooltip=tips(*shown))
-    chart = [dots.encode(shape=placement_shape(placements)) if placements else dots]
+    chart = [dots.encode(shape=placement_shape(placements, alone=True)) if placements else dots]
     if law is not None:
         curves = _curve(law, name, runs)
         line = alt.Chart(data(curves)).mark_line(strokeWidth=2).encode(x=x, y=y)

@@ -9,6 +9,7 @@ from typing import Any
 
 from pmlray.config.bases.models import DESCRIPTIONS
 from pmlray.config.model_spec import Model
+from pmlray.config.space_spec import Space
 from pmlray.law import CAPPED, LawSummary
 from pmlray.law.validation.convergence import Certificate
 from pmlray.study.findings.memft_pairs import MemftPair
@@ -209,7 +210,7 @@ def settings_list(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple
         ("Task", _settings(spec.task.model_dump(exclude_none=True))),
         ("Adapters at", spec.describe_places()),
         ("Adapter parameters a rank", _params_per_rank(result, seen)),
-        ("Space", _settings(spec.space.model_dump(exclude={"placement"}))),
+        ("Space", _settings(spec.space.model_dump(exclude={"placement"}) | _own_ranks(spec.space))),
         ("Recipe", _settings(spec.recipe.model_dump(exclude={"schedule"}))),
         ("Schedule", spec.recipe.schedule),
         ("Sequences", _join(spec.sequences)),
@@ -241,6 +242,12 @@ def _params_per_rank(result: SearchResult, seen: Mapping[str, Any]) -> Any:
         return seen.get("adapter_params_per_rank")
     of = {o.point.placement: params_per_rank(result.spec, o) for o in result.observations}
     return {name: number(of[name]) for name in result.placements}
+
+
+def _own_ranks(space: Space) -> dict[str, tuple[int, ...]]:
+    """Return the ranks of the placements that do not have those of the space."""
+    names = (name for name in space.placements if space.ranks_of(name) != space.lora_rank)
+    return {f"lora_rank at {name}": space.ranks_of(name) for name in names}
 
 
 def _base_name(model: Model) -> str:

@@ -74,6 +74,10 @@ class SearchPlan:
         """Predicted cost of measuring everything, gpu_seconds."""
         return self.replicates * sum(seconds for _, seconds in self.cells)
 
+    @property
+    def _placed(self) -> bool:
+        return any(point.placement is not None for point, _ in self.cells)
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON types only."""
         return {
@@ -101,7 +105,7 @@ class SearchPlan:
             f" the budget is {self.budget:.0f} (rates are guesses until measured)",
             *([self.advice] if self.advice else []),
             *([self.duplicates] if self.duplicates else []),
-            "first pack:",
+            "first runs, by placement in one pack or several:" if self._placed else "first pack:",
         ]
         for run, seconds in self.first_pack:
             lines.append(

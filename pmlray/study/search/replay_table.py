@@ -193,7 +193,8 @@ class TableRunner:
         """Return the result of a pack from the table."""
         done, failed = [], []
         ids = [(run.point, run.sequence_id, run.seed) for run in pack.runs]
-        known = [i for i in ids if i in self._table.rows]
+        plain = [i for i, run in zip(ids, pack.runs, strict=True) if run.method == "sft"]
+        known = [i for i in plain if i in self._table.rows]
         charged = dict(zip(known, self._table.charged_steps(known, self._decay_share), strict=True))
         for place, run in enumerate(pack.runs):
             row = self._table.rows.get(ids[place])

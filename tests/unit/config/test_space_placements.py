@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.load import load_spec
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.errors import SpecError
 from pmlray.types import DesignPoint
@@ -15,6 +18,7 @@ PLACEMENTS = (
     "attention: {target_modules: [q_proj, v_proj]}",
     "block: {target_modules: mlp_block, layers: [3]}",
 )
+COMPARISON = Path(__file__).parents[3] / "searches" / "comparisons" / "smoke.yaml"
 Make = Callable[..., PreparedSearch]
 
 
@@ -150,3 +154,9 @@ def test_a_point_is_stored_with_a_placement_only_where_it_has_one() -> None:
     plain = {"lora_rank": 4, "seq_len": 8, "train_steps": 10}
     assert DesignPoint(**plain).to_json() == plain
     assert DesignPoint(**plain, placement="a").to_json() == {**plain, "placement": "a"}
+
+
+def test_a_comparison_says_that_it_has_one_place() -> None:
+    placement = "space={placement: {a: {target_modules: q_proj}}}"
+    with pytest.raises(SpecError, match=r"space: a comparison has points in place of a space, all"):
+        load_spec(CompareSpec, COMPARISON, (placement,))

@@ -84,6 +84,7 @@ def placed_run(
         provenance={
             **o.provenance,
             "adapter_params_per_rank": PER_RANK[name],
+            "adapter_params": n_params,
             "placement": told,
         },
     )

@@ -18,6 +18,8 @@ from pmlray.types import DesignPoint, Observation
 # As many shapes as have no common divisor with the number of colours: the two together repeat only
 # after 35 placements.
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+# Grey that stands out from a light page and from a dark one.
+_GREY = "#7d8590"
 # Widths in pixels of a phone's figure, of a legend's symbol with its gaps, and of a letter.
 _PHONE, _SYMBOL, _LETTER = 330, 30, 6.6
 
@@ -110,21 +112,25 @@ def placement_colour(names: Sequence[str], *, legend: bool = True) -> alt.Color:
     )
 
 
-def placement_shape(names: Sequence[str], *, legend: bool = True) -> alt.Shape:
-    """Return the shapes of placements, which tell them apart without colours."""
+def placement_shape(names: Sequence[str], *, legend: bool = True, alone: bool = False) -> alt.Shape:
+    """Return the shapes of placements, which tell them apart without colours.
+
+    alone: colours tell something else, so that the legend's symbols need one of their own.
+    """
     shapes = [SHAPES[i % len(SHAPES)] for i in range(len(names))]
     return alt.Shape(
         "placement",
         type="nominal",
         scale=alt.Scale(domain=list(names), range=shapes),
-        legend=placement_legend(names) if legend else None,
+        legend=placement_legend(names, alone=alone) if legend else None,
     )
 
 
-def placement_legend(names: Sequence[str]) -> alt.Legend:
+def placement_legend(names: Sequence[str], *, alone: bool = False) -> alt.Legend:
     """Return a legend with as many columns as a phone has room for."""
     widest = _SYMBOL + _LETTER * max(map(len, names))
-    return alt.Legend(columns=max(1, int(_PHONE // widest)), title="placement")
+    grey: dict[str, Any] = {"symbolFillColor": _GREY, "symbolStrokeColor": _GREY} if alone else {}
+    return alt.Legend(columns=max(1, int(_PHONE // widest)), title="placement", **grey)
 
 
 def placed_row(point: DesignPoint) -> ChartRow:
