@@ -20,7 +20,7 @@ NEARLY_SURE = 0.995
 def choice_sentences(choices: Sequence[PlacementChoice]) -> tuple[tuple[str, str], ...]:
     """Return each choice as (what was asked, what it says): the placement, the runner-up, and how
     sure the order is."""
-    return tuple((f"{_capital(_LEAST[c.by])} {_aim(c)}", f"{_capital(_says(c))}.") for c in choices)
+    return tuple((f"{_capital(_LEAST[c.by])} {_aim(c)}", f"{_says(c)}.") for c in choices)
 
 
 def largest_choice(choices: Sequence[PlacementChoice]) -> tuple[str, ...]:
@@ -48,10 +48,10 @@ def _says(choice: PlacementChoice) -> str:
     first, second, *others = choice.needs
     if not choice.reachable:
         return "no placement is likely to have a rank that is enough"
-    order = f", the whole order with {_percent(choice.p_order)}" if others else ""
+    order = f", of all of them {_percent(choice.p_order)}" if others else ""
     return (
-        f"{_need(first, choice.by)}, then {_need(second, choice.by)}; in this order with"
-        f" {_percent(choice.p_first)}{order}"
+        f"{_need(first, choice.by)}, then {_need(second, choice.by)} (probability of"
+        f" this order {_percent(choice.p_first)}{order})"
     )
 
 

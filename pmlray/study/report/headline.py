@@ -76,7 +76,7 @@ def headline(result: SearchResult) -> Headline:
             *largest_choice(result.choices),
             f"It rests on {n} observations. " + cost,
         ),
-        formula=_formula(law),
+        formula=_formula(law, _reference(result)),
         parameters=tuple(
             Parameter(
                 _SYMBOLS.get(name, name),
@@ -126,7 +126,15 @@ def _effects(law: LawSummary) -> tuple[str, ...]:
     return (words,)
 
 
-def _formula(law: LawSummary) -> Formula:
+def _reference(result: SearchResult) -> str | None:
+    """Return the placement whose ranks the law counts, of a search over several."""
+    if not result.placements or result.law is None:
+        return None
+    data = result.law.unseen.data
+    return data.placements[0].name if data.several_placements else next(iter(result.fitted_places))
+
+
+def _formula(law: LawSummary, reference: str | None) -> Formula:
     fitted = law.fit.law
     stored = fitted.to_json()
     names = ["coef", "rank_exponent", "len_exponent", "budget_exponent", "ref_steps"]
@@ -150,8 +158,6 @@ def _formula(law: LawSummary) -> Formula:
     if fitted.form == "ceiling":
         base, n = values["base_loss"], values["sharpness"]
         spoken = f"delta_loss = z / (1 + (z / {base})^{n})^(1/{n}) with z = {power}"
-    data = law.unseen.data
-    reference = data.placements[0].name if data.several_placements else None
     if reference is not None:
         spoken += f", r in ranks of {reference} that the adapter's parameters are worth"
     return Formula(fitted.form, values, sign, fits_budget, spoken, reference)

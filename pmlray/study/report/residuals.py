@@ -166,7 +166,10 @@ def residual_tables(law: LawSummary) -> tuple[Table, ...]:
 def sizes_table(law: LawSummary) -> Table:
     """Return rank, length and steps that bring the mean loss to ln 2 around each target."""
     rows: list[tuple[Cell, ...]] = []
-    for size in law.sizes():
+    sizes = law.sizes()
+    names = [size.placement.name if size.placement else size.point.placement for size in sizes]
+    named = any(name is not None for name in names)
+    for where, size in zip(names, sizes, strict=True):
         for name, found in (
             ("lora_rank needed", size.lora_rank),
             ("longest seq_len", size.seq_len),
@@ -175,10 +178,10 @@ def sizes_table(law: LawSummary) -> Table:
             if found is not None:
                 p = size.point
                 at = (p.lora_rank, p.seq_len, p.train_steps, size.delta_loss)
-                place = (size.placement.name,) if size.placement else ()
+                place = (where,) if named else ()
                 rows.append((*place, *at, name, found.value, found.low, found.high))
     columns = ("lora_rank", "seq_len", "train_steps", "delta_loss wanted", "what", "value")
-    if law.unseen.data.several_placements:
+    if named:
         columns = ("placement", *columns)
     return Table(
         "What a mean final loss of ln 2 takes around the targets, the other two kept",

@@ -183,18 +183,19 @@ def fit_table(law: LawSummary) -> Table:
 
 def targets_table(law: LawSummary) -> Table:
     """Return the law's predictions at the targets."""
+    names = [t.placement.name if t.placement else t.point.placement for t in law.targets]
+    named = any(name is not None for name in names)
     columns = ("lora_rank", "seq_len", "train_steps", "delta_loss", "90% low", "90% high")
-    if law.unseen.data.several_placements:
-        columns = ("placement", *columns)
     rows = tuple(
         (
-            *((t.placement.name,) if t.placement else ()),
+            *((name,) if named else ()),
             *(t.point.lora_rank, t.point.seq_len, t.point.train_steps, t.delta_loss, t.low, t.high),
             *(t.run_low, t.run_high, t.point.seq_len * t.delta_loss / math.log(2.0)),
         )
-        for t in law.targets
+        for name, t in zip(names, law.targets, strict=True)
     )
     columns = (*columns, "a run's 90% low", "a run's 90% high", "stored bits")
+    columns = ("placement", *columns) if named else columns
     return Table("Predictions at the targets, nats per token", columns, rows)
 
 

@@ -44,7 +44,8 @@ def placed_spec(**changes: Any) -> SearchSpec:
         "seq_len": (48, 96, 192),
         "train_steps": (STEPS,),
     }
-    settings = {"space": space, "probe": None, "design": {"n_initial": 6}, "name": "placed"}
+    settings: dict[str, Any] = {"space": space, "probe": None, "design": {"n_initial": 6}}
+    settings |= {"name": "placed", "law": {"n_bootstrap": 60, "forms": ("ceiling",)}}
     return make_spec(**settings | changes)
 
 
@@ -93,7 +94,7 @@ def placed_run(
 def placed_search(names: tuple[str, ...] = tuple(PLACES), **changes: Any) -> SearchResult:
     """The result of the search with runs of some placements, two pairs of MemFT among them."""
     rng = np.random.default_rng(3)
-    runs = [placed_run(*run, i // 8, rng) for i, run in enumerate(RUNS) if run[0] in names]
+    runs = [placed_run(*run, i // 12, rng) for i, run in enumerate(RUNS) if run[0] in names]
     runs += [
         placed_run(name, 2, 96, 0, 9, rng, method, "memft")
         for name in names[:2]

@@ -21,8 +21,6 @@ from pmlray.study.report.figures.style import (
 )
 from pmlray.types import DesignPoint, Method
 
-# Letters of a name that Vega's own limit of 180 pixels may cut.
-LONG = 24
 RECALLS = ("exact_recall", "prefix_recall", "token_recall")
 Changed = tuple[DesignPoint, Method, Mapping[str, Difference]]
 
@@ -67,11 +65,12 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
     """Draw each method's differences from SFT in recall, with intervals; None without any."""
     rows: list[ChartRow] = []
     for point, method, differences in changed:
+        label = f"{_sizes(point)} t{point.train_steps} {SHORT_METHOD[method]}"
         for name in RECALLS:
             if (found := differences.get(name)) is not None:
                 rows.append(
                     {
-                        "row": f"{point_label(point)} {SHORT_METHOD[method]}",
+                        "row": label + _place(point),
                         "figure": name,
                         "difference": round(found.mean, 5),
                         "low": round(found.mean if found.low is None else found.low, 5),
@@ -88,7 +87,7 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
     ends = padded([row[end] for row in rows for end in ("low", "high")] + [0.0])
     within = alt.Scale(domain=[max(-1.0, ends[0]), min(1.0, ends[1])], nice=False)
     shared = alt.Chart(data(rows)).encode(
-        y=alt.Y("row", type="nominal", sort=order, title=None, axis=_names_axis(order)),
+        y=alt.Y("row", type="nominal", sort=order, title=None, axis=alt.Axis(grid=True)),
         yOffset=alt.YOffset("figure", type="nominal", scale=alt.Scale(domain=list(RECALLS))),
         color=alt.Color(
             "figure",
@@ -118,23 +117,23 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
     )
 
 
-def _names_axis(names: Sequence[str]) -> alt.Axis:
-    """Return an axis of names, which are whole also where a placement's makes them long."""
-    return alt.Axis(grid=True) if max(map(len, names)) < LONG else alt.Axis(grid=True, labelLimit=0)
-
-
 def point_label(p: DesignPoint) -> str:
-    """Return a short label of a point: its placement where it has one, rank, length, steps."""
-    return f"{_place(p)}r{p.lora_rank} l{p.seq_len} t{p.train_steps}"
+    """Return a short label of a point: rank, length, steps, and its placement where it has one."""
+    return f"{_sizes(p)} t{p.train_steps}{_place(p)}"
 
 
 def _place(p: DesignPoint) -> str:
-    return "" if p.placement is None else f"{p.placement} "
+    # Last in a label, whose end is cut where it is long.
+    return "" if p.placement is None else f" {p.placement}"
+
+
+def _sizes(p: DesignPoint) -> str:
+    return f"r{p.lora_rank} l{p.seq_len}"
 
 
 def pair_label(number: int, pair: MemftPair) -> str:
     """Return a short, unique label: the pair's number in the table, and its point."""
-    return f"{number}: {_place(pair.point)}r{pair.point.lora_rank} l{pair.point.seq_len}"
+    return f"{number}: {_sizes(pair.point)}{_place(pair.point)}"
 
 
 def _pair_panel(pairs: Sequence[MemftPair], name: str) -> Panel:
@@ -155,7 +154,7 @@ def _pair_panel(pairs: Sequence[MemftPair], name: str) -> Panel:
             for method, value in recall.items()
         ]
     shown = [m for m in SHORT_METHOD.values() if any(d["method"] == m for d in dots)]
-    y = alt.Y("pair", type="nominal", sort=labels, title=None, axis=_names_axis(labels))
+    y = alt.Y("pair", type="nominal", sort=labels, title=None, axis=alt.Axis(grid=True))
     x = alt.Scale(domain=[-0.03, 1.03], nice=False)
     axis = alt.Axis(values=QUARTERS, format=".2~f", grid=False)
     layers: list[AnyChart] = [

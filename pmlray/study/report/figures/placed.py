@@ -18,6 +18,8 @@ from pmlray.types import DesignPoint, Observation
 # As many shapes as have no common divisor with the number of colours: the two together repeat only
 # after 35 placements.
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+# Most pixels of a label beside a figure, of which a phone leaves it two thirds.
+LABEL_LIMIT = 110
 # Grey that stands out from a light page and from a dark one.
 _GREY = "#7d8590"
 # Widths in pixels of a phone's figure, of a legend's symbol with its gaps, and of a letter.
@@ -135,7 +137,7 @@ def placement_legend(names: Sequence[str], *, alone: bool = False) -> alt.Legend
 
 def placed_row(point: DesignPoint) -> ChartRow:
     """Return what a row says of a point's placement, with the label of its rank there."""
-    return {"placement": point.placement, "at_rank": f"{point.placement} r{point.lora_rank}"}
+    return {"placement": point.placement, "at_rank": f"r{point.lora_rank} {point.placement}"}
 
 
 def rank_rows(
@@ -150,6 +152,7 @@ def rank_rows(
         return "lora_rank", alt.Y("lora_rank", type="ordinal", sort="descending", **shared)
     keys = {(names.index(r["placement"]), -r["lora_rank"]): r["at_rank"] for r in rows}
     order = [keys[key] for key in sorted(keys)]
-    axis = alt.Axis(labelLimit=0)
-    title = "placement, lora_rank"
+    # What is cut off a long name is in the tooltip; the rank comes first and is never cut.
+    axis = alt.Axis(labelLimit=LABEL_LIMIT)
+    title = "lora_rank, placement"
     return title, alt.Y("at_rank", type="nominal", sort=order, title=title, axis=axis, **shared)

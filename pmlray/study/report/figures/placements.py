@@ -18,6 +18,7 @@ from pmlray.study.report.capacity import RunCapacity, capacity_rows, params_axis
 from pmlray.study.report.figures.errors import is_fitted, residual_rows
 from pmlray.study.report.figures.law import CURVE_POINTS, DELTA, EDGES, drawn_steps
 from pmlray.study.report.figures.placed import (
+    LABEL_LIMIT,
     effective_axis,
     placement_colour,
     placement_shape,
@@ -49,14 +50,14 @@ def worth_panels(result: SearchResult) -> tuple[Panel, ...]:
     low, high = min(ends) / 1.15, max(ends) * 1.15
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
     ticks = [x for x in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20) if low <= x <= high]
-    title = f"worth beside a parameter of {reference} (log)"
+    title = "worth beside one of the reference (log)"
     axis = alt.Axis(values=ticks, format="~g", title=title)
     y = alt.Y(
         "placement",
         type="nominal",
         sort=list(names),
         title=None,
-        axis=alt.Axis(grid=True, labelLimit=0),
+        axis=alt.Axis(grid=True, labelLimit=LABEL_LIMIT),
     )
     shared = alt.Chart(data(rows)).encode(
         y=y,
@@ -77,7 +78,7 @@ def worth_panels(result: SearchResult) -> tuple[Panel, ...]:
     return (
         Panel(
             "placement-worth",
-            "What a parameter is worth",
+            f"What a parameter is worth beside one of {reference}",
             "Dot plot of what one parameter of an adapter is worth at each placement beside one at"
             f" {reference}, with its 90% interval.",
             layered(layers, max(110, 34 * len(rows))),
