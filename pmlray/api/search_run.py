@@ -16,7 +16,7 @@ from typing import Any
 from pmlray.api.adapter_memory import check_memory
 from pmlray.api.follower import Follower
 from pmlray.api.machine import TRAIN_PACKAGES, await_imports, machine_facts
-from pmlray.api.record_facts import check_facts, check_same_records
+from pmlray.api.record_facts import check_facts, check_same_records, check_same_start
 from pmlray.api.stores import claim_search, read_result, settled_in
 from pmlray.api.tracking import spooled_tracker
 from pmlray.atomic_files import write_over
@@ -91,6 +91,11 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
     search = settled_in(run.store, run.search, run.profile)
     spec = search.spec
     table = None if run.replay is None else read_table(run.replay)
+    if table is not None and search.start is not None:
+        raise SpecError(
+            "the runs of a table began from scratch: without adapter.from_adapter they can be"
+            " replayed"
+        )
     if spec.design.acquisition == "gp" and find_spec("torch") is None:
         raise SpecError("design.acquisition gp is Optuna's GPSampler: it needs pip install torch")
     if table is not None:
@@ -105,7 +110,9 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
     with store.driver_lock() as driver, ExitStack() as following:
         claim_search(run.store, spec)
         if table is None:
-            check_same_records(search, store.observations(), run.store)
+            measured = store.observations()
+            check_same_records(search, measured, run.store)
+            check_same_start(search, measured, run.store)
         points = study_of(search, store, cost)
         tracker = spooled_tracker(store, run.tracking_uri, spec.search_id, spec)
         follower = following.enter_context(Follower(run.store, announce, tracker))

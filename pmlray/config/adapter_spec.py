@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from pmlray.config.placement import DOWN_PROJ, MLP_BLOCK, Placement
 from pmlray.config.spec_base import Count, Part, PositiveInt
@@ -70,12 +76,15 @@ class Adapter(Part):
     parallel to the MLP. `layers`: `all`, a list, or `{from: F, to: T}`. `alpha`: LoRA's alpha as a
     number, or as a multiple of the rank such as `2r`; by default the rank itself, so that the
     factors' product is added as it is. `use_rslora`: alpha is divided by the root of the rank
-    (arXiv 2312.03732).
+    (arXiv 2312.03732). `from_adapter`: in place of all these, the folder of an adapter that PEFT or
+    pmlray saved, relative to the search file: every run begins with its weights, at its sites and
+    with its scale at every rank. A larger rank adds columns of which A is drawn and B is 0.
     """
 
     # Of a key that takes values of several types the description is the complaint about others.
-    target_modules: str | tuple[str, ...] = Field(
-        description="a name of linear modules, a list of such names, all-linear, or mlp_block"
+    target_modules: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="a name of linear modules, a list of such names, all-linear, or mlp_block",
     )
     layers: Literal["all"] | tuple[Count, ...] | LayerRange = Field(
         default="all",
@@ -85,19 +94,43 @@ class Adapter(Part):
         default="1r", description="a number above 0, or a multiple of the rank such as 2r"
     )
     use_rslora: bool = False
+    from_adapter: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _says_where_once(self) -> Adapter:
+        if self.from_adapter is None and self.target_modules is None:
+            raise ValueError(
+                "adapter.target_modules is needed, or adapter.from_adapter, the folder of an"
+                " adapter to begin with"
+            )
+        beside = sorted(self.model_fields_set - {"from_adapter"})
+        if self.from_adapter is not None and beside:
+            raise ValueError(
+                f"adapter.from_adapter gives the sites, alpha and use_rslora of the adapter in"
+                f" {self.from_adapter}: leave out adapter.{', adapter.'.join(beside)}"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what `from_adapter` stands in for, which it would otherwise contradict."""
+        fields: dict[str, Any] = handler(self)
+        if self.from_adapter is not None:
+            return {"from_adapter": self.from_adapter}
+        return {name: value for name, value in fields.items() if name != "from_adapter"}
 
     @property
     def named_modules(self) -> tuple[str, ...]:
         """Names within a decoder layer, as given; none for all linear modules."""
-        given = self.target_modules
-        wanted = (given,) if isinstance(given, str) else given
+        wanted = self._wanted
         short = {ALL_LINEAR: (), PAPERS_BLOCK: (MLP_BLOCK,)}
         return short.get(wanted[0], wanted) if len(wanted) == 1 else wanted
 
     def describe(self) -> str:
         """Return where the adapter sits, in words."""
-        modules = self.target_modules
-        named = modules if isinstance(modules, str) else ", ".join(modules)
+        if self.from_adapter is not None:
+            return f"the sites of the adapter in {self.from_adapter}"
+        named = ", ".join(self._wanted)
         scale = "" if self.alpha == "1r" else f", alpha {_plain(self.alpha)}"
         return f"{named} of {self._describe_layers()}{scale}{', rsLoRA' * self.use_rslora}"
 
@@ -144,9 +177,13 @@ class Adapter(Part):
             )
         return chosen
 
-    def _modules(self, modules: Mapping[str, tuple[int, int]], key: str) -> tuple[str, ...]:
+    @property
+    def _wanted(self) -> tuple[str, ...]:
         given = self.target_modules
-        wanted = (given,) if isinstance(given, str) else given
+        return (given,) if isinstance(given, str) else given or ()
+
+    def _modules(self, modules: Mapping[str, tuple[int, int]], key: str) -> tuple[str, ...]:
+        wanted = self._wanted
         if wanted == (PAPERS_BLOCK,):
             return (MLP_BLOCK,)
         if wanted == (ALL_LINEAR,):
@@ -166,9 +203,17 @@ class Adapter(Part):
 
 class NamedAdapter(Adapter):
     """One of several placements of a search, as `Adapter`; `lora_rank`: its own ranks in place of
-    `space.lora_rank`, which ascend."""
+    `space.lora_rank`, which ascend. None begins with an adapter."""
 
     lora_rank: tuple[PositiveInt, ...] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _begins_fresh(self) -> NamedAdapter:
+        if self.from_adapter is not None:
+            raise ValueError(
+                "from_adapter is a key of adapter, for a search with one place of its adapters"
+            )
+        return self
 
 
 # Where the adapters of one placement sit.

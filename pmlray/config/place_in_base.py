@@ -7,6 +7,7 @@ from pmlray.config.bases.geometry import Geometry
 from pmlray.config.load import Where
 from pmlray.config.placement import MLP_BLOCK, Placement
 from pmlray.config.search_spec import SearchSpec
+from pmlray.config.start_adapter import StartAdapter
 from pmlray.errors import SpecError
 
 
@@ -28,14 +29,23 @@ def placement_in(place: AdapterPlace, geometry: Geometry, key: str | None = None
     return placement
 
 
-def check_places(spec: SearchSpec, geometry: Geometry, where: Where) -> None:
+def check_places(
+    spec: SearchSpec, geometry: Geometry, where: Where, start: StartAdapter | None = None
+) -> None:
     """Check that the base has the adapters' sites, and that they can have the ranks; SpecError
-    otherwise, also where two names are of one placement."""
+    otherwise, also where two names are of one placement. start: what every run begins with."""
     names = dict[Placement, str | None]()
+    ranks = spec.space.lora_rank
+    if start is not None and ranks[0] < start.lora_rank:
+        raise SpecError(
+            f"{where(_key_of_ranks(spec, None, where))}: lora_rank is down to {ranks[0]}, but the"
+            f" adapter that runs begin with has rank {start.lora_rank}: a smaller rank would leave"
+            " a part of it out"
+        )
     for name, place in spec.places.items():
         key = None if name is None else f"space.placement.{name}"
         try:
-            placement = placement_in(place, geometry, key)
+            placement = start.placement if start else placement_in(place, geometry, key)
         except SpecError as error:
             # It begins with the key.
             at = str(error).split(maxsplit=1)[0].rstrip(":")
@@ -47,11 +57,16 @@ def check_places(spec: SearchSpec, geometry: Geometry, where: Where) -> None:
             )
         most = spec.space.ranks_of(name)[-1]
         if (why := placement.rank_beyond(most, geometry.adaptable)) is not None:
-            # A comparison has points in place of a space.
-            of_space = f"space.{spec.space.key_of_ranks(name)}"
-            at = "points" if where("space") == where("") else of_space
+            at = _key_of_ranks(spec, name, where)
             of = "" if name is None else f" at {name}"
             raise SpecError(f"{where(at)}: lora_rank is up to {most}{of}, but {why}")
+
+
+def _key_of_ranks(spec: SearchSpec, placement: str | None, where: Where) -> str:
+    """Return the key that the ranks of a placement stand at."""
+    # A comparison has points in place of a space.
+    in_space = where("space") != where("")
+    return f"space.{spec.space.key_of_ranks(placement)}" if in_space else "points"
 
 
 def _check_modules(place: AdapterPlace, placement: Placement, geometry: Geometry, key: str) -> None:

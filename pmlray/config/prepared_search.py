@@ -21,6 +21,7 @@ from pmlray.config.place_in_base import check_places
 from pmlray.config.placement import Placement
 from pmlray.config.record_facts import encode_queries, local_tokenizer, read_facts
 from pmlray.config.search_spec import SearchSpec
+from pmlray.config.start_adapter import START_FILES, StartAdapter, read_start
 from pmlray.errors import DataError, SpecError
 from pmlray.memory import Facts, LostText, TaskSource, build_memory
 from pmlray.types import DesignPoint, Method, Phase, PlannedRun
@@ -34,13 +35,15 @@ CHAT_TEMPLATE_TOKENS = 64
 class PreparedSearch:
     """A valid spec with its base model's source and the content of its task's files.
 
-    `facts`: of a records task, with their places in its file.
+    `facts`: of a records task, with their places in its file. `start`: the adapter that every run
+    begins with; None: each begins with factors of its own.
     """
 
     spec: SearchSpec
     source: ModelSource
     task: TaskSource
     facts: Facts | None = None
+    start: StartAdapter | None = None
 
     @property
     def duplicates(self) -> str:
@@ -68,6 +71,8 @@ class PreparedSearch:
     @cached_property
     def placements(self) -> Mapping[str | None, Placement]:
         """Sites of the adapters in the base, by the placement's name; see `SearchSpec.places`."""
+        if self.start is not None:
+            return {None: self.start.placement}
         geometry = self.source.geometry
         places = self.spec.places.items()
         return {n: place.resolve(geometry.n_layers, geometry.modules) for n, place in places}
@@ -89,13 +94,21 @@ class PreparedSearch:
 
     def place_name(self, point: DesignPoint) -> str:
         """Return where a point's adapter sits: its placement's name, else in words."""
-        return point.placement or self.spec.place.describe()
+        return point.placement or self.describe_place()
 
     @property
     def placement(self) -> Placement:
         """Sites of the adapters of a search with one place; SpecError where it has several."""
+        if self.start is not None:
+            return self.start.placement
         geometry = self.source.geometry
         return self.spec.place.resolve(geometry.n_layers, geometry.modules)
+
+    def describe_place(self, placement: str | None = None) -> str:
+        """Return where the adapters of a placement sit, by its name, in words."""
+        if self.start is not None:
+            return self.start.describe()
+        return self.spec.places[placement].describe()
 
     @property
     def params_per_rank(self) -> int:
@@ -108,7 +121,8 @@ class PreparedSearch:
         same whatever its placement is called."""
         if self.spec.probe is not None:
             return {"probe": self.spec.probe.model_dump()}
-        return {"adapter": asdict(self.placement_of(point))}
+        facts = {} if self.start is None else {"from_adapter": self.start.facts()}
+        return {"adapter": asdict(self.placement_of(point)), **facts}
 
     def plan_run(
         self,
@@ -192,18 +206,28 @@ def prepare_comparison(
 def _prepare(spec: SearchSpec, path: Path, where: Where) -> PreparedSearch:
     source = resolve_model(spec.model.id, spec.model.revision)
     spec = spec.model_copy(update={"model": spec.model.at(source.revision)})
-    check_places(spec, source.geometry, where)
+    start = _read_start(spec, path, source)
+    check_places(spec, source.geometry, where, start)
     tokenizer = local_tokenizer(source)
     facts = _read_facts(spec, path, tokenizer)
-    prepared = PreparedSearch(spec, source, _read_task(spec, path, facts), facts)
+    prepared = PreparedSearch(spec, source, _read_task(spec, path, facts), facts, start)
     _check_lengths(prepared, path, tokenizer)
     return prepared
+
+
+def _read_start(spec: SearchSpec, path: Path, source: ModelSource) -> StartAdapter | None:
+    """Return the adapter that every run begins with; None where there is none."""
+    if spec.adapter is None or (name := spec.adapter.from_adapter) is None:
+        return None
+    for file in START_FILES:
+        file_beside(path, "adapter.from_adapter", f"{name}/{file}")
+    return read_start(path.parent / name, spec.model, source)
 
 
 def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Facts | None:
     if (name := spec.task.records) is None:
         return None
-    file = file_beside(path, "records", name)
+    file = file_beside(path, "task.records", name)
     if spec.task.kind != "records":
         return None
     return read_facts(file, tokenizer, spec.task.prompt_format)
@@ -212,7 +236,7 @@ def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Fa
 def _read_task(spec: SearchSpec, path: Path, facts: Facts | None) -> TaskSource:
     task, text = spec.task, None
     if (name := task.text) is not None:
-        file = file_beside(path, "text", name)
+        file = file_beside(path, "task.text", name)
         if task.kind == "long_context" and task.random_ratio < 100:
             text = read_text(file)
     return TaskSource(
@@ -227,7 +251,7 @@ def _read_task(spec: SearchSpec, path: Path, facts: Facts | None) -> TaskSource:
 
 
 def file_beside(path: Path, key: str, name: str) -> Path:
-    """Return the file that task.`key` of the search in `path` names.
+    """Return the file or folder that `key` of the search in `path` names.
 
     SpecError where it is outside that search's folder: an untrusted search could otherwise name any
     file of this machine.
@@ -236,10 +260,10 @@ def file_beside(path: Path, key: str, name: str) -> Path:
     try:
         inside = file.resolve().is_relative_to(path.parent.resolve())
     except (OSError, ValueError, RuntimeError) as error:
-        raise SpecError(f"{path}: task.{key}: {name!r} names no file ({error})") from error
+        raise SpecError(f"{path}: {key}: {name!r} names no file ({error})") from error
     if Path(name).is_absolute() or ".." in Path(name).parts or not inside:
         raise SpecError(
-            f"{path}: task.{key}: {name!r} leads out of the search's folder; put the file there"
+            f"{path}: {key}: {name!r} leads out of the search's folder; put the file there"
         )
     return file
 

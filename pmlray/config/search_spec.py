@@ -246,8 +246,7 @@ class SearchSpec(Part):
 
     @property
     def places(self) -> Mapping[str | None, AdapterPlace]:
-        """Where the adapters sit, as the spec says it, by the placement's name: the one of `probe`
-        or `adapter` has the name None."""
+        """Where adapters sit by the placement's name: None for that of `probe` or `adapter`."""
         if self.space.placement is not None:
             return {**self.space.placement}
         return {None: one_place(self.probe, self.adapter, "a search")}

@@ -51,6 +51,16 @@ def pack_provenance(
     }
 
 
+def start_provenance(search: PreparedSearch, start_loss: float) -> dict[str, Any]:
+    """Return the provenance of a run that began with an adapter, and nothing of any other.
+
+    start_loss: with that adapter, nats per supervised token.
+    """
+    if search.start is None:
+        return {}
+    return {"from_adapter": {**search.start.facts(), "start_loss": start_loss}}
+
+
 def run_provenance(search: PreparedSearch, run: PlannedRun, memory: MemorySet) -> dict[str, Any]:
     """Return the provenance of a single run that ends now."""
     per_rank = search.params_per_rank_of(run.point)

@@ -16,6 +16,7 @@ from pmlray.design.packing import MEMORY_SHARE
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW
 from pmlray.engine.adapters.packed_lora import PackedLora
+from pmlray.engine.adapters.start_weights import start_weights
 from pmlray.engine.evaluation.control_text import Prefixes
 from pmlray.engine.model.base_model import BaseModel, LoadBase, load_base_model
 from pmlray.engine.model.batches import CPU_MICRO_BATCH_TOKENS, MAX_MICRO_BATCH_TOKENS
@@ -113,6 +114,7 @@ def ready_pack(
         [r.seed for r in pack.runs],
         Admission(members, spec.recipe, room).most_at_once,
         placements,
+        None if search.start is None else start_weights(search.start),
     )
     model = AdaptedModel(base, lora)
     optimizer = PackedAdamW(

@@ -40,10 +40,13 @@ class PlacementNeed:
 
 @dataclass(frozen=True, slots=True)
 class PlacementChoice:
-    """Placements by rising median cost of a loss reduction of delta_loss nats per token.
+    """Placements by rising median cost of a loss reduction of delta_loss nats per token, or in an
+    order that was asked about.
 
     `p_first`: probability that the first costs less than the runner-up; `p_order`: that the whole
-    order is so. Equal costs count as half, and as being in order. `by`: what the costs are.
+    order is so. Equal costs count as half, and as being in order. Both, and `p_best` of the needs,
+    are of the samples in which any placement reaches it: the others tell nothing of the order.
+    `by`: what the costs are.
     """
 
     seq_len: float
@@ -104,6 +107,7 @@ def choose_placement(
     cost: Cost = adapter_params,
     by: By = "parameters",
     level: float = 0.9,
+    order: Sequence[Placement] | None = None,
 ) -> PlacementChoice:
     """Order placements by what a loss reduction costs there.
 
@@ -117,6 +121,8 @@ def choose_placement(
             compared with sample i of the others.
         by: what the cost is, for whoever reads the choice.
         level: of the intervals.
+        order: all of the placements, in the order whose probability is asked for; by default that
+            of rising median cost.
 
     Raises:
         DataError: fewer than two placements, or a delta_loss that is not a finite number.
@@ -135,10 +141,14 @@ def choose_placement(
         [needed_ranks(samples.at(p), seq_len, train_steps, delta_loss) for p in placements]
     )
     cost_Kn = np.stack([_costs(cost, p, r) for p, r in zip(placements, rank_Kn, strict=True)])
-    cheapest_Kn = cost_Kn == cost_Kn.min(axis=0)
+    reached_n = np.isfinite(cost_Kn).any(axis=0)
+    compared_Kn = cost_Kn[:, reached_n] if reached_n.any() else cost_Kn
+    cheapest_Kn = compared_Kn == compared_Kn.min(axis=0)
     best_K = (cheapest_Kn / cheapest_Kn.sum(axis=0)).mean(axis=1)
     middle_K = [order_statistics(cost_n, level).value for cost_n in cost_Kn]
-    order = sorted(range(len(placements)), key=lambda k: (middle_K[k], -best_K[k]))
+    ranked = sorted(range(len(placements)), key=lambda k: (middle_K[k], -best_K[k]))
+    if order is not None:
+        ranked = [placements.index(placement) for placement in order]
     needs = tuple(
         PlacementNeed(
             placements[k],
@@ -146,11 +156,11 @@ def choose_placement(
             order_statistics(cost_Kn[k], level),
             float(best_K[k]),
         )
-        for k in order
+        for k in ranked
     )
-    first, second = cost_Kn[order[0]], cost_Kn[order[1]]
+    ordered_Kn = compared_Kn[ranked]
+    first, second = ordered_Kn[:2]
     p_first = float(np.mean((first < second) + 0.5 * (first == second)))
-    ordered_Kn = cost_Kn[order]
     p_order = float(np.mean(np.all(ordered_Kn[:-1] <= ordered_Kn[1:], axis=0)))
     return PlacementChoice(seq_len, train_steps, delta_loss, needs, p_first, p_order, by)
 

@@ -58,6 +58,8 @@ def check_sharded(search: PreparedSearch, pack: Pack) -> None:
             f"{spec.model.id} takes the general path, which runs on one device: set"
             " workers_per_pack: 1"
         )
+    if search.start is not None:
+        raise RunError("runs that begin with an adapter train packed only: set workers_per_pack: 1")
     if any(run.method != "sft" for run in pack.runs):
         raise RunError("MemFT's methods train packed only: set workers_per_pack: 1")
 

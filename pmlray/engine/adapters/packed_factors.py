@@ -94,15 +94,22 @@ class PlacedFactors:
         return slice(self.first, self.first + self.slots)
 
     @torch.no_grad()
-    def start(self, slot: int, lora_rank: int, seed: int) -> None:
-        """Put an untrained adapter into a slot of the pack."""
+    def start(self, slot: int, lora_rank: int, seed: int, begin_with: AdapterWeights) -> None:
+        """Put an untrained adapter into a slot of the pack.
+
+        begin_with: factors of its first columns at some sites, in place of fresh ones.
+        """
         own = slot - self.first
         for group in self.groups:
             group.A[own], group.B[own] = 0, 0
         for site, a in initial_As(self.shapes, lora_rank, seed).items():
             g, j = self._place[site]
-            stacked = self.groups[g].A
-            stacked[own, j, :, :lora_rank] = a.to(stacked.device)
+            stacked = self.groups[g]
+            stacked.A[own, j, :, :lora_rank] = a.to(stacked.A.device)
+            if site in begin_with:
+                a, b = begin_with[site]
+                stacked.A[own, j, :, : len(b)] = a.to(stacked.A.device)
+                stacked.B[own, j, : len(b)] = b.to(stacked.B.device)
 
     def weights(self, slot: int, lora_rank: int) -> dict[Site, tuple[Tensor, Tensor]]:
         """Return A (X, r) and B (r, D) of a slot of the pack, detached, without padding to K."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pmlray.config.placement import Placement, Site
-from pmlray.engine.adapters.packed_factors import PlacedFactors, SiteShapes
+from pmlray.engine.adapters.packed_factors import AdapterWeights, PlacedFactors, SiteShapes
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.batches import Block, MicroBatch
 from pmlray.engine.runtime.pack_state import PackState
@@ -40,6 +40,7 @@ class PackedLora(nn.Module):
         seeds: Sequence[int],
         n_slots: int | None = None,
         placements: Sequence[Placement] | None = None,
+        start: AdapterWeights | None = None,
     ) -> None:
         """Make untrained adapters.
 
@@ -48,12 +49,15 @@ class PackedLora(nn.Module):
             ranks, seeds: of each adapter.
             n_slots: most adapters that train at once; None: all.
             placements: of each adapter; None where the base has a single one.
+            start: factors of the first columns of every adapter, in place of fresh ones; the
+                columns beyond them are fresh, so that the output is that of these factors.
         """
         super().__init__()
         if placements is None:
             (only,) = base.placements
             placements = [only] * len(ranks)
         self.ranks, self._seeds = tuple(ranks), tuple(seeds)
+        self._begin_with = {} if start is None else start
         members: dict[Placement, list[int]] = {}
         for n, placement in enumerate(placements):
             members.setdefault(placement, []).append(n)
@@ -132,7 +136,8 @@ class PackedLora(nn.Module):
         return slot
 
     def _start(self, n: int, slot: int) -> None:
-        self._placed[self._kind_N[n]].start(slot, self.ranks[n], self._seeds[n])
+        placed, rank = self._placed[self._kind_N[n]], self.ranks[n]
+        placed.start(slot, rank, self._seeds[n], self._begin_with)
         self._holders[slot], self._slot_N[n] = n, slot
 
     def get_state(self) -> PackState:

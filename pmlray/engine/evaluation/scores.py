@@ -105,6 +105,12 @@ def mean_losses(
     return total / count
 
 
+def bare_losses(model: AdaptedModel, rows: Sequence[Row], n_adapters: int) -> list[float]:
+    """Return the mean nll of the target tokens of each adapter's rows, without the adapter."""
+    with model.without_adapters():
+        return mean_losses(model, rows, n_adapters, lambda *_: None).tolist()
+
+
 @torch.no_grad()
 def score_tokens(model: AdaptedModel, rows: Sequence[Row]) -> TokenScores:
     """Score every supervised token of one adapter's rows, in the order of their samples.

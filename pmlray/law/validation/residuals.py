@@ -119,8 +119,9 @@ def residual_structure(data: LawData, fit: LawFit) -> ResidualStructure:
         if along == "predicted":
             columns = np.stack([axis**2, axis**3], axis=1)
         else:
-            # Steps are 0 where they are unknown.
-            log = np.log(np.maximum(axis, 1.0))
+            # Steps are 0 where they are unknown; ranks of a reference with many parameters are
+            # below 1.
+            log = np.log(np.where(axis > 0.0, axis, 1.0))
             columns = np.stack([log - log.mean(), (log - log.mean()) ** 2], axis=1)
         share, p_value = _added_variables(root_w * residual, jac, root_w[:, None] * columns)
         trends.append(ResidualTrend(along, spearman(axis, residual), share, p_value))
@@ -165,9 +166,9 @@ def _added_variables(
 ) -> tuple[float | None, float | None]:
     """Return the share of the residual sum of squares that columns (N, 2) explain beside jac (N,
     P), and the p value of its F test."""
-    own = _basis(jac / np.maximum(np.linalg.norm(jac, axis=0), 1e-300), 1e-10)
+    own = _basis(_normed(jac), 1e-10)
     left = residual - own @ (own.T @ residual)
-    columns = columns / np.linalg.norm(columns, axis=0)
+    columns = _normed(columns)
     added = _basis(columns - own @ (own.T @ columns), LEAST_SHARE)
     q = int(added.shape[1])
     dof = int(residual.size - own.shape[1]) - q
@@ -177,6 +178,11 @@ def _added_variables(
     explained = float(np.sum((added.T @ left) ** 2))
     rest = max(total - explained, 1e-300)
     return explained / total, float(fdtrc(q, dof, (explained / q) / (rest / dof)))
+
+
+def _normed(columns: FloatArray) -> FloatArray:
+    """Return columns (N, C) of length 1; a column of zeros stays as it is."""
+    return columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-300)
 
 
 def _basis(columns: FloatArray, least: float) -> FloatArray:

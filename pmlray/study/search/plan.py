@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 from pmlray.config.bases.geometry import Geometry
+from pmlray.config.placement import Placement
 from pmlray.config.placement_facts import law_placements
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import SearchSpec
@@ -25,6 +26,7 @@ from pmlray.design import (
 )
 from pmlray.design.cost import CPU_CORE_FLOPS, GPU_FLOPS
 from pmlray.errors import DesignError
+from pmlray.law import PlacementChoice
 from pmlray.study.budget.allowance import budget_advice
 from pmlray.study.run_names import point_name
 from pmlray.types import DesignPoint, PlannedRun
@@ -50,8 +52,10 @@ class SearchPlan:
     Rates are guesses until something is measured. `cells` are the design points of the grid with
     the cost of one run, each of which may be measured on `replicates` (sequence, seed) pairs;
     `first_pack` are the runs it begins with. `advice`: remedy for a budget that is too small, None
-    where it is not. `counts`: n_records, the different ones, and n_duplicates of a records file;
-    `duplicates`: a sentence on the latter, empty where there are none.
+    where it is not. `places`: where adapters may sit, in words, by the placement's name; none for
+    one place. `choices`: which placement stores a text for the fewest parameters, by the runs that
+    are in the search's store. `counts`: n_records, the different ones, and n_duplicates of a
+    records file; `duplicates`: a sentence on the latter, empty where there are none.
     """
 
     search_id: str
@@ -63,6 +67,8 @@ class SearchPlan:
     advice: str | None = None
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
     duplicates: str = ""
+    places: Mapping[str, str] = field(default_factory=dict[str, str])
+    choices: tuple[PlacementChoice, ...] = ()
 
     @property
     def device(self) -> str:
@@ -95,7 +101,20 @@ class SearchPlan:
                 | {"sequence_id": run.sequence_id, "seed": run.seed, "gpu_seconds": seconds}
                 for run, seconds in self.first_pack
             ],
+            **({"placements": dict(self.places)} if self.places else {}),
+            **({"choices": [c.to_json() for c in self.choices]} if self.choices else {}),
         }
+
+    def _describe_places(self) -> list[str]:
+        if not self.places:
+            return []
+        lines = ["placements:", *(f"  {name}: {told}" for name, told in self.places.items())]
+        if not self.choices:
+            lines.append(
+                "which of them needs the fewest parameters at the targets is told once each has"
+                " runs: by this command again, and by pmlray fit STORE"
+            )
+        return lines
 
     def describe(self) -> str:
         """Describe the plan as text."""
@@ -105,6 +124,7 @@ class SearchPlan:
             f" the budget is {self.budget:.0f} (rates are guesses until measured)",
             *([self.advice] if self.advice else []),
             *([self.duplicates] if self.duplicates else []),
+            *self._describe_places(),
             "first runs, by placement in one pack or several:" if self._placed else "first pack:",
         ]
         for run, seconds in self.first_pack:
@@ -113,6 +133,13 @@ class SearchPlan:
                 f" about {seconds:.0f} gpu_seconds"
             )
         return "\n".join(lines)
+
+
+def _sites(search: PreparedSearch, point: DesignPoint) -> str:
+    """Return where a point's adapter sits, its ranks and its parameters, in words."""
+    ranks = ", ".join(map(str, search.spec.space.ranks_of(point.placement)))
+    where, per_rank = search.spec.places[point.placement], search.params_per_rank_of(point)
+    return f"{where.describe()}, ranks {ranks}, {per_rank} parameters a rank"
 
 
 def plan_search(search: PreparedSearch, gpu: bool) -> SearchPlan:
@@ -132,6 +159,7 @@ def plan_search(search: PreparedSearch, gpu: bool) -> SearchPlan:
         budget_advice(search.spec, cost),
         search.counts(),
         search.duplicates,
+        {p.placement: _sites(search, p) for p in search.spec.space.corners() if p.placement},
     )
 
 
@@ -161,14 +189,18 @@ def design_settings(search: PreparedSearch) -> DesignSettings:
 def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
     """Return the cost model before anything is measured."""
     flops = GPU_FLOPS if gpu else CPU_CORE_FLOPS[search.spec.model.base_dtype]
-    return cost_from_sizes(search.spec, search.source.geometry, flops)
+    return cost_from_sizes(search.spec, search.source.geometry, search.placements, flops)
 
 
-def cost_from_sizes(spec: SearchSpec, geometry: Geometry, flops: float) -> CostModel:
-    """Return the cost of a search on a base of these sizes; flops: of the device, a second."""
+def cost_from_sizes(
+    spec: SearchSpec, geometry: Geometry, placements: Mapping[str | None, Placement], flops: float
+) -> CostModel:
+    """Return the cost of a search on a base of these sizes.
+
+    placements: of the search in it, by name; flops: of the device, a second.
+    """
     priors = dict[str, tuple[CostModel, int]]()
-    for name, place in spec.places.items():
-        placement = place.resolve(geometry.n_layers, geometry.modules)
+    for name, placement in placements.items():
         first_layer = geometry.first_trained_layer(placement)
         cost = prior_cost(
             (geometry.n_layers - first_layer) * geometry.layer_weights,

@@ -24,10 +24,13 @@ def learnt(cost: CostModel, observations: Iterable[Observation]) -> CostModel:
 def measured_cost(spec: SearchSpec, observations: Iterable[Observation]) -> CostModel:
     """Return a search's cost model from its runs alone; not `measured` before there are any.
 
-    Where this machine does not know the base's sizes, all ranks and placements count as equal work.
+    Where this machine does not know the base's sizes, or the sites of an adapter to begin with, all
+    ranks and placements count as equal work.
     """
-    if (geometry := known_geometry(spec.model.id)) is not None:
-        blank = replace(cost_from_sizes(spec, geometry, 1.0), seconds_per_token=math.nan)
+    begins_with = spec.adapter is not None and spec.adapter.from_adapter is not None
+    if not begins_with and (geometry := known_geometry(spec.model.id)) is not None:
+        sites = {n: p.resolve(geometry.n_layers, geometry.modules) for n, p in spec.places.items()}
+        blank = replace(cost_from_sizes(spec, geometry, sites, 1.0), seconds_per_token=math.nan)
     else:
         alike = dict.fromkeys(spec.space.placement or (), PlaceWork(1.0, 0.0, 0))
         blank = CostModel(math.nan, **cost_terms(spec), places=alike)

@@ -105,6 +105,11 @@ def table_provenance(search_id: str, observations: Sequence[Observation]) -> tup
     law = [o for o in observations if o.phase == "law"]
     if not law:
         raise DataError("no observations of the law's phase: there is nothing to put into a table")
+    if any(o.provenance.get("from_adapter") for o in law):
+        raise DataError(
+            "these runs began with an adapter, and a table is of runs from scratch: pmlray fit"
+            " reads their store"
+        )
 
     def all_of(name: str) -> str:
         found = {str(o.provenance.get(name, "unknown")) for o in law}

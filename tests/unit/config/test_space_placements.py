@@ -114,7 +114,7 @@ def test_a_run_is_the_same_whatever_its_placement_is_called(make_placed_search: 
         (
             ("a: {target_modules: k_proj, rank: [4]}",),
             (),
-            r"space.placement.a.rank: unknown key; allowed here: alpha, layers, lora_rank, target_",
+            r"space.placement.a.rank: unknown key; allowed here: alpha, from_adapter, layers, lora",
         ),
         (
             ("a: {target_modules: k_proj, layers: some}",),

@@ -15,6 +15,7 @@ from pmlray.config.placement import Placement
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW
+from pmlray.engine.adapters.packed_factors import AdapterWeights
 from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.model.base_model import BaseModel, load_base_model
 from pmlray.engine.model.prefix_cache import build_prefix_cache
@@ -64,12 +65,13 @@ def train(
     also: Callable[[dict[int, TrainedMember]], None] = lambda ended: None,
     room: Room | None = None,
     placements: Sequence[Placement] | None = None,
+    start: AdapterWeights | None = None,
 ) -> Trained:
     cached = [build_prefix_cache(base, own) for own in records]
     members = make_members(runs, cached, [[record.repeats for record in own] for own in records])
     slots = Admission(members, recipe, room).most_at_once
     ranks, seeds = [r.point.lora_rank for r in runs], [r.seed for r in runs]
-    lora = PackedLora(base, ranks, seeds, slots, placements)
+    lora = PackedLora(base, ranks, seeds, slots, placements, start)
     model = AdaptedModel(base, lora)
     optimizer = PackedAdamW(
         lora.param_groups(), clip_norm=recipe.clip_norm, weight_decay=recipe.weight_decay
