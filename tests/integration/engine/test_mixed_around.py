@@ -24,10 +24,10 @@ from pmlray.engine.training import cuda_graph_step
 from pmlray.engine.training.step import TorchStepper
 from pmlray.errors import DataError, RunError
 from pmlray.types import Pack
+from tests.integration.engine.packs.test_checkpoints import outcome
 from tests.integration.recording import Recorded
 from tests.mixed_packs import PACKS, RECIPE, WHERE, runs_of, trained
 from tests.unit.engine.conftest import random_record
-from tests.integration.engine.packs.test_checkpoints import outcome
 
 TinyAt = Callable[..., BaseModel]
 

@@ -22,9 +22,9 @@ from pmlray.engine.runtime.checkpoints import AskedToLeave, Checkpoints
 from pmlray.memory import Record
 from pmlray.types import MemftRules, Room
 from tests.families import tiny_model
+from tests.integration.engine.packs.test_checkpoints import Cut, outcome
 from tests.mixed_packs import PACKS, RECIPE, WHERE, peft_losses, runs_of, trained
 from tests.unit.engine.conftest import make_run, random_record
-from tests.integration.engine.packs.test_checkpoints import Cut, outcome
 
 TinyAt = Callable[..., BaseModel]
 
