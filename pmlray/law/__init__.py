@@ -11,6 +11,7 @@ from pmlray.law.forms.registry import CAPPED, law_from_json
 from pmlray.law.observed_placements import placement_from_facts
 from pmlray.law.placement_choice import PlacementChoice, PlacementNeed, choose_placement
 from pmlray.law.placement_comparison import PlacementLawErrors, compare_placement_laws
+from pmlray.law.placement_costs import measured_choices
 from pmlray.law.placement_worth import PlaceWorth, depth_worths, kind_worths, placement_worths
 from pmlray.law.placements import (
     PlacedPoint,
@@ -85,6 +86,7 @@ __all__ = [
     "law_from_json",
     "mape",
     "measure_transition",
+    "measured_choices",
     "module_kind",
     "named_placement",
     "param_correlations",

@@ -139,8 +139,8 @@ class LawSummary:
                 "No base loss is known, so nothing is predicted above the largest delta_loss"
                 f" measured, {self.average.base_loss:.4g} nats: give it with --base-loss."
             )
-        if far := [t.point for t in self.targets if t.far]:
-            where = ", ".join(f"({p.lora_rank}, {p.seq_len})" for p in far)
+        if far := [t.name for t in self.targets if t.far]:
+            where = ", ".join(far)
             found.append(
                 f"Beyond four times the measured ranks or lengths: (r, l) {where}. Nothing tells"
                 " how the law goes on there but the points' own trend."

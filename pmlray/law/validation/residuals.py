@@ -21,16 +21,18 @@ ROUNDING = 1e-9
 # Nor is there structure in residuals below this share of the noise of their runs: the prior leaves
 # as much where points are exact.
 BELOW_NOISE = 0.1
+# Parameters of the reference placement that an adapter's are worth: its rank there up to a factor.
+EFFECTIVE = "effective parameters"
 # Added directions of which the law's own parameters leave less than this share are dropped.
 LEAST_SHARE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class ResidualTrend:
-    """Test of residuals along `along`: lora_rank, seq_len, train_steps or predicted.
+    """Test of residuals along `along`: lora_rank, seq_len, train_steps or predicted; of several
+    placements `EFFECTIVE` in place of lora_rank.
 
-    Ranks are those of the reference placement that the parameters are worth, where there are
-    several. `correlation`: Spearman's, of the signed residual with the variable. `share`: of the
+    `correlation`: Spearman's, of the signed residual with the variable. `share`: of the
     residual sum of squares that a parabola in the variable explains beyond what the law's own
     parameters could. `p_value`: of that share under independent normal noise of equal size. None
     where the points are too few or fitted far better than their noise, or where an UNDERDETERMINED
@@ -104,7 +106,7 @@ def residual_structure(data: LawData, fit: LawFit) -> ResidualStructure:
     untestable = exact or close or (weak and float(np.sum(residual**2)) >= spread_of_all)
     trends: list[ResidualTrend] = []
     for along, axis in (
-        ("lora_rank", at[0]),
+        (EFFECTIVE if points.several_placements else "lora_rank", at[0]),
         ("seq_len", points.seq_len),
         ("train_steps", points.train_steps),
         ("predicted", predicted),

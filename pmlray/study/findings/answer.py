@@ -13,6 +13,8 @@ from statistics import fmean
 import scipy
 
 from pmlray.study.findings.memft_pairs import MemftPair
+from pmlray.study.findings.placed_law import rank_of
+from pmlray.study.findings.placement_words import largest_choice
 from pmlray.study.findings.recall_rule import ANSWER_AND_END, recall_rule
 from pmlray.study.findings.result import SearchResult
 from pmlray.types import DesignPoint, Method, Observation
@@ -79,6 +81,7 @@ def plain_answer(result: SearchResult) -> tuple[str, ...]:
     cost = result.observations[-1].provenance.get("gpu_seconds_unit", "device")
     return (
         *_on_recall(tried, unit, cost, recall_rule(result.observations) == ANSWER_AND_END),
+        *largest_choice(result.choices),
         *_on_memft(result.pairs),
         "Next, which rank your own records need: pmlray size --records FILE.jsonl --model"
         f" {result.spec.model.id}",
@@ -156,14 +159,7 @@ def _count(tried: Tried, unit: str) -> str:
 
 def _at(tried: Tried) -> str:
     point = tried.point
-    return (
-        f"rank {point.lora_rank}{_place(point.placement)} with {point.seq_len} tokens and"
-        f" {point.train_steps} steps"
-    )
-
-
-def _place(name: str | None) -> str:
-    return "" if name is None else f" at {name}"
+    return f"{rank_of(point)} with {point.seq_len} tokens and {point.train_steps} steps"
 
 
 def _on_memft(pairs: Sequence[MemftPair]) -> tuple[str, ...]:
@@ -188,5 +184,5 @@ def _on_memft(pairs: Sequence[MemftPair]) -> tuple[str, ...]:
 
 def _points(pairs: Sequence[MemftPair]) -> str:
     points = sorted({p.sft.point for p in pairs})
-    named = (f"rank {p.lora_rank}{_place(p.placement)} with {p.seq_len} tokens" for p in points)
-    return " and ".join(dict.fromkeys(named))
+    named = dict.fromkeys(f"{rank_of(p)} with {p.seq_len} tokens" for p in points)
+    return " and ".join(named)

@@ -16,6 +16,7 @@ from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.capacity import capacities, capacity_json
 from pmlray.study.report.headline import headline
 from pmlray.study.report.page import write_page
+from pmlray.study.report.placements import placements_json
 from pmlray.study.report.sections import report_sections
 from pmlray.types import Observation
 
@@ -76,6 +77,7 @@ def report_json(result: SearchResult, facts: Mapping[str, Any]) -> dict[str, Any
                 for s in result.snapshots
             ],
             "capacity": capacity_json(capacities(result)),
+            **({"placements": placements_json(result)} if result.placements else {}),
             "facts": facts,
         }
     )

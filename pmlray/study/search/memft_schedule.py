@@ -15,7 +15,8 @@ from dataclasses import replace
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import SearchSpec
 from pmlray.design import CostModel
-from pmlray.law import LawSummary, Placement
+from pmlray.law import LawSummary
+from pmlray.study.findings.placed_law import fitted_places
 from pmlray.types import DesignPoint, Method, Observation, PlannedRun
 
 log = logging.getLogger(__name__)
@@ -28,14 +29,12 @@ LawAt = Callable[[DesignPoint], float | None]
 def law_at_points(law: LawSummary, fitted: Iterable[Observation]) -> LawAt:
     """Return the best form of a law as the delta_loss (nats per token) that it predicts at a point;
     None at a placement without runs. fitted: the runs that it was fitted to."""
-    seen, data = {o.point.placement for o in fitted}, law.unseen.data
-    several = data.placements if data.several_placements else ()
-    by_name: dict[str | None, Placement] = {at.name: at for at in several}
+    places = fitted_places(law, fitted)
 
     def predict(point: DesignPoint) -> float | None:
-        if point.placement not in seen:
+        if point.placement not in places:
             return None
-        at = by_name.get(point.placement)
+        at = places[point.placement]
         own = law.fit.law if at is None else law.fit.law_at(at)
         return float(own.predict(point.lora_rank, point.seq_len, point.train_steps))
 

@@ -185,3 +185,11 @@ def make_result() -> MakeResult:
 def result(make_result: MakeResult) -> SearchResult:
     """The whole of it, fitted once."""
     return make_result()
+
+
+@pytest.fixture(scope="session")
+def placed_result() -> SearchResult:
+    """A search over three placements, fitted once."""
+    from tests.unit.study.placed_search import placed_search
+
+    return placed_search()

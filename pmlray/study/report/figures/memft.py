@@ -21,6 +21,8 @@ from pmlray.study.report.figures.style import (
 )
 from pmlray.types import DesignPoint, Method
 
+# Letters of a name that Vega's own limit of 180 pixels may cut.
+LONG = 24
 RECALLS = ("exact_recall", "prefix_recall", "token_recall")
 Changed = tuple[DesignPoint, Method, Mapping[str, Difference]]
 
@@ -86,7 +88,7 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
     ends = padded([row[end] for row in rows for end in ("low", "high")] + [0.0])
     within = alt.Scale(domain=[max(-1.0, ends[0]), min(1.0, ends[1])], nice=False)
     shared = alt.Chart(data(rows)).encode(
-        y=alt.Y("row", type="nominal", sort=order, title=None, axis=alt.Axis(grid=True)),
+        y=alt.Y("row", type="nominal", sort=order, title=None, axis=_names_axis(order)),
         yOffset=alt.YOffset("figure", type="nominal", scale=alt.Scale(domain=list(RECALLS))),
         color=alt.Color(
             "figure",
@@ -116,14 +118,23 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
     )
 
 
+def _names_axis(names: Sequence[str]) -> alt.Axis:
+    """Return an axis of names, which are whole also where a placement's makes them long."""
+    return alt.Axis(grid=True) if max(map(len, names)) < LONG else alt.Axis(grid=True, labelLimit=0)
+
+
 def point_label(p: DesignPoint) -> str:
-    """Return a short label of a point: rank, length, steps."""
-    return f"r{p.lora_rank} l{p.seq_len} t{p.train_steps}"
+    """Return a short label of a point: its placement where it has one, rank, length, steps."""
+    return f"{_place(p)}r{p.lora_rank} l{p.seq_len} t{p.train_steps}"
+
+
+def _place(p: DesignPoint) -> str:
+    return "" if p.placement is None else f"{p.placement} "
 
 
 def pair_label(number: int, pair: MemftPair) -> str:
-    """Return a short, unique label: the pair's number in the table, its rank and length."""
-    return f"{number}: r{pair.point.lora_rank} l{pair.point.seq_len}"
+    """Return a short, unique label: the pair's number in the table, and its point."""
+    return f"{number}: {_place(pair.point)}r{pair.point.lora_rank} l{pair.point.seq_len}"
 
 
 def _pair_panel(pairs: Sequence[MemftPair], name: str) -> Panel:
@@ -144,7 +155,7 @@ def _pair_panel(pairs: Sequence[MemftPair], name: str) -> Panel:
             for method, value in recall.items()
         ]
     shown = [m for m in SHORT_METHOD.values() if any(d["method"] == m for d in dots)]
-    y = alt.Y("pair", type="nominal", sort=labels, title=None, axis=alt.Axis(grid=True))
+    y = alt.Y("pair", type="nominal", sort=labels, title=None, axis=_names_axis(labels))
     x = alt.Scale(domain=[-0.03, 1.03], nice=False)
     axis = alt.Axis(values=QUARTERS, format=".2~f", grid=False)
     layers: list[AnyChart] = [

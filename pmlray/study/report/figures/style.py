@@ -41,9 +41,14 @@ _FORMATS = {
     "supervised_tokens": ",d",
     "train_steps": ",d",
     "gpu_seconds": ",.1f",
+    "n_params": ",d",
+    "effective_params": ",.0f",
 }
 _WHOLE = {"order", "round", "sequence_id", "seed", "n_runs", "token", "n_texts", "position"}
-_WORDS = {"method", "phase", "argmax", "pair", "kind", "role", "row", "figure", "verdict"}
+_WORDS = {
+    *("method", "phase", "argmax", "pair", "kind", "role", "row", "figure", "verdict"),
+    "placement",
+}
 
 
 @dataclass(frozen=True)
@@ -168,7 +173,9 @@ def padded(values: Sequence[float], share: float = 0.06) -> list[float]:
 
 def observation_row(o: Observation) -> ChartRow:
     """Return an observation as one row, under the names of its fields."""
+    at = {} if o.point.placement is None else {"placement": o.point.placement}
     return {
+        **at,
         "lora_rank": o.point.lora_rank,
         "seq_len": o.point.seq_len,
         "supervised_tokens": o.supervised_tokens,
