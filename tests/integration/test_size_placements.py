@@ -26,7 +26,7 @@ from pmlray.types import DesignPoint, Pack
 from tests.integration.conftest import pmlray
 from tests.integration.test_size import PLAIN_PEFT
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 PAIRS = tuple((f"key {i}:", f" {7 * i + 10}") for i in range(12))
 

@@ -113,8 +113,6 @@ def _alpha(said: str) -> float | str:
 def _by_option(said: str, request: SizeRequest) -> str:
     """Return a complaint about a spec's key as one about the option that gave it."""
     layers = "--layers" if request.layers is not None else "--layer"
-    # What a range itself complains of has no key of the part that it is in.
-    said = f"adapter.{said}" if said.startswith("layers ") else said
     options = {
         "adapter.target_modules": "--placement",
         "probe.placement": "--placement",
