@@ -10,7 +10,12 @@ from scipy import stats
 
 from pmlray.law import CeilingLaw, FitOptions, PowerLaw, average_laws, fit_law, read_law_data
 from pmlray.law.validation.correlation import entangled_pairs, param_correlations
-from pmlray.law.validation.residuals import cluster_spread, residual_structure, spearman
+from pmlray.law.validation.residuals import (
+    EFFECTIVE,
+    cluster_spread,
+    residual_structure,
+    spearman,
+)
 from tests.unit.law.placed_points import (
     ATTENTION,
     DOWN,
@@ -173,4 +178,4 @@ def test_ranks_of_a_reference_with_many_parameters_are_tested_below_1():
     fit = average_laws(data, ("ceiling",)).best
     assert fit.law_ranks(data).max() == 1.0 and fit.law_ranks(data).min() < 0.1
     tested = {t.along: t.p_value for t in residual_structure(data, fit).trends}
-    assert 0.0 <= tested["lora_rank"] <= 1.0
+    assert 0.0 <= tested[EFFECTIVE] <= 1.0
