@@ -10,7 +10,12 @@ from scipy import stats
 
 from pmlray.law import CeilingLaw, FitOptions, PowerLaw, average_laws, fit_law, read_law_data
 from pmlray.law.validation.correlation import entangled_pairs, param_correlations
-from pmlray.law.validation.residuals import EFFECTIVE, cluster_spread, residual_structure, spearman
+from pmlray.law.validation.residuals import (
+    EFFECTIVE,
+    cluster_spread,
+    residual_structure,
+    spearman,
+)
 from tests.unit.law.placed_points import (
     ATTENTION,
     DOWN,
