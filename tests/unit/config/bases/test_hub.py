@@ -91,8 +91,9 @@ def test_a_comparison_and_a_sizing_keep_the_commit(hub: Hub, tmp_path: Path) -> 
         "down_proj", 1, "plain", 10, 4, ClusterProfile(),
     )  # fmt: skip
     plan = prepare_size(asked)
-    assert plan.training.spec.model.revision == COMMIT == plan.search.spec.model.revision
-    training = plan.training
+    (option,) = plan.options
+    training = option.training
+    assert training.spec.model.revision == COMMIT == plan.search.spec.model.revision
     code = loading(training.spec, training.source.geometry, training.placement, 4, None)
     assert f'revision="{COMMIT}"' in code
 
