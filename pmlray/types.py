@@ -26,7 +26,7 @@ OBSERVATION_SCHEMA = 6
 Family = tuple[str | None, int, int]
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True, order=True, repr=False)
 class DesignPoint:
     """Point of the law's design.
 
@@ -53,6 +53,10 @@ class DesignPoint:
     def to_json(self) -> dict[str, Any]:
         """Return the stored form, which has a placement only where the point has one."""
         return taken_apart(self)
+
+    def __repr__(self) -> str:
+        given = (f"{name}={value!r}" for name, value in self.to_json().items())
+        return f"DesignPoint({', '.join(given)})"
 
 
 @dataclass(frozen=True, slots=True)
