@@ -82,29 +82,37 @@ _TEXTS = {"placement", "status", "finished"}
 
 def read_rows(file: Path) -> list[Row]:
     """Return a table's rows in its order; none where there is no file yet."""
-    if not file.exists():
-        return []
-    lines = [line for line in file.read_text().splitlines() if not line.startswith("#")]
-    return [_parsed(cells) for cells in csv.DictReader(lines)]
+    return [_parsed(cells) for cells in csv.DictReader(_lines(file, notes=False))]
 
 
-def append_rows(file: Path, rows: Iterable[Row], about: Sequence[str]) -> None:
-    """Append rows to a table; a new one begins with lines about where it was measured."""
+def read_notes(file: Path) -> list[str]:
+    """Return a table's lines about where it was measured."""
+    return [line.removeprefix("# ") for line in _lines(file, notes=True)]
+
+
+def append_rows(file: Path, rows: Iterable[Row], notes: Sequence[str]) -> None:
+    """Append rows to a table, new or not, below those notes that it does not have yet."""
+    known = read_notes(file)
     is_new = not file.exists()
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", newline="") as out:
-        if is_new:
-            out.writelines(f"# {line}\n" for line in about)
+        out.writelines(f"# {note}\n" for note in notes if note not in known)
         table = csv.DictWriter(out, COLUMNS, lineterminator="\n")
         if is_new:
             table.writeheader()
         table.writerows(_written(row) for row in rows)
 
 
-def write_rows(file: Path, rows: Iterable[Row], about: Sequence[str]) -> None:
+def write_rows(file: Path, rows: Iterable[Row], notes: Sequence[str]) -> None:
     """Write a table anew."""
     file.unlink(missing_ok=True)
-    append_rows(file, rows, about)
+    append_rows(file, rows, notes)
+
+
+def _lines(file: Path, notes: bool) -> list[str]:
+    """Return a file's lines that are notes, or the others; none where there is no file."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return [line for line in lines if line.startswith("#") == notes]
 
 
 def _written(row: Row) -> dict[str, Any]:

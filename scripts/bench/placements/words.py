@@ -18,15 +18,20 @@ def describe(found: Mapping[str, Any]) -> str:
     lines = [
         f"{found['runs']} runs, {found['at_tuned_rates']} of them at tuned rates,"
         f" {found['gpu_seconds']:.0f} CPU seconds",
-        "bits a parameter, and beside the reference's; worth by the law; runs converged:",
+        "bits a parameter (and share of the base's loss) by parameters and tokens:",
     ]
+    for name, place in found["bits"].items():
+        cells = "  ".join(
+            f"{c['parameters']}, {c['length']}: {_mean(c['bits'])} ({c['share_of_base']:.2f})"
+            for c in place["cells"]
+        )
+        lines.append(f"  {name:34s} {cells}")
+    lines.append("worth beside the reference's: by bits, by the law; converged, nats left if not:")
     worths = {worth["name"]: worth for worth in found["worths"]}
     for name, place in found["bits"].items():
-        beside, worth = place["beside_reference"], worths.get(name)
         lines.append(
-            f"  {name:40s} {_mean(place['bits'])}  {_mean(beside)}"
-            f"  {_interval(worth)}  {place['converged']} of {place['runs']},"
-            f" {place['fall_if_doubled']:.2f} nats left"
+            f"  {name:34s} {_mean(place['beside_reference'])}  {_interval(worths.get(name))}"
+            f"  {place['converged']} of {place['runs']}, {place['fall_if_doubled']:.2f}"
         )
     lines.append("laws: error at new placements, at new cells, weight by evidence:")
     for law in found["laws"]:
@@ -44,7 +49,7 @@ def describe(found: Mapping[str, Any]) -> str:
     lines.append("twice the steps: bits a parameter before and then; fall told, fell, nats:")
     for row in found["more_steps"]:
         lines.append(
-            f"  {row['placement']:40s} {row['bits']:.2f}, {row['bits_twice']:.2f};"
+            f"  {row['placement']:34s} {row['bits']:.2f}, {row['bits_twice']:.2f};"
             f" {row['fall_told']:.2f}, {row['fall']:.2f}"
         )
     lines.append("rates: final loss at each; what the default of 1e-2 leaves above the best:")
@@ -54,7 +59,7 @@ def describe(found: Mapping[str, Any]) -> str:
         told = "" if above is None else f"; {above:.2f}"
         edge = " (edge)" if row["edge"] else ""
         place = f"{row['placement']}, {row['parameters']}"
-        lines.append(f"  {place:46s} {losses}; best {row['best']:g}{edge}{told}")
+        lines.append(f"  {place:40s} {losses}; best {row['best']:g}{edge}{told}")
     return "\n".join(lines)
 
 

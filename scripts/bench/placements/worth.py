@@ -24,9 +24,10 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 from scripts.bench.common.machine import machine
-from scripts.bench.placements.findings import findings, tuned_rows
+from scripts.bench.placements.findings import findings
 from scripts.bench.placements.plan import next_pack
-from scripts.bench.placements.table import append_rows, read_rows, write_rows
+from scripts.bench.placements.selection import tuned_rows
+from scripts.bench.placements.table import append_rows, read_notes, read_rows, write_rows
 from scripts.bench.placements.training import train
 from scripts.bench.placements.words import describe
 
@@ -52,7 +53,7 @@ def measure(seconds: float) -> None:
                 f" {row.fall_if_doubled_nats:.3g} left, {row.gpu_seconds:.4g} s",
                 flush=True,
             )
-        write_rows(TUNED, tuned_rows([*rows, *found]), about_this_machine())
+        write_rows(TUNED, tuned_rows([*rows, *found]), read_notes(RUNS))
 
 
 def about_this_machine() -> list[str]:

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pmlray.errors import DataError
 from pmlray.law import read_law_data
-from scripts.bench.placements.findings import (
-    REFERENCE,
-    bits_by_placement,
-    findings,
-    law_findings,
-    more_steps,
-    orders,
-    orders_tuned_early,
-    over_texts,
-    rates,
-    tuned_rows,
-    tuning_rows,
-)
+from scripts.bench.placements.findings import findings
+from scripts.bench.placements.orders import more_steps, orders, orders_tuned_early, rates
 from scripts.bench.placements.plan import (
     PACK_TOKENS,
     PLACES,
@@ -31,8 +21,17 @@ from scripts.bench.placements.plan import (
     next_pack,
     rates_left,
 )
-from scripts.bench.placements.table import CURVE_STEPS, Row, append_rows, read_rows, write_rows
+from scripts.bench.placements.selection import over_texts, tuned_rows, tuning_rows
+from scripts.bench.placements.table import (
+    CURVE_STEPS,
+    Row,
+    append_rows,
+    read_notes,
+    read_rows,
+    write_rows,
+)
 from scripts.bench.placements.words import describe
+from scripts.bench.placements.worths import REFERENCE, bits_by_placement, law_findings
 
 BASE, BITS = 13.5, 0.2
 PER_RANK = {"down_proj": 2112, "mlp_block": 1152, "gate_proj": 2112, "q_proj": 1152,
@@ -98,12 +97,20 @@ def test_a_grid_goes_on_beyond_its_edge_and_past_what_diverged() -> None:
 def test_bits_and_worths_are_those_that_made_the_table() -> None:
     found = bits_by_placement(TUNED)
     for name, worth in WORTH.items():
-        beside = found[name]["beside_reference"]
-        assert beside["value"] == pytest.approx(worth)
-        assert found[name]["bits"]["value"] == pytest.approx(BITS * worth)
-        assert found[name]["bits"]["low"] < BITS * worth < found[name]["bits"]["high"]
+        assert found[name]["beside_reference"]["value"] == pytest.approx(worth)
+        assert len(found[name]["cells"]) == 4
+        for cell in found[name]["cells"]:
+            assert cell["bits"]["value"] == pytest.approx(BITS * worth)
+            assert cell["bits"]["low"] < BITS * worth < cell["bits"]["high"]
     # Where the counts and texts are the same, a text's own ease is in no ratio.
     assert found[REFERENCE]["beside_reference"]["low"] == pytest.approx(1.0)
+
+
+def test_cells_that_a_text_limits_are_not_compared() -> None:
+    some = [row for row in TUNED if row.sequence == 0]
+    full = [replace(row, final_loss_nats=0.1) if row.rank == 4 else row for row in some]
+    of = {name: found["cells_compared"] for name, found in bits_by_placement(full).items()}
+    assert of[PLACES[0].name] == of[REFERENCE] == 2
 
 
 def test_the_law_with_factors_is_less_wrong_than_that_of_parameters_alone() -> None:
@@ -144,8 +151,8 @@ def test_rates_tell_what_the_default_leaves() -> None:
 
 def test_a_table_is_read_as_it_was_written_also_by_fit(tmp_path: Path) -> None:
     file = tmp_path / "runs.csv"
-    append_rows(file, TUNED[:5], ["where it was measured"])
-    append_rows(file, TUNED[5:], ["not again"])
+    append_rows(file, TUNED[:5], ["losses in nats", "one machine"])
+    append_rows(file, TUNED[5:], ["losses in nats", "another machine"])
     found = read_rows(file)
     # Seven digits are kept.
     for read, written in zip(found, TUNED, strict=True):
@@ -154,7 +161,7 @@ def test_a_table_is_read_as_it_was_written_also_by_fit(tmp_path: Path) -> None:
         )  # fmt: skip
         assert read.curve == pytest.approx(written.curve, rel=1e-6)
         assert read.delta_loss == pytest.approx(written.delta_loss, rel=1e-5)
-    assert file.read_text().count("#") == 1
+    assert read_notes(file) == ["losses in nats", "one machine", "another machine"]
     write_rows(file, TUNED, [])
     data = read_law_data(file)
     assert len(data) == len(TUNED) and len(data.placements) == len(PLACES)
