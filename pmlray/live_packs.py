@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 from pmlray.atomic_files import open_here, write_once, write_over
-from pmlray.rebuild import MALFORMED, rebuild
+from pmlray.rebuild import MALFORMED, rebuild, taken_apart
 from pmlray.types import DesignPoint
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Calibration:
 def put_calibration(store: Path, calibration: Calibration) -> None:
     """Store the cost of the first steps, unless the store has a calibration already. OSError where
     it cannot be written."""
-    write_once(store / CALIBRATION, json.dumps(asdict(calibration)).encode(), patience=60.0)
+    write_once(store / CALIBRATION, json.dumps(taken_apart(calibration)).encode(), patience=60.0)
 
 
 def calibration_of(store: Path) -> Calibration | None:

@@ -1,10 +1,10 @@
-"""Dataclasses rebuilt from stored JSON, which is untrusted input."""
+"""Dataclasses as stored JSON, and rebuilt from it: it is untrusted input."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -14,7 +14,18 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SIZES = ("lora_rank", "seq_len", "supervised_tokens", "rows", "positions")
 # Errors of rebuilding an object from a file of another form.
 MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
+# Fields that are stored only where they have a value, as older files do not have them.
+OMITTED = ("placement",)
 T = TypeVar("T")
+
+
+def taken_apart(stored: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass, of nested ones too, as they are stored."""
+    return asdict(stored, dict_factory=_fields)
+
+
+def _fields(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in pairs if value is not None or name not in OMITTED}
 
 
 def rebuild(kind: type[T], stored: Mapping[str, Any]) -> T:

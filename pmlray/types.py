@@ -7,10 +7,10 @@ steps). Losses are nats per supervised token.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from pmlray.rebuild import rebuild
+from pmlray.rebuild import rebuild, taken_apart
 
 # Plain fine-tuning; MemFT's threshold; its window or curriculum; its window at a fixed width; its
 # threshold with what is recalled left out of the batch.
@@ -22,6 +22,8 @@ Equal = Literal["gpu_seconds", "tokens", "steps"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 OBSERVATION_SCHEMA = 6
+# Placement, rank and length.
+Family = tuple[str | None, int, int]
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -32,6 +34,7 @@ class DesignPoint:
         lora_rank: adapter rank r.
         seq_len: length l, supervised target tokens.
         train_steps: optimiser steps t.
+        placement: name of the adapter's placement; None in a study that has only one.
 
     Example:
         >>> DesignPoint(lora_rank=8, seq_len=256, train_steps=150)
@@ -40,6 +43,16 @@ class DesignPoint:
     lora_rank: int
     seq_len: int
     train_steps: int
+    placement: str | None = None
+
+    @property
+    def family(self) -> Family:
+        """What points that differ in nothing but their steps share."""
+        return self.placement, self.lora_rank, self.seq_len
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the stored form, which has a placement only where the point has one."""
+        return taken_apart(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +225,7 @@ class Observation:
 
     def to_json(self) -> dict[str, Any]:
         """Return the stored form, with its schema version and the derived delta_loss."""
-        return {"schema": OBSERVATION_SCHEMA, **asdict(self), "delta_loss": self.delta_loss}
+        return {"schema": OBSERVATION_SCHEMA, **taken_apart(self), "delta_loss": self.delta_loss}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Observation:

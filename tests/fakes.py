@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from pmlray.config.prepared_search import PreparedSearch
 from pmlray.law import CeilingLaw
 from pmlray.live_packs import LivePack
 from pmlray.ports import ObservationStore
+from pmlray.study.search.plan import first_cost
+from pmlray.study.search.replayed_placements import replayed_place
 from pmlray.types import (
     FailedRun,
     Observation,
@@ -24,13 +28,19 @@ TRUE_LAW = CeilingLaw(60.0, 0.8, 0.7, 0.3, 5.0, 12.0)
 
 
 def observe(
-    run: PlannedRun, round_: int, place: int, noise: float, seconds_per_token: float
+    run: PlannedRun,
+    round_: int,
+    place: int,
+    noise: float,
+    seconds_per_token: float,
+    law_rank: float | None = None,
 ) -> Observation:
-    """What a run of the known law measures; noise depends on the run alone."""
+    """What a run of the known law measures, at its own rank or another; noise depends on the run
+    alone."""
     rng = np.random.default_rng(int(run.run_key, 16) % 2**32)
     point = run.point
     base = 12.0 + 0.02 * run.sequence_id
-    law = TRUE_LAW.predict(point.lora_rank, point.seq_len, point.train_steps)
+    law = TRUE_LAW.predict(law_rank or point.lora_rank, point.seq_len, point.train_steps)
     delta = min(float(law) + noise * rng.standard_normal(), base)
     p = float(np.exp(-(base - delta)))
     return Observation(
@@ -95,11 +105,42 @@ class SyntheticRunner:
                 self._store.put_failure(failure)
                 failed.append(failure)
                 continue
-            observation = observe(run, pack.round, place, self._noise, self._seconds)
+            observation = self._observe(run, pack.round, place)
             self._store.put(observation)
             done.append(observation)
         times = PackTimes(pack.pack_id, pack.round, 0.8, 1.0)
         return PackResult(pack, tuple(done), tuple(failed), times)
+
+    def _observe(self, run: PlannedRun, round_: int, place: int) -> Observation:
+        return observe(run, round_, place, self._noise, self._seconds)
+
+
+class PlacedRunner(SyntheticRunner):
+    """A SyntheticRunner of a search with several placements: of each a parameter is worth so many
+    of the law's, which has `law_params` of them a rank, and a run takes work by its cost model."""
+
+    def __init__(
+        self,
+        search: PreparedSearch,
+        store: ObservationStore,
+        worths: Mapping[str, float],
+        *,
+        law_params: float = 128.0,
+        noise: float = 0.02,
+    ) -> None:
+        super().__init__(store, noise=noise)
+        self._search, self._worths, self._params = search, worths, law_params
+        self._cost = first_cost(search, gpu=False)
+
+    def _observe(self, run: PlannedRun, round_: int, place: int) -> Observation:
+        params = run.point.lora_rank * self._search.params_per_rank_of(run.point)
+        worth = params * self._worths[str(run.point.placement)] / self._params
+        measured = observe(run, round_, place, self._noise, self._seconds, worth)
+        return replace(
+            measured,
+            gpu_seconds=self._cost.predict(run.point),
+            provenance={**measured.provenance, **replayed_place(self._search, run.point)},
+        )
 
 
 class MemoryTracker:

@@ -22,12 +22,13 @@ from pmlray.backends.store.attempts import Attempt, AttemptLog
 from pmlray.backends.store.file_leases import LeaseFolder
 from pmlray.backends.store.file_store import FileStore
 from pmlray.backends.store.lease_rules import Holder
-from pmlray.config.bases.models import resolve_model
+from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_search, load_spec
 from pmlray.config.prepared_search import prepare_comparison, prepare_search
-from pmlray.config.search_spec import SearchSpec
+from pmlray.config.search_spec import Model, SearchSpec
+from pmlray.config.start_adapter import read_start
 from pmlray.config.stored_files import Card, Summary, read_stored
 from pmlray.engine.adapters.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE
 from pmlray.engine.adapters.stored_adapter import PEFT_CONFIG_FILE, read_adapter
@@ -166,22 +167,27 @@ def _adapter(content: bytes, folder: Path) -> None:
     (folder / PEFT_CONFIG_FILE).unlink(missing_ok=True)
     _file(folder, WEIGHTS_FILE, content)
     _file(folder, MLP_CONFIG_FILE, json.dumps(MLP_CONFIG).encode())
-    with suppress(PmlrayError):
-        read_adapter(folder)
+    _read_adapter(folder)
     (folder / MLP_CONFIG_FILE).unlink()
     _file(folder, PEFT_CONFIG_FILE, json.dumps(PEFT_CONFIG).encode())
-    read_adapter(folder)
+    _read_adapter(folder)
 
 
 def _adapter_config(content: bytes, folder: Path) -> None:
     (folder / PEFT_CONFIG_FILE).unlink(missing_ok=True)
     _file(folder, WEIGHTS_FILE, _weights())
     _file(folder, MLP_CONFIG_FILE, content)
-    with suppress(PmlrayError):
-        read_adapter(folder)
+    _read_adapter(folder)
     (folder / MLP_CONFIG_FILE).unlink()
     _file(folder, PEFT_CONFIG_FILE, content)
-    read_adapter(folder)
+    _read_adapter(folder)
+
+
+def _read_adapter(folder: Path) -> None:
+    with suppress(PmlrayError):
+        read_adapter(folder)
+    with suppress(PmlrayError):
+        read_start(folder, Model(id=TINY), resolve_model(TINY, None))
 
 
 def _checkpoint(content: bytes, folder: Path) -> None:

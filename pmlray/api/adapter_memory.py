@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from pmlray.config import ClusterProfile
 from pmlray.config.adapter_memory import check_adapter_fits
 from pmlray.config.prepared_search import PreparedSearch
+from pmlray.types import DesignPoint
 
 
 def check_memory(
-    search: PreparedSearch, lora_rank: int, profile: ClusterProfile, address: str | None
+    search: PreparedSearch,
+    points: Iterable[DesignPoint],
+    profile: ClusterProfile,
+    address: str | None,
 ) -> None:
-    """Check that a pack's share of this machine's memory holds an adapter of a rank; ModelError
+    """Check that a pack's share of this machine's memory holds each point's adapter; ModelError
     otherwise.
 
     Of a GPU, and of other machines (`address`, RAY_ADDRESS), a pack's worker checks it before it
@@ -24,4 +29,4 @@ def check_memory(
     from pmlray.engine.runtime.device_memory import main_memory
 
     cores = profile.cpus_per_pack or os.cpu_count() or 1
-    check_adapter_fits(search, lora_rank, main_memory(cores))
+    check_adapter_fits(search, points, main_memory(cores))

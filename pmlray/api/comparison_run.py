@@ -13,7 +13,7 @@ from typing import Any
 from pmlray.api.adapter_memory import check_memory
 from pmlray.api.follower import Follower
 from pmlray.api.machine import await_imports, machine_facts
-from pmlray.api.record_facts import check_same_records
+from pmlray.api.record_facts import check_same_records, check_same_start
 from pmlray.api.search_run import ready_to_train
 from pmlray.api.stores import claim_comparison
 from pmlray.api.tracking import spooled_tracker
@@ -84,11 +84,13 @@ def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> 
     search = _settled(run)
     spec = run.spec.model_copy(update={"model": search.spec.model})
     search = ready_to_train(search)
-    check_memory(search, search.spec.space.lora_rank[-1], run.profile, run.address)
+    check_memory(search, search.spec.space.points(), run.profile, run.address)
     store = FileStore(run.store)
     with store.driver_lock() as driver, ExitStack() as following:
         claim_comparison(run.store, spec)
-        check_same_records(search, store.observations(), run.store)
+        measured = store.observations()
+        check_same_records(search, measured, run.store)
+        check_same_start(search, measured, run.store)
         tracker = spooled_tracker(store, run.tracking_uri, spec.compare_id, spec)
         follower = following.enter_context(Follower(run.store, announce, tracker))
         comparing = ComparisonSearch(

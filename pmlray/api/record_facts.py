@@ -85,3 +85,17 @@ def check_same_records(
                 f"{folder} holds runs of other records, or of a version that counted a repeated"
                 " record more than once; choose another --store"
             )
+
+
+def check_same_start(
+    search: PreparedSearch, observations: Iterable[Observation], folder: Path
+) -> None:
+    """Check that a store's runs began with the same adapter as this search's; else StoreError."""
+    if search.start is None:
+        return
+    for o in observations:
+        if (o.provenance.get("from_adapter") or {}).get("sha256") != search.start.sha256:
+            raise StoreError(
+                f"{folder} holds runs that began with another adapter than the one that"
+                " adapter.from_adapter now names; choose another --store"
+            )

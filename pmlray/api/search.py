@@ -6,7 +6,7 @@ Frameworks are imported by what needs them: validating, planning and reading a s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from pmlray.api.environment import own_signals
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.load import read_profile
 from pmlray.config.prepared_search import PreparedSearch, prepare_search, prepare_spec
+from pmlray.config.stored_files import SEARCH_FILE
 from pmlray.study.search.plan import SearchPlan, plan_search
 from pmlray.types import Observation
 
@@ -108,7 +109,9 @@ class Search:
         """Plan the search: candidates, predicted cost and the first pack; starts nothing.
 
         Returns:
-            The plan, with costs in gpu_seconds, by rates that are guesses until measured.
+            The plan, with costs in gpu_seconds, by rates that are guesses until measured, and,
+            where the store has runs at several placements, which of these needs the fewest
+            parameters.
 
         Raises:
             DesignError: the budget is too small for the first pack.
@@ -116,7 +119,11 @@ class Search:
         Example:
             >>> print(search.plan().describe())
         """
-        return plan_search(self.prepared, self.profile.gpus_per_pack > 0)
+        plan = plan_search(self.prepared, self.profile.gpus_per_pack > 0)
+        if not plan.places or not (self.store / SEARCH_FILE).is_file():
+            return plan
+        law = self.law()
+        return plan if law is None else replace(plan, choices=law.choices())
 
     def run(
         self, *, replay: str | Path | None = None, announce: Announce | None = None

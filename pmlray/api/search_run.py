@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from pmlray.api.adapter_memory import check_memory
 from pmlray.api.follower import Follower
 from pmlray.api.machine import TRAIN_PACKAGES, await_imports, machine_facts
-from pmlray.api.record_facts import check_facts, check_same_records
+from pmlray.api.record_facts import check_facts, check_same_records, check_same_start
 from pmlray.api.stores import claim_search, read_result, settled_in
 from pmlray.api.tracking import spooled_tracker
 from pmlray.atomic_files import write_over
@@ -35,6 +36,7 @@ from pmlray.study.search.law_search import LawSearch
 from pmlray.study.search.plan import design_settings, design_space, first_cost, first_pack
 from pmlray.study.search.progress import Progress
 from pmlray.study.search.replay_table import TableRunner, read_table
+from pmlray.study.search.replayed_placements import replayed_place, table_for
 
 log = logging.getLogger(__name__)
 
@@ -89,11 +91,18 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
     search = settled_in(run.store, run.search, run.profile)
     spec = search.spec
     table = None if run.replay is None else read_table(run.replay)
+    if table is not None and search.start is not None:
+        raise SpecError(
+            "the runs of a table began from scratch: without adapter.from_adapter they can be"
+            " replayed"
+        )
     if spec.design.acquisition == "gp" and find_spec("torch") is None:
         raise SpecError("design.acquisition gp is Optuna's GPSampler: it needs pip install torch")
-    if table is None:
+    if table is not None:
+        table = table_for(search, table, str(run.replay))
+    else:
         search = ready_to_train(search)
-        check_memory(search, spec.space.lora_rank[-1], run.profile, run.address)
+        check_memory(search, spec.space.points(), run.profile, run.address)
     gpu = run.profile.gpus_per_pack > 0
     cost = first_cost(search, gpu)
     first_pack(search, cost)
@@ -101,7 +110,9 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
     with store.driver_lock() as driver, ExitStack() as following:
         claim_search(run.store, spec)
         if table is None:
-            check_same_records(search, store.observations(), run.store)
+            measured = store.observations()
+            check_same_records(search, measured, run.store)
+            check_same_start(search, measured, run.store)
         points = study_of(search, store, cost)
         tracker = spooled_tracker(store, run.tracking_uri, spec.search_id, spec)
         follower = following.enter_context(Follower(run.store, announce, tracker))
@@ -115,7 +126,8 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
                 law_search.calibrated(known)
             if table is not None:
                 shared = spec.recipe.decay_share if spec.recipe.shares_trunks else None
-                runner = TableRunner(table, store, spec.task.kind, shared)
+                placed = partial(replayed_place, search)
+                runner = TableRunner(table, store, spec.task.kind, shared, placed)
                 while (pack := law_search.next_pack()) is not None:
                     law_search.absorb(runner.run(pack))
             elif not law_search.is_over():

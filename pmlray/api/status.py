@@ -138,11 +138,13 @@ def describe_runs(runs: Sequence[PlannedRun]) -> tuple[str, ...]:
 def _of_reason(why: str, runs: Sequence[PlannedRun]) -> str:
     first = runs[0]
     point = first.point
+    names = list(dict.fromkeys(r.point.placement for r in runs if r.point.placement is not None))
+    where = f" at {', '.join(names)}" if names else ""
     named = (
-        f"rank {point.lora_rank} x {point.seq_len} tokens, {point.train_steps} steps"
+        f"rank {point.lora_rank} x {point.seq_len} tokens, {point.train_steps} steps{where}"
         if len(runs) == 1
         else f"{len(runs)} runs of rank {_span([r.point.lora_rank for r in runs])}"
-        f" x {_span([r.point.seq_len for r in runs])} tokens"
+        f" x {_span([r.point.seq_len for r in runs])} tokens{where}"
     )
     return f"{named}: {why}" if why else named
 

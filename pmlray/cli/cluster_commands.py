@@ -67,7 +67,7 @@ def submit(
         if value is not None:
             arguments += [option, value]
     # Imported late: Ray's client takes a second, and a mistake in the search is reported first.
-    from pmlray.backends.ray.job_upload import pack_working_dir
+    from pmlray.backends.ray.job_upload import pack_working_dir, start_files
 
     with tempfile.TemporaryDirectory() as folder:
         files: dict[str, Path] = {}
@@ -78,6 +78,10 @@ def submit(
                 place = _place_in_upload(name, key)
                 effective["task"][key] = place
                 files[place] = spec.parent / name
+        if search.spec.adapter is not None and (name := search.spec.adapter.from_adapter):
+            place = _place_in_upload(name, "from_adapter")
+            effective["adapter"]["from_adapter"] = place
+            files |= start_files(spec.parent / name, place, search.spec.model, Path(folder))
         # Id of the uploaded search: where a file had to move, it differs from that of the search
         # here.
         search_id = SearchSpec.model_validate_json(json.dumps(effective)).search_id
@@ -137,12 +141,13 @@ def _say_who_gives_way(jobs: RayJobs) -> None:
 
 
 def _place_in_upload(name: str, key: str) -> str:
-    """Return the path of a task's file in the upload.
+    """Return the path of a search's file or folder in the upload.
 
     It is the file's own relative path, so that the search keeps its id, unless that begins with a
     name that pmlray reserves in the upload.
     """
-    if PurePath(name).parts[0] not in RESERVED_NAMES:
+    parts = PurePath(name).parts
+    if parts and parts[0] not in RESERVED_NAMES:
         return name
     # The suffix decides how the file is read.
     suffix = PurePath(name).suffix.lower()

@@ -113,7 +113,7 @@ def describe_result(found: Mapping[str, Any]) -> str:
     for pair in found["memft"]:
         point = pair["point"]
         lines.append(
-            f"  {pair['method']} against sft at lora_rank={point['lora_rank']}"
+            f"  {pair['method']} against sft at lora_rank={point['lora_rank']}{_in(point)}"
             f" seq_len={point['seq_len']} sequence={pair['sequence_id']} seed={pair['seed']}:"
             f" token_recall {pair['memft']['token_recall']:.3f} / {pair['sft']['token_recall']:.3f}"
             f", exact_recall {pair['memft']['exact_recall']:.2f} /"

@@ -10,6 +10,12 @@ _HEADS = {
     "kinds": "by kind of module, halfway through the base, as placements of its kind have it:",
     "depths": "by layer, beside the same module in the middle:",
 }
+# What a choice is by, in words, and the unit of its costs.
+_LEAST = {
+    "parameters": ("fewest parameters", "parameters"),
+    "gpu_seconds": ("fewest gpu_seconds", "gpu_seconds"),
+    "prose": ("least harm to prose", "nats per token of prose"),
+}
 
 
 def worth_lines(worth: Mapping[str, Any]) -> list[str]:
@@ -28,25 +34,32 @@ def worth_lines(worth: Mapping[str, Any]) -> list[str]:
 
 
 def choice_lines(choice: Mapping[str, Any]) -> list[str]:
-    """Describe which placement needs the fewest parameters, from its JSON object."""
+    """Describe which placement costs least, from its JSON object."""
     steps = f" train_steps={choice['train_steps']}" if choice["train_steps"] else ""
+    least, unit = _LEAST[choice["by"]]
     first, second, *_ = (need["placement"] for need in choice["placements"])
-    lines = [
-        f"  fewest parameters for delta_loss {choice['delta_loss']:.4g} at"
-        f" seq_len={choice['seq_len']}{steps}: {first}, then {second}"
-        f" ({100 * choice['p_first']:.0f} % sure; of the whole order"
+    order = (
+        f"{first}, then {second} ({100 * choice['p_first']:.0f} % sure; of the whole order"
         f" {100 * choice['p_order']:.0f} %)"
+    )
+    if choice["placements"][0]["cost"]["value"] is None:
+        order = "no placement is likely to have a rank that is enough"
+    lines = [
+        f"  {least} for delta_loss {choice['delta_loss']:.4g} at"
+        f" seq_len={choice['seq_len']}{steps}: {order}"
     ]
     wide = max(len(need["placement"]) for need in choice["placements"])
     for need in choice["placements"]:
         rank, cost = need["lora_rank"], need["cost"]
         lines.append(
-            f"    {need['placement']:{wide}} rank {_range(rank)}, parameters {_range(cost)};"
-            f" fewest with {100 * need['p_best']:.0f} %"
+            f"    {need['placement']:{wide}} rank {_range(rank)}, {unit} {_range(cost)};"
+            f" {least.split()[0]} with {100 * need['p_best']:.0f} %"
         )
     return lines
 
 
 def _range(found: Mapping[str, float | None]) -> str:
-    value, low, high = ("inf" if x is None else f"{x:.6g}" for x in found.values())
+    value, low, high = (
+        "inf" if x is None else f"{x:.{6 if x >= 100 else 3}g}" for x in found.values()
+    )
     return f"{value} [{low}, {high}]"

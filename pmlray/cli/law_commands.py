@@ -11,7 +11,15 @@ import typer
 from pmlray.cli.describe_law import describe_checklist, describe_law_json
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.errors import DataError
-from pmlray.law import FitOptions, Form, LawData, fit_law, law_data, read_law_data
+from pmlray.law import (
+    FitOptions,
+    Form,
+    LawData,
+    fit_law,
+    law_data,
+    measured_choices,
+    read_law_data,
+)
 from pmlray.law.placements import PlacedPoint
 from pmlray.law.read import read_observations
 from pmlray.types import DesignPoint, Observation
@@ -65,7 +73,7 @@ def fit(
         known: str = ", ".join(get_args(Form))
         raise typer.BadParameter(f"use {known} or auto", param_hint="--form")
     chosen: Form | Literal["auto"] = form  # type: ignore[assignment]
-    data, left_out = _points(files, base_loss, optimisation_limited)
+    data, runs, left_out = _points(files, base_loss, optimisation_limited)
     for note in data.notes:
         # Printed before the fit: data that was not read may be why it fails.
         typer.echo(f"note: {note}", err=True)
@@ -78,16 +86,19 @@ def fit(
     options = replace(own, loss=loss or own.loss, saturated=saturated or own.saturated)
     found = fit_law(data, chosen, forms=forms, targets=targets, options=options)
     law = found.to_json(delta_loss) | {"n_left_out": left_out}
+    if choices := measured_choices(found, runs, delta_loss):
+        law |= {"choices": [choice.to_json() for choice in choices]}
     text = f"{describe_law_json(law)}\n{describe_checklist(law)}"
     emit(law | {"notes": list(data.notes)}, text, as_json)
 
 
 def _points(
     files: list[Path], base_loss: float | None, limited: Literal["keep", "leave_out"] | None
-) -> tuple[LawData, int]:
-    """Return the points to fit, and the number of runs left out as optimisation-limited."""
+) -> tuple[LawData, list[Observation], int]:
+    """Return the points to fit, their runs where they are not of a table, and the number of those
+    left out as optimisation-limited."""
     if len(files) == 1 and files[0].suffix == ".csv" and limited != "leave_out":
-        return read_law_data(files[0], base_loss), 0
+        return read_law_data(files[0], base_loss), [], 0
     if len(files) > 1 and (tables := [file for file in files if file.suffix == ".csv"]):
         raise typer.BadParameter(
             f"{tables[0]} is a table, which is fitted alone: put the rows of several into one, with"
@@ -104,7 +115,7 @@ def _points(
         kept, left_out = _observations(file, limited)
         observations += kept
         n_left_out += left_out
-    return law_data(observations), n_left_out
+    return law_data(observations), observations, n_left_out
 
 
 def _observations(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from pmlray.api.search import Search
+from pmlray.cli.describe_placements import choice_lines
 from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit
 from pmlray.config.prepared_search import prepare_search
 from pmlray.config.secrets import no_password
@@ -27,15 +29,19 @@ def validate(
     """Check a search file without starting anything."""
     search = prepare_search(spec, overrides or ())
     runs = len(search.spec.space.points()) * len(search.spec.replicates())
-    found = {
+    found: dict[str, Any] = {
         "valid": True,
         "search_id": search.spec.search_id,
         "model": search.source.identity,
         "n_candidates": runs,
         **search.counts(),
     }
+    begins = ""
+    if search.start is not None:
+        found["from_adapter"] = search.start.facts()
+        begins = f"all begin at {search.describe_place()}"
     text = f"{spec} is valid: {search.spec.search_id}, {runs} possible runs"
-    emit(found, "\n".join(filter(None, (text, search.duplicates))), as_json)
+    emit(found, "\n".join(filter(None, (text, begins, search.duplicates))), as_json)
 
 
 def plan(
@@ -46,7 +52,8 @@ def plan(
 ) -> None:
     """Show the candidates, their predicted cost and the first pack; starts nothing."""
     found = Search.load(spec, overrides=overrides or (), profile=profile).plan()
-    emit(found.to_json(), found.describe(), as_json)
+    choices = [line for choice in found.choices for line in choice_lines(choice.to_json())]
+    emit(found.to_json(), "\n".join([found.describe(), *choices]), as_json)
 
 
 def search(

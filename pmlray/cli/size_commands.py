@@ -12,12 +12,14 @@ import typer
 
 from pmlray.api.environment import train_extra
 from pmlray.api.sizing.size import carry_out
+from pmlray.cli.describe_sizing import describe_plan, describe_size, repeated
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.search_commands import PROFILE_OPTION
 from pmlray.config.load import read_profile
 from pmlray.config.model_spec import DtypeChoice
 from pmlray.config.secrets import no_password
-from pmlray.study.sizing.card import describe_answer, describe_recall
+from pmlray.study.sizing.card import describe_recall
+from pmlray.study.sizing.decide_placement import Prefer
 from pmlray.study.sizing.request import Wanted
 
 RECORDS_OPTION = typer.Option(
@@ -47,10 +49,21 @@ def size(
     ),
     steps: int = typer.Option(None, min=1, help="Optimiser steps; by default 40 epochs."),
     max_rank: int = typer.Option(None, min=1, help="Largest rank allowed."),
-    placement: str = typer.Option(
+    placement: list[str] = typer.Option(
         None,
         help="Adapted modules: down_proj of one layer (the default), all-linear, names such as"
-        " q_proj,v_proj, or mlp_block (mlp), the paper's, which PEFT does not load.",
+        " q_proj,v_proj, or mlp_block (mlp), the paper's, which PEFT does not load. Given several"
+        " times, each with its layers as in q_proj,v_proj@4-9, they are compared and the best is"
+        " taken; auto compares all-linear and q_proj,v_proj of all layers, the MLP's modules of"
+        " the upper third, and down_proj of one layer two thirds up.",
+    ),
+    prefer: Prefer = typer.Option(
+        "parameters",
+        help="Of compared placements, what is least at the one taken: parameters, gpu_seconds of"
+        " the adapter's training, or harm to plain prose.",
+    ),
+    budget: float = typer.Option(
+        None, help="gpu_seconds for the law's search; by default as many as it takes."
     ),
     layer: int = typer.Option(
         None, help="The one adapted layer; for down_proj and mlp by default two thirds up."
@@ -63,6 +76,11 @@ def size(
     ),
     rslora: bool = typer.Option(
         False, "--rslora", help="Divide alpha by the root of the rank instead of the rank."
+    ),
+    from_adapter: Path = typer.Option(
+        None,
+        help="Folder of an adapter that PEFT or pmlray saved: train on from it, at its sites, with"
+        " its rank or more.",
     ),
     prompt_format: Literal["plain", "chat"] = FORMAT_OPTION,
     revision: str = REVISION_OPTION,
@@ -86,13 +104,15 @@ def size(
 
     Exit code 1 when even the largest rank recalls fewer records than wanted.
     """
+    from pmlray.api.sizing.places import split_placements
     from pmlray.api.sizing.plan import SizeRequest, prepare_size
 
+    one, compared = split_placements(placement or ())
     plan = prepare_size(
         SizeRequest(
-            records, model, revision, dtype, Wanted(recall, confidence), law, out, placement,
+            records, model, revision, dtype, Wanted(recall, confidence), law, out, one,
             layer, prompt_format, steps, max_rank, read_profile(profile), keep_duplicates,
-            layers, alpha, rslora,
+            layers, alpha, rslora, from_adapter, compared, prefer, budget,
         )
     )  # fmt: skip
     say = partial(typer.echo, err=True)
@@ -102,7 +122,7 @@ def size(
         with contextlib.redirect_stdout(sys.stderr):
             cost = forecast(plan, address, say)
         found = plan.to_json(cost)
-        emit(found, _describe_plan(found), as_json)
+        emit(found, describe_plan(found), as_json)
         return
     try:
         # Ray and Tune print to stdout, which is for the result alone.
@@ -111,7 +131,7 @@ def size(
     except KeyboardInterrupt:
         typer.echo(f"interrupted; the same command continues from {plan.out}", err=True)
         raise typer.Exit(130) from None
-    emit(found, _describe_size(found), as_json)
+    emit(found, describe_size(found), as_json)
     if not found["recall"]["reached"]:
         raise typer.Exit(1)
 
@@ -163,80 +183,11 @@ def recall(
         raise typer.Exit(1)
 
 
-def _describe_plan(plan: dict[str, Any]) -> str:
-    law, unit = plan["law"], f"{plan['device']}-seconds"
-    search = (
-        f"use the law in {law}"
-        if law is not None
-        else f"search the law with ranks {plan['lora_ranks']} on subsets of {plan['seq_lens']}"
-        f" tokens, about {_seconds(plan['predicted_search_gpu_seconds'])} {unit}"
-    )
-    sized = plan["answer"]
-    chosen = [] if sized is None else [f"   {line}" for line in describe_answer(sized).splitlines()]
-    few = "a run of the search is" if law is None else "few of the steps are"
-    least, most = plan["predicted_gpu_seconds_range"]
-    rates = {
-        "calibrated": "by a few steps that were taken here"
-        f" ({_seconds(plan['calibration_gpu_seconds'])} {unit})",
-        "law": "by what the law's own runs took",
-        "guessed": "guessed from the model's size: nothing was measured here",
-    }[plan["rates"]]
-    return "\n".join(
-        [
-            f"{plan['n_records']} records{_repeated(plan)}, {plan['supervised_tokens']} target"
-            f" tokens, at {plan['placement']} of {plan['model']}",
-            f"1. {search}",
-            f"2. choose the rank for a recall of {plan['recall']:.4g} at"
-            f" {100 * plan['confidence']:.4g} % confidence, at most {plan['largest_rank']}",
-            *chosen,
-            f"3. train it on all records for at most {plan['train_steps']} steps, about"
-            f" {_seconds(plan['predicted_training_gpu_seconds'])} {unit}"
-            + (", unless a run of the search is enough" if law is None else ""),
-            "4. check it by greedy decoding; a larger rank, trained anew, if it recalls too little",
-            f"in all about {_seconds(plan['predicted_gpu_seconds'])} {unit}, {rates};"
-            f" {_seconds(least)} where {few} enough, {_seconds(most)} where a second rank has to be"
-            " trained, and so on",
-            "that is optimiser steps and the checks between them; loading, starting Ray and"
-            " decoding come on top",
-            f"results in {plan['out']}",
-        ]
-    )
-
-
-def _repeated(found: dict[str, Any]) -> str:
-    n = found["n_duplicates"]
-    return f" ({n} more rows repeat one of them)" if n else ""
-
-
-def _seconds(gpu_seconds: float) -> str:
-    return f"{gpu_seconds:.0f}" if gpu_seconds >= 10 else f"{gpu_seconds:.2g}"
-
-
-def _describe_size(found: dict[str, Any]) -> str:
-    recall, own, cost = found["recall"], found["adapter"], found["cost"]
-    walls = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in cost["wall_seconds"].items())
-    lines = [
-        f"rank {own['lora_rank']} recalls {describe_recall(recall, found['holds']['n_records'])}"
-        f" ({recall['exact_recall']:.4f}; {recall['wanted']:.4g} wanted)"
-        f"{_repeated(found['holds'])}",
-        f"sized beforehand: {describe_answer(found['sized'])}",
-        f"spent {cost['search_gpu_seconds']:.0f} gpu_seconds on the law and"
-        f" {cost['training_gpu_seconds']:.0f} on training; wall time: {walls}",
-        f"adapter, card and the records not recalled: {found['adapter_folder']}",
-    ]
-    if not recall["reached"]:
-        lines.append(
-            "even the largest rank recalls too little: train longer (--steps), allow a larger rank"
-            " (--max-rank), or split the records over several adapters"
-        )
-    return "\n".join(lines)
-
-
 def _describe_recall(found: dict[str, Any]) -> str:
     missed = found["not_recalled"]
     lines = [
         f"recalled {describe_recall(found, found['n_records'])} ({found['exact_recall']:.4f})"
-        f"{_repeated(found)}"
+        f"{repeated(found)}"
     ]
     if found["lost"]:
         lines.append(f"{len(found['lost'])} targets are changed by the tokenizer: not recalled")

@@ -69,7 +69,7 @@ def tokens(
     found: dict[str, Any] = {
         "search_id": spec.search_id,
         "layer": own_layer,
-        "placement": spec.place.describe(),
+        "placement": spec.describe_places(),
         "n_runs": len(observations),
         "n_families": len(families(observations)),
         "n_tokens": len(tallies),
@@ -164,7 +164,7 @@ def _run_json(o: Observation, layer: int | None) -> dict[str, Any]:
     return {
         "run_key": o.run_key,
         "layer": layer,
-        "point": asdict(o.point),
+        "point": o.point.to_json(),
         "method": o.method,
         "sequence_id": o.sequence_id,
         "seed": o.seed,

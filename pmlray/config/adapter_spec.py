@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from pmlray.config.placement import DOWN_PROJ, MLP_BLOCK, Placement
-from pmlray.config.spec_base import Count, Part
+from pmlray.config.spec_base import Count, Part, PositiveInt
 from pmlray.errors import SpecError
 
 ALL_LINEAR, PAPERS_BLOCK = "all-linear", "mlp_block"
@@ -27,15 +33,17 @@ class Probe(Part):
         """Return the adapter's one site."""
         return Placement((self.layer,), (MLP_BLOCK if self.placement == "mlp" else DOWN_PROJ,))
 
-    def resolve(self, n_layers: int, modules: Mapping[str, tuple[int, int]]) -> Placement:
+    def resolve(
+        self, n_layers: int, modules: Mapping[str, tuple[int, int]], key: str = "probe"
+    ) -> Placement:
         """Return the site in a base; SpecError where it lacks it. See `Adapter.resolve`."""
         if self.layer >= n_layers:
             raise SpecError(
-                f"probe.layer is {self.layer}, but the base has layers 0 to {n_layers - 1}"
+                f"{key}.layer is {self.layer}, but the base has layers 0 to {n_layers - 1}"
             )
         if self.placement == "down_proj" and DOWN_PROJ not in modules:
             raise SpecError(
-                f"probe.placement: the base's layers have no linear {DOWN_PROJ}; they have"
+                f"{key}.placement: the base's layers have no linear {DOWN_PROJ}; they have"
                 f" {', '.join(modules)}, which adapter.target_modules takes"
             )
         return self.to_placement()
@@ -56,7 +64,7 @@ class LayerRange(Part):
     @model_validator(mode="after")
     def _ascends(self) -> LayerRange:
         if self.first > self.last:
-            raise ValueError(f"adapter.layers goes from {self.first} down to {self.last}")
+            raise ValueError(f"layers goes from {self.first} down to {self.last}")
         return self
 
 
@@ -68,12 +76,15 @@ class Adapter(Part):
     parallel to the MLP. `layers`: `all`, a list, or `{from: F, to: T}`. `alpha`: LoRA's alpha as a
     number, or as a multiple of the rank such as `2r`; by default the rank itself, so that the
     factors' product is added as it is. `use_rslora`: alpha is divided by the root of the rank
-    (arXiv 2312.03732).
+    (arXiv 2312.03732). `from_adapter`: in place of all these, the folder of an adapter that PEFT or
+    pmlray saved, relative to the search file: every run begins with its weights, at its sites and
+    with its scale at every rank. A larger rank adds columns of which A is drawn and B is 0.
     """
 
     # Of a key that takes values of several types the description is the complaint about others.
-    target_modules: str | tuple[str, ...] = Field(
-        description="a name of linear modules, a list of such names, all-linear, or mlp_block"
+    target_modules: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="a name of linear modules, a list of such names, all-linear, or mlp_block",
     )
     layers: Literal["all"] | tuple[Count, ...] | LayerRange = Field(
         default="all",
@@ -83,19 +94,43 @@ class Adapter(Part):
         default="1r", description="a number above 0, or a multiple of the rank such as 2r"
     )
     use_rslora: bool = False
+    from_adapter: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _says_where_once(self) -> Adapter:
+        if self.from_adapter is None and self.target_modules is None:
+            raise ValueError(
+                "adapter.target_modules is needed, or adapter.from_adapter, the folder of an"
+                " adapter to begin with"
+            )
+        beside = sorted(self.model_fields_set - {"from_adapter"})
+        if self.from_adapter is not None and beside:
+            raise ValueError(
+                f"adapter.from_adapter gives the sites, alpha and use_rslora of the adapter in"
+                f" {self.from_adapter}: leave out adapter.{', adapter.'.join(beside)}"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what `from_adapter` stands in for, which it would otherwise contradict."""
+        fields: dict[str, Any] = handler(self)
+        if self.from_adapter is not None:
+            return {"from_adapter": self.from_adapter}
+        return {name: value for name, value in fields.items() if name != "from_adapter"}
 
     @property
     def named_modules(self) -> tuple[str, ...]:
         """Names within a decoder layer, as given; none for all linear modules."""
-        given = self.target_modules
-        wanted = (given,) if isinstance(given, str) else given
+        wanted = self._wanted
         short = {ALL_LINEAR: (), PAPERS_BLOCK: (MLP_BLOCK,)}
         return short.get(wanted[0], wanted) if len(wanted) == 1 else wanted
 
     def describe(self) -> str:
         """Return where the adapter sits, in words."""
-        modules = self.target_modules
-        named = modules if isinstance(modules, str) else ", ".join(modules)
+        if self.from_adapter is not None:
+            return f"the sites of the adapter in {self.from_adapter}"
+        named = ", ".join(self._wanted)
         scale = "" if self.alpha == "1r" else f", alpha {_plain(self.alpha)}"
         return f"{named} of {self._describe_layers()}{scale}{', rsLoRA' * self.use_rslora}"
 
@@ -106,24 +141,27 @@ class Adapter(Part):
             return f"layers {self.layers.first} to {self.layers.last}"
         return f"layer{'s' * (len(self.layers) != 1)} {', '.join(map(str, self.layers))}"
 
-    def resolve(self, n_layers: int, modules: Mapping[str, tuple[int, int]]) -> Placement:
+    def resolve(
+        self, n_layers: int, modules: Mapping[str, tuple[int, int]], key: str = "adapter"
+    ) -> Placement:
         """Return the sites in a base; SpecError where it lacks a module or a layer.
 
         Args:
             n_layers: number of its decoder layers.
             modules: input and output width of each linear module of a layer, by its name there,
                 in the layer's order.
+            key: that of this part in its file, with which errors begin.
         """
         by_rank = isinstance(self.alpha, str)
         return Placement(
-            self._layers(n_layers),
-            self._modules(modules),
+            self._layers(n_layers, key),
+            self._modules(modules, key),
             None if by_rank else float(self.alpha),
             float(str(self.alpha).removesuffix("r")) if by_rank else 1.0,
             self.use_rslora,
         )
 
-    def _layers(self, n_layers: int) -> tuple[int, ...]:
+    def _layers(self, n_layers: int, key: str) -> tuple[int, ...]:
         if self.layers == "all":
             return tuple(range(n_layers))
         if isinstance(self.layers, LayerRange):
@@ -131,17 +169,21 @@ class Adapter(Part):
         else:
             chosen = tuple(self.layers)
         if not chosen or list(chosen) != sorted(set(chosen)):
-            raise SpecError(f"adapter.layers must ascend without repeats, got {list(chosen)}")
+            raise SpecError(f"{key}.layers must ascend without repeats, got {list(chosen)}")
         if chosen[-1] >= n_layers:
             raise SpecError(
-                f"adapter.layers names layer {chosen[-1]}, but the base has layers 0 to"
+                f"{key}.layers names layer {chosen[-1]}, but the base has layers 0 to"
                 f" {n_layers - 1}"
             )
         return chosen
 
-    def _modules(self, modules: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+    @property
+    def _wanted(self) -> tuple[str, ...]:
         given = self.target_modules
-        wanted = (given,) if isinstance(given, str) else given
+        return (given,) if isinstance(given, str) else given or ()
+
+    def _modules(self, modules: Mapping[str, tuple[int, int]], key: str) -> tuple[str, ...]:
+        wanted = self._wanted
         if wanted == (PAPERS_BLOCK,):
             return (MLP_BLOCK,)
         if wanted == (ALL_LINEAR,):
@@ -150,7 +192,7 @@ class Adapter(Part):
         lacking = [want for want, found in named.items() if not found]
         if lacking or not wanted:
             raise SpecError(
-                f"adapter.target_modules: the base's layers have no"
+                f"{key}.target_modules: the base's layers have no"
                 f" {', '.join(lacking) or 'module that is not named'}; they have"
                 f" {', '.join(modules)} ({ALL_LINEAR} for all of them, {PAPERS_BLOCK} for the"
                 " paper's block)"
@@ -159,7 +201,22 @@ class Adapter(Part):
         return tuple(module for module in modules if module in chosen)
 
 
-# Where a search's adapters sit: it has one of the two.
+class NamedAdapter(Adapter):
+    """One of several placements of a search, as `Adapter`; `lora_rank`: its own ranks in place of
+    `space.lora_rank`, which ascend. None begins with an adapter."""
+
+    lora_rank: tuple[PositiveInt, ...] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _begins_fresh(self) -> NamedAdapter:
+        if self.from_adapter is not None:
+            raise ValueError(
+                "from_adapter is a key of adapter, for a search with one place of its adapters"
+            )
+        return self
+
+
+# Where the adapters of one placement sit.
 AdapterPlace = Probe | Adapter
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, get_args
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, get_args
 
 from pydantic import Field, model_validator
 
@@ -57,6 +58,11 @@ class CompareSpec(Part):
     the base. Load it with `pmlray.config.prepared_search.prepare_comparison`, whose errors name
     lines.
     """
+
+    INSTEAD: ClassVar[Mapping[str, str]] = {
+        "space": "a comparison has points in place of a space, all at the one place of its adapters"
+        " that adapter or probe says: space.placement is of searches"
+    }
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)
     task: Task

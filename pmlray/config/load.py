@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.search_spec import SearchSpec
@@ -105,7 +106,8 @@ def _complaints(
     items = error.errors(include_url=False)
     explained = [tuple(item["loc"]) for item in items if item["type"] == "value_error"]
     for item in items:
-        at = tuple(item["loc"])
+        # A refused name of a mapping is told by its own key.
+        at = tuple(part for part in item["loc"] if part != "[key]")
         where = _nearest(at, lines)
         message = item["msg"].removeprefix("Value error, ")
         several = _of_several_types(kind, at)
@@ -117,8 +119,11 @@ def _complaints(
             if not any(one[: len(key)] == key for one in explained):
                 found.append(f"{where}: {dotted(key)} is {takes} (got {_shown(_value(data, key))})")
         elif item["type"] == "extra_forbidden":
-            allowed = ", ".join(sorted(_keys_at(kind, at[:-1])))
-            found.append(f"{where}: {dotted(at)}: unknown key; allowed here: {allowed}")
+            part = _part_at(kind, at[:-1])
+            allowed = ", ".join(sorted(part.model_fields))
+            instead = getattr(part, "INSTEAD", {}).get(at[-1])
+            why = instead or f"unknown key; allowed here: {allowed}"
+            found.append(f"{where}: {dotted(at)}: {why}")
         elif item["type"] == "value_error":
             found.append(f"{where}: {message}")
         else:
@@ -129,14 +134,9 @@ def _complaints(
 def _of_several_types(kind: type[BaseModel], at: KeyPath) -> tuple[KeyPath, str] | None:
     """Return the key within `at` that takes values of several types, and which those are in words;
     None where there is none."""
-    for n, part in enumerate(at, 1):
-        if isinstance(part, int) or (field := kind.model_fields.get(part)) is None:
-            continue
+    for at_field, field in _fields_along(kind, at):
         if field.description is not None and len(get_args(field.annotation)) > 1:
-            return at[:n], field.description
-        if (below := _model_of(field.annotation)) is None:
-            return None
-        kind = below
+            return at_field, field.description
     return None
 
 
@@ -146,20 +146,40 @@ def _value(data: Any, at: KeyPath) -> Any:
     return data
 
 
-def _keys_at(kind: type[BaseModel], at: KeyPath) -> list[str]:
-    for part in at:
-        if isinstance(part, int):  # An item of a list; the list's field gave its type.
+def _fields_along(kind: type[BaseModel], at: KeyPath) -> Iterator[tuple[KeyPath, FieldInfo]]:
+    """Yield the fields of nested parts of a spec that a key leads through, each with its key."""
+    named = False
+    for n, part in enumerate(at, 1):
+        # The items of a list, and the names of placements, have their list's or mapping's field.
+        if isinstance(part, int) or named:
+            named = False
             continue
-        below = _model_of(kind.model_fields[part].annotation)
+        if (field := kind.model_fields.get(part)) is None:
+            return
+        yield at[:n], field
+        below, named = _model_of(field.annotation)
+        if below is None:
+            return
+        kind = below
+
+
+def _part_at(kind: type[BaseModel], at: KeyPath) -> type[BaseModel]:
+    for _, field in _fields_along(kind, at):
+        below, _ = _model_of(field.annotation)
         assert below is not None  # Unknown keys are those of a part.
         kind = below
-    return list(kind.model_fields)
+    return kind
 
 
-def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """Return the part of a spec that a field holds; None of a plain value."""
-    options = [annotation, *get_args(annotation)]
-    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+def _model_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
+    """Return the part of a spec that a field holds, None of a plain value; and whether it holds
+    several by name."""
+    for option in (annotation, *get_args(annotation)):
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option, False
+        if get_origin(option) is dict:
+            return get_args(option)[1], True
+    return None, False
 
 
 def _shown(value: object) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -101,3 +101,21 @@ class Placement:
     def to_json(self) -> dict[str, Any]:
         """Return the placement as JSON types."""
         return {**asdict(self), "layers": list(self.layers), "modules": list(self.modules)}
+
+
+def all_sites(placements: Iterable[Placement]) -> tuple[Site, ...]:
+    """Return the sites of any of the placements, by layer."""
+    found = dict.fromkeys(site for placement in placements for site in placement.sites)
+    return tuple(sorted(found, key=lambda site: site.layer))
+
+
+def kept_sites(placements: Iterable[Placement]) -> tuple[Site, ...]:
+    """Return the sites of the lowest adapted layer, where none reaches more than its output.
+
+    Each placement that begins there has a kept site, so that this layer too is frozen as those
+    below it, but for the terms added at its end; empty where one has other sites there.
+    """
+    at = list(placements)
+    lowest = min(placement.layers[0] for placement in at)
+    found = {placement.kept_site for placement in at if placement.layers[0] == lowest}
+    return tuple(sorted(site for site in found if site)) if None not in found else ()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +17,11 @@ from pmlray.config.bases.models import ModelSource, resolve_model
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import Where, load_search, load_spec, places, read_text
 from pmlray.config.model_spec import Model
-from pmlray.config.place_in_base import placement_in
+from pmlray.config.place_in_base import check_places
 from pmlray.config.placement import Placement
 from pmlray.config.record_facts import encode_queries, local_tokenizer, read_facts
 from pmlray.config.search_spec import SearchSpec
+from pmlray.config.start_adapter import START_FILES, StartAdapter, read_start
 from pmlray.errors import DataError, SpecError
 from pmlray.memory import Facts, LostText, TaskSource, build_memory
 from pmlray.types import DesignPoint, Method, Phase, PlannedRun
@@ -34,13 +35,15 @@ CHAT_TEMPLATE_TOKENS = 64
 class PreparedSearch:
     """A valid spec with its base model's source and the content of its task's files.
 
-    `facts`: of a records task, with their places in its file.
+    `facts`: of a records task, with their places in its file. `start`: the adapter that every run
+    begins with; None: each begins with factors of its own.
     """
 
     spec: SearchSpec
     source: ModelSource
     task: TaskSource
     facts: Facts | None = None
+    start: StartAdapter | None = None
 
     @property
     def duplicates(self) -> str:
@@ -65,22 +68,61 @@ class PreparedSearch:
         model = settle(self.spec.model, gpu, kept)
         return replace(self, spec=self.spec.model_copy(update={"model": model}))
 
+    @cached_property
+    def placements(self) -> Mapping[str | None, Placement]:
+        """Sites of the adapters in the base, by the placement's name; see `SearchSpec.places`."""
+        if self.start is not None:
+            return {None: self.start.placement}
+        geometry = self.source.geometry
+        places = self.spec.places.items()
+        return {n: place.resolve(geometry.n_layers, geometry.modules) for n, place in places}
+
+    def placement_of(self, point: DesignPoint) -> Placement:
+        """Return the sites of a point's adapter; SpecError where the search has no such
+        placement."""
+        try:
+            return self.placements[point.placement]
+        except KeyError:
+            raise SpecError(
+                f"{self.spec.search_id} has no placement named {point.placement}; it has"
+                f" {', '.join(map(str, self.placements))}"
+            ) from None
+
+    def params_per_rank_of(self, point: DesignPoint) -> int:
+        """Return the number of trainable parameters of a point's adapter per unit of its rank."""
+        return self.placement_of(point).params_per_rank(self.source.geometry.adaptable)
+
+    def place_name(self, point: DesignPoint) -> str:
+        """Return where a point's adapter sits: its placement's name, else in words."""
+        return point.placement or self.describe_place()
+
     @property
     def placement(self) -> Placement:
-        """Sites of the adapters in the base."""
+        """Sites of the adapters of a search with one place; SpecError where it has several."""
+        if self.start is not None:
+            return self.start.placement
         geometry = self.source.geometry
         return self.spec.place.resolve(geometry.n_layers, geometry.modules)
 
+    def describe_place(self, placement: str | None = None) -> str:
+        """Return where the adapters of a placement sit, by its name, in words."""
+        if self.start is not None:
+            return self.start.describe()
+        return self.spec.places[placement].describe()
+
     @property
     def params_per_rank(self) -> int:
-        """Number of trainable parameters of an adapter per unit of its rank."""
+        """Number of trainable parameters of an adapter per unit of its rank, of a search with one
+        place."""
         return self.placement.params_per_rank(self.source.geometry.adaptable)
 
-    def _placement_facts(self) -> dict[str, Any]:
-        """Return what of a run's hash tells where its adapter sits."""
+    def _placement_facts(self, point: DesignPoint) -> dict[str, Any]:
+        """Return what of a run's hash tells where its adapter sits: no name, so that a run is the
+        same whatever its placement is called."""
         if self.spec.probe is not None:
             return {"probe": self.spec.probe.model_dump()}
-        return {"adapter": asdict(self.placement)}
+        facts = {} if self.start is None else {"from_adapter": self.start.facts()}
+        return {"adapter": asdict(self.placement_of(point)), **facts}
 
     def plan_run(
         self,
@@ -110,7 +152,7 @@ class PreparedSearch:
             "version": RESULT_VERSION,
             "model": self.source.identity,
             "dtype": spec.model.base_dtype,
-            **self._placement_facts(),
+            **self._placement_facts(point),
             "task": task,
             "prompt_format": spec.task.prompt_format,
             # A base text is split into stretches of the longest length.
@@ -118,7 +160,7 @@ class PreparedSearch:
             "recipe": recipe,
             # Unused; kept so that the run_keys of plain fine-tuning do not change.
             "threshold": None,
-            "point": asdict(point),
+            "point": replace(point, placement=None).to_json(),
             "method": method,
             "sequence_id": sequence_id,
             "seed": seed,
@@ -164,34 +206,28 @@ def prepare_comparison(
 def _prepare(spec: SearchSpec, path: Path, where: Where) -> PreparedSearch:
     source = resolve_model(spec.model.id, spec.model.revision)
     spec = spec.model_copy(update={"model": spec.model.at(source.revision)})
-    _check_placement(spec, source, where)
+    start = _read_start(spec, path, source)
+    check_places(spec, source.geometry, where, start)
     tokenizer = local_tokenizer(source)
     facts = _read_facts(spec, path, tokenizer)
-    prepared = PreparedSearch(spec, source, _read_task(spec, path, facts), facts)
+    prepared = PreparedSearch(spec, source, _read_task(spec, path, facts), facts, start)
     _check_lengths(prepared, path, tokenizer)
     return prepared
 
 
-def _check_placement(spec: SearchSpec, source: ModelSource, where: Where) -> None:
-    """Check that the base has the adapters' sites, and that they can have the ranks; SpecError
-    otherwise."""
-    geometry, ranks = source.geometry, spec.space.lora_rank
-    try:
-        placement = placement_in(spec.place, geometry)
-    except SpecError as error:
-        # It begins with the key.
-        key = str(error).split(maxsplit=1)[0].rstrip(":")
-        raise SpecError(f"{where(key)}: {error}") from error
-    if (why := placement.rank_beyond(ranks[-1], geometry.adaptable)) is not None:
-        # A comparison has points in place of a space.
-        key = "points" if where("space") == where("") else "space.lora_rank"
-        raise SpecError(f"{where(key)}: lora_rank is up to {ranks[-1]}, but {why}")
+def _read_start(spec: SearchSpec, path: Path, source: ModelSource) -> StartAdapter | None:
+    """Return the adapter that every run begins with; None where there is none."""
+    if spec.adapter is None or (name := spec.adapter.from_adapter) is None:
+        return None
+    for file in START_FILES:
+        file_beside(path, "adapter.from_adapter", f"{name}/{file}")
+    return read_start(path.parent / name, spec.model, source)
 
 
 def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Facts | None:
     if (name := spec.task.records) is None:
         return None
-    file = file_beside(path, "records", name)
+    file = file_beside(path, "task.records", name)
     if spec.task.kind != "records":
         return None
     return read_facts(file, tokenizer, spec.task.prompt_format)
@@ -200,7 +236,7 @@ def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Fa
 def _read_task(spec: SearchSpec, path: Path, facts: Facts | None) -> TaskSource:
     task, text = spec.task, None
     if (name := task.text) is not None:
-        file = file_beside(path, "text", name)
+        file = file_beside(path, "task.text", name)
         if task.kind == "long_context" and task.random_ratio < 100:
             text = read_text(file)
     return TaskSource(
@@ -215,7 +251,7 @@ def _read_task(spec: SearchSpec, path: Path, facts: Facts | None) -> TaskSource:
 
 
 def file_beside(path: Path, key: str, name: str) -> Path:
-    """Return the file that task.`key` of the search in `path` names.
+    """Return the file or folder that `key` of the search in `path` names.
 
     SpecError where it is outside that search's folder: an untrusted search could otherwise name any
     file of this machine.
@@ -224,10 +260,10 @@ def file_beside(path: Path, key: str, name: str) -> Path:
     try:
         inside = file.resolve().is_relative_to(path.parent.resolve())
     except (OSError, ValueError, RuntimeError) as error:
-        raise SpecError(f"{path}: task.{key}: {name!r} names no file ({error})") from error
+        raise SpecError(f"{path}: {key}: {name!r} names no file ({error})") from error
     if Path(name).is_absolute() or ".." in Path(name).parts or not inside:
         raise SpecError(
-            f"{path}: task.{key}: {name!r} leads out of the search's folder; put the file there"
+            f"{path}: {key}: {name!r} leads out of the search's folder; put the file there"
         )
     return file
 

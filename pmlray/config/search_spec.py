@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationInfo, model_validator
@@ -17,8 +18,12 @@ from pmlray.config.adapter_spec import Probe as Probe
 from pmlray.config.memft_options import Memft, MemftOptions
 from pmlray.config.model_spec import Model, without_former_dtype
 from pmlray.config.recipe import Recipe
+from pmlray.config.space_spec import MOST_POINTS
+from pmlray.config.space_spec import Space as Space
+from pmlray.config.space_spec import Targets as Targets
 from pmlray.config.spec_base import STORED, Count, Part, PositiveInt
 from pmlray.design import Acquisition
+from pmlray.errors import SpecError
 from pmlray.law import FitOptions, Form
 from pmlray.memory import FRESH_SEQUENCE_ID
 from pmlray.types import DesignPoint, MemftRules
@@ -26,8 +31,6 @@ from pmlray.types import DesignPoint, MemftRules
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 SequenceId = Annotated[int, Field(ge=0, lt=FRESH_SEQUENCE_ID)]
 FORMER_PACK_SIZE = 4
-# Limit of a grid's points, and of replicates, which are all held in memory.
-MOST_POINTS = 1_000_000
 DEFAULT_KEY_PROMPT = "Please output the content of the vector memory injected into the activations."
 
 
@@ -80,38 +83,6 @@ class Task(Part):
         return {**fields, "end": True} if self.end else fields
 
 
-class Space(Part):
-    """The grid of design points; every list ascends."""
-
-    lora_rank: tuple[PositiveInt, ...] = Field(min_length=1)
-    seq_len: tuple[PositiveInt, ...] = Field(min_length=1)
-    train_steps: tuple[PositiveInt, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _ascends(self) -> Space:
-        for name in ("lora_rank", "seq_len", "train_steps"):
-            values = getattr(self, name)
-            if list(values) != sorted(set(values)):
-                raise ValueError(f"space.{name} must ascend without repeats, got {list(values)}")
-        if self.n_points > MOST_POINTS:
-            raise ValueError(f"space has {self.n_points} points; at most {MOST_POINTS} can be kept")
-        return self
-
-    @property
-    def n_points(self) -> int:
-        """Number of cells of the grid."""
-        return len(self.lora_rank) * len(self.seq_len) * len(self.train_steps)
-
-    def points(self) -> tuple[DesignPoint, ...]:
-        """Return every cell of the grid, ranks outermost."""
-        return tuple(
-            DesignPoint(r, length, t)
-            for r in self.lora_rank
-            for length in self.seq_len
-            for t in self.train_steps
-        )
-
-
 class LawOptions(Part):
     """Forms of the law that are fitted and averaged by their evidence, the treatment of points, and
     the intervals reported.
@@ -139,14 +110,6 @@ class LawOptions(Part):
     def fit_options(self) -> FitOptions:
         """Return the treatment of points in every fit of the search."""
         return FitOptions(self.loss, self.saturated, self.floor)
-
-
-class Targets(Part):
-    """Points where the law must be known well: the product of these ranks, lengths and steps."""
-
-    lora_rank: tuple[PositiveInt, ...] = Field(min_length=1)
-    seq_len: tuple[PositiveInt, ...] = Field(min_length=1)
-    train_steps: tuple[PositiveInt, ...] | None = None
 
 
 class Design(Part):
@@ -219,7 +182,11 @@ class Evaluate(Part):
 
 
 class SearchSpec(Part):
-    """A whole search. Build it with `pmlray.config.load_search`, whose errors name lines."""
+    """A whole search. Build it with `pmlray.config.load_search`, whose errors name lines.
+
+    Its adapters sit at one place, which `adapter` or `probe` says, or at those of
+    `space.placement`.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)
     task: Task
@@ -239,7 +206,7 @@ class SearchSpec(Part):
 
     @model_validator(mode="after")
     def _fits_together(self) -> SearchSpec:
-        one_place(self.probe, self.adapter, "a search")
+        self._check_places()
         if self.memft is not None and self.budget.memft_seconds <= 0:
             raise ValueError("budget.memft_gpu_seconds (or memft_gpu_hours) is needed with memft")
         replicates = len(self.sequences) * len(self.seeds)
@@ -252,12 +219,54 @@ class SearchSpec(Part):
             raise ValueError(
                 f"design.n_initial is {self.design.n_initial}, but the space has {cells} runs"
             )
+        if self.design.n_initial < (named := len(self.space.placements)):
+            raise ValueError(
+                f"design.n_initial is {self.design.n_initial}, but space.placement has {named}"
+                f" placements, each of which is measured before a law chooses: give it {named}"
+            )
         return self
+
+    def _check_places(self) -> None:
+        """Raise ValueError unless the spec says in one way where adapters sit."""
+        named, targets = self.space.placement, self.design.targets
+        if named is None:
+            one_place(self.probe, self.adapter, "a search")
+        elif self.probe is not None or self.adapter is not None:
+            given = "adapter" if self.probe is None else "probe"
+            raise ValueError(
+                f"a search has {given} for one place of its adapters, or space.placement for"
+                " several: leave one of them out"
+            )
+        for name in (targets.placement or ()) if targets is not None else ():
+            if name not in (named or {}):
+                raise ValueError(
+                    f"design.targets.placement names {name}, but space.placement has"
+                    f" {', '.join(named) if named else 'no placements'}"
+                )
+
+    @property
+    def places(self) -> Mapping[str | None, AdapterPlace]:
+        """Where adapters sit by the placement's name: None for that of `probe` or `adapter`."""
+        if self.space.placement is not None:
+            return {**self.space.placement}
+        return {None: one_place(self.probe, self.adapter, "a search")}
 
     @property
     def place(self) -> AdapterPlace:
-        """Where the adapters sit, as the spec says it: `probe` or `adapter`."""
+        """Where the adapters of a search with one place sit; SpecError where it has several."""
+        if self.space.placement is not None:
+            raise SpecError(
+                f"{self.search_id} has several placements, and this needs a search with one: give"
+                " it adapter in place of space.placement"
+            )
         return one_place(self.probe, self.adapter, "a search")
+
+    def describe_places(self) -> str:
+        """Return where the adapters sit, in words."""
+        return "; ".join(
+            place.describe() if name is None else f"{name}: {place.describe()}"
+            for name, place in self.places.items()
+        )
 
     @property
     def search_id(self) -> str:
@@ -282,18 +291,9 @@ class SearchSpec(Part):
 
     def target_points(self) -> tuple[DesignPoint, ...]:
         """Return the points where the law must be known: `design.targets`, else the space's largest
-        cell."""
+        cell of each placement."""
         targets = self.design.targets
-        if targets is None:
-            space = self.space
-            return (DesignPoint(space.lora_rank[-1], space.seq_len[-1], space.train_steps[-1]),)
-        steps = targets.train_steps or (self.space.train_steps[-1],)
-        return tuple(
-            DesignPoint(r, length, t)
-            for r in targets.lora_rank
-            for length in targets.seq_len
-            for t in steps
-        )
+        return self.space.corners() if targets is None else targets.points(self.space)
 
     def replicates(self) -> tuple[tuple[int, int], ...]:
         """Return every (sequence_id, seed), sequences varying fastest: independent texts first."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,5 +19,8 @@ STORED = "stored"
 class Part(BaseModel):
     """Base class of every part of a spec: frozen; refuses unknown keys, implicit conversions, NaN
     and infinity."""
+
+    # What to say of keys that other specs have, by the key.
+    INSTEAD: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)

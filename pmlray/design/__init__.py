@@ -1,7 +1,13 @@
 """Choice of the next run to measure, and the cost of runs."""
 
 from pmlray.design.acquisition import LAW_RULES, OPTUNA_RULES, RULES, Acquisition, DesignState
-from pmlray.design.cost import CostModel, charged_steps, prior_cost
+from pmlray.design.cost import (
+    CostModel,
+    PlaceWork,
+    charged_steps,
+    prior_cost,
+    prior_cost_of_places,
+)
 from pmlray.design.field import FittedForm, LawField, law_field
 from pmlray.design.history import History
 from pmlray.design.planner import (
@@ -13,7 +19,7 @@ from pmlray.design.planner import (
     open_candidates,
 )
 from pmlray.design.reasons import why_chosen
-from pmlray.design.space import ChosenRun, DesignSpace, Replicate, nearest_cell
+from pmlray.design.space import ChosenRun, DesignSpace, Placements, Replicate, nearest_cell
 
 __all__ = [
     "LAW_RULES",
@@ -30,6 +36,8 @@ __all__ = [
     "History",
     "LawField",
     "PendingSpend",
+    "PlaceWork",
+    "Placements",
     "Replicate",
     "charged_steps",
     "choose_run",
@@ -38,5 +46,6 @@ __all__ = [
     "nearest_cell",
     "open_candidates",
     "prior_cost",
+    "prior_cost_of_places",
     "why_chosen",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -18,7 +18,15 @@ from pmlray.design.cost import CostModel
 from pmlray.design.field import FittedForm, FloatArray
 from pmlray.design.grid_field import GridField
 from pmlray.design.history import History
-from pmlray.design.space import Candidate, ChosenRun, level_coordinates, log_coordinates
+from pmlray.design.space import (
+    Candidate,
+    ChosenRun,
+    Placements,
+    drawn_coordinates,
+    level_coordinates,
+    log_coordinates,
+)
+from pmlray.law import Placement
 from pmlray.types import DesignPoint
 
 Acquisition = Literal[
@@ -42,7 +50,8 @@ class DesignState:
 
     `base_loss`: typical loss of the adapter-free base, nats. `budget_left`: gpu_seconds, less the
     predicted cost of pending runs, which is `training`. `pack`: the chosen runs in the pack being
-    filled. `kept`: the History of the chosen runs, where the caller keeps one.
+    filled. `kept`: the History of the chosen runs, where the caller keeps one. `placements`: those
+    of the design.
     """
 
     chosen: tuple[ChosenRun, ...]
@@ -53,11 +62,12 @@ class DesignState:
     pack: tuple[ChosenRun, ...] = ()
     training: float = 0.0
     kept: History | None = None
+    placements: Placements = field(default_factory=dict[str, Placement])
 
     @cached_property
     def history(self) -> History:
         """History of all chosen runs, as the rules need it."""
-        return History(self.chosen) if self.kept is None else self.kept
+        return History(self.chosen, self.placements) if self.kept is None else self.kept
 
     @cached_property
     def pending(self) -> Counter[DesignPoint]:
@@ -120,10 +130,12 @@ def _random(choice: Candidates, known: DesignState) -> Candidate:
 def _sobol(choice: Candidates, known: DesignState) -> Candidate:
     """Pick the affordable cell nearest to the next point of a scrambled Sobol sequence, in log
     space."""
-    sequence = scipy.stats.qmc.Sobol(3, rng=np.random.default_rng(choice.seed))
+    axes = 4 if known.placements else 3
+    sequence = scipy.stats.qmc.Sobol(axes, rng=np.random.default_rng(choice.seed))
     if known.chosen:
         sequence.fast_forward(len(known.chosen))
-    return _nearest(choice, log_coordinates(choice.cells, choice.grid), sequence.random(1))
+    at = log_coordinates(choice.cells, choice.grid, known.placements)
+    return _nearest(choice, at, drawn_coordinates(sequence.random(1), known.placements))
 
 
 def _lhs(choice: Candidates, known: DesignState) -> Candidate:
@@ -134,10 +146,12 @@ def _lhs(choice: Candidates, known: DesignState) -> Candidate:
     no budget need be known: each meets every value of that axis once, and those of the others about
     equally often (McKay, Beckman and Conover 1979, DOI 10.1080/00401706.1979.10489755).
     """
-    at, size = level_coordinates(choice.cells, choice.grid)
+    at, size = level_coordinates(choice.cells, choice.grid, known.placements)
     hypercube, place = divmod(len(known.chosen), size)
     rng = np.random.default_rng([choice.seed, hypercube])
-    return _nearest(choice, at, scipy.stats.qmc.LatinHypercube(3, rng=rng).random(size)[place])
+    axes = 4 if known.placements else 3
+    drawn = scipy.stats.qmc.LatinHypercube(axes, rng=rng).random(size)[place : place + 1]
+    return _nearest(choice, at, drawn_coordinates(drawn, known.placements))
 
 
 def _cheapest_first(choice: Candidates, known: DesignState) -> Candidate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from pmlray.types import DesignPoint
@@ -16,6 +16,23 @@ GPU_FLOPS = 4e14
 CPU_CORE_FLOPS: Mapping[str, float] = MappingProxyType({"float32": 8e10, "bfloat16": 3e11})
 # Multi-record tasks: the target of one record (a phone number has ten tokens), until measured.
 TARGET_TOKENS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceWork:
+    """Work of adapters at one of several placements.
+
+    Args:
+        share: work on a token without an adapter, over that of the placement to which the model's
+            seconds_per_token belong.
+        rank_share: work of one unit of rank, as a share of what is done without an adapter.
+        first_layer: number of decoder layers through which no gradient passes. Their output is
+            computed once, so runs are packed with those that share it.
+    """
+
+    share: float
+    rank_share: float
+    first_layer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +48,7 @@ class CostModel:
             shares the others; None where runs share no steps.
         rank_share: work of one unit of rank, as a share of what is done without an adapter.
         measured: True where the rate was measured on runs.
+        places: work of adapters by the name of their placement, where there are several.
 
     Example:
         >>> cost = CostModel(1e-4, prompt_tokens=8, batch_records=None)
@@ -44,6 +62,7 @@ class CostModel:
     decay_share: float | None = None
     rank_share: float = 0.0
     measured: bool = False
+    places: Mapping[str, PlaceWork] = field(default_factory=dict[str, PlaceWork])
 
     def tokens_per_step(self, point: DesignPoint) -> float:
         """Return the number of tokens through the trainable layers in one optimiser step."""
@@ -53,7 +72,15 @@ class CostModel:
 
     def work_per_step(self, point: DesignPoint) -> float:
         """Return the work of one optimiser step, in tokens of a run without an adapter."""
-        return self.tokens_per_step(point) * (1.0 + self.rank_share * point.lora_rank)
+        tokens = self.tokens_per_step(point)
+        if point.placement is None:
+            return tokens * (1.0 + self.rank_share * point.lora_rank)
+        place = self.places[point.placement]
+        return tokens * place.share * (1.0 + place.rank_share * point.lora_rank)
+
+    def pack_kind(self, point: DesignPoint) -> int:
+        """Return what runs of one pack have in common, by their placements; see `PlaceWork`."""
+        return 0 if point.placement is None else self.places[point.placement].first_layer
 
     def rows_per_step(self, point: DesignPoint) -> int:
         """Return the number of records in one optimiser step."""
@@ -141,3 +168,17 @@ def prior_cost(
     flops_per_token = 4.0 * (suffix_weights + scored * head_weights)
     rank_share = 6.0 * rank_weights / flops_per_token
     return CostModel(flops_per_token / flops, prompt_tokens, batch_records, decay_share, rank_share)
+
+
+def prior_cost_of_places(priors: Mapping[str, tuple[CostModel, int]]) -> CostModel:
+    """Return the cost before any measurement of runs at several placements.
+
+    priors: of each placement by its name, the cost of its runs alone, and its first_layer (see
+    `PlaceWork`). seconds_per_token belong to the first.
+    """
+    first = next(cost for cost, _ in priors.values())
+    places = {
+        name: PlaceWork(cost.seconds_per_token / first.seconds_per_token, cost.rank_share, layer)
+        for name, (cost, layer) in priors.items()
+    }
+    return replace(first, rank_share=0.0, places=places)

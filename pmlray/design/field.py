@@ -89,15 +89,6 @@ class LawField:
             cov = cov - np.outer(along, along) / (noise + phi @ along)
         return replace(self, cov_GG=cov)
 
-    def often_measured(
-        self, phi_NG: FloatArray, noise_N: FloatArray, times_N: FloatArray
-    ) -> LawField:
-        """Return the field after points of these features and noise are measured `times` times
-        each: the inverse of S^-1 + sum_n times phi' phi / noise."""
-        information = np.linalg.inv(self.cov_GG) + (phi_NG.T * (times_N / noise_N)) @ phi_NG
-        cov = np.linalg.inv(information)
-        return replace(self, cov_GG=(cov + cov.T) / 2)
-
     def variance(self, points: Sequence[Cell]) -> FloatArray:
         """Return the variance of delta_loss at each point without noise, nats^2, (N,)."""
         phi = self.features(points, measured=False)
@@ -109,28 +100,18 @@ class LawField:
         The V-criterion (Atkinson, Donev and Tobias 2007, section 10.6) of the mixture: with K the
         covariance, mean_t K(c, t)^2 / (noise + K(c, c)), nats^2.
         """
-        return self.gains_of(
-            self.features(candidates, measured=True),
-            self.noise(candidates),
-            self.features(targets, measured=False),
-        )
-
-    def gains_of(self, phi_MG: FloatArray, noise_M: FloatArray, phi_TG: FloatArray) -> FloatArray:
-        """Return `gains` of candidates of these features and noise, for targets of these features,
-        (M,)."""
+        phi_MG = self.features(candidates, measured=True)
         along_MG = phi_MG @ self.cov_GG
         own_M = np.einsum("mg,mg->m", along_MG, phi_MG)
-        return ((along_MG @ phi_TG.T) ** 2).mean(axis=1) / (noise_M + own_M)
+        shared_MT = along_MG @ self.features(targets, measured=False).T
+        return (shared_MT**2).mean(axis=1) / (self.noise(candidates) + own_M)
 
     def information(self, candidates: Sequence[Cell]) -> FloatArray:
         """Return each candidate's information on all parameters, log(1 + K(c, c) / noise), (M,):
         the D-criterion's gain (Atkinson, Donev and Tobias 2007, section 10.1)."""
-        return self.information_of(self.features(candidates, measured=True), self.noise(candidates))
-
-    def information_of(self, phi_MG: FloatArray, noise_M: FloatArray) -> FloatArray:
-        """Return `information` of candidates of these features and noise, (M,)."""
+        phi_MG = self.features(candidates, measured=True)
         own_M = np.einsum("mg,gh,mh->m", phi_MG, self.cov_GG, phi_MG)
-        return np.log1p(own_M / noise_M)
+        return np.log1p(own_M / self.noise(candidates))
 
 
 def law_field(beliefs: Sequence[FittedForm], base_loss: float) -> LawField:

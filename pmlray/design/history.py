@@ -15,14 +15,20 @@ import numpy as np
 from pmlray.design.cost import CostModel
 from pmlray.design.field import FittedForm, FloatArray
 from pmlray.design.grid_field import GridField
-from pmlray.design.space import ChosenRun, Replicate, log_coordinates
+from pmlray.design.space import ChosenRun, Placements, Replicate, log_coordinates
 from pmlray.types import DesignPoint
 
 
 class History:
-    """History of the chosen runs: their `points` in order, and how often each cell was `seen`."""
+    """History of the chosen runs: their `points` in order, and how often each cell was `seen`.
 
-    def __init__(self, runs: Iterable[ChosenRun] = ()) -> None:
+    placements: those of the design.
+    """
+
+    def __init__(
+        self, runs: Iterable[ChosenRun] = (), placements: Placements | None = None
+    ) -> None:
+        self._placements = placements or {}
         self.points: list[DesignPoint] = []
         self.seen: Counter[DesignPoint] = Counter()
         self._uses: Counter[Replicate] = Counter()
@@ -62,7 +68,7 @@ class History:
         """Return the distance of each cell of the grid to the nearest chosen point, in log space,
         (M,); inf where nothing was chosen."""
         if self._coverage is None or self._coverage.grid is not grid:
-            self._coverage = _Coverage(grid)
+            self._coverage = _Coverage(grid, self._placements)
         return self._coverage.after(self.points)
 
     def fills_too_little(self, n_initial: int, share: float, cost: CostModel) -> bool:
@@ -86,16 +92,16 @@ class History:
     ) -> GridField:
         """Return the field of these fitted forms over the grid, computed once."""
         if self._field is None or not self._field.is_of(beliefs, base_loss, grid, targets):
-            self._field = GridField(beliefs, base_loss, grid, targets)
+            self._field = GridField(beliefs, base_loss, grid, targets, self._placements)
         return self._field
 
 
 class _Coverage:
     """Distances of a grid's cells to the nearest of a list of points that grows."""
 
-    def __init__(self, grid: tuple[DesignPoint, ...]) -> None:
-        self.grid = grid
-        self._at_M3 = log_coordinates(grid, grid)
+    def __init__(self, grid: tuple[DesignPoint, ...], placements: Placements) -> None:
+        self.grid, self._placements = grid, placements
+        self._at_MX = log_coordinates(grid, grid, placements)
         self._nearest_M = np.full(len(grid), np.inf)
         self._known: set[DesignPoint] = set()
         self._n = 0
@@ -103,7 +109,8 @@ class _Coverage:
     def after(self, points: Sequence[DesignPoint]) -> FloatArray:
         for point in points[self._n :]:
             if point not in self._known:
-                apart = self._at_M3 - log_coordinates([point], self.grid)
+                at = log_coordinates([point], self.grid, self._placements)
+                apart = self._at_MX - at
                 self._nearest_M = np.minimum(self._nearest_M, np.linalg.norm(apart, axis=1))
                 self._known.add(point)
         self._n = len(points)

@@ -33,13 +33,14 @@ ONE_KIND, LEAST_APART = 0.1, 0.02
 @dataclass(frozen=True, slots=True)
 class Load:
     """Load of runs that stay together: rows and positions of their largest step, their
-    device-seconds, and their largest rank."""
+    device-seconds, and their largest rank. Only runs of one `kind` can be in one pack."""
 
     runs: int
     rows: int
     positions: int
     seconds: float
     rank: int = 0
+    kind: int = 0
 
     @property
     def columns(self) -> int:
@@ -213,7 +214,8 @@ def deal_out(
         if len(packs) + len(busy) < max(n_devices, len(busy) + 1):
             packs.append([i])
             continue
-        fitting = [p for p in packs if holds(_together([groups[j] for j in (*p, i)]))]
+        like = [p for p in packs if groups[p[0]].kind == groups[i].kind]
+        fitting = [p for p in like if holds(_together([groups[j] for j in (*p, i)]))]
         least = min(fitting, key=taken, default=None)
         soonest = min(ends, default=math.inf)
         if soonest < (math.inf if least is None else taken(least)):
@@ -282,4 +284,5 @@ def _together(groups: Sequence[Load]) -> Load:
         sum(g.positions for g in groups),
         sum(g.seconds for g in groups),
         max(g.rank for g in groups),
+        groups[0].kind,
     )

@@ -19,7 +19,7 @@ from pmlray.design.acquisition import (
 )
 from pmlray.design.cost import CostModel
 from pmlray.design.space import Candidate, ChosenRun, DesignSpace, Replicate
-from pmlray.types import DesignPoint
+from pmlray.types import DesignPoint, Family
 
 # The initial design must not use up the budget: each of its runs gets at most an even share of a
 # fifth of what is left. In replays of known laws half of it predicted no better at any spend.
@@ -49,20 +49,28 @@ class DesignSettings:
     seed: int = 0
 
 
-def open_candidates(space: DesignSpace, known: DesignState) -> Iterator[Candidate]:
+def open_candidates(
+    space: DesignSpace, known: DesignState, n_initial: int = 0
+) -> Iterator[Candidate]:
     """Yield every open cell within the remaining budget, at its most suitable replicate.
 
     That is the replicate that the search has used least, unless another lets the run share the
-    trunk of one that is already in the pack. Candidates come in the grid's order.
+    trunk of one that is already in the pack. Candidates come in the grid's order. They are of
+    placements that can share the pack being filled, apart from the design's first `n_initial` runs,
+    which are dealt out to packs once all are chosen.
     """
-    in_pack: dict[tuple[int, int], dict[Replicate, list[int]]] = {}
+    whole = not known.pack or len(known.chosen) < n_initial
+    kind = None if whole else known.cost.pack_kind(known.pack[0].point)
+    in_pack: dict[Family, dict[Replicate, list[int]]] = {}
     for run in known.pack:
-        trunks = in_pack.setdefault((run.point.lora_rank, run.point.seq_len), {})
+        trunks = in_pack.setdefault(run.point.family, {})
         trunks.setdefault(run.replicate, []).append(run.point.train_steps)
     shares = known.cost.decay_share is not None
     history = known.history
     for cell, balanced in history.next_replicates(space.cells, space.replicates):
-        trunks = in_pack.get((cell.lora_rank, cell.seq_len), {})
+        if kind is not None and known.cost.pack_kind(cell) != kind:
+            continue
+        trunks = in_pack.get(cell.family, {})
         best = Candidate(cell, balanced, known.cost.added(cell, trunks.get(balanced, ())))
         for replicate, budgets in trunks.items() if shares else ():
             seconds = known.cost.added(cell, budgets)
@@ -79,7 +87,7 @@ def choose_run(
 
     longest: gpu_seconds; a rule that weighs costs takes no longer run unless all are longer.
     """
-    candidates = tuple(open_candidates(space, known))
+    candidates = tuple(open_candidates(space, known, settings.n_initial))
     if not candidates:
         return None
     choice = Candidates(candidates, space.cells, settings.targets, settings.seed)
@@ -139,20 +147,26 @@ class PendingSpend:
     def __init__(self, cost: CostModel, runs: Iterable[ChosenRun] = ()) -> None:
         self.gpu_seconds = 0.0
         self._cost = cost
-        self._trunks: dict[tuple[int, int, Replicate], list[int]] = {}
+        self._trunks: dict[tuple[Family, Replicate], list[int]] = {}
         for run in runs:
             self.add(run)
 
     def add(self, run: ChosenRun) -> None:
         """Add a run."""
         point = run.point
-        budgets = self._trunks.setdefault((point.lora_rank, point.seq_len, run.replicate), [])
+        budgets = self._trunks.setdefault((point.family, run.replicate), [])
         self.gpu_seconds += self._cost.added(point, budgets)
         budgets.append(point.train_steps)
 
 
 def _initial(choice: Candidates, settings: DesignSettings, known: DesignState) -> Candidate:
-    limit = known.budget_left * START_SHARE / max(1, settings.n_initial - len(known.chosen))
+    left = max(1, settings.n_initial - len(known.chosen))
+    limit = known.budget_left * START_SHARE / left
+    seen = {run.point.placement for run in known.chosen}
+    unseen = [o for o in choice.candidates if o.point.placement not in seen]
+    # A law that is to choose among placements needs a run of each, whatever it costs.
+    if unseen and len({o.point.placement for o in unseen}) >= left:
+        choice = replace(choice, candidates=tuple(unseen))
     return fill_space(_no_longer(choice, limit), known)
 
 

@@ -34,11 +34,9 @@ def why_chosen(
         return "initial design"
     if validates(settings, known):
         return "checks the law far from what was measured"
-    same = (point.lora_rank, point.seq_len, replicate)
+    same = (point.family, replicate)
     trunk = [
-        run.point.train_steps
-        for run in known.pack
-        if (run.point.lora_rank, run.point.seq_len, run.replicate) == same
+        run.point.train_steps for run in known.pack if (run.point.family, run.replicate) == same
     ]
     gpu_seconds = known.cost.added(point, trunk)
     grid = known.field(rule, space.cells, settings.targets)
@@ -47,9 +45,7 @@ def why_chosen(
         return f"d_optimal: {nats / gpu_seconds:.2g} nats of information per gpu_second"
     gain = float(grid.gains(known.pending)[grid.place(point)])
     value = f"{rule}: {gain / gpu_seconds:.2g} nats^2 of variance per gpu_second"
-    field = grid.after(known.pending)
-    before = field.variance(settings.targets)
-    after = field.after([point]).variance(settings.targets)
+    before, after = grid.at_targets(known.pending, point)
     sharpened = _sharpened(settings.targets, before.tolist(), after.tolist())
     return f"{value}, {sharpened}" if sharpened else value
 
@@ -60,9 +56,13 @@ def _sharpened(
     """Return the targets whose standard deviations fall most, nats per token."""
     share = [1.0 - b / a if a > 0 else 0.0 for a, b in zip(before, after, strict=True)]
     named = [
-        f"rank {targets[i].lora_rank} x {targets[i].seq_len} tokens +-{math.sqrt(before[i]):.2g}"
-        f" -> {math.sqrt(max(0.0, after[i])):.2g}"
+        f"{_named(targets[i])} +-{math.sqrt(before[i]):.2g} -> {math.sqrt(max(0.0, after[i])):.2g}"
         for i in map(int, np.argsort(share)[::-1][:MOST_TARGETS])
         if share[i] >= LEAST_SHARE
     ]
     return f"sharpens {', '.join(named)}" if named else ""
+
+
+def _named(target: DesignPoint) -> str:
+    where = "" if target.placement is None else f" at {target.placement}"
+    return f"rank {target.lora_rank} x {target.seq_len} tokens{where}"

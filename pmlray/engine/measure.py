@@ -17,11 +17,11 @@ from pmlray.engine.adapters.model_card import write_card
 from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.adapters.peft_io import PeftNames, save_adapter
 from pmlray.engine.evaluation.control_text import Control
-from pmlray.engine.evaluation.scores import Decoding, decode_exactly
+from pmlray.engine.evaluation.scores import Decoding, bare_losses, decode_exactly
 from pmlray.engine.model.base_model import BaseModel, LoadBase, load_base_model
 from pmlray.engine.model.device import pick_device
 from pmlray.engine.model.prefix_store import PrefixCount, PrefixStore
-from pmlray.engine.provenance import pack_provenance, run_provenance
+from pmlray.engine.provenance import pack_provenance, run_provenance, start_provenance
 from pmlray.engine.ready_pack import MakeStepper, ready_pack
 from pmlray.engine.runtime.checkpoints import Checkpoints
 from pmlray.engine.runtime.device_clock import paid_seconds
@@ -84,6 +84,9 @@ def measure_pack(
     seq_lens = (run.point.seq_len for run in pack.runs)
     control = Control(search, base, model, seq_lens, ready.prefixes)
     control_seconds = time.perf_counter() - making_control
+    # Fresh adapters add nothing, so that their curves begin with the bare base's loss.
+    rows = [row for member in ready.members for row in member.rows]
+    of_base = None if search.start is None else bare_losses(model, rows, len(pack.runs))
     provenance = pack_provenance(search, pack, device, devices, backend) | {
         "base_computed_in": str(base.model.dtype).removeprefix("torch."),
         "control_cache_seconds": control_seconds,
@@ -92,7 +95,7 @@ def measure_pack(
     }
 
     def keep(finished: Sequence[TrainedMember]) -> None:
-        decoded = _decode(base, spec.evaluate.generate_max_tokens, lora, ready.memories, finished)
+        decoded = _decode(search, base, lora, pack, ready.memories, finished)
         for trained in finished:
             keep_one(trained, decoded.get(trained.index))
 
@@ -108,9 +111,10 @@ def measure_pack(
             )
             return
         weights = lora.weights(trained.index)
+        placement = search.placement_of(run.point)
         save_adapter(
-            *(adapters / run.run_key, base.placement, weights, spec.model.id, spec.model.revision),
-            names=PeftNames.of(base),
+            *(adapters / run.run_key, placement, weights, spec.model.id, spec.model.revision),
+            names=PeftNames.of(base, placement),
         )
         scoring = paid_seconds(device)
         beside = control.score(trained.index, run.point.seq_len)
@@ -131,7 +135,7 @@ def measure_pack(
             round=pack.round,
             place=trained.index,
             supervised_tokens=tokens,
-            base_loss=trained.curve[0][1],
+            base_loss=trained.curve[0][1] if of_base is None else of_base[trained.index],
             final_loss=trained.scores.mean_nll,
             recall=trained.scores.recall,
             curve=trained.curve,
@@ -146,6 +150,7 @@ def measure_pack(
             peak_memory_bytes=_peak_memory(device),
             provenance=provenance
             | run_provenance(search, run, memory)
+            | start_provenance(search, trained.curve[0][1])
             | {
                 "control_gpu_seconds": control_gpu_seconds,
                 "pack_steps": trained.pack_steps,
@@ -184,17 +189,21 @@ def measure_pack(
 
 
 def _decode(
+    search: PreparedSearch,
     base: BaseModel,
-    max_tokens: int,
     lora: PackedLora,
+    pack: Pack,
     memories: Sequence[MemorySet],
     finished: Sequence[TrainedMember],
 ) -> dict[int, bool | None]:
     """Check by greedy decoding the members whose argmax recall is 1; return results by index."""
     exact = [t.index for t in finished if t.divergence is None and t.scores.recall.exact == 1.0]
+    max_tokens = search.spec.evaluate.generate_max_tokens
     if not exact or not max_tokens:
         return {}
-    decodings = [Decoding(lora.weights(i), memories[i].records) for i in exact]
+    points = {i: pack.runs[i].point for i in exact}
+    scales = {i: search.placement_of(point).scale(point.lora_rank) for i, point in points.items()}
+    decodings = [Decoding(lora.weights(i), scales[i], memories[i].records) for i in exact]
     return dict(zip(exact, decode_exactly(base, decodings, max_tokens), strict=True))
 
 

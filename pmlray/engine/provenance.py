@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from pmlray.config.placement_facts import placement_facts
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.runtime.device_clock import CLOCKS
 from pmlray.memory import MemorySet
@@ -38,8 +39,6 @@ def pack_provenance(
         "n_in_pack": len(pack.runs),
         "model": search.source.identity,
         "dtype": search.spec.model.base_dtype,
-        "adapter_params_per_rank": search.params_per_rank,
-        "placement": placement_facts(search),
         "device": device.type,
         "device_name": name or platform.machine(),
         "devices": devices,
@@ -52,21 +51,23 @@ def pack_provenance(
     }
 
 
-def placement_facts(search: PreparedSearch) -> dict[str, Any]:
-    """Return the adapters' sites, with a name and what a law of several placements needs."""
-    geometry, placement = search.source.geometry, search.placement
-    return {
-        **placement.to_json(),
-        "name": search.spec.place.describe(),
-        "n_layers": geometry.n_layers,
-        "params_per_rank": {m: sum(geometry.adaptable[m]) for m in placement.modules},
-    }
+def start_provenance(search: PreparedSearch, start_loss: float) -> dict[str, Any]:
+    """Return the provenance of a run that began with an adapter, and nothing of any other.
+
+    start_loss: with that adapter, nats per supervised token.
+    """
+    if search.start is None:
+        return {}
+    return {"from_adapter": {**search.start.facts(), "start_loss": start_loss}}
 
 
 def run_provenance(search: PreparedSearch, run: PlannedRun, memory: MemorySet) -> dict[str, Any]:
     """Return the provenance of a single run that ends now."""
+    per_rank = search.params_per_rank_of(run.point)
     return {
-        "adapter_params": run.point.lora_rank * search.params_per_rank,
+        "adapter_params_per_rank": per_rank,
+        "adapter_params": run.point.lora_rank * per_rank,
+        "placement": placement_facts(search, run.point),
         "content_hash": memory.content_hash,
         "n_records": len(memory.records),
         "end_id": memory.records[0].end_id,

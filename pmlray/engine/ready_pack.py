@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from pmlray.config.adapter_memory import adapter_bytes, check_adapter_fits, position_bytes
+from pmlray.config.adapter_memory import adapter_bytes, check_adapter_fits, position_bytes, widest
+from pmlray.config.placement import Placement
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.design.packing import MEMORY_SHARE
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW
 from pmlray.engine.adapters.packed_lora import PackedLora
+from pmlray.engine.adapters.start_weights import start_weights
 from pmlray.engine.evaluation.control_text import Prefixes
 from pmlray.engine.model.base_model import BaseModel, LoadBase, load_base_model
 from pmlray.engine.model.batches import CPU_MICRO_BATCH_TOKENS, MAX_MICRO_BATCH_TOKENS
@@ -70,13 +72,14 @@ def ready_pack(
     spec, device = search.spec, pick_device()
     threads = torch.get_num_threads()
     memory = gpu_memory() if device.type == "cuda" else main_memory(threads)
-    rank = max(run.point.lora_rank for run in pack.runs)
-    check_adapter_fits(search, rank, memory)
+    points = [run.point for run in pack.runs]
+    check_adapter_fits(search, points, memory)
+    placements = [search.placement_of(point) for point in points]
     started = time.perf_counter()
     stage(f"loading {spec.model.id}")
     base = load_base(
         *(spec.model.id, search.source, spec.model.revision, spec.model.base_dtype),
-        *(search.placement, device),
+        *(_distinct(placements), device),
     )
     loaded = time.perf_counter()
     stage("running the frozen layers over the texts")
@@ -95,8 +98,11 @@ def ready_pack(
     repeats = [[record.repeats for record in memory.records] for memory in memories]
     members = make_members(pack.runs, own_rows, repeats)
     step = StepBytes(
-        adapter_bytes(search, rank),
-        position_bytes(search, rank, base.model.dtype.itemsize),
+        tuple(
+            (placements.count(placement), adapter_bytes(search, point))
+            for placement, point in widest(search, points).items()
+        ),
+        position_bytes(search, points, base.model.dtype.itemsize),
         CPU_MICRO_BATCH_TOKENS if device.type == "cpu" else MAX_MICRO_BATCH_TOKENS,
     )
     # Sizes alone, so that a pack that is continued finds its slots as they were.
@@ -104,13 +110,15 @@ def ready_pack(
     room = room_within(free, step, members, spec.recipe, pack.room)
     lora = PackedLora(
         base,
-        [r.point.lora_rank for r in pack.runs],
+        [point.lora_rank for point in points],
         [r.seed for r in pack.runs],
         Admission(members, spec.recipe, room).most_at_once,
+        placements,
+        None if search.start is None else start_weights(search.start),
     )
     model = AdaptedModel(base, lora)
     optimizer = PackedAdamW(
-        model.parameters(),
+        lora.param_groups(),
         clip_norm=spec.recipe.clip_norm,
         weight_decay=spec.recipe.weight_decay,
     )
@@ -119,10 +127,16 @@ def ready_pack(
         "prefix_cache_seconds": cached - loaded,
         "room": None if room is None else asdict(room),
         "adapter_slots": lora.n_slots,
-        "largest_rank": rank,
+        "largest_rank": max(point.lora_rank for point in points),
         "device_memory_bytes": memory,
     }
     return ReadyPack(base, memories, members, lora, model, optimizer, prefixes, room, facts)
+
+
+def _distinct(placements: Iterable[Placement]) -> tuple[Placement, ...]:
+    """Return each placement once, in an order that does not depend on the pack's, so that a base
+    that is kept serves every pack with these."""
+    return tuple(sorted(set(placements), key=repr))
 
 
 def _bytes_on(device: torch.device, model: Any) -> int:

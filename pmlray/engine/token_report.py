@@ -33,7 +33,7 @@ class TracedToken:
     `record` and `place`: index of the record and of the token in its target, from 0. `base_p`:
     probability without an adapter. `norm`: Euclidean norm of the residual stream after the
     adapter's layer, where a probe's output is added, at the position that predicts the token (where
-    the adapter has other sites: before the lowest adapted layer);
+    the adapters have other sites: before the lowest adapted layer of all);
     `norm_ratio`: that norm over the median of the sequence's supervised tokens. Far above 1 it is a
     massive activation (arXiv 2402.17762), beside which the adapter's output is small.
     """
@@ -66,7 +66,7 @@ def trace_tokens(
         search.source,
         spec.model.revision,
         spec.model.base_dtype,
-        search.placement,
+        tuple(dict.fromkeys(search.placement_of(o.point) for o in observations)),
         pick_device(),
     )
     traced = {}
@@ -109,8 +109,8 @@ def at_layer(search: PreparedSearch, observation: Observation, layer: int) -> Pr
     spec, n_layers = search.spec, search.source.geometry.n_layers
     if spec.probe is None:
         raise DataError(
-            f"the adapters of {spec.search_id} sit at {spec.place.describe()}: only a probe, at one"
-            " layer, can be moved to another"
+            f"the adapter of {observation.run_key} sits at {search.place_name(observation.point)}:"
+            " only a probe, at one layer, can be moved to another"
         )
     if layer >= n_layers:
         raise ModelError(f"{spec.model.id} has layers 0 to {n_layers - 1}, and no layer {layer}")
@@ -150,7 +150,7 @@ def _trace(base: BaseModel, memory: MemorySet) -> tuple[TracedToken, ...]:
     targets = [replace(record, end_id=None) for record in memory.records]
     cached = build_prefix_cache(base, targets)
     # An untrained adapter has B = 0, so these are the base's losses.
-    model = AdaptedModel(base, PackedLora(base, [1], [0]))
+    model = AdaptedModel(base, PackedLora(base, [1], [0], placements=base.placements[:1]))
     scores = score_tokens(model, [Row(0, i, record) for i, record in enumerate(cached)])
     norms = torch.cat([c.hidden_TD[c.first :].float().norm(dim=1) for c in cached])
     median = norms.median()

@@ -8,8 +8,10 @@ from pmlray.law.forms.ceiling import CeilingLaw, ExponentialCeilingLaw
 from pmlray.law.forms.power import PowerLaw
 from pmlray.law.forms.protocol import Form, Law
 from pmlray.law.forms.registry import CAPPED, law_from_json
+from pmlray.law.observed_placements import placement_from_facts
 from pmlray.law.placement_choice import PlacementChoice, PlacementNeed, choose_placement
 from pmlray.law.placement_comparison import PlacementLawErrors, compare_placement_laws
+from pmlray.law.placement_costs import measured_choices
 from pmlray.law.placement_worth import PlaceWorth, depth_worths, kind_worths, placement_worths
 from pmlray.law.placements import (
     PlacedPoint,
@@ -84,11 +86,13 @@ __all__ = [
     "law_from_json",
     "mape",
     "measure_transition",
+    "measured_choices",
     "module_kind",
     "named_placement",
     "param_correlations",
     "param_intervals",
     "placement_at",
+    "placement_from_facts",
     "placement_worths",
     "r2",
     "read_law_data",

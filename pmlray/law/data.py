@@ -189,12 +189,26 @@ def _check_alike(first: Observation, o: Observation) -> None:
     for what, own, other in (
         ("task", first.task, o.task),
         ("base model", first.provenance.get("model"), o.provenance.get("model")),
+        ("start", _start(first), _start(o)),
     ):
         if own != other:
             raise DataError(
                 f"run_key {o.run_key} is of the {what} {other}, and {first.run_key} of {own}: they"
                 " have no law in common; give the runs of one of them"
             )
+
+
+def _start(o: Observation) -> str:
+    """Return what an adapter began with, in words."""
+    found: Any = o.provenance.get("from_adapter")
+    if found is None:
+        return "from scratch"
+    try:
+        return f"from the adapter of SHA-256 {found['sha256']}"
+    except (LookupError, TypeError) as error:
+        raise DataError(
+            f"run_key {o.run_key}: from_adapter in its provenance cannot be read ({error!r})"
+        ) from error
 
 
 def informative_points(data: LawData) -> BoolArray:

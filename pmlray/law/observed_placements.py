@@ -32,18 +32,23 @@ def observed_placements(observations: Sequence[Observation]) -> list[Placement] 
     return placements if len(set(placements)) > 1 else None
 
 
+def placement_from_facts(found: Mapping[str, Any]) -> Placement:
+    """Return the placement that an observation's provenance tells of; raises one of MALFORMED."""
+    per_module: Mapping[str, int] = found["params_per_rank"]
+    sites = [
+        (layer, module, float(params))
+        for layer in found["layers"]
+        for module, params in per_module.items()
+    ]
+    return placement_at(found["name"], sites, found["n_layers"])
+
+
 def _told(o: Observation) -> Placement | None:
     found: Mapping[str, Any] | None = o.provenance.get("placement")
     if found is None or "params_per_rank" not in found:
         return None
     try:
-        per_module: Mapping[str, int] = found["params_per_rank"]
-        sites = [
-            (layer, module, float(params))
-            for layer in found["layers"]
-            for module, params in per_module.items()
-        ]
-        return placement_at(found["name"], sites, found["n_layers"])
+        return placement_from_facts(found)
     except MALFORMED as error:
         raise DataError(
             f"run_key {o.run_key}: the placement in its provenance cannot be read ({error!r})"

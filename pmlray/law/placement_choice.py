@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,10 @@ from pmlray.law.target_predictions import TargetPrediction
 
 # Costs (n,) of adapters of whole ranks (n,) at a placement; inf where a rank cannot be had there.
 Cost = Callable[[Placement, FloatArray], FloatArray]
+# Order of placements: by trainable parameters, gpu_seconds of a run, or loss added on prose.
+By = Literal["parameters", "gpu_seconds", "prose"]
+# The costs at a length and steps.
+CostAt = Callable[[float, float], Cost]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +40,13 @@ class PlacementNeed:
 
 @dataclass(frozen=True, slots=True)
 class PlacementChoice:
-    """Placements by rising median cost of a loss reduction of delta_loss nats per token.
+    """Placements by rising median cost of a loss reduction of delta_loss nats per token, or in an
+    order that was asked about.
 
     `p_first`: probability that the first costs less than the runner-up; `p_order`: that the whole
-    order is so. Equal costs count as half, and as being in order.
+    order is so. Equal costs count as half, and as being in order. Both, and `p_best` of the needs,
+    are of the samples in which any placement reaches it: the others tell nothing of the order.
+    `by`: what the costs are.
     """
 
     seq_len: float
@@ -48,6 +55,12 @@ class PlacementChoice:
     needs: tuple[PlacementNeed, ...]
     p_first: float
     p_order: float
+    by: By = "parameters"
+
+    @property
+    def reachable(self) -> bool:
+        """Whether any placement is likely to have a rank that is enough."""
+        return math.isfinite(self.needs[0].cost.value)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON types; inf becomes null."""
@@ -57,6 +70,7 @@ class PlacementChoice:
             return {name: x if math.isfinite(x) else None for name, x in edges.items()}
 
         return {
+            "by": self.by,
             "seq_len": self.seq_len,
             "train_steps": self.train_steps,
             "delta_loss": self.delta_loss,
@@ -79,6 +93,10 @@ def adapter_params(placement: Placement, lora_rank: FloatArray) -> FloatArray:
     return lora_rank * placement.params_per_rank
 
 
+def _params_at(seq_len: float, train_steps: float) -> Cost:
+    return adapter_params
+
+
 def choose_placement(
     samples: AveragedSamples,
     placements: Sequence[Placement],
@@ -87,7 +105,9 @@ def choose_placement(
     delta_loss: float,
     *,
     cost: Cost = adapter_params,
+    by: By = "parameters",
     level: float = 0.9,
+    order: Sequence[Placement] | None = None,
 ) -> PlacementChoice:
     """Order placements by what a loss reduction costs there.
 
@@ -97,8 +117,12 @@ def choose_placement(
         seq_len: supervised tokens of the text.
         train_steps: optimiser steps, 0 where the law has no budget term.
         delta_loss: loss reduction wanted, nats per token.
-        cost: of an adapter; by default its trainable parameters.
+        cost: of an adapter; by default its trainable parameters. Sample i of one placement is
+            compared with sample i of the others.
+        by: what the cost is, for whoever reads the choice.
         level: of the intervals.
+        order: all of the placements, in the order whose probability is asked for; by default that
+            of rising median cost.
 
     Raises:
         DataError: fewer than two placements, or a delta_loss that is not a finite number.
@@ -117,10 +141,14 @@ def choose_placement(
         [needed_ranks(samples.at(p), seq_len, train_steps, delta_loss) for p in placements]
     )
     cost_Kn = np.stack([_costs(cost, p, r) for p, r in zip(placements, rank_Kn, strict=True)])
-    cheapest_Kn = cost_Kn == cost_Kn.min(axis=0)
+    reached_n = np.isfinite(cost_Kn).any(axis=0)
+    compared_Kn = cost_Kn[:, reached_n] if reached_n.any() else cost_Kn
+    cheapest_Kn = compared_Kn == compared_Kn.min(axis=0)
     best_K = (cheapest_Kn / cheapest_Kn.sum(axis=0)).mean(axis=1)
     middle_K = [order_statistics(cost_n, level).value for cost_n in cost_Kn]
-    order = sorted(range(len(placements)), key=lambda k: (middle_K[k], -best_K[k]))
+    ranked = sorted(range(len(placements)), key=lambda k: (middle_K[k], -best_K[k]))
+    if order is not None:
+        ranked = [placements.index(placement) for placement in order]
     needs = tuple(
         PlacementNeed(
             placements[k],
@@ -128,13 +156,13 @@ def choose_placement(
             order_statistics(cost_Kn[k], level),
             float(best_K[k]),
         )
-        for k in order
+        for k in ranked
     )
-    first, second = cost_Kn[order[0]], cost_Kn[order[1]]
+    ordered_Kn = compared_Kn[ranked]
+    first, second = ordered_Kn[:2]
     p_first = float(np.mean((first < second) + 0.5 * (first == second)))
-    ordered_Kn = cost_Kn[order]
     p_order = float(np.mean(np.all(ordered_Kn[:-1] <= ordered_Kn[1:], axis=0)))
-    return PlacementChoice(seq_len, train_steps, delta_loss, needs, p_first, p_order)
+    return PlacementChoice(seq_len, train_steps, delta_loss, needs, p_first, p_order, by)
 
 
 def choices_at(
@@ -142,21 +170,35 @@ def choices_at(
     samples: AveragedSamples,
     targets: Sequence[TargetPrediction],
     delta_loss: float | None,
+    by: By = "parameters",
+    cost_at: CostAt = _params_at,
 ) -> tuple[PlacementChoice, ...]:
-    """Return the choice among the points' placements at each length and steps of the targets.
+    """Return the choice among the points' placements at each length and steps of the targets, or
+    without any at the largest measured.
 
-    delta_loss: nats per token; by default what brings the mean loss down to ln 2. Empty where the
-    points have one placement, or where the base loss that the default needs is not known.
+    delta_loss: nats per token; by default what brings the mean loss down to ln 2. cost_at: the cost
+    of adapters at a length and steps, by default their trainable parameters. Empty where the points
+    have one placement, or where the base loss that the default needs is not known.
     """
     if not data.several_placements or (delta_loss is None and not samples.base.known):
         return ()
     found: list[PlacementChoice] = []
-    for seq_len, steps in dict.fromkeys((t.point.seq_len, t.point.train_steps) for t in targets):
+    for seq_len, steps in _lengths_and_steps(data, targets):
         wanted = delta_loss
         if wanted is None:
             wanted = float(samples.base.at(seq_len)) - SURE_LOSS
-        found.append(choose_placement(samples, data.placements, seq_len, steps, wanted))
+        cost = cost_at(seq_len, steps)
+        at = (seq_len, steps, wanted)
+        found.append(choose_placement(samples, data.placements, *at, cost=cost, by=by))
     return tuple(found)
+
+
+def _lengths_and_steps(
+    data: LawData, targets: Sequence[TargetPrediction]
+) -> list[tuple[float, float]]:
+    if not targets:
+        return [(int(data.seq_len.max()), int(data.train_steps.max()))]
+    return list(dict.fromkeys((t.point.seq_len, t.point.train_steps) for t in targets))
 
 
 def needed_ranks(
@@ -175,7 +217,5 @@ def needed_ranks(
 
 def _costs(cost: Cost, placement: Placement, rank_n: FloatArray) -> FloatArray:
     """Return the cost under each sample, inf where no rank is enough."""
-    found = np.full(rank_n.size, np.inf)
     possible = np.isfinite(rank_n)
-    found[possible] = cost(placement, rank_n[possible])
-    return found
+    return np.where(possible, cost(placement, np.where(possible, rank_n, 1.0)), np.inf)

@@ -60,11 +60,7 @@ class Sizing:
             }
 
         return {
-            "point": {
-                "lora_rank": self.point.lora_rank,
-                "seq_len": self.point.seq_len,
-                "train_steps": self.point.train_steps,
-            },
+            "point": self.point.to_json(),
             "delta_loss": self.delta_loss,
             "lora_rank": plain(self.lora_rank),
             "seq_len": plain(self.seq_len),

@@ -13,7 +13,7 @@ from pmlray.law.data import FloatArray, LawData
 from pmlray.law.fitting.averaging import AveragedLaw, AveragedSamples, average_laws, default_forms
 from pmlray.law.fitting.fit import FitOptions, FitStatus, LawFit
 from pmlray.law.forms.protocol import Form
-from pmlray.law.placement_choice import choices_at
+from pmlray.law.placement_choice import PlacementChoice, choices_at
 from pmlray.law.sizing import SURE_LOSS, Sizing, size_for
 from pmlray.law.summary_json import (
     correlations_json,
@@ -139,8 +139,8 @@ class LawSummary:
                 "No base loss is known, so nothing is predicted above the largest delta_loss"
                 f" measured, {self.average.base_loss:.4g} nats: give it with --base-loss."
             )
-        if far := [t.point for t in self.targets if t.far]:
-            where = ", ".join(f"({p.lora_rank}, {p.seq_len})" for p in far)
+        if far := [t.name for t in self.targets if t.far]:
+            where = ", ".join(far)
             found.append(
                 f"Beyond four times the measured ranks or lengths: (r, l) {where}. Nothing tells"
                 " how the law goes on there but the points' own trend."
@@ -164,6 +164,15 @@ class LawSummary:
             wanted = base - SURE_LOSS if delta_loss is None else delta_loss
             found.append(size_for(samples, point, wanted, LEVEL))
         return tuple(found)
+
+    def choices(self, delta_loss: float | None = None) -> tuple[PlacementChoice, ...]:
+        """Return which placement needs the fewest parameters for a loss reduction at the lengths
+        and steps of the targets, without any at the largest measured.
+
+        delta_loss: as for `sizes`. Empty where the points have one placement, or without a base
+        loss that the default needs.
+        """
+        return choices_at(self.unseen.data, self.average_samples, self.targets, delta_loss)
 
     def to_json(self, delta_loss: float | None = None) -> dict[str, Any]:
         """Return JSON types only. `n_obs` counts the points fitted, `n_censored` those set aside.
@@ -201,8 +210,7 @@ class LawSummary:
             "checklist": dict(self.checklist),
             **worths_json(self.unseen.data, self.average_samples),
         }
-        choices = choices_at(self.unseen.data, self.average_samples, self.targets, delta_loss)
-        if choices:
+        if choices := self.choices(delta_loss):
             stored["choices"] = [choice.to_json() for choice in choices]
         return stored
 

@@ -27,7 +27,7 @@ def target_json(target: TargetPrediction) -> dict[str, Any]:
     if target.placement is not None:
         n_params = target.point.lora_rank * target.placement.params_per_rank
         run |= {"placement": target.placement.name, "adapter_params": n_params}
-    return asdict(target.point) | losses | run | dict(zip(names, bits, strict=True))
+    return target.point.to_json() | losses | run | dict(zip(names, bits, strict=True))
 
 
 def unseen_json(found: UnseenErrors) -> dict[str, Any]:
@@ -67,15 +67,20 @@ def worths_json(data: LawData, samples: AveragedSamples) -> dict[str, Any]:
 def residuals_json(found: ResidualStructure) -> dict[str, Any]:
     """Return the structure left in the residuals, with every point's own, as JSON types."""
     names = ("lora_rank", "seq_len", "train_steps", "predicted", "residual")
+    points = found.points
+    places: list[dict[str, str]] = [{}] * len(points)
+    if points.placement is not None and points.several_placements:
+        names_K = [placement.name for placement in points.placements]
+        places = [{"placement": names_K[k]} for k in points.placement.tolist()]
     return {
         "structure_left": list(found.left),
         "trends": [asdict(trend) for trend in found.trends],
         "spread": None if found.spread is None else asdict(found.spread),
         "points": [
-            dict(zip(names, row, strict=True))
-            for row in zip(
-                *(found.points.lora_rank.tolist(), found.points.seq_len.tolist()),
-                *(found.points.train_steps.tolist(), found.predicted.tolist()),
+            dict(zip(names, row, strict=True)) | place
+            for place, *row in zip(
+                *(places, points.lora_rank.tolist(), points.seq_len.tolist()),
+                *(points.train_steps.tolist(), found.predicted.tolist()),
                 found.residual.tolist(),
                 strict=True,
             )

@@ -40,6 +40,12 @@ class TargetPrediction:
         return (self.high - self.low) / 2.0 / max(abs(self.delta_loss), 1e-12)
 
     @property
+    def name(self) -> str:
+        """Rank and length in brackets, and the placement where there are several."""
+        at = "" if self.placement is None else f" in {self.placement.name}"
+        return f"({self.point.lora_rank}, {self.point.seq_len}){at}"
+
+    @property
     def where(self) -> Target:
         """The target as it was asked about."""
         return self.point if self.placement is None else PlacedPoint(self.point, self.placement)
@@ -83,7 +89,8 @@ def corners(data: LawData) -> list[Target]:
 
     def corner(points: LawData) -> DesignPoint:
         axes = (points.lora_rank, points.seq_len, points.train_steps)
-        return DesignPoint(*(int(axis.max()) for axis in axes))
+        r, length, t = (int(axis.max()) for axis in axes)
+        return DesignPoint(r, length, t)
 
     if data.placement is None or not data.several_placements:
         return [corner(data)]

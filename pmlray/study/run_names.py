@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from pmlray.types import Observation, PlannedRun
+from typing import Any
+
+from pmlray.types import DesignPoint, Observation, PlannedRun
 
 
 def run_name(run: Observation | PlannedRun) -> str:
     """Return a readable name, unique within a search."""
-    point = run.point
     return (
-        f"{run.phase} {run.method} lora_rank={point.lora_rank} seq_len={point.seq_len}"
-        f" train_steps={point.train_steps} sequence={run.sequence_id} seed={run.seed}"
+        f"{run.phase} {run.method} {point_name(run.point)} sequence={run.sequence_id}"
+        f" seed={run.seed}"
     )
+
+
+def point_name(point: DesignPoint) -> str:
+    """Return a point as `name=value`, its placement first where it has one."""
+    return " ".join(f"{name}={value}" for name, value in _placed_first(point).items())
+
+
+def _placed_first(point: DesignPoint) -> dict[str, Any]:
+    at = {} if point.placement is None else {"placement": point.placement}
+    return at | point.to_json()
 
 
 def run_tags(run: Observation | PlannedRun) -> dict[str, str]:
@@ -26,6 +37,8 @@ def run_tags(run: Observation | PlannedRun) -> dict[str, str]:
         "pmlray.sequence_id": str(run.sequence_id),
         "pmlray.seed": str(run.seed),
     }
+    if run.point.placement is not None:
+        tags["pmlray.placement"] = run.point.placement
     if isinstance(run, Observation):
         tags["pmlray.dtype"] = str(run.provenance.get("dtype", ""))
     return tags

@@ -36,7 +36,7 @@ def test_losses_on_the_gpu_are_those_on_the_cpu(placement: str) -> None:
     for device in ("cpu", "cuda"):
         source = resolve_model(TINY, None)
         base = load_base_model(
-            TINY, source, None, "float32", probe.to_placement(), torch.device(device)
+            TINY, source, None, "float32", (probe.to_placement(),), torch.device(device)
         )
         members = train(base, runs, records, Recipe(learning_rate=1e-2)).members
         found.append([members[i].step_losses for i in range(len(runs))])
@@ -73,7 +73,7 @@ def test_captured_steps_are_those_without_a_graph(
     pull_model(TINY)
     device, probe = torch.device("cuda"), Probe(placement="mlp", layer=1)
     source = resolve_model(TINY, None)
-    base = load_base_model(TINY, source, None, dtype, probe.to_placement(), device)  # type: ignore[arg-type]
+    base = load_base_model(TINY, source, None, dtype, (probe.to_placement(),), device)  # type: ignore[arg-type]
     # One leaves at 20; another's two records of five lie in padded places.
     runs = [make_run(2, 12, 20), make_run(8, 40, 30, "memft_ot", 1)]
     runs += [make_run(4, 40, 30, "memft_sw", 2), make_run(4, 50, 30, "sft", 3)]
@@ -101,7 +101,7 @@ def test_a_graph_is_let_go_of_where_steps_wait_for_the_device(
     pull_model(TINY)
     probe, source = Probe(placement="mlp", layer=1), resolve_model(TINY, None)
     base = load_base_model(
-        TINY, source, None, "float32", probe.to_placement(), torch.device("cuda")
+        TINY, source, None, "float32", (probe.to_placement(),), torch.device("cuda")
     )
     original = cuda_graph_step.PackStep.__call__
 
@@ -122,7 +122,7 @@ def test_mlps_above_the_adapter_are_compiled(
 ) -> None:
     pull_model(TINY)
     probe, source = Probe(placement="mlp", layer=1), resolve_model(TINY, None)
-    base = load_base_model(TINY, source, None, dtype, probe.to_placement(), torch.device("cuda"))
+    base = load_base_model(TINY, source, None, dtype, (probe.to_placement(),), torch.device("cuda"))
     compiled = [isinstance(layer.mlp, CompiledMLP) for layer in base.model.model.layers]
     assert compiled == [False, False, True, True]
     assert not caplog.records
@@ -144,7 +144,7 @@ def test_memory_is_that_of_a_micro_batch() -> None:
     pull_model(TINY)
     probe, source = Probe(placement="mlp", layer=1), resolve_model(TINY, None)
     base = load_base_model(
-        TINY, source, None, "float32", probe.to_placement(), torch.device("cuda")
+        TINY, source, None, "float32", (probe.to_placement(),), torch.device("cuda")
     )
     # Of one micro-batch, and of four.
     assert 16 * 904 <= MAX_MICRO_BATCH_TOKENS < 20 * 904
@@ -161,7 +161,7 @@ def test_what_steps_do_not_need_is_in_host_memory(tied: bool) -> None:
     ids = torch.tensor([[3, 5, 7, 11]])
     with torch.no_grad():
         expected = model(ids).logits
-    base = freeze_base(model, None, Probe(layer=1).to_placement(), torch.device("cuda"))
+    base = freeze_base(model, None, (Probe(layer=1).to_placement(),), torch.device("cuda"))
     body = model.model
     hosted = [*body.layers[:2].parameters()]
     assert {p.device.type for p in hosted} == {"cpu"}

@@ -39,7 +39,7 @@ def trained() -> Iterator[Way]:
     pull_model(TINY)
     source = resolve_model(TINY, None)
     base: BaseModel = load_base_model(
-        TINY, source, None, "float32", Probe(layer=1).to_placement(), torch.device("cpu")
+        TINY, source, None, "float32", (Probe(layer=1).to_placement(),), torch.device("cpu")
     )
     with pytest.MonkeyPatch.context() as patch:
         # The head's way on a CPU asks values for the way, which no captured step may.

@@ -44,7 +44,7 @@ def load(dtype: Literal["float32", "bfloat16"]) -> BaseModel:
     pull_model(TINY)
     source = resolve_model(TINY, None)
     return load_base_model(
-        TINY, source, None, dtype, Probe(layer=1).to_placement(), torch.device("cpu")
+        TINY, source, None, dtype, (Probe(layer=1).to_placement(),), torch.device("cpu")
     )
 
 

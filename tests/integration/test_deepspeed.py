@@ -19,6 +19,7 @@ import json, os, torch
 from pmlray.backends.deepspeed.stepper import be_one_process, deepspeed_stepper
 from pmlray.config import Recipe
 from pmlray.config.bases.models import TINY, resolve_model
+from pmlray.config.placement import Placement
 from pmlray.config.search_spec import Probe
 from pmlray.engine.training import cuda_graph_step
 from pmlray.engine.model import head
@@ -37,9 +38,10 @@ from tests.unit.engine.conftest import make_run, random_record
 be_one_process()
 assert os.environ["LOCAL_RANK"] == "0"
 source = resolve_model(TINY, None)
-placement = Probe(layer=1).to_placement()
-base = load_base_model(TINY, source, None, "float32", placement, torch.device("cpu"))
+where = {None: Probe(layer=1).to_placement(), "q": Placement((2, 3), ("self_attn.q_proj",))}
+base = load_base_model(TINY, source, None, "float32", tuple(where.values()), torch.device("cpu"))
 runs = [make_run(2, 12, 25), make_run(8, 30, 25, "memft_ot", 1), make_run(4, 30, 16, "memft_sw", 2)]
+runs.append(make_run(3, 12, 16, "sft", 3, 0, "q"))
 records = [[random_record(r.point.seq_len, r.seed)] for r in runs]
 recipe = Recipe(learning_rate=1e-2)
 losses, recorder, engines = {}, Recorded(), []
@@ -52,9 +54,11 @@ for name, make in (
         cuda_graph_step.recorder_for = lambda device: recorder
         head._in_caches = lambda values: False
     members = make_members(runs, [build_prefix_cache(base, own) for own in records])
-    lora = PackedLora(base, [r.point.lora_rank for r in runs], [r.seed for r in runs])
+    placements = [where[r.point.placement] for r in runs]
+    ranks, seeds = [r.point.lora_rank for r in runs], [r.seed for r in runs]
+    lora = PackedLora(base, ranks, seeds, placements=placements)
     model = AdaptedModel(base, lora)
-    optimizer = PackedAdamW(model.parameters(), clip_norm=1.0, weight_decay=0.0)
+    optimizer = PackedAdamW(lora.param_groups(), clip_norm=1.0, weight_decay=0.0)
     done = {}
     train_pack(model, make(model, optimizer), optimizer, members, recipe, rules=MemftRules(),
                on_finished=lambda ended: done.update({m.index: m.step_losses for m in ended}))

@@ -13,9 +13,9 @@ from pmlray.config.prepared_search import PreparedSearch
 from pmlray.study.search.law_search import LawSearch
 from pmlray.types import Pack
 from tests.fakes import SyntheticRunner
+from tests.integration.study.test_concurrent_packs import MANY, QUICK, run_at_once
+from tests.searches import COST, start
 from tests.unit.conftest import make_search, search_file  # noqa: F401
-from tests.unit.study.search.test_concurrent_packs import MANY, QUICK, run_at_once
-from tests.unit.study.search.test_law_search import COST, start
 
 pytestmark = pytest.mark.slow
 

@@ -19,6 +19,7 @@ from pmlray.types import DesignPoint, Observation
 from tests.browser import CLIPPED, DOTS, MARKS, chromium, opened, require_chromium
 from tests.integration.conftest import ROOT, Finished
 from tests.unit.study.conftest import MakeResult, make_result  # noqa: F401
+from tests.unit.study.placed_search import placed_search
 from tests.unit.study.report.test_search_report import ALL_FIGURES
 
 EVIL = "<script>window.ran = true</script><img src=x onerror='window.ran = true'>"
@@ -120,6 +121,25 @@ def test_every_figure_tells_its_numbers_under_the_mouse(
             plot.locator(DOTS).last.hover(force=True)
             tip.wait_for(timeout=5000)
             assert any(c.isdigit() for c in tip.inner_text()), plot.get_attribute("data-figure")
+
+
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a search over three placements."""
+    return write_report(placed_search(), tmp_path_factory.mktemp("placed"), {})
+
+
+@pytest.mark.parametrize(("width", "scheme"), WINDOWS)
+def test_a_report_of_several_placements_is_drawn_whole(
+    browser: Browser, placed: Path, width: int, scheme: str
+) -> None:
+    with opened(browser, placed, width, scheme) as seen:
+        figures = seen.page.locator("[data-figure]")
+        keys = {figures.nth(i).get_attribute("data-figure") for i in range(figures.count())}
+        assert {"placement-worth", "placement-bits", "placement-collapse-192"} <= keys
+        assert all(plot.locator(MARKS).count() for plot in figures.all())
+        assert seen.page.evaluate(CLIPPED) == []
+        assert seen.overflow() <= 0 and seen.console == [] and seen.faults() == []
 
 
 @pytest.mark.ray

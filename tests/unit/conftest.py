@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -61,7 +61,9 @@ law: {n_bootstrap: 50}
 def short_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages without the drawing code, which takes over a second to bundle: test_report.py and the
     tests in a browser look at whole ones."""
-    monkeypatch.setattr("pmlray.study.report.page._bundle", lambda: Markup("window.vegaEmbed=0;"))
+    monkeypatch.setattr(
+        "pmlray.study.report.page.vega_bundle", lambda: Markup("window.vegaEmbed=0;")
+    )
 
 
 @pytest.fixture
@@ -74,6 +76,21 @@ def search_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def make_search(search_file: Path) -> Callable[..., PreparedSearch]:
     def make(*overrides: str) -> PreparedSearch:
+        return prepare_search(search_file, overrides)
+
+    return make
+
+
+@pytest.fixture
+def make_placed_search(search_file: Path) -> Callable[..., PreparedSearch]:
+    """Prepare the unit search with placements, a line each, in place of its probe and its grid."""
+    head, _, rest = search_file.read_text().partition("probe:")
+    rest = rest[rest.index("design:") :]
+
+    def make(*placements: str, overrides: Sequence[str] = ()) -> PreparedSearch:
+        lines = ["space:", "  placement:", *(f"    {named}" for named in placements)]
+        lines += ["  lora_rank: [1, 4]", "  seq_len: [8, 16]", "  train_steps: [10]", ""]
+        search_file.write_text(head + "\n".join(lines) + rest)
         return prepare_search(search_file, overrides)
 
     return make

@@ -118,7 +118,12 @@ def test_a_model_of_pickles_or_with_code_of_its_own_is_refused(
 
     def load() -> None:
         load_base_model(
-            str(folder), source, None, "float32", Probe(layer=1).to_placement(), torch.device("cpu")
+            str(folder),
+            source,
+            None,
+            "float32",
+            (Probe(layer=1).to_placement(),),
+            torch.device("cpu"),
         )
 
     (folder / "model.safetensors").unlink()

@@ -7,18 +7,17 @@ from pathlib import Path
 
 from pmlray.api.search_run import SearchRun, run_search
 from pmlray.api.sizing import packs as sizing_packs
+from pmlray.api.sizing.budget import asked_budget, first_packs
 from pmlray.api.sizing.packs import Connect, Log, ShowProgress
-from pmlray.api.sizing.plan import LawAtHand, SizePlan
+from pmlray.api.sizing.plan import SizePlan
+from pmlray.api.sizing.stored_law import LawAtHand, fit_for
 from pmlray.api.stores import open_store
 from pmlray.api.tracking import tracking_uri_for
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.stored_files import SEARCH_FILE
 from pmlray.errors import RunError
-from pmlray.study.findings.result import fit_observations
-from pmlray.study.search.plan import first_cost
-from pmlray.study.sizing.cost import law_budget, spent_seconds, together
-from pmlray.study.sizing.request import first_runs, sized_spec
+from pmlray.study.sizing.cost import spent_seconds, together
 
 
 def law_at_hand(
@@ -42,7 +41,7 @@ def law_at_hand(
         run_search(run, announce)
     spec, store = open_store(folder)
     observations = store.observations()
-    summary = fit_observations(sized_spec(spec, plan.largest), observations)
+    summary = fit_for(spec, plan.options, observations)
     if summary is None:
         raise RunError(
             f"{len(observations)} runs carry no law; {folder / 'failures'} says what failed"
@@ -56,22 +55,24 @@ def _begun(
     """Return the search with its first runs measured, and a budget based on their cost."""
     search, store = plan.search, FileStore(folder)
     about = f"[1/4] searching the law of {len(plan.records.pairs)} records"
+    if len(plan.options) > 1:
+        about += f" at {len(plan.options)} placements"
     if (folder / SEARCH_FILE).is_file():
         say(f"{about}, about {search.spec.budget.law_seconds:.0f} gpu_seconds in all")
         return search
     say(f"{about}; its first runs tell what that takes")
-    cost = first_cost(search, plan.request.profile.gpus_per_pack > 0)
-    first = first_runs(search)
-    with store.driver_lock() as driver:
-        sizing_packs.measure(
-            *(search, store, driver, first, plan.request.profile, together(cost, first)),
-            *(connect, shown),
-        )
+    cost = plan.cost_by(())
+    for first in first_packs(plan, cost):
+        with store.driver_lock() as driver:
+            sizing_packs.measure(
+                *(search, store, driver, first, plan.request.profile, together(cost, first)),
+                *(connect, shown),
+            )
     observations = store.observations()
     if not observations:
         why = next((f.reason for f in reversed(store.failures())), "they left no result")
         raise RunError(f"the first runs of the law failed: {why}; {folder / 'failures'} has all")
-    budget = law_budget(plan.cost_by(observations), plan.largest)
+    budget = asked_budget(plan, plan.cost_by(observations))
     say(
         f"      about {budget.law_seconds:.0f} gpu_seconds for the law,"
         f" {spent_seconds(store):.0f} of them spent"

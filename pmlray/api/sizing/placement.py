@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
@@ -40,7 +41,8 @@ def asked_place(
         placement_in(place, geometry)
     except ValidationError as error:
         first = error.errors()[0]
-        said = first["msg"].removeprefix("Value error, ")
+        # It begins with the key as it stands within `adapter`.
+        said = first["msg"].replace("Value error, ", "adapter.", 1)
         if first["type"] != "value_error":
             said = f"--alpha is {Adapter.model_fields['alpha'].description} (got {request.alpha!r})"
         raise SpecError(_by_option(said, request)) from error
@@ -52,11 +54,13 @@ def asked_place(
 def asks_for_place(request: SizeRequest) -> bool:
     """Return whether any option says where the adapter is to sit."""
     said = (request.placement, request.layer, request.layers, request.alpha)
-    return request.rslora or any(x is not None for x in said)
+    return bool(request.rslora or request.compared) or any(x is not None for x in said)
 
 
 def _place(request: SizeRequest, like: Probe) -> AdapterPlace:
     name = like.placement if request.placement is None else request.placement
+    if "@" in name:
+        request, name = _with_layers(request, name)
     layers = _layers(request)
     if name in AT_ONE_LAYER and layers is None:
         layers = (like.layer,)
@@ -70,6 +74,14 @@ def _place(request: SizeRequest, like: Probe) -> AdapterPlace:
         alpha="1r" if request.alpha is None else _alpha(request.alpha),
         use_rslora=request.rslora,
     )
+
+
+def _with_layers(request: SizeRequest, said: str) -> tuple[SizeRequest, str]:
+    """Split `MODULES@LAYERS`, which says what --layers says; SpecError where both are given."""
+    name, _, layers = said.partition("@")
+    if request.layer is not None or request.layers is not None:
+        raise SpecError(f"--placement {said} and --layers both name layers: give one of them")
+    return replace(request, layers=layers), name
 
 
 def _layers(request: SizeRequest) -> Layers | None:

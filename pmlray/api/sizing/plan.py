@@ -2,47 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers import Tokenizer
-
 from pmlray.api.record_facts import facts_for
-from pmlray.api.sizing.placement import asked_place, asks_for_place
+from pmlray.api.sizing.answer import SizedRank, answer_by
+from pmlray.api.sizing.placement import asked_place
+from pmlray.api.sizing.places import PlaceOption, compared_places, largest_ranks
+from pmlray.api.sizing.records import count_tokens, tokenizer_file
 from pmlray.api.sizing.search import own_search
-from pmlray.api.stores import default_store, open_store
+from pmlray.api.sizing.start import asked_start, place_of
+from pmlray.api.sizing.stored_law import (
+    LawAtHand,
+    check_law_start,
+    law_spec,
+    places_of_law,
+    stored_law,
+)
+from pmlray.api.stores import default_store
 from pmlray.config import ClusterProfile, SearchSpec
+from pmlray.config.adapter_spec import AdapterPlace
 from pmlray.config.bases.checks import read_tokenizer
-from pmlray.config.bases.hub import fetched_file
+from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.models import TINY, ModelSource, require_present, resolve_model
 from pmlray.config.model_spec import DtypeChoice, Model
-from pmlray.config.prepared_search import CHAT_TEMPLATE_TOKENS, PreparedSearch
+from pmlray.config.placement import Placement as Sites
+from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.start_adapter import StartAdapter
 from pmlray.design import CostModel
-from pmlray.errors import DataError, ModelError, SpecError
-from pmlray.law import LawSummary
-from pmlray.memory import Facts, TaskSource, encode_texts
-from pmlray.study.findings.result import fit_observations
+from pmlray.errors import SpecError
+from pmlray.memory import TaskSource
 from pmlray.study.search.plan import first_cost
-from pmlray.study.sizing.card import answer
-from pmlray.study.sizing.choose_rank import RankChoice, choose_rank
+from pmlray.study.sizing.compared import as_adapter, compared_spec, spec_at
 from pmlray.study.sizing.cost import SizeCost
+from pmlray.study.sizing.decide_placement import (
+    Prefer,
+)
 from pmlray.study.sizing.request import (
     RecordSet,
     Wanted,
     adapter_spec,
-    check_capacity,
     default_steps,
-    largest_rank,
-    sized_spec,
+    search_spec,
 )
 from pmlray.types import DesignPoint, Observation
 
 
 @dataclass(frozen=True)
 class SizeRequest:
-    """User's request; None where pmlray, or the stored law, determines the value."""
+    """User's request; None where pmlray, or the stored law, determines the value.
+
+    `compared`: placements of which the best is taken, in place of the one `placement`; `budget`:
+    gpu_seconds of the law's search.
+    """
 
     records: Path
     model: str
@@ -61,78 +75,97 @@ class SizeRequest:
     layers: str | None = None
     alpha: str | None = None
     rslora: bool = False
-
-
-@dataclass(frozen=True)
-class LawAtHand:
-    """Law with the records' own size as its target, and the runs that it was fitted to."""
-
-    store: Path
-    summary: LawSummary
-    observations: tuple[Observation, ...]
+    from_adapter: Path | None = None
+    compared: tuple[str, ...] = ()
+    prefer: Prefer = "parameters"
+    budget: float | None = None
 
 
 @dataclass(frozen=True)
 class SizePlan:
-    """Sizing request with every open choice made.
+    """Sizing request with every open choice made, but for the place where several are compared.
 
-    `search` measures the law, `training` trains the adapter, `largest` is the point of l tokens and
-    T steps with the largest rank that the search is planned for, `limit` the largest rank allowed.
-    The search's budget is set after its first runs, from their cost.
+    `search` measures the law, at each of the `options`. Its budget is set after its first runs,
+    from their cost, unless the request gives one.
     """
 
     request: SizeRequest
     records: RecordSet
     search: PreparedSearch
-    training: PreparedSearch
+    options: tuple[PlaceOption, ...]
     stored: LawAtHand | None
-    largest: DesignPoint
-    limit: int
     out: Path
+
+    @property
+    def start(self) -> StartAdapter | None:
+        """The adapter that every run begins with; None where runs begin from scratch."""
+        return self.search.start
+
+    @property
+    def points(self) -> tuple[DesignPoint, ...]:
+        """The whole set with the largest planned rank, at each place."""
+        return tuple(option.point for option in self.options)
+
+    @property
+    def dearest(self) -> PlaceOption:
+        """The place whose adapter takes longest to train, as far as sizes tell."""
+        cost = self.cost_by(())
+        return max(self.options, key=lambda option: cost.predict(option.point))
 
     def to_json(self, cost: SizeCost) -> dict[str, Any]:
         """Return the plan and its cost as JSON types."""
-        space = self.search.spec.space
+        space, first = self.search.spec.space, self.options[0]
+        if len(self.options) == 1:
+            where = {**first.to_json(), "lora_ranks": list(space.ranks_of(first.name))}
+        else:
+            rows = [self._option_json(option, cost) for option in self.options]
+            where = {"placements": rows, "prefer": self.request.prefer}
         return {
             "records": str(self.request.records),
             "n_records": len(self.records.pairs),
             "n_duplicates": self.records.n_duplicates,
             "supervised_tokens": self.records.supervised_tokens,
-            "model": self.training.source.identity,
-            **_placed(self.training),
+            "model": first.training.source.identity,
+            **where,
+            "from_adapter": None if self.start is None else self.start.facts(),
             "recall": self.request.wanted.recall,
             "confidence": self.request.wanted.confidence,
             "law": None if self.stored is None else str(self.stored.store),
-            "lora_ranks": list(space.lora_rank),
             "seq_lens": list(space.seq_len),
-            "train_steps": self.largest.train_steps,
-            "largest_rank": self.limit,
+            "train_steps": first.point.train_steps,
             **cost.to_json(),
             "device": "GPU" if self.request.profile.gpus_per_pack else "CPU core",
-            "answer": None if self.stored is None else self.answer(self.stored)[1],
+            "answer": None if self.stored is None else self.answer(self.stored).answer,
             "out": str(self.out),
         }
 
-    def answer(self, law: LawAtHand) -> tuple[RankChoice, dict[str, Any]]:
-        """Return the rank by a law, and the answer as JSON.
+    def _option_json(self, option: PlaceOption, cost: SizeCost) -> dict[str, Any]:
+        return {
+            "name": option.name,
+            **option.to_json(),
+            "lora_ranks": list(self.search.spec.space.ranks_of(option.name)),
+            "predicted_training_gpu_seconds": cost.by_place[option.name],
+        }
 
-        DataError when no allowed rank is enough.
+    def answer(self, law: LawAtHand) -> SizedRank:
+        """Return the place and rank by a law; DataError when no allowed rank is enough."""
+        return answer_by(self, law)
+
+    def cost_by(
+        self, observations: Iterable[Observation], option: PlaceOption | None = None
+    ) -> CostModel:
+        """Return the cost model of the options' points at the rate of measured runs.
+
+        option: by the runs that share its frozen layers, where there are any: places differ in
+        speed by more than their sizes tell.
         """
-        wanted, training = self.request.wanted, self.training
-        choice = choose_rank(
-            *(law.summary, law.observations, wanted, self.largest),
-            self.records.tokens_per_record,
-            self.limit,
-        )
-        cost = self.cost_by(law.observations)
-        seconds = cost.predict(choice.point)
-        return choice, answer(choice, wanted, law.summary, training.params_per_rank, seconds)
-
-    def cost_by(self, observations: Iterable[Observation]) -> CostModel:
-        """Return the cost model at the rate of measured runs."""
-        return first_cost(self.training, self.request.profile.gpus_per_pack > 0).learn(
-            (o.point, o.charged_steps, o.gpu_seconds) for o in observations
-        )
+        gpu, known = self.request.profile.gpus_per_pack > 0, tuple(observations)
+        first = self.options[0]
+        cost = first_cost(self.search if first.name is not None else first.training, gpu)
+        if option is not None:
+            kind = cost.pack_kind(option.point)
+            known = tuple(o for o in known if cost.pack_kind(o.point) == kind) or known
+        return cost.learn((o.point, o.charged_steps, o.gpu_seconds) for o in known)
 
 
 def prepare_size(request: SizeRequest) -> SizePlan:
@@ -140,40 +173,78 @@ def prepare_size(request: SizeRequest) -> SizePlan:
 
     Raises SpecError, DataError, ModelError or StoreError, each with its remedy.
     """
+    if request.budget is not None and not request.budget > 0.0:
+        raise SpecError(f"--budget is {request.budget:g}; it is gpu_seconds above 0, such as 600")
     source = _present(request.model, resolve_model(request.model, request.revision))
     request = replace(request, revision=source.revision or request.revision)
-    base = None if request.law is None else _law_spec(request, source)
+    base = None if request.law is None else law_spec(request, source)
     prompt_format = request.prompt_format or (base.task.prompt_format if base else "plain")
-    tokenizer = read_tokenizer(_tokenizer_file(request, source))
+    tokenizer = read_tokenizer(tokenizer_file(request, source))
     model = Model(id=request.model, revision=request.revision)
     facts = facts_for(request.records, model, source, tokenizer, prompt_format)
-    records = _count_tokens(request, facts, source, tokenizer, prompt_format)
+    records = count_tokens(request, facts, source, tokenizer, prompt_format)
     geometry = source.geometry
-    place = base.place if base else asked_place(request, geometry)
-    placement = place.resolve(geometry.n_layers, geometry.modules)
-    largest = request.max_rank or largest_rank(records, geometry, placement)
-    if (why := placement.rank_beyond(largest, geometry.adaptable)) is not None:
-        raise SpecError(f"--max-rank is {largest}, but {why}")
-    check_capacity(records, largest, placement.params_per_rank(geometry.adaptable))
+    start = asked_start(request, model, source)
+    if request.law is not None and base is not None:
+        check_law_start(request.law, base, start)
+    places = _places(request, base, start, geometry)
+    if request.prefer != "parameters" and len(places) == 1:
+        raise SpecError(
+            f"--prefer {request.prefer} chooses among placements: give --placement auto, or several"
+        )
+    largest = largest_ranks(request, records, places, geometry, start)
     task = TaskSource("records", 0, pairs=records.pairs, repeats=records.repeats)
     own: Path | None = None
     if base is None:
         steps = request.train_steps or default_steps(records.n_shown)
-        base, own = own_search(
-            request, records, source, task, place, largest, steps, prompt_format
-        )  # fmt: skip
+
+        def build(model: Model) -> SearchSpec:
+            if None in places:
+                place, most = places[None][0], largest[None]
+                least = 1 if start is None else start.lora_rank
+                return search_spec(records, model, place, most, steps, prompt_format, least)
+            named = {str(n): (as_adapter(p), largest[n]) for n, (p, _) in places.items()}
+            return compared_spec(records, model, named, steps, prompt_format)
+
+        base, own = own_search(request, source, task, build)
     else:
         steps = request.train_steps or base.space.train_steps[-1]
-    point = DesignPoint(largest, records.supervised_tokens, steps)
-    training = PreparedSearch(adapter_spec(base, records, point), source, task)
-    search = PreparedSearch(base, source, task)
-    stored = None if request.law is None else _stored_law(request.law, search.spec, point)
-    out = own or request.out or default_store(training, request.profile)
-    limit = request.max_rank or placement.largest_rank(geometry.adaptable)
-    plan = SizePlan(request, records, search, training, stored, point, limit, out.absolute())
+    options: list[PlaceOption] = []
+    for name, (_, sites) in places.items():
+        point = DesignPoint(largest[name], records.supervised_tokens, steps, name)
+        alone = adapter_spec(spec_at(base, name), records, replace(point, placement=None))
+        limit = sites.largest_rank(geometry.adaptable)
+        options.append(
+            PlaceOption(
+                *(name, PreparedSearch(alone, source, task, start=start), point),
+                limit if request.max_rank is None else min(request.max_rank, limit),
+            )
+        )
+    search = PreparedSearch(base, source, task, start=start)
+    stored = None if request.law is None else stored_law(request.law, base, options)
+    out = own or request.out or default_store(options[0].training, request.profile)
+    plan = SizePlan(request, records, search, tuple(options), stored, out.absolute())
     if stored is not None:
         plan.answer(stored)
     return plan
+
+
+def _places(
+    request: SizeRequest,
+    base: SearchSpec | None,
+    start: StartAdapter | None,
+    geometry: Geometry,
+) -> Mapping[str | None, tuple[AdapterPlace, Sites]]:
+    """Return where the adapter may sit, by the name in the law's search, None where that has one
+    place. base: the spec of a stored law; start: the adapter to begin with."""
+    if start is not None:
+        return {None: (place_of(start), start.placement)}
+    if base is not None:
+        return places_of_law(request, base, geometry)
+    if request.compared:
+        return {**compared_places(request, geometry)}
+    place = asked_place(request, geometry)
+    return {None: (place, place.resolve(geometry.n_layers, geometry.modules))}
 
 
 def _present(model: str, source: ModelSource) -> ModelSource:
@@ -185,113 +256,3 @@ def _present(model: str, source: ModelSource) -> ModelSource:
         return resolve_model(model, None)
     require_present(model, source)
     return source
-
-
-def _placed(search: PreparedSearch) -> dict[str, Any]:
-    """Return where the adapters of a search sit, as JSON: a probe as it is, or PEFT's terms."""
-    spec = search.spec
-    if spec.probe is not None:
-        said: dict[str, Any] = {"probe": spec.probe.model_dump()}
-    else:
-        said = {"adapter": search.placement.to_json()}
-    return {**said, "placement": spec.place.describe(), "params_per_rank": search.params_per_rank}
-
-
-def _count_tokens(
-    request: SizeRequest,
-    facts: Facts,
-    source: ModelSource,
-    tokenizer: Tokenizer,
-    prompt_format: Literal["plain", "chat"],
-) -> RecordSet:
-    targets = encode_texts(tokenizer, [row.target for row in facts.rows])
-    queries = encode_texts(tokenizer, [row.query for row in facts.rows])
-    template = CHAT_TEMPLATE_TOKENS if prompt_format == "chat" else 0
-    for row, query, target in zip(facts.rows, queries, targets, strict=True):
-        needed = len(query) + template + len(target)
-        if needed > source.geometry.context:
-            raise DataError(
-                f"{request.records}, {row.place}: the record needs {needed} tokens with its prompt,"
-                f" but {request.model} reads at most {source.geometry.context}; shorten it"
-            )
-    return RecordSet(
-        facts.pairs,
-        tuple(len(ids) for ids in targets),
-        tuple(len(ids) + template for ids in queries),
-        facts.n_duplicates,
-        facts.repeats if request.keep_duplicates else None,
-    )
-
-
-def _tokenizer_file(request: SizeRequest, source: ModelSource) -> Path:
-    if source.folder is not None:
-        file = source.folder / "tokenizer.json"
-        if not file.is_file():
-            raise ModelError(f"{source.folder} holds no tokenizer.json; save the model's fast one")
-        return file
-    assert source.revision is not None
-    return fetched_file(request.model, "tokenizer.json", source.revision)
-
-
-def _law_spec(request: SizeRequest, source: ModelSource) -> SearchSpec:
-    """Return the spec of the stored law's search; SpecError when it does not fit the request."""
-    assert request.law is not None
-    spec, store = open_store(request.law.absolute())
-    where = f"--law {request.law}"
-    if spec.task.kind != "records":
-        raise SpecError(
-            f"{where}: its search memorised {spec.task.kind}, whose law does not hold for records;"
-            " give the store of a records search, or leave --law out"
-        )
-    identities = {o.provenance.get("model") for o in store.observations()}
-    if identities - {source.identity}:
-        raise SpecError(
-            f"{where}: its law is of {spec.model.id}, not of {request.model}; give that --model, or"
-            " leave --law out"
-        )
-    given = {
-        "--dtype": (None if request.dtype == "auto" else request.dtype, spec.model.base_dtype),
-        "--prompt-format": (request.prompt_format, spec.task.prompt_format),
-    }
-    for option, (asked, measured) in given.items():
-        if asked is not None and asked != measured:
-            raise SpecError(
-                f"{where}: its law was measured with {option} {measured}, not {asked}; leave"
-                f" {option} out, or leave --law out"
-            )
-    _check_same_place(request, spec, source, where)
-    if request.train_steps is not None and request.train_steps not in spec.space.train_steps:
-        known = ", ".join(map(str, spec.space.train_steps))
-        raise SpecError(
-            f"{where}: its law was measured at {known} steps, not at {request.train_steps}; use one"
-            " of those as --steps, or leave --law out"
-        )
-    return spec
-
-
-def _check_same_place(
-    request: SizeRequest, spec: SearchSpec, source: ModelSource, where: str
-) -> None:
-    """Check that adapters are asked for where the law's are; SpecError otherwise."""
-    if not asks_for_place(request):
-        return
-    geometry, own = source.geometry, spec.place
-    asked = asked_place(request, geometry, spec.probe)
-    if asked.resolve(geometry.n_layers, geometry.modules) != own.resolve(
-        geometry.n_layers, geometry.modules
-    ):
-        raise SpecError(
-            f"{where}: its law was measured at {own.describe()}, not at {asked.describe()}; leave"
-            " the options of the placement out, or leave --law out"
-        )
-
-
-def _stored_law(store: Path, spec: SearchSpec, point: DesignPoint) -> LawAtHand:
-    observations = open_store(store.absolute())[1].observations()
-    summary = fit_observations(sized_spec(spec, point), observations)
-    if summary is None:
-        raise SpecError(
-            f"--law {store}: its {len(observations)} runs are too few for a law; continue its"
-            " search, or leave --law out"
-        )
-    return LawAtHand(store, summary, observations)

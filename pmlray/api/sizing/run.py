@@ -6,19 +6,22 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pmlray.api.recall_check import decode_task
 from pmlray.api.sizing import packs as sizing_packs
+from pmlray.api.sizing.answer import SizedRank
 from pmlray.api.sizing.law import law_at_hand
 from pmlray.api.sizing.packs import Connect, Log, ShowProgress
-from pmlray.api.sizing.plan import LawAtHand, SizePlan
+from pmlray.api.sizing.places import PlaceOption
+from pmlray.api.sizing.plan import SizePlan
 from pmlray.api.sizing.stage_clock import StageClock
 from pmlray.backends.ray.session import ray_session
 from pmlray.backends.store.file_leases import Lease
 from pmlray.backends.store.file_store import FileStore
+from pmlray.config.prepared_search import PreparedSearch
 from pmlray.errors import ModelError, RunError
 from pmlray.study.sizing.card import (
     CARD_JSON,
@@ -31,9 +34,10 @@ from pmlray.study.sizing.card import (
     make_card,
 )
 from pmlray.study.sizing.choose_rank import next_rank
+from pmlray.study.sizing.compared import search_at
 from pmlray.study.sizing.cost import spent_seconds
 from pmlray.study.sizing.request import METHOD
-from pmlray.types import DesignPoint, Observation
+from pmlray.types import Observation
 
 RESULT_FILE = "size.json"
 
@@ -88,8 +92,9 @@ def run_size(
         clock = StageClock()
         law = law_at_hand(plan, address, connect, tracking_uri, say, shown)
         clock.lap("law")
-        choice, sized = plan.answer(law)
-        say(f"[2/4] {describe_answer(sized)}")
+        sized = plan.answer(law)
+        choice = sized.choice
+        say(f"[2/4] {describe_answer(sized.answer)}")
         # The runs of a stored law may be of other records, so none is reused.
         own = choice.shown if plan.stored is None else None
         trials: list[_Trial] = []
@@ -98,20 +103,20 @@ def run_size(
             # Reuse an adapter of the search that recalled enough, whatever its method.
             found = own if own is not None and own.point.lora_rank == rank else None
             trial = _try(
-                *(plan, rank, found, kept, driver, connect, shown),
-                *(sized["predicted_gpu_seconds"], say, clock),
+                *(plan, sized.option, rank, found, kept, driver, connect, shown),
+                *(sized.answer["predicted_gpu_seconds"], say, clock),
             )
             trials.append(trial)
             if trial.recited.exact_recall >= plan.request.wanted.recall:
                 break
-            rank = next_rank(rank, choice, plan.limit)
+            rank = next_rank(rank, choice, sized.option.limit)
             then = "the largest rank is reached" if rank is None else f"trying rank {rank}"
             wanted = plan.request.wanted.recall
             say(f"      {trial.recited.n_right} recalled, {wanted:.4g} wanted: {then}")
         best = max(trials, key=lambda trial: trial.recited.n_right)
-        card = _card(plan, sized, law, trials, best, clock)
+        card = _card(plan, sized, trials, best, clock)
         result = SizedAdapter(card, best.recited, plan.out)
-        _write(plan, best, card)
+        _write(plan.out, best, card, _search_of(plan, sized.option, best))
         (plan.out / RESULT_FILE).write_text(json.dumps(result.to_json(), indent=2), "utf-8")
     return result
 
@@ -139,8 +144,14 @@ class _Trial:
         }
 
 
+def _search_of(plan: SizePlan, option: PlaceOption, trial: _Trial) -> PreparedSearch:
+    """Return the search of a trial's training, at the place that was chosen alone."""
+    return search_at(plan.search, option.name) if trial.in_search else option.training
+
+
 def _try(
     plan: SizePlan,
+    option: PlaceOption,
     rank: int,
     found: Observation | None,
     kept: FileStore,
@@ -153,21 +164,20 @@ def _try(
 ) -> _Trial:
     """Train an adapter of this rank, unless the search has, and check it."""
     if found is None:
-        observation = _train(plan, rank, kept, driver, connect, shown, predicted, say)
+        observation = _train(plan, option, rank, kept, driver, connect, shown, predicted, say)
         folder = kept.adapters / observation.run_key
     else:
         say(f"[3/4] rank {rank} was trained on all records in the search")
         observation, folder = found, plan.out / "law" / "adapters" / found.run_key
     clock.lap("training")
-    recited = decode_task(plan.training, folder, lambda line: say(f"[4/4] {line}"))
+    recited = decode_task(option.training, folder, lambda line: say(f"[4/4] {line}"))
     clock.lap("check")
     return _Trial(observation, folder, recited, found is not None)
 
 
 def _card(
     plan: SizePlan,
-    sized: dict[str, Any],
-    law: LawAtHand,
+    sized: SizedRank,
     trials: Sequence[_Trial],
     best: _Trial,
     clock: StageClock,
@@ -184,11 +194,11 @@ def _card(
         "device_name": provenance["device_name"],
     }
     return make_card(
-        plan.search if best.in_search else plan.training,
+        _search_of(plan, sized.option, best),
         plan.records,
         plan.request.wanted,
-        sized,
-        law.summary,
+        sized.answer,
+        sized.law,
         best.observation,
         [trial.to_json() for trial in trials],
         cost,
@@ -197,6 +207,7 @@ def _card(
 
 def _train(
     plan: SizePlan,
+    option: PlaceOption,
     rank: int,
     store: FileStore,
     driver: Lease,
@@ -206,14 +217,14 @@ def _train(
     say: Log,
 ) -> Observation:
     """Train the adapter of this rank on all records, unless an earlier call has."""
-    point = DesignPoint(rank, plan.largest.seq_len, plan.largest.train_steps)
-    run = plan.training.plan_run(point, METHOD, 0, 0, "law")
+    point = replace(option.own_point, lora_rank=rank)
+    run = option.training.plan_run(point, METHOD, 0, 0, "law")
     say(
         f"[3/4] training rank {rank} on all records with {METHOD}, about {predicted:.0f}"
         " gpu_seconds"
     )
     sizing_packs.measure(
-        *(plan.training, store, driver, (run,), plan.request.profile, predicted, connect, shown)
+        *(option.training, store, driver, (run,), plan.request.profile, predicted, connect, shown)
     )
     found = [o for o in store.observations() if o.run_key == run.run_key]
     if not found:
@@ -228,14 +239,16 @@ def _train(
     return found[0]
 
 
-def _write(plan: SizePlan, best: _Trial, card: dict[str, Any]) -> None:
-    """Write the adapter's folder with its card and the records that it does not recall."""
-    folder = plan.out / "adapter"
+def _write(out: Path, best: _Trial, card: dict[str, Any], search: PreparedSearch) -> None:
+    """Write the adapter's folder with its card and the records that it does not recall.
+
+    search: that of its training.
+    """
+    folder = out / "adapter"
     folder.mkdir(exist_ok=True)
     for file in best.folder.iterdir():
         shutil.copyfile(file, folder / file.name)
     (folder / CARD_JSON).write_text(json.dumps(card, indent=2), encoding="utf-8")
-    search = plan.search if best.in_search else plan.training
     (folder / TEXT_FILE).write_text(describe_card(card, search), encoding="utf-8")
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in best.recited.missed()]
     (folder / NOT_RECALLED_FILE).write_text("".join(lines), encoding="utf-8")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pmlray.api.stores import default_store
 from pmlray.config import SearchSpec
-from pmlray.config.adapter_spec import AdapterPlace
 from pmlray.config.bases.dtype import device_dtype
 from pmlray.config.bases.models import ModelSource
 from pmlray.config.model_spec import Dtype, Model
@@ -15,7 +15,7 @@ from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.stored_files import SEARCH_FILE, read_stored
 from pmlray.errors import StoreError
 from pmlray.memory import TaskSource
-from pmlray.study.sizing.request import ORDERS, UNSETTLED, RecordSet, search_spec
+from pmlray.study.sizing.request import ORDERS, UNSETTLED
 
 if TYPE_CHECKING:
     from pmlray.api.sizing.plan import SizeRequest
@@ -23,28 +23,25 @@ if TYPE_CHECKING:
 
 def own_search(
     request: SizeRequest,
-    records: RecordSet,
     source: ModelSource,
     task: TaskSource,
-    place: AdapterPlace,
-    largest: int,
-    steps: int,
-    prompt_format: Literal["plain", "chat"],
+    build: Callable[[Model], SearchSpec],
 ) -> tuple[SearchSpec, Path]:
     """Return the search of these records, and the folder of all results.
 
-    largest: rank. A search already begun continues unchanged, whatever its budget and orders of the
-    records, and in its own dtype unless one is requested. A new one has the requested dtype, else
-    the device's, and its budget is not set yet. StoreError where the requested folder holds another
-    search.
+    build: returns the spec of a new search of a base. A search already begun continues unchanged,
+    whatever its budget and orders of the records, and in its own dtype unless one is requested. A
+    new one has the requested dtype, else the device's, and its budget is not set yet. StoreError
+    where the requested folder holds another search.
     """
 
     auto = request.dtype == "auto"
 
     def in_dtype(dtype: Dtype) -> SearchSpec:
         settled = {"dtype": "auto", "resolved": dtype} if auto else {"dtype": dtype}
-        model = Model.model_validate({"id": request.model, "revision": request.revision, **settled})
-        return search_spec(records, model, place, largest, steps, prompt_format)
+        return build(
+            Model.model_validate({"id": request.model, "revision": request.revision, **settled})
+        )
 
     of_device = device_dtype(request.profile.gpus_per_pack > 0)
     fresh = in_dtype(of_device if request.dtype == "auto" else request.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +12,7 @@ from pmlray.api.environment import own_signals, train_extra
 from pmlray.config import ClusterProfile
 from pmlray.config.load import read_profile
 from pmlray.config.model_spec import DtypeChoice
+from pmlray.study.sizing.decide_placement import Prefer
 from pmlray.study.sizing.request import Wanted
 
 if TYPE_CHECKING:
@@ -42,11 +43,14 @@ def size(
     out: str | Path | None = None,
     steps: int | None = None,
     max_rank: int | None = None,
-    placement: str | None = None,
+    placement: str | Sequence[str] | None = None,
+    prefer: Prefer = "parameters",
+    budget: float | None = None,
     layer: int | None = None,
     layers: str | None = None,
     alpha: float | str | None = None,
     rslora: bool = False,
+    from_adapter: str | Path | None = None,
     prompt_format: Literal["plain", "chat"] | None = None,
     revision: str | None = None,
     dtype: DtypeChoice = "auto",
@@ -68,7 +72,11 @@ def size(
         out: folder of the results, continued when given again.
         steps: optimiser steps; by default 40 epochs.
         max_rank: largest rank allowed.
-        placement, layer, layers, alpha, rslora: as options of `pmlray size`.
+        placement: adapted modules; `auto` or several, of which the best is found and taken.
+        prefer: what is least at the best of several placements.
+        budget: gpu_seconds of the law's search; by default as many as it takes.
+        layer, layers, alpha, rslora: as options of `pmlray size`.
+        from_adapter: folder of an adapter that PEFT or pmlray saved, which every run begins with.
         prompt_format, revision, dtype: as options of `pmlray size`.
         profile, tracking_uri, address: as of `Search.load`.
         keep_duplicates: train on a record as often as it stands in the file; it counts once.
@@ -85,16 +93,21 @@ def size(
         >>> found = pmlray.size("facts.jsonl", "smollm2-135m", recall=0.99, out="out")
         >>> print(found.lora_rank, found.reached, found.adapter_folder)
     """
+    from pmlray.api.sizing.places import split_placements
     from pmlray.api.sizing.plan import SizeRequest, prepare_size
 
+    given = [placement] if isinstance(placement, str) else list(placement or ())
+    one, compared = split_placements(given)
     settings = profile if isinstance(profile, ClusterProfile) else read_profile(profile)
     plan = prepare_size(
         SizeRequest(
             *(Path(records), model, revision, dtype, Wanted(recall, confidence)),
             None if law is None else Path(law),
             None if out is None else Path(out),
-            *(placement, layer, prompt_format, steps, max_rank, settings, keep_duplicates),
+            *(one, layer, prompt_format, steps, max_rank, settings, keep_duplicates),
             *(layers, None if alpha is None else f"{alpha}", rslora),
+            None if from_adapter is None else Path(from_adapter),
+            *(compared, prefer, budget),
         )
     )
     if dry_run:
@@ -108,7 +121,11 @@ def carry_out(
     plan: SizePlan, address: str | None, tracking_uri: str | None, say: Callable[[str], None]
 ) -> SizedAdapter:
     """Carry out a plan, or continue it."""
-    check_memory(plan.training, plan.largest.lora_rank, plan.request.profile, address)
+    from pmlray.api.sizing.forecast import check_affordable
+
+    for option in plan.options:
+        check_memory(option.training, [option.own_point], plan.request.profile, address)
+    check_affordable(plan, address, say)
     with train_extra():
         import pmlray.backends.ray.train
         import pmlray.engine.measure  # noqa: F401

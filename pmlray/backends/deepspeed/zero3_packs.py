@@ -46,7 +46,8 @@ class ShardedPack:
 def check_sharded(search: PreparedSearch, pack: Pack) -> None:
     """Raise RunError for a pack that only the packed engine can train."""
     spec = search.spec
-    if search.placement.is_block or spec.recipe.dropout:
+    blocks = any(search.placement_of(run.point).is_block for run in pack.runs)
+    if blocks or spec.recipe.dropout:
         raise RunError(
             "a base that is sharded over several workers trains PEFT's adapter: set linear modules"
             " in adapter.target_modules (or probe.placement: down_proj) and recipe.dropout: 0, or"
@@ -57,6 +58,8 @@ def check_sharded(search: PreparedSearch, pack: Pack) -> None:
             f"{spec.model.id} takes the general path, which runs on one device: set"
             " workers_per_pack: 1"
         )
+    if search.start is not None:
+        raise RunError("runs that begin with an adapter train packed only: set workers_per_pack: 1")
     if any(run.method != "sft" for run in pack.runs):
         raise RunError("MemFT's methods train packed only: set workers_per_pack: 1")
 
@@ -165,9 +168,8 @@ class ShardedPacks:
         trained.curve.append((trained.step, scores.mean_nll))
         if self._ranks.rank == 0:
             spec, folder = self._search.spec, self._adapters / trained.run.run_key
-            save_adapter(
-                folder, self._search.placement, weights, spec.model.id, spec.model.revision
-            )
+            placement = self._search.placement_of(trained.run.point)
+            save_adapter(folder, placement, weights, spec.model.id, spec.model.revision)
             measured = self._observation(pack, place, trained, scores, memory, gpu_seconds)
             write_card(folder, self._search, measured)
             self._store.put(measured)

@@ -77,7 +77,9 @@ class ShardedRun:
         self.run, self.step = run, 0
         self.clock = DeviceClock(1, pick_device(), lambda _: (0,), 0.0)
         self.curve: list[tuple[int, float]] = []
-        self._names = {site: LLAMAS_NAMES.of_site(site) for site in search.placement.sites}
+        self._names = {
+            site: LLAMAS_NAMES.of_site(site) for site in search.placement_of(run.point).sites
+        }
         self._recipe, self._records = search.spec.recipe, tuple(records)
         self._shown = tuple(record for record in records for _ in range(record.repeats))
         self._rank, self._world = dist.get_rank(), dist.get_world_size()

@@ -36,6 +36,8 @@ def run_params(o: Observation) -> list[Param]:
         "dtype": o.provenance.get("dtype", ""),
         "learning_rate": o.learning_rate if o.learning_rate is not None else "",
     }
+    if o.point.placement is not None:
+        values["placement"] = o.point.placement
     return [Param(key, str(value)) for key, value in values.items()]
 
 

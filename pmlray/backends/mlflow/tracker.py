@@ -254,6 +254,8 @@ class MlflowTracker:
 def _flat(spec: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in spec.items():
+        # MLflow takes no + in a key, which no placement's name has a colon in place of.
+        key = key.replace("+", ":")
         if isinstance(value, Mapping):
             rows.extend(_flat(value, f"{prefix}{key}."))
         elif value is not None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from pmlray.backends.optuna.trial_index import TrialIndex
 from pmlray.backends.optuna.trials import (
-    PARAMS,
-    POINT,
+    PLACEMENT,
+    SIZES,
     await_earlier_choices,
+    design_params,
     law_data_of,
 )
 from pmlray.design import (
@@ -35,6 +36,7 @@ from pmlray.design import (
     open_candidates,
     why_chosen,
 )
+from pmlray.design.space import Candidate
 from pmlray.errors import FitError
 from pmlray.law import FitOptions, Form, average_laws
 from pmlray.types import DesignPoint
@@ -45,7 +47,8 @@ class LawSampler(BaseSampler):
 
     It works in plain `study.optimize`. The objective suggests `lora_rank`, `seq_len`,
     `train_steps`, `sequence_id` and `seed` from `distributions` (`suggest_int` with the same
-    bounds, the first three with log=True), sets the user attribute `base_loss` (nats) and, where
+    bounds, the first three with log=True) and, where the space has placements, `placement`
+    (`suggest_categorical` of its choices), sets the user attribute `base_loss` (nats) and, where
     they are known, `final_loss` (nats), `supervised_tokens` and `gpu_seconds`, and returns
     delta_loss (nats per token). Other parameters are drawn at random. Running trials count as
     measured, failed ones as measured without a result. The laws are refitted when trials have been
@@ -101,7 +104,8 @@ class LawSampler(BaseSampler):
     ) -> None:
         self._space, self._settings = space, settings
         self._forms, self._options = tuple(forms), options
-        self._index = TrialIndex(cost, budget, self._believe)
+        self._params = design_params(space.placements)
+        self._index = TrialIndex(cost, budget, self._believe, space.placements)
         self._independent = RandomSampler(seed=settings.seed)
         self._pack_from: int | None = None
         self._share = DeviceShare()
@@ -115,13 +119,16 @@ class LawSampler(BaseSampler):
     def distributions(self) -> dict[str, BaseDistribution]:
         """Search space: the smallest box around the grid; the sampler stays on the grid."""
         cells, replicates = self._space.cells, self._space.replicates
-        values = {name: [getattr(c, name) for c in cells] for name in POINT}
+        values = {name: [getattr(c, name) for c in cells] for name in SIZES}
         values["sequence_id"] = [sequence for sequence, _ in replicates]
         values["seed"] = [seed for _, seed in replicates]
-        return {
-            name: IntDistribution(min(found), max(found), log=name in POINT)
-            for name, found in values.items()
+        found: dict[str, BaseDistribution] = {
+            name: IntDistribution(min(taken), max(taken), log=name in SIZES)
+            for name, taken in values.items()
         }
+        if self._space.placements:
+            found[PLACEMENT] = CategoricalDistribution(tuple(self._space.placements))
+        return found
 
     def begin_pack(
         self, study: Study, devices: int = 1, gpu_seconds: float = math.inf, at_least: int = 0
@@ -160,9 +167,7 @@ class LawSampler(BaseSampler):
         with self._index.lock:
             known = self._index.design_state(study, self._pack_from)
             room = self._share.room(known) if known.pack else math.inf
-            return any(
-                candidate.gpu_seconds <= room for candidate in open_candidates(self._space, known)
-            )
+            return any(candidate.gpu_seconds <= room for candidate in self._open(known))
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -179,19 +184,18 @@ class LawSampler(BaseSampler):
         trial that suggests them gets random values.
         """
         self._raise_error_if_multi_objective(study)
-        design = {n: d for n, d in search_space.items() if n in PARAMS}
+        design = {n: d for n, d in search_space.items() if n in self._params}
         values = {
             name: self._independent.sample_independent(study, trial, name, distribution)
             for name, distribution in search_space.items()
             if name not in design
         }
-        if len(design) < len(PARAMS):
+        if len(design) < len(self._params):
             return values
         choice = self._choose_in_turn(study, trial)
         if choice is not None:
             point, (sequence_id, seed) = choice
-            values |= {name: getattr(point, name) for name in POINT}
-            values |= {"sequence_id": sequence_id, "seed": seed}
+            values |= point.to_json() | {"sequence_id": sequence_id, "seed": seed}
         return values
 
     def sample_independent(
@@ -216,7 +220,7 @@ class LawSampler(BaseSampler):
             known = self._index.design_state(study, self._pack_from, trial.number)
             if not self._index.has_undecided(trial.number):
                 return self._choose(study, trial, known)
-        await_earlier_choices(study, trial.number, self._given_up)
+        await_earlier_choices(study, trial.number, self._given_up, self._params)
         with self._index.lock:
             known = self._index.design_state(study, self._pack_from, trial.number)
             return self._choose(study, trial, known)
@@ -229,21 +233,22 @@ class LawSampler(BaseSampler):
             if choice is not None:
                 self._why = {trial.number: why_chosen(self._space, self._settings, known, *choice)}
             return choice
-        candidates = {
-            candidate.point: candidate for candidate in open_candidates(self._space, known)
-        }
+        candidates = {candidate.point: candidate for candidate in self._open(known)}
         if not candidates:
             return None
-        space = {n: d for n, d in self.distributions.items() if n in POINT and not d.single()}
+        of_point = {n: d for n, d in self.distributions.items() if n in (*SIZES, PLACEMENT)}
+        space = {n: d for n, d in of_point.items() if not d.single()}
         found = self._rival.sample_relative(study, trial, space) if space else {}
-        for name in POINT:
+        for name, distribution in of_point.items():
             if name not in found:
-                distribution = self.distributions[name]
                 found[name] = self._independent.sample_independent(study, trial, name, distribution)
-        point = DesignPoint(*(found[name] for name in POINT))
         self._why = {trial.number: f"Optuna's {self._settings.acquisition}"}
-        cell = nearest_cell(list(candidates), point, self._space.cells)
+        wanted = DesignPoint(**found)
+        cell = nearest_cell(list(candidates), wanted, self._space.cells, self._space.placements)
         return cell, candidates[cell].replicate
+
+    def _open(self, known: DesignState) -> Iterator[Candidate]:
+        return open_candidates(self._space, known, self._settings.n_initial)
 
     def _believe(self, complete: Sequence[FrozenTrial]) -> tuple[FittedForm, ...]:
         """Return the laws fitted to complete trials; none where the rule needs none, or there are
@@ -251,7 +256,9 @@ class LawSampler(BaseSampler):
         if self._settings.acquisition not in LAW_RULES:
             return ()
         try:
-            average = average_laws(law_data_of(complete), self._forms, self._options)
+            average = average_laws(
+                law_data_of(complete, self._space.placements), self._forms, self._options
+            )
         except FitError:
             return ()
         return tuple(

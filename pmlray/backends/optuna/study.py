@@ -23,7 +23,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from pmlray.backends.optuna.sampler import LawSampler
+from pmlray.backends.optuna.trials import point_of
 from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.search_spec import SearchSpec
 from pmlray.config.secrets import without_credentials
 from pmlray.errors import StoreError
 from pmlray.types import DesignPoint, FailedRun, Observation, Pack, PlannedRun
@@ -85,9 +87,7 @@ class OptunaPoints:
             warnings.simplefilter("ignore", ExperimentalWarning)
             self._study.set_metric_names(["delta_loss"])
         spec = search.spec
-        # A probe's is the name that studies of before have.
-        placement = spec.probe.placement if spec.probe else spec.place.describe()
-        about = {"task": spec.task.kind, "model": spec.model.id, "placement": placement}
+        about = {"task": spec.task.kind, "model": spec.model.id, "placement": _placement(spec)}
         for name, value in about.items():
             self._study.set_user_attr(name, value)
         # A trial of an interrupted pack is known by its number only.
@@ -134,7 +134,7 @@ class OptunaPoints:
                 break
             trial = self._study.ask(fixed_distributions=self._sampler.distributions)
             params = trial.params
-            point = DesignPoint(params["lora_rank"], params["seq_len"], params["train_steps"])
+            point = point_of(trial)
             run = self._search.plan_run(point, "sft", params["sequence_id"], params["seed"], "law")
             trial.set_user_attr("run_key", run.run_key)
             self._trials[run.run_key] = trial
@@ -231,14 +231,13 @@ def _empty_storage(folder: Path, url: str | None, name: str) -> BaseStorage:
     return JournalStorage(_QuickJournal(journal))
 
 
-def _params(point: DesignPoint, sequence_id: int, seed: int) -> dict[str, int]:
-    return {
-        "lora_rank": point.lora_rank,
-        "seq_len": point.seq_len,
-        "train_steps": point.train_steps,
-        "sequence_id": sequence_id,
-        "seed": seed,
-    }
+def _placement(spec: SearchSpec) -> str:
+    """Return where the adapters of a search sit; a probe has the name that earlier studies have."""
+    return spec.describe_places() if spec.probe is None else spec.probe.placement
+
+
+def _params(point: DesignPoint, sequence_id: int, seed: int) -> dict[str, Any]:
+    return {**point.to_json(), "sequence_id": sequence_id, "seed": seed}
 
 
 def _learnt(o: Observation) -> dict[int, float]:

@@ -14,8 +14,16 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from pmlray.backends.optuna.trials import is_chosen, point_of, replicate_of
-from pmlray.design import ChosenRun, CostModel, DesignState, FittedForm, History, PendingSpend
+from pmlray.backends.optuna.trials import design_params, is_chosen, point_of, replicate_of
+from pmlray.design import (
+    ChosenRun,
+    CostModel,
+    DesignState,
+    FittedForm,
+    History,
+    PendingSpend,
+    Placements,
+)
 from pmlray.types import DesignPoint
 
 # Laws fitted to a tenth more runs choose the same points, and fits after every pack would take too
@@ -55,7 +63,8 @@ class TrialIndex:
     """Index of the trials of one study, in the order of their numbers.
 
     cost: model before anything is measured; budget: gpu_seconds; believe: fits laws to complete
-    trials. Threads that choose hold `lock` while they use the index.
+    trials; placements: those of the design. Threads that choose hold `lock` while they use the
+    index.
     """
 
     def __init__(
@@ -63,14 +72,17 @@ class TrialIndex:
         cost: CostModel,
         budget: float,
         believe: Callable[[Sequence[FrozenTrial]], tuple[FittedForm, ...]],
+        placements: Placements | None = None,
     ) -> None:
         self._first_cost, self._budget, self._believe = cost, budget, believe
+        self._placements: Placements = placements or {}
+        self._params = design_params(self._placements)
         self.lock = threading.Lock()
         self._open(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the arguments only; a copy reads its study anew."""
-        return TrialIndex, (self._first_cost, self._budget, self._believe)
+        return TrialIndex, (self._first_cost, self._budget, self._believe, self._placements)
 
     def design_state(
         self, study: Study, pack_from: int | None, except_number: int | None = None
@@ -123,7 +135,7 @@ class TrialIndex:
         self._undecided: list[int] = []
         self._n_seen = 0
         self._chosen: list[ChosenRun] = []
-        self._history = History()
+        self._history = History(placements=self._placements)
         self._n_complete = 0
         self._base_losses: list[float] = []
         # gpu_seconds of all ended trials; gpu_seconds and tokens of those that give the rate.
@@ -141,7 +153,7 @@ class TrialIndex:
             trial = trials[number]
             if number == except_number:
                 self._undecided.append(number)
-            elif is_chosen(trial):
+            elif is_chosen(trial, self._params):
                 run = ChosenRun(point_of(trial), replicate_of(trial), done=False)
                 self._entries[number] = _Entry(trial, run)
                 self._running.append(number)
@@ -216,4 +228,5 @@ class TrialIndex:
             ),
             training=self._pending.gpu_seconds,
             kept=self._history,
+            placements=self._placements,
         )

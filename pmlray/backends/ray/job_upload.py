@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pmlray.config.model_spec import Model
+from pmlray.config.peft_config import BLOCK_CONFIG_FILE, CONFIG_FILE, WEIGHTS_FILE
 from pmlray.errors import SpecError
 from pmlray.version import SOURCE
 
@@ -34,6 +37,21 @@ def pack_working_dir(archive: Path, files: Mapping[str, Path]) -> int:
             " pmlray search /STORAGE/search.yaml"
         )
     return size
+
+
+def start_files(folder: Path, place: str, model: Model, scratch: Path) -> dict[str, Path]:
+    """Return the files of an adapter that runs begin with, by their target names below `place`.
+
+    Its config is written anew to `scratch`: it names the base as the search does, by which it was
+    found to be the same one, since the cluster may have it in another folder.
+    """
+    block = (folder / BLOCK_CONFIG_FILE).is_file()
+    name = BLOCK_CONFIG_FILE if block else CONFIG_FILE
+    config = json.loads((folder / name).read_text(encoding="utf-8"))
+    named = {"base_model_name_or_path": model.id, "revision": model.revision}
+    config |= {"base_model": model.id} if block else named
+    (scratch / name).write_text(json.dumps(config), encoding="utf-8")
+    return {f"{place}/{name}": scratch / name, f"{place}/{WEIGHTS_FILE}": folder / WEIGHTS_FILE}
 
 
 def _each_file(named: Mapping[str, Path]) -> Iterator[tuple[str, Path]]:

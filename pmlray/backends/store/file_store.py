@@ -23,7 +23,7 @@ from pmlray.atomic_files import open_here, write_once
 from pmlray.backends.store.file_leases import Lease, LeaseFolder, beating
 from pmlray.errors import StoreError
 from pmlray.live_packs import Calibration, calibration_of
-from pmlray.rebuild import MALFORMED, rebuild
+from pmlray.rebuild import MALFORMED, rebuild, taken_apart
 from pmlray.types import DesignPoint, FailedRun, Observation, Pack, PackTimes, PlannedRun, Room
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class FileStore:
         earlier = self.failures_of(failure.run_key)
         if all(other.round != failure.round for other in earlier):
             path = self._failures / f"{failure.run_key}-{len(earlier)}.json"
-            _write_once(path, asdict(failure))
+            _write_once(path, taken_apart(failure))
 
     def put_times(self, times: PackTimes) -> None:
         """Store the times of a pack, which then counts as finished."""
@@ -79,7 +79,7 @@ class FileStore:
     def put_plan(self, pack: Pack) -> None:
         """Store the runs of a pack, so that an interrupted pack resumes with the same ones: packed
         with others, its runs would be rounded differently."""
-        _write_once(self._plans / f"{pack.pack_id}.json", asdict(pack))
+        _write_once(self._plans / f"{pack.pack_id}.json", taken_apart(pack))
 
     def plans(self) -> tuple[Pack, ...]:
         """Return all packs that were ever handed out, by round."""

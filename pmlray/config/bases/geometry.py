@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from pmlray.config.bases.families import FAST, Path, family_of, rope_limit
-from pmlray.config.placement import MLP_BLOCK, Placement
+from pmlray.config.placement import MLP_BLOCK, Placement, kept_sites
 from pmlray.errors import ModelError
 
 LLAMAS_LAYERS = "model.layers"
@@ -106,11 +106,14 @@ class Geometry:
             return self.modules
         return {**self.modules, MLP_BLOCK: (self.hidden, self.hidden)}
 
-    def first_trained_layer(self, placement: Placement) -> int:
-        """Return the number of decoder layers through which no gradient passes."""
-        kept = placement.kept_site
-        reaches = self.own is None and (self.adds_plainly or placement.is_block)
-        return placement.layers[0] + (kept is not None and reaches)
+    def first_trained_layer(self, *placements: Placement) -> int:
+        """Return the number of decoder layers through which no gradient passes, of adapters with
+        these placements on one base."""
+        kept = kept_sites(placements)
+        reaches = self.own is None and (
+            self.adds_plainly or all(site.module == MLP_BLOCK for site in kept)
+        )
+        return min(placement.layers[0] for placement in placements) + (bool(kept) and reaches)
 
     def refusal(self, module: str) -> str | None:
         """Return why a module that the base has cannot be adapted; None where nothing is known.

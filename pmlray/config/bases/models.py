@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from pmlray.config.bases.checks import check_folder
@@ -101,6 +102,19 @@ def resolve_model(model_id: str, revision: str | None) -> ModelSource:
         )
     commit, geometry = find_on_hub(model_id, revision, KNOWN_MODELS.get(model_id))
     return ModelSource(f"{model_id}@{commit}", geometry, None, commit)
+
+
+@cache
+def known_geometry(model_id: str) -> Geometry | None:
+    """Return a base's sizes as far as this machine knows them without asking the hub; None where it
+    does not."""
+    if model_id in KNOWN_MODELS:
+        return KNOWN_MODELS[model_id]
+    folder = _folder_of(model_id)
+    try:
+        return None if folder is None else check_folder(folder)
+    except ModelError:
+        return None
 
 
 def require_present(model_id: str, source: ModelSource) -> None:

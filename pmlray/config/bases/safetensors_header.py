@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pmlray.errors import ModelError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Bytes of a number; files of other types hold quantised weights.
 FLOATS: Mapping[str, int] = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
+# Their bits as integers, and those of the exponent among them.
+NOT_FINITE = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}
 # Limit of the safetensors library on a header's bytes.
 MOST_HEADER_BYTES = 100_000_000
 
@@ -74,6 +78,23 @@ def read_header(path: Path) -> dict[str, Tensor]:
         raise ModelError(
             f"{path} is no whole safetensors file ({error}); copy or download it again"
         ) from error
+    return found
+
+
+def not_finite(content: bytes) -> list[str]:
+    """Return the tensors with infinities or NaN in the content of a whole file of F32, BF16 and
+    F16."""
+    length = int.from_bytes(content[:8], "little")
+    found = list[str]()
+    for name, row in json.loads(content[8 : 8 + length]).items():
+        if name == "__metadata__":
+            continue
+        # Numbers that are not finite have all bits of the exponent.
+        kind, exponent = NOT_FINITE[row["dtype"]]
+        begin, end = (8 + length + at for at in row["data_offsets"])
+        bits = np.frombuffer(content[begin:end], kind)
+        if ((bits & exponent) == exponent).any():
+            found.append(name)
     return found
 
 

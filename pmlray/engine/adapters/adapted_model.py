@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import torch
 from torch import Tensor, nn
 
+from pmlray.config.placement import Site
 from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.batches import MicroBatch
@@ -22,6 +27,7 @@ class AdaptedModel(nn.Module):
         super().__init__()
         self.lora = lora
         self._base = base
+        self._bare = False
 
     @property
     def can_be_captured(self) -> bool:
@@ -43,6 +49,22 @@ class AdaptedModel(nn.Module):
         """
 
         def adapters(part: MicroBatch, where: slice) -> Delta:
+            if self._bare:
+                return self._nothing
             return self.lora.on(part, None if keep_TW is None else keep_TW[where])
 
         return self._base.losses(batch, adapters)
+
+    @contextmanager
+    def without_adapters(self) -> Generator[None]:
+        """Compute the losses of the bare base in this context."""
+        self._bare = True
+        try:
+            yield
+        finally:
+            self._bare = False
+
+    def _nothing(self, site: Site, x: Tensor) -> Tensor:
+        """Return what an adapter adds whose B is 0."""
+        out = self._base.site_shapes[site][1]
+        return torch.zeros(*x.shape[:-1], out, device=x.device)

@@ -105,7 +105,7 @@ class ForeignAdapter:
             loaded.resize_token_embeddings(wanted)
         loaded.requires_grad_(False)
         loaded.eval()
-        return GeneralBase(loaded.to(device), tokenizer, self.placement)
+        return GeneralBase(loaded.to(device), tokenizer, (self.placement,))
 
     def _stored_rows(self, names: tuple[str, ...]) -> int | None:
         """Return the rows of stored embeddings, which replace the base's; None without any."""

@@ -22,17 +22,28 @@ def _recalled(recall: Recall) -> str:
     return "records recalled word for word, and then the end"
 
 
+def _began(o: Observation) -> str:
+    found = o.provenance.get("from_adapter")
+    if found is None:
+        return ""
+    return (
+        f"It began with an adapter of rank {found['lora_rank']} (SHA-256 {found['sha256']}), under"
+        f" which the loss was {found['start_loss']:.4f}; what of that one's text it still recalls"
+        " was not measured.\n\n"
+    )
+
+
 def adapter_card(search: PreparedSearch, o: Observation) -> str:
     """Return the card's text."""
     spec, p, recall = search.spec, o.point, o.recall
-    n_params = p.lora_rank * search.params_per_rank
+    n_params = p.lora_rank * search.params_per_rank_of(p)
     pinned = f" at {spec.model.revision}" if spec.model.revision else ""
-    head = card_head(spec, search.placement)
+    head = card_head(spec, search.placement_of(p))
     return f"""{head}# Adapter of rank {p.lora_rank} for {spec.model.id}{pinned}
 
 Trained by {o.method} for {p.train_steps} steps on {o.supervised_tokens} target tokens of task
 {o.task} (sequence {o.sequence_id}, seed {o.seed}): {n_params} parameters at
-{spec.place.describe()}; prompts in the {spec.task.prompt_format} format, base in
+{search.describe_place(p.placement)}; prompts in the {spec.task.prompt_format} format, base in
 {spec.model.base_dtype}.
 
 | measured | |
@@ -44,7 +55,7 @@ Trained by {o.method} for {p.train_steps} steps on {o.supervised_tokens} target 
 | {_recalled(recall)} | {recall.exact:.4f} |
 | gpu_seconds | {o.gpu_seconds:.2f} |
 
-{_code(search, o)}
+{_began(o)}{_code(search, o)}
 A run of the search {spec.search_id} (run_key {o.run_key}), by pmlray. It holds what it was trained
 on word for word: publish it where you may publish that text, and state a licence that the base
 model's allows.
@@ -52,5 +63,5 @@ model's allows.
 
 
 def _code(search: PreparedSearch, o: Observation) -> str:
-    end_id, rank = o.provenance.get("end_id"), o.point.lora_rank
-    return loading(search.spec, search.source.geometry, search.placement, rank, end_id)
+    end_id, placement = o.provenance.get("end_id"), search.placement_of(o.point)
+    return loading(search.spec, search.source.geometry, placement, o.point.lora_rank, end_id)

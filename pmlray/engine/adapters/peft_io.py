@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from pmlray.config.bases.geometry import LLAMAS_LAYERS
 from pmlray.config.bases.models import loadable_name
 from pmlray.config.placement import Placement, Site
-from pmlray.engine.adapters.packed_lora import AdapterWeights
+from pmlray.engine.adapters.packed_factors import AdapterWeights
 from pmlray.engine.model.frozen_base import BaseModel
 from pmlray.engine.model.general_base import GeneralBase
 
@@ -39,11 +39,11 @@ class PeftNames:
     transposed: bool = False
 
     @classmethod
-    def of(cls, base: BaseModel) -> PeftNames:
-        """Return the names of a base's modules."""
-        if not isinstance(base, GeneralBase) or base.placement.is_block:
+    def of(cls, base: BaseModel, placement: Placement) -> PeftNames:
+        """Return the names of a base's modules, for an adapter at some of its sites."""
+        if not isinstance(base, GeneralBase) or placement.is_block:
             return cls(base.layers_path)
-        modules: list[Any] = [base.module_at(site) for site in base.site_shapes]
+        modules: list[Any] = [base.module_at(site) for site in placement.sites]
         return cls(
             base.layers_path,
             whole=True,

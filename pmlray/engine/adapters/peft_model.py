@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.engine.adapters.packed_lora import initial_As
+from pmlray.engine.adapters.packed_factors import initial_As
 from pmlray.engine.adapters.peft_io import LLAMAS_NAMES, peft_settings
 from pmlray.engine.model import checkpoint
 from pmlray.engine.model.base_model import check_layers
@@ -80,7 +80,7 @@ def load_base(search: PreparedSearch) -> Any:
     """
     spec = search.spec
     base = checkpoint.load_weights(spec.model.id, _folder(search), spec.model.base_dtype)
-    check_layers(search.placement, base.config.num_hidden_layers)
+    check_layers(search.placements.values(), base.config.num_hidden_layers)
     base.requires_grad_(False)
     base.lm_head = ScoringHead(base.lm_head.weight)
     return base
@@ -104,7 +104,7 @@ def adapted_model(base: Any, search: PreparedSearch, run: PlannedRun) -> Supervi
     """
     from peft import LoraConfig, get_peft_model
 
-    placement, modules = search.placement, search.source.geometry.modules
+    placement, modules = search.placement_of(run.point), search.source.geometry.modules
     rank = run.point.lora_rank
     config = LoraConfig(task_type="CAUSAL_LM", **peft_settings(placement, rank))
     model = get_peft_model(base, config)

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from pmlray.config.bases.models import ModelSource
 from pmlray.config.model_spec import Model
+from pmlray.config.peft_config import INERT_KEYS, OFF_KEYS
 from pmlray.config.placement import DOWN_PROJ, MLP_BLOCK, Placement, Site
 from pmlray.engine.adapters.foreign_adapter import ForeignAdapter, read_foreign
-from pmlray.engine.adapters.packed_lora import AdapterWeights
+from pmlray.engine.adapters.packed_factors import AdapterWeights
 from pmlray.engine.adapters.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE
 from pmlray.engine.model.base_model import BaseModel, load_base_model
 from pmlray.errors import ModelError
@@ -36,11 +37,6 @@ DAMAGE = (
     SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
     RecursionError,
 )  # fmt: skip
-# Keys of PEFT's LoraConfig that do not change what a trained adapter of plain LoRA computes.
-INERT_KEYS = {
-    "auto_mapping", "base_model_name_or_path", "inference_mode", "lora_dropout", "megatron_core",
-    "peft_version", "qalora_group_size", "revision",
-}  # fmt: skip
 # Keys that this reader follows, and those that it does not: it needs them to be off.
 READ_KEYS = {"lora_alpha", "layers_to_transform", "r", "target_modules", "use_rslora"}
 FIXED_KEYS: Mapping[str, tuple[Any, ...]] = {
@@ -49,13 +45,6 @@ FIXED_KEYS: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "init_lora_weights": (True, False),
 }
-OFF_KEYS = {
-    "alora_invocation_tokens", "alpha_pattern", "arrow_config", "corda_config",
-    "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "kasa_config",
-    "layer_replication", "layers_pattern", "loftq_config", "lora_bias", "lora_ga_config",
-    "megatron_config", "modules_to_save", "monteclora_config", "rank_pattern", "target_parameters",
-    "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "velora_config",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +76,7 @@ class SiteAdapter:
     def load_base(self, model: Model, source: ModelSource, device: torch.device) -> BaseModel:
         """Load the base that this adapter is attached to; ModelError if it does not fit."""
         base = load_base_model(
-            model.id, source, model.revision, model.base_dtype, self.placement, device
+            model.id, source, model.revision, model.base_dtype, (self.placement,), device
         )
         self.check_fits(base)
         return base
@@ -120,8 +109,8 @@ class SiteAdapter:
             a, b = factors[site]
             return x_RTX.to(a.dtype) @ a @ b
 
-        kept = base.kept_site
-        if kept is None or kept.module == MLP_BLOCK:
+        kept = self.placement.kept_site
+        if kept is None or kept not in base.kept_sites or kept.module == MLP_BLOCK:
             with base.with_adapter(delta):
                 yield base
             return

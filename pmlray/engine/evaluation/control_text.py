@@ -93,7 +93,8 @@ class Control:
 
     def _fresh(self, base: BaseModel, records: tuple[Record, ...]) -> _Fresh:
         cached = tuple(record.to(base.device) for record in self._prefixes(base, records))
-        return _Fresh(cached, self._scores(0, cached).mean_nll)
+        with self._model.without_adapters():
+            return _Fresh(cached, self._scores(0, cached).mean_nll)
 
     def _scores(self, adapter: int, records: tuple[CachedRecord, ...]) -> TokenScores:
         return score_tokens(

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 
 from pmlray.config.placement import Site
 from pmlray.engine.adapters.adapted_model import AdaptedModel
-from pmlray.engine.adapters.packed_lora import AdapterWeights
+from pmlray.engine.adapters.packed_factors import AdapterWeights
 from pmlray.engine.evaluation.plain_greedy import answer_greedily
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.batches import MAX_MICRO_BATCH_TOKENS, MicroBatch, Row, micro_batches
@@ -105,6 +105,12 @@ def mean_losses(
     return total / count
 
 
+def bare_losses(model: AdaptedModel, rows: Sequence[Row], n_adapters: int) -> list[float]:
+    """Return the mean nll of the target tokens of each adapter's rows, without the adapter."""
+    with model.without_adapters():
+        return mean_losses(model, rows, n_adapters, lambda *_: None).tolist()
+
+
 @torch.no_grad()
 def score_tokens(model: AdaptedModel, rows: Sequence[Row]) -> TokenScores:
     """Score every supervised token of one adapter's rows, in the order of their samples.
@@ -128,9 +134,11 @@ def score_tokens(model: AdaptedModel, rows: Sequence[Row]) -> TokenScores:
 
 @dataclass(frozen=True, eq=False)
 class Decoding:
-    """One adapter, A (X, r) and B (r, D) by site, and the records to decode with it."""
+    """One adapter, A (X, r) and B (r, D) by site and the factor of their product, and the records
+    to decode with it."""
 
     weights: AdapterWeights
+    scale: float
     records: tuple[Record, ...]
 
 
@@ -156,7 +164,7 @@ def decode_exactly(
         per_call = max(1, MAX_MICRO_BATCH_TOKENS // (len(rows[0][1].prompt_ids) + longest))
         for start in range(0, len(rows), per_call):
             part = rows[start : start + per_call]
-            texts = _answers(base, [(decodings[d].weights, record) for d, record in part])
+            texts = _answers(base, [(decodings[d], record) for d, record in part])
             for (d, record), ids in zip(part, texts, strict=True):
                 right[d] &= ids == record.supervised_ids
     return tuple(ok if records else None for ok, records in zip(right, chosen, strict=True))
@@ -172,15 +180,16 @@ def _within(records: Sequence[Record], max_tokens: int) -> list[Record]:
     return kept
 
 
-def _answers(
-    base: BaseModel, rows: Sequence[tuple[AdapterWeights, Record]]
-) -> list[tuple[int, ...]]:
+def _answers(base: BaseModel, rows: Sequence[tuple[Decoding, Record]]) -> list[tuple[int, ...]]:
     """Return greedy answers to equally long prompts, each under its own adapter."""
-    stacked = {site: _stacked(base, [w[site] for w, _ in rows]) for site in base.placement.sites}
+    used = dict.fromkeys(site for decoding, _ in rows for site in decoding.weights)
+    stacked = {site: _stacked(site, [decoding for decoding, _ in rows]) for site in used}
     records = [record for _, record in rows]
     ends = {record.end_id for record in records if record.end_id is not None}
 
-    def delta(site: Site, x: Tensor) -> Tensor:
+    def delta(site: Site, x: Tensor) -> Tensor | None:
+        if site not in stacked:
+            return None
         a_RXK, b_RKD = stacked[site]
         # Some families lay rows end to end.
         x_RTX = x.reshape(len(records), -1, x.shape[-1]).to(a_RXK.dtype)
@@ -191,15 +200,19 @@ def _answers(
         return answer_greedily(base.model, records, ends, most)
 
 
-def _stacked(base: BaseModel, factors: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return A (R, X, K) and B (R, K, D), the scale included, of one site of each row's adapter."""
-    largest = max(a.shape[1] for a, _ in factors)
-    scales = [base.placement.scale(a.shape[1]) for a, _ in factors]
-    a_RXK = torch.stack([pad(a, (0, largest - a.shape[1])) for a, _ in factors])
+def _stacked(site: Site, decodings: Sequence[Decoding]) -> tuple[Tensor, Tensor]:
+    """Return A (R, X, K) and B (R, K, D), the scale included, of one site of each row's adapter:
+    zero where it has no such site."""
+    factors = [decoding.weights.get(site) for decoding in decodings]
+    some = next(own for own in factors if own is not None)
+    nothing = some[0].new_zeros(len(some[0]), 0), some[1].new_zeros(0, some[1].shape[1])
+    given = [nothing if own is None else own for own in factors]
+    largest = max(a.shape[1] for a, _ in given)
+    a_RXK = torch.stack([pad(a, (0, largest - a.shape[1])) for a, _ in given])
     b_RKD = torch.stack(
         [
-            pad(scale * b, (0, 0, 0, largest - b.shape[0]))
-            for (_, b), scale in zip(factors, scales, strict=True)
+            pad(decoding.scale * b, (0, 0, 0, largest - b.shape[0]))
+            for (_, b), decoding in zip(given, decodings, strict=True)
         ]
     )
     return a_RXK, b_RKD

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from pmlray.config.bases.families import family_of
 from pmlray.config.bases.models import ModelSource
 from pmlray.config.bases.own_model import find_layers
-from pmlray.config.placement import MLP_BLOCK, Placement
+from pmlray.config.placement import MLP_BLOCK, Placement, Site, all_sites
 from pmlray.engine.kernels.compiled_mlp import compile_mlps
 from pmlray.engine.kernels.frozen_norm import NORMS, FrozenRMSNorm, FusedRMSNorm, freeze_norms
 from pmlray.engine.kernels.row_attention import RowAttention
@@ -30,7 +30,7 @@ def load_base_model(
     source: ModelSource,
     revision: str | None,
     dtype: Literal["float32", "bfloat16"],
-    placement: Placement,
+    placements: tuple[Placement, ...],
     device: torch.device,
 ) -> BaseModel:
     """Load a base model and freeze it.
@@ -41,7 +41,7 @@ def load_base_model(
         revision: revision on the hub; None: its default.
         dtype: of the weights, and of the arithmetic where the device supports it; a CPU without
             bfloat16 instructions computes in float32 with the same (rounded) weights.
-        placement: sites of the adapters.
+        placements: those that its adapters may have, each once.
         device: where steps run; the prefix may stay in host memory.
 
     Returns:
@@ -51,8 +51,8 @@ def load_base_model(
         ModelError: it cannot be loaded, its family is not supported, or it lacks an adapted layer.
     """
     model, tokenizer = load_plain_model(model_id, source, revision, dtype, device)
-    check_layers(placement, model.config.num_hidden_layers)
-    return freeze_base(model, tokenizer, placement, device)
+    check_layers(placements, model.config.num_hidden_layers)
+    return freeze_base(model, tokenizer, placements, device)
 
 
 def load_plain_model(
@@ -82,7 +82,7 @@ def load_plain_model(
 
 
 def freeze_base(
-    model: Any, tokenizer: Any, placement: Placement, device: torch.device
+    model: Any, tokenizer: Any, placements: tuple[Placement, ...], device: torch.device
 ) -> BaseModel:
     """Freeze a loaded model and prepare it for steps, on the path that its family takes.
 
@@ -92,30 +92,39 @@ def freeze_base(
     model.requires_grad_(False)
     model.eval()
     if family_of(model.config.to_dict(), type(model).__name__) is None:
-        return _freeze_general(model, tokenizer, placement, device)
-    return _freeze_fast(model, tokenizer, placement, device)
+        return _freeze_general(model, tokenizer, placements, device)
+    return _freeze_fast(model, tokenizer, placements, device)
 
 
 def _freeze_general(
-    model: Any, tokenizer: Any, placement: Placement, device: torch.device
+    model: Any, tokenizer: Any, placements: tuple[Placement, ...], device: torch.device
 ) -> GeneralBase:
     """Prepare a model that runs as it is: its sites get adapters, and all of it is moved."""
     where = model.config.name_or_path or type(model).__name__
     path, layers = find_layers(model, model.config.num_hidden_layers, where)
-    deltas = SiteDeltas()
-    shapes = site_shapes(layers, placement.sites, model.config.hidden_size)
-    adapt = adapt_blocks if placement.is_block else adapt_sites
-    adapt(layers, placement.sites, deltas)
+    deltas, sites = SiteDeltas(), all_sites(placements)
+    shapes = site_shapes(layers, sites, model.config.hidden_size)
+    _adapt(layers, sites, deltas, adds_plainly=False)
     model.to(device)
     base = GeneralBase(
-        model, tokenizer, placement, deltas=deltas, site_shapes=shapes, layers_path=path
+        model, tokenizer, placements, deltas=deltas, site_shapes=shapes, layers_path=path
     )
-    base.check(placement.sites, where)
+    base.check(sites, where)
     return base
 
 
+def _adapt(layers: Any, sites: Iterable[Site], deltas: SiteDeltas, *, adds_plainly: bool) -> None:
+    """Let the sites of decoder layers add their adapters' outputs.
+
+    adds_plainly: whether an MLP's output is added to its layer's as it is.
+    """
+    blocks = [site for site in sites if site.module == MLP_BLOCK and not adds_plainly]
+    adapt_sites(layers, [site for site in sites if site not in blocks], deltas)
+    adapt_blocks(layers, blocks, deltas)
+
+
 def _freeze_fast(
-    model: Any, tokenizer: Any, placement: Placement, device: torch.device
+    model: Any, tokenizer: Any, placements: tuple[Placement, ...], device: torch.device
 ) -> FastBase:
     """Prepare a model of Llama's shape.
 
@@ -123,13 +132,12 @@ def _freeze_fast(
     on a GPU compiled MLPs where none of their modules is adapted. Of a model in host memory only
     the parts that steps need are moved to another device.
     """
-    body, deltas = model.model, SiteDeltas()
-    shapes = site_shapes(body.layers, placement.sites, model.config.hidden_size)
-    base = FastBase(model, tokenizer, placement, deltas=deltas, site_shapes=shapes)
+    body, deltas, sites = model.model, SiteDeltas(), all_sites(placements)
+    shapes = site_shapes(body.layers, sites, model.config.hidden_size)
+    base = FastBase(model, tokenizer, placements, deltas=deltas, site_shapes=shapes)
     first, suffix = base.first_trained_layer, base.suffix_layers
-    if base.kept_site is None:
-        plainly = base.family.adds_plainly or not placement.is_block
-        (adapt_sites if plainly else adapt_blocks)(body.layers, placement.sites, deltas)
+    in_suffix = [site for site in sites if site not in base.kept_sites]
+    _adapt(body.layers, in_suffix, deltas, adds_plainly=base.family.adds_plainly)
     for n, layer in enumerate(suffix, first):
         layer.self_attn = RowAttention(layer.self_attn, base.window_of(n))
     frozen = FrozenRMSNorm if device.type == "cpu" else FusedRMSNorm
@@ -145,14 +153,16 @@ def _freeze_fast(
         for module in base.prefix
     }
     hosted = HostedWeights(prefix, lambda weight: weight.to(device))
-    adapted = {s.layer for s in placement.sites if s.module.partition(".")[0] == MLP_BLOCK}
+    adapted = {s.layer for s in sites if s.module.partition(".")[0] == MLP_BLOCK}
     whole = [layer for n, layer in enumerate(suffix, first) if n not in adapted]
     if device.type == "cuda" and whole:
         compile_mlps(whole, model.config.hidden_size)
     return replace(base, hosted=hosted)
 
 
-LoadBase = Callable[[str, ModelSource, str | None, Any, Placement, torch.device], BaseModel]
+LoadBase = Callable[
+    [str, ModelSource, str | None, Any, tuple[Placement, ...], torch.device], BaseModel
+]
 
 
 class KeptBase:
@@ -168,11 +178,11 @@ class KeptBase:
         source: ModelSource,
         revision: str | None,
         dtype: Any,
-        placement: Placement,
+        placements: tuple[Placement, ...],
         device: torch.device,
     ) -> BaseModel:
         """Return the base, loading it unless it is the cached one."""
-        what = (model_id, source, revision, dtype, placement, device)
+        what = (model_id, source, revision, dtype, placements, device)
         if self._base is None or what != self._what:
             # Free the old base first: two may not fit in memory.
             self._base = None
@@ -180,12 +190,11 @@ class KeptBase:
         return self._base
 
 
-def check_layers(placement: Placement, n_layers: int) -> None:
+def check_layers(placements: Iterable[Placement], n_layers: int) -> None:
     """Check that the base has every adapted layer; ModelError otherwise."""
-    if placement.layers[-1] >= n_layers:
+    if (last := max(placement.layers[-1] for placement in placements)) >= n_layers:
         raise ModelError(
-            f"the adapter sits at layer {placement.layers[-1]}, but the base has layers 0 to"
-            f" {n_layers - 1}"
+            f"the adapter sits at layer {last}, but the base has layers 0 to {n_layers - 1}"
         )
 
 

@@ -28,12 +28,14 @@ class Row:
     """One record of one adapter; `sample` numbers the pack's (adapter, record) pairs.
 
     `scored`: ascending indices of the supervised tokens that are scored, None for all of them.
+    `placed`: number of the adapter's placement in the pack; rows of one lie together.
     """
 
     adapter: int
     sample: int
     record: CachedRecord
     scored: tuple[int, ...] | None = None
+    placed: int = 0
 
     @property
     def length(self) -> int:
@@ -135,13 +137,14 @@ class MicroBatch:
 def micro_batches(rows: Sequence[Row]) -> tuple[MicroBatch, ...]:
     """Split rows into micro-batches within the token limit; a longer row gets its own.
 
-    Rows are sorted by length; those of one adapter are ordered alike in every pack.
+    Rows are sorted by length and then by placement; those of one adapter are ordered alike in every
+    pack.
     """
     on_cpu = all(row.record.hidden_TD.is_cpu for row in rows)
     most = CPU_MICRO_BATCH_TOKENS if on_cpu else MAX_MICRO_BATCH_TOKENS
     parts: list[list[Row]] = []
     used = 0
-    for row in sorted(rows, key=lambda row: -row.length):
+    for row in sorted(rows, key=lambda row: (-row.length, row.placed)):
         if parts and used + row.length <= most:
             parts[-1].append(row)
             used += row.length

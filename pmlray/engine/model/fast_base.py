@@ -1,10 +1,10 @@
 """A base of Llama's shape, split below the lowest adapted layer.
 
-What lies below is the prefix: no adapter changes it, so it runs once per text. Where an adapter has
-one site whose output is added to its layer's own (the paper's probe, or one `down_proj`), that
-layer too is of the prefix, which then gives the site's input as well.
+What lies below is the prefix: no adapter changes it, so it runs once per text. Where every adapter
+that begins there has one site whose output is added to its layer's own (the paper's probe, or one
+`down_proj`), that layer too is of the prefix, which then gives the sites' inputs as well.
 
-Shapes: B rows, T positions, D hidden size, X width of the kept site's input.
+Shapes: B rows, T positions, D hidden size, X width of the kept sites' inputs side by side.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pmlray.config.bases.families import FAST, Family, window_of
-from pmlray.config.placement import DOWN_PROJ, Site
+from pmlray.config.placement import DOWN_PROJ, Site, kept_sites
 from pmlray.engine.kernels.row_attention import RowGroups, future_mask
 from pmlray.engine.model.frozen_base import Adapters, BaseModel, LayerInputs
 from pmlray.engine.model.head import TokenLosses, token_losses
@@ -36,17 +36,17 @@ class FastBase(BaseModel):
         return FAST[type(self.model).__name__]
 
     @property
-    def kept_site(self) -> Site | None:
+    def kept_sites(self) -> tuple[Site, ...]:
         """See BaseModel."""
-        kept = self.placement.kept_site
-        if kept is not None and kept.module == DOWN_PROJ and not self.family.adds_plainly:
-            return None
+        kept = kept_sites(self.placements)
+        if not self.family.adds_plainly and any(site.module == DOWN_PROJ for site in kept):
+            return ()
         return kept
 
     @property
     def first_trained_layer(self) -> int:
         """Number of decoder layers of the prefix."""
-        return self.placement.layers[0] + (self.kept_site is not None)
+        return min(p.layers[0] for p in self.placements) + bool(self.kept_sites)
 
     @property
     def prefix(self) -> tuple[Any, ...]:
@@ -69,7 +69,7 @@ class FastBase(BaseModel):
 
         Attention is causal, so padding changes no real position.
         """
-        body, kept, length = self.model.model, self.kept_site, ids_BT.shape[1]
+        body, length = self.model.model, ids_BT.shape[1]
         embed, *layers = self.prefix
         hidden = embed(ids_BT)
         # Granite's.
@@ -77,11 +77,11 @@ class FastBase(BaseModel):
             hidden = hidden * multiplier
         positions = torch.arange(length, device=ids_BT.device)[None]
         rotary = body.rotary_emb(hidden, position_ids=positions)
-        seen: list[Tensor] = []
+        seen = dict[Site, Tensor]()
         with ExitStack() as stack:
-            if kept is not None:
-                hook = self.module_at(kept).register_forward_pre_hook(
-                    lambda _module, args: seen.append(args[0])
+            for site in self.kept_sites:
+                hook = self.module_at(site).register_forward_pre_hook(
+                    lambda _module, args, site=site: seen.update({site: args[0]})
                 )
                 stack.callback(hook.remove)
             for n, layer in enumerate(layers):
@@ -91,7 +91,8 @@ class FastBase(BaseModel):
                 if window is not None and length > window:
                     mask = ~future_mask(length, window, ids_BT.device)[None, None]
                 hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
-        return LayerInputs(hidden, seen[0] if seen else hidden[..., :0])
+        kept = [seen[site] for site in self.kept_sites]
+        return LayerInputs(hidden, torch.cat(kept, -1) if kept else hidden[..., :0])
 
     def run_suffix(self, hidden_TD: Tensor, positions_T: Tensor, groups: RowGroups) -> Tensor:
         """Run the suffix and the final norm on the prefix's (adapted) output; return (T, D).
@@ -109,13 +110,14 @@ class FastBase(BaseModel):
 
     def losses(self, batch: MicroBatch, adapters: Adapters) -> TokenLosses:
         """See BaseModel."""
-        delta, kept, hidden_TD = adapters(batch, slice(None)), self.kept_site, batch.hidden_TD
-        if kept is not None:
-            hidden_TD = hidden_TD + delta(kept, batch.adapter_in_TX).to(hidden_TD.dtype)
+        delta, hidden_TD = adapters(batch, slice(None)), batch.hidden_TD
+        if kept := self.kept_sites:
+            widths = [self.site_shapes[site][0] for site in kept]
+            for site, x_TX in zip(kept, batch.adapter_in_TX.split(widths, 1), strict=True):
+                if (added := delta(site, x_TX)) is not None:
+                    hidden_TD = hidden_TD + added.to(hidden_TD.dtype)
+        with self.deltas.of(delta):
             final_TD = self.run_suffix(hidden_TD, batch.positions_T, batch.groups)
-        else:
-            with self.deltas.of(delta):
-                final_TD = self.run_suffix(hidden_TD, batch.positions_T, batch.groups)
         final_ND = final_TD[batch.predict_N]
         # Granite's; its logits are linear in what the head reads.
         if (scaling := getattr(self.model.config, "logits_scaling", 1)) != 1:

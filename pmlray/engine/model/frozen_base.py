@@ -28,9 +28,9 @@ Adapters = Callable[["MicroBatch", slice], Delta]
 
 
 class LayerInputs(NamedTuple):
-    """Outputs of the prefix, (B, T, D): what is cached of a text, and the kept site's input.
+    """Outputs of the prefix, (B, T, D): what is cached of a text, and the kept sites' inputs.
 
-    Without a kept site the latter has no columns.
+    The latter stand side by side; without a kept site there are no columns.
     """
 
     hidden_BTD: Tensor
@@ -39,17 +39,18 @@ class LayerInputs(NamedTuple):
 
 @dataclass(frozen=True)
 class BaseModel(ABC):
-    """A frozen causal language model with its tokenizer and the place of its adapters.
+    """A frozen causal language model with its tokenizer and the places of its adapters.
 
-    hosted: the weights of the prefix that are kept in host memory. deltas: what the sites above
-    the prefix add to their outputs at the moment. site_shapes: input and output width of every
-    site, where the base is to be trained. layers_path: name of the model's list of decoder layers.
+    placements: those that adapters may have, each once. hosted: the weights of the prefix that are
+    kept in host memory. deltas: what the sites above the prefix add to their outputs at the moment.
+    site_shapes: input and output width of every site, where the base is to be trained. layers_path:
+    name of the model's list of decoder layers.
     """
 
     # Typed as Any: a transformers model is built at run time, so the type checker cannot see it.
     model: Any
     tokenizer: Any
-    placement: Placement
+    placements: tuple[Placement, ...]
     hosted: HostedWeights = field(default_factory=nothing_hosted)
     deltas: SiteDeltas = field(default_factory=SiteDeltas)
     site_shapes: Mapping[Site, tuple[int, int]] = field(default_factory=dict[Site, tuple[int, int]])
@@ -65,8 +66,9 @@ class BaseModel(ABC):
 
     @property
     @abstractmethod
-    def kept_site(self) -> Site | None:
-        """The only site, where the prefix reaches up to its layer's output; see `Placement`."""
+    def kept_sites(self) -> tuple[Site, ...]:
+        """Sites of the prefix's last layer, whose outputs are added to its own; see `kept_sites`
+        of `placement`."""
 
     @property
     @abstractmethod
@@ -122,18 +124,25 @@ class BaseModel(ABC):
         """
         with ExitStack() as stack:
             stack.enter_context(self.hosted.held())
-            kept = self.kept_site
-            if kept is None:
-                stack.enter_context(self.deltas.of(delta))
-            else:
-                seen: list[Tensor] = []
-
-                def keep(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-                    seen.append(args[0])
-
-                def add(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-                    return output + delta(kept, seen.pop()).to(output.dtype)
-
-                stack.callback(self.module_at(kept).register_forward_pre_hook(keep).remove)
-                stack.callback(self.layers[kept.layer].register_forward_hook(add).remove)
+            stack.enter_context(self.deltas.of(delta))
+            for site in self.kept_sites:
+                hooks = _KeptSite(site, delta)
+                at = self.module_at(site).register_forward_pre_hook(hooks.keep)
+                stack.callback(at.remove)
+                stack.callback(self.layers[site.layer].register_forward_hook(hooks.add).remove)
             yield
+
+
+class _KeptSite:
+    """Hooks that add an adapter's output to that of a kept site's layer."""
+
+    def __init__(self, site: Site, delta: Delta) -> None:
+        self._site, self._delta = site, delta
+        self._inputs: list[Tensor] = []
+
+    def keep(self, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._inputs.append(args[0])
+
+    def add(self, _layer: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        added = self._delta(self._site, self._inputs.pop())
+        return output if added is None else output + added.to(output.dtype)

@@ -38,9 +38,9 @@ class GeneralBase(BaseModel):
     """A base whose whole forward is the model's own."""
 
     @property
-    def kept_site(self) -> Site | None:
+    def kept_sites(self) -> tuple[Site, ...]:
         """None: whether a site's output reaches its layer's unchanged differs between families."""
-        return None
+        return ()
 
     @property
     def prefix(self) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ PREFIX_BATCH_TOKENS = 8192
 class CachedRecord:
     """Cached activations and targets of one record.
 
-    `hidden_TD` and `adapter_in_TX`: the prefix's output and the kept site's input (no columns
+    `hidden_TD` and `adapter_in_TX`: the prefix's output and the kept sites' inputs (no columns
     without one), of the prompt and of the supervised tokens without the last; `targets_L`: the L
     supervised ids; position `first` predicts the first of them, so T = first + L. `ends`: True if
     the last supervised token is the end that follows the target.

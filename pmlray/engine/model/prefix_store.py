@@ -1,7 +1,7 @@
 """Prefix caches on a node's own disk, memory-mapped, so that its packs share one copy.
 
 An entry holds all records of one sequence, named by a hash of everything that determines its
-activations: the prefix's weights, the kept site, the dtype, the device, the versions, prompts and
+activations: the prefix's weights, the kept sites, the dtype, the device, the versions, prompts and
 tokens. Any change gives another name, so a stale entry is never read. The least recently used
 entries are deleted to make room for new ones.
 """
@@ -185,10 +185,12 @@ def node_store() -> PrefixStore:
 
 def entry_name(base: BaseModel, records: Sequence[Record]) -> str:
     """Return a hash of everything that determines the records' activations."""
+    kept = [site.module for site in base.kept_sites]
     determines = {
         "layout": 2,
         "weights": base.prefix_hash,
-        "kept": kept.module if (kept := base.kept_site) else None,
+        # A single one by its name alone, as in entries of before there could be several.
+        "kept": kept[0] if len(kept) == 1 else kept or None,
         "dtype": str(base.model.dtype),
         "device": base.device.type,
         "versions": [version(name) for name in ("torch", "transformers")],

@@ -12,8 +12,8 @@ from pmlray.config.bases.own_model import linear_shape
 from pmlray.config.placement import MLP_BLOCK, Site
 from pmlray.errors import ModelError
 
-# The adapters' output at a site, for the site's input.
-Delta = Callable[[Site, Tensor], Tensor]
+# The adapters' output at a site, for the site's input; None where it is zero everywhere.
+Delta = Callable[[Site, Tensor], Tensor | None]
 
 
 class SiteDeltas:
@@ -21,6 +21,10 @@ class SiteDeltas:
 
     def __init__(self) -> None:
         self.current: Delta | None = None
+
+    def at(self, site: Site, x: Tensor) -> Tensor | None:
+        """Return what is added at a site, for its input; None for nothing."""
+        return None if self.current is None else self.current(site, x)
 
     @contextmanager
     def of(self, delta: Delta) -> Generator[None]:
@@ -46,14 +50,13 @@ class AdaptedSite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the module's output with that of the adapters."""
         output = self.module(x)
-        if self._deltas.current is None:
-            return output
-        return (output + self._deltas.current(self.site, x)).to(output.dtype)
+        added = self._deltas.at(self.site, x)
+        return output if added is None else (output + added).to(output.dtype)
 
 
 def adapt_sites(layers: Any, sites: Iterable[Site], deltas: SiteDeltas) -> None:
-    """Replace the modules at the sites of decoder layers."""
-    for site in sites:
+    """Replace the modules at the sites of decoder layers, a module's parts before itself."""
+    for site in sorted(sites, key=lambda site: -site.module.count(".")):
         parent, _, name = site.module.rpartition(".")
         holder = layers[site.layer].get_submodule(parent)
         setattr(holder, name, AdaptedSite(getattr(holder, name), site, deltas))
@@ -84,10 +87,10 @@ class _Block:
 
     def _add(self, _layer: nn.Module, _args: Any, output: Any) -> Any:
         x, self._input = self._input, None
-        if self._deltas.current is None or x is None:
+        if x is None or (delta := self._deltas.at(self._site, x)) is None:
             return output
         hidden = output if isinstance(output, Tensor) else output[0]
-        added = (hidden + self._deltas.current(self._site, x).view(hidden.shape)).to(hidden.dtype)
+        added = (hidden + delta.view(hidden.shape)).to(hidden.dtype)
         return added if isinstance(output, Tensor) else (added, *output[1:])
 
 

@@ -102,8 +102,12 @@ def make_members(
     repeats: how often an epoch shows each record of each run; None: once.
     """
     members, sample = [], 0
+    placements = list(dict.fromkeys(run.point.placement for run in runs))
     for adapter, (run, own) in enumerate(zip(runs, records, strict=True)):
-        rows = tuple(Row(adapter, sample + i, record) for i, record in enumerate(own))
+        placed = placements.index(run.point.placement)
+        rows = tuple(
+            Row(adapter, sample + i, record, placed=placed) for i, record in enumerate(own)
+        )
         sample += len(own)
         often = None if repeats is None else tuple(repeats[adapter])
         members.append(Member(run, rows, None if often is None or max(often) == 1 else often))
@@ -123,7 +127,7 @@ class Admission:
         groups: dict[tuple[object, ...], list[int]] = {}
         for i, member in enumerate(members):
             run, point = member.run, member.run.point
-            key = (point.lora_rank, point.seq_len, run.sequence_id, run.seed, run.phase)
+            key = (point.family, run.sequence_id, run.seed, run.phase)
             budget = None if recipe.shares_trunks else point.train_steps
             groups.setdefault((*key, budget), []).append(i)
         self._room = room

@@ -18,17 +18,19 @@ from pmlray.types import Room
 class StepBytes:
     """Bytes that a pack's steps take beside the base.
 
-    `adapter`: of one slot, with gradients and the optimiser's state; `position`: kept for backward
-    for one position, of which a micro-batch has at most `most_positions`.
+    `adapters`: of each placement, the number of its adapters and the bytes of one slot, with
+    gradients and the optimiser's state; `position`: kept for backward for one position, of which a
+    micro-batch has at most `most_positions`.
     """
 
-    adapter: int
+    adapters: tuple[tuple[int, int], ...]
     position: float
     most_positions: int
 
     def of(self, slots: int, positions: int) -> float:
-        """Return the bytes of a step with so many slots and positions."""
-        return self.adapter * slots + self.position * min(positions, self.most_positions)
+        """Return the bytes of a step of at most so many adapters and positions at once."""
+        held = sum(min(count, slots) * size for count, size in self.adapters)
+        return held + self.position * min(positions, self.most_positions)
 
 
 def room_within(

@@ -129,7 +129,7 @@ class Trunks:
             # in `memft_rd` the tokens that leave the batch depend on the run.
             alone = member.grows(rules) or run.method == "memft_rd"
             if recipe.shares_trunks and not alone:
-                size = (run.point.lora_rank, run.point.seq_len, run.learning_rate)
+                size = (run.point.family, run.learning_rate)
                 same = (*size, run.method, run.phase, run.sequence_id, run.seed)
                 families.setdefault(same, []).append(i)
         self._waiting: dict[int, Branch] = {}

@@ -49,7 +49,7 @@ class PackLoop:
         self._members, self._recipe, self._rules = members, recipe, rules
         n, device = len(members), model.lora.device
         self._weights = TokenWeights(members, rules)
-        self._dropout = Dropout(members, recipe.dropout, model.lora.out_width, device)
+        self._dropout = Dropout(members, recipe.dropout, model.lora)
         self._trunks = Trunks(members, recipe, rules)
         self._admission = Admission(members, recipe, room)
         self.active: list[int] = []

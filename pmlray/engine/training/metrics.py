@@ -20,8 +20,8 @@ from pmlray.engine.runtime.device_clock import DeviceClock
 from pmlray.engine.runtime.pack_state import PackState
 from pmlray.engine.scheduling.members import Member
 
-# An adapter diverged if its loss ends above MOST_LOSS times the base's plus SLACK_NATS; one that
-# has learnt nothing ends near the base's.
+# An adapter diverged if its loss ends above MOST_LOSS times that at its start, the base's unless it
+# began with another adapter, plus SLACK_NATS; one that has learnt nothing ends near it.
 MOST_LOSS, SLACK_NATS = 2.0, 1.0
 # The table of a longer text would make up nearly all of its observation's file.
 MOST_TOKENS = 2048
@@ -56,11 +56,11 @@ class TrainedMember:
         """Reason why the run has no usable result; None where it has one."""
         if not all(math.isfinite(loss) for _, loss in self.curve):
             return "the loss stopped being a number; lower recipe.learning_rate"
-        (_, base_loss), *_, (_, last) = self.curve
-        if last > MOST_LOSS * base_loss + SLACK_NATS:
+        (_, first), *_, (_, last) = self.curve
+        if last > MOST_LOSS * first + SLACK_NATS:
             return (
-                f"the loss ended at {last:.3g} nats per token, from {base_loss:.3g} without an"
-                " adapter; lower recipe.learning_rate"
+                f"the loss ended at {last:.3g} nats per token, from {first:.3g} at its"
+                " start; lower recipe.learning_rate"
             )
         return None
 

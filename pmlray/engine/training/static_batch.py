@@ -62,7 +62,7 @@ class Layouts:
     def of(self, rows: Sequence[Row]) -> Fit:
         """Return the layout of a step's rows."""
         pairs = [(row, self._longest[row.adapter] or _own(row)) for row in rows]
-        pairs.sort(key=lambda pair: -pair[1].length)
+        pairs.sort(key=lambda pair: (-pair[1].length, pair[0].placed))
         places = tuple(place for _, place in pairs)
         needed = sum(
             self._mean[p.adapter] if self._longest[p.adapter] else p.length for p in places

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW
+from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.model.batches import MicroBatch, Row, micro_batches
 from pmlray.engine.model.head import TokenLosses
 from pmlray.engine.runtime.pack_state import PackState
@@ -194,11 +195,14 @@ class TorchStepper:
 class Dropout:
     """Dropout masks that depend only on an adapter's seed and own steps, not on its pack."""
 
-    def __init__(
-        self, members: Sequence[Member], share: float, width: int, device: torch.device
-    ) -> None:
-        self._share, self.width = share, width
-        self._generators = [torch.Generator(device).manual_seed(m.run.seed) for m in members]
+    def __init__(self, members: Sequence[Member], share: float, lora: PackedLora) -> None:
+        self._share, self._lora = share, lora
+        self._generators = [torch.Generator(lora.device).manual_seed(m.run.seed) for m in members]
+
+    @property
+    def width(self) -> int:
+        """Number of factors W of one position."""
+        return self._lora.out_width
 
     @property
     def is_off(self) -> bool:
@@ -211,12 +215,25 @@ class Dropout:
 
     def of_rows(self, rows: Sequence[Row]) -> list[Tensor]:
         """Return the next mask of each row, (T of the row, W)."""
-        return [
-            torch.empty(row.length, self.width, device=row.record.hidden_TD.device)
+        return [self._of_row(row) for row in rows]
+
+    def _of_row(self, row: Row) -> Tensor:
+        columns, device = self._lora.out_columns(row.adapter), row.record.hidden_TD.device
+        width = sum(own.stop - own.start for own in columns) if columns else self.width
+        drawn = (
+            torch.empty(row.length, width, device=device)
             .bernoulli_(1 - self._share, generator=self._generators[row.adapter])
             .div_(1 - self._share)
-            for row in rows
-        ]
+        )
+        if not columns:
+            return drawn
+        # Elsewhere the adapter's output is zero.
+        whole = drawn.new_ones(row.length, self.width)
+        start = 0
+        for own in columns:
+            end = start + own.stop - own.start
+            whole[:, own], start = drawn[:, start:end], end
+        return whole
 
     def copy(self, source: int, target: int) -> None:
         """Copy the generator state of one adapter to another."""

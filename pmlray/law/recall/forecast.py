@@ -27,7 +27,8 @@ class RecallForecast:
     """Forecast of one new run at a point, mean and central interval of each quantity.
 
     `final_loss` in nats per token; token, prefix and exact recall are shares. Where a run is one
-    record, exact recall is 0 or 1 and `exact.value` the probability of 1.
+    record, exact recall is 0 or 1 and `exact.value` the probability of 1. `placement`: the name of
+    the one whose rank is meant, where the law has several.
     """
 
     point: DesignPoint
@@ -35,10 +36,14 @@ class RecallForecast:
     token: Estimate
     prefix: Estimate
     exact: Estimate
+    placement: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON types only."""
-        return asdict(self)
+        stored = asdict(self) | {"point": self.point.to_json()}
+        if self.placement is None:
+            del stored["placement"]
+        return stored
 
 
 def forecast_recall(
@@ -52,7 +57,8 @@ def forecast_recall(
 ) -> RecallForecast:
     """Forecast the recall of one new run at a point from both laws, with all their uncertainty.
 
-    average, samples: of the loss, fitted to `data`. Draws hold the doubt about both laws, the noise
+    average, samples: of the loss, fitted to `data`; the point's rank is of the samples' placement,
+    as `AveragedSamples.at` gives it. Draws hold the doubt about both laws, the noise
     of a run's loss (`run_losses`), and that of recall at a given loss.
     """
     loss_S = run_losses(average, samples, data, point, rng)
@@ -61,6 +67,7 @@ def forecast_recall(
         point,
         _estimate(loss_S, level),
         *(_estimate(drawn, level) for drawn in (recall.token, recall.prefix, recall.exact)),
+        placement=None if samples.placement is None else samples.placement.name,
     )
 
 
@@ -78,7 +85,7 @@ def run_losses(
     losses are nearest to it.
     """
     base = average.base_loss
-    predicted_N = base - average.predict(data.lora_rank, data.seq_len, data.train_steps)
+    predicted_N = base - average.predict_points(data)
     final_N = np.where(np.isnan(data.final_loss), data.base_loss - data.delta_loss, data.final_loss)
     order = np.argsort(predicted_N)
     predicted_N, residual_N = predicted_N[order], (final_N - predicted_N)[order]

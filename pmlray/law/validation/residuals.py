@@ -21,16 +21,18 @@ ROUNDING = 1e-9
 # Nor is there structure in residuals below this share of the noise of their runs: the prior leaves
 # as much where points are exact.
 BELOW_NOISE = 0.1
+# Parameters of the reference placement that an adapter's are worth: its rank there up to a factor.
+EFFECTIVE = "effective parameters"
 # Added directions of which the law's own parameters leave less than this share are dropped.
 LEAST_SHARE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class ResidualTrend:
-    """Test of residuals along `along`: lora_rank, seq_len, train_steps or predicted.
+    """Test of residuals along `along`: lora_rank, seq_len, train_steps or predicted; of several
+    placements `EFFECTIVE` in place of lora_rank.
 
-    Ranks are those of the reference placement that the parameters are worth, where there are
-    several. `correlation`: Spearman's, of the signed residual with the variable. `share`: of the
+    `correlation`: Spearman's, of the signed residual with the variable. `share`: of the
     residual sum of squares that a parabola in the variable explains beyond what the law's own
     parameters could. `p_value`: of that share under independent normal noise of equal size. None
     where the points are too few or fitted far better than their noise, or where an UNDERDETERMINED
@@ -104,7 +106,7 @@ def residual_structure(data: LawData, fit: LawFit) -> ResidualStructure:
     untestable = exact or close or (weak and float(np.sum(residual**2)) >= spread_of_all)
     trends: list[ResidualTrend] = []
     for along, axis in (
-        ("lora_rank", at[0]),
+        (EFFECTIVE if points.several_placements else "lora_rank", at[0]),
         ("seq_len", points.seq_len),
         ("train_steps", points.train_steps),
         ("predicted", predicted),
@@ -117,8 +119,9 @@ def residual_structure(data: LawData, fit: LawFit) -> ResidualStructure:
         if along == "predicted":
             columns = np.stack([axis**2, axis**3], axis=1)
         else:
-            # Steps are 0 where they are unknown.
-            log = np.log(np.maximum(axis, 1.0))
+            # Steps are 0 where they are unknown; ranks of a reference with many parameters are
+            # below 1.
+            log = np.log(np.where(axis > 0.0, axis, 1.0))
             columns = np.stack([log - log.mean(), (log - log.mean()) ** 2], axis=1)
         share, p_value = _added_variables(root_w * residual, jac, root_w[:, None] * columns)
         trends.append(ResidualTrend(along, spearman(axis, residual), share, p_value))
@@ -163,9 +166,9 @@ def _added_variables(
 ) -> tuple[float | None, float | None]:
     """Return the share of the residual sum of squares that columns (N, 2) explain beside jac (N,
     P), and the p value of its F test."""
-    own = _basis(jac / np.maximum(np.linalg.norm(jac, axis=0), 1e-300), 1e-10)
+    own = _basis(_normed(jac), 1e-10)
     left = residual - own @ (own.T @ residual)
-    columns = columns / np.linalg.norm(columns, axis=0)
+    columns = _normed(columns)
     added = _basis(columns - own @ (own.T @ columns), LEAST_SHARE)
     q = int(added.shape[1])
     dof = int(residual.size - own.shape[1]) - q
@@ -175,6 +178,11 @@ def _added_variables(
     explained = float(np.sum((added.T @ left) ** 2))
     rest = max(total - explained, 1e-300)
     return explained / total, float(fdtrc(q, dof, (explained / q) / (rest / dof)))
+
+
+def _normed(columns: FloatArray) -> FloatArray:
+    """Return columns (N, C) of length 1; a column of zeros stays as it is."""
+    return columns / np.maximum(np.linalg.norm(columns, axis=0), 1e-300)
 
 
 def _basis(columns: FloatArray, least: float) -> FloatArray:

@@ -16,7 +16,7 @@ from pmlray.design.packing import (
     deal_out,
     learn_device,
 )
-from pmlray.types import Observation, PackTimes, PlannedRun, Room
+from pmlray.types import Family, Observation, PackTimes, PlannedRun, Room
 
 # Runs without room wait inside a pack, up to so many times what its device holds at once: the
 # device is then under-used at the end of a pack only, and the runs that one pack can lose, or keep
@@ -24,7 +24,7 @@ from pmlray.types import Observation, PackTimes, PlannedRun, Room
 ROOMFULS = 4.0
 
 Draft = tuple[tuple[PlannedRun, ...], Room | None]
-Family = tuple[int, int, int, int, str, float | None]
+TrunkFamily = tuple[Family, int, int, str, float | None]
 
 
 def known_device(
@@ -71,10 +71,18 @@ def room_for(runs: Sequence[PlannedRun], device: Device | None, cost: CostModel)
 
 def trunk_families(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
     """Group runs that differ in nothing but train_steps, and so may share steps."""
-    families: dict[Family, list[PlannedRun]] = {}
+    families: dict[TrunkFamily, list[PlannedRun]] = {}
     for run in runs:
         families.setdefault(_family(run), []).append(run)
     return list(families.values())
+
+
+def of_one_kind(runs: Sequence[PlannedRun], cost: CostModel) -> tuple[tuple[PlannedRun, ...], ...]:
+    """Split runs into those that can be in one pack, by their placements; see `PlaceWork`."""
+    kinds: dict[int, list[PlannedRun]] = {}
+    for run in runs:
+        kinds.setdefault(cost.pack_kind(run.point), []).append(run)
+    return tuple(map(tuple, kinds.values()))
 
 
 def load_of(group: Sequence[PlannedRun], cost: CostModel) -> Load:
@@ -85,6 +93,7 @@ def load_of(group: Sequence[PlannedRun], cost: CostModel) -> Load:
         round(sum(cost.tokens_per_step(run.point) for run in group)),
         sum(cost.predict(run.point) for run in group),
         max(run.point.lora_rank for run in group),
+        cost.pack_kind(group[0].point),
     )
 
 
@@ -110,11 +119,10 @@ def pack_use(pack: Sequence[Observation], times: PackTimes, cost: CostModel) -> 
         memory_bytes=max(o.peak_memory_bytes for o in pack),
         device_memory_bytes=min(o.provenance.get("device_memory_bytes", 0) for o in pack),
         columns=told.get("adapter_slots", 0) * told.get("largest_rank", 0),
-        column_bytes=PARAM_BYTES * told.get("adapter_params_per_rank", 0),
+        column_bytes=PARAM_BYTES
+        * max(o.provenance.get("adapter_params_per_rank", 0) for o in pack),
     )
 
 
-def _family(run: PlannedRun | Observation) -> Family:
-    point = run.point
-    same = (point.lora_rank, point.seq_len, run.sequence_id, run.seed)
-    return *same, run.method, run.learning_rate
+def _family(run: PlannedRun | Observation) -> TrunkFamily:
+    return run.point.family, run.sequence_id, run.seed, run.method, run.learning_rate

@@ -82,7 +82,7 @@ class MethodComparison:
             "interval_level": LEVEL,
             "results": [
                 {
-                    **asdict(r.point),
+                    **r.point.to_json(),
                     "method": r.method,
                     "learning_rate": r.learning_rate,
                     "n_runs": r.n_runs,

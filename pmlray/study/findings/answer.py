@@ -13,6 +13,8 @@ from statistics import fmean
 import scipy
 
 from pmlray.study.findings.memft_pairs import MemftPair
+from pmlray.study.findings.placed_law import rank_of
+from pmlray.study.findings.placement_words import largest_choice
 from pmlray.study.findings.recall_rule import ANSWER_AND_END, recall_rule
 from pmlray.study.findings.result import SearchResult
 from pmlray.types import DesignPoint, Method, Observation
@@ -37,6 +39,7 @@ class Tried:
 
     `n_right` of `n` texts or records are recalled word for word, with their end where one was
     trained, for `gpu_seconds` a run; `n_answered` are recalled whether or not they end there.
+    `size`: of its adapter, by which those of all points compare.
     """
 
     point: DesignPoint
@@ -46,6 +49,7 @@ class Tried:
     n_runs: int
     token_recall: float
     gpu_seconds: float
+    size: int
 
     def least_share(self, n_points: int = 1) -> float:
         """Return a lower bound, at CONFIDENCE, of the share recalled of many more such texts.
@@ -77,6 +81,7 @@ def plain_answer(result: SearchResult) -> tuple[str, ...]:
     cost = result.observations[-1].provenance.get("gpu_seconds_unit", "device")
     return (
         *_on_recall(tried, unit, cost, recall_rule(result.observations) == ANSWER_AND_END),
+        *largest_choice(result.choices),
         *_on_memft(result.pairs),
         "Next, which rank your own records need: pmlray size --records FILE.jsonl --model"
         f" {result.spec.model.id}",
@@ -93,6 +98,10 @@ def _tried(point: DesignPoint, runs: Sequence[Observation]) -> Tried:
         len(runs),
         fmean(o.recall.token for o in runs),
         fmean(o.gpu_seconds for o in runs),
+        # Ranks compare at one placement alone.
+        point.lora_rank
+        if point.placement is None
+        else int(runs[0].provenance.get("adapter_params", point.lora_rank)),
     )
 
 
@@ -111,7 +120,7 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str, ends: bool) -> tupl
     longest = max(t.point.seq_len for t in sure)
     best = min(
         (t for t in sure if t.point.seq_len == longest),
-        key=lambda t: (t.point.lora_rank, t.point.train_steps),
+        key=lambda t: (t.size, t.point.train_steps),
     )
     least = best.least_share(len(tried))
     says = (
@@ -121,14 +130,13 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str, ends: bool) -> tupl
         else "says nothing of many more like them: repeat it with more sequences."
     )
     words = (
-        f"{_at(best).capitalize()} recalled {_count(best, unit)} word for word"
+        f"R{_at(best)[1:]} recalled {_count(best, unit)} word for word"
         f"{' and stopped there' if ends else ''}, for about"
         f" {best.gpu_seconds:.2g} {cost}-seconds a run. Chosen among {len(tried)} points, that"
         f" {says}"
     )
-    longer = [
-        t for t in tried if t.point.lora_rank == best.point.lora_rank and t.point.seq_len > longest
-    ]
+    of_best = (best.point.placement, best.point.lora_rank)
+    longer = [t for t in tried if t.point.seq_len > longest and t.point.family[:2] == of_best]
     if not longer:
         return (words,)
     beyond = min(longer, key=lambda t: t.point.seq_len)
@@ -151,7 +159,7 @@ def _count(tried: Tried, unit: str) -> str:
 
 def _at(tried: Tried) -> str:
     point = tried.point
-    return f"rank {point.lora_rank} with {point.seq_len} tokens and {point.train_steps} steps"
+    return f"{rank_of(point)} with {point.seq_len} tokens and {point.train_steps} steps"
 
 
 def _on_memft(pairs: Sequence[MemftPair]) -> tuple[str, ...]:
@@ -175,5 +183,6 @@ def _on_memft(pairs: Sequence[MemftPair]) -> tuple[str, ...]:
 
 
 def _points(pairs: Sequence[MemftPair]) -> str:
-    points = sorted({(p.sft.point.lora_rank, p.sft.point.seq_len) for p in pairs})
-    return " and ".join(f"rank {r} with {length} tokens" for r, length in points)
+    points = sorted({p.sft.point for p in pairs})
+    named = dict.fromkeys(f"{rank_of(p)} with {p.seq_len} tokens" for p in points)
+    return " and ".join(named)

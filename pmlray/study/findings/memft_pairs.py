@@ -24,11 +24,7 @@ class MemftPair:
         """Return both runs' recall, and the keys under which they are stored."""
         return {
             "method": self.method,
-            "point": {
-                "lora_rank": self.point.lora_rank,
-                "seq_len": self.point.seq_len,
-                "train_steps": self.point.train_steps,
-            },
+            "point": self.point.to_json(),
             "sequence_id": self.sequence_id,
             "seed": self.seed,
             "sft": _recall(self.sft),

@@ -65,8 +65,10 @@ def recall_result(
     if loss is None:
         return RecallResult(law, transition, (), "")
     data = law_data(fitted)
-    forecasts = tuple(
-        forecast_recall(law, loss.average, loss.average_samples, data, target.point, rng)
-        for target in loss.targets
-    )
-    return RecallResult(law, transition, forecasts, "")
+    forecasts: list[RecallForecast] = []
+    for target in loss.targets:
+        samples = loss.average_samples
+        if target.placement is not None:
+            samples = samples.at(target.placement)
+        forecasts.append(forecast_recall(law, loss.average, samples, data, target.point, rng))
+    return RecallResult(law, transition, tuple(forecasts), "")

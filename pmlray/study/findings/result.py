@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,14 +11,25 @@ from typing import Any
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import FitError
-from pmlray.law import LawSummary, RecallLaw, fit_law, law_data
+from pmlray.law import (
+    LawData,
+    LawSummary,
+    PlacedPoint,
+    Placement,
+    PlacementChoice,
+    RecallLaw,
+    fit_law,
+    law_data,
+    measured_choices,
+)
 from pmlray.law.validation.convergence import MIN_POINTS, Certificate, certify
 from pmlray.live_packs import Calibration
 from pmlray.study.budget.allowance import spent_seconds
 from pmlray.study.findings.memft_pairs import MemftPair, memft_pairs
+from pmlray.study.findings.placed_law import fitted_places, measured_placements
 from pmlray.study.findings.recall import RecallResult, recall_result
 from pmlray.study.findings.recall_rule import recall_rule
-from pmlray.types import FailedRun, Observation, PackTimes
+from pmlray.types import DesignPoint, FailedRun, Observation, PackTimes
 
 # A law refitted to less than 10 % more runs hardly changes. Refits after every pack would take too
 # long in a search of hundreds of points.
@@ -60,6 +71,25 @@ class SearchResult:
         """Observations of the law, in the order in which they were chosen."""
         return tuple(o for o in self.observations if o.phase == "law")
 
+    @property
+    def placements(self) -> tuple[str, ...]:
+        """Names of the placements that have runs; none for a search with one place."""
+        return measured_placements(self.spec, self.observations)
+
+    @cached_property
+    def fitted_places(self) -> Mapping[str | None, Placement | None]:
+        """Placement of the law by the name that points have, as `fitted_places` gives it."""
+        if self.law is None:
+            return {}
+        return fitted_places(self.law, fitted_runs(self.spec, self.observations))
+
+    @cached_property
+    def choices(self) -> tuple[PlacementChoice, ...]:
+        """Placements by what storing a text costs there; none while the law has one placement."""
+        if self.law is None or not self.law.unseen.data.several_placements:
+            return ()
+        return measured_choices(self.law, fitted_runs(self.spec, self.observations))
+
     @cached_property
     def certificates(self) -> tuple[Certificate | None, ...]:
         """Effect of more steps on each observation; None where no curve was kept."""
@@ -87,6 +117,9 @@ class SearchResult:
             budget += self.spec.budget.memft_seconds
         return {**spent, "spent": sum(spent.values()) + lost, "budget": budget}
 
+    def _choices_json(self) -> dict[str, Any]:
+        return {"choices": [c.to_json() for c in self.choices]} if self.choices else {}
+
     def to_json(self) -> dict[str, Any]:
         """Return the machine-readable result, without the observations themselves."""
         law = self.law
@@ -100,7 +133,7 @@ class SearchResult:
             "n_left_out": len(self.law_observations)
             - len(fitted_runs(self.spec, self.law_observations)),
             "rounds": len({o.round for o in self.law_observations}),
-            "law": law.to_json() if law else None,
+            "law": law.to_json() | self._choices_json() if law else None,
             "heldout_mape": law.heldout_mape if law else None,
             "recall": {
                 "exact_recall_counts": recall_rule(self.observations),
@@ -144,15 +177,31 @@ def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> L
     The seed of the samples is fixed, so that the same observations give the same intervals.
     """
     try:
+        data = law_data(fitted_runs(spec, observations))
         return fit_law(
-            law_data(fitted_runs(spec, observations)),
+            data,
             forms=spec.law.forms,
             n_bootstrap=spec.law.n_bootstrap,
-            targets=spec.target_points(),
+            targets=_targets(spec, data, {o.point.placement for o in observations}),
             options=spec.law.fit_options(),
         )
     except FitError:
         return None
+
+
+def _targets(
+    spec: SearchSpec, data: LawData, seen: Collection[str | None]
+) -> tuple[DesignPoint | PlacedPoint, ...]:
+    """Return the targets at the placements that have runs: of one, in ranks of the law itself."""
+    points = [point for point in spec.target_points() if point.placement in seen]
+    if not data.several_placements:
+        return tuple(points)
+    by_name = {placement.name: placement for placement in data.placements}
+    return tuple(
+        PlacedPoint(point, by_name[point.placement])
+        for point in points
+        if point.placement in by_name
+    )
 
 
 def refit_is_due(n_runs: int, n_fitted: int, growth: float = REFIT_GROWTH) -> bool:

@@ -85,8 +85,7 @@ def families(observations: Sequence[Observation]) -> tuple[Observation, ...]:
     """Return the run with the most steps of each family, whose runs differ only in their budget."""
     longest: dict[tuple[object, ...], Observation] = {}
     for o in observations:
-        size = (o.point.lora_rank, o.point.seq_len)
-        key = (*size, o.method, o.sequence_id, o.seed)
+        key = (o.point.family, o.method, o.sequence_id, o.seed)
         if key not in longest or o.point.train_steps > longest[key].point.train_steps:
             longest[key] = o
     return tuple(longest.values())

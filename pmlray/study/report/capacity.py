@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
 
-from pmlray.config.bases.models import KNOWN_MODELS
-from pmlray.config.search_spec import SearchSpec
 from pmlray.law.capacity import StoredBits, phonebook_entropy, stored_bits
+from pmlray.study.findings.placed_law import params_per_rank, rank_of
 from pmlray.study.findings.result import SearchResult
-from pmlray.study.report.figures.style import Panel, data, log_axis, tips
+from pmlray.study.report.figures.placed import placement_shape
+from pmlray.study.report.figures.style import ChartRow, Panel, data, log_axis, tips
 from pmlray.study.report.tables import Table, number, percent
 from pmlray.types import Observation
 
@@ -54,21 +55,6 @@ def capacities(result: SearchResult) -> tuple[RunCapacity, ...]:
     return tuple(found)
 
 
-def params_per_rank(spec: SearchSpec, o: Observation) -> int | None:
-    """Return the adapter parameters per unit of rank.
-
-    As the run recorded them, else of a base whose sizes are known by name, else None (runs of older
-    versions, tables of measurements).
-    """
-    if (recorded := o.provenance.get("adapter_params_per_rank")) is not None:
-        return int(recorded)
-    geometry = KNOWN_MODELS.get(spec.model.id)
-    if geometry is None:
-        return None
-    placement = spec.place.resolve(geometry.n_layers, geometry.modules)
-    return placement.params_per_rank(geometry.adaptable)
-
-
 def capacity_text(found: tuple[RunCapacity, ...]) -> str:
     """Explain the bits, and the most that any run stored."""
     if not found:
@@ -93,19 +79,18 @@ def capacity_text(found: tuple[RunCapacity, ...]) -> str:
         most = max(dense, key=lambda run: run.bits.per_param or 0.0)
         text += (
             f" The densest run holds {number(most.bits.per_param, 3)} bits an adapter parameter, at"
-            f" rank {most.run.point.lora_rank} and {most.run.supervised_tokens:,} tokens."
+            f" {rank_of(most.run.point)} and {most.run.supervised_tokens:,} tokens."
         )
     else:
         text += " How many parameters an adapter has is not recorded, so bits are given whole."
     return text
 
 
-def capacity_panels(found: tuple[RunCapacity, ...]) -> tuple[Panel, ...]:
-    """Draw stored bits against rank, and verbatim bits per parameter where the number is known."""
-    if not found:
-        return ()
-    rows = [
+def capacity_rows(found: Sequence[RunCapacity], names: Sequence[str]) -> list[ChartRow]:
+    """Return each run's bits as a row of a chart; names: of placements, where there are several."""
+    return [
         {
+            **({"placement": c.run.point.placement, "n_params": c.n_params} if names else {}),
             "lora_rank": c.run.point.lora_rank,
             "seq_len": c.run.point.seq_len,
             "supervised_tokens": c.run.supervised_tokens,
@@ -119,8 +104,26 @@ def capacity_panels(found: tuple[RunCapacity, ...]) -> tuple[Panel, ...]:
         }
         for c in found
     ]
-    scale, axis = log_axis([row["lora_rank"] for row in rows], "lora_rank (log)")
-    x = alt.X("lora_rank", type="quantitative", scale=scale, axis=axis)
+
+
+def capacity_panels(
+    found: tuple[RunCapacity, ...], names: tuple[str, ...] = ()
+) -> tuple[Panel, ...]:
+    """Draw stored bits against rank, and verbatim bits per parameter where the number is known.
+
+    names: of placements, where there are several; runs then lie along their adapters' parameters.
+    """
+    rows = capacity_rows(found, names)
+    if names:
+        rows = [row for row in rows if row["n_params"] is not None]
+    if not rows:
+        return ()
+    along, x = "lora_rank", params_axis(rows) if names else None
+    if x is None:
+        scale, axis = log_axis([row["lora_rank"] for row in rows], "lora_rank (log)")
+        x = alt.X("lora_rank", type="quantitative", scale=scale, axis=axis)
+    else:
+        along = "adapter parameters"
     # Eight labels of up to three digits fit a phone's width, or five longer ones.
     columns = 8 if max(row["seq_len"] for row in rows) < 1000 else 5
     legend = alt.Legend(columns=columns, format=",d")
@@ -134,10 +137,12 @@ def capacity_panels(found: tuple[RunCapacity, ...]) -> tuple[Panel, ...]:
         chart = dots.encode(
             x=x, y=alt.Y(name, type="quantitative", title=unit), color=colour, tooltip=words
         )
+        if names:
+            chart = chart.encode(shape=placement_shape(names, alone=True))
         return Panel(
             name.replace("_", "-"),
             title,
-            f"Scatter of {unit} of every SFT run against lora_rank, coloured by seq_len.",
+            f"Scatter of {unit} of every SFT run against {along}, coloured by seq_len.",
             chart.properties(height=280),
         )
 
@@ -147,14 +152,24 @@ def capacity_panels(found: tuple[RunCapacity, ...]) -> tuple[Panel, ...]:
     return tuple(panels)
 
 
-def capacity_table(found: tuple[RunCapacity, ...]) -> Table:
-    """Return a table of every run's bits."""
+def params_axis(rows: Sequence[ChartRow]) -> alt.X:
+    """Return a logarithmic axis of adapters' parameters, `n_params` of rows."""
+    values = [row["n_params"] for row in rows]
+    scale = alt.Scale(type="log", domain=[min(values) / 1.2, max(values) * 1.2], nice=False)
+    axis = alt.Axis(grid=False, tickCount=5, format="~s", title="adapter parameters (log)")
+    return alt.X("n_params", type="quantitative", scale=scale, axis=axis)
+
+
+def capacity_table(found: tuple[RunCapacity, ...], names: tuple[str, ...] = ()) -> Table:
+    """Return a table of every run's bits; names: of placements, where there are several."""
     columns = (
+        *(("placement",) if names else ()),
         *("lora_rank", "tokens", "train_steps", "sequence", "seed", "delta_loss", "stored bits"),
         *("learnt bits", "adapter parameters", "bits a parameter", "share of entropy", "run_key"),
     )
     rows = tuple(
         (
+            *((c.run.point.placement,) if names else ()),
             *(c.run.point.lora_rank, c.run.supervised_tokens, c.run.point.train_steps),
             *(c.run.sequence_id, c.run.seed, c.run.delta_loss, c.bits.total),
             *(c.bits.learnt if c.controlled else None, c.n_params, c.bits.per_param),
@@ -175,6 +190,7 @@ def capacity_json(found: tuple[RunCapacity, ...]) -> list[dict[str, Any]]:
             "learnt_bits": c.bits.learnt if c.controlled else None,
             "bits_per_param": c.bits.per_param,
             "entropy_share": c.bits.share,
+            **({} if (at := c.run.point.placement) is None else {"placement": at}),
         }
         for c in found
     ]

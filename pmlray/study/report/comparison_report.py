@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from altair.utils.schemapi import debug_mode
+
 from pmlray.config.secrets import without_credentials
 from pmlray.study.comparison.equal_recall import EqualRecall
 from pmlray.study.comparison.results import FIGURES, Difference, MethodComparison, MethodResult
@@ -21,6 +23,8 @@ from pmlray.study.report.page import Section, write_page, write_pngs
 from pmlray.study.report.tables import Table, fact_items
 
 
+# Charts are held against Vega-Lite's schema in tests.
+@debug_mode(False)
 def write_comparison(
     comparison: MethodComparison, folder: Path, facts: Mapping[str, Any]
 ) -> tuple[Path, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pmlray.law import CAPPED, FitStatus, LawSummary
+from pmlray.study.findings.placement_words import largest_choice
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.tables import number, percent
 
@@ -34,13 +35,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Formula:
-    """Chosen form with its numbers put in; `spoken` is the same as one line of text."""
+    """Chosen form with its numbers put in; `spoken` is the same as one line of text. `ranks_of`:
+    the placement whose ranks r counts, where the law has several."""
 
     form: str
     values: dict[str, str]
     offset_sign: str
     fits_budget: bool
     spoken: str
+    ranks_of: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,10 @@ def headline(result: SearchResult) -> Headline:
             law.headline,
             *_seen_errors(law),
             *_effects(law),
+            *largest_choice(result.choices),
             f"It rests on {n} observations. " + cost,
         ),
-        formula=_formula(law),
+        formula=_formula(law, _reference(result)),
         parameters=tuple(
             Parameter(
                 _SYMBOLS.get(name, name),
@@ -122,7 +126,15 @@ def _effects(law: LawSummary) -> tuple[str, ...]:
     return (words,)
 
 
-def _formula(law: LawSummary) -> Formula:
+def _reference(result: SearchResult) -> str | None:
+    """Return the placement whose ranks the law counts, of a search over several."""
+    if not result.placements or result.law is None:
+        return None
+    data = result.law.unseen.data
+    return data.placements[0].name if data.several_placements else next(iter(result.fitted_places))
+
+
+def _formula(law: LawSummary, reference: str | None) -> Formula:
     fitted = law.fit.law
     stored = fitted.to_json()
     names = ["coef", "rank_exponent", "len_exponent", "budget_exponent", "ref_steps"]
@@ -146,4 +158,6 @@ def _formula(law: LawSummary) -> Formula:
     if fitted.form == "ceiling":
         base, n = values["base_loss"], values["sharpness"]
         spoken = f"delta_loss = z / (1 + (z / {base})^{n})^(1/{n}) with z = {power}"
-    return Formula(fitted.form, values, sign, fits_budget, spoken)
+    if reference is not None:
+        spoken += f", r in ranks of {reference} that the adapter's parameters are worth"
+    return Formula(fitted.form, values, sign, fits_budget, spoken, reference)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
-from pmlray.study.report.figures.style import VEGA_LITE, Panel, theme
+from pmlray.study.report.figures.style import Panel, theme
 from pmlray.study.report.tables import Table, cell
+from pmlray.study.report.vega_bundle import vega_bundle
 
 # Scale of PNG files: twice the size of the SVG, for dense screens and slides.
 PNG_SCALE = 2.0
@@ -61,7 +60,7 @@ def write_page(
         sections=sections,
         specs=specs,
         themes={"light": theme(dark=False), "dark": theme(dark=True)},
-        bundle=_bundle(),
+        bundle=vega_bundle(),
         **values,
     )
     page.write_text(html, encoding="utf-8")
@@ -78,10 +77,3 @@ def write_pngs(pictures: Iterable[Path]) -> tuple[Path, ...]:
         png.write_bytes(vl_convert.svg_to_png(svg.read_text(encoding="utf-8"), scale=PNG_SCALE))
         written.append(png)
     return tuple(written)
-
-
-@cache
-def _bundle() -> Markup:
-    """Return Vega, Vega-Lite and Vega-Embed as one script; it is code and must not be escaped."""
-    code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE)
-    return Markup(code.replace("</script", r"<\/script"))

@@ -9,6 +9,7 @@ from pmlray.law import RecallLaw, TokenRun, token_runs
 from pmlray.law.recall.transition import Transition
 from pmlray.study.findings.recall import RecallResult
 from pmlray.study.findings.result import SearchResult
+from pmlray.study.report.figures.placed import placement_shape
 from pmlray.study.report.figures.style import (
     QUARTERS,
     ChartRow,
@@ -26,9 +27,13 @@ WANTED_EXACT = (0.5, 0.9, 0.99)
 _SHOWN = ("lora_rank", "seq_len", "train_steps", "sequence_id", "seed")
 
 
-def recall_text(found: RecallResult, rule: str) -> str:
-    """Explain what exact recall counts (`rule`), recall around p = 0.5, and its law."""
-    return f"Exact recall counts {rule}. {_law_text(found)}"
+def recall_text(found: RecallResult, rule: str, placements: tuple[str, ...] = ()) -> str:
+    """Explain what exact recall counts (`rule`), recall around p = 0.5, and its law; placements:
+    names of these where there are several."""
+    text = f"Exact recall counts {rule}. {_law_text(found)}"
+    if placements and found.transition is not None:
+        text += " Recall goes by the loss alone here: runs of all placements are taken together."
+    return text
 
 
 def _law_text(found: RecallResult) -> str:
@@ -89,13 +94,19 @@ def recall_panels(result: SearchResult) -> tuple[Panel, ...]:
         return ()
     runs = token_runs(result.observations)
     by_loss = (
-        _panel(name, title, runs, found.law)
+        _panel(name, title, runs, found.law, result.placements)
         for name, title in (("token_recall", "Token recall"), ("exact_recall", "Exact recall"))
     )
     return (*by_loss, *phase_panels(runs))
 
 
-def _panel(name: str, title: str, runs: tuple[TokenRun, ...], law: RecallLaw | None) -> Panel:
+def _panel(
+    name: str,
+    title: str,
+    runs: tuple[TokenRun, ...],
+    law: RecallLaw | None,
+    placements: tuple[str, ...],
+) -> Panel:
     losses = [run.observation.final_loss for run in runs]
     x = alt.X(
         "final_loss",
@@ -118,12 +129,13 @@ def _panel(name: str, title: str, runs: tuple[TokenRun, ...], law: RecallLaw | N
         title="seq_len",
         legend=alt.Legend(columns=columns, format=",d"),
     )
-    shown = (*_SHOWN, "final_loss", name)
+    shown = (*(("placement",) if placements else ()), *_SHOWN, "final_loss", name)
     rows = [observation_row(run.observation) for run in runs]
     dots = alt.Chart(data({key: row[key] for key in shown} for row in rows)).mark_point(
         filled=True, size=56, opacity=0.9, stroke="#7d8590", strokeWidth=0.6
     )
-    chart = [dots.encode(x=x, y=y, color=colour, tooltip=tips(*shown))]
+    dots = dots.encode(x=x, y=y, color=colour, tooltip=tips(*shown))
+    chart = [dots.encode(shape=placement_shape(placements, alone=True)) if placements else dots]
     if law is not None:
         curves = _curve(law, name, runs)
         line = alt.Chart(data(curves)).mark_line(strokeWidth=2).encode(x=x, y=y)
@@ -170,11 +182,13 @@ def recall_tables(result: SearchResult) -> tuple[Table, ...]:
     rows: list[tuple[Cell, ...]] = []
     for forecast in found.forecasts:
         p = forecast.point
-        row: list[Cell] = [p.lora_rank, p.seq_len, p.train_steps]
+        row: list[Cell] = [p.placement] if result.placements else []
+        row += [p.lora_rank, p.seq_len, p.train_steps]
         for estimate in (getattr(forecast, name) for name in names):
             row += [estimate.value, f"{number(estimate.low, 3)} to {number(estimate.high, 3)}"]
         rows.append(tuple(row))
     columns = ("lora_rank", "seq_len", "train_steps")
+    columns = ("placement", *columns) if result.placements else columns
     columns += tuple(part for name in names for part in (name, f"{name} 90%"))
     lengths = _record_lengths(found.law, token_runs(result.observations))
     losses = tuple(

@@ -6,7 +6,12 @@ import altair as alt
 
 from pmlray.law import LawSummary, entangled_pairs, param_correlations
 from pmlray.study.findings.result import SearchResult
-from pmlray.study.report.figures.law import is_fitted, residual_rows
+from pmlray.study.report.figures.errors import is_fitted, residual_rows
+from pmlray.study.report.figures.placed import (
+    effective_axis,
+    placement_colour,
+    placement_shape,
+)
 from pmlray.study.report.figures.style import ChartRow, Panel, data, layered, log_axis, padded, tips
 from pmlray.study.report.tables import Cell, Table, number, percent
 
@@ -18,15 +23,23 @@ _TIPS = (
 
 
 def residual_panels(result: SearchResult) -> tuple[Panel, ...]:
-    """Draw signed residuals of the fitted runs against rank, prediction, steps and sequence."""
+    """Draw signed residuals of the fitted runs against rank, prediction, steps and sequence; of
+    several placements against effective parameters in place of the rank, and by placement."""
     rows: list[ChartRow] = [row for row in residual_rows(result) if is_fitted(row)]
     if not rows:
         return ()
     rows = [{**row, "pair": f"{row['sequence_id']}, {row['seed']}"} for row in rows]
+    names = result.placements
+    if all("effective_params" in row for row in rows):
+        log_x = effective_axis([row["effective_params"] for row in rows])
+        by_size = ("params", "effective parameters", log_x)
+    else:
+        by_size = ("rank", "lora_rank", _log_x(rows, "lora_rank", "lora_rank (log)"))
     panels = [
-        _panel(rows, "rank", "lora_rank", _log_x(rows, "lora_rank", "lora_rank (log)")),
+        _panel(rows, names, *by_size),
         _panel(
             rows,
+            names,
             "prediction",
             "predicted delta_loss",
             alt.X(
@@ -40,7 +53,7 @@ def residual_panels(result: SearchResult) -> tuple[Panel, ...]:
     ]
     if len({row["train_steps"] for row in rows}) > 1:
         axis = _log_x(rows, "train_steps", "train_steps (log)")
-        panels.append(_panel(rows, "steps", "train_steps", axis))
+        panels.append(_panel(rows, names, "steps", "train_steps", axis))
     if len({row["pair"] for row in rows}) > 1:
         axis = alt.X(
             "pair",
@@ -48,7 +61,10 @@ def residual_panels(result: SearchResult) -> tuple[Panel, ...]:
             title="sequence, seed",
             axis=alt.Axis(labelAngle=0, grid=False),
         )
-        panels.append(_panel(rows, "sequence", "sequence and seed", axis))
+        panels.append(_panel(rows, names, "sequence", "sequence and seed", axis))
+    if names:
+        axis = alt.X("placement", type="nominal", sort=list(names), axis=alt.Axis(grid=False))
+        panels.append(_panel(rows, names, "placement", "placement", axis))
     return tuple(panels)
 
 
@@ -57,7 +73,7 @@ def _log_x(rows: list[ChartRow], name: str, title: str) -> alt.X:
     return alt.X(name, type="quantitative", scale=scale, axis=axis)
 
 
-def _panel(rows: list[ChartRow], key: str, along: str, x: alt.X) -> Panel:
+def _panel(rows: list[ChartRow], names: tuple[str, ...], key: str, along: str, x: alt.X) -> Panel:
     limit = 1.15 * max(abs(row["residual"]) for row in rows) or 0.1
     dots = alt.Chart(data(rows)).mark_point(
         filled=True, size=64, opacity=0.95, stroke="#7d8590", strokeWidth=0.6
@@ -72,9 +88,11 @@ def _panel(rows: list[ChartRow], key: str, along: str, x: alt.X) -> Panel:
                 scale=alt.Scale(domain=[-limit, limit], nice=False),
                 title=RESIDUAL,
             ),
-            tooltip=tips(*_TIPS),
+            tooltip=tips(*(("placement", *_TIPS) if names else _TIPS)),
         ),
     ]
+    if names:
+        chart[1] = chart[1].encode(color=placement_colour(names), shape=placement_shape(names))
     return Panel(
         f"residuals-by-{key}",
         f"Residuals by {along}",
@@ -112,7 +130,7 @@ def _join(names: tuple[str, ...] | list[str]) -> str:
 
 def residual_tables(law: LawSummary) -> tuple[Table, ...]:
     """Return tests for structure, errors by what was left out, and the parameters' correlations."""
-    found = law.residuals
+    found, several = law.residuals, law.unseen.data.several_placements
     trends = Table(
         "Tests for structure in the residuals",
         ("along", "rank correlation", "share explained", "p"),
@@ -120,7 +138,10 @@ def residual_tables(law: LawSummary) -> tuple[Table, ...]:
     )
     rows: list[tuple[Cell, ...]] = [
         ("the largest rank and length (extrapolation)", percent(law.extrapolation_mape)),
-        ("each cell of rank, length and steps", percent(law.heldout_mape)),
+        (
+            f"each cell of {'placement, ' * several}rank, length and steps",
+            percent(law.heldout_mape),
+        ),
         ("each sequence with its seed", percent(law.sequence_mape)),
         ("nothing: the fitted points themselves", percent(law.mape)),
     ]
@@ -145,7 +166,10 @@ def residual_tables(law: LawSummary) -> tuple[Table, ...]:
 def sizes_table(law: LawSummary) -> Table:
     """Return rank, length and steps that bring the mean loss to ln 2 around each target."""
     rows: list[tuple[Cell, ...]] = []
-    for size in law.sizes():
+    sizes = law.sizes()
+    names = [size.placement.name if size.placement else size.point.placement for size in sizes]
+    named = any(name is not None for name in names)
+    for where, size in zip(names, sizes, strict=True):
         for name, found in (
             ("lora_rank needed", size.lora_rank),
             ("longest seq_len", size.seq_len),
@@ -154,8 +178,11 @@ def sizes_table(law: LawSummary) -> Table:
             if found is not None:
                 p = size.point
                 at = (p.lora_rank, p.seq_len, p.train_steps, size.delta_loss)
-                rows.append((*at, name, found.value, found.low, found.high))
+                place = (where,) if named else ()
+                rows.append((*place, *at, name, found.value, found.low, found.high))
     columns = ("lora_rank", "seq_len", "train_steps", "delta_loss wanted", "what", "value")
+    if named:
+        columns = ("placement", *columns)
     return Table(
         "What a mean final loss of ln 2 takes around the targets, the other two kept",
         (*columns, "90% low", "90% high"),

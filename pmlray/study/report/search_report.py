@@ -9,15 +9,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from altair.utils.schemapi import debug_mode
+
 from pmlray.config.secrets import without_credentials
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.capacity import capacities, capacity_json
 from pmlray.study.report.headline import headline
 from pmlray.study.report.page import write_page
+from pmlray.study.report.placements import placements_json
 from pmlray.study.report.sections import report_sections
-from pmlray.types import DesignPoint, Observation
+from pmlray.types import Observation
 
 
+# Charts are held against Vega-Lite's schema in tests.
+@debug_mode(False)
 def write_report(result: SearchResult, folder: Path, facts: Mapping[str, Any]) -> Path:
     """Write report.html, report.json and figures/*.svg, and return the path of report.html.
 
@@ -55,7 +60,7 @@ def report_json(result: SearchResult, facts: Mapping[str, Any]) -> dict[str, Any
             "failures": [
                 {
                     "run_key": f.run_key,
-                    "point": _point(f.point),
+                    "point": f.point.to_json(),
                     "round": f.round,
                     "reason": f.reason,
                     "gpu_seconds": f.gpu_seconds,
@@ -72,6 +77,7 @@ def report_json(result: SearchResult, facts: Mapping[str, Any]) -> dict[str, Any
                 for s in result.snapshots
             ],
             "capacity": capacity_json(capacities(result)),
+            **({"placements": placements_json(result)} if result.placements else {}),
             "facts": facts,
         }
     )
@@ -80,7 +86,7 @@ def report_json(result: SearchResult, facts: Mapping[str, Any]) -> dict[str, Any
 def _compact(o: Observation) -> dict[str, Any]:
     return {
         "run_key": o.run_key,
-        "point": _point(o.point),
+        "point": o.point.to_json(),
         "sequence_id": o.sequence_id,
         "seed": o.seed,
         "method": o.method,
@@ -99,10 +105,6 @@ def _compact(o: Observation) -> dict[str, Any]:
         },
         "gpu_seconds": o.gpu_seconds,
     }
-
-
-def _point(point: DesignPoint) -> dict[str, int]:
-    return {name: getattr(point, name) for name in ("lora_rank", "seq_len", "train_steps")}
 
 
 def _finite(value: Any) -> Any:

@@ -15,12 +15,8 @@ from pmlray.study.report.capacity import (
     capacity_table,
     capacity_text,
 )
-from pmlray.study.report.figures.law import (
-    drawn_steps,
-    error_panels,
-    fitted_points,
-    law_panels,
-)
+from pmlray.study.report.figures.errors import error_panels
+from pmlray.study.report.figures.law import drawn_steps, fitted_points, law_panels
 from pmlray.study.report.figures.memft import memft_panels
 from pmlray.study.report.figures.runs import (
     cost_panels,
@@ -30,6 +26,7 @@ from pmlray.study.report.figures.runs import (
 from pmlray.study.report.figures.search import learning_panels, order_panels
 from pmlray.study.report.figures.surface import surface_panels
 from pmlray.study.report.page import Section
+from pmlray.study.report.placements import placements_section
 from pmlray.study.report.recall import recall_panels, recall_tables, recall_text
 from pmlray.study.report.residuals import (
     residual_panels,
@@ -58,6 +55,7 @@ NO_LAW = "No law is fitted yet: too few points are measured."
 
 def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Section, ...]:
     """Return all sections in the order of the page; `facts` as in `write_report`."""
+    placed = "placement, " if result.placements else ""
     return (
         Section(
             "law", "The law", _law_text(result), (*law_panels(result), *surface_panels(result))
@@ -72,8 +70,8 @@ def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Sec
         Section(
             "recall",
             "What was recalled",
-            "Plain SFT at each rank and length, replicates averaged; lighter is better. An empty"
-            " place was not measured. A cell shows the runs with the most optimiser steps."
+            f"Plain SFT at each {placed}rank and length, replicates averaged; lighter is better. An"
+            " empty place was not measured. A cell shows the runs with the most optimiser steps."
             if result.observations
             else "Nothing is measured yet.",
             heat_panels(result),
@@ -91,11 +89,12 @@ def report_sections(result: SearchResult, facts: Mapping[str, Any]) -> tuple[Sec
         Section(
             "recall-law",
             "Recall by loss",
-            recall_text(result.recall_result, recall_rule(result.observations)),
+            recall_text(result.recall_result, recall_rule(result.observations), result.placements),
             recall_panels(result),
             tuple(table for table in recall_tables(result) if table.rows),
         ),
-        _capacity_section(capacities(result)),
+        *(() if not result.placements else (placements_section(result),)),
+        _capacity_section(capacities(result), result.placements),
         Section(
             "search",
             "How the search went",
@@ -154,6 +153,11 @@ def _law_text(result: SearchResult) -> str:
         f" {drawn_steps(result):,} optimiser steps, and bands the 90% interval of the law itself,"
         " which single measurements scatter around."
     )
+    if result.placements:
+        text += (
+            " Each placement of the adapter has its own figures, on one scale of delta_loss; they"
+            " are one law, of effective parameters."
+        )
     if len({o.point.train_steps for o in fitted_points(result)}) > 1:
         text += " Faint points had fewer steps."
     if result.law.fit.law.form in CAPPED:
@@ -166,7 +170,7 @@ def _errors_text(result: SearchResult) -> str:
         return NO_LAW
     text = (
         "On the diagonal the law predicts what was measured. Residuals without a pattern along"
-        " length or rank speak for the form of the law."
+        f" length or {'size' if result.placements else 'rank'} speak for the form of the law."
     )
     if n := result.law.fit.n_censored:
         text += (
@@ -201,9 +205,10 @@ def _stubborn_section(result: SearchResult) -> Section:
     )
 
 
-def _capacity_section(found: tuple[RunCapacity, ...]) -> Section:
-    tables = (capacity_table(found),) if found else ()
-    return Section("capacity", "Bits held", capacity_text(found), capacity_panels(found), tables)
+def _capacity_section(found: tuple[RunCapacity, ...], names: tuple[str, ...]) -> Section:
+    tables = (capacity_table(found, names),) if found else ()
+    panels = capacity_panels(found, names)
+    return Section("capacity", "Bits held", capacity_text(found), panels, tables)
 
 
 def _memft_section(result: SearchResult) -> Section:
@@ -214,9 +219,8 @@ def _memft_section(result: SearchResult) -> Section:
             " steps. Pairs are numbered as in the table; r is lora_rank, l seq_len, t train_steps."
             " Bars are 95% intervals over texts (Student's); a point of a single text has none."
         )
-        return Section(
-            "memft", title, text, memft_panels(result.pairs), (pairs_table(result.pairs),)
-        )
+        tables = (pairs_table(result.pairs, result.placements),)
+        return Section("memft", title, text, memft_panels(result.pairs), tables)
     if result.spec.memft is None:
         return Section("memft", title, "This search asked for no MemFT runs.")
     asked = " and ".join(result.spec.memft.methods)

@@ -9,10 +9,13 @@ from typing import Any
 
 from pmlray.config.bases.models import DESCRIPTIONS
 from pmlray.config.model_spec import Model
+from pmlray.config.space_spec import Space
 from pmlray.law import CAPPED, LawSummary
 from pmlray.law.validation.convergence import Certificate
 from pmlray.study.findings.memft_pairs import MemftPair
+from pmlray.study.findings.placed_law import params_per_rank
 from pmlray.study.findings.result import SearchResult
+from pmlray.types import DesignPoint
 
 Cell = str | int | float | None
 _FACT_NAMES = {
@@ -42,6 +45,14 @@ class Table:
         )
 
 
+def _place_column(names: Sequence[str | None]) -> tuple[str, ...]:
+    return ("placement",) if names else ()
+
+
+def _place(point: DesignPoint, names: Sequence[str | None]) -> tuple[str | None, ...]:
+    return (point.placement,) if names else ()
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """Format a number: significant digits alone, thousands set apart."""
     if value is None:
@@ -64,14 +75,14 @@ def cell(value: Cell) -> str:
     return value if isinstance(value, str) else number(value)
 
 
-def pairs_table(pairs: Sequence[MemftPair]) -> Table:
-    """Return every MemFT run beside its SFT run."""
+def pairs_table(pairs: Sequence[MemftPair], names: Sequence[str] = ()) -> Table:
+    """Return every MemFT run beside its SFT run; names: of placements, where there are several."""
     rows: list[tuple[Cell, ...]] = []
     for i, pair in enumerate(pairs, start=1):
         p, sft, memft = pair.point, pair.sft, pair.memft
         rows.append(
             (
-                *(i, pair.method, p.lora_rank, p.seq_len, p.train_steps),
+                *(i, pair.method, *_place(p, names), p.lora_rank, p.seq_len, p.train_steps),
                 *(pair.sequence_id, pair.seed),
                 *(sft.recall.exact, memft.recall.exact),
                 *(sft.recall.prefix, memft.recall.prefix),
@@ -80,7 +91,8 @@ def pairs_table(pairs: Sequence[MemftPair]) -> Table:
                 *(sft.final_loss, memft.final_loss, sft.gpu_seconds, memft.gpu_seconds),
             )
         )
-    columns = ("pair", "method", "lora_rank", "seq_len", "train_steps", "sequence", "seed")
+    columns = ("pair", "method", *_place_column(names), "lora_rank", "seq_len", "train_steps")
+    columns += ("sequence", "seed")
     measures = ("exact", "prefix", "token", "stubborn", "final_loss", "gpu_seconds")
     both = tuple(f"{name} {who}" for name in measures for who in ("SFT", "MemFT"))
     return Table("Pairs of SFT and MemFT runs", columns + both, tuple(rows))
@@ -88,8 +100,10 @@ def pairs_table(pairs: Sequence[MemftPair]) -> Table:
 
 def observations_table(result: SearchResult) -> Table:
     """Return every run in the order of the store."""
+    names = result.placements
     columns = (
-        *("round", "phase", "method", "lora_rank", "seq_len", "tokens", "train_steps"),
+        *("round", "phase", "method", *_place_column(names)),
+        *("lora_rank", "seq_len", "tokens", "train_steps"),
         *("sequence", "seed", "base_loss", "final_loss", "delta_loss"),
         *("token", "prefix", "answered", "exact", "stubborn", "decoded"),
         *("certificate", "expected_fall", "gpu_seconds", "run_key"),
@@ -97,7 +111,8 @@ def observations_table(result: SearchResult) -> Table:
     decoded = {None: "not run", True: "matches", False: "differs"}
     rows = tuple(
         (
-            *(o.round, o.phase, o.method, o.point.lora_rank, o.point.seq_len),
+            *(o.round, o.phase, o.method, *_place(o.point, names)),
+            *(o.point.lora_rank, o.point.seq_len),
             *(o.supervised_tokens, o.point.train_steps, o.sequence_id, o.seed),
             *(o.base_loss, o.final_loss, o.delta_loss),
             *(o.recall.token, o.recall.prefix, o.recall.right_answers, o.recall.exact),
@@ -118,10 +133,13 @@ def _certificate_cells(certificate: Certificate | None) -> tuple[Cell, Cell]:
 
 def failures_table(result: SearchResult) -> Table:
     """Return every run that ended without a result."""
-    columns = ("round", "lora_rank", "seq_len", "train_steps", "gpu_seconds", "reason", "run_key")
+    names = result.spec.space.placements if len(result.spec.space.placements) > 1 else ()
+    columns = ("round", *_place_column(names), "lora_rank", "seq_len", "train_steps")
+    columns += ("gpu_seconds", "reason", "run_key")
     rows = tuple(
         (
-            *(f.round, f.point.lora_rank, f.point.seq_len, f.point.train_steps),
+            *(f.round, *_place(f.point, names)),
+            *(f.point.lora_rank, f.point.seq_len, f.point.train_steps),
             *(f.gpu_seconds, f.reason, f.run_key),
         )
         for f in result.failures
@@ -140,7 +158,9 @@ def law_table(law: LawSummary) -> Table:
     ]
     rows += [(f"{name} (given)", float(getattr(fitted, name)), None, None) for name in given]
     columns = ("parameter", "value", "90% low", "90% high")
-    return Table(f"Parameters of the {fitted.form} form", columns, tuple(rows))
+    data = law.unseen.data
+    ranks = f", in ranks of {data.placements[0].name}" if data.several_placements else ""
+    return Table(f"Parameters of the {fitted.form} form{ranks}", columns, tuple(rows))
 
 
 def fit_table(law: LawSummary) -> Table:
@@ -163,15 +183,19 @@ def fit_table(law: LawSummary) -> Table:
 
 def targets_table(law: LawSummary) -> Table:
     """Return the law's predictions at the targets."""
+    names = [t.placement.name if t.placement else t.point.placement for t in law.targets]
+    named = any(name is not None for name in names)
     columns = ("lora_rank", "seq_len", "train_steps", "delta_loss", "90% low", "90% high")
     rows = tuple(
         (
+            *((name,) if named else ()),
             *(t.point.lora_rank, t.point.seq_len, t.point.train_steps, t.delta_loss, t.low, t.high),
             *(t.run_low, t.run_high, t.point.seq_len * t.delta_loss / math.log(2.0)),
         )
-        for t in law.targets
+        for name, t in zip(names, law.targets, strict=True)
     )
     columns = (*columns, "a run's 90% low", "a run's 90% high", "stored bits")
+    columns = ("placement", *columns) if named else columns
     return Table("Predictions at the targets, nats per token", columns, rows)
 
 
@@ -185,9 +209,9 @@ def settings_list(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple
         ("Base weights", seen.get("model")),
         ("dtype of the base", _base_dtype(result)),
         ("Task", _settings(spec.task.model_dump(exclude_none=True))),
-        ("Adapters at", spec.place.describe()),
-        ("Adapter parameters a rank", seen.get("adapter_params_per_rank")),
-        ("Space", _settings(spec.space.model_dump())),
+        ("Adapters at", spec.describe_places()),
+        ("Adapter parameters a rank", _params_per_rank(result, seen)),
+        ("Space", _settings(spec.space.model_dump(exclude={"placement"}) | _own_ranks(spec.space))),
         ("Recipe", _settings(spec.recipe.model_dump(exclude={"schedule"}))),
         ("Schedule", spec.recipe.schedule),
         ("Sequences", _join(spec.sequences)),
@@ -211,6 +235,20 @@ def settings_list(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple
     items.append(("Unit of gpu_seconds", f"{unit} seconds inside training loops" if unit else None))
     known = {"versions": seen.get("versions"), "machine": seen.get("device_name")} | dict(facts)
     return (*_said(items), *fact_items(known))
+
+
+def _params_per_rank(result: SearchResult, seen: Mapping[str, Any]) -> Any:
+    """Return the parameters of a rank as recorded, at each placement where there are several."""
+    if not result.placements:
+        return seen.get("adapter_params_per_rank")
+    of = {o.point.placement: params_per_rank(result.spec, o) for o in result.observations}
+    return {name: number(of[name]) for name in result.placements}
+
+
+def _own_ranks(space: Space) -> dict[str, tuple[int, ...]]:
+    """Return the ranks of the placements that do not have those of the space."""
+    names = (name for name in space.placements if space.ranks_of(name) != space.lora_rank)
+    return {f"lora_rank at {name}": space.ranks_of(name) for name in names}
 
 
 def _base_name(model: Model) -> str:

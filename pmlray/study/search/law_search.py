@@ -20,10 +20,10 @@ from pmlray.live_packs import Calibration
 from pmlray.ports import ObservationStore, PointSource, Tracker
 from pmlray.study.budget.accounts import Accounts
 from pmlray.study.budget.pack_queue import PackQueue
-from pmlray.study.budget.packs import Draft, packs_of, room_for, trunk_families
+from pmlray.study.budget.packs import Draft, of_one_kind, packs_of, room_for, trunk_families
 from pmlray.study.budget.run_statistics import Measured
 from pmlray.study.findings.result import REFIT_GROWTH, fit_observations, refit_is_due
-from pmlray.study.search.memft_schedule import memft_runs
+from pmlray.study.search.memft_schedule import law_at_points, memft_runs
 from pmlray.study.search.plan import first_pack
 from pmlray.study.search.progress import Progress, law_metrics, progress_metrics
 from pmlray.study.search.remaining_cost import open_seconds
@@ -80,8 +80,9 @@ class LawSearch:
             or self._queue.cut_off
         ):
             return None
-        runs = first_pack(self._search, self._measured.cost())
-        room = room_for(runs, self._measured.device(), self._measured.cost())
+        cost = self._measured.cost()
+        runs = of_one_kind(first_pack(self._search, cost), cost)[0]
+        room = room_for(runs, self._measured.device(), cost)
         return Pack(self._queue.next_round, runs, room, calibrates=True)
 
     def calibrated(self, found: Calibration) -> None:
@@ -153,7 +154,7 @@ class LawSearch:
         phase: Phase = "memft" if self._law_over else "law"
         spent = self._measured.spent[phase]
         total = budget.memft_seconds if self._law_over else budget.law_seconds
-        law = None if self.law is None else self.law.fit.law
+        law = None if self.law is None else law_at_points(self.law, self._measured.plain)
         known, cost = tuple(self._measured.observations.values()), self._measured.cost()
         return Progress(
             phase=phase,
@@ -197,7 +198,8 @@ class LawSearch:
                 if design.pack_size is None
                 else self._points.ask(design.pack_size)
             )
-            packs = ((runs, room_for(runs, device, cost)),) if runs else ()
+            kinds = of_one_kind(runs, cost)
+            packs = tuple((alike, room_for(alike, device, cost)) for alike in kinds)
         else:
             packs = ()
         # Packs in flight reserve their limits and may cost less, so the law is not over before.
@@ -218,7 +220,11 @@ class LawSearch:
         if wanted is None or self.law is None:
             return False
         reached = self.law.known_interval
-        enough = len(self._measured.plain) >= self._search.spec.design.n_initial
+        spec, plain = self._search.spec, self._measured.plain
+        seen = {o.point.placement for o in plain}
+        enough = len(plain) >= spec.design.n_initial and seen.issuperset(
+            point.placement for point in spec.target_points()
+        )
         return enough and reached is not None and reached <= wanted
 
     def _memft_packs(self) -> Sequence[Draft]:
@@ -236,7 +242,7 @@ class LawSearch:
         )
         groups = memft_runs(
             self._search,
-            self.law.fit.law,
+            law_at_points(self.law, plain),
             median(o.base_loss for o in plain),
             cost,
             frozenset(self._measured.observations)

@@ -9,34 +9,49 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import SearchSpec
 from pmlray.design import CostModel
-from pmlray.law import Law
-from pmlray.types import DesignPoint, Method, PlannedRun
+from pmlray.law import LawSummary
+from pmlray.study.findings.placed_law import fitted_places
+from pmlray.types import DesignPoint, Method, Observation, PlannedRun
 
 log = logging.getLogger(__name__)
 
 WHY = "MemFT beside plain fine-tuning, where the law puts its loss near ln 2"
 LN2 = math.log(2.0)
+LawAt = Callable[[DesignPoint], float | None]
+
+
+def law_at_points(law: LawSummary, fitted: Iterable[Observation]) -> LawAt:
+    """Return the best form of a law as the delta_loss (nats per token) that it predicts at a point;
+    None at a placement without runs. fitted: the runs that it was fitted to."""
+    places = fitted_places(law, fitted)
+
+    def predict(point: DesignPoint) -> float | None:
+        if point.placement not in places:
+            return None
+        at = places[point.placement]
+        own = law.fit.law if at is None else law.fit.law_at(at)
+        return float(own.predict(point.lora_rank, point.seq_len, point.train_steps))
+
+    return predict
 
 
 def boundary_points(
-    law: Law, base_loss: float, cells: Sequence[DesignPoint], n: int
+    law: LawAt, base_loss: float, cells: Sequence[DesignPoint], n: int
 ) -> tuple[DesignPoint, ...]:
     """Return the n cells whose predicted SFT loss is nearest to ln 2, of equals the longer first.
 
     Each seq_len is used once before any is used again, so that the comparison spans lengths.
     """
 
-    def distance(cell: DesignPoint) -> float:
-        delta = float(law.predict(cell.lora_rank, cell.seq_len, cell.train_steps))
-        return abs(base_loss - delta - LN2)
-
-    ranked = sorted(cells, key=lambda c: (distance(c), -c.seq_len, c))
+    deltas = {cell: law(cell) for cell in cells}
+    distance = {c: abs(base_loss - delta - LN2) for c, delta in deltas.items() if delta is not None}
+    ranked = sorted(distance, key=lambda c: (distance[c], -c.seq_len, c))
     first_of_length = list({c.seq_len: c for c in reversed(ranked)}.values())
     first_of_length.sort(key=ranked.index)
     others = [c for c in ranked if c not in first_of_length]
@@ -44,7 +59,7 @@ def boundary_points(
 
 
 def compared_points(
-    spec: SearchSpec, law: Law, base_loss: float
+    spec: SearchSpec, law: LawAt, base_loss: float
 ) -> tuple[tuple[DesignPoint, int, int], ...]:
     """Return where methods are compared, as (point, sequence_id, seed), whatever the cost.
 
@@ -59,7 +74,7 @@ def compared_points(
 
 def memft_runs(
     search: PreparedSearch,
-    law: Law,
+    law: LawAt,
     base_loss: float,
     cost: CostModel,
     done: frozenset[str],

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 from pmlray.config.bases.geometry import Geometry
+from pmlray.config.placement import Placement
+from pmlray.config.placement_facts import law_placements
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import SearchSpec
 from pmlray.design import (
@@ -20,10 +22,13 @@ from pmlray.design import (
     PendingSpend,
     choose_run,
     prior_cost,
+    prior_cost_of_places,
 )
 from pmlray.design.cost import CPU_CORE_FLOPS, GPU_FLOPS
 from pmlray.errors import DesignError
+from pmlray.law import PlacementChoice
 from pmlray.study.budget.allowance import budget_advice
+from pmlray.study.run_names import point_name
 from pmlray.types import DesignPoint, PlannedRun
 
 CHAT_PROMPT_TOKENS = 40
@@ -47,8 +52,10 @@ class SearchPlan:
     Rates are guesses until something is measured. `cells` are the design points of the grid with
     the cost of one run, each of which may be measured on `replicates` (sequence, seed) pairs;
     `first_pack` are the runs it begins with. `advice`: remedy for a budget that is too small, None
-    where it is not. `counts`: n_records, the different ones, and n_duplicates of a records file;
-    `duplicates`: a sentence on the latter, empty where there are none.
+    where it is not. `places`: where adapters may sit, in words, by the placement's name; none for
+    one place. `choices`: which placement stores a text for the fewest parameters, by the runs that
+    are in the search's store. `counts`: n_records, the different ones, and n_duplicates of a
+    records file; `duplicates`: a sentence on the latter, empty where there are none.
     """
 
     search_id: str
@@ -60,6 +67,8 @@ class SearchPlan:
     advice: str | None = None
     counts: Mapping[str, int] = field(default_factory=dict[str, int])
     duplicates: str = ""
+    places: Mapping[str, str] = field(default_factory=dict[str, str])
+    choices: tuple[PlacementChoice, ...] = ()
 
     @property
     def device(self) -> str:
@@ -71,24 +80,41 @@ class SearchPlan:
         """Predicted cost of measuring everything, gpu_seconds."""
         return self.replicates * sum(seconds for _, seconds in self.cells)
 
+    @property
+    def _placed(self) -> bool:
+        return any(point.placement is not None for point, _ in self.cells)
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON types only."""
         return {
             "search_id": self.search_id,
             **self.counts,
             "device": self.device,
-            "candidates": [asdict(p) | {"gpu_seconds": seconds} for p, seconds in self.cells],
+            "candidates": [p.to_json() | {"gpu_seconds": seconds} for p, seconds in self.cells],
             "replicates": self.replicates,
             "full_grid_gpu_seconds": self.full_grid,
             "budget_gpu_seconds": self.budget,
             "advice": self.advice,
             "first_pack": [
                 {"run_key": run.run_key}
-                | asdict(run.point)
+                | run.point.to_json()
                 | {"sequence_id": run.sequence_id, "seed": run.seed, "gpu_seconds": seconds}
                 for run, seconds in self.first_pack
             ],
+            **({"placements": dict(self.places)} if self.places else {}),
+            **({"choices": [c.to_json() for c in self.choices]} if self.choices else {}),
         }
+
+    def _describe_places(self) -> list[str]:
+        if not self.places:
+            return []
+        lines = ["placements:", *(f"  {name}: {told}" for name, told in self.places.items())]
+        if not self.choices:
+            lines.append(
+                "which of them needs the fewest parameters at the targets is told once each has"
+                " runs: by this command again, and by pmlray fit STORE"
+            )
+        return lines
 
     def describe(self) -> str:
         """Describe the plan as text."""
@@ -98,16 +124,22 @@ class SearchPlan:
             f" the budget is {self.budget:.0f} (rates are guesses until measured)",
             *([self.advice] if self.advice else []),
             *([self.duplicates] if self.duplicates else []),
-            "first pack:",
+            *self._describe_places(),
+            "first runs, by placement in one pack or several:" if self._placed else "first pack:",
         ]
         for run, seconds in self.first_pack:
-            point = run.point
             lines.append(
-                f"  lora_rank={point.lora_rank} seq_len={point.seq_len}"
-                f" train_steps={point.train_steps} sequence={run.sequence_id} seed={run.seed}:"
+                f"  {point_name(run.point)} sequence={run.sequence_id} seed={run.seed}:"
                 f" about {seconds:.0f} gpu_seconds"
             )
         return "\n".join(lines)
+
+
+def _sites(search: PreparedSearch, point: DesignPoint) -> str:
+    """Return where a point's adapter sits, its ranks and its parameters, in words."""
+    ranks = ", ".join(map(str, search.spec.space.ranks_of(point.placement)))
+    where, per_rank = search.spec.places[point.placement], search.params_per_rank_of(point)
+    return f"{where.describe()}, ranks {ranks}, {per_rank} parameters a rank"
 
 
 def plan_search(search: PreparedSearch, gpu: bool) -> SearchPlan:
@@ -127,6 +159,7 @@ def plan_search(search: PreparedSearch, gpu: bool) -> SearchPlan:
         budget_advice(search.spec, cost),
         search.counts(),
         search.duplicates,
+        {p.placement: _sites(search, p) for p in search.spec.space.corners() if p.placement},
     )
 
 
@@ -137,7 +170,8 @@ def is_large(geometry: Geometry) -> bool:
 
 def design_space(search: PreparedSearch) -> DesignSpace:
     """Return the grid and its replicates."""
-    return DesignSpace(search.spec.space.points(), search.spec.replicates())
+    cells, replicates = search.spec.space.points(), search.spec.replicates()
+    return DesignSpace(cells, replicates, law_placements(search))
 
 
 def design_settings(search: PreparedSearch) -> DesignSettings:
@@ -154,16 +188,34 @@ def design_settings(search: PreparedSearch) -> DesignSettings:
 
 def first_cost(search: PreparedSearch, gpu: bool) -> CostModel:
     """Return the cost model before anything is measured."""
-    spec, geometry, placement = search.spec, search.source.geometry, search.placement
-    trained_layers = geometry.n_layers - geometry.first_trained_layer(placement)
-    return prior_cost(
-        trained_layers * geometry.layer_weights,
-        geometry.vocab * geometry.hidden,
-        flops=GPU_FLOPS if gpu else CPU_CORE_FLOPS[spec.model.base_dtype],
-        # That of a kept site is thousandths of a step, and left out as it always was.
-        rank_weights=0 if placement.kept_site is not None else search.params_per_rank,
-        **cost_terms(spec),
-    )
+    flops = GPU_FLOPS if gpu else CPU_CORE_FLOPS[search.spec.model.base_dtype]
+    return cost_from_sizes(search.spec, search.source.geometry, search.placements, flops)
+
+
+def cost_from_sizes(
+    spec: SearchSpec, geometry: Geometry, placements: Mapping[str | None, Placement], flops: float
+) -> CostModel:
+    """Return the cost of a search on a base of these sizes.
+
+    placements: of the search in it, by name; flops: of the device, a second.
+    """
+    priors = dict[str, tuple[CostModel, int]]()
+    for name, placement in placements.items():
+        first_layer = geometry.first_trained_layer(placement)
+        cost = prior_cost(
+            (geometry.n_layers - first_layer) * geometry.layer_weights,
+            geometry.vocab * geometry.hidden,
+            flops=flops,
+            # That of a kept site is thousandths of a step, and left out as it always was.
+            rank_weights=0
+            if placement.kept_site is not None
+            else placement.params_per_rank(geometry.adaptable),
+            **cost_terms(spec),
+        )
+        if name is None:
+            return cost
+        priors[name] = (cost, first_layer)
+    return prior_cost_of_places(priors)
 
 
 def cost_terms(spec: SearchSpec) -> CostTerms:
@@ -189,7 +241,11 @@ def first_pack(search: PreparedSearch, cost: CostModel) -> tuple[PlannedRun, ...
     chosen: list[ChosenRun] = []
     for _ in range(settings.n_initial):
         pending = PendingSpend(cost, chosen).gpu_seconds
-        known = DesignState(tuple(chosen), (), math.inf, cost, budget - pending, pack=tuple(chosen))
+        known = DesignState(
+            *(tuple(chosen), (), math.inf, cost, budget - pending),
+            pack=tuple(chosen),
+            placements=space.placements,
+        )
         choice = choose_run(space, settings, known)
         if choice is None:
             cheapest = min(cost.predict(cell) for cell in space.open_cells(chosen))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from statistics import median
 
+from pmlray.config.bases.models import known_geometry
 from pmlray.config.search_spec import SearchSpec
-from pmlray.design import CostModel
-from pmlray.law import Law
-from pmlray.study.search.memft_schedule import compared_points
-from pmlray.study.search.plan import cost_terms
+from pmlray.design import CostModel, PlaceWork
+from pmlray.study.search.memft_schedule import LawAt, compared_points
+from pmlray.study.search.plan import cost_from_sizes, cost_terms
 from pmlray.types import FailedRun, Observation, Phase
 
 
@@ -21,8 +22,19 @@ def learnt(cost: CostModel, observations: Iterable[Observation]) -> CostModel:
 
 
 def measured_cost(spec: SearchSpec, observations: Iterable[Observation]) -> CostModel:
-    """Return a search's cost model from its runs alone; not `measured` before there are any."""
-    return learnt(CostModel(math.nan, **cost_terms(spec)), observations)
+    """Return a search's cost model from its runs alone; not `measured` before there are any.
+
+    Where this machine does not know the base's sizes, or the sites of an adapter to begin with, all
+    ranks and placements count as equal work.
+    """
+    begins_with = spec.adapter is not None and spec.adapter.from_adapter is not None
+    if not begins_with and (geometry := known_geometry(spec.model.id)) is not None:
+        sites = {n: p.resolve(geometry.n_layers, geometry.modules) for n, p in spec.places.items()}
+        blank = replace(cost_from_sizes(spec, geometry, sites, 1.0), seconds_per_token=math.nan)
+    else:
+        alike = dict.fromkeys(spec.space.placement or (), PlaceWork(1.0, 0.0, 0))
+        blank = CostModel(math.nan, **cost_terms(spec), places=alike)
+    return learnt(blank, observations)
 
 
 def open_seconds(
@@ -30,7 +42,7 @@ def open_seconds(
     phase: Phase,
     observations: Sequence[Observation],
     failures: Iterable[FailedRun],
-    law: Law | None,
+    law: LawAt | None,
     cost: CostModel,
 ) -> float:
     """Return the gpu_seconds of the phase's runs that have not ended, each priced on its own.

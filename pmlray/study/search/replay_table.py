@@ -7,9 +7,10 @@ takes the same path as a live one, and only its measurements are looked up.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pmlray.design import charged_steps
 from pmlray.errors import DataError
@@ -17,6 +18,7 @@ from pmlray.ports import ObservationStore
 from pmlray.types import (
     DesignPoint,
     FailedRun,
+    Family,
     Observation,
     Pack,
     PackResult,
@@ -43,6 +45,8 @@ COLUMNS = {
     "gpu_seconds": float,
     "charged_steps": float,
 }
+# Of a search with several placements: the name of each row's, and its adapter's parameters.
+PLACEMENT, PARAMS = "placement", "adapter_params"
 # Empty where not measured; older tables lack the column.
 OPTIONAL_COLUMNS = {"control_delta_loss_nats": float, "answer_recall": float}
 # Columns that serve as divisors or counts.
@@ -57,6 +61,11 @@ class ReplayTable:
 
     rows: Mapping[RunId, Mapping[str, float]]
     provenance: tuple[str, ...]
+
+    @property
+    def placements(self) -> frozenset[str | None]:
+        """Names of the rows' placements; None of rows without one."""
+        return frozenset(point.placement for point, _, _ in self.rows)
 
     def charged_steps(self, runs: Sequence[RunId], decay_share: float | None) -> tuple[float, ...]:
         """Return the optimiser steps that each run would be charged if these were one pack.
@@ -80,7 +89,9 @@ def write_table(path: Path, observations: Iterable[Observation], provenance: Ite
     )
     with path.open("w", newline="", encoding="utf-8") as file:
         file.writelines(f"# {line}\n" for line in provenance)
-        table = csv.DictWriter(file, [*COLUMNS, *OPTIONAL_COLUMNS])
+        placed = any(o.point.placement is not None for o in rows)
+        columns = [*COLUMNS, *OPTIONAL_COLUMNS, *((PLACEMENT, PARAMS) if placed else ())]
+        table = csv.DictWriter(file, columns)
         table.writeheader()
         table.writerows(_row(o) for o in rows)
     return len(rows)
@@ -94,6 +105,11 @@ def table_provenance(search_id: str, observations: Sequence[Observation]) -> tup
     law = [o for o in observations if o.phase == "law"]
     if not law:
         raise DataError("no observations of the law's phase: there is nothing to put into a table")
+    if any(o.provenance.get("from_adapter") for o in law):
+        raise DataError(
+            "these runs began with an adapter, and a table is of runs from scratch: pmlray fit"
+            " reads their store"
+        )
 
     def all_of(name: str) -> str:
         found = {str(o.provenance.get(name, "unknown")) for o in law}
@@ -133,11 +149,13 @@ def read_table(path: Path) -> ReplayTable:
         cells = dict(zip(names, _cells(path, number, line), strict=False))
         try:
             row = {name: kind(cells[name]) for name, kind in COLUMNS.items()}
-            row |= {n: kind(cells[n]) for n, kind in OPTIONAL_COLUMNS.items() if cells.get(n)}
+            optional = OPTIONAL_COLUMNS | {PARAMS: float}
+            row |= {n: kind(cells[n]) for n, kind in optional.items() if cells.get(n)}
             _check(row)
         except (KeyError, ValueError) as error:
             raise DataError(f"{path}, line {number}: {error}") from error
-        point = DesignPoint(int(row["rank"]), int(row["length"]), int(row["steps"]))
+        sizes = int(row["rank"]), int(row["length"]), int(row["steps"])
+        point = DesignPoint(*sizes, cells.get(PLACEMENT) or None)
         rows[point, int(row["sequence"]), int(row["seed"])] = row
     return ReplayTable(rows, provenance)
 
@@ -160,19 +178,28 @@ def _check(row: Mapping[str, float]) -> None:
 
 
 class TableRunner:
-    """PackRunner that looks its measurements up; a run that the table lacks fails."""
+    """PackRunner that looks its measurements up; a run that the table lacks fails.
+
+    placed: what provenance tells of where a point's adapter sits.
+    """
 
     def __init__(
-        self, table: ReplayTable, store: ObservationStore, task: str, decay_share: float | None
+        self,
+        table: ReplayTable,
+        store: ObservationStore,
+        task: str,
+        decay_share: float | None,
+        placed: Callable[[DesignPoint], Mapping[str, Any]] = lambda point: {},
     ) -> None:
         self._table, self._store, self._task = table, store, task
-        self._decay_share = decay_share
+        self._decay_share, self._placed = decay_share, placed
 
     def run(self, pack: Pack) -> PackResult:
         """Return the result of a pack from the table."""
         done, failed = [], []
         ids = [(run.point, run.sequence_id, run.seed) for run in pack.runs]
-        known = [i for i in ids if i in self._table.rows]
+        plain = [i for i, run in zip(ids, pack.runs, strict=True) if run.method == "sft"]
+        known = [i for i in plain if i in self._table.rows]
         charged = dict(zip(known, self._table.charged_steps(known, self._decay_share), strict=True))
         for place, run in enumerate(pack.runs):
             row = self._table.rows.get(ids[place])
@@ -224,16 +251,19 @@ class TableRunner:
             charged_steps=charged,
             tokens_per_second=tokens * charged / gpu_seconds,
             peak_memory_bytes=0,
-            provenance={"replayed": list(self._table.provenance)},
+            provenance={
+                "replayed": list(self._table.provenance),
+                **self._placed(run.point),
+            },
             control_delta_loss=row.get("control_delta_loss_nats"),
         )
 
 
 def _charged(runs: Sequence[RunId], decay_share: float | None) -> dict[RunId, float]:
-    families: dict[tuple[int, int, int, int], list[RunId]] = {}
+    families: dict[tuple[Family, int, int], list[RunId]] = {}
     for run in runs:
         point, sequence_id, seed = run
-        same = (point.lora_rank, point.seq_len, sequence_id, seed)
+        same = (point.family, sequence_id, seed)
         families.setdefault(same, []).append(run)
     charged: dict[RunId, float] = {}
     for family in families.values():
@@ -262,4 +292,8 @@ def _row(o: Observation) -> dict[str, str]:
         "control_delta_loss_nats": o.control_delta_loss,
         "answer_recall": o.recall.answered,
     }
-    return {name: "" if value is None else f"{value:.7g}" for name, value in values.items()}
+    row = {name: "" if value is None else f"{value:.7g}" for name, value in values.items()}
+    if o.point.placement is not None:
+        row[PLACEMENT] = o.point.placement
+        row[PARAMS] = str(o.provenance.get(PARAMS, ""))
+    return row

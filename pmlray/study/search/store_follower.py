@@ -9,6 +9,7 @@ from pmlray.law import LawSummary
 from pmlray.ports import ObservationStore
 from pmlray.study.budget.allowance import spent_seconds
 from pmlray.study.findings.result import REFIT_GROWTH, fit_observations, refit_is_due
+from pmlray.study.search.memft_schedule import law_at_points
 from pmlray.study.search.progress import Progress
 from pmlray.study.search.remaining_cost import measured_cost, open_seconds
 from pmlray.types import Phase
@@ -45,7 +46,7 @@ class FollowedSearch:
         spent = spent_seconds(observations, failures, self.store.calibration())
         lost = sum(f.gpu_seconds for f in failures if f.infrastructure)
         cost = measured_cost(self.spec, observations)
-        law = None if self._law is None else self._law.fit.law
+        law = None if self._law is None else law_at_points(self._law, of_law)
         return Progress(
             phase=phase,
             n_done=len(observations),

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pmlray.config.model_card import card_head, loading
-from pmlray.config.placement import Placement
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.config.search_spec import SearchSpec
 from pmlray.law import FitStatus, LawSummary
 from pmlray.law.capacity import stored_bits
 from pmlray.study.sizing.choose_rank import RankChoice
+from pmlray.study.sizing.decide_placement import describe_decision
 from pmlray.study.sizing.request import RecordSet, Wanted
 from pmlray.types import Observation
 
-CARD_JSON = "card.json"
-TEXT_FILE = "README.md"
+CARD_JSON, TEXT_FILE = "card.json", "README.md"
 # What is said of every attempt's recall.
 SHARES = ("n_answered", "n_ended", "n_recalled", "exact_recall", "end")
 NOT_RECALLED_FILE = "not_recalled.jsonl"
@@ -127,7 +125,7 @@ def answer(
 
 
 def describe_answer(found: Mapping[str, Any]) -> str:
-    """Describe the answer in four lines, the last of them about the law used."""
+    """Describe the answer: the placement where several were compared, the rank, the law used."""
     low, high = ("inf" if x is None else f"{x:.3g}" for x in found["interval"])
     value = "inf" if found["law_lora_rank"] is None else f"{found['law_lora_rank']:.3g}"
     sure = f"at {100 * found['confidence']:.4g} % confidence"
@@ -140,6 +138,7 @@ def describe_answer(found: Mapping[str, Any]) -> str:
         " it, the law's estimate does not",
         "estimate": "the law's estimate, rounded up; ranks near it were not measured, so that its"
         " bound there is none to train by",
+        "start": "that of the adapter that it begins with; less would do for these records alone",
     }[found["basis"]]
     by = (
         "by the law of recall of the law's runs"
@@ -152,7 +151,7 @@ def describe_answer(found: Mapping[str, Any]) -> str:
         if found["law_status"] == FitStatus.UNDERDETERMINED
         else f". {found['law_headline']}"
     )
-    return (
+    return (f"{describe_decision(found['decision'])}\n" if "decision" in found else "") + (
         f"rank {found['lora_rank']}: {why} (the law's estimate {value}, one-sided bounds {low} and"
         f" {high} {sure})\n"
         f"{found['parameters']} parameters for {found['bits']:.0f} bits in"
@@ -177,6 +176,16 @@ def describe_recall(recall: Mapping[str, Any], n_records: int) -> str:
     )
 
 
+def describe_start(began: Mapping[str, Any]) -> str:
+    """Describe the adapter that a run began with, and what is not known of it, in one line."""
+    return (
+        f"It began with an adapter of rank {began['lora_rank']} (SHA-256 {began['sha256']}), under"
+        f" which these records had a loss of {began['start_loss']:.3g} nats per token. How many of"
+        " the records that one held are still recalled is not known: pmlray recall with those"
+        " records tells."
+    )
+
+
 def make_card(
     search: PreparedSearch,
     records: RecordSet,
@@ -192,7 +201,7 @@ def make_card(
     search: that of its training; adapter: its observation; attempts: of every rank tried, the kept
     one's recall by real decoding among them.
     """
-    spec, placement = search.spec, search.placement
+    spec = search.spec
     kept = next(a for a in attempts if a["run_key"] == adapter.run_key)
     n_params = sized["parameters"] // sized["lora_rank"] * adapter.point.lora_rank
     bits = stored_bits(adapter.delta_loss, adapter.supervised_tokens, n_params)
@@ -208,7 +217,8 @@ def make_card(
         "end_id": adapter.provenance.get("end_id"),
         "adapter": {
             "lora_rank": adapter.point.lora_rank,
-            **_sites(spec, placement),
+            **_sites(search),
+            "from_adapter": adapter.provenance.get("from_adapter"),
             "parameters": n_params,
             "method": adapter.method,
             "train_steps": adapter.point.train_steps,
@@ -244,11 +254,11 @@ def make_card(
     }
 
 
-def _sites(spec: SearchSpec, placement: Placement) -> dict[str, Any]:
+def _sites(search: PreparedSearch) -> dict[str, Any]:
     """Return where an adapter sits: a probe's name and layer, or PEFT's settings."""
-    if spec.probe is not None:
-        return spec.probe.model_dump()
-    return {"placement": spec.place.describe(), **placement.to_json()}
+    if search.spec.probe is not None:
+        return search.spec.probe.model_dump()
+    return {"placement": search.describe_place(), **search.placement.to_json()}
 
 
 def describe_card(card: Mapping[str, Any], search: PreparedSearch) -> str:
@@ -267,17 +277,18 @@ def describe_card(card: Mapping[str, Any], search: PreparedSearch) -> str:
             f"\nIt is of plain fine-tuning's loss. {own['method']} trains only what is not yet sure"
             " to be decoded, so that its loss is higher at the same recall."
         )
+    began = f"\n\n{describe_start(start)}" if (start := own["from_adapter"]) is not None else ""
     head = card_head(spec, search.placement)
     return f"""{head}# Adapter of rank {own["lora_rank"]} for {base["id"]}{pinned}
 
 Holds {holds["n_records"]} records ({holds["supervised_tokens"]} target tokens, content
-{holds["content_hash"]}) with {own["parameters"]} parameters at {spec.place.describe()}:
+{holds["content_hash"]}) with {own["parameters"]} parameters at {search.describe_place()}:
 {holds["bits"]:.0f} bits, {holds["bits_per_parameter"]:.3g} a parameter. Prompts are the queries in
 the {card["prompt_format"]} format, in {base["dtype"]}.
 
 Recall: {describe_recall(recall, holds["n_records"])}
 ({recall["exact_recall"]:.4f}; {recall["wanted"]:.4g} wanted), checked by {recall["checked_by"]}.
-Those missed are in {NOT_RECALLED_FILE}. Tried: {tries}.
+Those missed are in {NOT_RECALLED_FILE}. Tried: {tries}.{began}
 
 Sized by: {describe_answer(sized)}
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from pmlray.errors import DataError
-from pmlray.law import Estimate, LawSummary
+from pmlray.law import Estimate, LawSummary, Placement
 from pmlray.law.data import FloatArray
 from pmlray.study.sizing.needed_loss import NeededLoss, needed_loss
 from pmlray.study.sizing.request import Wanted
@@ -21,7 +21,7 @@ from pmlray.types import DesignPoint, Observation
 RUN_NOISE = 0.16
 # Form of `Law.invert_rank`: the rank that reaches a delta_loss at (l, T).
 Invert = Callable[[float, float, float], float]
-Basis = Literal["law", "measured", "failed_below", "largest", "estimate"]
+Basis = Literal["law", "measured", "failed_below", "largest", "estimate", "start"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ class RankChoice:
     that recalled enough below that bound; `failed_below`, one rank more than such a run that
     recalled too little, while the bound is lower; `largest`, the largest that the search was
     planned for, since the bound is above it while the law's own estimate is not; `estimate`, that
-    estimate, where it is above it too, so that no bound told there is one to train by. `needed` is
-    the loss that the recall takes, `delta_loss` (nats per token) how far below the base loss that
-    is, and `rank` the law's estimate for it with its interval, each end one-sided at the wanted
-    confidence. `shown`: the smallest run of the search on the whole set that recalled enough, None
-    where none did.
+    estimate, where it is above it too, so that no bound told there is one to train by; `start`, the
+    rank of the adapter to begin with, where less were enough. `needed` is the loss that the recall
+    takes, `delta_loss` (nats per token) how far below the base loss that is, and `rank` the law's
+    estimate for it with its interval, each end one-sided at the wanted confidence. `shown`: the
+    smallest run of the search on the whole set that recalled enough, None where none did.
     """
 
     point: DesignPoint
@@ -54,12 +54,15 @@ def choose_rank(
     point: DesignPoint,
     tokens_per_record: float,
     limit: int | None = None,
+    least: int = 1,
+    placement: Placement | None = None,
 ) -> RankChoice:
     """Return the smallest rank that the law's bound, or a run of the search, shows to be enough.
 
     observations: those the law was fitted to; point: the largest rank that the search was planned
-    for, at the whole set's l and T; limit: the largest rank allowed, by default that one. DataError
-    when even the law's own estimate is above the limit.
+    for, at the whole set's l and T; limit: the largest rank allowed, by default that one; least:
+    the smallest; placement: whose ranks are meant, of a law of several; the point names it.
+    DataError when even the law's own estimate is above the limit.
     """
     needed = needed_loss(observations, wanted.recall, tokens_per_record)
     delta = law.average.base_loss - needed.value
@@ -69,8 +72,9 @@ def choose_rank(
         if o.point.seq_len == point.seq_len
         and o.point.train_steps == point.train_steps
         and o.point.lora_rank <= point.lora_rank
+        and o.point.placement == point.placement
     ]
-    rank = needed_rank(law, whole, needed, point, 2.0 * wanted.confidence - 1.0)
+    rank = needed_rank(law, whole, needed, point, 2.0 * wanted.confidence - 1.0, placement)
     bound = math.ceil(max(rank.high, 1.0)) if math.isfinite(rank.high) else math.inf
     enough = [o for o in whole if o.recall.exact >= wanted.recall]
     shown = min(enough, key=lambda o: (o.point.lora_rank, o.final_loss), default=None)
@@ -93,7 +97,9 @@ def choose_rank(
             f" {limit or point.lora_rank}: train longer (--steps), allow a larger rank"
             " (--max-rank), ask for less recall, or split the records over several adapters"
         )
-    at = DesignPoint(chosen, point.seq_len, point.train_steps)
+    if chosen < least:
+        basis, chosen = "start", least
+    at = replace(point, lora_rank=chosen)
     return RankChoice(at, basis, needed, delta, rank, shown)
 
 
@@ -103,17 +109,20 @@ def needed_rank(
     needed: NeededLoss,
     point: DesignPoint,
     level: float,
+    placement: Placement | None = None,
 ) -> Estimate:
     """Return the rank that the needed loss takes at a point, with its central interval.
 
-    whole: runs at the point's l and T. The one whose loss is nearest to that needed anchors the
-    law: each sample gives the factor by which the rank must change from there, so that its error
-    common to all of these runs cancels. Without such a run, or where the law gives no rank for it,
-    the law is used alone. The interval covers the uncertainty of the law and of the needed loss,
-    and the noise of single runs: of the one to be trained, and of the anchor.
+    whole: runs at the point's l, T and placement; placement: as in `choose_rank`. The run whose
+    loss is nearest to that needed anchors the law: each sample gives the factor by which the rank
+    must change from there, so that its error common to all of these runs cancels. Without such a
+    run, or where the law gives no rank for it, the law is used alone. The interval covers the
+    uncertainty of the law and of the needed loss, and the noise of single runs: of the one to be
+    trained, and of the anchor.
     """
     average, at = law.average, (float(point.seq_len), float(point.train_steps))
-    laws = law.average_samples.laws
+    samples = law.average_samples
+    laws = (samples if placement is None else samples.at(placement)).laws
     # The seed is fixed, so that the same runs give the same answer.
     noise = RUN_NOISE * np.random.default_rng(0).standard_normal((2, len(laws)))
     losses = np.resize(needed.draws, len(laws)).tolist()

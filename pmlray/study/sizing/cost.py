@@ -6,8 +6,8 @@ starting Ray and decoding are not included.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pmlray.config.search_spec import Budget
@@ -18,6 +18,9 @@ from pmlray.types import DesignPoint, PlannedRun
 # Budget of the law's search, in trainings of the adapter on all records. Its first runs take 1.2 to
 # 1.4 of these; a law needs some further runs, which it chooses itself.
 SEARCH_COST = 2.0
+# The same where places are compared, of a training at each: its first runs take up to 1.5 of these
+# where small adapters need all of the records, and the law of one place tells of the others.
+COMPARED_COST = 1.75
 # Least and most trainings of an adapter once the law is known: memft_ot ends once all is recalled,
 # for which half of the steps may be enough; and a second rank may have to be tried.
 LEAST_TRAININGS, MOST_TRAININGS = 0.5, 2.0
@@ -33,13 +36,15 @@ class SizeCost:
     `search`: remaining cost of the law's search, None where a law is given; `training`: of one
     adapter on all records, to its end. `rates` names the source of both: a few timed steps on this
     machine (`calibrated`), the law's own runs (`law`), or the base's size and a device's usual
-    speed (`guessed`). `spent`: on these few steps.
+    speed (`guessed`). `spent`: on these few steps. `by_place`: of training at each place, where
+    several are compared; `training` is then that of the dearest.
     """
 
     search: float | None
     training: float
     rates: Rates
     spent: float = 0.0
+    by_place: Mapping[str | None, float] = field(default_factory=dict[str | None, float])
 
     @property
     def least(self) -> float:
@@ -80,9 +85,11 @@ def looks_share(n_records: int, batch_size: int, train_steps: int) -> float:
     return LOOK_SHARE * looks * n_records / min(batch_size, n_records) / train_steps
 
 
-def law_budget(cost: CostModel, point: DesignPoint) -> Budget:
-    """Return the budget of the law's search; point: the adapter's, of all records."""
-    return Budget(gpu_seconds=max(0.1, round(SEARCH_COST * cost.predict(point), 1)))
+def law_budget(cost: CostModel, *points: DesignPoint) -> Budget:
+    """Return the budget of the law's search; points: the adapter's, of all records, at each place
+    that is compared."""
+    share = SEARCH_COST if len(points) == 1 else COMPARED_COST
+    return Budget(gpu_seconds=max(0.1, round(share * sum(map(cost.predict, points)), 1)))
 
 
 def together(cost: CostModel, runs: Sequence[PlannedRun]) -> float:

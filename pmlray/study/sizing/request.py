@@ -136,12 +136,19 @@ def default_steps(n_records: int) -> int:
     return max(LEAST_STEPS, EPOCHS * math.ceil(n_records / BATCH_SIZE))
 
 
-def largest_rank(records: RecordSet, geometry: Geometry, placement: Placement) -> int:
-    """Return the largest rank worth measuring: a power of two, or the smaller side of a module."""
+def largest_rank(
+    records: RecordSet, geometry: Geometry, placement: Placement, begins_with: int | None = None
+) -> int:
+    """Return the largest rank worth measuring: a power of two, or the smaller side of a module.
+
+    begins_with: rank of the adapter to begin with, the smallest; None: there is none. The largest
+    is so many times that rank that a law of rank can be measured.
+    """
     bits = records.supervised_tokens * math.log2(geometry.vocab)
     per_rank = placement.params_per_rank(geometry.adaptable)
     least_params = LEAST_LARGEST * (geometry.intermediate + geometry.hidden)
     least = min(LEAST_LARGEST, max(LEAST_OF_MANY_SITES, _next_power(least_params / per_rank)))
+    least = max(least, LEAST_OF_MANY_SITES * (begins_with or 1))
     rank = _next_power(bits / LEAST_BITS_PER_PARAM / per_rank)
     return min(placement.largest_rank(geometry.adaptable), max(least, rank))
 
@@ -163,6 +170,12 @@ def check_capacity(records: RecordSet, largest: int, params_per_rank: int) -> No
         )
 
 
+def doubled_ranks(largest: int, least: int = 1) -> tuple[int, ...]:
+    """Return the ranks at which a law is measured: doubled from the least to below the largest."""
+    doubled = (least * 2**i for i in range(largest.bit_length()))
+    return tuple(rank for rank in doubled if rank < largest) or (least,)
+
+
 def search_spec(
     records: RecordSet,
     model: Model,
@@ -170,17 +183,18 @@ def search_spec(
     largest: int,
     train_steps: int,
     prompt: Literal["plain", "chat"],
+    least: int = 1,
 ) -> SearchSpec:
     """Return the spec of the search that measures the law of these records.
 
-    Ranks double up to below `largest`, where a run would only show that far more than needed is
-    enough. The lengths are subsets of the records, in ORDERS, and the budgets parts of
+    Ranks double from `least` up to below `largest`, where a run would only show that far more than
+    needed is enough. The lengths are subsets of the records, in ORDERS, and the budgets parts of
     `train_steps`, so that a small subset gets as many epochs as the whole set.
     """
     total, longest = records.supervised_tokens, max(records.target_tokens)
     lengths = sorted({max(longest, round(share * total)) for share in SUBSET_SHARES})
     steps = sorted({max(1, round(share * train_steps)) for share in SUBSET_SHARES})
-    ranks = tuple(2**i for i in range(largest.bit_length()) if 2**i < largest) or (1,)
+    ranks = doubled_ranks(largest, least)
     # A quarter and half of the largest: there records were found to begin to fit, so the law must
     # be known there. Far smaller ranks, at which it is least known, would otherwise attract the
     # search.
@@ -243,11 +257,16 @@ def first_runs(search: PreparedSearch) -> tuple[PlannedRun, ...]:
 
 
 def sized_spec(spec: SearchSpec, point: DesignPoint) -> SearchSpec:
-    """Return a search's spec with targets at the whole set, for every rank up to the largest."""
-    ranks = tuple(
-        sorted({*(r for r in spec.space.lora_rank if r < point.lora_rank), point.lora_rank})
+    """Return a search's spec with targets at the whole set, for every rank up to the largest, at
+    the point's placement."""
+    known = spec.space.ranks_of(point.placement)
+    ranks = tuple(sorted({*(r for r in known if r < point.lora_rank), point.lora_rank}))
+    targets = Targets(
+        lora_rank=ranks,
+        seq_len=(point.seq_len,),
+        train_steps=(point.train_steps,),
+        placement=None if point.placement is None else (point.placement,),
     )
-    targets = Targets(lora_rank=ranks, seq_len=(point.seq_len,), train_steps=(point.train_steps,))
     return spec.model_copy(update={"design": spec.design.model_copy(update={"targets": targets})})
 
 
@@ -275,6 +294,6 @@ def adapter_spec(spec: SearchSpec, records: RecordSet, point: DesignPoint) -> Se
         recipe=spec.recipe.model_copy(update={"stop_loss": STOP_LOSS, "stop_gain": 0.0}),
         design=Design(n_initial=1),
         budget=Budget(gpu_seconds=1.0),
-        evaluate=Evaluate(generate_max_tokens=0, control_tokens=0),
+        evaluate=Evaluate(generate_max_tokens=0, control_tokens=0, prose=spec.evaluate.prose),
         sequences=(0,),
     )

@@ -33,7 +33,7 @@ def train_bare(
     lora = PackedLora(base, [r.point.lora_rank for r in runs], [r.seed for r in runs], slots)
     model = AdaptedModel(base, lora)
     optimizer = PackedAdamW(
-        model.parameters(), clip_norm=recipe.clip_norm, weight_decay=recipe.weight_decay
+        lora.param_groups(), clip_norm=recipe.clip_norm, weight_decay=recipe.weight_decay
     )
     ended: list[TrainedMember] = []
     train_pack(

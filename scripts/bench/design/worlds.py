@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple
 from typing import Literal, get_args
 
 import numpy as np
@@ -70,7 +69,7 @@ class Truth:
         """One run; the same run always yields the same."""
         sequence_id, seed = replicate
         rng = np.random.default_rng(
-            [self.seed, KINDS.index(self.kind), *astuple(point), sequence_id, seed]
+            [self.seed, KINDS.index(self.kind), *point.to_json().values(), sequence_id, seed]
         )
         mean = self.mean(point)
         size = NOISE * (abs(mean) / 3 if self.kind == "heteroscedastic" else 1.0)

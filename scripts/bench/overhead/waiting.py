@@ -55,7 +55,7 @@ def run(quick: bool, repeats: int) -> dict[str, Any]:
     probe = Probe(placement="mlp", layer=1 if quick else 24)
     dtype = "float32" if quick else "bfloat16"
     base = load_base_model(
-        name, resolve_model(name, None), None, dtype, probe.to_placement(), torch.device("cpu")
+        name, resolve_model(name, None), None, dtype, (probe.to_placement(),), torch.device("cpu")
     )
     ids = torch.randint(2, 250, (LENGTH + 8,), generator=torch.Generator().manual_seed(0)).tolist()
     (record,) = build_prefix_cache(base, [Record(tuple(ids[:8]), tuple(ids[8:]))])

@@ -79,7 +79,7 @@ def train_packed(
     model = load_model(work)
     device = model.device
     # As they lie where they are read; random ones are made on the device.
-    base = freeze_base(model.to("cpu"), tokenizer, work.placement, device)
+    base = freeze_base(model.to("cpu"), tokenizer, (work.placement,), device)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -93,7 +93,7 @@ def train_packed(
     lora = PackedLora(base, [own.lora_rank for own in points], [own.seed for own in points])
     model = AdaptedModel(base, lora)
     optimizer = PackedAdamW(
-        model.parameters(), clip_norm=recipe.clip_norm, weight_decay=recipe.weight_decay
+        lora.param_groups(), clip_norm=recipe.clip_norm, weight_decay=recipe.weight_decay
     )
     train_pack(
         model,

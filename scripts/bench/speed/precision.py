@@ -45,7 +45,7 @@ def delta_losses(
     name = TINY if quick else SMOLLM2
     probe = Probe(placement="mlp", layer=1 if quick else 20)
     base = load_base_model(
-        name, resolve_model(name, None), None, dtype, probe.to_placement(), torch.device("cpu")
+        name, resolve_model(name, None), None, dtype, (probe.to_placement(),), torch.device("cpu")
     )
     records = {}
     for length in {length for length, _, _ in points}:

@@ -52,7 +52,7 @@ def authors(work: Work, pace: Pace) -> Weights:
     """
     tokenizer = tokenizer_of(work)
     model = load_model(work)
-    base = FastBase(model, tokenizer, work.placement)
+    base = FastBase(model, tokenizer, (work.placement,))
     adapter = _ProductAdapter(work, model.dtype, model.device)
     optimizer = torch.optim.AdamW(
         adapter.parameters(), lr=work.recipe.learning_rate, weight_decay=0

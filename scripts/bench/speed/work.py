@@ -18,7 +18,7 @@ from pmlray.config.bases.models import KNOWN_MODELS, SMOLLM2, TINY, resolve_mode
 from pmlray.config.placement import Placement, Site
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import Probe
-from pmlray.engine.adapters.packed_lora import initial_As
+from pmlray.engine.adapters.packed_factors import initial_As
 from pmlray.engine.adapters.peft_io import LLAMAS_NAMES, peft_settings
 from pmlray.engine.model.prompts import render_prompt
 from pmlray.memory import Record, TaskSource, build_memory

@@ -88,7 +88,7 @@ def test_losses_gradients_and_recall_are_those_of_peft(
     geometry = geometry_from_config(plain.config.to_dict(), case)
     assert geometry.path == ("fast" if case in FAST else "general")
     placement = Placement((0, 1), tuple(geometry.modules), alpha_per_rank=2.0)
-    base = freeze_base(copy.deepcopy(plain), None, placement, torch.device("cpu"))
+    base = freeze_base(copy.deepcopy(plain), None, (placement,), torch.device("cpu"))
     assert {s: base.site_shapes[s] for s in placement.sites} == {
         s: geometry.modules[s.module] for s in placement.sites
     }
@@ -104,7 +104,7 @@ def test_losses_gradients_and_recall_are_those_of_peft(
     found.nll_N.sum().backward()
     for n in (0, 1):
         weights, folder = lora.weights(n), tmp_path / str(n)
-        save_adapter(folder, placement, weights, "x", names=PeftNames.of(base))
+        save_adapter(folder, placement, weights, "x", names=PeftNames.of(base, placement))
         adapted = PeftModel.from_pretrained(copy.deepcopy(plain), str(folder), is_trainable=True)
         adapted.eval()
         expected = [peft_nll(adapted, record) for record in records]
@@ -119,8 +119,9 @@ def test_losses_gradients_and_recall_are_those_of_peft(
         torch.cat(expected).sum().backward()
         trained = {name: p.grad for name, p in adapted.named_parameters() if p.requires_grad}
         assert len(trained) == 2 * len(placement.sites)
-        for (group, j), site in ((lora._place[s], s) for s in placement.sites):
-            at = PeftNames.of(base).of_site(site)
+        (placed,) = lora._placed
+        for (group, j), site in ((placed._place[s], s) for s in placement.sites):
+            at = PeftNames.of(base, placement).of_site(site)
             for factor, mine in (("A", lora.factors[group].A), ("B", lora.factors[group].B)):
                 own = trained[f"{at}.lora_{factor}.default.weight"]
                 part = mine.grad[n, j].T
@@ -133,7 +134,9 @@ def test_losses_gradients_and_recall_are_those_of_peft(
         rows = [Row(n, i, c) for i, c in enumerate(build_prefix_cache(base, told))]
         right, missed = score_tokens(model, rows).wrong
         assert not any(right) and missed[:9] == (False,) * 8 + (True,)
-        decoded = decode_exactly(base, [Decoding(weights, (r,)) for r in told], 100)
+        decoded = decode_exactly(
+            base, [Decoding(weights, placement.scale(RANKS[n]), (r,)) for r in told], 100
+        )
         assert decoded == (True, False)
 
 
@@ -143,10 +146,10 @@ def test_one_module_of_one_layer_is_adapted_where_peft_adapts_it(case: str, tmp_
     geometry = geometry_from_config(plain.config.to_dict(), case)
     # Of Llama's shape this is the site up to which activations are cached.
     placement = Placement((0,), ([*geometry.modules][-1],))
-    base = freeze_base(copy.deepcopy(plain), None, placement, torch.device("cpu"))
+    base = freeze_base(copy.deepcopy(plain), None, (placement,), torch.device("cpu"))
     lora = PackedLora(base, [3], [0])
     fill(lora)
-    save_adapter(tmp_path, placement, lora.weights(0), "x", names=PeftNames.of(base))
+    save_adapter(tmp_path, placement, lora.weights(0), "x", names=PeftNames.of(base, placement))
     adapted = PeftModel.from_pretrained(plain, str(tmp_path))
     record = drawn(24, 0)
     with torch.no_grad():
@@ -154,7 +157,9 @@ def test_one_module_of_one_layer_is_adapted_where_peft_adapts_it(case: str, tmp_
     assert losses_of(base, lora, record) == pytest.approx(expected, abs=1e-5)
     prompt = record.prompt_ids
     told = Record(prompt, greedy(adapted, prompt, 16))
-    assert decode_exactly(base, [Decoding(lora.weights(0), (told,))], 100) == (True,)
+    assert decode_exactly(
+        base, [Decoding(lora.weights(0), placement.scale(lora.ranks[0]), (told,))], 100
+    ) == (True,)
 
 
 @pytest.mark.parametrize("layers", [(0,), (0, 1)], ids=["one layer", "two layers"])
@@ -166,7 +171,7 @@ def test_the_papers_block_is_added_to_its_layers_output(case: str, layers: tuple
     if geometry.refusal(MLP_BLOCK) is not None:
         assert not hasattr(find_layers(plain, 2, case)[1][0], MLP_BLOCK)
         return
-    base = freeze_base(copy.deepcopy(plain), None, placement, torch.device("cpu"))
+    base = freeze_base(copy.deepcopy(plain), None, (placement,), torch.device("cpu"))
     lora = PackedLora(base, [3], [0])
     fill(lora)
     own_layers = find_layers(plain, 2, case)[1]
@@ -265,16 +270,18 @@ def test_a_stored_adapter_of_linear_modules_is_read_back(case: str, tmp_path: Pa
     model.save_pretrained(folder)
     geometry = geometry_from_config(model.config.to_dict(), case)
     placement = Placement((1,), tuple(geometry.modules))
-    base = freeze_base(model, None, placement, torch.device("cpu"))
+    base = freeze_base(model, None, (placement,), torch.device("cpu"))
     lora = PackedLora(base, [2], [0])
     fill(lora)
-    names = PeftNames.of(base)
+    names = PeftNames.of(base, placement)
     save_adapter(tmp_path / "adapter", placement, lora.weights(0), str(folder), names=names)
     record = drawn(16, 0)
-    ours = decode_exactly(base, [Decoding(lora.weights(0), (record,))], 100)
+    ours = decode_exactly(base, [Decoding(lora.weights(0), placement.scale(2), (record,))], 100)
     plain = GeneralBase(tiny_model(case), None, placement)
     adapter = read_adapter(tmp_path / "adapter")
     (first,) = decode_records(plain, adapter, [record], ends=())
     told = Record(record.prompt_ids, first.answer_ids[:16])
-    assert decode_exactly(base, [Decoding(lora.weights(0), (told,))], 100) == (True,)
+    assert decode_exactly(
+        base, [Decoding(lora.weights(0), placement.scale(lora.ranks[0]), (told,))], 100
+    ) == (True,)
     assert ours == (first.answer_ids[:16] == record.target_ids,)

@@ -40,7 +40,7 @@ def random_weights(width: int, rank: int = 3) -> Weights:
 
 
 def adapter_of(base: BaseModel, weights: Weights) -> SiteAdapter:
-    return SiteAdapter("any", base.placement, at_site(base.placement, *weights))
+    return SiteAdapter("any", base.placements[0], at_site(base.placements[0], *weights))
 
 
 def width_of(base: BaseModel) -> int:
@@ -121,7 +121,7 @@ def test_a_trained_adapter_recites_what_it_learnt(
     base = tiny()
     recipe = Recipe(batch_size=4, stop_loss=0.0, stop_gain=0.0)
     trained = train(base, [make_run(8, 15, 60)], [RECORDS], recipe)
-    save_adapter(tmp_path, base.placement, trained.model.lora.weights(0), "tiny-random-llama")
+    save_adapter(tmp_path, base.placements[0], trained.model.lora.weights(0), "tiny-random-llama")
     adapter = read_adapter(tmp_path)
     assert adapter.base_model == "tiny-random-llama" and adapter.lora_rank == 8
     right = [r.answered for r in decode_records(base, adapter, RECORDS, {END})]
@@ -175,8 +175,8 @@ def test_an_adapter_of_other_widths_is_refused(
     tiny: Callable[..., BaseModel], tmp_path: Path
 ) -> None:
     base = tiny()
-    weights = at_site(base.placement, torch.zeros(96, 2), torch.zeros(2, 64))
-    save_adapter(tmp_path, base.placement, weights, "another")
+    weights = at_site(base.placements[0], torch.zeros(96, 2), torch.zeros(2, 64))
+    save_adapter(tmp_path, base.placements[0], weights, "another")
     config = json.loads((tmp_path / MLP_CONFIG_FILE).read_text())
     assert config["base_model"] == "another"
     adapter = read_adapter(tmp_path)

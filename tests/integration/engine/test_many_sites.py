@@ -11,16 +11,16 @@ from torch import Tensor
 
 from pmlray.config import Recipe
 from pmlray.config.placement import Placement, Site
-from pmlray.engine.adapters.packed_lora import AdapterWeights
+from pmlray.engine.adapters.packed_factors import AdapterWeights
 from pmlray.engine.evaluation.scores import Decoding, decode_exactly
 from pmlray.engine.model import batches
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.runtime.checkpoints import AskedToLeave, Checkpoints
 from pmlray.memory import Record
 from pmlray.types import METHODS, MemftRules
+from tests.integration.engine.packs.test_checkpoints import Cut, outcome
 from tests.placements import PLACEMENTS
 from tests.unit.engine.conftest import make_run, random_record, train
-from tests.unit.engine.runtime.test_checkpoints import Cut, outcome
 
 RECIPE = Recipe(learning_rate=1e-2)
 TinyAt = Callable[[Placement], BaseModel]
@@ -30,7 +30,7 @@ placed = pytest.mark.parametrize("placement", PLACEMENTS.values(), ids=PLACEMENT
 def adapted(base: BaseModel, weights: AdapterWeights) -> Callable[[Site, Tensor], Tensor]:
     """What LoRA adds at a site, written out."""
     rank = next(iter(weights.values()))[0].shape[1]
-    factor = base.placement.scale(rank)
+    factor = base.placements[0].scale(rank)
     return lambda site, x: factor * (x @ weights[site][0] @ weights[site][1])
 
 
@@ -98,9 +98,12 @@ def test_exact_recall_is_what_greedy_decoding_reproduces(
     ]
     assert found == [True, False]
     assert [trained.members[i].scores.recall.exact for i in range(2)] == [1.0, 0.0]
-    together = [Decoding(w, (r,)) for w, r in zip(weights, records, strict=True)]
+    scales = [placement.scale(rank) for rank in (8, 1)]
+    together = [Decoding(*of, (r,)) for *of, r in zip(weights, scales, records, strict=True)]
     assert decode_exactly(base, together, 60) == (True, False)
-    swapped = [Decoding(w, (r,)) for w, r in zip(weights, reversed(records), strict=True)]
+    swapped = [
+        Decoding(*of, (r,)) for *of, r in zip(weights, scales, reversed(records), strict=True)
+    ]
     assert decode_exactly(base, swapped, 60) == (False, False)
 
 

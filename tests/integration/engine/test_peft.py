@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from pmlray.config import Recipe
 from pmlray.config.placement import DOWN_PROJ, Placement, Site
-from pmlray.engine.adapters.packed_lora import initial_As
+from pmlray.engine.adapters.packed_factors import initial_As
 from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.adapters.stored_adapter import SiteAdapter, read_adapter
 from pmlray.engine.model.base_model import BaseModel
@@ -131,9 +131,9 @@ def test_adapters_of_the_papers_block_round_trip(
     base = tiny_at(Placement(layers, ("mlp",)))
     trained = train(base, [make_run(3, 8, 5)], [[random_record(8)]], RECIPE)
     weights = trained.model.lora.weights(0)
-    save_adapter(tmp_path, base.placement, weights, "base")
+    save_adapter(tmp_path, base.placements[0], weights, "base")
     adapter = read_adapter(tmp_path)
-    assert isinstance(adapter, SiteAdapter) and adapter.placement == base.placement
+    assert isinstance(adapter, SiteAdapter) and adapter.placement == base.placements[0]
     assert adapter.weights.keys() == weights.keys()
     for site, own in weights.items():
         for mine, read in zip(own, adapter.weights[site], strict=True):

@@ -29,7 +29,7 @@ def delta_losses(
 ) -> list[float]:
     probe = Probe(placement=placement, layer=1)
     source = resolve_model(TINY, None)
-    base = load_base_model(TINY, source, None, dtype, probe.to_placement(), torch.device("cpu"))
+    base = load_base_model(TINY, source, None, dtype, (probe.to_placement(),), torch.device("cpu"))
     runs = [make_run(2, SHORT, 40), make_run(8, LONG, 40, "memft_ot", 1)]
     runs.append(make_run(8, SHORT, 40, "sft", 2))
     records = [[random_record(r.point.seq_len, r.seed, PROMPT)] for r in runs]

@@ -61,7 +61,7 @@ def counted(shape: StepShape, flops: float, squares: int) -> float:
 def test_a_packed_step_is_counted_as_torch_counts_it(layer: int) -> None:
     tokenizer = tokenizer_of(WORK)
     probe = WORK.probe.model_copy(update={"layer": layer})
-    base = freeze_base(load_model(WORK), tokenizer, probe.to_placement(), CPU)
+    base = freeze_base(load_model(WORK), tokenizer, (probe.to_placement(),), CPU)
     cache = build_prefix_cache(base, records_of(WORK, tokenizer))[:3]
     model = AdaptedModel(base, PackedLora(base, [4], [0]))
     (batch,) = micro_batches([Row(0, i, record) for i, record in enumerate(cache)])
@@ -89,7 +89,7 @@ def test_a_rivals_step_is_counted_as_torch_counts_it() -> None:
 
 
 def test_rivals_see_the_records_in_the_engines_order() -> None:
-    base = freeze_base(load_model(WORK), tokenizer_of(WORK), WORK.probe.to_placement(), CPU)
+    base = freeze_base(load_model(WORK), tokenizer_of(WORK), (WORK.probe.to_placement(),), CPU)
     cache = build_prefix_cache(base, records_of(WORK, base.tokenizer))
     point = DesignPoint(WORK.lora_rank, WORK.seq_len, WORK.train_steps)
     run = PlannedRun(point, "sft", 0, WORK.seed, "law", "0")

@@ -15,13 +15,15 @@ from typer.testing import CliRunner, Result
 
 from pmlray.cli import app
 from pmlray.cli.describe_law import describe_law_json
+from pmlray.config.placement_facts import placement_facts
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.engine.provenance import placement_facts
 from pmlray.law import LawData, read_law_data
 from pmlray.types import DesignPoint
 from tests.fakes import observe
 from tests.unit.conftest import make_search, search_file  # noqa: F401
 from tests.unit.law.placed_points import ATTENTION, BLOCK, DOWN, placed_data
+from tests.unit.study.placed_search import RUNS, placed_run, placed_spec
+from tests.unit.study.placed_search import WORTHS as PLACED_WORTHS
 
 WORTHS = {BLOCK: 1.0, DOWN: 1.5, ATTENTION: 0.6}
 NAMES = ("mlp_block@20/30", "down_proj@20/30", "q_proj,v_proj@20/30")
@@ -156,7 +158,7 @@ def test_several_stores_of_one_base_make_one_law(
         for n, point in enumerate(product((1, 2, 4, 8), (32, 64))):
             run = search.plan_run(DesignPoint(*point, 60), "sft", i, 0, "law")
             measured = observe(run, 0, n, 0.05, 1e-3)
-            told = placement_facts(search)
+            told = placement_facts(search, search.spec.space.points()[0])
             measured = replace(measured, provenance={**measured.provenance, "placement": told})
             file = folders[-1] / "observations" / f"{run.run_key}.json"
             file.write_text(json.dumps(measured.to_json()))
@@ -167,6 +169,30 @@ def test_several_stores_of_one_base_make_one_law(
     assert len(law["targets"]) == 2
     alone = fit(str(folders[0]), "--target", "4,64")
     assert "worth" not in alone and len(alone["targets"]) == 1
+
+
+def test_the_store_of_a_search_over_placements_tells_each_choice(tmp_path: Path) -> None:
+    """By parameters, and by what its runs measured: gpu_seconds and harm to prose."""
+    rng = np.random.default_rng(3)
+    runs = [placed_run(*run, 0, rng) for run in RUNS]
+    spec = placed_spec()
+    (tmp_path / "search.json").write_text(spec.model_dump_json(exclude_defaults=True))
+    (tmp_path / "observations").mkdir()
+    for o in runs:
+        file = tmp_path / "observations" / f"{o.run_key}.json"
+        file.write_text(json.dumps(o.to_json()))
+    law = fit(str(tmp_path))
+    assert [choice["by"] for choice in law["choices"]] == ["parameters", "gpu_seconds", "prose"]
+    # Without a target it is for the longest text with the most steps.
+    assert {(c["seq_len"], c["train_steps"]) for c in law["choices"]} == {(192, 200)}
+    first = [choice["placements"][0]["placement"] for choice in law["choices"]]
+    assert first == ["attention", "block", "attention"]
+    names = {row["name"]: row["value"] for row in law["worth"]["placements"]}
+    assert names == pytest.approx(PLACED_WORTHS, rel=0.15)
+    text = describe_law_json(law | {"n_left_out": 0})
+    for words in ("fewest parameters for", "fewest gpu_seconds for", "least harm to prose for"):
+        assert f"  {words} delta_loss 10.1" in text
+    assert "residuals follow none of effective parameters" in text or "residuals still" in text
 
 
 def test_tables_are_fitted_alone(write: Write) -> None:

@@ -14,8 +14,11 @@ from typer.testing import CliRunner
 
 from pmlray.cli import app
 from pmlray.config import load_search
+from pmlray.config.bases.models import TINY, loadable_name
+from pmlray.config.prepared_search import prepare_search
 from pmlray.errors import PmlrayError, RunError, SpecError
 from tests.jobs_api import FakeCluster, running
+from tests.starts import save_start
 
 runner = CliRunner()
 CLUSTER = Path(__file__).parents[3] / "cluster"
@@ -69,6 +72,34 @@ def test_a_submitted_search_takes_its_code_and_files_along(
     assert {"pmlray/__main__.py", "data/facts.jsonl", "profile.yaml"} <= names
     assert not any("__pycache__" in name for name in names)
     assert sent["task"]["records"] == "data/facts.jsonl"
+
+
+@pytest.mark.parametrize("place", ["first", "pmlray/first"])
+def test_the_adapter_to_begin_with_goes_along(
+    cluster: FakeCluster, search_file: Path, tmp_path: Path, place: str
+) -> None:
+    """There its base is found by the search's name for it: the config's may be a folder of here."""
+    here = save_start(search_file.parent / place, base_model_name_or_path=loadable_name(TINY))
+    (here / "optimizer.pt").write_bytes(bytes(1000))
+    own = ("probe=null", f"adapter.from_adapter={place}", "space.lora_rank=[2,4]",
+           "design.n_initial=1")  # fmt: skip
+    submit(cluster, search_file, *(x for override in own for x in ("--set", override)))
+    with zipfile.ZipFile(io.BytesIO(cluster.packages[0])) as uploaded:
+        there = yaml.safe_load(uploaded.read("search.yaml"))["adapter"]["from_adapter"]
+        names = {n for n in uploaded.namelist() if n.startswith(f"{there}/")}
+        uploaded.extractall(tmp_path / "job")
+    files = {"adapter_config.json", "adapter_model.safetensors"}
+    assert {name.removeprefix(f"{there}/") for name in names} == files
+    config = json.loads((tmp_path / "job" / there / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == TINY
+    sent, kept = prepare_search(tmp_path / "job" / "search.yaml"), prepare_search(search_file, own)
+    # The same runs, wherever they are measured.
+    keys = [
+        [search.plan_run(p, "sft", 0, 0, "law").run_key for p in search.spec.space.points()]
+        for search in (sent, kept)
+    ]
+    assert keys[0] == keys[1] and len(keys[0]) == 8
+    assert (sent.spec.search_id == kept.spec.search_id) == (place == "first")
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])

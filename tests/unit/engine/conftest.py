@@ -15,6 +15,7 @@ from pmlray.config.placement import Placement
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW
+from pmlray.engine.adapters.packed_factors import AdapterWeights
 from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.model.base_model import BaseModel, load_base_model
 from pmlray.engine.model.prefix_cache import build_prefix_cache
@@ -29,10 +30,17 @@ from pmlray.types import DesignPoint, MemftRules, Method, PlannedRun, Room
 
 
 def make_run(
-    rank: int, length: int, steps: int, method: Method = "sft", seed: int = 0, sequence_id: int = 0
+    rank: int,
+    length: int,
+    steps: int,
+    method: Method = "sft",
+    seed: int = 0,
+    sequence_id: int = 0,
+    placement: str | None = None,
 ) -> PlannedRun:
     key = f"{method}-{rank}-{length}-{steps}-{seed}-{sequence_id}"
-    return PlannedRun(DesignPoint(rank, length, steps), method, sequence_id, seed, "law", key)
+    point = DesignPoint(rank, length, steps, placement)
+    return PlannedRun(point, method, sequence_id, seed, "law", key)
 
 
 def random_record(length: int, sequence_id: int = 0, prompt: int = 5, vocab: int = 258) -> Record:
@@ -56,14 +64,17 @@ def train(
     checkpoints: Checkpoints | None = None,
     also: Callable[[dict[int, TrainedMember]], None] = lambda ended: None,
     room: Room | None = None,
+    placements: Sequence[Placement] | None = None,
+    start: AdapterWeights | None = None,
 ) -> Trained:
     cached = [build_prefix_cache(base, own) for own in records]
     members = make_members(runs, cached, [[record.repeats for record in own] for own in records])
     slots = Admission(members, recipe, room).most_at_once
-    lora = PackedLora(base, [r.point.lora_rank for r in runs], [r.seed for r in runs], slots)
+    ranks, seeds = [r.point.lora_rank for r in runs], [r.seed for r in runs]
+    lora = PackedLora(base, ranks, seeds, slots, placements, start)
     model = AdaptedModel(base, lora)
     optimizer = PackedAdamW(
-        model.parameters(), clip_norm=recipe.clip_norm, weight_decay=recipe.weight_decay
+        lora.param_groups(), clip_norm=recipe.clip_norm, weight_decay=recipe.weight_decay
     )
     done: dict[int, TrainedMember] = {}
 
@@ -92,19 +103,19 @@ def fresh_tiny(tiny_folder: str) -> Callable[..., BaseModel]:
         probe = Probe(placement=placement, layer=layer)  # type: ignore[arg-type]
         source = resolve_model(TINY, None)
         return load_base_model(
-            TINY, source, None, "float32", probe.to_placement(), torch.device("cpu")
+            TINY, source, None, "float32", (probe.to_placement(),), torch.device("cpu")
         )
 
     return load
 
 
 @pytest.fixture(scope="session")
-def tiny_at(tiny_folder: str) -> Callable[[Placement], BaseModel]:
-    """The tiny model with adapters at any sites, the same for all tests of a placement."""
+def tiny_at(tiny_folder: str) -> Callable[..., BaseModel]:
+    """The tiny model with adapters at any sites, the same for all tests of these placements."""
 
-    def load(placement: Placement) -> BaseModel:
+    def load(*placements: Placement) -> BaseModel:
         source = resolve_model(TINY, None)
-        return load_base_model(TINY, source, None, "float32", placement, torch.device("cpu"))
+        return load_base_model(TINY, source, None, "float32", placements, torch.device("cpu"))
 
     return cache(load)
 

@@ -219,3 +219,16 @@ def test_arrays_are_refused_where_one_point_would_be(name: str, value: float) ->
         assert str(caught.value) == str(error)
     else:
         assert len(LawData(**columns, **rest)) == 3
+
+
+def test_runs_that_began_otherwise_have_no_law_in_common() -> None:
+    begun = [{}, {"from_adapter": {"sha256": "ab" * 32}}, {"from_adapter": {"sha256": "cd" * 32}}]
+    runs = [observation(run_key=f"k{i}", provenance=told) for i, told in enumerate(begun)]
+    again = [observation(run_key=f"n{i}", provenance=told) for i, told in enumerate(begun)]
+    for one, other in zip(runs, again, strict=True):
+        assert len(law_data([one, other])) == 2
+    for pair in ((0, 1), (1, 0), (1, 2)):
+        with pytest.raises(DataError, match=r"is of the start from .* no law in common"):
+            law_data([runs[i] for i in pair])
+    with pytest.raises(DataError, match="from_adapter in its provenance cannot be read"):
+        law_data([observation(provenance={"from_adapter": "ab"})])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 from pmlray.config.search_spec import SearchSpec
 from pmlray.law import CeilingLaw
 from pmlray.study.findings.result import SearchResult, assemble
+from pmlray.study.report.figures.style import Panel
+from pmlray.study.report.search_report import write_report
 from pmlray.types import (
     DesignPoint,
     FailedRun,
@@ -185,3 +188,33 @@ def make_result() -> MakeResult:
 def result(make_result: MakeResult) -> SearchResult:
     """The whole of it, fitted once."""
     return make_result()
+
+
+@pytest.fixture(scope="session")
+def placed_result() -> SearchResult:
+    """A search over three placements, fitted once."""
+    from tests.unit.study.placed_search import placed_search
+
+    return placed_search()
+
+
+@pytest.fixture(scope="session")
+def placed_folder(placed_result: SearchResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its report, without the drawing code and the figures' files, which take most of the time and
+    are as those of one placement."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pmlray.study.report.page.vega_bundle", lambda: "")
+        patch.setattr(Panel, "svg", lambda self, spec: "<svg/>")
+        return write_report(placed_result, tmp_path_factory.mktemp("placed"), {}).parent
+
+
+@pytest.fixture(scope="session")
+def placed_page(placed_folder: Path) -> Page:
+    """The page of that report."""
+    return Page((placed_folder / "report.html").read_text("utf-8"))
+
+
+@pytest.fixture(scope="session")
+def placed_specs(placed_page: Page) -> dict[str, dict[str, Any]]:
+    """The specification of every figure of that page, by its key."""
+    return placed_page.specs()

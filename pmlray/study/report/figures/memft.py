@@ -65,11 +65,12 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
     """Draw each method's differences from SFT in recall, with intervals; None without any."""
     rows: list[ChartRow] = []
     for point, method, differences in changed:
+        label = f"{_sizes(point)} t{point.train_steps} {SHORT_METHOD[method]}"
         for name in RECALLS:
             if (found := differences.get(name)) is not None:
                 rows.append(
                     {
-                        "row": f"{point_label(point)} {SHORT_METHOD[method]}",
+                        "row": label + _place(point),
                         "figure": name,
                         "difference": round(found.mean, 5),
                         "low": round(found.mean if found.low is None else found.low, 5),
@@ -117,13 +118,22 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
 
 
 def point_label(p: DesignPoint) -> str:
-    """Return a short label of a point: rank, length, steps."""
-    return f"r{p.lora_rank} l{p.seq_len} t{p.train_steps}"
+    """Return a short label of a point: rank, length, steps, and its placement where it has one."""
+    return f"{_sizes(p)} t{p.train_steps}{_place(p)}"
+
+
+def _place(p: DesignPoint) -> str:
+    # Last in a label, whose end is cut where it is long.
+    return "" if p.placement is None else f" {p.placement}"
+
+
+def _sizes(p: DesignPoint) -> str:
+    return f"r{p.lora_rank} l{p.seq_len}"
 
 
 def pair_label(number: int, pair: MemftPair) -> str:
-    """Return a short, unique label: the pair's number in the table, its rank and length."""
-    return f"{number}: r{pair.point.lora_rank} l{pair.point.seq_len}"
+    """Return a short, unique label: the pair's number in the table, and its point."""
+    return f"{number}: {_sizes(pair.point)}{_place(pair.point)}"
 
 
 def _pair_panel(pairs: Sequence[MemftPair], name: str) -> Panel:

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 
 import altair as alt
 
+from pmlray.study.findings.placed_law import rank_of
 from pmlray.study.findings.result import SearchResult
+from pmlray.study.report.figures.placed import (
+    placed_row,
+    placed_tips,
+    placement_colour,
+    placement_shape,
+    rank_rows,
+)
 from pmlray.study.report.figures.style import (
     QUARTERS,
     ChartRow,
@@ -36,10 +44,13 @@ def heat_panels(result: SearchResult) -> tuple[Panel, ...]:
     """Draw final loss, token recall and exact recall of SFT over rank and length.
 
     Replicates are averaged. A cell shows the runs with the most optimiser steps measured there.
+    Several placements have a row for each of their ranks.
     """
-    cells = _cells([o for o in result.observations if o.method == "sft"])
+    cells = _cells([o for o in result.observations if o.method == "sft"], result.placements)
     if not cells:
         return ()
+    by_rank, y = rank_rows(cells, result.placements)
+    n_rows = len({(row.get("placement"), row["lora_rank"]) for row in cells})
     worst = max(row["final_loss"] for row in cells) or 1.0
     panels = []
     for name, title, unit in _HEATS:
@@ -53,8 +64,9 @@ def heat_panels(result: SearchResult) -> tuple[Panel, ...]:
             x=alt.X(
                 "seq_len", type="ordinal", axis=alt.Axis(labelAngle=0, format=",d", grid=False)
             ),
-            y=alt.Y("lora_rank", type="ordinal", sort="descending"),
+            y=y,
             tooltip=tips(
+                *placed_tips(result),
                 *("lora_rank", "seq_len", "train_steps", "n_runs"),
                 *("final_loss", "token_recall", "exact_recall"),
             ),
@@ -73,23 +85,26 @@ def heat_panels(result: SearchResult) -> tuple[Panel, ...]:
             Panel(
                 "heat-" + name.replace("_", "-"),
                 title,
-                f"Heat map of {name} over seq_len and lora_rank, mean over replicates; the"
+                f"Heat map of {name} over seq_len and {by_rank}, mean over replicates; the"
                 " lighter the better.",
-                layered(chart, 34 * len({row["lora_rank"] for row in rows})),
+                layered(chart, 34 * n_rows),
             )
         )
     return tuple(panels)
 
 
-def _cells(runs: Sequence[Observation]) -> list[ChartRow]:
-    by_cell: dict[tuple[int, int], list[Observation]] = {}
+def _cells(runs: Sequence[Observation], names: Sequence[str]) -> list[ChartRow]:
+    by_cell: dict[tuple[str, int, int], list[Observation]] = {}
     for o in runs:
-        by_cell.setdefault((o.point.lora_rank, o.point.seq_len), []).append(o)
-    rows = []
-    for (rank, length), measured in sorted(by_cell.items()):
+        place = o.point.placement if names else None
+        by_cell.setdefault((place or "", o.point.lora_rank, o.point.seq_len), []).append(o)
+    rows: list[ChartRow] = []
+    for (_, rank, length), measured in sorted(by_cell.items()):
         steps = max(o.point.train_steps for o in measured)
         used = [o for o in measured if o.point.train_steps == steps]
         row: ChartRow = {"lora_rank": rank, "seq_len": length, "train_steps": steps}
+        if names:
+            row = placed_row(used[0].point) | row
         row["n_runs"] = len(used)
         row["final_loss"] = round(sum(o.final_loss for o in used) / len(used), 5)
         row["token_recall"] = round(sum(o.recall.token for o in used) / len(used), 5)
@@ -155,7 +170,7 @@ def token_panels(result: SearchResult) -> tuple[Panel, ...]:
         panels.append(
             Panel(
                 f"token-p-{i + 1}",
-                f"{why.capitalize()}: rank {point.lora_rank}, {o.supervised_tokens:,} tokens,"
+                f"{why.capitalize()}: {rank_of(point)}, {o.supervised_tokens:,} tokens,"
                 f" final loss {o.final_loss:.3f}{thinned}",
                 f"Probability of each of {o.supervised_tokens} tokens at the end of training"
                 f" (sequence {o.sequence_id}, seed {o.seed}), with a line at 0.5;"
@@ -204,21 +219,30 @@ def cost_panels(result: SearchResult) -> tuple[Panel, ...]:
         lengths = [row["supervised_tokens"] for row in rows]
         scale, axis = log_axis(lengths, "seq_len, supervised tokens (log)")
         dots = alt.Chart(data(rows)).mark_point(size=60, strokeWidth=2, opacity=0.9)
-        methods = alt.Scale(domain=[m for m in METHODS if any(row["method"] == m for row in rows)])
+        ran = [m for m in METHODS if any(row["method"] == m for row in rows)]
+        methods, names = alt.Scale(domain=ran), result.placements
+        colour = alt.Color("method", type="nominal", scale=methods)
+        shape = alt.Shape("method", type="nominal", scale=methods)
+        if names:
+            colour = placement_colour(names)
+            shape = placement_shape(names) if len(ran) == 1 else shape
         per_run = dots.encode(
             x=alt.X("supervised_tokens", type="quantitative", scale=scale, axis=axis),
             y=alt.Y("gpu_seconds", type="quantitative", title="gpu_seconds of one run"),
-            color=alt.Color("method", type="nominal", scale=methods),
-            shape=alt.Shape("method", type="nominal", scale=methods),
+            color=colour,
+            shape=shape,
             tooltip=tips(
-                "method", "lora_rank", "supervised_tokens", "train_steps", "round", "gpu_seconds"
+                *placed_tips(result),
+                *("method", "lora_rank", "supervised_tokens", "train_steps", "round"),
+                "gpu_seconds",
             ),
         )
         panels.append(
             Panel(
                 "cost-by-length",
                 "Cost of each run",
-                "Scatter of every run's gpu_seconds against its seq_len, by method.",
+                "Scatter of every run's gpu_seconds against its seq_len, by"
+                f" {'placement and ' if names else ''}method.",
                 per_run.properties(height=260),
             )
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import altair as alt
 
 from pmlray.study.findings.result import LawSnapshot, SearchResult
+from pmlray.study.report.figures.placed import placed_row, placed_tips, rank_rows
 from pmlray.study.report.figures.style import (
     AnyChart,
     ChartRow,
@@ -19,6 +20,7 @@ from pmlray.study.report.figures.style import (
     padded,
     tips,
 )
+from pmlray.types import Family
 
 MAX_ROUNDS_IN_LEGEND = 16
 # Most runs per cell that are still numbered.
@@ -31,23 +33,26 @@ def order_panels(result: SearchResult) -> tuple[Panel, ...]:
     Runs are numbered while cells hold few of them; with many, they are tiles without numbers.
     """
     rows: list[ChartRow] = []
-    visits: Counter[tuple[int, int]] = Counter()
+    names = result.placements
+    visits: Counter[Family] = Counter()
     for number, o in enumerate(sorted(result.law_observations, key=lambda o: o.round), start=1):
-        cell = (o.point.lora_rank, o.point.seq_len)
-        rows.append({**observation_row(o), "order": number, "visit": visits[cell]})
-        visits[cell] += 1
+        row = {**observation_row(o), "order": number, "visit": visits[o.point.family]}
+        rows.append(row | placed_row(o.point) if names else row)
+        visits[o.point.family] += 1
     if not rows:
         return ()
     deepest = max(visits.values())
     columns = 1 if deepest <= MOST_NUMBERED else math.ceil(math.sqrt(deepest))
     for row in rows:
         down, across = divmod(row["visit"], columns)
-        own = math.ceil(visits[row["lora_rank"], row["seq_len"]] / columns)
+        cell = (row.get("placement"), row["lora_rank"], row["seq_len"])
+        own = math.ceil(visits[cell] / columns)
         row["down"] = down - (own - 1) / 2
         row["across"] = across - (columns - 1) / 2
     lines = math.ceil(deepest / columns)
-    ranks = len({row["lora_rank"] for row in rows})
+    ranks = len({(row.get("placement"), row["lora_rank"]) for row in rows})
     padding = alt.Scale(paddingInner=0.2, paddingOuter=0.1)
+    by_rank, y = rank_rows(rows, names, padding)
     base = alt.Chart(data(rows)).encode(
         x=alt.X(
             "seq_len",
@@ -55,14 +60,10 @@ def order_panels(result: SearchResult) -> tuple[Panel, ...]:
             axis=alt.Axis(labelAngle=0, format=",d", grid=columns == 1),
             scale=alt.Scale() if columns == 1 else padding,
         ),
-        y=alt.Y(
-            "lora_rank",
-            type="ordinal",
-            sort="descending",
-            scale=padding,
-        ),
+        y=y,
         yOffset=alt.YOffset("down", type="quantitative", scale=_centred(lines)),
         tooltip=tips(
+            *placed_tips(result),
             *("order", "round", "lora_rank", "seq_len", "train_steps", "sequence_id", "seed"),
             *("delta_loss", "gpu_seconds"),
         ),
@@ -86,7 +87,7 @@ def order_panels(result: SearchResult) -> tuple[Panel, ...]:
         Panel(
             "order",
             "Order of choice",
-            f"Every run of the law at its seq_len and lora_rank, {numbered} and coloured by round.",
+            f"Every run of the law at its seq_len and {by_rank}, {numbered} and coloured by round.",
             chart,
         ),
     )

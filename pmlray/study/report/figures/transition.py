@@ -11,6 +11,7 @@ import altair as alt
 import numpy as np
 
 from pmlray.law import TokenRun, token_table
+from pmlray.study.findings.placed_law import rank_of
 from pmlray.study.report.figures.style import Panel, data, tips
 
 # More columns than this would be too thin to be visible on a screen.
@@ -78,8 +79,7 @@ def _panel(run: TokenRun) -> Panel:
     )
     return Panel(
         "phase-diagram",
-        f"p of each token while rank {o.point.lora_rank} learns {o.supervised_tokens:,}"
-        f" tokens{pooled}",
+        f"p of each token while {rank_of(o.point)} learns {o.supervised_tokens:,} tokens{pooled}",
         f"Heat map of the probability of {o.supervised_tokens} tokens (sequence {o.sequence_id},"
         f" seed {o.seed}) by their place and by optimiser steps, from none to {steps[-1]}.",
         chart,

@@ -219,3 +219,12 @@ def test_a_comparison_is_not_taken_for_a_search(database: Path) -> None:
     MlflowTracker(uri, spec.compare_id, spec.model_dump(mode="json"), folder)
     with pytest.raises(StoreError, match="a comparison is watched by its store"):
         MlflowWatch(uri, spec.compare_id)
+
+
+def test_a_placements_name_may_have_a_plus(database: Path) -> None:
+    named = {"q_proj+v_proj": {"layers": "all"}, "down_proj": {"layers": [2]}}
+    uri = local_tracking_uri(database)
+    tracker = MlflowTracker(uri, "plus", {"space": {"placement": named}}, database / "artifacts")
+    params = MlflowClient(uri).get_run(tracker._parent).data.params
+    assert params["space.placement.q_proj:v_proj.layers"] == "all"
+    assert params["space.placement.down_proj.layers"] == "[2]"

@@ -145,7 +145,9 @@ def test_a_long_search_fits_its_laws_a_few_times(monkeypatch: pytest.MonkeyPatch
     fitted: list[int] = []
     original = optuna_sampler.law_data_of
     monkeypatch.setattr(
-        optuna_sampler, "law_data_of", lambda trials: fitted.append(len(trials)) or original(trials)
+        optuna_sampler,
+        "law_data_of",
+        lambda trials, at: fitted.append(len(trials)) or original(trials, at),
     )
     cells = tuple(DesignPoint(r, n, 100) for r in (1, 2, 4, 8) for n in (32, 64, 128, 256))
     space = DesignSpace(cells, tuple((s, 0) for s in range(6)))

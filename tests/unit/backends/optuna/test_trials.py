@@ -64,5 +64,5 @@ def test_who_died_before_choosing_is_waited_for_once(monkeypatch: pytest.MonkeyP
 def test_threads_of_one_study_never_repeat_a_run() -> None:
     study = optuna.create_study(sampler=sampler(1e9), direction="maximize")
     study.optimize(objective, n_trials=24, n_jobs=4)
-    names = optuna_trials.PARAMS
+    names = optuna_trials.design_params({})
     assert len({tuple(t.params[n] for n in names) for t in study.trials}) == 24

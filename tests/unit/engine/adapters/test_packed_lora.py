@@ -53,7 +53,7 @@ def test_rows_get_what_their_own_adapter_adds(
         for _ in range(count)
     ]
     (batch,) = micro_batches(rows)
-    found = lora.on(batch, None)(base.placement.sites[0], batch.adapter_in_TX)
+    found = lora.on(batch, None)(base.placements[0].sites[0], batch.adapter_in_TX)
     generator = torch.Generator().manual_seed(9)
     upstream = torch.randn(found.shape, generator=generator)
     grads = torch.autograd.grad(found, (own.A, own.B), upstream)
@@ -81,5 +81,5 @@ def test_adapters_are_found_where_one_has_taken_anothers_slot(
     (batch,) = micro_batches([Row(n, 0, record) for n in (1, 2)])
     x_TX = record.adapter_in_TX.float()
     expected = torch.cat([x_TX @ own.A[slot, 0] @ own.B[slot, 0] for slot in (1, 0)])
-    found = lora.on(batch, None)(base.placement.sites[0], batch.adapter_in_TX)
+    found = lora.on(batch, None)(base.placements[0].sites[0], batch.adapter_in_TX)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -22,7 +22,7 @@ def has(monkeypatch: pytest.MonkeyPatch, capabilities: Mapping[str, bool]) -> No
 
 def load(dtype: Literal["float32", "bfloat16"]) -> BaseModel:
     return load_base_model(
-        TINY, resolve_model(TINY, None), None, dtype, Probe(layer=1).to_placement(), CPU
+        TINY, resolve_model(TINY, None), None, dtype, (Probe(layer=1).to_placement(),), CPU
     )
 
 

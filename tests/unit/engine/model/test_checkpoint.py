@@ -61,7 +61,7 @@ def load(base: Path) -> Any:
     source = resolve_model(str(base), None)
     device = torch.device("cpu")
     return load_base_model(
-        str(base), source, None, "float32", Probe(layer=1).to_placement(), device
+        str(base), source, None, "float32", (Probe(layer=1).to_placement(),), device
     )
 
 
@@ -126,7 +126,12 @@ def test_a_base_with_hidden_faults_is_refused_when_it_is_loaded(
     change(base)
     with pytest.raises(ModelError, match=message) as refused:
         load_base_model(
-            str(base), source, None, "float32", Probe(layer=1).to_placement(), torch.device("cpu")
+            str(base),
+            source,
+            None,
+            "float32",
+            (Probe(layer=1).to_placement(),),
+            torch.device("cpu"),
         )
     assert "\n" not in str(refused.value)
 

@@ -44,7 +44,7 @@ def hosted_on(base: BaseModel, device: Device) -> BaseModel:
     modules = (body.embed_tokens, *body.layers[: base.first_trained_layer])
     weights = {module: list(module.parameters()) for module in modules}
     return FastBase(
-        base.model, base.tokenizer, base.placement, HostedWeights(weights, device.bring)
+        base.model, base.tokenizer, base.placements, HostedWeights(weights, device.bring)
     )
 
 
@@ -117,7 +117,7 @@ def test_only_what_steps_need_goes_to_the_device() -> None:
         num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=False,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
-    base = freeze_base(model, None, Probe(layer=1).to_placement(), torch.device("meta"))
+    base = freeze_base(model, None, (Probe(layer=1).to_placement(),), torch.device("meta"))
     body = model.model
     for module in (body.embed_tokens, *body.layers[:2]):
         assert {p.device.type for p in module.parameters()} == {"cpu"}

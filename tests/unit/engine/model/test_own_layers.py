@@ -151,14 +151,14 @@ def test_a_model_that_attends_both_ways_is_found_out_when_it_is_loaded() -> None
     for block in model.transformer.h:
         block.attn.is_causal = False
     with pytest.raises(ModelError, match="attends to later tokens too"):
-        freeze_base(model, None, Placement((0,), ("attn.c_attn",)), CPU)
+        freeze_base(model, None, (Placement((0,), ("attn.c_attn",)),), CPU)
 
 
 def test_a_module_that_the_forward_passes_by_is_found_out_when_it_is_loaded() -> None:
     model = tiny_model("gpt2")
     model.transformer.h[1].mlp.forward = lambda x: x
     with pytest.raises(ModelError, match=r"does not call mlp\.c_fc of layer 1"):
-        freeze_base(model, None, Placement((0, 1), ("mlp.c_fc",)), CPU)
+        freeze_base(model, None, (Placement((0, 1), ("mlp.c_fc",)),), CPU)
 
 
 def test_logits_made_after_the_head_are_found_out_when_it_is_loaded() -> None:
@@ -166,7 +166,7 @@ def test_logits_made_after_the_head_are_found_out_when_it_is_loaded() -> None:
     own = model.forward
     model.forward = lambda *args, **options: _shifted(own(*args, **options), options["input_ids"])
     with pytest.raises(ModelError, match="does more between its layers and its logits"):
-        freeze_base(model, None, Placement((0,), ("mlp.c_fc",)), CPU)
+        freeze_base(model, None, (Placement((0,), ("mlp.c_fc",)),), CPU)
 
 
 def _shifted(output: Any, ids: torch.Tensor) -> Any:
@@ -178,7 +178,7 @@ def test_a_folder_of_another_family_is_loaded(folder_of: Callable[[str], Path]) 
     folder = folder_of("gpt2")
     source = resolve_model(str(folder), None)
     placement = Placement((1,), ("attn.c_proj",))
-    base = load_base_model(str(folder), source, None, "float32", placement, CPU)
+    base = load_base_model(str(folder), source, None, "float32", (placement,), CPU)
     ids = torch.tensor([[5, 7, 11, 13]])
     plain: Any = AutoModelForCausalLM.from_pretrained(str(folder))
     assert torch.equal(base.model(input_ids=ids).logits, plain(input_ids=ids).logits)

@@ -62,7 +62,9 @@ def fresh(placement: str = "mlp", layer: int = 1) -> BaseModel:
     """A base of its own, whose weights may be changed."""
     probe = Probe(placement=placement, layer=layer)  # type: ignore[arg-type]
     source = resolve_model(TINY, None)
-    return load_base_model(TINY, source, None, "float32", probe.to_placement(), torch.device("cpu"))
+    return load_base_model(
+        TINY, source, None, "float32", (probe.to_placement(),), torch.device("cpu")
+    )
 
 
 def test_the_name_holds_all_that_determines_it(tiny_folder: str) -> None:

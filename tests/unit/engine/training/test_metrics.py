@@ -21,7 +21,7 @@ def test_a_loss_that_is_no_number_is_a_divergence(last: float) -> None:
 
 
 def test_so_is_one_far_above_the_bare_bases_and_nothing_less() -> None:
-    assert "from 5 without an adapter" in (trained(5.0, 4.0, 11.1).divergence or "")
+    assert "from 5 at its start" in (trained(5.0, 4.0, 11.1).divergence or "")
     # It has learnt nothing, which the law may know.
     assert trained(5.0, 20.0, 5.2).divergence is None
     # A base that knows the text already.

@@ -10,7 +10,20 @@ from scipy import stats
 
 from pmlray.law import CeilingLaw, FitOptions, PowerLaw, average_laws, fit_law, read_law_data
 from pmlray.law.validation.correlation import entangled_pairs, param_correlations
-from pmlray.law.validation.residuals import cluster_spread, residual_structure, spearman
+from pmlray.law.validation.residuals import (
+    EFFECTIVE,
+    cluster_spread,
+    residual_structure,
+    spearman,
+)
+from tests.unit.law.placed_points import (
+    ATTENTION,
+    DOWN,
+    DOWN_EARLY,
+    N_LAYERS,
+    placed,
+    placed_data,
+)
 
 POWER = PowerLaw(238.0, 0.66, 0.56, -0.38)
 CEILING = CeilingLaw(714.0, 0.88, 0.76, 0.6, 6.5, 12.4)
@@ -152,3 +165,17 @@ def test_an_exact_fit_has_no_correlations(points_of):
     correlation = param_correlations(exact)
     assert np.all(np.diag(correlation) == 1.0) and np.isnan(correlation[0, 1])
     assert entangled_pairs(exact) == ()
+
+
+def test_ranks_of_a_reference_with_many_parameters_are_tested_below_1():
+    """All-linear of every layer is the reference, of which one rank elsewhere is a small part."""
+    kinds = ("attention", "mlp_in", "mlp_out")
+    whole = placed("all", kinds, range(N_LAYERS))
+    few = {DOWN: 1.0, DOWN_EARLY: 0.8, ATTENTION: 1.3}
+    # Of equally many points the first is the reference.
+    data = placed_data({whole: 1.0, **few}, 0, ranks=(1,), lengths=(256, 512, 1024, 2048))
+    assert data.placements[0] == whole
+    fit = average_laws(data, ("ceiling",)).best
+    assert fit.law_ranks(data).max() == 1.0 and fit.law_ranks(data).min() < 0.1
+    tested = {t.along: t.p_value for t in residual_structure(data, fit).trends}
+    assert 0.0 <= tested[EFFECTIVE] <= 1.0

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pmlray.config.bases.models import KNOWN_MODELS, TINY
+from pmlray.study.findings.placed_law import params_per_rank
 from pmlray.study.findings.result import SearchResult, assemble
 from pmlray.study.report.capacity import (
     capacities,
@@ -15,7 +16,6 @@ from pmlray.study.report.capacity import (
     capacity_panels,
     capacity_table,
     capacity_text,
-    params_per_rank,
 )
 from pmlray.study.report.headline import headline
 from pmlray.study.report.residuals import (

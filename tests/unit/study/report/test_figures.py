@@ -11,6 +11,7 @@ from scipy.stats import ttest_1samp
 
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.figures.memft import memft_panels, pair_differences
+from pmlray.study.report.figures.placed import by_placement
 from pmlray.study.report.figures.search import order_panels
 from pmlray.study.report.figures.surface import boundary_rows, surface_panels, surface_rows
 from pmlray.study.report.stubborn import (
@@ -24,7 +25,8 @@ from tests.unit.study.report.test_search_report import law_of, rows_of
 
 def test_the_surface_is_the_law_and_fills_the_axes(result: SearchResult) -> None:
     law = law_of(result)
-    rows = surface_rows(law, [1, 16], [32, 256], 200)
+    (placed,) = by_placement(result)
+    rows = surface_rows(placed, [1, 16], [32, 256], 200)
     r, length = (np.array([row[name] for row in rows]) for name in ("lora_rank", "seq_len"))
     drawn = [row["delta_loss"] for row in rows]
     # The places are rounded to four digits.
@@ -40,7 +42,8 @@ def test_the_surface_is_the_law_and_fills_the_axes(result: SearchResult) -> None
 
 def test_the_boundary_is_where_the_law_says_so(result: SearchResult) -> None:
     law, wanted = law_of(result), 10.8 - math.log(2)
-    rows = boundary_rows(law, wanted, [1, 16], [32, 256], 200)
+    (placed,) = by_placement(result)
+    rows = boundary_rows(placed, wanted, [1, 16], [32, 256], 200)
     inside = [row for row in rows if row["lora_rank"] is not None]
     assert len(inside) > 5
     for row in inside:
@@ -49,7 +52,7 @@ def test_the_boundary_is_where_the_law_says_so(result: SearchResult) -> None:
         middle = np.sort(reached)[reached.size - 1 - reached.size // 2]
         assert float(middle) == pytest.approx(wanted, abs=5e-3)
         assert row["low"] <= row["lora_rank"] <= row["high"]
-    assert boundary_rows(law, 1e3, [1, 16], [32, 256], 200) == []
+    assert boundary_rows(placed, 1e3, [1, 16], [32, 256], 200) == []
 
 
 def test_dots_of_the_surface_are_the_mean_measurements(result: SearchResult) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import altair as alt
 import numpy as np
 import pytest
 
@@ -98,6 +99,9 @@ def test_has_the_drawing_code_once(page: Page) -> None:
 def test_every_figure_has_its_place_its_rows_and_its_svg(page: Page, folder: Path) -> None:
     specs = page.specs()
     assert page.figures() == set(specs) == ALL_FIGURES
+    for spec in specs.values():
+        # Held against Vega-Lite's schema here, as the report itself is not.
+        alt.TopLevelSpec.validate(spec)
     for key, spec in specs.items():
         sets = list(rows_of(spec))
         assert sets and all(len(rows) > 0 for rows in sets), key

@@ -11,7 +11,7 @@ import pytest
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.types import PlannedRun
 from tests.fakes import SyntheticRunner
-from tests.unit.study.search.test_law_search import run_to_end, start
+from tests.searches import run_to_end, start
 
 WHOLE_GRID = (
     "design={acquisition: full_grid, n_initial: 2, pack_size: 4}",

@@ -25,6 +25,10 @@ COST = CostModel(1e-3, prompt_tokens=0, batch_records=None)
 WHOLE_GRID = 5 * 2 * 0.1 * (16 + 32 + 64 + 128)
 
 
+def true_delta(point: DesignPoint) -> float:
+    return float(TRUE_LAW.predict(point.lora_rank, point.seq_len, point.train_steps))
+
+
 def seconds(runs: Iterable[PlannedRun]) -> float:
     return sum(0.1 * run.point.seq_len for run in runs)
 
@@ -65,7 +69,7 @@ def test_what_machines_failed_is_open_and_what_stopped_early_is_nobody_s_partner
 ) -> None:
     search = make_search("memft={n_points: 1, n_pairs: 2}")
     cost = replace(COST, measured=True)
-    ((point, _, _), _) = compared_points(search.spec, TRUE_LAW, 12.0)
+    ((point, _, _), _) = compared_points(search.spec, true_delta, 12.0)
     whole, short = (
         observe(search.plan_run(point, "sft", sequence, 0, "law"), 0, sequence, 0.0, 1e-3)
         for sequence in (0, 1)
@@ -76,7 +80,7 @@ def test_what_machines_failed_is_open_and_what_stopped_early_is_nobody_s_partner
     each = 0.1 * point.seq_len
 
     def left(phase: Phase) -> float:
-        return open_seconds(search.spec, phase, (whole, short), lost, TRUE_LAW, cost)
+        return open_seconds(search.spec, phase, (whole, short), lost, true_delta, cost)
 
     assert left("law") == pytest.approx(WHOLE_GRID - 2 * each)
     # Two texts, three methods: one run of the law serves.

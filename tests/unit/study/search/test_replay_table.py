@@ -17,8 +17,8 @@ from pmlray.study.search.plan import first_cost, first_pack
 from pmlray.study.search.replay_table import TableRunner, read_table, write_table
 from pmlray.types import Observation, Pack
 from tests.fakes import SyntheticRunner, observe
+from tests.searches import run_to_end, start
 from tests.unit.conftest import SEARCH
-from tests.unit.study.search.test_law_search import run_to_end, start
 
 # What these tests need of a law is that its fits decide what comes next.
 CHEAP = ("memft=null", "law={forms: [power, exponential_ceiling], n_bootstrap: 20}")

@@ -133,6 +133,17 @@ def test_a_law_that_asks_for_more_than_was_planned_for_is_followed_to_the_limit(
         choose_rank(law, observations, wanted, planned, 8.0, limit=5)
 
 
+def test_no_rank_is_below_that_of_the_adapter_to_begin_with() -> None:
+    point, wanted = DesignPoint(64, 800, 100), Wanted(0.9, 0.9)
+    observations = grid(800, (1, 2, 4))
+    law = summary_of(observations, point)
+    by_law = choose_rank(law, observations, wanted, point, 8.0)
+    most = by_law.point.lora_rank
+    assert choose_rank(law, observations, wanted, point, 8.0, least=most) == by_law
+    chosen = choose_rank(law, observations, wanted, point, 8.0, least=most + 1)
+    assert (chosen.point.lora_rank, chosen.basis) == (most + 1, "start")
+
+
 def test_a_run_on_the_whole_set_anchors_the_law() -> None:
     total = 800
     point = DesignPoint(64, total, 100)

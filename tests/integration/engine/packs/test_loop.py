@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pmlray.config import Recipe
-from pmlray.engine.adapters.packed_lora import AdapterWeights
+from pmlray.engine.adapters.packed_factors import AdapterWeights
 from pmlray.engine.evaluation.scores import Decoding, decode_exactly
 from pmlray.engine.model import batches
 from pmlray.engine.model.base_model import BaseModel
@@ -120,13 +120,13 @@ def test_exact_recall_is_what_generate_reproduces(tiny: Callable[..., BaseModel]
     expected = [
         greedy(base, w, r) == list(r.target_ids) for w, r in zip(weights, records, strict=True)
     ]
-    together = [Decoding(w, (r,)) for w, r in zip(weights, records, strict=True)]
+    together = [Decoding(w, 1.0, (r,)) for w, r in zip(weights, records, strict=True)]
     assert list(decode_exactly(base, together, 60)) == expected == [True, False]
-    swapped = [Decoding(w, (r,)) for w, r in zip(weights, reversed(records), strict=True)]
+    swapped = [Decoding(w, 1.0, (r,)) for w, r in zip(weights, reversed(records), strict=True)]
     assert decode_exactly(base, swapped, 60) == (False, False)
     assert decode_exactly(base, together, 11) == (None, None)
     # Only the records that are wholly within the limit are decoded.
-    assert decode_exactly(base, [Decoding(weights[0], tuple(records))], 71) == (True,)
+    assert decode_exactly(base, [Decoding(weights[0], 1.0, tuple(records))], 71) == (True,)
 
 
 def greedy(base: BaseModel, weights: AdapterWeights, record: Record) -> list:

@@ -108,7 +108,7 @@ def test_only_a_probe_can_be_moved_to_another_layer(
 ) -> None:
     search = make_search("probe=null", "adapter={target_modules: all-linear}")
     run = search.plan_run(search.spec.space.points()[0], "sft", 0, 0, "law")
-    with pytest.raises(DataError, match="sit at all-linear of all layers: only a probe"):
+    with pytest.raises(DataError, match="sits at all-linear of all layers: only a probe"):
         at_layer(search, observe(run, 0, 0, 0.0, 1e-3), 1)
 
 

@@ -31,13 +31,13 @@ def test_every_method_teaches_the_end(tiny: Callable[..., BaseModel], method: Me
     scores = trained.members[0].scores
     assert min(scores.end_p) > 0.5 and len(scores.end_p) == 3 and len(scores.token_p) == 15
     assert scores.recall.exact == scores.recall.answered == 1.0
-    adapter = SiteAdapter("", base.placement, trained.model.lora.weights(0))
+    adapter = SiteAdapter("", base.placements[0], trained.model.lora.weights(0))
     found = decode_records(base, adapter, RECORDS, {END})
     assert all(answer.recalled for answer in found)
     # Without ends the same runs answer as well, and go on and on.
     endless = [replace(record, end_id=None) for record in RECORDS]
     trained = train(base, [make_run(16, 15, 120, method)], [endless], RECIPE, MemftRules())
-    adapter = SiteAdapter("", base.placement, trained.model.lora.weights(0))
+    adapter = SiteAdapter("", base.placements[0], trained.model.lora.weights(0))
     found = decode_records(base, adapter, RECORDS, {END})
     assert trained.members[0].scores.recall.answered is None
     assert all(a.answered for a in found) and not any(a.recalled for a in found)

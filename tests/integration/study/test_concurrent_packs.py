@@ -12,7 +12,7 @@ from pmlray.config.prepared_search import PreparedSearch
 from pmlray.study.search.law_search import LawSearch
 from pmlray.types import Pack
 from tests.fakes import SyntheticRunner
-from tests.unit.study.search.test_law_search import start
+from tests.searches import start
 
 QUICK = ("law.n_bootstrap=20", "law.forms=[ceiling]")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from pmlray.backends.store.file_store import FileStore
@@ -16,6 +17,7 @@ from pmlray.config import Recipe
 from pmlray.config.bases.models import resolve_model
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.config.search_spec import Probe
+from pmlray.engine.adapters.peft_io import WEIGHTS_FILE
 from pmlray.engine.adapters.stored_adapter import SiteAdapter, read_adapter
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.model import base_model
@@ -114,6 +116,38 @@ def test_base_text_with_replaced_tokens(
     assert [step for step, _ in sft.curve] == [0, 1, 2, 4, 8, 16, 20]
 
 
+def test_a_pack_of_several_placements_is_what_a_pack_of_each_is(
+    make_placed_search: Callable[..., PreparedSearch], tiny_folder: str, tmp_path: Path
+) -> None:
+    search = make_placed_search(
+        "everywhere: {target_modules: all-linear, alpha: 2r}",
+        "some: {target_modules: [q_proj, v_proj], layers: [1, 3]}",
+        "block: {target_modules: mlp_block, layers: [2]}",
+    )
+    points = [p for p in search.spec.space.points() if p.seq_len == 16]
+    assert {p.placement for p in points} == set(search.placements) and len(points) == 6
+    together = {o.run_key: o for o in measure(search, tmp_path / "together", points)}
+    for name, placement in search.placements.items():
+        own = [p for p in points if p.placement == name]
+        for alone in measure(search, tmp_path / str(name), own):
+            mixed = together.pop(alone.run_key)
+            assert dict(mixed.curve) == pytest.approx(dict(alone.curve), rel=1e-5)
+            assert mixed.final_loss == pytest.approx(alone.final_loss, rel=1e-4)
+            assert mixed.recall == alone.recall
+            facts = mixed.provenance
+            for key in ("placement", "adapter_params", "adapter_params_per_rank"):
+                assert facts[key] == alone.provenance[key]
+            assert facts["placement"].items() >= placement.to_json().items()
+            assert facts["placement"]["name"] == name
+            folder = FileStore(tmp_path / "together").adapters / alone.run_key
+            stored = load_file(folder / WEIGHTS_FILE)
+            assert sum(t.numel() for t in stored.values()) == facts["adapter_params"]
+            card = (folder / "README.md").read_text()
+            assert search.spec.places[name].describe() in card
+            assert f"{facts['adapter_params']} parameters" in card
+    assert not together
+
+
 def tiny_qwen3(folder: Path) -> Path:
     config = Qwen3Config(
         vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=3,
@@ -134,12 +168,14 @@ def test_qwen3_cached_equals_full(tmp_path: Path, tiny_folder: str, placement: s
     assert source.geometry.head_dim == 8 and source.geometry.n_kv_heads == 2
     probe = Probe(placement=placement, layer=1)  # type: ignore[arg-type]
     base = load_base_model(
-        str(folder), source, None, "float32", probe.to_placement(), torch.device("cpu")
+        str(folder), source, None, "float32", (probe.to_placement(),), torch.device("cpu")
     )
     record = random_record(20)
     trained = train(base, [make_run(4, 20, 20)], [[record]], Recipe(learning_rate=1e-2))
     ((a, b),) = trained.model.lora.weights(0).values()
-    assert 4 * base.placement.params_per_rank(source.geometry.adaptable) == a.numel() + b.numel()
+    assert (
+        4 * base.placements[0].params_per_rank(source.geometry.adaptable) == a.numel() + b.numel()
+    )
     ids = torch.tensor([[*record.prompt_ids, *record.target_ids]])
     with torch.no_grad(), base.with_adapter(lambda _site, x: x @ a @ b):
         logits = base.model(ids).logits[0, len(record.prompt_ids) - 1 : -1]

@@ -27,9 +27,9 @@ from pmlray.engine.scheduling.members import Admission, make_members
 from pmlray.engine.scheduling.pack_room import StepBytes, room_within
 from pmlray.engine.training.step import TorchStepper
 from pmlray.errors import ModelError
-from pmlray.types import Pack, Room
+from pmlray.types import DesignPoint, Pack, Room
+from tests.integration.engine.packs.test_admission import RUNS, members_of
 from tests.unit.engine.conftest import make_run, random_record
-from tests.unit.engine.scheduling.test_admission import RUNS, members_of
 
 RANK, LENGTH, ADAPTERS = 8, 160, 3
 PLACES = {
@@ -40,15 +40,24 @@ PLACES = {
 }
 
 
+def of_rank(search: PreparedSearch, lora_rank: int) -> DesignPoint:
+    return replace(search.spec.space.points()[0], lora_rank=lora_rank)
+
+
 def kept_bytes(search: PreparedSearch, dropout: bool) -> float:
     """The bytes a position that autograd keeps of a forward pass, weights left out."""
+    at = search.placements
     base = load_base_model(
-        search.spec.model.id, search.source, None, "float32", search.placement, torch.device("cpu")
+        *(search.spec.model.id, search.source, None, "float32"),
+        *(tuple(at.values()), torch.device("cpu")),
     )
-    runs = [make_run(RANK, LENGTH, 1, seed=i) for i in range(ADAPTERS)]
+    runs = [
+        make_run(RANK, LENGTH, 1, seed=i, placement=list(at)[i % len(at)]) for i in range(ADAPTERS)
+    ]
     cache = build_prefix_cache(base, [random_record(LENGTH)])
     members = make_members(runs, [cache for _ in runs])
-    lora = PackedLora(base, [RANK] * ADAPTERS, [0] * ADAPTERS)
+    own = [at[run.point.placement] for run in runs]
+    lora = PackedLora(base, [RANK] * ADAPTERS, [0] * ADAPTERS, placements=own)
     (batch,) = micro_batches([row for member in members for row in member.rows])
     positions = batch.hidden_TD.shape[0]
     known = [*base.model.parameters(), *lora.parameters(), batch.hidden_TD, batch.adapter_in_TX]
@@ -76,8 +85,35 @@ def test_backward_needs_what_is_said_or_a_little_less(
     search = make_search(
         "probe=null", f"adapter={PLACES[place]}", f"recipe.dropout={0.1 if dropout else 0.0}"
     )
-    found, said = kept_bytes(search, dropout), position_bytes(search, RANK, 4)
+    found, said = kept_bytes(search, dropout), position_bytes(search, [of_rank(search, RANK)], 4)
     assert found <= said <= 1.5 * found
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_backward_of_a_mixed_pack_needs_less_than_is_said(
+    make_placed_search: Callable[..., PreparedSearch], tiny_folder: str, dropout: float
+) -> None:
+    search = make_placed_search(
+        "everywhere: {target_modules: all-linear}",
+        "low: {target_modules: down_proj, layers: [1]}",
+        "high: {target_modules: mlp_block, layers: [3]}",
+        overrides=[f"recipe.dropout={dropout}"],
+    )
+    points = search.spec.space.points()
+    every = [replace(point, lora_rank=RANK) for point in points]
+    found, said = kept_bytes(search, dropout > 0), position_bytes(search, every, 4)
+    # Of an adapter at all sites, beside which the others of the pack have next to nothing.
+    assert found <= said <= 2 * found
+    # Sites that no adapter of the pack has take nothing, nor do layers below the lowest.
+    high = [point for point in every if point.placement == "high"]
+    assert position_bytes(search, high, 4) < said / 3
+
+
+def test_each_placement_has_slots_of_its_own_size() -> None:
+    step = StepBytes(((5, 100), (1, 7)), 2.0, 50)
+    assert step.of(1, 10) == 100 + 7 + 20
+    assert step.of(3, 80) == 300 + 7 + 100
+    assert step.of(6, 80) == 500 + 7 + 100
 
 
 def test_an_adapter_takes_itself_its_gradient_and_two_moments(
@@ -93,7 +129,7 @@ def test_an_adapter_takes_itself_its_gradient_and_two_moments(
     weights = store.adapters / run.run_key / "adapter_model.safetensors"
     tensors = load_file(weights).values()
     n_params = sum(tensor.numel() for tensor in tensors)
-    assert adapter_bytes(search, 4) == 4 * sum(tensor.nbytes for tensor in tensors)
+    assert adapter_bytes(search, of_rank(search, 4)) == 4 * sum(tensor.nbytes for tensor in tensors)
     assert o.provenance["adapter_params"] == n_params
     assert o.provenance["adapter_params_per_rank"] == n_params // 4
     told = o.provenance["placement"]
@@ -111,9 +147,9 @@ def test_an_adapter_beyond_the_devices_memory_is_refused_with_numbers(
 ) -> None:
     search = make_search("probe=null", "adapter={target_modules: all-linear}")
     needed = 16 * 16 * 4096
-    check_adapter_fits(search, 16, needed)
+    check_adapter_fits(search, [of_rank(search, 16)], needed)
     with pytest.raises(ModelError) as caught:
-        check_adapter_fits(search, 16, needed - 1)
+        check_adapter_fits(search, [of_rank(search, 16)], needed - 1)
     for words in ("rank 16 at all-linear of all layers", "65,536 parameters", "smaller ranks"):
         assert words in str(caught.value)
     # A worker looks before it loads the base.
@@ -147,7 +183,10 @@ def test_a_room_fits_the_memory_or_is_for_one_run_after_another(
     planned: Room | None,
 ) -> None:
     members = members_of(sizes)
-    step, recipe = StepBytes(adapter, position, most_positions), Recipe(batch_size=2)
+    step, recipe = (
+        StepBytes(((len(sizes), adapter),), position, most_positions),
+        Recipe(batch_size=2),
+    )
 
     def taken(room: Room | None) -> float:
         admission = Admission(members, recipe, room)

@@ -13,6 +13,8 @@ from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.scheduling import threshold_stopping
 from pmlray.engine.scheduling.plateau_stopping import largest_change
 from pmlray.types import MemftRules
+from tests.integration.engine.packs import test_threshold_stopping, test_trunks
+from tests.integration.engine.packs.test_threshold_stopping import RECORDS, RULES
 from tests.unit.engine.conftest import (  # noqa: F401
     Trained,
     fresh_tiny,
@@ -22,8 +24,7 @@ from tests.unit.engine.conftest import (  # noqa: F401
     tiny_folder,
     train,
 )
-from tests.unit.engine.scheduling import test_redistribution, test_threshold_stopping, test_trunks
-from tests.unit.engine.scheduling.test_threshold_stopping import RECORDS, RULES
+from tests.unit.engine.scheduling import test_redistribution
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from pmlray.study.budget.run_statistics import Measured
 from pmlray.study.findings.result import assemble
 from pmlray.types import FailedRun, Pack, PackResult, PackTimes
 from tests.fakes import SyntheticRunner, observe
-from tests.unit.study.search.test_law_search import COST, run_to_end, start, unlimited
+from tests.searches import COST, run_to_end, start, unlimited
 
 SECONDS_PER_TOKEN = 1e-3
 

@@ -1,0 +1,1 @@
+"""Whole packs, trained in this process."""

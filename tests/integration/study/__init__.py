@@ -1,0 +1,1 @@
+"""Whole searches on known laws, with runs that are made up."""
