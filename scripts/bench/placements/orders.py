@@ -53,13 +53,11 @@ def orders(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def orders_tuned_early(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the same with each placement's rate the best of those measured at that early step.
 
-    rows: all runs of the tuning, of one count, length and text. No early loss has had a decay.
+    rows: all runs of the tuning, of one count, length and text; those that diverged are left out.
+    No early loss has had a decay.
     """
-    own = {
-        name: of
-        for name, of in by(rows, lambda row: row.placement).items()
-        if len(of) > 2 and all(math.isfinite(row.final_loss_nats) for row in of)
-    }
+    kept = [row for row in rows if math.isfinite(row.final_loss_nats)]
+    own = {name: of for name, of in by(kept, lambda row: row.placement).items() if len(of) > 2}
     if len(own) < 3:
         return []
     late = [max(row.delta_loss / row.adapter_params for row in of) for of in own.values()]
