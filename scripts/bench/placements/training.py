@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from pmlray.config.prepared_search import PreparedSearch, prepare_spec
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import SearchSpec
 from pmlray.engine.ready_pack import ready_pack
+from pmlray.engine.runtime.checkpoints import Checkpoints
 from pmlray.engine.training.loop import train_pack
 from pmlray.engine.training.metrics import TrainedMember
 from pmlray.engine.training.step import TorchStepper
@@ -24,6 +26,7 @@ from scripts.bench.placements.plan import CHECK_STEPS, LENGTHS, STEPS, Place, Ru
 from scripts.bench.placements.table import CURVE_STEPS, Row
 
 SEED = 0
+CHECKPOINT_SECONDS = 60.0
 # All runs take all of their steps.
 RECIPE = Recipe(stop_loss=0.0, stop_gain=0.0)
 
@@ -47,8 +50,11 @@ def prepared(place: Place) -> PreparedSearch:
     return prepare_spec(SearchSpec.model_validate_json(json.dumps(spec)), Path())
 
 
-def train(runs: Sequence[Run]) -> list[Row]:
-    """Train runs of one placement together; return their rows in the same order."""
+def train(runs: Sequence[Run], checkpoints: Path) -> list[Row]:
+    """Train runs of one placement together; return their rows in the same order.
+
+    checkpoints: folder from which the same runs go on where they were broken off.
+    """
     search = prepared(runs[0].place)
     planned = [
         search.plan_run(
@@ -58,12 +64,14 @@ def train(runs: Sequence[Run]) -> list[Row]:
         for run in runs
     ]
     ready = ready_pack(search, Pack(0, tuple(planned)), None)
+    kept = checkpoints / planned[0].run_key
     ended: list[TrainedMember] = []
     train_pack(
         ready.model, TorchStepper(ready.model, ready.optimizer), ready.optimizer, ready.members,
         search.spec.recipe, rules=search.spec.memft_rules(), on_finished=ended.extend,
-        room=ready.room,
+        checkpoints=Checkpoints(kept, planned, CHECKPOINT_SECONDS, lambda: False), room=ready.room,
     )  # fmt: skip
+    shutil.rmtree(kept)
     by_index = {member.index: member for member in ended}
     per_rank = search.params_per_rank
     return [_row(run, by_index[i], run.cell.rank * per_rank) for i, run in enumerate(runs)]

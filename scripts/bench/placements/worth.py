@@ -3,7 +3,8 @@
     python scripts/bench/placements/worth.py [--measure] [--seconds S] [--json]
 
 `--measure` trains what the table lacks, a pack at a time (plan.py beside this), and can be broken
-off and continued: a finished pack stays in searches/tables/placements. Without it nothing is
+off and continued: a finished pack stays in searches/tables/placements, and checkpoints of the one
+in training in runs/placements. Without it nothing is
 trained, and the findings are those of the table as it stands: bits a parameter and worth by
 placement, the errors of the laws at what they did not see, and whether the order of the placements
 after a few steps is that at the end.
@@ -34,6 +35,7 @@ from scripts.bench.placements.words import describe
 TABLES = ROOT / "searches" / "tables" / "placements"
 # Every run, and those at their placement's tuned rate, which `pmlray fit` reads.
 RUNS, TUNED = TABLES / "smollm2_runs.csv", TABLES / "smollm2.csv"
+CHECKPOINTS = ROOT / "runs" / "placements"
 
 
 def measure(seconds: float) -> None:
@@ -44,7 +46,7 @@ def measure(seconds: float) -> None:
         if not (pack := next_pack([row.measured for row in rows])):
             return
         print(pack[0].place.name, *((r.cell, r.rate) for r in pack), flush=True)
-        found = train(pack)
+        found = train(pack, CHECKPOINTS)
         append_rows(RUNS, found, about_this_machine())
         for row in found:
             print(
