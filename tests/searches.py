@@ -51,3 +51,14 @@ def unlimited(pack: Pack | None) -> Pack:
 def run_to_end(law_search: LawSearch, runner: SyntheticRunner) -> None:
     while (pack := law_search.next_pack()) is not None:
         law_search.absorb(runner.run(pack))
+
+
+def exhaustive(search: PreparedSearch, folder: Path) -> FileStore:
+    store = FileStore(folder)
+    runs = tuple(
+        search.plan_run(point, "sft", *pair, "law")
+        for point in search.spec.space.points()
+        for pair in search.spec.replicates()
+    )
+    SyntheticRunner(store).run(Pack(0, runs))
+    return store

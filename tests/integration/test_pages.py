@@ -18,9 +18,9 @@ from pmlray.study.report.search_report import write_report
 from pmlray.types import DesignPoint, Observation
 from tests.browser import CLIPPED, DOTS, MARKS, chromium, opened, require_chromium
 from tests.integration.conftest import ROOT, Finished
+from tests.integration.study.report.test_search_report import ALL_FIGURES
 from tests.unit.study.conftest import MakeResult, make_result  # noqa: F401
 from tests.unit.study.placed_search import placed_search
-from tests.unit.study.report.test_search_report import ALL_FIGURES
 
 EVIL = "<script>window.ran = true</script><img src=x onerror='window.ran = true'>"
 WINDOWS = [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")]

@@ -11,8 +11,8 @@ import pytest
 from pmlray.config.prepared_search import prepare_search
 from pmlray.study.search.replay_table import read_table, write_table
 from tests.integration.conftest import pmlray
+from tests.searches import exhaustive
 from tests.unit.conftest import SEARCH
-from tests.unit.study.search.test_replay_table import exhaustive
 
 
 @pytest.fixture

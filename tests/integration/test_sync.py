@@ -20,8 +20,8 @@ from pmlray.study.search.replay_table import write_table
 from scripts.bench.chaos.servers import MlflowServer, Postgres
 from tests.integration.conftest import pmlray
 from tests.postgres import require_binaries
+from tests.searches import exhaustive
 from tests.unit.conftest import SEARCH
-from tests.unit.study.search.test_replay_table import exhaustive
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from pmlray.cli import app, main
 from pmlray.config.prepared_search import prepare_search
 from pmlray.errors import SpecError
 from pmlray.study.search.replay_table import write_table
-from tests.unit.study.search.test_replay_table import exhaustive
+from tests.searches import exhaustive
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "paper_fig2a_digitised.csv"
 runner = CliRunner()

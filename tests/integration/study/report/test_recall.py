@@ -13,8 +13,8 @@ from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.recall import recall_panels, recall_tables, recall_text
 from pmlray.study.report.search_report import report_json
 from pmlray.types import Observation
+from tests.integration.study.report.test_search_report import law_of, rows_of
 from tests.unit.study.conftest import MakeResult
-from tests.unit.study.report.test_search_report import law_of, rows_of
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from pmlray.study.report.stubborn import (
     stubborn_text,
     stubborn_tokens,
 )
-from tests.unit.study.report.test_search_report import law_of, rows_of
+from tests.integration.study.report.test_search_report import law_of, rows_of
 
 
 def test_the_surface_is_the_law_and_fills_the_axes(result: SearchResult) -> None:

@@ -17,22 +17,11 @@ from pmlray.study.search.plan import first_cost, first_pack
 from pmlray.study.search.replay_table import TableRunner, read_table, write_table
 from pmlray.types import Observation, Pack
 from tests.fakes import SyntheticRunner, observe
-from tests.searches import run_to_end, start
+from tests.searches import exhaustive, run_to_end, start
 from tests.unit.conftest import SEARCH
 
 # What these tests need of a law is that its fits decide what comes next.
 CHEAP = ("memft=null", "law={forms: [power, exponential_ceiling], n_bootstrap: 20}")
-
-
-def exhaustive(search: PreparedSearch, folder: Path) -> FileStore:
-    store = FileStore(folder)
-    runs = tuple(
-        search.plan_run(point, "sft", *pair, "law")
-        for point in search.spec.space.points()
-        for pair in search.spec.replicates()
-    )
-    SyntheticRunner(store).run(Pack(0, runs))
-    return store
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from pmlray.study.report.headline import headline
 from pmlray.study.report.placements import placements_section
 from pmlray.study.report.tables import settings_list
 from pmlray.types import Observation
+from tests.integration.study.report.test_search_report import law_of, rows_of
 from tests.unit.study.conftest import Page
 from tests.unit.study.placed_search import (
     HARM,
@@ -32,7 +33,6 @@ from tests.unit.study.placed_search import (
     STEPS,
     placed_search,
 )
-from tests.unit.study.report.test_search_report import law_of, rows_of
 
 NAMES = tuple(PLACES)
 

@@ -9,8 +9,8 @@ import pytest
 
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.search_report import write_report
+from tests.integration.study.report.test_search_report import ALL_FIGURES, FACTS, LAW_FIGURES
 from tests.unit.study.conftest import MakeResult, Page
-from tests.unit.study.report.test_search_report import ALL_FIGURES, FACTS, LAW_FIGURES
 
 pytestmark = pytest.mark.usefixtures("short_pages")
 

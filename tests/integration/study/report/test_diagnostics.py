@@ -26,8 +26,8 @@ from pmlray.study.report.residuals import (
 )
 from pmlray.study.report.search_report import report_json
 from pmlray.study.report.tables import number, percent, settings_list
+from tests.integration.study.report.test_search_report import law_of, rows_of
 from tests.unit.study.conftest import MakeResult, make_spec
-from tests.unit.study.report.test_search_report import law_of, rows_of
 
 
 def test_residuals_are_drawn_with_their_sign(result: SearchResult) -> None:

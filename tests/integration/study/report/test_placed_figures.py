@@ -17,13 +17,13 @@ from pmlray.study.report.figures.errors import residual_rows
 from pmlray.study.report.figures.runs import token_panels
 from pmlray.study.report.placements import placement_rows
 from pmlray.types import Observation
+from tests.integration.study.report.test_search_report import law_of, rows_of
 from tests.unit.study.placed_search import (
     PER_RANK,
     PLACES,
     STEPS,
     WORTHS,
 )
-from tests.unit.study.report.test_search_report import law_of, rows_of
 
 NAMES = tuple(PLACES)
 Specs = dict[str, dict[str, Any]]

@@ -1,0 +1,1 @@
+"""Commands that train, decode or draw within the test's own process."""
