@@ -38,10 +38,15 @@ def choice_lines(choice: Mapping[str, Any]) -> list[str]:
     steps = f" train_steps={choice['train_steps']}" if choice["train_steps"] else ""
     least, unit = _LEAST[choice["by"]]
     first, second, *_ = (need["placement"] for need in choice["placements"])
+    sure = f"{100 * choice['p_first']:.0f} %"
     order = (
-        f"{first}, then {second} ({100 * choice['p_first']:.0f} % sure; of the whole order"
-        f" {100 * choice['p_order']:.0f} %)"
+        f"{first}, then {second} ({sure} sure; of the whole order {100 * choice['p_order']:.0f} %)"
     )
+    if choice["far"]:
+        order = (
+            f"{first}, then {second}, by the trend of the law alone ({sure} of its samples), which"
+            " no run has tested so far from the points"
+        )
     if choice["placements"][0]["cost"]["value"] is None:
         order = "no placement is likely to have a rank that is enough"
     lines = [
@@ -51,9 +56,10 @@ def choice_lines(choice: Mapping[str, Any]) -> list[str]:
     wide = max(len(need["placement"]) for need in choice["placements"])
     for need in choice["placements"]:
         rank, cost = need["lora_rank"], need["cost"]
+        far = "; far beyond those measured" if need["far"] else ""
         lines.append(
             f"    {need['placement']:{wide}} rank {_range(rank)}, {unit} {_range(cost)};"
-            f" {least.split()[0]} with {100 * need['p_best']:.0f} %"
+            f" {least.split()[0]} with {100 * need['p_best']:.0f} %{far}"
         )
     return lines
 

@@ -22,11 +22,15 @@ from pmlray.law import (
 )
 from pmlray.law.placements import PlacedPoint
 from pmlray.law.read import read_observations
+from pmlray.law.summary import N_SAMPLES
 from pmlray.types import DesignPoint, Observation
 
 if TYPE_CHECKING:
     from pmlray.backends.store.file_store import FileStore
     from pmlray.config import SearchSpec
+
+# Forms, options and number of samples of a fit to points that are of no search.
+BY_DEFAULT = (None, FitOptions(), N_SAMPLES)
 
 
 def fit(
@@ -82,9 +86,11 @@ def fit(
         raise typer.BadParameter("give a --target to size for", param_hint="--delta-loss")
     laws = {_law_of(file) for file in files}
     # Searches that differ in their laws are fitted by the default.
-    forms, own = laws.pop() if len(laws) == 1 else (None, FitOptions())
+    forms, own, n_samples = laws.pop() if len(laws) == 1 else BY_DEFAULT
     options = replace(own, loss=loss or own.loss, saturated=saturated or own.saturated)
-    found = fit_law(data, chosen, forms=forms, targets=targets, options=options)
+    found = fit_law(
+        data, chosen, forms=forms, n_bootstrap=n_samples, targets=targets, options=options
+    )
     law = found.to_json(delta_loss) | {"n_left_out": left_out}
     if choices := measured_choices(found, runs, delta_loss):
         law |= {"choices": [choice.to_json() for choice in choices]}
@@ -148,15 +154,16 @@ def _observations(
     return list(kept), n_all - len(kept)
 
 
-def _law_of(file: Path) -> tuple[tuple[Form, ...] | None, FitOptions]:
-    """Return the forms that `auto` tries, None for the default ones, and the options of the fit.
+def _law_of(file: Path) -> tuple[tuple[Form, ...] | None, FitOptions, int]:
+    """Return the forms that `auto` tries, None for the default ones, the options of the fit, and
+    the number of its samples.
 
     Those of a store are its search's own, so that the fit equals the search's law.
     """
     if (opened := _search_of(file)) is not None:
         law = opened[0].law
-        return law.forms, law.fit_options()
-    return None, FitOptions()
+        return law.forms, law.fit_options(), law.n_bootstrap
+    return BY_DEFAULT
 
 
 def _search_of(file: Path) -> tuple[SearchSpec, FileStore] | None:

@@ -15,33 +15,42 @@ import numpy as np
 from pmlray.errors import DataError
 from pmlray.law.data import FloatArray, LawData
 from pmlray.law.fitting.averaging import AveragedSamples
-from pmlray.law.placements import Placement
+from pmlray.law.placements import PlacedPoint, Placement
 from pmlray.law.sizing import LARGEST, SURE_LOSS, Estimate, order_statistics
 from pmlray.law.target_predictions import TargetPrediction
+from pmlray.law.validation.judgement import is_far
+from pmlray.types import DesignPoint
 
 # Costs (n,) of adapters of whole ranks (n,) at a placement; inf where a rank cannot be had there.
 Cost = Callable[[Placement, FloatArray], FloatArray]
 # Order of placements: by trainable parameters, gpu_seconds of a run, or loss added on prose.
 By = Literal["parameters", "gpu_seconds", "prose"]
-# The costs at a length and steps.
-CostAt = Callable[[float, float], Cost]
+# The costs at a length and steps, of a loss reduction in nats per token.
+CostAt = Callable[[float, float, float], Cost]
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementNeed:
     """Whole rank that a loss reduction needs at a placement, what it costs, and the probability
-    that no other of the placements compared costs less."""
+    that no other of the placements compared costs less.
+
+    `far`: that rank is beyond four times those measured there, or the length or steps beyond
+    four times those measured, so that nothing tells what it stores but the trend of the law.
+    """
 
     placement: Placement
     lora_rank: Estimate
     cost: Estimate
     p_best: float
+    far: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PlacementChoice:
-    """Placements by rising median cost of a loss reduction of delta_loss nats per token, or in an
-    order that was asked about.
+    """Placements by rising cost of a loss reduction of delta_loss nats per token, or in an order
+    that was asked about.
+
+    Of two that follow each other the first is at least as likely to cost less as not.
 
     `p_first`: probability that the first costs less than the runner-up; `p_order`: that the whole
     order is so. Equal costs count as half, and as being in order. Both, and `p_best` of the needs,
@@ -62,6 +71,11 @@ class PlacementChoice:
         """Whether any placement is likely to have a rank that is enough."""
         return math.isfinite(self.needs[0].cost.value)
 
+    @property
+    def far(self) -> bool:
+        """Whether the first or the runner-up needs a rank far beyond those measured there."""
+        return any(need.far for need in self.needs[:2])
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON types; inf becomes null."""
 
@@ -80,11 +94,13 @@ class PlacementChoice:
                     "lora_rank": plain(need.lora_rank),
                     "cost": plain(need.cost),
                     "p_best": need.p_best,
+                    "far": need.far,
                 }
                 for need in self.needs
             ],
             "p_first": self.p_first,
             "p_order": self.p_order,
+            "far": self.far,
         }
 
 
@@ -93,7 +109,8 @@ def adapter_params(placement: Placement, lora_rank: FloatArray) -> FloatArray:
     return lora_rank * placement.params_per_rank
 
 
-def _params_at(seq_len: float, train_steps: float) -> Cost:
+def params_at(seq_len: float, train_steps: float, delta_loss: float) -> Cost:
+    """Return the cost of adapters by their trainable parameters, the same everywhere."""
     return adapter_params
 
 
@@ -108,6 +125,7 @@ def choose_placement(
     by: By = "parameters",
     level: float = 0.9,
     order: Sequence[Placement] | None = None,
+    measured: LawData | None = None,
 ) -> PlacementChoice:
     """Order placements by what a loss reduction costs there.
 
@@ -122,7 +140,9 @@ def choose_placement(
         by: what the cost is, for whoever reads the choice.
         level: of the intervals.
         order: all of the placements, in the order whose probability is asked for; by default that
-            of rising median cost.
+            of rising median cost, with neighbours exchanged where the second is likelier to cost
+            less.
+        measured: the law's points, by which a needed rank is far or not; without, none is.
 
     Raises:
         DataError: fewer than two placements, or a delta_loss that is not a finite number.
@@ -149,18 +169,22 @@ def choose_placement(
     ranked = sorted(range(len(placements)), key=lambda k: (middle_K[k], -best_K[k]))
     if order is not None:
         ranked = [placements.index(placement) for placement in order]
+    else:
+        ranked = _likelier_first(ranked, compared_Kn)
+    rank_K = [order_statistics(rank_n, level) for rank_n in rank_Kn]
     needs = tuple(
         PlacementNeed(
             placements[k],
-            order_statistics(rank_Kn[k], level),
+            rank_K[k],
             order_statistics(cost_Kn[k], level),
             float(best_K[k]),
+            measured is not None
+            and _is_far(measured, placements[k], rank_K[k].value, seq_len, train_steps),
         )
         for k in ranked
     )
     ordered_Kn = compared_Kn[ranked]
-    first, second = ordered_Kn[:2]
-    p_first = float(np.mean((first < second) + 0.5 * (first == second)))
+    p_first = _p_less(*ordered_Kn[:2])
     p_order = float(np.mean(np.all(ordered_Kn[:-1] <= ordered_Kn[1:], axis=0)))
     return PlacementChoice(seq_len, train_steps, delta_loss, needs, p_first, p_order, by)
 
@@ -171,7 +195,7 @@ def choices_at(
     targets: Sequence[TargetPrediction],
     delta_loss: float | None,
     by: By = "parameters",
-    cost_at: CostAt = _params_at,
+    cost_at: CostAt = params_at,
 ) -> tuple[PlacementChoice, ...]:
     """Return the choice among the points' placements at each length and steps of the targets, or
     without any at the largest measured.
@@ -187,9 +211,12 @@ def choices_at(
         wanted = delta_loss
         if wanted is None:
             wanted = float(samples.base.at(seq_len)) - SURE_LOSS
-        cost = cost_at(seq_len, steps)
         at = (seq_len, steps, wanted)
-        found.append(choose_placement(samples, data.placements, *at, cost=cost, by=by))
+        found.append(
+            choose_placement(
+                *(samples, data.placements, *at), cost=cost_at(*at), by=by, measured=data
+            )
+        )
     return tuple(found)
 
 
@@ -213,6 +240,32 @@ def needed_ranks(
     # A rank is not rounded up for a share of it that no run could tell.
     whole = np.ceil(np.maximum(exact, 1.0) - 1e-6)
     return np.where(whole > LARGEST["lora_rank"], np.inf, whole)
+
+
+def _p_less(first_n: FloatArray, second_n: FloatArray) -> float:
+    """Return the probability that the first costs less; equal costs count as half."""
+    return float(np.mean((first_n < second_n) + 0.5 * (first_n == second_n)))
+
+
+def _likelier_first(ranked: Sequence[int], cost_Kn: FloatArray) -> list[int]:
+    """Return an order in which none is likelier to cost less than the one before it."""
+    found: list[int] = []
+    for k in ranked:
+        at = len(found)
+        while at > 0 and _p_less(cost_Kn[k], cost_Kn[found[at - 1]]) > 0.5:
+            at -= 1
+        found.insert(at, k)
+    return found
+
+
+def _is_far(
+    data: LawData, placement: Placement, rank: float, seq_len: float, train_steps: float
+) -> bool:
+    """Return whether a needed rank, where there is one, is far beyond the points."""
+    if not math.isfinite(rank):
+        return False
+    point = DesignPoint(int(rank), int(seq_len), int(train_steps))
+    return is_far(data, PlacedPoint(point, placement))
 
 
 def _costs(cost: Cost, placement: Placement, rank_n: FloatArray) -> FloatArray:

@@ -1,15 +1,15 @@
 """What adapters cost at several placements, by runs that measured it: gpu_seconds, and prose.
 
-Shapes: N runs, K placements, Q slopes, n samples.
+Shapes: P packs, G groups of placements, N runs, K placements, n samples.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtri
 
 from pmlray.law.data import FloatArray
 from pmlray.law.observed_placements import observed_placements
@@ -18,60 +18,17 @@ from pmlray.law.placements import Placement
 from pmlray.law.summary import LawSummary
 from pmlray.types import Observation
 
-# Fewest runs beyond the parameters of a trend, so that its noise is known.
-LEAST_SPARE = 3
+# Standard deviation of the log of a run's gpu_seconds: a sixth was seen on a busy machine. It is
+# believed of packs as if three of them had shown it, and of a placement beside others whose runs
+# train in the same packs: these share one measurement, which goes by tokens.
+COST_SPREAD = 1.0 / 6.0
+SPREAD_PACKS = 3
+# Least text stored, in nats, that a run counts with: its log is the regressor.
+LEAST_NATS = 1e-3
 
-
-@dataclass(frozen=True, slots=True)
-class Trend:
-    """Linear trend with a level of each placement and slopes common to all.
-
-    `coef_nC`: samples of the levels (K), then of the slopes; `kept`: the places of these among the
-    regressors, of which those that the runs cannot tell from others are left out.
-    """
-
-    placements: tuple[Placement, ...]
-    coef_nC: FloatArray
-    kept: tuple[int, ...]
-
-    def at(self, placement: Placement, regressors_nQ: FloatArray) -> FloatArray:
-        """Return the value at a placement under every sample, (n,)."""
-        level_n = self.coef_nC[:, self.placements.index(placement)]
-        slope_nQ = self.coef_nC[:, len(self.placements) :]
-        return level_n + np.sum(slope_nQ * regressors_nQ[:, list(self.kept)], axis=1)
-
-
-def fit_trend(
-    placements: tuple[Placement, ...],
-    place_N: Sequence[int],
-    regressors_NQ: FloatArray,
-    value_N: FloatArray,
-    n_samples: int,
-) -> Trend | None:
-    """Fit a trend by least squares, and draw samples of it under normal noise and a flat prior;
-    None where a placement has no runs or too few are left to know the noise. The draws' seed is
-    fixed.
-    """
-    level_NK = np.eye(len(placements))[list(place_N)]
-    if not level_NK.any(axis=0).all():
-        return None
-    kept: list[int] = []
-    for q in range(regressors_NQ.shape[1]):
-        # A regressor that follows from those before it has no slope of its own.
-        wider_NC = np.column_stack([level_NK, regressors_NQ[:, [*kept, q]]])
-        if np.linalg.matrix_rank(wider_NC) == wider_NC.shape[1]:
-            kept.append(q)
-    design_NC = np.column_stack([level_NK, regressors_NQ[:, kept]])
-    spare = design_NC.shape[0] - design_NC.shape[1]
-    if spare < LEAST_SPARE:
-        return None
-    mean_C, *_ = np.linalg.lstsq(design_NC, value_N)
-    rss = float(np.sum((value_N - design_NC @ mean_C) ** 2))
-    rng = np.random.default_rng(0)
-    sigma_n = np.sqrt(rss / rng.chisquare(spare, n_samples))
-    root_CC = np.linalg.cholesky(np.linalg.inv(design_NC.T @ design_NC))
-    drawn_nC = rng.standard_normal((n_samples, mean_C.size)) @ root_CC.T
-    return Trend(placements, mean_C + sigma_n[:, None] * drawn_nC, tuple(kept))
+Placed = Sequence[tuple[Observation, Placement]]
+# Work of one optimiser step by placement, rank and length (supervised tokens), in any unit.
+Work = Callable[[Placement, float, float], float]
 
 
 def measured_choices(
@@ -87,91 +44,158 @@ def measured_choices(
     """
     data, samples, targets = law.unseen.data, law.average_samples, law.targets
     found = choices_at(data, samples, targets, delta_loss)
-    runs = [o for o in observations if o.phase == "law" and o.method == "sft"]
-    places = observed_placements(runs)
-    if not found or places is None:
+    placed = placed_runs(observations)
+    if not found or not placed:
         return found
-    placed = list(zip(runs, places, strict=True))
     n_samples = samples.sigma.size
-    if (seconds := _seconds(placed, data.placements, n_samples)) is not None:
+    if (seconds := seconds_cost(placed, data.placements, n_samples)) is not None:
         found += choices_at(data, samples, targets, delta_loss, "gpu_seconds", seconds)
-    if (harm := _prose_harm(placed, data.placements, n_samples)) is not None:
+    if (harm := prose_cost(placed, data.placements, n_samples)) is not None:
         found += choices_at(data, samples, targets, delta_loss, "prose", harm)
     return found
 
 
-Placed = list[tuple[Observation, Placement]]
+def placed_runs(observations: Sequence[Observation]) -> Placed:
+    """Return the runs that the law is fitted to, each with its placement; none where all have the
+    same."""
+    runs = [o for o in observations if o.phase == "law" and o.method == "sft"]
+    places = observed_placements(runs)
+    return [] if places is None else list(zip(runs, places, strict=True))
 
 
-def _seconds(placed: Placed, placements: tuple[Placement, ...], n: int) -> CostAt | None:
-    """Return the gpu_seconds of a run: those of a step are a power of the length, with a factor of
-    each placement. A run's share of its pack's time goes by tokens, not by its rank."""
+def seconds_cost(
+    placed: Placed, placements: Sequence[Placement], n_samples: int, work: Work | None = None
+) -> CostAt | None:
+    """Return the gpu_seconds of a run under each sample: its work, times what a unit of it cost.
+
+    A pack is one measurement: its runs split its time by their tokens. Packs hold placements with
+    one lowest layer, so that is what their costs are told apart by; for the placements within one,
+    as for a new run, COST_SPREAD is believed.
+
+    Args:
+        placed: runs with their placements.
+        placements: those to tell the cost of.
+        n_samples: number of samples; their seed is fixed.
+        work: of an optimiser step; by default a power of the length, by how the runs split the
+            time of their packs, whatever the rank.
+
+    Returns:
+        The cost at a length and steps, or None where there are no steps to multiply or a placement
+        has no pack that began at its lowest layer.
+    """
     used = [(o, p) for o, p in placed if o.gpu_seconds > 0 and o.charged_steps > 0]
-    trend = _trend_of(
-        used,
-        placements,
-        lambda o, _: [math.log(o.supervised_tokens)],
-        lambda o: math.log(o.gpu_seconds / o.charged_steps),
-        n,
-    )
-    if trend is None:
+    if not used or any(o.point.train_steps <= 0 for o, _ in used):
         return None
-
-    def at(seq_len: float, train_steps: float) -> Cost:
-        def cost(placement: Placement, rank_n: FloatArray) -> FloatArray:
-            length_nQ = np.full((rank_n.size, 1), math.log(seq_len))
-            return train_steps * np.exp(trend.at(placement, length_nQ))
-
-        return cost
-
-    # Without known steps there is nothing to multiply.
-    return at if all(o.point.train_steps > 0 for o, _ in used) else None
-
-
-def _prose_harm(placed: Placed, placements: tuple[Placement, ...], n: int) -> CostAt | None:
-    """Return the loss added on prose, nats per token: linear in the logarithms of an adapter's
-    parameters, the length and the steps, with a level of each placement."""
-    trend = _trend_of(
-        [(o, p) for o, p in placed if o.prose_delta_loss is not None],
-        placements,
-        lambda o, p: [
-            math.log(o.point.lora_rank * p.params_per_rank),
-            math.log(o.supervised_tokens),
-            math.log(max(o.point.train_steps, 1)),
-        ],
-        lambda o: -(o.prose_delta_loss or 0.0),
-        n,
-    )
-    if trend is None:
+    chosen = work or _work_by_length([o for o, _ in used])
+    packs: dict[tuple[object, ...], list[tuple[Observation, Placement]]] = {}
+    for o, placement in used:
+        packs.setdefault((*pack_of(o), _lowest(placement)), []).append((o, placement))
+    groups = list(dict.fromkeys(lowest for *_, lowest in packs))
+    if any(_lowest(placement) not in groups for placement in placements):
         return None
+    rate_P = np.array([_log_rate(runs, chosen) for runs in packs.values()])
+    level_nG = _levels([groups.index(lowest) for *_, lowest in packs], rate_P, n_samples)
+    # Quantiles in any order: few samples drawn at random would move the middle.
+    normal_n = ndtri((np.arange(n_samples) + 0.5) / n_samples)
+    rng = np.random.default_rng(1)
+    own_nK = COST_SPREAD * np.column_stack([rng.permutation(normal_n) for _ in placements])
 
-    def at(seq_len: float, train_steps: float) -> Cost:
+    def at(seq_len: float, train_steps: float, _: float) -> Cost:
         def cost(placement: Placement, rank_n: FloatArray) -> FloatArray:
-            log_params_n = np.log(rank_n * placement.params_per_rank)
-            others_nQ = np.full(
-                (rank_n.size, 2), [math.log(seq_len), math.log(max(train_steps, 1.0))]
-            )
-            return trend.at(placement, np.column_stack([log_params_n, others_nQ]))
+            ranks, which = np.unique(rank_n, return_inverse=True)
+            per_step = np.array([chosen(placement, float(rank), seq_len) for rank in ranks])
+            level_n = level_nG[:, groups.index(_lowest(placement))]
+            scatter_n = own_nK[:, placements.index(placement)]
+            return train_steps * per_step[which] * np.exp(level_n + scatter_n)
 
         return cost
 
     return at
 
 
-def _trend_of(
-    placed: Placed,
-    placements: tuple[Placement, ...],
-    regressors: Callable[[Observation, Placement], list[float]],
-    value: Callable[[Observation], float],
-    n_samples: int,
-) -> Trend | None:
-    used = [(o, p) for o, p in placed if p in placements]
-    if not used:
+def prose_cost(placed: Placed, placements: Sequence[Placement], n_samples: int) -> CostAt | None:
+    """Return the loss that an adapter adds on prose, nats per token, under each sample.
+
+    Harm = m_k + s log(stored) + noise, with a level m_k of each placement and one slope s: the more
+    nats are stored, the more prose suffers, alike everywhere. Both are believed as plain least
+    squares has them, with Student's t (the reference prior), so that two runs more than it has
+    parameters already say how little they say. None where a placement has no run that measured it,
+    or no run is left to know the noise.
+    """
+    runs = [(o, p) for o, p in placed if o.prose_delta_loss is not None and p in placements]
+    if any(all(p != placement for _, p in runs) for placement in placements):
         return None
-    return fit_trend(
-        placements,
-        [placements.index(p) for _, p in used],
-        np.array([regressors(o, p) for o, p in used]),
-        np.array([value(o) for o, _ in used]),
-        n_samples,
+    n_places = len(placements)
+    stored_N = np.log([max(o.delta_loss * o.supervised_tokens, LEAST_NATS) for o, _ in runs])
+    level_NK = np.eye(n_places)[[placements.index(p) for _, p in runs]]
+    design_NC = np.column_stack([level_NK, stored_N])
+    if np.linalg.matrix_rank(design_NC) <= n_places:
+        # No two runs at one place stored different amounts: the slope stays out.
+        design_NC = level_NK
+    spare = design_NC.shape[0] - design_NC.shape[1]
+    if spare < 1:
+        return None
+    harm_N = np.array([-(o.prose_delta_loss or 0.0) for o, _ in runs])
+    mean_C, *_ = np.linalg.lstsq(design_NC, harm_N)
+    rss = float(np.sum((harm_N - design_NC @ mean_C) ** 2))
+    rng = np.random.default_rng(0)
+    sigma_n = np.sqrt(rss / rng.chisquare(spare, n_samples))
+    root_CC = np.linalg.cholesky(np.linalg.inv(design_NC.T @ design_NC))
+    drawn_nC = rng.standard_normal((n_samples, mean_C.size)) @ root_CC.T
+    coef_nC = mean_C + sigma_n[:, None] * drawn_nC
+
+    def at(seq_len: float, _: float, delta_loss: float) -> Cost:
+        stored = math.log(max(delta_loss * seq_len, LEAST_NATS))
+
+        def cost(placement: Placement, rank_n: FloatArray) -> FloatArray:
+            slope_n = coef_nC[:, n_places] if coef_nC.shape[1] > n_places else 0.0
+            return coef_nC[:, placements.index(placement)] + slope_n * stored
+
+        return cost
+
+    return at
+
+
+def pack_of(o: Observation) -> tuple[object, ...]:
+    """Return what the runs of one pack have in common: their search, and the pack's place in it."""
+    return (o.provenance.get("search_id"), o.round, o.provenance.get("pack_id"))
+
+
+def _lowest(placement: Placement) -> object:
+    """Return the depth of a placement's lowest layer; of one of no known depth, its name."""
+    depths = [site.depth for site in placement.sites if site.depth is not None]
+    return min(depths) if len(depths) == len(placement.sites) else placement.name
+
+
+def _log_rate(runs: Sequence[tuple[Observation, Placement]], work: Work) -> float:
+    seconds = sum(o.gpu_seconds for o, _ in runs)
+    done = sum(
+        o.charged_steps * work(p, o.point.lora_rank, float(o.supervised_tokens)) for o, p in runs
     )
+    return math.log(seconds / done)
+
+
+def _levels(group_P: Sequence[int], value_P: FloatArray, n_samples: int) -> FloatArray:
+    """Return samples of each group's level, (n, G), under normal noise that is alike in all."""
+    at_PG = np.eye(max(group_P) + 1)[list(group_P)]
+    count_G = at_PG.sum(axis=0)
+    mean_G = at_PG.T @ value_P / count_G
+    rss = float(np.sum((value_P - at_PG @ mean_G) ** 2)) + SPREAD_PACKS * COST_SPREAD**2
+    rng = np.random.default_rng(0)
+    spare = SPREAD_PACKS + len(group_P) - count_G.size
+    sigma_n = np.sqrt(rss / rng.chisquare(spare, n_samples))
+    drawn_nG = rng.standard_normal((n_samples, count_G.size)) / np.sqrt(count_G)
+    return mean_G + sigma_n[:, None] * drawn_nG
+
+
+def _work_by_length(runs: Sequence[Observation]) -> Work:
+    """Return the work of a step as the power of the length by which runs of one pack split its
+    time: 1 where a step has the whole text, 0 where it has a batch of it."""
+    length_N = np.log([o.supervised_tokens for o in runs])
+    step_N = np.log([o.gpu_seconds / o.charged_steps for o in runs])
+    packs = list(dict.fromkeys(map(pack_of, runs)))
+    at_NP = np.eye(len(packs))[[packs.index(pack_of(o)) for o in runs]]
+    within_N = length_N - at_NP @ (at_NP.T @ length_N / at_NP.sum(axis=0))
+    squares = float(within_N @ within_N)
+    power = float(within_N @ step_N) / squares if squares > 1e-9 else 1.0
+    return lambda placement, rank, seq_len: seq_len**power

@@ -30,6 +30,8 @@ from pmlray.law.validation.judgement import Judgement, judge
 from pmlray.law.validation.residuals import ResidualStructure, residual_structure
 from pmlray.law.validation.unseen import UnseenError, UnseenErrors
 
+# Posterior samples, from which intervals come, unless told otherwise.
+N_SAMPLES = 200
 # Without a base loss, predictions above this share of the largest delta_loss count as at its cap.
 AT_MOST = 0.98
 
@@ -142,8 +144,8 @@ class LawSummary:
         if far := [t.name for t in self.targets if t.far]:
             where = ", ".join(far)
             found.append(
-                f"Beyond four times the measured ranks or lengths: (r, l) {where}. Nothing tells"
-                " how the law goes on there but the points' own trend."
+                f"Beyond four times the measured ranks, lengths or steps: (r, l) {where}. Nothing"
+                " tells how the law goes on there but the points' own trend."
             )
         return tuple(found)
 
@@ -220,7 +222,7 @@ def fit_law(
     form: Form | Literal["auto"] = "auto",
     *,
     forms: Sequence[Form] | None = None,
-    n_bootstrap: int = 200,
+    n_bootstrap: int = N_SAMPLES,
     rng: np.random.Generator | None = None,
     targets: Sequence[Target] = (),
     options: FitOptions | None = None,

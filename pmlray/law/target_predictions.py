@@ -22,7 +22,7 @@ Target = DesignPoint | PlacedPoint
 class TargetPrediction:
     """Prediction of the law at a point that a user asked about, with its 90% interval, and the 90%
     interval of the delta_loss that one new run would measure there; nats per token. `far`: beyond
-    four times the measured ranks or lengths, where the drift of the exponents is untested.
+    four times the measured ranks, lengths or steps, where the drift of the exponents is untested.
     `placement`: where the adapter of that rank sits, None for the reference's ranks."""
 
     point: DesignPoint

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pmlray.law.data import LawData, informative_points
+from pmlray.law.data import FloatArray, LawData, informative_points
 from pmlray.law.fitting.fit import FitStatus, LawFit
 from pmlray.law.placements import PlacedPoint
 from pmlray.law.validation.advice import what_next
@@ -17,8 +17,8 @@ from pmlray.types import DesignPoint
 ALIKE_SHARE = 0.05
 # Largest half-width of a target's interval, as a share of the prediction, at which it is known.
 WIDEST = 1.0 / 3.0
-# A target this many times beyond the measured ranks or lengths is marked as far: the shipped tables
-# test the drift of the exponents to about 2.6 times.
+# A target this many times beyond the measured ranks, lengths or steps is marked as far: the shipped
+# tables test the drift of the exponents to about 2.6 times.
 FAR = 4.0
 
 
@@ -93,15 +93,28 @@ def judge(
 
 
 def is_far(data: LawData, where: DesignPoint | PlacedPoint) -> bool:
-    """Return whether a point lies beyond FAR times the measured ranks (of several placements, of
-    their parameters) or lengths."""
+    """Return whether a point lies beyond FAR times the measured ranks, lengths or steps.
+
+    Of several placements the ranks are those measured at its own, if there are any, and the
+    parameters those of all. Steps count where both the points and the target know them.
+    """
+    axes = list[tuple[FloatArray, float]]()
     if isinstance(where, PlacedPoint):
-        ratio = where.placement.params_per_rank / data.placements[0].params_per_rank
-        rank, length = ratio * where.point.lora_rank, where.point.seq_len
+        point, placement = where.point, where.placement
+        ratio = placement.params_per_rank / data.placements[0].params_per_rank
+        axes.append((data.plain_rank, ratio * point.lora_rank))
+        if data.placement is not None and placement in data.placements:
+            own = data.placement == data.placements.index(placement)
+            axes.append((data.lora_rank[own], point.lora_rank))
     else:
-        rank, length = where.lora_rank, where.seq_len
-    axes = ((data.plain_rank, rank), (data.seq_len, length))
-    return any(at > FAR * values.max() or at < values.min() / FAR for values, at in axes)
+        point = where
+        axes.append((data.plain_rank, point.lora_rank))
+    axes.append((data.seq_len, point.seq_len))
+    if point.train_steps > 0:
+        axes.append((data.train_steps[data.train_steps > 0], point.train_steps))
+    return any(
+        at > FAR * values.max() or at < values.min() / FAR for values, at in axes if values.size
+    )
 
 
 def _at(where: DesignPoint | PlacedPoint) -> str:

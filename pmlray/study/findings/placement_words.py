@@ -49,9 +49,18 @@ def _says(choice: PlacementChoice) -> str:
     if not choice.reachable:
         return "no placement is likely to have a rank that is enough"
     order = f", of all of them {_percent(choice.p_order)}" if others else ""
+    told = f"{_need(first, choice.by)}, then {_need(second, choice.by)}"
+    if choice.far:
+        return f"{told}; {_untested(choice)}"
+    return f"{told} (probability of this order {_percent(choice.p_first)}{order})"
+
+
+def _untested(choice: PlacementChoice) -> str:
+    """Say that a choice is one of the law's trend alone."""
+    far = " and ".join(need.placement.name for need in choice.needs[:2] if need.far)
     return (
-        f"{_need(first, choice.by)}, then {_need(second, choice.by)} (probability of"
-        f" this order {_percent(choice.p_first)}{order})"
+        f"how sure that is nobody knows: {far} would have to be more than four times beyond what"
+        " was measured, where no run has tested the law"
     )
 
 

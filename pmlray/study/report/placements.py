@@ -138,13 +138,14 @@ def _choice_tables(result: SearchResult) -> tuple[Table, ...]:
             *(need.placement.name, need.lora_rank.value),
             f"{number(need.lora_rank.low)} to {number(need.lora_rank.high)}",
             *(need.cost.value, f"{number(need.cost.low)} to {number(need.cost.high)}"),
-            need.p_best,
+            *(need.p_best, "no" if need.far else "yes"),
         )
         for choice in result.choices
         for need in choice.needs
     )
     columns = (
         *("least", "seq_len", "train_steps", "delta_loss wanted", "placement", "lora_rank needed"),
-        *("lora_rank 90%", "cost", "cost 90%", "probability of the least"),
+        *("lora_rank 90%", "cost", "cost 90%"),
+        *("probability of the least", "within four times what was measured"),
     )
     return (Table("What a loss reduction costs at each placement", columns, rows),)

@@ -13,17 +13,15 @@ from pmlray.design import CostModel
 from pmlray.errors import DataError
 from pmlray.law import LawSummary, Placement, PlacementChoice, choose_placement
 from pmlray.law.data import FloatArray
-from pmlray.law.placement_choice import Cost, adapter_params
+from pmlray.law.placement_choice import Cost, CostAt, params_at
+from pmlray.law.placement_costs import placed_runs, prose_cost, seconds_cost
 from pmlray.study.sizing.choose_rank import RankChoice
-from pmlray.study.sizing.prose_harm import ProseHarm
 from pmlray.types import DesignPoint, Observation
 
 Prefer = Literal["parameters", "gpu-seconds", "prose"]
 # Below this probability that the first costs less than the second, the law does not tell the two
 # apart: the one with fewer parameters is taken, whatever was preferred.
 TOLD_APART = 0.8
-# Standard deviation of the log of a run's gpu_seconds: a sixth was seen on a busy machine.
-COST_SPREAD = 1.0 / 6.0
 UNITS: Mapping[Prefer, str] = {
     "parameters": "parameters",
     "gpu-seconds": "gpu_seconds of training",
@@ -120,7 +118,9 @@ def decide_placement(
     known = measured_placements(law, places)
     delta = next(iter(ranks.values())).delta_loss
     at = next(iter(places.values())).point
-    cost = _cost(prefer, observations, delta * at.seq_len, places, costs)
+    cost = _cost(prefer, law, observations, list(known.values()), costs)(
+        at.seq_len, at.train_steps, delta
+    )
     trained = {n: ranks[n].point.lora_rank if n in ranks else None for n in known}
 
     def planned(placement: Placement) -> float:
@@ -140,6 +140,7 @@ def decide_placement(
         *(law.average_samples, list(known.values()), at.seq_len, at.train_steps, delta),
         cost=_within(cost, places),
         order=order,
+        measured=law.unseen.data,
     )
     first, second = order[:2]
     taken = first if choice.p_first >= TOLD_APART else min(first, second, key=params)
@@ -179,40 +180,37 @@ def _within(cost: Cost, places: Mapping[str, PlaceLimit]) -> Cost:
 
 def _cost(
     prefer: Prefer,
+    law: LawSummary,
     observations: Sequence[Observation],
-    wanted_nats: float,
-    places: Mapping[str, PlaceLimit],
+    known: Sequence[Placement],
     costs: Mapping[str, CostModel],
-) -> Cost:
-    """Return what is to be least, as a function of the placement and the rank.
-
-    wanted_nats: nats that the whole set is to lose in all.
-    """
+) -> CostAt:
+    """Return what is to be least, at a length, steps and loss reduction."""
+    n_samples = law.average_samples.sigma.size
+    placed = [(o, p) for o, p in placed_runs(observations) if p in known]
     if prefer == "parameters":
-        return adapter_params
+        return params_at
     if prefer == "prose":
-        harm = ProseHarm(observations, wanted_nats)
+        if (harm := prose_cost(placed, known, n_samples)) is None:
+            measured = sum(o.prose_delta_loss is not None for o, _ in placed)
+            raise DataError(
+                f"{measured} runs measured an adapter's effect on prose at {len(known)} placements:"
+                " too few to tell which does the least harm; give the search more to spend, or"
+                " prefer another measure (--prefer)"
+            )
+        return harm
 
-        def added_loss(placement: Placement, lora_rank: FloatArray) -> FloatArray:
-            if placement.name not in harm.names:
-                raise DataError(
-                    f"no run at {placement.name} measured an adapter's effect on prose: prefer"
-                    " another measure (--prefer)"
-                )
-            return harm.samples(lora_rank.size)[placement.name]
+    def work(placement: Placement, lora_rank: float, seq_len: float) -> float:
+        """The gpu_seconds that the placement's cost model has for a step."""
+        return costs[placement.name].predict(
+            DesignPoint(int(lora_rank), int(seq_len), 1, placement.name)
+        )
 
-        return added_loss
-
-    def seconds(placement: Placement, lora_rank: FloatArray) -> FloatArray:
-        name = placement.name
-        point, cost = places[name].point, costs[name]
-        # A run's cost is linear in its rank.
-        at_one = cost.predict(DesignPoint(1, point.seq_len, point.train_steps, name))
-        per_rank = cost.predict(DesignPoint(2, point.seq_len, point.train_steps, name)) - at_one
-        place = list(places).index(name)
-        noise = np.random.default_rng(place).standard_normal(lora_rank.size)
-        return (at_one + per_rank * (lora_rank - 1.0)) * np.exp(COST_SPREAD * noise)
-
+    if (seconds := seconds_cost(placed, known, n_samples, work)) is None:
+        raise DataError(
+            "the runs measured no gpu_seconds at some of the placements, so that nothing tells"
+            " which takes the fewest: prefer another measure (--prefer)"
+        )
     return seconds
 
 
@@ -224,7 +222,12 @@ def describe_decision(found: Mapping[str, Any]) -> str:
     sure = f"{100 * found['p_first']:.0f} %"
     first = found["placements"][0]["placement"]
     verdict = f"{found['chosen']} for the {WORDS[prefer]}, then {found['runner_up']}"
-    if found["told_apart"]:
+    if found["far"]:
+        verdict += (
+            f"; {sure} of the law's samples have that order, but it is of ranks, a length or steps"
+            " more than four times beyond those measured, where no run has tested the law"
+        )
+    elif found["told_apart"]:
         verdict += f"; that order is {sure} sure"
     elif first == found["chosen"] and found["p_first"] <= 1.0 - TOLD_APART:
         verdict += (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 
@@ -72,6 +73,40 @@ def test_another_cost_orders_anew_and_ranks_out_of_reach_cost_everything(
     assert found.needs[-1].placement == DOWN and found.needs[-1].cost.value == math.inf
     stored = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert stored["placements"][-1]["cost"]["value"] is None
+
+
+def test_of_two_neighbours_the_likelier_is_first(samples: AveragedSamples) -> None:
+    """Where medians say otherwise: one costs little more in most samples, the other now and then
+    far more."""
+    n = samples.sigma.size
+    told = {
+        BLOCK: np.full(n, 100.0),
+        DOWN: np.where(np.arange(n) < 0.7 * n, 99.0, 101.0),
+        ATTENTION: np.where(np.arange(n) % 2, 98.0, 200.0),
+        LINEAR: np.full(n, 150.0),
+    }
+    found = choose_placement(samples, PLACES, *AT, cost=lambda placement, rank: told[placement])
+    assert found.p_first >= 0.5
+    costs = [told[need.placement] for need in found.needs]
+    for first, second in itertools.pairwise(costs):
+        assert np.mean(first < second) >= np.mean(second < first)
+
+
+def test_ranks_far_beyond_those_measured_are_said(samples: AveragedSamples) -> None:
+    """Ranks up to 8 were measured: a loss reduction that takes little is near, one that takes
+    hundreds of them is far."""
+    data = placed_data(WORTHS, 0, n_texts=1)
+    near = choose_placement(samples, PLACES, 512, 200, 3.0, measured=data)
+    assert not near.far and not any(need.far for need in near.needs)
+    assert not choose_placement(samples, PLACES, 512, 200, 11.0).far
+    far = choose_placement(samples, PLACES, 512, 200, 11.0, measured=data)
+    for need in far.needs:
+        own = data.lora_rank[data.placement == data.placements.index(need.placement)]
+        beyond = 4 * own.max() < need.lora_rank.value < math.inf
+        assert need.far == beyond or need.far
+    assert far.to_json()["far"] is far.far is True
+    # Longer training than any run had.
+    assert choose_placement(samples, PLACES, 512, 2000, 3.0, measured=data).far
 
 
 def test_what_no_rank_reaches_is_nobodys(samples: AveragedSamples) -> None:

@@ -170,7 +170,22 @@ def test_a_placement_without_points_is_open_where_places_differ_much() -> None:
 
 def test_far_is_by_parameters_where_there_are_several_placements() -> None:
     data = placed_data({BLOCK: 1.0, DOWN: 1.0}, 1)
-    # The block's largest rank is 8, and a rank of down_proj has a third of its parameters.
-    assert not is_far(data, PlacedPoint(DesignPoint(96, 512, 200), DOWN))
-    assert is_far(data, PlacedPoint(DesignPoint(97, 512, 200), DOWN))
-    assert is_far(data, PlacedPoint(DesignPoint(33, 512, 200), BLOCK))
+    # The largest rank of both is 8, and a rank of down_proj has a third of the block's parameters.
+    for placement in (BLOCK, DOWN):
+        assert not is_far(data, PlacedPoint(DesignPoint(32, 512, 200), placement))
+        assert is_far(data, PlacedPoint(DesignPoint(33, 512, 200), placement))
+    # Nothing was measured in attention: of 2,304 parameters a rank, it is they that count.
+    assert not is_far(data, PlacedPoint(DesignPoint(88, 512, 200), ATTENTION))
+    assert is_far(data, PlacedPoint(DesignPoint(89, 512, 200), ATTENTION))
+
+
+def test_steps_beyond_those_measured_are_far() -> None:
+    data = placed_data({BLOCK: 1.0, DOWN: 1.0}, 1)
+    most = int(data.train_steps.max())
+    assert not is_far(data, PlacedPoint(DesignPoint(8, 512, 4 * most), DOWN))
+    assert is_far(data, PlacedPoint(DesignPoint(8, 512, 4 * most + 1), DOWN))
+    assert is_far(data, DesignPoint(8, 512, 4 * most + 1))
+    # Points or a target that do not know their steps say nothing of them.
+    assert not is_far(data, DesignPoint(8, 512, 0))
+    unknown = replace(data, train_steps=0.0 * data.train_steps)
+    assert not is_far(unknown, DesignPoint(8, 512, 4 * most + 1))

@@ -65,6 +65,8 @@ def runs(
                 o = replace(
                     observe(run, 0, 0, 0.0, 1e-4),
                     base_loss=BASE_LOSS,
+                    gpu_seconds=COSTS[name].predict(point) if name in COSTS else 1.0,
+                    charged_steps=float(STEPS),
                     final_loss=loss,
                     recall=Recall(exact, exact, exact, 0),
                     prose_delta_loss=prose,
