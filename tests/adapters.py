@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pmlray.config.placement import Placement, Site
+from pmlray.config.adapters.placement import Placement, Site
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.peft_io import save_adapter
 

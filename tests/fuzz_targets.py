@@ -22,13 +22,13 @@ from pmlray.backends.store.attempts import Attempt, AttemptLog
 from pmlray.backends.store.file_leases import LeaseFolder
 from pmlray.backends.store.file_store import FileStore
 from pmlray.backends.store.lease_rules import Holder
+from pmlray.config.adapters.start_adapter import read_start
 from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_search, load_spec
 from pmlray.config.prepared_search import prepare_comparison, prepare_search
 from pmlray.config.search_spec import Model, SearchSpec
-from pmlray.config.start_adapter import read_start
 from pmlray.config.stored_files import Card, Summary, read_stored
 from pmlray.engine.adapters.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE
 from pmlray.engine.adapters.stored_adapter import PEFT_CONFIG_FILE, read_adapter

@@ -9,7 +9,7 @@ import peft
 import torch
 
 from pmlray.config import Recipe
-from pmlray.config.placement import DOWN_PROJ, MLP_BLOCK, Placement
+from pmlray.config.adapters.placement import DOWN_PROJ, MLP_BLOCK, Placement
 from pmlray.engine.adapters.packed_factors import initial_As
 from pmlray.engine.adapters.peft_io import PeftNames, peft_settings
 from pmlray.engine.model.base_model import BaseModel

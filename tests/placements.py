@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pmlray.config.placement import Placement
+from pmlray.config.adapters.placement import Placement
 
 ATTENTION = tuple(f"self_attn.{name}_proj" for name in "qkvo")
 MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")

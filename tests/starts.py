@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from pmlray.config.adapters.placement import Placement
 from pmlray.config.bases.models import KNOWN_MODELS, TINY
-from pmlray.config.placement import Placement
 
 RANK, ALPHA = 2, 6
 AT = Placement((1, 3), ("self_attn.q_proj", "mlp.down_proj"))

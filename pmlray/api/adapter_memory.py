@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 
 from pmlray.config import ClusterProfile
-from pmlray.config.adapter_memory import check_adapter_fits
+from pmlray.config.adapters.adapter_memory import check_adapter_fits
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.types import DesignPoint
 

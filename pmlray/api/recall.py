@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pmlray.api.environment import train_extra
-from pmlray.config.model_spec import DtypeChoice
+from pmlray.config.bases.model_spec import DtypeChoice
 
 if TYPE_CHECKING:
     from pmlray.study.sizing.card import DecodedRecords

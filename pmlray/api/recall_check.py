@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pmlray.api.record_facts import facts_for
-from pmlray.config.adapter_spec import Probe
+from pmlray.config.adapters.adapter_spec import Probe
+from pmlray.config.bases.model_spec import Dtype, DtypeChoice, Model
 from pmlray.config.bases.models import (
     FOLDER_IDENTITY,
     PULLABLE,
@@ -17,7 +18,6 @@ from pmlray.config.bases.models import (
     require_present,
     resolve_model,
 )
-from pmlray.config.model_spec import Dtype, DtypeChoice, Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.record_facts import local_tokenizer
 from pmlray.config.search_spec import (

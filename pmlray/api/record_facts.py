@@ -9,8 +9,8 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import ModelSource
-from pmlray.config.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.record_facts import read_facts
 from pmlray.errors import DataError, StoreError

@@ -15,8 +15,8 @@ from pmlray.api.sizing.size import carry_out
 from pmlray.cli.describe_sizing import describe_plan, describe_size, repeated
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.search_commands import PROFILE_OPTION
+from pmlray.config.bases.model_spec import DtypeChoice
 from pmlray.config.load import read_profile
-from pmlray.config.model_spec import DtypeChoice
 from pmlray.config.secrets import no_password
 from pmlray.study.sizing.card import describe_recall
 from pmlray.study.sizing.decide_placement import Prefer

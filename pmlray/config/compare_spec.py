@@ -9,9 +9,9 @@ from typing import Annotated, ClassVar, get_args
 
 from pydantic import Field, model_validator
 
-from pmlray.config.adapter_spec import Adapter, Probe, one_place
+from pmlray.config.adapters.adapter_spec import Adapter, Probe, one_place
+from pmlray.config.bases.model_spec import Model, without_former_dtype
 from pmlray.config.memft_options import MEMFT_METHODS, Memft, MemftOptions
-from pmlray.config.model_spec import Model, without_former_dtype
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import (
     Budget,

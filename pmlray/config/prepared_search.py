@@ -12,16 +12,16 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
+from pmlray.config.adapters.place_in_base import check_places
+from pmlray.config.adapters.placement import Placement
+from pmlray.config.adapters.start_adapter import START_FILES, StartAdapter, read_start
 from pmlray.config.bases.dtype import settle
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import ModelSource, resolve_model
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import Where, load_search, load_spec, places, read_text
-from pmlray.config.model_spec import Model
-from pmlray.config.place_in_base import check_places
-from pmlray.config.placement import Placement
 from pmlray.config.record_facts import encode_queries, local_tokenizer, read_facts
 from pmlray.config.search_spec import SearchSpec
-from pmlray.config.start_adapter import START_FILES, StartAdapter, read_start
 from pmlray.errors import DataError, SpecError
 from pmlray.memory import Facts, LostText, TaskSource, build_memory
 from pmlray.types import DesignPoint, Method, Phase, PlannedRun

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from pmlray.config.adapter_spec import Adapter, AdapterPlace, one_place
-from pmlray.config.adapter_spec import Probe as Probe
+from pmlray.config.adapters.adapter_spec import Adapter, AdapterPlace, one_place
+from pmlray.config.adapters.adapter_spec import Probe as Probe
+from pmlray.config.bases.model_spec import Model, without_former_dtype
 from pmlray.config.memft_options import Memft, MemftOptions
-from pmlray.config.model_spec import Model, without_former_dtype
 from pmlray.config.recipe import Recipe
 from pmlray.config.space_spec import MOST_POINTS
 from pmlray.config.space_spec import Space as Space

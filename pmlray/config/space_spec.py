@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from pmlray.config.adapter_spec import NamedAdapter
+from pmlray.config.adapters.adapter_spec import NamedAdapter
 from pmlray.config.spec_base import Part, PositiveInt
 from pmlray.types import DesignPoint
 

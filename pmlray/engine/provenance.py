@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pmlray.config.placement_facts import placement_facts
+from pmlray.config.adapters.placement_facts import placement_facts
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.runtime.device_clock import CLOCKS
 from pmlray.memory import MemorySet

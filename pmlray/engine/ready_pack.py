@@ -9,8 +9,13 @@ from typing import Any
 
 import torch
 
-from pmlray.config.adapter_memory import adapter_bytes, check_adapter_fits, position_bytes, widest
-from pmlray.config.placement import Placement
+from pmlray.config.adapters.adapter_memory import (
+    adapter_bytes,
+    check_adapter_fits,
+    position_bytes,
+    widest,
+)
+from pmlray.config.adapters.placement import Placement
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.design.packing import MEMORY_SHARE
 from pmlray.engine.adapters.adapted_model import AdaptedModel

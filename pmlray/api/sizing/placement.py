@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
-from pmlray.config.adapter_spec import PAPERS_BLOCK, Adapter, AdapterPlace, LayerRange, Probe
+from pmlray.config.adapters.adapter_spec import (
+    PAPERS_BLOCK,
+    Adapter,
+    AdapterPlace,
+    LayerRange,
+    Probe,
+)
+from pmlray.config.adapters.place_in_base import placement_in
 from pmlray.config.bases.geometry import Geometry
-from pmlray.config.place_in_base import placement_in
 from pmlray.errors import SpecError
 from pmlray.study.sizing.request import default_layer
 

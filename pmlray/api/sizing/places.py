@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pmlray.api.sizing.placement import asked_place
-from pmlray.config.adapter_spec import Adapter, AdapterPlace
+from pmlray.config.adapters.adapter_spec import Adapter, AdapterPlace
+from pmlray.config.adapters.placement import Placement as Sites
+from pmlray.config.adapters.start_adapter import StartAdapter
 from pmlray.config.bases.geometry import Geometry
-from pmlray.config.placement import Placement as Sites
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.config.start_adapter import StartAdapter
 from pmlray.errors import SpecError
 from pmlray.study.sizing.compared import AUTO, as_adapter, auto_places, named_places
 from pmlray.study.sizing.request import RecordSet, check_capacity, largest_rank

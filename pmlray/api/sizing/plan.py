@@ -23,14 +23,14 @@ from pmlray.api.sizing.stored_law import (
 )
 from pmlray.api.stores import default_store
 from pmlray.config import ClusterProfile, SearchSpec
-from pmlray.config.adapter_spec import AdapterPlace
+from pmlray.config.adapters.adapter_spec import AdapterPlace
+from pmlray.config.adapters.placement import Placement as Sites
+from pmlray.config.adapters.start_adapter import StartAdapter
 from pmlray.config.bases.checks import read_tokenizer
 from pmlray.config.bases.geometry import Geometry
+from pmlray.config.bases.model_spec import DtypeChoice, Model
 from pmlray.config.bases.models import TINY, ModelSource, require_present, resolve_model
-from pmlray.config.model_spec import DtypeChoice, Model
-from pmlray.config.placement import Placement as Sites
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.config.start_adapter import StartAdapter
 from pmlray.design import CostModel
 from pmlray.errors import SpecError
 from pmlray.memory import TaskSource

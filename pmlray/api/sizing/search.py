@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from pmlray.api.stores import default_store
 from pmlray.config import SearchSpec
 from pmlray.config.bases.dtype import device_dtype
+from pmlray.config.bases.model_spec import Dtype, Model
 from pmlray.config.bases.models import ModelSource
-from pmlray.config.model_spec import Dtype, Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.stored_files import SEARCH_FILE, read_stored
 from pmlray.errors import StoreError

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pmlray.api.adapter_memory import check_memory
 from pmlray.api.environment import own_signals, train_extra
 from pmlray.config import ClusterProfile
+from pmlray.config.bases.model_spec import DtypeChoice
 from pmlray.config.load import read_profile
-from pmlray.config.model_spec import DtypeChoice
 from pmlray.study.sizing.decide_placement import Prefer
 from pmlray.study.sizing.request import Wanted
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pmlray.api.sizing.placement import asks_for_place
-from pmlray.config.adapter_spec import Adapter
+from pmlray.config.adapters.adapter_spec import Adapter
+from pmlray.config.adapters.start_adapter import StartAdapter, read_start
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import ModelSource
-from pmlray.config.model_spec import Model
-from pmlray.config.start_adapter import StartAdapter, read_start
 from pmlray.errors import SpecError
 
 if TYPE_CHECKING:

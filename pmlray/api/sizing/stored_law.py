@@ -11,11 +11,11 @@ from pmlray.api.sizing.placement import asked_place, asks_for_place
 from pmlray.api.sizing.places import PlaceOption, compared_places
 from pmlray.api.stores import open_store
 from pmlray.config import SearchSpec
-from pmlray.config.adapter_spec import AdapterPlace, Probe
+from pmlray.config.adapters.adapter_spec import AdapterPlace, Probe
+from pmlray.config.adapters.placement import Placement as Sites
+from pmlray.config.adapters.start_adapter import StartAdapter
 from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.models import ModelSource
-from pmlray.config.placement import Placement as Sites
-from pmlray.config.start_adapter import StartAdapter
 from pmlray.errors import SpecError
 from pmlray.law import LawSummary
 from pmlray.study.findings.result import fit_observations

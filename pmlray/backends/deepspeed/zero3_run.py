@@ -30,7 +30,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from pmlray.config.placement import Site
+from pmlray.config.adapters.placement import Site
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.recipe import Recipe
 from pmlray.engine.adapters.peft_io import LLAMAS_NAMES

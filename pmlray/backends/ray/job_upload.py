@@ -7,8 +7,8 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pmlray.config.model_spec import Model
-from pmlray.config.peft_config import BLOCK_CONFIG_FILE, CONFIG_FILE, WEIGHTS_FILE
+from pmlray.config.adapters.peft_config import BLOCK_CONFIG_FILE, CONFIG_FILE, WEIGHTS_FILE
+from pmlray.config.bases.model_spec import Model
 from pmlray.errors import SpecError
 from pmlray.version import SOURCE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pmlray.config.model_spec import Dtype, Model
+from pmlray.config.bases.model_spec import Dtype, Model
 from pmlray.errors import StoreError
 
 # CPU flags of bfloat16 instructions (x86's AVX-512 and AMX, and ARM), as Linux and torch name them.

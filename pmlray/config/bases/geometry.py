@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
+from pmlray.config.adapters.placement import MLP_BLOCK, Placement, kept_sites
 from pmlray.config.bases.families import FAST, Path, family_of, rope_limit
-from pmlray.config.placement import MLP_BLOCK, Placement, kept_sites
 from pmlray.errors import ModelError
 
 LLAMAS_LAYERS = "model.layers"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, cast
 
+from pmlray.config.adapters.placement import MLP_BLOCK
 from pmlray.config.bases.geometry import Geometry, OwnLayers, check_sizes
 from pmlray.config.bases.own_model import (
     find_layers,
@@ -15,7 +16,6 @@ from pmlray.config.bases.own_model import (
     longest_input,
     refuse_by_config,
 )
-from pmlray.config.placement import MLP_BLOCK
 from pmlray.errors import ModelError
 
 EXPERT = re.compile(r"(^|\.)experts\.")

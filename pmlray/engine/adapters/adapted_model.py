@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pmlray.config.placement import Site
+from pmlray.config.adapters.placement import Site
 from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.batches import MicroBatch

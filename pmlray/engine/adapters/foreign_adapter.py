@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
+from pmlray.config.adapters.placement import DOWN_PROJ, Placement
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import ModelSource
-from pmlray.config.model_spec import Model
-from pmlray.config.placement import DOWN_PROJ, Placement
 from pmlray.engine.adapters.peft_io import WEIGHTS_FILE
 from pmlray.engine.model.base_model import BaseModel, load_plain_model
 from pmlray.engine.model.checkpoint import PLAIN_TOKENIZER

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pmlray.config.model_card import card_head, loading
+from pmlray.config.adapters.model_card import card_head, loading
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.types import Observation, Recall
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pmlray.config.placement import MLP_BLOCK, Placement, Site
+from pmlray.config.adapters.placement import MLP_BLOCK, Placement, Site
 
 # A (X, r) and B (r, D) at each site of an adapter.
 AdapterWeights = Mapping[Site, tuple[Tensor, Tensor]]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pmlray.config.placement import Placement, Site
+from pmlray.config.adapters.placement import Placement, Site
 from pmlray.engine.adapters.packed_factors import AdapterWeights, PlacedFactors, SiteShapes
 from pmlray.engine.model.base_model import BaseModel
 from pmlray.engine.model.batches import Block, MicroBatch

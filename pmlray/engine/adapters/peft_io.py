@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from pmlray.config.adapters.placement import Placement, Site
 from pmlray.config.bases.geometry import LLAMAS_LAYERS
 from pmlray.config.bases.models import loadable_name
-from pmlray.config.placement import Placement, Site
 from pmlray.engine.adapters.packed_factors import AdapterWeights
 from pmlray.engine.model.frozen_base import BaseModel
 from pmlray.engine.model.general_base import GeneralBase

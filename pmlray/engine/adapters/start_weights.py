@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from safetensors.torch import load
 
-from pmlray.config.start_adapter import StartAdapter
+from pmlray.config.adapters.start_adapter import StartAdapter
 from pmlray.engine.adapters.packed_factors import AdapterWeights
 
 

@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pmlray.config.adapters.peft_config import INERT_KEYS, OFF_KEYS
+from pmlray.config.adapters.placement import DOWN_PROJ, MLP_BLOCK, Placement, Site
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import ModelSource
-from pmlray.config.model_spec import Model
-from pmlray.config.peft_config import INERT_KEYS, OFF_KEYS
-from pmlray.config.placement import DOWN_PROJ, MLP_BLOCK, Placement, Site
 from pmlray.engine.adapters.foreign_adapter import ForeignAdapter, read_foreign
 from pmlray.engine.adapters.packed_factors import AdapterWeights
 from pmlray.engine.adapters.peft_io import MLP_CONFIG_FILE, WEIGHTS_FILE

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pmlray.config.placement import Site
+from pmlray.config.adapters.placement import Site
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.packed_factors import AdapterWeights
 from pmlray.engine.evaluation.plain_greedy import answer_greedily

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 
+from pmlray.config.adapters.placement import MLP_BLOCK, Placement, Site, all_sites
 from pmlray.config.bases.families import family_of
 from pmlray.config.bases.models import ModelSource
 from pmlray.config.bases.own_model import find_layers
-from pmlray.config.placement import MLP_BLOCK, Placement, Site, all_sites
 from pmlray.engine.kernels.compiled_mlp import compile_mlps
 from pmlray.engine.kernels.frozen_norm import NORMS, FrozenRMSNorm, FusedRMSNorm, freeze_norms
 from pmlray.engine.kernels.row_attention import RowAttention

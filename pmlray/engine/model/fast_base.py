@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pmlray.config.adapters.placement import DOWN_PROJ, Site, kept_sites
 from pmlray.config.bases.families import FAST, Family, window_of
-from pmlray.config.placement import DOWN_PROJ, Site, kept_sites
 from pmlray.engine.kernels.row_attention import RowGroups, future_mask
 from pmlray.engine.model.frozen_base import Adapters, BaseModel, LayerInputs
 from pmlray.engine.model.head import TokenLosses, token_losses

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pmlray.config.adapters.placement import Placement, Site
 from pmlray.config.bases.geometry import LLAMAS_LAYERS
-from pmlray.config.placement import Placement, Site
 from pmlray.engine.model.cpu_offload import HostedWeights, nothing_hosted
 from pmlray.engine.model.head import TokenLosses
 from pmlray.engine.model.sites import Delta, SiteDeltas

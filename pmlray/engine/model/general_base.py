@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pmlray.config.placement import Site
+from pmlray.config.adapters.placement import Site
 from pmlray.engine.model.frozen_base import Adapters, BaseModel, LayerInputs
 from pmlray.engine.model.head import TokenLosses
 from pmlray.engine.model.own_head import own_head_losses

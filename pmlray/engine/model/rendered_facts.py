@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import ModelSource
-from pmlray.config.model_spec import Model
 from pmlray.engine.model.checkpoint import PLAIN_TOKENIZER, load_tokenizer
 from pmlray.engine.model.prompts import render_prompt
 from pmlray.errors import ModelError

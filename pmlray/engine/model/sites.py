@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pmlray.config.adapters.placement import MLP_BLOCK, Site
 from pmlray.config.bases.own_model import linear_shape
-from pmlray.config.placement import MLP_BLOCK, Site
 from pmlray.errors import ModelError
 
 # The adapters' output at a site, for the site's input; None where it is zero everywhere.

@@ -6,11 +6,11 @@ state, backward, update. Not captured are the choice of rows, which are then wri
 `FixedBatch`, dropout's draws from each adapter's own generator, learning rates, and metrics.
 
 **Never run on a GPU so far.** The tests record and replay steps on a CPU, kernel by kernel, at
-fixed addresses like a graph (`tests/integration/recording.py`). That shows that a step depends on
-no constant of its capture and never waits for the device, not that CUDA captures it. So replays are
-checked: the first, second, fourth, eighth, ... is also taken kernel by kernel, and compared. Where
-capture fails or a replay differs, the pack continues without graphs, from the result of the step
-taken kernel by kernel, and logs one warning.
+fixed addresses like a graph (`tests/integration/engine/recording.py`). That shows that a step
+depends on no constant of its capture and never waits for the device, not that CUDA captures it. So
+replays are checked: the first, second, fourth, eighth, ... is also taken kernel by kernel, and
+compared. Where capture fails or a replay differs, the pack continues without graphs, from the
+result of the step taken kernel by kernel, and logs one warning.
 """
 
 from __future__ import annotations

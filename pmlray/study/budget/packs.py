@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from pmlray.config.adapter_memory import PARAM_BYTES
+from pmlray.config.adapters.adapter_memory import PARAM_BYTES
 from pmlray.design import CostModel
 from pmlray.design.packing import (
     Device,

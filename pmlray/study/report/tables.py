@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import DESCRIPTIONS
-from pmlray.config.model_spec import Model
 from pmlray.config.space_spec import Space
 from pmlray.law import CAPPED, LawSummary
 from pmlray.law.validation.convergence import Certificate

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
+from pmlray.config.adapters.placement import Placement
+from pmlray.config.adapters.placement_facts import law_placements
 from pmlray.config.bases.geometry import Geometry
-from pmlray.config.placement import Placement
-from pmlray.config.placement_facts import law_placements
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import SearchSpec
 from pmlray.design import (

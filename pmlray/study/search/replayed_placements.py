@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pmlray.config.placement_facts import placement_facts
+from pmlray.config.adapters.placement_facts import placement_facts
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.errors import DataError
 from pmlray.study.search.replay_table import PARAMS, ReplayTable

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pmlray.config.model_card import card_head, loading
+from pmlray.config.adapters.model_card import card_head, loading
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.law import FitStatus, LawSummary
 from pmlray.law.capacity import stored_bits

@@ -9,10 +9,16 @@ from dataclasses import replace
 from itertools import cycle
 from typing import Literal
 
-from pmlray.config.adapter_spec import ALL_LINEAR, Adapter, AdapterPlace, LayerRange, NamedAdapter
+from pmlray.config.adapters.adapter_spec import (
+    ALL_LINEAR,
+    Adapter,
+    AdapterPlace,
+    LayerRange,
+    NamedAdapter,
+)
+from pmlray.config.adapters.placement import Placement
 from pmlray.config.bases.geometry import Geometry
-from pmlray.config.model_spec import Model
-from pmlray.config.placement import Placement
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Design, Evaluate, SearchSpec
 from pmlray.errors import SpecError

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Literal
 
-from pmlray.config.adapter_spec import Adapter, AdapterPlace, Probe
+from pmlray.config.adapters.adapter_spec import Adapter, AdapterPlace, Probe
+from pmlray.config.adapters.placement import Placement
 from pmlray.config.bases.geometry import Geometry
-from pmlray.config.model_spec import Model
-from pmlray.config.placement import Placement
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import (

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
 
+from pmlray.config.adapters.placement import Placement, Site
 from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.models import KNOWN_MODELS, SMOLLM2, TINY, resolve_model
-from pmlray.config.placement import Placement, Site
 from pmlray.config.recipe import Recipe
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.packed_factors import initial_As

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer, normalizers
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from pmlray.config.adapters.placement import Placement
 from pmlray.config.bases.models import KNOWN_MODELS, TINY, pulled_folder
-from pmlray.config.placement import Placement
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.model.pull import pull_model

@@ -19,8 +19,8 @@ from pmlray.api.sizing.plan import SizePlan, SizeRequest, prepare_size
 from pmlray.backends.store.file_leases import Lease
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config import ClusterProfile
+from pmlray.config.adapters.placement_facts import placement_facts
 from pmlray.config.bases.models import TINY
-from pmlray.config.placement_facts import placement_facts
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.adapters.stored_adapter import read_adapter

@@ -17,7 +17,7 @@ from pmlray.api.sizing import packs as sizing_packs
 from pmlray.api.sizing import run as sizing_driver
 from pmlray.backends.store.file_leases import Lease
 from pmlray.backends.store.file_store import FileStore
-from pmlray.config.adapter_spec import Adapter
+from pmlray.config.adapters.adapter_spec import Adapter
 from pmlray.config.bases.models import TINY
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.adapters.peft_io import save_adapter

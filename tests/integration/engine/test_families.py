@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pmlray.backends.store.file_store import FileStore
+from pmlray.config.adapters.placement import MLP_BLOCK, Placement
 from pmlray.config.bases.checks import check_config, check_tensors
 from pmlray.config.bases.geometry import geometry_from_config
 from pmlray.config.bases.own_model import find_layers
 from pmlray.config.bases.safetensors_header import read_json, read_tensors
-from pmlray.config.placement import MLP_BLOCK, Placement
 from pmlray.config.prepared_search import prepare_search
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.packed_lora import PackedLora

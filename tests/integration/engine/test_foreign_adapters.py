@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import resolve_model
-from pmlray.config.model_spec import Model
 from pmlray.engine.adapters.foreign_adapter import ForeignAdapter
 from pmlray.engine.adapters.stored_adapter import SiteAdapter, read_adapter
 from pmlray.engine.evaluation.greedy_decode import decode_records

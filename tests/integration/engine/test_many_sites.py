@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pmlray.config import Recipe
-from pmlray.config.placement import Placement, Site
+from pmlray.config.adapters.placement import Placement, Site
 from pmlray.engine.adapters.packed_factors import AdapterWeights
 from pmlray.engine.evaluation.scores import Decoding, decode_exactly
 from pmlray.engine.model import batches

@@ -25,7 +25,7 @@ from pmlray.engine.training.step import TorchStepper
 from pmlray.errors import DataError, RunError
 from pmlray.types import Pack
 from tests.integration.engine.packs.test_checkpoints import outcome
-from tests.integration.recording import Recorded
+from tests.integration.engine.recording import Recorded
 from tests.mixed_packs import PACKS, RECIPE, WHERE, runs_of, trained
 from tests.unit.engine.conftest import random_record
 

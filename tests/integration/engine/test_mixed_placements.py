@@ -13,7 +13,7 @@ import torch
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from pmlray.config import Recipe
-from pmlray.config.placement import DOWN_PROJ, MLP_BLOCK, Placement, Site
+from pmlray.config.adapters.placement import DOWN_PROJ, MLP_BLOCK, Placement, Site
 from pmlray.engine.adapters.packed_factors import AdapterWeights
 from pmlray.engine.adapters.peft_io import PeftNames, save_adapter
 from pmlray.engine.evaluation.scores import Decoding, decode_exactly

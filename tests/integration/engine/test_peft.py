@@ -12,7 +12,7 @@ import torch
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from pmlray.config import Recipe
-from pmlray.config.placement import DOWN_PROJ, Placement, Site
+from pmlray.config.adapters.placement import DOWN_PROJ, Placement, Site
 from pmlray.engine.adapters.packed_factors import initial_As
 from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.adapters.stored_adapter import SiteAdapter, read_adapter

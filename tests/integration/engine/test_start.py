@@ -17,11 +17,11 @@ from transformers.models.auto.tokenization_auto import AutoTokenizer
 from pmlray.api.record_facts import check_same_start
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config import Recipe
+from pmlray.config.adapters.placement import Placement
+from pmlray.config.adapters.start_adapter import StartAdapter, read_start
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import resolve_model
-from pmlray.config.model_spec import Model
-from pmlray.config.placement import Placement
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
-from pmlray.config.start_adapter import StartAdapter, read_start
 from pmlray.engine.adapters.packed_factors import initial_As
 from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.adapters.peft_io import LLAMAS_NAMES, save_adapter

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-from pmlray.config.peft_config import is_target
+from pmlray.config.adapters.peft_config import is_target
 from pmlray.errors import ModelError
 from tests.integration.engine.test_start import KINDS, base_of, read, saved
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
-from pmlray.config.placement_facts import placement_facts
+from pmlray.config.adapters.placement_facts import placement_facts
 from pmlray.config.prepared_search import PreparedSearch
 from tests.fakes import observe
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
-from pmlray.config.adapter_spec import AdapterPlace
+from pmlray.config.adapters.adapter_spec import AdapterPlace
 from pmlray.config.bases.models import TINY
 from pmlray.config.search_spec import Model, Probe
 from pmlray.errors import DataError, ModelError, PmlrayError, SpecError, StoreError

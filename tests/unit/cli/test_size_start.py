@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from pmlray.backends.store.file_store import FileStore
-from pmlray.config.adapter_spec import Adapter
+from pmlray.config.adapters.adapter_spec import Adapter
+from pmlray.config.adapters.start_adapter import read_start
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import TINY, resolve_model
-from pmlray.config.model_spec import Model
-from pmlray.config.start_adapter import read_start
 from pmlray.errors import ModelError, SpecError
 from pmlray.study.sizing.request import RecordSet, search_spec
 from pmlray.types import PlannedRun

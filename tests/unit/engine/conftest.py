@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pmlray.config import Recipe
+from pmlray.config.adapters.placement import Placement
 from pmlray.config.bases.models import TINY, resolve_model
-from pmlray.config.placement import Placement
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.adapted_model import AdaptedModel
 from pmlray.engine.adapters.optimizer import PackedAdamW

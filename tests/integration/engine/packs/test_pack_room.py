@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config import Recipe
-from pmlray.config.adapter_memory import adapter_bytes, check_adapter_fits, position_bytes
+from pmlray.config.adapters.adapter_memory import adapter_bytes, check_adapter_fits, position_bytes
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine import ready_pack as preparation
 from pmlray.engine.adapters.adapted_model import AdaptedModel

@@ -13,7 +13,7 @@ from pmlray.cli import app
 from pmlray.config import ClusterProfile
 from pmlray.config.bases import dtype
 from pmlray.config.bases.dtype import cpu_multiplies_bfloat16, settle
-from pmlray.config.model_spec import Model
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.engine.model.device import multiplies_bfloat16
 from pmlray.errors import SpecError, StoreError

@@ -14,9 +14,9 @@ from huggingface_hub import constants, snapshot_download
 from pmlray.api.sizing.plan import SizeRequest, prepare_size
 from pmlray.api.stores import claim_search, open_store
 from pmlray.config import ClusterProfile
+from pmlray.config.adapters.model_card import loading
 from pmlray.config.bases import hub as hub_models
 from pmlray.config.bases.models import KNOWN_MODELS, TINY, pulled_folder, resolve_model
-from pmlray.config.model_card import loading
 from pmlray.config.prepared_search import PreparedSearch, prepare_comparison
 from pmlray.errors import ModelError
 from pmlray.study.sizing.request import Wanted

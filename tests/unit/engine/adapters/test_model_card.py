@@ -10,9 +10,9 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
+from pmlray.config.adapters.model_card import loading
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import TINY, resolve_model
-from pmlray.config.model_card import loading
-from pmlray.config.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.adapters.model_card import write_card
 from pmlray.engine.model.prompts import render_prompt

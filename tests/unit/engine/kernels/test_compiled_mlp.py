@@ -1,6 +1,6 @@
 """Which MLPs are taken compiled, and that one which does not compile, or differs, is let go of.
 
-What compiles here is a stand-in; tests/integration/test_compiled_mlp.py compiles.
+What compiles here is a stand-in; tests/integration/engine/test_compiled_mlp.py compiles.
 """
 
 from __future__ import annotations

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from pmlray.config.adapters.placement import Placement
 from pmlray.config.bases.checks import check_folder
 from pmlray.config.bases.geometry import Geometry, geometry_from_config
 from pmlray.config.bases.models import resolve_model
-from pmlray.config.placement import Placement
 from pmlray.config.prepared_search import prepare_search
 from pmlray.engine.model.base_model import freeze_base, load_base_model
 from pmlray.errors import INSTALL_TRAIN, ModelError, SpecError

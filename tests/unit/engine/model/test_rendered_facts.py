@@ -9,8 +9,8 @@ import pytest
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from pmlray.api.record_facts import check_facts, facts_for
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import resolve_model
-from pmlray.config.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.config.record_facts import local_tokenizer
 from pmlray.engine.model.pull import pull_model

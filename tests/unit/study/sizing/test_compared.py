@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from pmlray.config.adapter_spec import Adapter, Probe
+from pmlray.config.adapters.adapter_spec import Adapter, Probe
+from pmlray.config.adapters.placement import MLP_BLOCK
 from pmlray.config.bases.geometry import Geometry, OwnLayers
 from pmlray.config.bases.models import KNOWN_MODELS, SMOLLM2, TINY, resolve_model
-from pmlray.config.placement import MLP_BLOCK
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import Model
 from pmlray.errors import SpecError

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pmlray.config.placement_facts import placement_facts
+from pmlray.config.adapters.placement_facts import placement_facts
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.design import CostModel
 from pmlray.design.cost import PlaceWork

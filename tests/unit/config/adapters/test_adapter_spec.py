@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from pmlray.api.stores import claim_comparison, claim_search, open_store
-from pmlray.config.adapter_spec import Probe
+from pmlray.config.adapters.adapter_spec import Probe
 from pmlray.config.bases.models import KNOWN_MODELS, SMOLLM2
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_spec
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.errors import SpecError, StoreError
 
-SMOKE = Path(__file__).parents[3] / "searches" / "comparisons" / "smoke.yaml"
+SMOKE = Path(__file__).parents[4] / "searches" / "comparisons" / "smoke.yaml"
 PROBE = "probe: {placement: mlp, layer: 1}"
 
 

@@ -19,7 +19,7 @@ import json, os, torch
 from pmlray.backends.deepspeed.stepper import be_one_process, deepspeed_stepper
 from pmlray.config import Recipe
 from pmlray.config.bases.models import TINY, resolve_model
-from pmlray.config.placement import Placement
+from pmlray.config.adapters.placement import Placement
 from pmlray.config.search_spec import Probe
 from pmlray.engine.training import cuda_graph_step
 from pmlray.engine.model import head
@@ -32,7 +32,7 @@ from pmlray.engine.adapters.optimizer import PackedAdamW
 from pmlray.engine.adapters.packed_lora import PackedLora
 from pmlray.engine.model.prefix_cache import build_prefix_cache
 from pmlray.types import MemftRules
-from tests.integration.recording import Recorded
+from tests.integration.engine.recording import Recorded
 from tests.unit.engine.conftest import make_run, random_record
 
 be_one_process()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pmlray.config.adapters.placement import MLP_BLOCK, Placement, all_sites
 from pmlray.config.bases.geometry import Geometry
-from pmlray.config.placement import MLP_BLOCK, Placement, all_sites
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.errors import ModelError
 from pmlray.types import DesignPoint

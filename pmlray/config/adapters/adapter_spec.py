@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from pmlray.config.placement import DOWN_PROJ, MLP_BLOCK, Placement
+from pmlray.config.adapters.placement import DOWN_PROJ, MLP_BLOCK, Placement
 from pmlray.config.spec_base import Count, Part, PositiveInt
 from pmlray.errors import SpecError
 

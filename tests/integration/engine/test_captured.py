@@ -18,7 +18,7 @@ from pmlray.engine.model.pull import pull_model
 from pmlray.engine.training import cuda_graph_step
 from pmlray.engine.training.step import StepFound
 from pmlray.types import Room
-from tests.integration.recording import Call, NotCapturable, Recorded
+from tests.integration.engine.recording import Call, NotCapturable, Recorded
 from tests.unit.engine.conftest import Trained, make_run, random_record, train
 
 pytestmark = pytest.mark.slow

@@ -11,11 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pmlray.config.bases.checks import read_tokenizer
-from pmlray.config.bases.models import ModelSource, loadable_name, resolve_model
-from pmlray.config.bases.safetensors_header import Tensor, listed, not_finite, read_header
-from pmlray.config.model_spec import Model
-from pmlray.config.peft_config import (
+from pmlray.config.adapters.peft_config import (
     BLOCK_CONFIG_FILE,
     CONFIG_FILE,
     INERT_KEYS,
@@ -23,7 +19,11 @@ from pmlray.config.peft_config import (
     WEIGHTS_FILE,
     is_target,
 )
-from pmlray.config.placement import MLP_BLOCK, Placement, Site
+from pmlray.config.adapters.placement import MLP_BLOCK, Placement, Site
+from pmlray.config.bases.checks import read_tokenizer
+from pmlray.config.bases.model_spec import Model
+from pmlray.config.bases.models import ModelSource, loadable_name, resolve_model
+from pmlray.config.bases.safetensors_header import Tensor, listed, not_finite, read_header
 from pmlray.config.stored_files import Card, read_stored
 from pmlray.errors import ModelError
 

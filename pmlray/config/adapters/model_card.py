@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pmlray.config.adapters.placement import Placement
 from pmlray.config.bases.chat_prompt import FIXED_DATE, SYSTEM_PROMPT
 from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.models import HUB_IDS, PULLABLE, loadable_name, resolve_model
-from pmlray.config.placement import Placement
 from pmlray.config.search_spec import SearchSpec
 
 TAGS = ("lora", "memorization", "pmlray")

@@ -24,7 +24,7 @@ from pmlray.study.sizing.compared import compared_first_runs
 from pmlray.study.sizing.request import Wanted
 from pmlray.types import DesignPoint, Pack
 from tests.integration.conftest import pmlray
-from tests.integration.test_size import PLAIN_PEFT
+from tests.integration.ray_jobs.test_size import PLAIN_PEFT
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

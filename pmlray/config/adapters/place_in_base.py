@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pmlray.config.adapter_spec import Adapter, AdapterPlace
+from pmlray.config.adapters.adapter_spec import Adapter, AdapterPlace
+from pmlray.config.adapters.placement import MLP_BLOCK, Placement
+from pmlray.config.adapters.start_adapter import StartAdapter
 from pmlray.config.bases.geometry import Geometry
 from pmlray.config.load import Where
-from pmlray.config.placement import MLP_BLOCK, Placement
 from pmlray.config.search_spec import SearchSpec
-from pmlray.config.start_adapter import StartAdapter
 from pmlray.errors import SpecError
 
 

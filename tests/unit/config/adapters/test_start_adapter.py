@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from pmlray.config.adapters.placement import Site
+from pmlray.config.adapters.start_adapter import StartAdapter, read_start
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import TINY, resolve_model
-from pmlray.config.model_spec import Model
-from pmlray.config.placement import Site
-from pmlray.config.start_adapter import StartAdapter, read_start
 from pmlray.errors import ModelError
 from tests.starts import ALPHA, AT, RANK, factors, name_of, save_start
 
 WEIGHTS = "adapter_model.safetensors"
-SEARCHES = Path(__file__).parents[3] / "searches"
+SEARCHES = Path(__file__).parents[4] / "searches"
 Q = name_of(1, "self_attn.q_proj", "A")
 
 

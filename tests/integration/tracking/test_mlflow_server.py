@@ -31,8 +31,8 @@ from pmlray.types import DesignPoint, Observation
 from tests.adapters import at_site
 from tests.browser import chromium, require_chromium
 from tests.fakes import observe
-from tests.integration.composed_mlflow import Mlflow, composed_server
 from tests.integration.conftest import SMOKE, free_port
+from tests.integration.tracking.composed_mlflow import Mlflow, composed_server
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,1 @@
+"""Where adapters sit in a base, what they begin with, and what they take."""
