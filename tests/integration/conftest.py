@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "searches" / "smoke.yaml"
@@ -62,8 +63,23 @@ def end_group(process: subprocess.Popen[str]) -> None:
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The smoke search, run once for all tests that look at its results."""
-    folder = tmp_path_factory.mktemp("smoke")
+    """The smoke search, run once for all tests that look at its results, in whatever process."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return _searched(tmp_path_factory.mktemp("smoke"))
+    # The processes of one run have their folders side by side.
+    folder = tmp_path_factory.getbasetemp().parent / "smoke"
+    with FileLock(folder.with_suffix(".lock"), timeout=300):
+        done = folder / "finished.json"
+        if not done.exists():
+            folder.mkdir(exist_ok=True)
+            finished = _searched(folder)
+            done.write_text(json.dumps([finished.found, finished.said]))
+        found, said = json.loads(done.read_text())
+    return Finished(found, folder / "store", tuple((at, line) for at, line in said))
+
+
+def _searched(folder: Path) -> Finished:
+    """Run the smoke search with its store in a folder."""
     store, result, said = folder / "store", folder / "result.json", list[tuple[float, str]]()
     command = [sys.executable, "-m", "pmlray", "search", str(SMOKE), "--store", str(store)]
     began = time.monotonic()

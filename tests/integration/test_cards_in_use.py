@@ -1,4 +1,4 @@
-"""The code in an adapter's card, as somebody else runs it: in a fresh process, without pmlray."""
+"""The code in an adapter's card, as somebody else runs it: in a process without pmlray."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -32,17 +32,55 @@ LAYER, QUERY = 2, "What is the number of the seventh house?"
 PURE = "import sys\nassert not {forbidden} & set(sys.modules)\n"
 
 
-def answer_of_card(folder: Path, forbidden: set[str]) -> str:
-    """What the card's code prints, which nothing is changed in but the query."""
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
-    assert 'query = "QUERY"' in code
-    code = code.replace("QUERY", QUERY) + PURE.format(forbidden=forbidden)
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code], cwd=folder, capture_output=True, text=True, timeout=120,
+# Loads what every card's code begins with, which takes most of its time, and then runs each code
+# that is asked for in a process of its own, as if it had been loaded there.
+SERVER = """
+import json, os, sys, traceback
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+assert not {"peft", "pmlray"} & set(sys.modules)
+for line in sys.stdin:
+    folder, code = json.loads(line)
+    if not (child := os.fork()):
+        os.chdir(folder)
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        try:
+            exec(compile(code, "card", "exec"), {"__name__": "__main__"})
+            sys.stdout.flush()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=sys.__stdout__, flush=True)
+"""
+Ask = Callable[[Path, set[str]], str]
+
+
+@pytest.fixture(scope="module")
+def answer_of_card() -> Iterator[Ask]:
+    """What a card's code prints, which nothing is changed in but the query, without the modules
+    that are forbidden."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", SERVER],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    ) as server:  # fmt: skip
+
+        def ask(folder: Path, forbidden: set[str]) -> str:
+            (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)
+            assert 'query = "QUERY"' in code
+            code = code.replace("QUERY", QUERY) + PURE.format(forbidden=forbidden)
+            assert server.stdin is not None and server.stdout is not None
+            print(json.dumps([str(folder), code]), file=server.stdin, flush=True)
+            assert server.stdout.readline().strip() == "0", (folder / "err").read_text()
+            return (folder / "out").read_text()
+
+        yield ask
+        assert server.stdin is not None
+        server.stdin.close()
+        server.wait(timeout=30)
 
 
 # Where an adapter sits, and the size of its random B.
@@ -62,6 +100,7 @@ def test_the_code_of_a_card_answers_as_recall_does(
     place: str,
     dtype: Literal["float32", "bfloat16"],
     make_search: Callable[..., PreparedSearch],  # noqa: F811
+    answer_of_card: Ask,
     tmp_path: Path,
 ) -> None:
     if dtype == "bfloat16" and not multiplies_bfloat16(torch.device("cpu")):
