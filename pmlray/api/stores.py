@@ -11,6 +11,7 @@ from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.bases.dtype import check_same_dtype
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.recipe import FORMER_RATE
 from pmlray.config.search_spec import Task
 from pmlray.config.stored_files import COMPARISON_FILE, SEARCH_FILE, read_stored
 from pmlray.errors import StoreError
@@ -68,7 +69,8 @@ def claim_search(folder: Path, spec: SearchSpec) -> None:
         if owner.search_id != spec.search_id:
             raise StoreError(
                 f"{folder} holds the search {owner.search_id}, not {spec.search_id};"
-                f" {_without_ends(owner.task, spec.task)}choose another --store"
+                f" {_without_ends(owner.task, spec.task)}{_at_former_rate(owner, spec)}"
+                "choose another --store"
             )
         check_same_dtype(folder, f"search {owner.search_id}", owner.model, spec.model)
         return
@@ -79,6 +81,19 @@ def _without_ends(kept: Task, asked: Task) -> str:
     """Return what continues a store of before ends were trained, for a message about another."""
     if kept.model_copy(update={"end": asked.end}) == asked and not kept.end and asked.end:
         return "it was begun without the ends of answers: set task.end: false to continue it, or "
+    return ""
+
+
+def _at_former_rate(kept: SearchSpec, asked: SearchSpec) -> str:
+    """Return what continues a store of before the rate followed the adapter's place, for a message
+    about another search."""
+    same = kept.model_copy(update={"recipe": asked.recipe})
+    rates = (kept.recipe.learning_rate, asked.recipe.learning_rate)
+    if rates == (FORMER_RATE, "auto") and same.search_id == asked.search_id:
+        return (
+            f"it was begun when the rate was {FORMER_RATE:g} everywhere: set recipe.learning_rate:"
+            f" {FORMER_RATE:g} to continue it, or "
+        )
     return ""
 
 

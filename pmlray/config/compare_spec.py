@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pmlray.config.adapters.adapter_spec import Adapter, Probe, one_place
 from pmlray.config.bases.model_spec import Model, without_former_dtype
 from pmlray.config.memft_options import MEMFT_METHODS, Memft, MemftOptions
-from pmlray.config.recipe import Recipe
+from pmlray.config.recipe import FORMER_RATE, Recipe, with_former_rate
 from pmlray.config.search_spec import (
     Budget,
     Design,
@@ -69,7 +69,7 @@ class CompareSpec(Part):
     model: Model
     probe: Probe | None = None
     adapter: Adapter | None = None
-    recipe: Recipe = Recipe()
+    recipe: Recipe = Field(default=Recipe(), validate_default=True)
     points: tuple[ComparePoint, ...] = Field(min_length=1)
     methods: tuple[MEMFT_METHODS, ...] = Field(default=get_args(MEMFT_METHODS), min_length=1)
     memft: MemftOptions = MemftOptions()
@@ -78,6 +78,14 @@ class CompareSpec(Part):
     seeds: tuple[Seed, ...] = Field(default=(0, 1), min_length=1)
     pack_size: PositiveInt | None = None
     evaluate: Evaluate = Evaluate(generate_max_tokens=0, prose=True)
+
+    @field_validator("recipe")
+    @classmethod
+    def _tuned_rate(cls, recipe: Recipe) -> Recipe:
+        """Say the former default of the rate, which tuning replaces: comparisons keep their ids."""
+        if recipe.learning_rate != "auto":
+            return recipe
+        return recipe.model_copy(update={"learning_rate": FORMER_RATE})
 
     @model_validator(mode="after")
     def _fair(self) -> CompareSpec:
@@ -97,6 +105,7 @@ class CompareSpec(Part):
     def compare_id(self) -> str:
         """Name and a hash of all fields that differ from the defaults."""
         chosen = without_former_dtype(self.model_dump(mode="json", exclude_defaults=True))
+        chosen = with_former_rate(chosen, self.recipe)
         chosen["task"] = self.task.chosen()
         canonical = json.dumps(chosen, sort_keys=True)
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tokenizers import Tokenizer
 
@@ -21,13 +19,12 @@ from pmlray.config.bases.models import ModelSource, resolve_model
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import Where, load_search, load_spec, places, read_text
 from pmlray.config.record_facts import encode_queries, local_tokenizer, read_facts
+from pmlray.config.run_key import run_key
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import DataError, SpecError
 from pmlray.memory import Facts, LostText, TaskSource, build_memory
 from pmlray.types import DesignPoint, Method, Phase, PlannedRun
 
-# Part of every run_key: raise it when a change of code changes what a run measures.
-RESULT_VERSION = 1
 CHAT_TEMPLATE_TOKENS = 64
 
 
@@ -116,14 +113,6 @@ class PreparedSearch:
         place."""
         return self.placement.params_per_rank(self.source.geometry.adaptable)
 
-    def _placement_facts(self, point: DesignPoint) -> dict[str, Any]:
-        """Return what of a run's hash tells where its adapter sits: no name, so that a run is the
-        same whatever its placement is called."""
-        if self.spec.probe is not None:
-            return {"probe": self.spec.probe.model_dump()}
-        facts = {} if self.start is None else {"from_adapter": self.start.facts()}
-        return {"adapter": asdict(self.placement_of(point)), **facts}
-
     def plan_run(
         self,
         point: DesignPoint,
@@ -137,43 +126,19 @@ class PreparedSearch:
 
         learning_rate: peak rate in place of the recipe's.
         """
-        spec = self.spec
-        # MemFT's methods are compared at equal steps: no run of that phase stops early.
-        recipe = spec.recipe.model_dump()
-        if phase == "memft":
-            recipe |= {"stop_loss": 0.0, "stop_gain": 0.0}
-        # Omitted when off, here and of the task, so that runs measured before keep their run_key.
-        if not recipe["stop_gain"]:
-            del recipe["stop_gain"]
-        task = asdict(self.task)
-        if task["repeats"] is None:
-            del task["repeats"]
-        determines: dict[str, Any] = {
-            "version": RESULT_VERSION,
-            "model": self.source.identity,
-            "dtype": spec.model.base_dtype,
-            **self._placement_facts(point),
-            "task": task,
-            "prompt_format": spec.task.prompt_format,
-            # A base text is split into stretches of the longest length.
-            "stretch": max(spec.space.seq_len) if self.task.text is not None else None,
-            "recipe": recipe,
-            # Unused; kept so that the run_keys of plain fine-tuning do not change.
-            "threshold": None,
-            "point": replace(point, placement=None).to_json(),
-            "method": method,
-            "sequence_id": sequence_id,
-            "seed": seed,
-        }
-        # Omitted when off, as runs of before were all trained without an end.
-        if spec.task.end:
-            determines["end"] = True
-        if method != "sft":
-            determines["memft"] = spec.memft_rules().of_method(method)
-        if learning_rate is not None:
-            determines["learning_rate"] = learning_rate
-        digest = hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()
-        return PlannedRun(point, method, sequence_id, seed, phase, digest[:16], learning_rate)
+        key = run_key(self, point, method, sequence_id, seed, phase, learning_rate)
+        if learning_rate is None and self.spec.recipe.learning_rate == "auto":
+            learning_rate = self.peak_rate_at(point)
+        return PlannedRun(point, method, sequence_id, seed, phase, key, learning_rate)
+
+    def peak_rate_at(self, point: DesignPoint) -> float:
+        """Return the recipe's peak learning rate where a point's adapter sits."""
+        rank, placement = point.lora_rank, self.placement_of(point)
+        return self.spec.recipe.peak_rate(rank, len(placement.sites), placement.scale(rank))
+
+    def peak_rate(self, run: PlannedRun) -> float:
+        """Return the peak learning rate of a run: its own, or the recipe's where it sits."""
+        return self.peak_rate_at(run.point) if run.learning_rate is None else run.learning_rate
 
 
 def prepare_search(path: Path, overrides: Sequence[str] = ()) -> PreparedSearch:

@@ -16,15 +16,15 @@ from pydantic import Field, ValidationInfo, model_validator
 from pmlray.config.adapters.adapter_spec import Adapter, AdapterPlace, one_place
 from pmlray.config.adapters.adapter_spec import Probe as Probe
 from pmlray.config.bases.model_spec import Model, without_former_dtype
+from pmlray.config.law_options import LawOptions
 from pmlray.config.memft_options import Memft, MemftOptions
-from pmlray.config.recipe import Recipe
+from pmlray.config.recipe import Recipe, with_former_rate
 from pmlray.config.space_spec import MOST_POINTS
 from pmlray.config.space_spec import Space as Space
 from pmlray.config.space_spec import Targets as Targets
 from pmlray.config.spec_base import STORED, Count, Part, PositiveInt
 from pmlray.design import Acquisition
 from pmlray.errors import SpecError
-from pmlray.law import FitOptions, Form
 from pmlray.memory import FRESH_SEQUENCE_ID
 from pmlray.types import DesignPoint, MemftRules
 
@@ -81,35 +81,6 @@ class Task(Part):
         """Return the fields that differ from the defaults of before `end` existed, as JSON."""
         fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"end"})
         return {**fields, "end": True} if self.end else fields
-
-
-class LawOptions(Part):
-    """Forms of the law that are fitted and averaged by their evidence, the treatment of points, and
-    the intervals reported.
-
-    A search knows its base loss, so the default forms are those that it bounds. The paper's `power`
-    form does not bend before saturation: averaged in, it made replayed searches of real runs spend
-    two to three times as much. `loss`: `gaussian`, or `huber`, which is robust to outliers.
-    `saturated`: where a form has no ceiling, `filter` excludes points with final_loss <= ln 2 and
-    `censor` takes them as lower bounds; where it has one, `censor` takes points at or below `floor`
-    nats as lower bounds. `noise` is no longer used, since noise always follows the level of a run;
-    the key is accepted so that earlier searches continue. `optimisation_limited`: `leave_out`
-    excludes from the law runs whose loss twice the steps would lower by 0.2 nats per token or more,
-    so that it describes what adapters can hold rather than what the steps allowed; the choice of
-    the next run counts them in any case.
-    """
-
-    forms: tuple[Form, ...] = Field(default=("ceiling", "exponential_ceiling"), min_length=1)
-    n_bootstrap: Annotated[int, Field(ge=20, le=100_000)] = 200
-    loss: Literal["gaussian", "huber"] = "gaussian"
-    saturated: Literal["filter", "censor"] = "filter"
-    floor: Annotated[float, Field(gt=0)] = 0.02
-    noise: Literal["equal", "by_value"] = "equal"
-    optimisation_limited: Literal["keep", "leave_out"] = "keep"
-
-    def fit_options(self) -> FitOptions:
-        """Return the treatment of points in every fit of the search."""
-        return FitOptions(self.loss, self.saturated, self.floor)
 
 
 class Design(Part):
@@ -273,9 +244,11 @@ class SearchSpec(Part):
         """Name and a hash of all fields that differ from the defaults.
 
         A new option at its default does not change the ids of earlier searches. Neither does
-        `dtype: auto`, on any machine: searches begun when bfloat16 was the default keep their ids.
+        `dtype: auto`, on any machine: searches begun when bfloat16 was the default keep their ids,
+        and those begun when the rate had a default.
         """
         chosen = without_former_dtype(self.model_dump(mode="json", exclude_defaults=True))
+        chosen = with_former_rate(chosen, self.recipe)
         chosen["task"] = self.task.chosen()
         # Default of searches begun before the pack size depended on the device.
         if self.design.pack_size == FORMER_PACK_SIZE:

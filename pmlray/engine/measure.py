@@ -159,7 +159,7 @@ def measure_pack(
             control_recall=beside.recall,
             prose_delta_loss=beside.prose_delta_loss,
             grad_norm=trained.grad_norm,
-            learning_rate=run.learning_rate or spec.recipe.learning_rate,
+            learning_rate=search.peak_rate(run),
         )
         write_card(adapters / run.run_key, search, observation)
         store.put(observation)

@@ -134,7 +134,7 @@ def peak_bytes(base: BaseModel, n_records: int) -> int:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    train(base, [make_run(4, 900, 3)], [records], Recipe(batch_size=n_records))
+    train(base, [make_run(4, 900, 3)], [records], Recipe(learning_rate=1e-2, batch_size=n_records))
     lasting = sum(len(r.prompt_ids) + len(r.target_ids) for r in records) * 4
     lasting *= base.model.config.hidden_size + next(iter(base.site_shapes.values()))[0]
     return torch.cuda.max_memory_allocated() - before - lasting

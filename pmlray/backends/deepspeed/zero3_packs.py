@@ -213,5 +213,5 @@ class ShardedPacks:
             provenance=pack_provenance(search, pack, device, devices, self._backend)
             | run_provenance(search, run, memory)
             | {"zero_stage": 3},
-            learning_rate=run.learning_rate or search.spec.recipe.learning_rate,
+            learning_rate=search.peak_rate(run),
         )

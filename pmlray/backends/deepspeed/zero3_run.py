@@ -120,7 +120,9 @@ class ShardedRun:
         # DeepSpeed averages over ranks; the loss is a sum over them, hence the factor of `world`.
         self._engine.backward(nll.sum() * (self._world / tokens * counts))
         for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.rate_at(self.step, self.run.point.train_steps)
+            group["lr"] = self._recipe.rate_at(
+                self.step, self.run.point.train_steps, self.run.learning_rate
+            )
         self._engine.step()
 
     @torch.no_grad()

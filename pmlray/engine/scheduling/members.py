@@ -55,9 +55,7 @@ class Member:
 
     def rate_at(self, recipe: Recipe, progress: float) -> float:
         """Return the learning rate after so many of its optimiser steps."""
-        own = self.run.learning_rate
-        scale = 1.0 if own is None else own / recipe.learning_rate
-        return scale * recipe.rate_at(progress, self.train_steps)
+        return recipe.rate_at(progress, self.train_steps, self.run.learning_rate)
 
     def rows_at(self, step: int, batch_size: int, rules: MemftRules) -> tuple[Row, ...]:
         """Return the rows of optimiser step `step`.

@@ -20,7 +20,8 @@ from pmlray.study.report.figures.memft import (
     point_label,
 )
 from pmlray.study.report.page import Section, write_page, write_pngs
-from pmlray.study.report.tables import Table, fact_items
+from pmlray.study.report.settings import fact_items
+from pmlray.study.report.tables import Table
 
 
 # Charts are held against Vega-Lite's schema in tests.

@@ -34,6 +34,7 @@ from pmlray.study.report.residuals import (
     residuals_text,
     sizes_table,
 )
+from pmlray.study.report.settings import settings_list
 from pmlray.study.report.stubborn import (
     stubborn_panels,
     stubborn_table,
@@ -46,7 +47,6 @@ from pmlray.study.report.tables import (
     law_table,
     observations_table,
     pairs_table,
-    settings_list,
     targets_table,
 )
 

@@ -55,7 +55,8 @@ class SearchPlan:
     where it is not. `places`: where adapters may sit, in words, by the placement's name; none for
     one place. `choices`: which placement stores a text for the fewest parameters, by the runs that
     are in the search's store. `counts`: n_records, the different ones, and n_duplicates of a
-    records file; `duplicates`: a sentence on the latter, empty where there are none.
+    records file; `duplicates`: a sentence on the latter, empty where there are none. `rates`: peak
+    learning rates by placement.
     """
 
     search_id: str
@@ -69,6 +70,9 @@ class SearchPlan:
     duplicates: str = ""
     places: Mapping[str, str] = field(default_factory=dict[str, str])
     choices: tuple[PlacementChoice, ...] = ()
+    rates: Mapping[str | None, tuple[float, ...]] = field(
+        default_factory=dict[str | None, tuple[float, ...]]
+    )
 
     @property
     def device(self) -> str:
@@ -98,7 +102,12 @@ class SearchPlan:
             "first_pack": [
                 {"run_key": run.run_key}
                 | run.point.to_json()
-                | {"sequence_id": run.sequence_id, "seed": run.seed, "gpu_seconds": seconds}
+                | {
+                    "sequence_id": run.sequence_id,
+                    "seed": run.seed,
+                    "learning_rate": self._rate(run),
+                    "gpu_seconds": seconds,
+                }
                 for run, seconds in self.first_pack
             ],
             **({"placements": dict(self.places)} if self.places else {}),
@@ -116,6 +125,21 @@ class SearchPlan:
             )
         return lines
 
+    def _describe_rates(self) -> list[str]:
+        """Say the peak learning rates: one, or with the placements that each is of."""
+        by_rates: dict[str, list[str]] = {}
+        for name, rates in self.rates.items():
+            told = f"{rates[0]:g}" + (f" to {rates[-1]:g} by rank" if len(rates) > 1 else "")
+            by_rates.setdefault(told, []).append(str(name))
+        if len(by_rates) == 1:
+            return [f"peak learning rate {told}" for told in by_rates]
+        said = [f"{told} at {', '.join(names)}" for told, names in by_rates.items()]
+        return [f"peak learning rate {'; '.join(said)}"] if said else []
+
+    def _rate(self, run: PlannedRun) -> float | None:
+        """Return a run's peak rate: its own, or the one of the recipe."""
+        return run.learning_rate or next(iter(self.rates.get(run.point.placement, ())), None)
+
     def describe(self) -> str:
         """Describe the plan as text."""
         lines = [
@@ -125,6 +149,7 @@ class SearchPlan:
             *([self.advice] if self.advice else []),
             *([self.duplicates] if self.duplicates else []),
             *self._describe_places(),
+            *self._describe_rates(),
             "first runs, by placement in one pack or several:" if self._placed else "first pack:",
         ]
         for run, seconds in self.first_pack:
@@ -160,7 +185,16 @@ def plan_search(search: PreparedSearch, gpu: bool) -> SearchPlan:
         search.counts(),
         search.duplicates,
         {p.placement: _sites(search, p) for p in search.spec.space.corners() if p.placement},
+        rates=_peak_rates(search),
     )
+
+
+def _peak_rates(search: PreparedSearch) -> dict[str | None, tuple[float, ...]]:
+    """Return the peak learning rates of each placement's ranks, each once, ascending."""
+    found: dict[str | None, set[float]] = {}
+    for point in search.spec.space.points():
+        found.setdefault(point.placement, set()).add(search.peak_rate_at(point))
+    return {name: tuple(sorted(rates)) for name, rates in found.items()}
 
 
 def is_large(geometry: Geometry) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import optuna
 
 from pmlray.backends.optuna.sampler import LawSampler
-from pmlray.config.search_spec import LawOptions
+from pmlray.config.law_options import LawOptions
 from pmlray.design import DesignSettings, DesignSpace
 from pmlray.law import LawData
 from pmlray.types import DesignPoint

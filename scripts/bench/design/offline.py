@@ -14,7 +14,7 @@ import optuna
 from numpy.typing import NDArray
 
 from pmlray.backends.optuna.sampler import LawSampler
-from pmlray.config.search_spec import LawOptions
+from pmlray.config.law_options import LawOptions
 from pmlray.design import CostModel, DesignSettings, DesignSpace, Replicate
 from pmlray.errors import FitError
 from pmlray.law import LawData, average_laws

@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from pmlray.config.search_spec import LawOptions
+from pmlray.config.law_options import LawOptions
 from pmlray.law import average_laws, param_intervals
 from scripts.bench.common.machine import machine
 from scripts.bench.design.offline import POLICIES, full_grid_errors, replay, run_data, seeds_of

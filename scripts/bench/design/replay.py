@@ -27,7 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from pmlray.config.search_spec import LawOptions
+from pmlray.config.law_options import LawOptions
 from pmlray.errors import FitError
 from pmlray.law import average_laws
 from scripts.bench.common.machine import machine

@@ -35,7 +35,7 @@ from scripts.bench.common.machine import machine
 from scripts.bench.common.statistics import paired_ratio, spread
 
 RUNS, AT_ONCE, LENGTH, RANK = 24, 8, 50, 16
-RECIPE = Recipe(schedule="linear", warmup_steps=0, stop_loss=0.0)
+RECIPE = Recipe(learning_rate=1e-2, schedule="linear", warmup_steps=0, stop_loss=0.0)
 WAYS = ("packs", "queue", "at_once")
 
 

@@ -58,7 +58,7 @@ def delta_losses(
         for i, (length, rank, seed) in enumerate(points)
     ]
     rows = [[records[run.point.seq_len]] for run in runs]
-    trained = train_bare(base, runs, rows, Recipe(stop_loss=0.0))
+    trained = train_bare(base, runs, rows, Recipe(learning_rate=1e-2, stop_loss=0.0))
     return [member.curve[0][1] - member.scores.mean_nll for member in trained]
 
 

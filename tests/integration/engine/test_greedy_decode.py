@@ -119,7 +119,7 @@ def test_a_trained_adapter_recites_what_it_learnt(
     tiny: Callable[..., BaseModel], tmp_path: Path
 ) -> None:
     base = tiny()
-    recipe = Recipe(batch_size=4, stop_loss=0.0, stop_gain=0.0)
+    recipe = Recipe(learning_rate=1e-2, batch_size=4, stop_loss=0.0, stop_gain=0.0)
     trained = train(base, [make_run(8, 15, 60)], [RECORDS], recipe)
     save_adapter(tmp_path, base.placements[0], trained.model.lora.weights(0), "tiny-random-llama")
     adapter = read_adapter(tmp_path)

@@ -138,7 +138,8 @@ def test_packs_that_keep_failing_end_the_search(
 def test_stops_at_the_target_interval(
     make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
-    search = make_search("stop.relative_interval=0.5")
+    # A run's noise is drawn by its key, which holds the rate: this is one draw of a search.
+    search = make_search("stop.relative_interval=0.5", "recipe.learning_rate=0.01")
     law_search, store = start(search, tmp_path)
     run_to_end(law_search, SyntheticRunner(store))
     law = [o for o in store.observations() if o.phase == "law"]

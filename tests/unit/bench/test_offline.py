@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from pmlray.config.search_spec import LawOptions
+from pmlray.config.law_options import LawOptions
 from scripts.bench.design.offline import Errors, Step, full_grid_errors, replay
 from scripts.bench.design.shares import SHARES, Curve, curve, evaluate
 from scripts.bench.design.table_worlds import table_names, table_world

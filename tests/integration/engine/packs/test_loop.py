@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -165,9 +166,9 @@ def test_a_diverging_adapter_leaves_and_the_others_finish(
     original = Recipe.rate_at
     calls = {"n": 0}
 
-    def broken(self: Recipe, step: int, train_steps: int) -> float:
+    def broken(self: Recipe, *where: Any) -> float:
         calls["n"] += 1
-        return math.inf if calls["n"] == 4 else original(self, step, train_steps)
+        return math.inf if calls["n"] == 4 else original(self, *where)
 
     monkeypatch.setattr(Recipe, "rate_at", broken)
     trained = train(base, runs, records, RECIPE)

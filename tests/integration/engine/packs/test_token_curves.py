@@ -54,7 +54,7 @@ def test_tables_do_not_depend_on_the_pack(tiny: Callable[..., BaseModel]) -> Non
     rules = MemftRules(temporal=True)
 
     def tables(chosen: Sequence[PlannedRun], own: Sequence[Sequence[Record]]) -> list:
-        trained = train(base, chosen, own, Recipe(batch_size=2), rules).members
+        trained = train(base, chosen, own, Recipe(learning_rate=1e-2, batch_size=2), rules).members
         return [trained[i].token_p_curve for i in range(len(chosen))]
 
     together = tables(runs, [records] * len(runs))

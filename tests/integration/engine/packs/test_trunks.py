@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -88,9 +89,11 @@ def test_followers_of_a_diverged_trunk_diverge_with_it(
     tiny: Callable[..., BaseModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = Recipe.rate_at
-    monkeypatch.setattr(
-        Recipe, "rate_at", lambda r, step, t: float("inf") if step == 3 else original(r, step, t)
-    )
+
+    def broken(self: Recipe, step: float, *rest: Any) -> float:
+        return float("inf") if step == 3 else original(self, step, *rest)
+
+    monkeypatch.setattr(Recipe, "rate_at", broken)
     runs = [make_run(2, 10, t) for t in (16, 32)]
     members = train(tiny(), runs, [[random_record(10)]] * 2, RECIPE).members
     assert members[0].divergence and members[1].divergence

@@ -25,7 +25,8 @@ from pmlray.study.report.residuals import (
     sizes_table,
 )
 from pmlray.study.report.search_report import report_json
-from pmlray.study.report.tables import number, percent, settings_list
+from pmlray.study.report.settings import settings_list
+from pmlray.study.report.tables import number, percent
 from tests.integration.study.report.test_search_report import law_of, rows_of
 from tests.unit.study.conftest import MakeResult, make_spec
 

@@ -21,7 +21,7 @@ from pmlray.study.report.figures.law import law_panels
 from pmlray.study.report.figures.placements import collapse_panels
 from pmlray.study.report.headline import headline
 from pmlray.study.report.placements import placements_section
-from pmlray.study.report.tables import settings_list
+from pmlray.study.report.settings import settings_list
 from pmlray.types import Observation
 from tests.integration.study.report.test_search_report import law_of, rows_of
 from tests.unit.study.conftest import Page

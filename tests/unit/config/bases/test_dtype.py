@@ -20,7 +20,7 @@ from pmlray.errors import SpecError, StoreError
 from pmlray.types import DesignPoint
 
 # What pmlray kept of this file in its store, and called it, when the default was bfloat16 and no
-# end was trained (commit 0cb20f9).
+# end was trained (commit 0cb20f9); the rate is the default of then.
 FILE = """
 name: before
 task: {kind: phonebook, prompt_format: plain, end: false}
@@ -28,6 +28,7 @@ model: {id: tiny-random-llama}
 probe: {layer: 1}
 space: {lora_rank: [1, 2], seq_len: [16, 32], train_steps: [5, 10]}
 design: {n_initial: 2, pack_size: 2}
+recipe: {learning_rate: 0.01}
 budget: {gpu_seconds: 100}
 """
 KEPT = (

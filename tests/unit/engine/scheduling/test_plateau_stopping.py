@@ -101,7 +101,7 @@ def test_what_is_not_a_number_stops_nothing() -> None:
 
 
 def test_only_the_constant_rates_later_half_can_be_cut() -> None:
-    recipe = Recipe(warmup_steps=8, decay_share=0.25, stop_gain=0.1)
+    recipe = Recipe(learning_rate=1e-2, warmup_steps=8, decay_share=0.25, stop_gain=0.1)
     assert LONGEST_AHEAD == 2
     assert [s for s in range(200) if can_stop(recipe, s, 160)] == list(range(60, 120))
     slow = recipe.model_copy(update={"warmup_steps": 40})

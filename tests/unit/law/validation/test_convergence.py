@@ -45,11 +45,11 @@ def certified(curve: Curve, train_steps: int, recipe: Recipe) -> Certificate:
 
 
 RECIPES = [
-    Recipe(),
-    Recipe(decay_share=0.5, warmup_steps=20),
-    Recipe(decay_share=0.0),
-    Recipe(schedule="linear", warmup_steps=0),
-    Recipe(schedule="linear", warmup_steps=10),
+    Recipe(learning_rate=1e-2),
+    Recipe(learning_rate=1e-2, decay_share=0.5, warmup_steps=20),
+    Recipe(learning_rate=1e-2, decay_share=0.0),
+    Recipe(learning_rate=1e-2, schedule="linear", warmup_steps=0),
+    Recipe(learning_rate=1e-2, schedule="linear", warmup_steps=10),
 ]
 
 
@@ -69,7 +69,7 @@ def test_a_fall_in_proportion_to_the_learning_rate_is_told_exactly(
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 1.5])
 def test_a_slowing_run_is_told_nearly(power: float) -> None:
-    recipe = Recipe()
+    recipe = Recipe(learning_rate=1e-2)
 
     def loss(dose: float) -> float:
         """Speed (1 + dose)^-power."""
@@ -83,7 +83,7 @@ def test_a_slowing_run_is_told_nearly(power: float) -> None:
 
 
 def test_losses_scale_and_shift() -> None:
-    recipe = Recipe()
+    recipe = Recipe(learning_rate=1e-2)
     curve = curve_of(lambda r: 2.0 + 6.0 / (1 + r / 50), recipe, 160)
     plain = certified(curve, 160, recipe).slope
     assert certified([(s, 3.0 + x) for s, x in curve], 160, recipe).slope == pytest.approx(plain)
@@ -91,8 +91,8 @@ def test_losses_scale_and_shift() -> None:
 
 
 def test_no_run_falls_below_nothing() -> None:
-    curve = curve_of(lambda r: 10.0 - 9.0 * r / 145, Recipe(), 160)
-    assert certified(curve, 160, Recipe()).slope == pytest.approx(curve[-1][1])
+    curve = curve_of(lambda r: 10.0 - 9.0 * r / 145, Recipe(learning_rate=1e-2), 160)
+    assert certified(curve, 160, Recipe(learning_rate=1e-2)).slope == pytest.approx(curve[-1][1])
 
 
 STATUS_CASES: list[tuple[Callable[[float], float], str]] = [
@@ -108,7 +108,9 @@ STATUS_CASES: list[tuple[Callable[[float], float], str]] = [
 
 @pytest.mark.parametrize(("loss", "status"), STATUS_CASES)
 def test_status(loss: Callable[[float], float], status: str) -> None:
-    found = certified(curve_of(loss, Recipe(), 160), 160, Recipe())
+    found = certified(
+        curve_of(loss, Recipe(learning_rate=1e-2), 160), 160, Recipe(learning_rate=1e-2)
+    )
     assert found.status == status
     assert math.isnan(found.slope) == (status == "diverged")
     if status == "converged":
@@ -116,7 +118,7 @@ def test_status(loss: Callable[[float], float], status: str) -> None:
 
 
 def test_a_run_that_began_its_decay_early_is_judged_by_its_own_decay() -> None:
-    recipe = Recipe()
+    recipe = Recipe(learning_rate=1e-2)
     # It was spared 60 of 128 steps at the constant rate; its 32 of decay are those of 160.
     doses, total = [0.0], 100
     for step in range(total):
@@ -129,7 +131,10 @@ def test_a_run_that_began_its_decay_early_is_judged_by_its_own_decay() -> None:
 
 
 def test_the_gradient_norm_is_told_and_changes_nothing() -> None:
-    recipe, curve = Recipe(), curve_of(lambda r: BASE - 0.05 * r, Recipe(), 160)
+    recipe, curve = (
+        Recipe(learning_rate=1e-2),
+        curve_of(lambda r: BASE - 0.05 * r, Recipe(learning_rate=1e-2), 160),
+    )
     judge: Callable[..., Certificate] = partial(
         certify, curve, 160, schedule="warmup_constant_decay", warmup_steps=8, decay_share=0.2,
         stop_loss=0.01,
@@ -141,7 +146,7 @@ def test_the_gradient_norm_is_told_and_changes_nothing() -> None:
 
 
 def test_a_linear_run_that_ended_early_had_not_decayed() -> None:
-    recipe, speed, ended = Recipe(schedule="linear", warmup_steps=0), 0.04, 64
+    recipe, speed, ended = Recipe(learning_rate=1e-2, schedule="linear", warmup_steps=0), 0.04, 64
     doses = dose_of(recipe, 160)
     curve = [(s, BASE - speed * doses[s]) for s in powers_of_two(ended)]
     found = certified(curve, 160, recipe)
@@ -150,4 +155,4 @@ def test_a_linear_run_that_ended_early_had_not_decayed() -> None:
 
 def test_two_points_are_no_curve() -> None:
     with pytest.raises(DataError, match="at least 3"):
-        certified([(0, 12.0), (160, 3.0)], 160, Recipe())
+        certified([(0, 12.0), (160, 3.0)], 160, Recipe(learning_rate=1e-2))
