@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pmlray.api.environment import train_extra
+from pmlray.api.record_source import Records, record_source
 from pmlray.config.bases.model_spec import DtypeChoice
 
 if TYPE_CHECKING:
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
 def check_recall(
     adapter: str | Path,
-    records: str | Path,
+    records: Records,
     *,
+    columns: Mapping[str, str] | None = None,
     model: str | None = None,
     revision: str | None = None,
     dtype: DtypeChoice = "auto",
@@ -28,7 +30,9 @@ def check_recall(
 
     Args:
         adapter: folder of an adapter, of `size`, of a store or PEFT's own.
-        records: file or folder of records with a query and a target each.
+        records: file or folder of records with a query and a target each, or rows: dicts, a
+            `datasets.Dataset` or a pandas frame.
+        columns: names of the columns of `query` and `target`; by default a known layout's.
         model, revision, dtype, prompt_format: of the base; by default what the adapter was
             trained with, as its card or its store says.
         end: whether a record counts as recalled only where the answer ends after its target; by
@@ -51,7 +55,7 @@ def check_recall(
         from pmlray.api import recall_check
 
     request = recall_check.RecallRequest(
-        Path(adapter), Path(records), model, revision, dtype, prompt_format, end
+        Path(adapter), record_source(records, columns), model, revision, dtype, prompt_format, end
     )
     search = recall_check.prepare_recall(request)
     return recall_check.decode_task(search, request.adapter, say or (lambda _: None))

@@ -33,7 +33,7 @@ from pmlray.engine.evaluation.greedy_decode import decode_records
 from pmlray.engine.model.device import multiplies_bfloat16, pick_device
 from pmlray.engine.model.prompts import end_token_ids, render_prompt
 from pmlray.errors import ModelError
-from pmlray.memory import TaskSource, build_memory, encode_texts
+from pmlray.memory import RecordSource, TaskSource, build_memory, encode_texts
 from pmlray.study.sizing.card import CARD_JSON, DecodedRecords
 
 
@@ -46,7 +46,7 @@ class RecallRequest:
     """
 
     adapter: Path
-    records: Path
+    records: RecordSource
     model: str | None
     revision: str | None
     dtype: DtypeChoice

@@ -11,6 +11,7 @@ from pmlray.config.adapters.model_card import card_head, loading
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.law import FitStatus, LawSummary
 from pmlray.law.capacity import stored_bits
+from pmlray.memory import Query, query_text
 from pmlray.study.sizing.choose_rank import RankChoice
 from pmlray.study.sizing.decide_placement import describe_decision
 from pmlray.study.sizing.request import RecordSet, Wanted
@@ -30,7 +31,7 @@ class DecodedRecords:
     ends there; `end`: whether a record counts as recalled only where its answer ends.
     """
 
-    pairs: tuple[tuple[str, str], ...]
+    pairs: tuple[tuple[Query, str], ...]
     answers: tuple[str, ...]
     answered: tuple[bool, ...]
     ended: tuple[bool, ...]
@@ -75,7 +76,7 @@ class DecodedRecords:
     def missed(self) -> list[dict[str, str]]:
         """Return the records not recalled, each with what was decoded instead."""
         return [
-            {"query": query, "target": target, "answer": answer}
+            {"query": query_text(query), "target": target, "answer": answer}
             for (query, target), answer, right in zip(
                 self.pairs, self.answers, self.right, strict=True
             )
@@ -279,6 +280,10 @@ def describe_card(card: Mapping[str, Any], search: PreparedSearch) -> str:
         )
     began = f"\n\n{describe_start(start)}" if (start := own["from_adapter"]) is not None else ""
     head = card_head(spec, search.placement)
+    code = loading(
+        *(spec, search.source.geometry, search.placement, own["lora_rank"], card["end_id"]),
+        search.task.has_conversations,
+    )
     return f"""{head}# Adapter of rank {own["lora_rank"]} for {base["id"]}{pinned}
 
 Holds {holds["n_records"]} records ({holds["supervised_tokens"]} target tokens, content
@@ -297,4 +302,4 @@ The law's form is {law["form"]}.{beside}
 Cost: {cost["search_gpu_seconds"]:.0f} gpu_seconds for the law, {cost["training_gpu_seconds"]:.0f}
 for adapters beside it ({own["train_steps"]} steps of {own["method"]}), unit {cost["unit"]}.
 
-{loading(spec, search.source.geometry, search.placement, own["lora_rank"], card["end_id"])}"""
+{code}"""

@@ -29,6 +29,7 @@ from pmlray.config.search_spec import (
     Task,
 )
 from pmlray.errors import DataError, SpecError
+from pmlray.memory import Query
 from pmlray.types import DesignPoint, Method, PlannedRun
 
 # Method of the adapter that is kept: where methods were compared (scripts/bench/results/memft.md)
@@ -97,7 +98,7 @@ class RecordSet:
     each, None for once.
     """
 
-    pairs: tuple[tuple[str, str], ...]
+    pairs: tuple[tuple[Query, str], ...]
     target_tokens: tuple[int, ...]
     prompt_tokens: tuple[int, ...]
     n_duplicates: int = 0
@@ -277,6 +278,7 @@ def adapter_spec(spec: SearchSpec, records: RecordSet, point: DesignPoint) -> Se
         task=spec.task.model_copy(
             update={
                 "records": RECORDS_FILE,
+                "columns": None,
                 "keep_duplicates": records.repeats is not None,
                 # Also by a law of runs without ends: who asks the adapter wants it to stop.
                 "end": True,
