@@ -61,8 +61,9 @@ def build_memory(
     keeps the records' own order). max_seq_len: the longest length of a search; `prefix` gives the
     shorter ones. render_prompt: a query to the prompt's token ids, up to the place where the answer
     begins. end_id: the token that is to follow every target; None: no end is supervised.
-    Records with the same prompt and target ids are one record. DataError: the task lacks what its
-    kind needs, or holds fewer tokens than max_seq_len, or two records have one prompt and different
+    Records with the same prompt and target ids are one record; a file of one record is a long text,
+    whose target is cut to the length, the same in every sequence. DataError: the task lacks what
+    its kind needs, or holds fewer tokens than max_seq_len, or two records have one prompt and different
     targets. Source: the tasks of arXiv 2605.30260.
     """
     check_seq_len(max_seq_len)
@@ -74,6 +75,8 @@ def build_memory(
         pairs = rule_pairs(MAX_TRAINED, task.data_seed, sequence_id)
     else:
         facts = _distinct(task, sequence_id, max_seq_len, tokenizer, render_prompt, end_id)
+        if len(task.pairs or ()) == 1:
+            return _beginning(facts[0], max_seq_len)
         return take_tokens(facts, max_seq_len)
     return _whole_records(pairs, max_seq_len, tokenizer, render_prompt, end_id)
 
@@ -175,6 +178,15 @@ def _distinct(
         elif task.repeats is not None:
             found[record.prompt_ids] = replace(known, repeats=known.repeats + n)
     return list(found.values())
+
+
+def _beginning(record: Record, seq_len: int) -> MemorySet:
+    """Return the first seq_len target tokens of a file's only record, which may be cut anywhere.
+
+    DataError where it holds fewer.
+    """
+    whole = take_tokens((record,), max(seq_len, len(record.target_ids)))
+    return prefix(replace(whole, whole_records=False), seq_len)
 
 
 def _whole_records(
