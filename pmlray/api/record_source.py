@@ -11,29 +11,39 @@ import numpy as np
 
 from pmlray.errors import DataError, SpecError
 from pmlray.memory import Columns, RecordSource
+from pmlray.memory.reading.splits import split_rows
 
 # A file or folder, or rows: dicts, a `datasets.Dataset` or a pandas frame.
 Records = str | Path | Iterable[Mapping[str, Any]]
 
 
-def record_source(records: Records, columns: Mapping[str, str] | None = None) -> RecordSource:
-    """Return records to read; nothing of a file is read yet.
+def record_source(
+    records: Records, columns: Mapping[str, str] | None = None, split: str | None = None
+) -> RecordSource:
+    """Return records to read; of a file nothing is read yet.
 
     Args:
         records: a file or folder, or rows: dicts, a `datasets.Dataset` or a pandas frame.
         columns: names of the columns of `query` and of `target`; None: the rows have a known
             layout.
+        split: of a data set, of which `records` is the id on the Hugging Face hub or the folder;
+            None: it is none.
 
     Raises:
-        DataError: rows are no dicts.
-        SpecError: columns names something else.
+        DataError: rows are no dicts, or a data set cannot be loaded.
+        SpecError: columns names something else, or a split is asked of rows.
 
     Example:
         >>> record_source([{"Q": "Alice:", "A": "555-0101"}], {"query": "Q", "target": "A"})
     """
+    chosen = _columns(columns)
     if isinstance(records, str | Path):
-        return RecordSource(Path(records), _columns(columns))
-    return RecordSource(_rows(records), _columns(columns))
+        if split is None:
+            return RecordSource(Path(records), chosen)
+        return RecordSource(split_rows(str(records), split), chosen, f"{records}, split {split}")
+    if split is not None:
+        raise SpecError(f"split is {split}, but records are rows; give those of the split")
+    return RecordSource(_rows(records), chosen)
 
 
 def parse_columns(text: str | None) -> dict[str, str] | None:

@@ -31,6 +31,9 @@ RECORDS_OPTION = typer.Option(
 COLUMNS_OPTION = typer.Option(
     None, help="Columns of query and target under other names: query=NAME,target=NAME."
 )
+SPLIT_OPTION = typer.Option(
+    None, help="Split of a data set: --records is its id on the hub, or the folder of its files."
+)
 FORMAT_OPTION = typer.Option(None, help="How queries become prompts; by default plain text.")
 DTYPE_OPTION = typer.Option(
     "auto", help="Of the base model; auto: bfloat16 where the device multiplies it, else float32."
@@ -45,6 +48,7 @@ SHOWN = 10
 def size(
     records: Path = RECORDS_OPTION,
     columns: str = COLUMNS_OPTION,
+    split: str = SPLIT_OPTION,
     model: str = typer.Option(..., help="Base model: a pulled name, a hub id or a folder."),
     recall: float = typer.Option(0.99, help="Share of the records to recall word for word."),
     confidence: float = typer.Option(0.9, help="How sure the rank must be to reach it."),
@@ -115,7 +119,7 @@ def size(
     from pmlray.api.sizing.plan import SizeRequest, prepare_size
 
     one, compared = split_placements(placement or ())
-    source = record_source(records, parse_columns(columns))
+    source = record_source(records, parse_columns(columns), split)
     plan = prepare_size(
         SizeRequest(
             source, model, revision, dtype, Wanted(recall, confidence), law, out, one,
@@ -150,6 +154,7 @@ def recall(
     ),
     records: Path = RECORDS_OPTION,
     columns: str = COLUMNS_OPTION,
+    split: str = SPLIT_OPTION,
     least: float = typer.Option(
         None, "--min", min=0.0, max=1.0, help="Exit code 1 when exact recall is below this share."
     ),
@@ -171,7 +176,7 @@ def recall(
     with train_extra():
         from pmlray.api.recall_check import RecallRequest, decode_task, prepare_recall
 
-    source = record_source(records, parse_columns(columns))
+    source = record_source(records, parse_columns(columns), split)
     search = prepare_recall(
         RecallRequest(adapter, source, model, revision, dtype, prompt_format, end)
     )

@@ -63,8 +63,8 @@ def build_memory(
     begins. end_id: the token that is to follow every target; None: no end is supervised.
     Records with the same prompt and target ids are one record; a file of one record is a long text,
     whose target is cut to the length, the same in every sequence. DataError: the task lacks what
-    its kind needs, or holds fewer tokens than max_seq_len, or two records have one prompt and different
-    targets. Source: the tasks of arXiv 2605.30260.
+    its kind needs, or holds fewer tokens than max_seq_len, or two records have one prompt and
+    different targets. Source: the tasks of arXiv 2605.30260.
     """
     check_seq_len(max_seq_len)
     if task.kind == "long_context":

@@ -39,6 +39,7 @@ def size(
     model: str,
     *,
     columns: Mapping[str, str] | None = None,
+    split: str | None = None,
     recall: float = 0.99,
     confidence: float = 0.9,
     law: str | Path | None = None,
@@ -70,6 +71,7 @@ def size(
             `datasets.Dataset` or a pandas frame.
         model: base model, a pulled name, a hub id or a folder.
         columns: names of the columns of `query` and `target`; by default a known layout's.
+        split: of a data set, of which `records` is the id on the hub or the folder.
         recall: share of the records to recall word for word.
         confidence: one-sided confidence that the rank reaches it.
         law: store of an earlier records search, whose law is used.
@@ -103,9 +105,10 @@ def size(
     given = [placement] if isinstance(placement, str) else list(placement or ())
     one, compared = split_placements(given)
     settings = profile if isinstance(profile, ClusterProfile) else read_profile(profile)
+    source = record_source(records, columns, split)
     plan = prepare_size(
         SizeRequest(
-            *(record_source(records, columns), model, revision, dtype, Wanted(recall, confidence)),
+            *(source, model, revision, dtype, Wanted(recall, confidence)),
             None if law is None else Path(law),
             None if out is None else Path(out),
             *(one, layer, prompt_format, steps, max_rank, settings, keep_duplicates),

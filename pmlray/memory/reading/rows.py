@@ -29,16 +29,15 @@ class PlacedPair:
 
 @dataclass(frozen=True, slots=True)
 class RecordSource:
-    """Records to read: a file or folder, or rows by column; `columns`: those to take, None where
-    the rows have a known layout."""
+    """Records to read: a file or folder, or rows by column, with a name for messages; `columns`:
+    those to take, None where the rows have a known layout."""
 
     content: Path | tuple[Mapping[str, Any], ...]
     columns: Columns | None = None
+    name: str = "records"
 
     def __str__(self) -> str:
-        if isinstance(self.content, Path):
-            return str(self.content)
-        return "records"
+        return str(self.content) if isinstance(self.content, Path) else self.name
 
 
 def read_rows(source: RecordSource) -> tuple[PlacedPair, ...]:

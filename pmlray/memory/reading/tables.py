@@ -24,20 +24,21 @@ def parquet_rows(path: Path) -> Iterator[RecordRow]:
     yield from _table_rows(table, path, 0)
 
 
-def dataset_rows(folder: Path) -> Iterator[RecordRow]:
+def dataset_rows(folder: Path, split: str | None = None) -> Iterator[RecordRow]:
     """Yield the rows of a folder that `datasets.Dataset.save_to_disk` wrote.
 
-    The folder of a DatasetDict with one split gives the rows of that split; with several, DataError
-    asks for one of them.
+    The folder of a DatasetDict gives the rows of the split asked for, or of its only one; of
+    several, DataError asks for one.
     """
     splits = _listed(folder / SPLITS_FILE, "splits") if (folder / SPLITS_FILE).is_file() else None
     if splits is not None:
-        if len(splits) != 1:
+        chosen = [one for one in splits if split in (None, one)]
+        if len(chosen) != 1:
             raise DataError(
                 f"{folder}: holds the splits {', '.join(splits)}; give the folder of one, such as"
                 f" {folder / (splits or ['train'])[0]}"
             )
-        folder = folder / _inside(splits[0], folder)
+        folder = folder / _inside(chosen[0], folder)
     if not (folder / STATE_FILE).is_file():
         raise DataError(
             f"{folder}: is no folder of datasets' save_to_disk (it has no {STATE_FILE}); give that,"

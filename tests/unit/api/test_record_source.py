@@ -102,4 +102,8 @@ def test_a_program_and_a_command_line_plan_the_same(tmp_path: Path) -> None:
     assert planned.to_json() == {**shown, "records": "records"}
     size = ["size", "--model", TINY, *dry]
     assert "--columns query=NAME,target=NAME" in refused(DataError, *size)
+    saved = Path(__file__).parents[2] / "golden" / "datasets_5_2" / "one_split"
+    assert "holds the splits train; give" in refused(
+        *(DataError, "size", "--model", TINY, "--records", saved, "--split", "dev")
+    )
     assert "names the columns of query and" in refused(SpecError, *size, "--columns", "a=Q,b=A")
