@@ -11,7 +11,7 @@ from pmlray.api.record_source import Records, record_source
 from pmlray.config.bases.model_spec import DtypeChoice
 
 if TYPE_CHECKING:
-    from pmlray.study.sizing.card import DecodedRecords
+    from pmlray.study.sizing.decoded_records import DecodedRecords
 
 
 def check_recall(

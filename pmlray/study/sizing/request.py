@@ -18,16 +18,8 @@ from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.recipe import Recipe
-from pmlray.config.search_spec import (
-    Budget,
-    Design,
-    Evaluate,
-    SearchSpec,
-    Space,
-    Stop,
-    Targets,
-    Task,
-)
+from pmlray.config.search_spec import Budget, Design, Evaluate, SearchSpec, Space, Stop, Targets
+from pmlray.config.task_spec import Task
 from pmlray.errors import DataError, SpecError
 from pmlray.memory import Query
 from pmlray.types import DesignPoint, Method, PlannedRun

@@ -27,7 +27,7 @@ from pmlray.engine.adapters.stored_adapter import read_adapter
 from pmlray.errors import SpecError
 from pmlray.law import CeilingLaw
 from pmlray.memory import RecordSource
-from pmlray.study.sizing.card import DecodedRecords
+from pmlray.study.sizing.decoded_records import DecodedRecords
 from pmlray.study.sizing.request import Wanted
 from pmlray.types import Observation, PlannedRun
 from tests.unit.cli.test_size import (
