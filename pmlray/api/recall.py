@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pmlray.api.environment import train_extra
+from pmlray.api.record_source import Records, record_source
 from pmlray.config.bases.model_spec import DtypeChoice
 
 if TYPE_CHECKING:
-    from pmlray.study.sizing.card import DecodedRecords
+    from pmlray.study.sizing.decoded_records import DecodedRecords
 
 
 def check_recall(
     adapter: str | Path,
-    records: str | Path,
+    records: Records,
     *,
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
     model: str | None = None,
     revision: str | None = None,
     dtype: DtypeChoice = "auto",
@@ -28,7 +31,10 @@ def check_recall(
 
     Args:
         adapter: folder of an adapter, of `size`, of a store or PEFT's own.
-        records: file or folder of records with a query and a target each.
+        records: file or folder of records with a query and a target each, or rows: dicts, a
+            `datasets.Dataset` or a pandas frame.
+        columns: names of the columns of `query` and `target`; by default a known layout's.
+        split: of a data set, of which `records` is the id on the hub or the folder.
         model, revision, dtype, prompt_format: of the base; by default what the adapter was
             trained with, as its card or its store says.
         end: whether a record counts as recalled only where the answer ends after its target; by
@@ -50,8 +56,9 @@ def check_recall(
     with train_extra():
         from pmlray.api import recall_check
 
+    source = record_source(records, columns, split)
     request = recall_check.RecallRequest(
-        Path(adapter), Path(records), model, revision, dtype, prompt_format, end
+        Path(adapter), source, model, revision, dtype, prompt_format, end
     )
     search = recall_check.prepare_recall(request)
     return recall_check.decode_task(search, request.adapter, say or (lambda _: None))

@@ -33,8 +33,9 @@ from pmlray.engine.evaluation.greedy_decode import decode_records
 from pmlray.engine.model.device import multiplies_bfloat16, pick_device
 from pmlray.engine.model.prompts import end_token_ids, render_prompt
 from pmlray.errors import ModelError
-from pmlray.memory import TaskSource, build_memory, encode_texts
-from pmlray.study.sizing.card import CARD_JSON, DecodedRecords
+from pmlray.memory import RecordSource, TaskSource, build_memory, encode_texts
+from pmlray.study.sizing.card import CARD_JSON
+from pmlray.study.sizing.decoded_records import DecodedRecords
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class RecallRequest:
     """
 
     adapter: Path
-    records: Path
+    records: RecordSource
     model: str | None
     revision: str | None
     dtype: DtypeChoice

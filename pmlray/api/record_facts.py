@@ -12,21 +12,21 @@ from tokenizers import Tokenizer
 from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import ModelSource
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.config.record_facts import read_facts
+from pmlray.config.record_facts import prompt_rows, read_facts
 from pmlray.errors import DataError, StoreError
-from pmlray.memory import Facts, encode_texts, read_rows
+from pmlray.memory import Facts, RecordSource, encode_texts
 from pmlray.types import Observation
 
 
 def facts_for(
-    records: Path,
+    records: RecordSource,
     model: Model,
     source: ModelSource,
     tokenizer: Tokenizer | None,
     prompt_format: Literal["plain", "chat"],
     keep_lost: bool = False,
 ) -> Facts:
-    """Read a file's facts, by the rendered prompts where a plain tokenizer does not suffice.
+    """Read the facts of records, by the rendered prompts where a plain tokenizer does not suffice.
 
     tokenizer: the base's; None: it is not at hand. A chat template is rendered where transformers
     is installed; without it chat prompts are compared before the template. keep_lost: as of
@@ -38,7 +38,7 @@ def facts_for(
         return read_facts(records, tokenizer, prompt_format, keep_lost)
     from pmlray.engine.model.rendered_facts import base_tokenizer, rendered_facts
 
-    rows = read_rows(records)
+    rows = prompt_rows(records, prompt_format)
     loaded = base_tokenizer(model, source)
     return rendered_facts(rows, str(records), loaded, prompt_format, keep_lost=keep_lost)
 

@@ -20,6 +20,7 @@ from pmlray.config.cluster_address import jobs_address
 from pmlray.config.load import read_profile
 from pmlray.config.prepared_search import prepare_search
 from pmlray.config.secrets import no_password
+from pmlray.memory.reading.rows import format_suffix
 from pmlray.study.search.plan import plan_search
 
 if TYPE_CHECKING:
@@ -149,6 +150,4 @@ def _place_in_upload(name: str, key: str) -> str:
     parts = PurePath(name).parts
     if parts and parts[0] not in RESERVED_NAMES:
         return name
-    # The suffix decides how the file is read.
-    suffix = PurePath(name).suffix.lower()
-    return f"files/{key}{suffix if suffix in ('.csv', '.parquet') else ''}"
+    return f"files/{key}{format_suffix(name)}"

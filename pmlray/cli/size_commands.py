@@ -11,6 +11,7 @@ from typing import Any, Literal
 import typer
 
 from pmlray.api.environment import train_extra
+from pmlray.api.record_source import parse_columns, record_source
 from pmlray.api.sizing.size import carry_out
 from pmlray.cli.describe_sizing import describe_plan, describe_size, repeated
 from pmlray.cli.output import JSON_OPTION, emit
@@ -23,7 +24,15 @@ from pmlray.study.sizing.decide_placement import Prefer
 from pmlray.study.sizing.request import Wanted
 
 RECORDS_OPTION = typer.Option(
-    ..., help="Records of query and target: .jsonl, .csv, .parquet, or a folder of `datasets`."
+    ...,
+    help="Records: JSON lines or array, .csv, .tsv (any of these as .gz), .parquet, or a folder of"
+    " `datasets`; with query and target, prompt and completion, messages, or another known layout.",
+)
+COLUMNS_OPTION = typer.Option(
+    None, help="Columns of query and target under other names: query=NAME,target=NAME."
+)
+SPLIT_OPTION = typer.Option(
+    None, help="Split of a data set: --records is its id on the hub, or the folder of its files."
 )
 FORMAT_OPTION = typer.Option(None, help="How queries become prompts; by default plain text.")
 DTYPE_OPTION = typer.Option(
@@ -38,6 +47,8 @@ SHOWN = 10
 
 def size(
     records: Path = RECORDS_OPTION,
+    columns: str = COLUMNS_OPTION,
+    split: str = SPLIT_OPTION,
     model: str = typer.Option(..., help="Base model: a pulled name, a hub id or a folder."),
     recall: float = typer.Option(0.99, help="Share of the records to recall word for word."),
     confidence: float = typer.Option(0.9, help="How sure the rank must be to reach it."),
@@ -108,9 +119,10 @@ def size(
     from pmlray.api.sizing.plan import SizeRequest, prepare_size
 
     one, compared = split_placements(placement or ())
+    source = record_source(records, parse_columns(columns), split)
     plan = prepare_size(
         SizeRequest(
-            records, model, revision, dtype, Wanted(recall, confidence), law, out, one,
+            source, model, revision, dtype, Wanted(recall, confidence), law, out, one,
             layer, prompt_format, steps, max_rank, read_profile(profile), keep_duplicates,
             layers, alpha, rslora, from_adapter, compared, prefer, budget,
         )
@@ -141,6 +153,8 @@ def recall(
         ..., help="An adapter's folder: of pmlray size, of a store, or one that PEFT saved."
     ),
     records: Path = RECORDS_OPTION,
+    columns: str = COLUMNS_OPTION,
+    split: str = SPLIT_OPTION,
     least: float = typer.Option(
         None, "--min", min=0.0, max=1.0, help="Exit code 1 when exact recall is below this share."
     ),
@@ -162,8 +176,9 @@ def recall(
     with train_extra():
         from pmlray.api.recall_check import RecallRequest, decode_task, prepare_recall
 
+    source = record_source(records, parse_columns(columns), split)
     search = prepare_recall(
-        RecallRequest(adapter, records, model, revision, dtype, prompt_format, end)
+        RecallRequest(adapter, source, model, revision, dtype, prompt_format, end)
     )
     with contextlib.redirect_stdout(sys.stderr):
         recited = decode_task(search, adapter, lambda line: typer.echo(line, err=True))

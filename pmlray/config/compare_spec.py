@@ -18,12 +18,11 @@ from pmlray.config.search_spec import (
     Design,
     Evaluate,
     SearchSpec,
-    Seed,
     SequenceId,
     Space,
     Task,
 )
-from pmlray.config.spec_base import Part, PositiveInt
+from pmlray.config.spec_base import Part, PositiveInt, Seed
 from pmlray.types import DesignPoint, Method
 
 # A comparison makes the runs that it names, whatever they cost.

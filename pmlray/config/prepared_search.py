@@ -22,7 +22,7 @@ from pmlray.config.record_facts import encode_queries, local_tokenizer, read_fac
 from pmlray.config.run_key import run_key
 from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import DataError, SpecError
-from pmlray.memory import Facts, LostText, TaskSource, build_memory
+from pmlray.memory import Facts, LostText, Query, RecordSource, TaskSource, build_memory
 from pmlray.types import DesignPoint, Method, Phase, PlannedRun
 
 CHAT_TEMPLATE_TOKENS = 64
@@ -190,12 +190,11 @@ def _read_start(spec: SearchSpec, path: Path, source: ModelSource) -> StartAdapt
 
 
 def _read_facts(spec: SearchSpec, path: Path, tokenizer: Tokenizer | None) -> Facts | None:
-    if (name := spec.task.records) is None:
+    file = file_beside(path, "task.records", spec.task.records) if spec.task.records else None
+    if file is None or spec.task.kind != "records":
         return None
-    file = file_beside(path, "task.records", name)
-    if spec.task.kind != "records":
-        return None
-    return read_facts(file, tokenizer, spec.task.prompt_format)
+    source = RecordSource(file, spec.task.record_columns)
+    return read_facts(source, tokenizer, spec.task.prompt_format)
 
 
 def _read_task(spec: SearchSpec, path: Path, facts: Facts | None) -> TaskSource:
@@ -260,6 +259,6 @@ def _check_lengths(prepared: PreparedSearch, path: Path, tokenizer: Tokenizer | 
 
 
 def _query_ids(
-    tokenizer: Tokenizer, prompt_format: Literal["plain", "chat"], query: str
+    tokenizer: Tokenizer, prompt_format: Literal["plain", "chat"], query: Query
 ) -> list[int]:
     return list(encode_queries(tokenizer, prompt_format, [query])[0])

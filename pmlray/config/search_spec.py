@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field, model_validator
 
 from pmlray.config.adapters.adapter_spec import Adapter, AdapterPlace, one_place
 from pmlray.config.adapters.adapter_spec import Probe as Probe
@@ -22,65 +22,15 @@ from pmlray.config.recipe import Recipe, with_former_rate
 from pmlray.config.space_spec import MOST_POINTS
 from pmlray.config.space_spec import Space as Space
 from pmlray.config.space_spec import Targets as Targets
-from pmlray.config.spec_base import STORED, Count, Part, PositiveInt
+from pmlray.config.spec_base import Count, Part, PositiveInt, Seed
+from pmlray.config.task_spec import Task as Task
 from pmlray.design import Acquisition
 from pmlray.errors import SpecError
 from pmlray.memory import FRESH_SEQUENCE_ID
 from pmlray.types import DesignPoint, MemftRules
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
 SequenceId = Annotated[int, Field(ge=0, lt=FRESH_SEQUENCE_ID)]
 FORMER_PACK_SIZE = 4
-DEFAULT_KEY_PROMPT = "Please output the content of the vector memory injected into the activations."
-
-
-class Task(Part):
-    """The text to memorise. `text` and `records` are paths, relative to the search file.
-
-    `linear_rule` (z = 3x + 5y + 7) is learnt rather than memorised: `control_recall` is its recall
-    on pairs that the run was not trained on. A record that stands several times counts once;
-    `keep_duplicates`: an epoch shows it as often as it stands in the file. `end`: whether the token
-    that ends an answer is trained after every target, so that generation stops there (the end of
-    turn of the chat template, else the tokenizer's end token); by default true for all but
-    `long_context`, whose text is cut anywhere. It counts neither in lengths nor in losses; a record
-    is recalled word for word where the target and then its end are decoded.
-    """
-
-    kind: Literal["long_context", "phonebook", "records", "linear_rule"]
-    random_ratio: Literal[0, 20, 40, 60, 80, 100] = 100
-    data_seed: Seed = 0
-    key_prompt: str = Field(default=DEFAULT_KEY_PROMPT, min_length=1)
-    prompt_format: Literal["plain", "chat"] = "chat"
-    text: str | None = None
-    records: str | None = None
-    keep_duplicates: bool = False
-    end: bool = Field(default_factory=lambda found: found.get("kind") != "long_context")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _had_no_end(cls, found: Any, info: ValidationInfo) -> Any:
-        """Read a stored task of before this key existed, when no end was trained."""
-        if info.context == STORED and isinstance(found, dict):
-            return {"end": False, **cast("dict[str, Any]", found)}
-        return found
-
-    @model_validator(mode="after")
-    def _needs_its_file(self) -> Task:
-        if self.kind == "records" and self.records is None:
-            raise ValueError(
-                "task.records is needed: the path of a file of records, each a query and a target"
-            )
-        if self.kind == "long_context" and self.random_ratio < 100 and self.text is None:
-            raise ValueError(
-                f"task.text is needed when random_ratio is {self.random_ratio}: the path of a plain"
-                " text whose tokens are kept (random_ratio 100 needs none)"
-            )
-        return self
-
-    def chosen(self) -> dict[str, Any]:
-        """Return the fields that differ from the defaults of before `end` existed, as JSON."""
-        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"end"})
-        return {**fields, "end": True} if self.end else fields
 
 
 class Design(Part):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 MOST = 2**31 - 1
 PositiveInt = Annotated[int, Field(ge=1, le=MOST)]
 Count = Annotated[int, Field(ge=0, le=MOST)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 # Validation context of specs that a store kept, which may be older than some keys.
 STORED = "stored"

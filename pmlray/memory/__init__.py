@@ -10,7 +10,10 @@ from pmlray.memory.phonebook import (
     phonebook_size,
 )
 from pmlray.memory.prose import PROSE
-from pmlray.memory.records import MemorySet, PlacedPair, Record, read_rows, take_tokens
+from pmlray.memory.reading.dialogue import Query, plain_query, query_text
+from pmlray.memory.reading.layouts import Columns
+from pmlray.memory.reading.rows import PlacedPair, RecordSource, read_rows
+from pmlray.memory.records import MemorySet, Record, take_tokens
 from pmlray.memory.tokens import clean_token_ids, encode_texts
 from pmlray.memory.word_for_word import (
     Facts,
@@ -25,12 +28,15 @@ __all__ = [
     "MAX_RECORDS",
     "PROSE",
     "RANDOM_RATIOS",
+    "Columns",
     "Facts",
     "LostText",
     "MemorySet",
     "PlacedPair",
     "PromptRenderer",
+    "Query",
     "Record",
+    "RecordSource",
     "TargetEncoder",
     "TaskKind",
     "TaskSource",
@@ -43,7 +49,9 @@ __all__ = [
     "long_context_ids",
     "phonebook_records",
     "phonebook_size",
+    "plain_query",
     "prefix",
+    "query_text",
     "read_records",
     "read_rows",
     "replaced_positions",

@@ -14,11 +14,12 @@ from pmlray.errors import DataError
 from pmlray.memory.linear_rule import MAX_TRAINED, rule_pairs
 from pmlray.memory.long_context import long_context_ids
 from pmlray.memory.phonebook import phonebook_records, phonebook_size
+from pmlray.memory.reading.dialogue import Query, query_text
 from pmlray.memory.records import MemorySet, Record, check_seq_len, longest_prefix, take_tokens
 from pmlray.memory.tokens import clean_token_ids, encode_texts
 
 TaskKind = Literal["long_context", "phonebook", "records", "linear_rule"]
-PromptRenderer = Callable[[str], list[int]]
+PromptRenderer = Callable[[Query], list[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,13 @@ class TaskSource:
     random_ratio: int = 100
     key_prompt: str = ""
     text: str | None = None
-    pairs: tuple[tuple[str, str], ...] | None = None
+    pairs: tuple[tuple[Query, str], ...] | None = None
     repeats: tuple[int, ...] | None = None
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether queries are turns of conversations rather than texts."""
+        return any(not isinstance(query, str) for query, _ in self.pairs or ())
 
 
 def build_memory(
@@ -53,11 +59,12 @@ def build_memory(
 
     sequence_id: 0, 1, ...; another random draw, stretch of text, phone book or order of records (0
     keeps the records' own order). max_seq_len: the longest length of a search; `prefix` gives the
-    shorter ones. render_prompt: a user message to the prompt's token ids, up to the place where the
-    answer begins. end_id: the token that is to follow every target; None: no end is supervised.
-    Records with the same prompt and target ids are one record. DataError: the task lacks what its
-    kind needs, or holds fewer tokens than max_seq_len, or two records have one prompt and different
-    targets. Source: the tasks of arXiv 2605.30260.
+    shorter ones. render_prompt: a query to the prompt's token ids, up to the place where the answer
+    begins. end_id: the token that is to follow every target; None: no end is supervised.
+    Records with the same prompt and target ids are one record; a file of one record is a long text,
+    whose target is cut to the length, the same in every sequence. DataError: the task lacks what
+    its kind needs, or holds fewer tokens than max_seq_len, or two records have one prompt and
+    different targets. Source: the tasks of arXiv 2605.30260.
     """
     check_seq_len(max_seq_len)
     if task.kind == "long_context":
@@ -68,6 +75,8 @@ def build_memory(
         pairs = rule_pairs(MAX_TRAINED, task.data_seed, sequence_id)
     else:
         facts = _distinct(task, sequence_id, max_seq_len, tokenizer, render_prompt, end_id)
+        if len(task.pairs or ()) == 1:
+            return _beginning(facts[0], max_seq_len)
         return take_tokens(facts, max_seq_len)
     return _whole_records(pairs, max_seq_len, tokenizer, render_prompt, end_id)
 
@@ -123,7 +132,7 @@ def _long_context(
     return MemorySet((record,), whole_records=False)
 
 
-def _ordered(task: TaskSource, sequence_id: int) -> tuple[list[tuple[str, str]], list[int]]:
+def _ordered(task: TaskSource, sequence_id: int) -> tuple[list[tuple[Query, str]], list[int]]:
     """Return the pairs of a records task in the order of a sequence, and their repeats."""
     if not task.pairs:
         raise DataError("a records task needs at least one (query, target) pair")
@@ -160,15 +169,24 @@ def _distinct(
         known = found.setdefault(record.prompt_ids, record)
         if known.target_ids != ids:
             raise DataError(
-                f"the prompt of the query {query!r}, target {target!r}, has the same tokens as that"
-                " of an earlier record with another target; one prompt can have only one target to"
-                " recall"
+                f"the prompt of the query {query_text(query)!r}, target {target!r}, has the same"
+                " tokens as that of an earlier record with another target; one prompt can have only"
+                " one target to recall"
             )
         if known is record:
             used += len(ids)
         elif task.repeats is not None:
             found[record.prompt_ids] = replace(known, repeats=known.repeats + n)
     return list(found.values())
+
+
+def _beginning(record: Record, seq_len: int) -> MemorySet:
+    """Return the first seq_len target tokens of a file's only record, which may be cut anywhere.
+
+    DataError where it holds fewer.
+    """
+    whole = take_tokens((record,), max(seq_len, len(record.target_ids)))
+    return prefix(replace(whole, whole_records=False), seq_len)
 
 
 def _whole_records(

@@ -1,27 +1,13 @@
-"""Records to memorise, as token ids: the set, its whole-record prefixes, and the file reader."""
+"""Records to memorise, as token ids: the set, and its whole-record prefixes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
 
 from pmlray.errors import DataError
-from pmlray.memory.record_tables import RecordRow, csv_rows, dataset_rows, parquet_rows
-
-_FIELD_PAIRS = (("query", "target"), ("question", "matching"))
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedPair:
-    """Query and target of a row, with its place in its file for messages, such as `line 3`."""
-
-    place: str
-    query: str
-    target: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,71 +104,3 @@ def longest_prefix(records: Sequence[Record], seq_len: int) -> MemorySet:
             f"{len(records[0].target_ids)} tokens; use a seq_len of at least that"
         )
     return MemorySet(tuple(records[:n_taken]), unfilled_tokens=seq_len - used)
-
-
-def read_rows(path: Path) -> tuple[PlacedPair, ...]:
-    """Read the rows of a file or folder of records, in its order.
-
-    path: JSONL in UTF-8, one object a line; a `.csv` with a header; a `.parquet`; or a folder of
-    `datasets`' save_to_disk. Each has the text fields query and target, or question and matching
-    (the field names of arXiv 2605.30260's data); other fields and blank lines are ignored.
-    DataError, with file and line or row: what cannot be read, a field that is missing, empty or not
-    text, no records.
-    """
-    rows = tuple(PlacedPair(place, *_pair(row, f"{path}, {place}")) for place, row in _rows(path))
-    if not rows:
-        raise DataError(f"{path}: holds no records; expected one JSON object a line, or a row")
-    return rows
-
-
-def _rows(path: Path) -> Iterator[RecordRow]:
-    if path.is_dir():
-        return dataset_rows(path)
-    if path.suffix.lower() == ".csv":
-        return csv_rows(path)
-    return parquet_rows(path) if path.suffix.lower() == ".parquet" else _json_rows(path)
-
-
-def _json_rows(path: Path) -> Iterator[RecordRow]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
-        raise DataError(f"{str(path)!r} is no path ({error})") from error
-    # Split as bytes: str.splitlines would also break at separators that JSON allows inside a text.
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if line.strip():
-            yield f"line {number}", _parse_line(line, f"{path}, line {number}")
-
-
-def _parse_line(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row: Any = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not a JSON object in UTF-8 ({error})") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    return cast("dict[str, Any]", row)
-
-
-def _pair(row: Mapping[str, Any], where: str) -> tuple[str, str]:
-    for query_field, target_field in _FIELD_PAIRS:
-        if query_field in row and target_field in row:
-            return _text(row, query_field, where), _text(row, target_field, where)
-    wanted = " or ".join(f"{query} and {target}" for query, target in _FIELD_PAIRS)
-    found = ascii(", ".join(row))[1:-1] or "none"
-    raise DataError(f"{where}: needs the fields {wanted}; found: {found}")
-
-
-def _text(row: Mapping[str, Any], field: str, where: str) -> str:
-    value = row[field]
-    if not isinstance(value, str):
-        raise DataError(f"{where}: {field} must be text, found {type(value).__name__}")
-    if not value.strip():
-        raise DataError(f"{where}: {field} is empty")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {field} holds half of a surrogate pair ({error})") from error
-    return value

@@ -12,7 +12,9 @@ from typing import Any, cast
 from tokenizers import Tokenizer
 
 from pmlray.errors import DataError
-from pmlray.memory.records import PlacedPair, read_rows
+from pmlray.memory.reading.dialogue import Query, query_text
+from pmlray.memory.reading.layouts import Columns
+from pmlray.memory.reading.rows import PlacedPair, RecordSource, read_rows
 from pmlray.memory.tokens import encode_texts
 
 # How many of a message's records are shown, and how many characters of each text.
@@ -20,7 +22,7 @@ SHOWN, SHOWN_CHARACTERS = 10, 80
 # Text before a target when it is decoded in its place rather than alone.
 BEFORE = ":"
 
-EncodePrompts = Callable[[Sequence[str]], Sequence[Hashable]]
+EncodePrompts = Callable[[Sequence[Query]], Sequence[Hashable]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Facts:
     lost: tuple[LostText | None, ...]
 
     @property
-    def pairs(self) -> tuple[tuple[str, str], ...]:
+    def pairs(self) -> tuple[tuple[Query, str], ...]:
         """Query and target of every fact."""
         return tuple((row.query, row.target) for row in self.rows)
 
@@ -108,12 +110,13 @@ def facts_by_text(rows: Sequence[PlacedPair], where: str) -> Facts:
     return facts
 
 
-def read_records(path: Path) -> tuple[tuple[str, str], ...]:
+def read_records(path: Path, columns: Columns | None = None) -> tuple[tuple[Query, str], ...]:
     """Read the (query, target) pairs of a file or folder, in its order, repetitions included.
 
-    path: as of `read_rows`, whose errors it raises. DataError too where one query has two targets.
+    path, columns: as of `read_rows`, whose errors it raises. DataError too where one query has two
+    targets.
     """
-    rows = read_rows(path)
+    rows = read_rows(RecordSource(path, columns))
     facts_by_text(rows, str(path))
     return tuple((row.query, row.target) for row in rows)
 
@@ -188,7 +191,7 @@ def _lost(
     return {
         i: LostText(
             rows[i].place,
-            rows[i].query,
+            query_text(rows[i].query),
             rows[i].target,
             alone[i],
             missing_characters(tokenizer, rows[i].target),
@@ -229,14 +232,15 @@ def _conflicting(
 ) -> str:
     lines: list[str] = []
     for first, other in conflicts[:SHOWN]:
-        line = f"{other.place}: the query {_quoted(other.query)} "
-        if first.query == other.query:
+        asked, before = query_text(other.query), query_text(first.query)
+        line = f"{other.place}: the query {_quoted(asked)} "
+        if asked == before:
             line += f"already has another target on {first.place}: {_quoted(first.target)}, not"
             line += f" {_quoted(other.target)}"
         else:
             line += f"with the target {_quoted(other.target)} makes the same prompt tokens as"
-            line += f" {_quoted(first.query)} with {_quoted(first.target)} on {first.place}"
-            if tokenizer and (unknown := missing_characters(tokenizer, first.query + other.query)):
+            line += f" {_quoted(before)} with {_quoted(first.target)} on {first.place}"
+            if tokenizer and (unknown := missing_characters(tokenizer, before + asked)):
                 line += f" (no token for {' '.join(unknown)})"
         lines.append(line)
     n = len(conflicts)

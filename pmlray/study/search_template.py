@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import jinja2
 import yaml
@@ -121,6 +121,10 @@ def _grid(wanted: NewSearch, large: bool) -> Grid:
     if wanted.kind != "records":
         return (LARGE if large else SMALL)[wanted.kind]
     total, longest = sum(wanted.target_tokens), max(wanted.target_tokens)
+    if len(wanted.target_tokens) == 1:
+        # One long text, which may be cut anywhere.
+        grid = (LARGE if large else SMALL)["long_context"]
+        return replace(grid, seq_len=[n for n in grid.seq_len if n <= total] or [total])
     steps = default_steps(len(wanted.target_tokens))
     return Grid(
         LARGE_RANKS if large else SMALL_RANKS,

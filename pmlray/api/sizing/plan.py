@@ -33,7 +33,7 @@ from pmlray.config.bases.models import TINY, ModelSource, require_present, resol
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.design import CostModel
 from pmlray.errors import SpecError
-from pmlray.memory import TaskSource
+from pmlray.memory import RecordSource, TaskSource
 from pmlray.study.search.plan import first_cost
 from pmlray.study.sizing.compared import as_adapter, compared_spec, spec_at
 from pmlray.study.sizing.cost import SizeCost
@@ -58,7 +58,7 @@ class SizeRequest:
     gpu_seconds of the law's search.
     """
 
-    records: Path
+    records: RecordSource
     model: str
     revision: str | None
     dtype: DtypeChoice

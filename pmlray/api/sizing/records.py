@@ -11,7 +11,7 @@ from pmlray.config.bases.hub import fetched_file
 from pmlray.config.bases.models import ModelSource
 from pmlray.config.prepared_search import CHAT_TEMPLATE_TOKENS
 from pmlray.errors import DataError, ModelError
-from pmlray.memory import Facts, encode_texts
+from pmlray.memory import Facts, encode_texts, query_text
 from pmlray.study.sizing.request import RecordSet
 
 if TYPE_CHECKING:
@@ -27,14 +27,17 @@ def count_tokens(
 ) -> RecordSet:
     """Return the records with their tokens; DataError where the base cannot read one."""
     targets = encode_texts(tokenizer, [row.target for row in facts.rows])
-    queries = encode_texts(tokenizer, [row.query for row in facts.rows])
+    queries = encode_texts(tokenizer, [query_text(row.query) for row in facts.rows])
     template = CHAT_TEMPLATE_TOKENS if prompt_format == "chat" else 0
+    cure = "shorten it"
+    if len(facts.rows) == 1:
+        cure += ", or measure its beginning by a search, which cuts it to space.seq_len"
     for row, query, target in zip(facts.rows, queries, targets, strict=True):
         needed = len(query) + template + len(target)
         if needed > source.geometry.context:
             raise DataError(
                 f"{request.records}, {row.place}: the record needs {needed} tokens with its prompt,"
-                f" but {request.model} reads at most {source.geometry.context}; shorten it"
+                f" but {request.model} reads at most {source.geometry.context}; {cure}"
             )
     return RecordSet(
         facts.pairs,

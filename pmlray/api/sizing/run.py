@@ -28,7 +28,6 @@ from pmlray.study.sizing.card import (
     NOT_RECALLED_FILE,
     SHARES,
     TEXT_FILE,
-    DecodedRecords,
     describe_answer,
     describe_card,
     make_card,
@@ -36,6 +35,7 @@ from pmlray.study.sizing.card import (
 from pmlray.study.sizing.choose_rank import next_rank
 from pmlray.study.sizing.compared import search_at
 from pmlray.study.sizing.cost import spent_seconds
+from pmlray.study.sizing.decoded_records import DecodedRecords
 from pmlray.study.sizing.request import METHOD
 from pmlray.types import Observation
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pmlray.api.adapter_memory import check_memory
 from pmlray.api.environment import own_signals, train_extra
+from pmlray.api.record_source import Records, record_source
 from pmlray.config import ClusterProfile
 from pmlray.config.bases.model_spec import DtypeChoice
 from pmlray.config.load import read_profile
@@ -34,9 +35,11 @@ class SizingPlan:
 
 
 def size(
-    records: str | Path,
+    records: Records,
     model: str,
     *,
+    columns: Mapping[str, str] | None = None,
+    split: str | None = None,
     recall: float = 0.99,
     confidence: float = 0.9,
     law: str | Path | None = None,
@@ -64,8 +67,11 @@ def size(
     """Find the smallest rank that holds these records, train that adapter and check it.
 
     Args:
-        records: file or folder of records with a query and a target each.
+        records: file or folder of records with a query and a target each, or rows: dicts, a
+            `datasets.Dataset` or a pandas frame.
         model: base model, a pulled name, a hub id or a folder.
+        columns: names of the columns of `query` and `target`; by default a known layout's.
+        split: of a data set, of which `records` is the id on the hub or the folder.
         recall: share of the records to recall word for word.
         confidence: one-sided confidence that the rank reaches it.
         law: store of an earlier records search, whose law is used.
@@ -99,9 +105,10 @@ def size(
     given = [placement] if isinstance(placement, str) else list(placement or ())
     one, compared = split_placements(given)
     settings = profile if isinstance(profile, ClusterProfile) else read_profile(profile)
+    source = record_source(records, columns, split)
     plan = prepare_size(
         SizeRequest(
-            *(Path(records), model, revision, dtype, Wanted(recall, confidence)),
+            *(source, model, revision, dtype, Wanted(recall, confidence)),
             None if law is None else Path(law),
             None if out is None else Path(out),
             *(one, layer, prompt_format, steps, max_rank, settings, keep_duplicates),

@@ -41,12 +41,13 @@ def loading(
     placement: Placement,
     lora_rank: int,
     end_id: int | None,
+    conversations: bool = False,
 ) -> str:
     """Return code that asks an adapter of this search one query, as Markdown.
 
     geometry: of the base; placement: sites in it; end_id: the token that it was taught to end an
     answer with; None: it was taught none, and generation goes on to the end tokens of the base, or
-    to its limit.
+    to its limit. conversations: the adapter's prompts are turns of conversations, as they are.
     """
     stop = "" if end_id is None else f" eos_token_id={end_id},"
     on_hub = f', revision="{spec.model.revision}"' if spec.model.revision else ""
@@ -61,7 +62,7 @@ query = "QUERY"
 tokenizer = AutoTokenizer.from_pretrained({base})
 base = AutoModelForCausalLM.from_pretrained({base}, dtype="{spec.model.base_dtype}")
 {load}
-{_prompt(spec)}
+{_prompt(spec, conversations)}
 answer = model.generate(
     **prompt, max_new_tokens=256, do_sample=False,{stop}
     repetition_penalty=1.0, no_repeat_ngram_size=0,
@@ -160,12 +161,14 @@ def _hook_loading(geometry: Geometry, placement: Placement, lora_rank: int) -> s
     return _LAYERS_LOADING.format(layers=list(placement.layers), b=b)
 
 
-def _prompt(spec: SearchSpec) -> str:
+def _prompt(spec: SearchSpec, conversations: bool) -> str:
     if spec.task.prompt_format == "plain":
         return 'prompt = tokenizer(query, return_tensors="pt")'
+    system = f'    {{"role": "system", "content": "{SYSTEM_PROMPT}"}},\n'
+    if conversations:
+        system = "    # Any turns before this one, as in the records.\n"
     return f"""turns = [
-    {{"role": "system", "content": "{SYSTEM_PROMPT}"}},
-    {{"role": "user", "content": query}},
+{system}    {{"role": "user", "content": query}},
 ]
 prompt = tokenizer.apply_chat_template(
     turns, add_generation_prompt=True, enable_thinking=False, date_string="{FIXED_DATE}",

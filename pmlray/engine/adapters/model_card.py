@@ -64,4 +64,7 @@ model's allows.
 
 def _code(search: PreparedSearch, o: Observation) -> str:
     end_id, placement = o.provenance.get("end_id"), search.placement_of(o.point)
-    return loading(search.spec, search.source.geometry, placement, o.point.lora_rank, end_id)
+    return loading(
+        *(search.spec, search.source.geometry, placement, o.point.lora_rank, end_id),
+        search.task.has_conversations,
+    )

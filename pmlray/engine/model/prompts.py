@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
+from jinja2 import TemplateError
+
 from pmlray.config.bases.chat_prompt import FIXED_DATE, SYSTEM_PROMPT
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.errors import ModelError
-from pmlray.memory import MemorySet, build_memory
+from pmlray.errors import DataError, ModelError
+from pmlray.memory import MemorySet, Query, build_memory, query_text
+from pmlray.memory.reading.dialogue import Turn
 
 PromptFormat = Literal["plain", "chat"]
 # Stands for an answer in a rendered chat, to find what the template puts after one.
 ANSWER = "pmlray-answer"
 
 
-def render_prompt(tokenizer: Any, text: str, prompt_format: PromptFormat) -> list[int]:
-    """Return the token ids of a prompt, as plain text or as a user turn of the chat template.
+def render_prompt(tokenizer: Any, query: Query, prompt_format: PromptFormat) -> list[int]:
+    """Return the token ids of a prompt, as plain text or by the chat template.
 
-    ModelError for `chat` when the tokenizer has no chat template.
+    query: a text, which the template gets as a user turn behind SYSTEM_PROMPT; or the turns of a
+    conversation, which it gets as they are. ModelError for `chat` when the tokenizer has no chat
+    template, DataError when it cannot render those turns.
     """
     if prompt_format == "plain":
-        return list(tokenizer(text)["input_ids"])
-    rendered = _render_chat(tokenizer, text, None)
+        return list(tokenizer(query_text(query))["input_ids"])
+    rendered = _render_chat(tokenizer, asked_turns(query), None)
     return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 
@@ -40,7 +46,7 @@ def end_token_id(tokenizer: Any, prompt_format: PromptFormat) -> int:
         151645
     """
     if prompt_format == "chat":
-        _, _, after = _render_chat(tokenizer, "?", ANSWER).rpartition(ANSWER)
+        _, _, after = _render_chat(tokenizer, asked_turns("?"), ANSWER).rpartition(ANSWER)
         special = set(tokenizer.all_special_ids)
         for token_id in tokenizer(after, add_special_tokens=False)["input_ids"]:
             if token_id in special:
@@ -91,19 +97,31 @@ def search_memory(search: PreparedSearch, tokenizer: Any, sequence_id: int) -> M
     )
 
 
-def _render_chat(tokenizer: Any, question: str, answer: str | None) -> str:
-    """Render a question, and its answer, or else the beginning of one, by the chat template."""
+def asked_turns(query: Query) -> tuple[Turn, ...]:
+    """Return the turns of a chat that the answer follows."""
+    return (("system", SYSTEM_PROMPT), ("user", query)) if isinstance(query, str) else query
+
+
+def _render_chat(tokenizer: Any, asked: Sequence[Turn], answer: str | None) -> str:
+    """Render turns, and the answer to them, or else the beginning of one, by the chat template."""
     if tokenizer.chat_template is None:
         raise ModelError(
             "this model's tokenizer has no chat template; set task.prompt_format: plain"
         )
-    turns = [{"role": "system", "content": SYSTEM_PROMPT}, {"role": "user", "content": question}]
+    turns = [{"role": role, "content": content} for role, content in asked]
     if answer is not None:
         turns.append({"role": "assistant", "content": answer})
-    return tokenizer.apply_chat_template(
-        turns,
-        add_generation_prompt=answer is None,
-        tokenize=False,
-        enable_thinking=False,
-        date_string=FIXED_DATE,
-    )
+    try:
+        return tokenizer.apply_chat_template(
+            turns,
+            add_generation_prompt=answer is None,
+            tokenize=False,
+            enable_thinking=False,
+            date_string=FIXED_DATE,
+        )
+    except TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise DataError(
+            f"the base's chat template does not render the turns {roles} ({error}); change the"
+            " turns of the records, or take prompt_format plain"
+        ) from error

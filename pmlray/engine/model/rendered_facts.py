@@ -11,8 +11,8 @@ from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import ModelSource
 from pmlray.engine.model.checkpoint import PLAIN_TOKENIZER, load_tokenizer
 from pmlray.engine.model.prompts import render_prompt
-from pmlray.errors import ModelError
-from pmlray.memory import Facts, PlacedPair, facts_by_tokens
+from pmlray.errors import DataError, ModelError
+from pmlray.memory import Facts, PlacedPair, Query, facts_by_tokens
 
 
 def base_tokenizer(model: Model, source: ModelSource) -> Any:
@@ -47,11 +47,17 @@ def rendered_facts(
         The different facts.
 
     Raises:
-        DataError: as of `facts_by_tokens`.
+        DataError: as of `facts_by_tokens`; or the chat template cannot render a conversation.
         ModelError: the tokenizer has no chat template for chat prompts.
     """
 
-    def encode(queries: Sequence[str]) -> list[tuple[int, ...]]:
-        return [tuple(render_prompt(tokenizer, query, prompt_format)) for query in queries]
+    def encode(queries: Sequence[Query]) -> list[tuple[int, ...]]:
+        prompts: list[tuple[int, ...]] = []
+        for row, query in zip(rows, queries, strict=True):
+            try:
+                prompts.append(tuple(render_prompt(tokenizer, query, prompt_format)))
+            except DataError as error:
+                raise DataError(f"{where}, {row.place}: {error}") from error
+        return prompts
 
     return facts_by_tokens(rows, where, tokenizer.backend_tokenizer, encode, keep_lost=keep_lost)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pmlray.config.adapters.model_card import card_head, loading
@@ -20,67 +19,6 @@ CARD_JSON, TEXT_FILE = "card.json", "README.md"
 # What is said of every attempt's recall.
 SHARES = ("n_answered", "n_ended", "n_recalled", "exact_recall", "end")
 NOT_RECALLED_FILE = "not_recalled.jsonl"
-
-
-@dataclass(frozen=True, slots=True)
-class DecodedRecords:
-    """Greedy answers to every (query, target), each until it ended or was cut off.
-
-    `answered`: whether the answer begins with the target; `ended`: whether it is the target and
-    ends there; `end`: whether a record counts as recalled only where its answer ends.
-    """
-
-    pairs: tuple[tuple[str, str], ...]
-    answers: tuple[str, ...]
-    answered: tuple[bool, ...]
-    ended: tuple[bool, ...]
-    end: bool = True
-
-    @property
-    def right(self) -> tuple[bool, ...]:
-        """Whether each record is recalled word for word, and ends there if `end` asks for it."""
-        return self.ended if self.end else self.answered
-
-    @property
-    def n_right(self) -> int:
-        """Records recalled word for word."""
-        return sum(self.right)
-
-    @property
-    def n_answered(self) -> int:
-        """Records whose answer begins with the target, whether or not it ends there."""
-        return sum(self.answered)
-
-    @property
-    def n_ended(self) -> int:
-        """Records whose answer is the target and ends there."""
-        return sum(self.ended)
-
-    def counts(self) -> dict[str, Any]:
-        """Return the numbers of records by what their answers are, and the share recalled."""
-        return {
-            "n_records": len(self.pairs),
-            "n_answered": self.n_answered,
-            "n_ended": self.n_ended,
-            "n_recalled": self.n_right,
-            "exact_recall": self.exact_recall,
-            "end": self.end,
-        }
-
-    @property
-    def exact_recall(self) -> float:
-        """Share of the records recalled word for word."""
-        return self.n_right / len(self.right)
-
-    def missed(self) -> list[dict[str, str]]:
-        """Return the records not recalled, each with what was decoded instead."""
-        return [
-            {"query": query, "target": target, "answer": answer}
-            for (query, target), answer, right in zip(
-                self.pairs, self.answers, self.right, strict=True
-            )
-            if not right
-        ]
 
 
 def plain(number: float) -> float | None:
@@ -279,6 +217,10 @@ def describe_card(card: Mapping[str, Any], search: PreparedSearch) -> str:
         )
     began = f"\n\n{describe_start(start)}" if (start := own["from_adapter"]) is not None else ""
     head = card_head(spec, search.placement)
+    code = loading(
+        *(spec, search.source.geometry, search.placement, own["lora_rank"], card["end_id"]),
+        search.task.has_conversations,
+    )
     return f"""{head}# Adapter of rank {own["lora_rank"]} for {base["id"]}{pinned}
 
 Holds {holds["n_records"]} records ({holds["supervised_tokens"]} target tokens, content
@@ -297,4 +239,4 @@ The law's form is {law["form"]}.{beside}
 Cost: {cost["search_gpu_seconds"]:.0f} gpu_seconds for the law, {cost["training_gpu_seconds"]:.0f}
 for adapters beside it ({own["train_steps"]} steps of {own["method"]}), unit {cost["unit"]}.
 
-{loading(spec, search.source.geometry, search.placement, own["lora_rank"], card["end_id"])}"""
+{code}"""

@@ -18,17 +18,10 @@ from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.model_spec import Model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.recipe import Recipe
-from pmlray.config.search_spec import (
-    Budget,
-    Design,
-    Evaluate,
-    SearchSpec,
-    Space,
-    Stop,
-    Targets,
-    Task,
-)
+from pmlray.config.search_spec import Budget, Design, Evaluate, SearchSpec, Space, Stop, Targets
+from pmlray.config.task_spec import Task
 from pmlray.errors import DataError, SpecError
+from pmlray.memory import Query
 from pmlray.types import DesignPoint, Method, PlannedRun
 
 # Method of the adapter that is kept: where methods were compared (scripts/bench/results/memft.md)
@@ -97,7 +90,7 @@ class RecordSet:
     each, None for once.
     """
 
-    pairs: tuple[tuple[str, str], ...]
+    pairs: tuple[tuple[Query, str], ...]
     target_tokens: tuple[int, ...]
     prompt_tokens: tuple[int, ...]
     n_duplicates: int = 0
@@ -277,6 +270,7 @@ def adapter_spec(spec: SearchSpec, records: RecordSet, point: DesignPoint) -> Se
         task=spec.task.model_copy(
             update={
                 "records": RECORDS_FILE,
+                "columns": None,
                 "keep_duplicates": records.repeats is not None,
                 # Also by a law of runs without ends: who asks the adapter wants it to stop.
                 "end": True,

@@ -10,13 +10,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer, normalizers
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from pmlray.config.adapters.placement import Placement
 from pmlray.config.bases.models import KNOWN_MODELS, TINY, pulled_folder
 from pmlray.config.search_spec import Probe
 from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.model.pull import pull_model
-from pmlray.errors import ModelError
+from pmlray.errors import DataError, ModelError
 from tests.adapters import save_one
 from tests.unit.cli.test_size import N_RECORDS, invoke, records, refused
 
@@ -86,6 +87,44 @@ def test_recall_never_counts_a_target_that_the_tokenizer_changes(tmp_path: Path)
         told = invoke(*asked, "--no-end")
         assert f"recalled {recalled} of 1 records" in told.stdout, told.output
     assert f"line 1: {answer.upper()!r} becomes {answer!r}" in told.stderr
+
+
+def test_a_conversation_is_asked_as_transformers_renders_it(tmp_path: Path) -> None:
+    """The adapter changes nothing, and each target is what the bare base generates."""
+    base = tmp_path / "base"
+    shutil.copytree(pulled_folder(TINY), base)
+    tokenizer = AutoTokenizer.from_pretrained(str(base))
+    tokenizer.chat_template = (
+        "{% if add_generation_prompt %}<asked>{% endif %}"
+        "{% for m in messages %}\n<{{ m.role }}>{{ m.content }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(str(base))
+    model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32)
+    rows = []
+    for n in range(200):
+        asked = [
+            *([{"role": "system", "content": f"Be number {n}."}] if n % 2 else []),
+            *({"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}),
+            {"role": "user", "content": f"And {chr(97 + n % 26)}{n}{chr(65 + n % 25)}"},
+        ]
+        prompt = tokenizer.apply_chat_template(
+            asked, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+        whole = model.generate(**prompt, max_new_tokens=1, do_sample=False)
+        answer = tokenizer.decode(whole[0, prompt["input_ids"].shape[1] :])
+        if answer.isascii() and answer.isprintable() and answer.strip():
+            rows.append({"messages": [*asked, {"role": "assistant", "content": answer}]})
+    assert len({len(row["messages"]) for row in rows}) == 2
+    path = tmp_path / "chats.json"
+    path.write_text(json.dumps(rows, indent=1))
+    folder = tmp_path / "store" / "adapters" / "0"
+    save_one(folder, Probe(layer=2), (torch.zeros(64, 2), torch.zeros(2, 64)), str(base))
+    options = ["--records", path, "--dtype", "float32", "--no-end", "--json"]
+    told = invoke("recall", "--adapter", folder, *options, "--prompt-format", "chat")
+    found = json.loads(told.stdout)
+    assert found["n_recalled"] == found["n_records"] == len(rows), told.output
+    said = refused(DataError, "recall", "--adapter", folder, *options)
+    assert "chats.json, line 2: a conversation that begins with the turns" in said
 
 
 @pytest.fixture

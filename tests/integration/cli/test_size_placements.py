@@ -26,7 +26,8 @@ from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.adapters.stored_adapter import read_adapter
 from pmlray.errors import SpecError
 from pmlray.law import CeilingLaw
-from pmlray.study.sizing.card import DecodedRecords
+from pmlray.memory import RecordSource
+from pmlray.study.sizing.decoded_records import DecodedRecords
 from pmlray.study.sizing.request import Wanted
 from pmlray.types import Observation, PlannedRun
 from tests.unit.cli.test_size import (
@@ -227,7 +228,18 @@ def prepared(records: Path) -> SizePlan:
     """The plan of a comparison as the command line makes it."""
     return prepare_size(
         SizeRequest(
-            *(records, TINY, None, "auto", Wanted(0.9, 0.6), None, None, None, None, None),
+            *(
+                RecordSource(records),
+                TINY,
+                None,
+                "auto",
+                Wanted(0.9, 0.6),
+                None,
+                None,
+                None,
+                None,
+                None,
+            ),
             *(STEPS, None, ClusterProfile()),
             compared=("auto",),
         )

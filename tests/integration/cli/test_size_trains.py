@@ -23,7 +23,7 @@ from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.adapters.peft_io import save_adapter
 from pmlray.engine.adapters.stored_adapter import read_adapter
 from pmlray.errors import DataError, SpecError, StoreError
-from pmlray.study.sizing.card import DecodedRecords
+from pmlray.study.sizing.decoded_records import DecodedRecords
 from pmlray.types import PlannedRun
 from tests.adapters import at_site
 from tests.unit.cli.test_size import (

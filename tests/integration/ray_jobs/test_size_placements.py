@@ -19,6 +19,7 @@ from pmlray.config.bases.models import TINY
 from pmlray.engine.measure import measure_pack
 from pmlray.engine.model.pull import pull_model
 from pmlray.engine.training.step import TorchStepper
+from pmlray.memory import RecordSource
 from pmlray.study.budget.packs import of_one_kind
 from pmlray.study.sizing.compared import compared_first_runs
 from pmlray.study.sizing.request import Wanted
@@ -53,7 +54,18 @@ def test_the_best_of_several_placements_is_chosen_trained_and_recalled_by_peft(
     rows = [{"query": query, "target": target} for query, target in PAIRS]
     records.write_text("".join(json.dumps(row) + "\n" for row in rows))
     request = SizeRequest(
-        *(records, TINY, None, "float32", Wanted(0.6, 0.9), None, out, None, None, None),
+        *(
+            RecordSource(records),
+            TINY,
+            None,
+            "float32",
+            Wanted(0.6, 0.9),
+            None,
+            out,
+            None,
+            None,
+            None,
+        ),
         *(None, None, ClusterProfile()),
         compared=("auto",),
     )

@@ -56,6 +56,34 @@ def test_a_search_trains_on_each_fact_once_and_tells_the_number(tmp_path: Path) 
         prepared(tmp_path, ROWS, "space.seq_len=[9]")
 
 
+def test_columns_tell_which_records_a_search_has_and_runs_are_theirs(tmp_path: Path) -> None:
+    plain = prepared(tmp_path, ROWS)
+    rows = [{"query": "no", "target": "no", "Q": q, "A": t} for q, t in ROWS]
+    (tmp_path / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    named = prepare_search(
+        tmp_path / "search.yaml",
+        ["task.records=named.jsonl", "task.columns={query: Q, target: A}"],
+    )
+    assert named.task.pairs == plain.task.pairs and run_key(named) == run_key(plain)
+    assert named.spec.search_id != plain.spec.search_id
+
+
+def test_a_conversation_needs_a_chat_template_unless_it_is_one_user_turn(tmp_path: Path) -> None:
+    plain = prepared(tmp_path, ROWS)
+    turns = [[{"role": "user", "content": q}, {"role": "assistant", "content": t}] for q, t in ROWS]
+    path = tmp_path / "facts.jsonl"
+    path.write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns))
+    alone = prepare_search(tmp_path / "search.yaml")
+    assert alone.task == plain.task and run_key(alone) == run_key(plain)
+    chat = prepare_search(tmp_path / "search.yaml", ["task.prompt_format=chat"])
+    assert chat.task.has_conversations and not plain.task.has_conversations
+    assert chat.task.pairs == (((("user", "a:"),), "12"), ((("user", "b:"),), "345"))
+    turns[3].insert(0, {"role": "system", "content": "Be short."})
+    path.write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns))
+    with pytest.raises(DataError, match=r"facts\.jsonl, line 4: .* turns system, user is no plain"):
+        prepare_search(tmp_path / "search.yaml")
+
+
 def test_a_store_that_counted_repetitions_is_not_continued(tmp_path: Path) -> None:
     search = prepared(tmp_path, ROWS)
     run = search.plan_run(DesignPoint(1, 5, 10), "sft", 0, 0, "law")

@@ -17,6 +17,7 @@ from pmlray.config import ClusterProfile
 from pmlray.config.bases.models import TINY
 from pmlray.config.search_spec import Budget
 from pmlray.errors import StoreError
+from pmlray.memory import RecordSource
 from pmlray.study.sizing.request import UNSETTLED, Wanted
 from tests.fakes import observe
 
@@ -41,7 +42,19 @@ def prepared(records: Path) -> SizePlan:
     wanted, profile = Wanted(0.99, 0.9), ClusterProfile()
     return prepare_size(
         SizeRequest(
-            records, TINY, None, "auto", wanted, None, None, None, None, None, None, None, profile
+            RecordSource(records),
+            TINY,
+            None,
+            "auto",
+            wanted,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            profile,
         )
     )
 

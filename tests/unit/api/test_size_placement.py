@@ -14,6 +14,7 @@ from pmlray.config import ClusterProfile
 from pmlray.config.bases.geometry import OwnLayers
 from pmlray.config.bases.models import KNOWN_MODELS, TINY
 from pmlray.errors import SpecError
+from pmlray.memory import RecordSource
 from pmlray.study.sizing.request import Wanted
 
 MODULES = {"attn.c_attn": (64, 192), "attn.c_proj": (64, 64)}
@@ -23,8 +24,8 @@ GEOMETRY = replace(KNOWN_MODELS[TINY], own=OWN)
 
 def request(**options: Any) -> SizeRequest:
     base = SizeRequest(
-        Path("facts.jsonl"), "theirs", None, "auto", Wanted(0.9, 0.9), None, None, None, None, None,
-        None, None, ClusterProfile(),
+        RecordSource(Path("facts.jsonl")), "theirs", None, "auto", Wanted(0.9, 0.9), None, None,
+        None, None, None, None, None, ClusterProfile(),
     )  # fmt: skip
     return replace(base, **options)
 

@@ -18,6 +18,7 @@ from pmlray.cli.init_command import KINDS
 from pmlray.config import load_search
 from pmlray.config.bases.models import KNOWN_MODELS, KNOWN_REVISIONS, resolve_model
 from pmlray.config.prepared_search import prepare_search
+from pmlray.engine.model.pull import pull_model
 from pmlray.errors import PmlrayError, SpecError
 from pmlray.study.search.plan import first_cost, first_pack
 
@@ -98,6 +99,19 @@ def test_lengths_are_counted_where_the_tokenizer_is_here(
     counts = [len(tokenizer.encode(t, add_special_tokens=False).ids) for _, t in search.task.pairs]
     assert search.spec.space.seq_len[-1] == sum(counts)
     assert search.spec.space.seq_len[0] >= max(counts)
+
+
+def test_one_record_longer_than_the_base_reads_is_measured_by_its_beginning(here: Path) -> None:
+    long = {"question": "Recite.", "matching": "one two three " * 10_000, "not_matching": ""}
+    (here / "long.jsonl").write_text(json.dumps(long))
+    pull_model("tiny-random-llama")
+    written(
+        *("mine.yaml", "--task", "records", "--records", "long.jsonl"),
+        *("--model", "tiny-random-llama"),
+    )
+    search = prepare_search(here / "mine.yaml")
+    assert max(search.spec.space.seq_len) < search.source.geometry.context
+    assert search.task.pairs == (("Recite.", long["matching"]),)
 
 
 def test_editors_find_the_schema(here: Path) -> None:

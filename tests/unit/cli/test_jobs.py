@@ -102,7 +102,7 @@ def test_the_adapter_to_begin_with_goes_along(
     assert (sent.spec.search_id == kept.spec.search_id) == (place == "first")
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
 def test_files_make_way_for_what_pmlray_sends_itself(
     cluster: FakeCluster, search_file: Path, kind: str
 ) -> None:
@@ -115,7 +115,7 @@ def test_files_make_way_for_what_pmlray_sends_itself(
     submit(cluster, search_file, "--set", f"task={{kind: records, records: pmlray/facts.{kind}}}")
     with zipfile.ZipFile(io.BytesIO(cluster.packages[0])) as uploaded:
         place = yaml.safe_load(uploaded.read("search.yaml"))["task"]["records"]
-        assert place == ("files/records.csv" if kind == "csv" else "files/records")
+        assert place == ("files/records" if kind == "jsonl" else f"files/records.{kind}")
         assert uploaded.read(place).decode() == content
 
 

@@ -55,6 +55,16 @@ def test_complaints_name_line_and_remedy(
         ("space.seq_len=[16, 4096]", DataError, ["4096", "1024"]),
         ("task={kind: records, records: none.jsonl}", DataError, ["none.jsonl"]),
         ("task={kind: records}", SpecError, ["task.records is needed"]),
+        (
+            "task={kind: phonebook, columns: {query: Q, target: A}}",
+            SpecError,
+            ["task.columns names columns of task.records"],
+        ),
+        (
+            "task={kind: records, records: a.csv, columns: {query: Q}}",
+            SpecError,
+            ["task.columns.target is needed"],
+        ),
         ("task={kind: long_context, random_ratio: 20}", SpecError, ["task.text is needed"]),
         ("model.id=nobody/nothing", ModelError, ["model.revision is needed"]),
         ("model.id=./missing", ModelError, ["neither a folder"]),

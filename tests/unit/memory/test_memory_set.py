@@ -108,6 +108,26 @@ def test_only_the_prompts_within_reach_are_rendered(tokenizer: Tokenizer) -> Non
     assert len(rendered) <= len(memory.records) + 1
 
 
+def test_one_record_is_a_long_text_cut_to_the_length(tokenizer: Tokenizer) -> None:
+    """As the authors' long-context files, each one question and tens of thousands of tokens."""
+    text = " ".join(f"{n} quick brown foxes" for n in range(3000))
+    ids = tuple(tokenizer.encode(text).ids)
+    assert len(ids) > 20_000
+    task = TaskSource("records", 5, pairs=(("Recite.", text),))
+    memory = build(tokenizer, task, 0, 300)
+    (record,) = memory.records
+    assert record.target_ids == ids[:300] and record.prompt_ids == tuple(render("Recite."))
+    assert build(tokenizer, task, 1, 300) == memory and memory.unfilled_tokens == 0
+    assert prefix(memory, 7).records[0].target_ids == ids[:7]
+    assert build(tokenizer, task, 0, len(ids)).records[0].target_ids == ids
+    with pytest.raises(DataError, match=f"1 records hold {len(ids)} target tokens"):
+        build(tokenizer, task, 0, len(ids) + 1)
+    # Of several, each is whole.
+    several = TaskSource("records", 5, pairs=(("Recite.", text), ("a", "b")))
+    with pytest.raises(DataError, match="holds no whole record"):
+        build(tokenizer, several, 0, 300)
+
+
 def test_data_too_short_are_refused_with_their_size(tokenizer: Tokenizer) -> None:
     total = sum(len(tokenizer.encode(target).ids) for _, target in PAIRS)
     with pytest.raises(DataError, match=f"40 records hold {total} target tokens"):

@@ -1,17 +1,15 @@
-"""Whole-record prefixes, identity of a set, and the JSONL reader."""
+"""Whole-record prefixes, and identity of a set."""
 
 from __future__ import annotations
 
-import json
 from itertools import accumulate
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pmlray.errors import DataError
-from pmlray.memory import MemorySet, Record, prefix, read_records, take_tokens
+from pmlray.memory import MemorySet, Record, prefix, take_tokens
 
 lengths_of_targets = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
@@ -89,96 +87,3 @@ def test_content_hash_tells_every_id_and_every_boundary_apart() -> None:
     assert len(set(hashes)) == len(sets)
     assert all(len(h) == 16 and int(h, 16) >= 0 for h in hashes)
     assert MemorySet((Record((1, 2), (3, 4)),)).content_hash == hashes[0]
-
-
-def write(path: Path, *lines: str | bytes) -> Path:
-    path.write_bytes(b"\n".join(x if isinstance(x, bytes) else x.encode() for x in lines))
-    return path
-
-
-def test_reads_both_field_names_and_ignores_other_fields(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "book.jsonl",
-        '{"id": 298864, "query": "Jerry Becerra:", "target": "9100672710", "target_len": 10}\r',
-        "",
-        '{"question": "Recite.", "matching": "two\u2028lines é", "not_matching": ""}',
-        '{"query": "Jerry Becerra:", "target": "9100672710"}',
-        "",
-    )
-    assert read_records(path) == (
-        ("Jerry Becerra:", "9100672710"),
-        ("Recite.", "two\u2028lines é"),
-        ("Jerry Becerra:", "9100672710"),
-    )
-
-
-@settings(deadline=None)
-@given(
-    pairs=st.dictionaries(
-        st.text(min_size=1, max_size=6).filter(str.strip),
-        st.text(min_size=1, max_size=6).filter(str.strip),
-        min_size=1,
-        max_size=4,
-    ),
-    ascii_only=st.booleans(),
-)
-def test_what_is_written_is_read(
-    tmp_path_factory: pytest.TempPathFactory, pairs: dict[str, str], ascii_only: bool
-) -> None:
-    lines = [
-        json.dumps({"query": q, "target": t}, ensure_ascii=ascii_only) for q, t in pairs.items()
-    ]
-    path = write(tmp_path_factory.getbasetemp() / "round_trip.jsonl", *lines)
-    assert read_records(path) == tuple(pairs.items())
-
-
-def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
-    path = write(tmp_path / "bom.jsonl", b"\xef\xbb\xbf" + b'{"query": "q", "target": "t"}')
-    assert read_records(path) == (("q", "t"),)
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"query": "q", "target": "t"', "not a JSON object"),
-        (b'{"query": "q", "target": "\xff"}', "UTF-8"),
-        ("[" * 100_000, "not a JSON object"),
-        ('["q", "t"]', "found list"),
-        ("null", "found NoneType"),
-        ("{}", "found: none"),
-        ('{"query": "q"}', "found: query"),
-        ('{"query": "q", "matching": "t"}', "query and target or question and matching"),
-        ('{"query": "q", "target": 9100672710}', "target must be text, found int"),
-        ('{"query": null, "target": "t"}', "query must be text, found NoneType"),
-        ('{"query": "q", "target": " "}', "target is empty"),
-        ('{"query": "", "target": "t"}', "query is empty"),
-        ('{"query": "q", "target": "\\ud800"}', "surrogate"),
-    ],
-)
-def test_a_broken_line_is_named(tmp_path: Path, line: str | bytes, message: str) -> None:
-    path = write(tmp_path / "bad.jsonl", '{"query": "fine", "target": "fine"}', "", line)
-    with pytest.raises(DataError, match=r"bad\.jsonl, line 3: ") as caught:
-        read_records(path)
-    assert message in str(caught.value)
-
-
-def test_two_targets_for_one_query_are_refused_with_both_lines(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "twice.jsonl",
-        '{"query": "a", "target": "1"}',
-        '{"query": "b", "target": "1"}',
-        '{"question": "a", "matching": "2"}',
-    )
-    with pytest.raises(DataError, match=r"line 3: the query .a. .* line 1"):
-        read_records(path)
-
-
-@pytest.mark.parametrize("content", ["", "\n \n"])
-def test_an_empty_file_is_refused(tmp_path: Path, content: str) -> None:
-    with pytest.raises(DataError, match=r"empty\.jsonl: holds no records"):
-        read_records(write(tmp_path / "empty.jsonl", content))
-
-
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"absent\.jsonl: cannot be read"):
-        read_records(tmp_path / "absent.jsonl")

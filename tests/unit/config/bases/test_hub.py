@@ -19,6 +19,7 @@ from pmlray.config.bases import hub as hub_models
 from pmlray.config.bases.models import KNOWN_MODELS, TINY, pulled_folder, resolve_model
 from pmlray.config.prepared_search import PreparedSearch, prepare_comparison
 from pmlray.errors import ModelError
+from pmlray.memory import RecordSource
 from pmlray.study.sizing.request import Wanted
 from tests.hub import COMMIT, Hub, serving
 from tests.unit.config.bases.test_checks import WRONG, edit_json, shard
@@ -87,8 +88,8 @@ def test_a_comparison_and_a_sizing_keep_the_commit(hub: Hub, tmp_path: Path) -> 
     assert spec.model.revision == search.spec.model.revision == COMMIT
     (tmp_path / "r.jsonl").write_text('{"query": "a", "target": " bcd"}\n')
     asked = SizeRequest(
-        tmp_path / "r.jsonl", ID, "main", "float32", Wanted(0.99, 0.9), None, tmp_path / "out",
-        "down_proj", 1, "plain", 10, 4, ClusterProfile(),
+        RecordSource(tmp_path / "r.jsonl"), ID, "main", "float32", Wanted(0.99, 0.9), None,
+        tmp_path / "out", "down_proj", 1, "plain", 10, 4, ClusterProfile(),
     )  # fmt: skip
     plan = prepare_size(asked)
     (option,) = plan.options

@@ -63,6 +63,20 @@ def test_the_code_of_a_card_makes_the_prompt_that_was_trained(
         assert names["prompt"]["input_ids"][0].tolist() == wanted
 
 
+def test_the_code_of_a_card_of_conversations_adds_no_system_turn(
+    make_search: Callable[..., PreparedSearch],
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(str(pull_model(TINY)))
+    tokenizer.chat_template = TEMPLATE
+    search = make_search("task.prompt_format=chat")
+    code = loading(search.spec, search.source.geometry, search.placement, 1, 7, True)
+    part = code[code.index("turns = ") :]
+    names = {"tokenizer": tokenizer, "query": "What is it?"}
+    exec(part[: part.index("answer = ")], names)
+    wanted = render_prompt(tokenizer, (("user", "What is it?"),), "chat")
+    assert names["prompt"]["input_ids"][0].tolist() == wanted
+
+
 def code_of(search: PreparedSearch) -> str:
     return loading(search.spec, search.source.geometry, search.placement, 1, None)
 

@@ -9,7 +9,9 @@ import pytest
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
 from pmlray.engine.model.prompts import end_token_id, end_token_ids, render_prompt
-from pmlray.errors import ModelError
+from pmlray.engine.model.rendered_facts import rendered_facts
+from pmlray.errors import DataError, ModelError
+from pmlray.memory import PlacedPair
 
 TURNS = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}END\n{% endfor %}"
 
@@ -46,6 +48,24 @@ def test_the_end_is_what_the_template_puts_after_an_answer(tokenizer: Any) -> No
     # A template without a special token ends answers as plain text does.
     tokenizer.chat_template = TURNS.replace("END", "###")
     assert end_token_id(tokenizer, "chat") == tokenizer.eos_token_id
+
+
+def test_turns_of_a_conversation_are_rendered_as_transformers_renders_them(tokenizer: Any) -> None:
+    alternate = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}{% endif %}"
+    generated = "{% if add_generation_prompt %}[assistant]{% endif %}"
+    tokenizer.chat_template = TURNS.replace("END", "<turn>") + generated
+    turns = (("system", "Be short."), ("user", "a?"), ("assistant", "b"), ("user", "c?"))
+    for asked in (turns, turns[1:], turns[3:]):
+        messages = [{"role": role, "content": content} for role, content in asked]
+        wanted = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        assert render_prompt(tokenizer, asked, "chat") == wanted
+    assert render_prompt(tokenizer, turns[3:], "chat") != render_prompt(tokenizer, "c?", "chat")
+    tokenizer.chat_template = alternate + TURNS
+    with pytest.raises(DataError, match=r"does not render the turns system, user.*\(user first\)"):
+        render_prompt(tokenizer, turns[:2], "chat")
+    rows = [PlacedPair("line 1", turns[3:], "x"), PlacedPair("line 2", turns, "y")]
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: the base's chat template does not"):
+        rendered_facts(rows, "a.jsonl", tokenizer, "chat")
 
 
 def test_generation_stops_at_every_end_that_a_base_names(tokenizer: Any) -> None:

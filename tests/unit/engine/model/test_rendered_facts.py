@@ -15,6 +15,7 @@ from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.config.record_facts import local_tokenizer
 from pmlray.engine.model.pull import pull_model
 from pmlray.errors import DataError
+from pmlray.memory import RecordSource
 
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
 TRIMMING = PLAIN.replace("m.content", "m.content | trim")
@@ -60,8 +61,9 @@ def test_size_and_recall_count_the_prompts_that_the_template_makes(
     tmp_path: Path, template: str, n_facts: int
 ) -> None:
     folder = base(tmp_path / "base", template)
-    path, source = written(tmp_path / "facts.jsonl", ROWS), resolve_model(str(folder), None)
-    found = facts_for(path, Model(id=str(folder)), source, local_tokenizer(source), "chat")
+    records = RecordSource(written(tmp_path / "facts.jsonl", ROWS))
+    source = resolve_model(str(folder), None)
+    found = facts_for(records, Model(id=str(folder)), source, local_tokenizer(source), "chat")
     assert (len(found.rows), found.n_duplicates) == (n_facts, len(ROWS) - n_facts)
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from pmlray.study.sizing.card import DecodedRecords, answer, describe_answer, describe_recall
+from pmlray.study.sizing.card import answer, describe_answer, describe_recall
 from pmlray.study.sizing.choose_rank import choose_rank
+from pmlray.study.sizing.decoded_records import DecodedRecords
 from pmlray.study.sizing.request import (
     Wanted,
 )

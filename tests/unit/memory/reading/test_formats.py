@@ -1,4 +1,4 @@
-"""Records come as JSONL, CSV, Parquet or a folder of `datasets`, and are the same from each.
+"""Records come as JSON, CSV, TSV, Parquet or a folder of `datasets`, and are the same from each.
 
 `golden/datasets_5_2` was written by `save_to_disk` of the real library, datasets 5.2.0: FACTS as a
 Dataset of two shards, and as a DatasetDict of one split.
@@ -7,8 +7,11 @@ Dataset of two shards, and as a DatasetDict of one split.
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,24 +23,31 @@ from pyarrow import parquet
 from pmlray.errors import DataError
 from pmlray.memory import read_records
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "datasets_5_2"
+GOLDEN = Path(__file__).parents[3] / "golden" / "datasets_5_2"
 FACTS = (
     ("Ada Lovelace:", "6000000001"),
     ('Bob, "Junior":', "café\n42"),
     ("都市:", "Tokyo\u2028x"),
     ("Dee:", "d" * 40),
 )
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+Writer = Callable[[Path, list[dict[str, str]]], None]
+texts = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1
+).filter(str.strip)
 
 
 def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_csv(path: Path, rows: list[dict[str, str]]) -> None:
+def write_array(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def write_csv(path: Path, rows: list[dict[str, str]], separator: str = ",") -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         # QUOTE_ALL: a lone carriage return is not quoted by default, and ends a line when read.
-        table = csv.DictWriter(file, list(rows[0]), quoting=csv.QUOTE_ALL)
+        table = csv.DictWriter(file, list(rows[0]), quoting=csv.QUOTE_ALL, delimiter=separator)
         table.writeheader()
         table.writerows(rows)
 
@@ -46,7 +56,27 @@ def write_parquet(path: Path, rows: list[dict[str, str]]) -> None:
     parquet.write_table(pa.Table.from_pylist(rows), path)
 
 
-WRITERS = {"facts.jsonl": write_jsonl, "facts.csv": write_csv, "facts.parquet": write_parquet}
+def packed(write: Writer) -> Writer:
+    def write_packed(path: Path, rows: list[dict[str, str]]) -> None:
+        plain = path.with_name("plain")
+        write(plain, rows)
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+
+    return write_packed
+
+
+WRITERS: dict[str, Writer] = {
+    "facts.jsonl": write_jsonl,
+    "facts.json": write_array,
+    "facts.csv": write_csv,
+    "semicolons.csv": partial(write_csv, separator=";"),
+    "bars.csv": partial(write_csv, separator="|"),
+    "facts.tsv": partial(write_csv, separator="\t"),
+    "facts.parquet": write_parquet,
+    "facts.jsonl.gz": packed(write_jsonl),
+    "facts.json.gz": packed(write_array),
+    "facts.tsv.gz": packed(partial(write_csv, separator="\t")),
+}
 
 
 @pytest.mark.parametrize("fields", [("query", "target"), ("question", "matching")])
@@ -80,11 +110,18 @@ def test_any_text_survives_every_format(
     ("name", "content", "complaint"),
     [
         ("a.csv", b"query,answer\na,b\n", r"line 2: needs the fields .*found: query, answer"),
-        ("a.csv", b"query,target\na,b,c\n", r"line 2: 3 cells under 2 columns"),
+        ("a.csv", b"query,target\na,b,c\n", r"line 2: 3 cells under 2 columns.* holds commas"),
+        ("a.csv", b"query;target\na;b\nc;d;e\n", r"line 3: 3 cells .* holds semicolons"),
+        ("a.csv", b"a;b;c\n1;2;3\n", r"line 2: needs the fields .*found: a, b, c; --columns"),
+        ("a.csv", b"query,target\na,b\0\n", r"line 2: holds a NUL byte; save it as UTF-8"),
+        ("a.csv", "query,target\na,b\n".encode("utf-16"), r"line 1: UTF-16, not UTF-8; save"),
+        ("a.csv.gz", gzip.compress(b"query,target\na,b\n", mtime=0)[:-3], r"is damaged gzip"),
+        ("a.csv.gz", b"\x1f\x8b\x08nothing", r"is damaged gzip"),
+        ("a.parquet.gz", gzip.compress(b"PAR1", mtime=0), r"cannot be read as Parquet"),
         ("a.csv", b"query,query\na,b\n", r"two columns have one name"),
         ("a.csv", b"query,target\na,\n", r"line 2: target is empty"),
         ("a.csv", b'query,target\na,"b\n', r"not a CSV"),
-        ("a.csv", "query,target\na,é\n".encode("latin-1"), r"not UTF-8"),
+        ("a.csv", "query,target\na,é\n".encode("latin-1"), r"line 2: not UTF-8"),
         ("a.csv", b"query,target\na,b\na,c\n", r"line 3: the query 'a' already .* on line 2"),
         ("a.csv", b"query,target\n", r"holds no records"),
         ("a.csv", b"", r"holds no records"),

@@ -1,46 +1,17 @@
-"""Rows of records files that are tables: CSV, Parquet, and a folder of Hugging Face `datasets`."""
+"""Rows of records that are tables: Parquet, and a folder of Hugging Face `datasets`."""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path, PurePath
 from typing import Any, cast
 
 from pmlray.errors import DataError
+from pmlray.memory.reading.texts import RecordRow
 
 STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
-
-# A row's place in its file, for messages, and its cells by the name of their column.
-RecordRow = tuple[str, Mapping[str, Any]]
-
-
-def csv_rows(path: Path) -> Iterator[RecordRow]:
-    """Yield the rows of a CSV in UTF-8 with a header; DataError where a row has other columns."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, list[str]())
-            if len(set(header)) < len(header):
-                raise DataError(f"{path}, line 1: two columns have one name; rename one")
-            for cells in reader:
-                place = f"line {reader.line_num}"
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise DataError(
-                        f"{path}, {place}: {len(cells)} cells under {len(header)} columns; put"
-                        " text that holds commas or line breaks in double quotes"
-                    )
-                yield place, dict(zip(header, cells, strict=True))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
-    except csv.Error as error:
-        raise DataError(f"{path}: not a CSV ({error})") from error
 
 
 def parquet_rows(path: Path) -> Iterator[RecordRow]:
@@ -53,20 +24,21 @@ def parquet_rows(path: Path) -> Iterator[RecordRow]:
     yield from _table_rows(table, path, 0)
 
 
-def dataset_rows(folder: Path) -> Iterator[RecordRow]:
+def dataset_rows(folder: Path, split: str | None = None) -> Iterator[RecordRow]:
     """Yield the rows of a folder that `datasets.Dataset.save_to_disk` wrote.
 
-    The folder of a DatasetDict with one split gives the rows of that split; with several, DataError
-    asks for one of them.
+    The folder of a DatasetDict gives the rows of the split asked for, or of its only one; of
+    several, DataError asks for one.
     """
     splits = _listed(folder / SPLITS_FILE, "splits") if (folder / SPLITS_FILE).is_file() else None
     if splits is not None:
-        if len(splits) != 1:
+        chosen = [one for one in splits if split in (None, one)]
+        if len(chosen) != 1:
             raise DataError(
                 f"{folder}: holds the splits {', '.join(splits)}; give the folder of one, such as"
                 f" {folder / (splits or ['train'])[0]}"
             )
-        folder = folder / _inside(splits[0], folder)
+        folder = folder / _inside(chosen[0], folder)
     if not (folder / STATE_FILE).is_file():
         raise DataError(
             f"{folder}: is no folder of datasets' save_to_disk (it has no {STATE_FILE}); give that,"

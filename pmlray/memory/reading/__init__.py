@@ -1,0 +1,1 @@
+"""Readers of records: formats of files, layouts of rows, and the queries and targets in them."""
