@@ -36,6 +36,10 @@ class RunError(PmlrayError):
     """Failure of a pack, or of the cluster or server that running it needs."""
 
 
+class ClusterAway(RunError):
+    """Unreachable Ray cluster, or one that refuses this machine's token."""
+
+
 class TrackerAway(RunError):
     """Unreachable tracking server, or database behind it."""
 

@@ -30,7 +30,7 @@ from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.secrets import without_credentials
 from pmlray.config.stored_files import SUMMARY_FILE, stored_facts
 from pmlray.design import CostModel
-from pmlray.errors import INSTALL_TRAIN, SpecError
+from pmlray.errors import INSTALL_TRAIN, ClusterAway, SpecError
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.search.law_search import LawSearch
 from pmlray.study.search.plan import design_settings, design_space, first_cost, first_pack
@@ -120,7 +120,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
         law_search = LawSearch(
             search, store, points, tracker, cost, run.profile.max_pack_failures, follower
         )
-        status = "FAILED"
+        status, reports = "FAILED", True
         try:
             if (known := store.calibration()) is not None:
                 law_search.calibrated(known)
@@ -140,11 +140,15 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
                     run_packs_on_ray(search, law_search, run.store, run.profile, driver)
             status = "FINISHED"
         except KeyboardInterrupt:
-            status = "KILLED"
+            status, reports = "KILLED", run.reports_interrupted
+            raise
+        except ClusterAway:
+            # Nothing was measured, so that there is nothing new to report.
+            reports = False
             raise
         finally:
             pages: list[Path] = []
-            if status != "KILLED" or run.reports_interrupted:
+            if reports:
                 follower.stage("writing the report")
                 report = _report_run(run, started, known_packs)
                 pages = [run.store / "report" / "report.html", run.store / "report" / "report.json"]
