@@ -46,3 +46,7 @@ class TrackerAway(RunError):
 
 class StoreError(PmlrayError):
     """Store of observations that cannot be read or written."""
+
+
+class StoreRefused(StoreError):
+    """Store that no attempt may touch: of a newer pmlray, or not the one that its driver sees."""

@@ -20,6 +20,8 @@ from pmlray.config.cluster_address import jobs_address
 from pmlray.config.load import read_profile
 from pmlray.config.prepared_search import prepare_search
 from pmlray.config.secrets import no_password
+from pmlray.config.store_folder import local_folder
+from pmlray.config.tracking_address import tracking_address
 from pmlray.study.search.plan import plan_search
 
 if TYPE_CHECKING:
@@ -62,6 +64,10 @@ def submit(
     cluster = jobs_address(address, clear_text)
     search = prepare_search(spec, overrides or ())
     settings = read_profile(profile)
+    if store is not None:
+        local_folder(store, "--store")
+    if tracking_uri is not None:
+        tracking_address(tracking_uri, "--tracking-uri")
     arguments = ["search", "search.yaml"]
     for option, value in (("--store", store), ("--tracking-uri", tracking_uri)):
         if value is not None:

@@ -55,7 +55,7 @@ def _checks(
     yield environment_checks.device()
     yield environment_checks.memory()
     stores = store or Path(os.environ.get("PMLRAY_STORE") or "runs")
-    yield environment_checks.storage("store", stores.absolute())
+    yield environment_checks.storage("store", stores, links=True)
     yield environment_checks.models_cache()
     yield from environment_checks.base_model(model, revision)
     yield environment_checks.ray_token()
@@ -116,7 +116,10 @@ def _workers(address: str) -> environment_checks.Check:
 def _ask_mlflow(uri: str) -> str:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    from pmlray.backends.mlflow.watch import experiments
     from pmlray.config.secrets import without_credentials
+    from pmlray.config.tracking_address import tracking_address
+
+    tracking_address(uri, "--tracking-uri or MLFLOW_TRACKING_URI")
+    from pmlray.backends.mlflow.watch import experiments
 
     return f"{without_credentials(uri)} answers, {experiments(uri)} experiments"
