@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -33,12 +34,22 @@ def write_once(path: Path, content: bytes, patience: float = 0.0) -> bool:
 
 
 def write_over(path: Path, content: bytes) -> None:
-    """Replace a file atomically; on OSError the old one is unchanged."""
-    temporary = _write_aside(path, content)
+    """Replace a file atomically, and a link by a file; on OSError the old one is unchanged."""
+    write_all_over({path: content})
+
+
+def write_all_over(files: Mapping[Path, bytes]) -> None:
+    """Replace files, each atomically, once all of them are on the disk; where that has no room for
+    all (OSError), the old ones are unchanged."""
+    aside: dict[str, Path] = {}
     try:
-        os.replace(temporary, path)
+        for path, content in files.items():
+            aside[_write_aside(path, content)] = path
+        for temporary, path in aside.items():
+            os.replace(temporary, path)
     except OSError:
-        os.unlink(temporary)
+        for temporary in aside:
+            Path(temporary).unlink(missing_ok=True)
         raise
 
 

@@ -24,6 +24,7 @@ from pmlray.backends.optuna.sampler import LawSampler
 from pmlray.backends.optuna.study import OptunaPoints
 from pmlray.backends.ray.session import ray_session
 from pmlray.backends.store.file_store import FileStore
+from pmlray.backends.store.usable import require_own
 from pmlray.config import ClusterProfile
 from pmlray.config.bases.models import TINY, require_present, resolve_model
 from pmlray.config.prepared_search import PreparedSearch
@@ -201,13 +202,15 @@ def study_of(
 def report_store(folder: Path, facts: dict[str, Any] | None = None) -> SearchReport:
     """Write the report of a store and return its content.
 
-    facts: of the run that just ended; without them, those of the last run are kept.
+    facts: of the run that just ended; without them, those of the last run are kept. StoreError
+    where the folder is no store or cannot be written; the report of before is whole then.
     """
     # Imported late: drawing libraries take a second, which would delay a search's start.
     from pmlray.study.findings.answer import plain_answer
     from pmlray.study.report.search_report import write_report
 
     result = read_result(folder)
+    require_own(folder, "report")
     summary_file = folder / SUMMARY_FILE
     shown = stored_facts(summary_file) if facts is None else facts
     page = write_report(result, folder / "report", shown)

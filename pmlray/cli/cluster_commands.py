@@ -46,7 +46,9 @@ def submit(
     overrides: list[str] = SET_OPTION,
     profile: Path = PROFILE_OPTION,
     tracking_uri: str = typer.Option(
-        None, callback=no_password, help="MLflow, as the cluster reaches it."
+        None,
+        callback=no_password,
+        help="MLflow, as the cluster reaches it; default: as of pmlray search there.",
     ),
     submission_id: str = typer.Option(
         None, help="Ray's id of the job; must be new. Default: the search's id and a number."

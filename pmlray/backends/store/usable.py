@@ -53,9 +53,11 @@ def require_links(folder: Path) -> None:
         ) from error
 
 
-def require_own(folder: Path) -> None:
-    """Return where no file below a folder lies elsewhere; StoreError, naming it, otherwise."""
-    for found in links_in(folder):
+def require_own(store: Path, part: str = "") -> None:
+    """Return where no file of a store, or of a folder in it, lies elsewhere; StoreError, naming it,
+    otherwise. The store itself may be reached through a link."""
+    links = [store / part] if part and (store / part).is_symlink() else links_in(store / part)
+    for found in links:
         raise StoreError(
             f"{found} is a symbolic link, and nothing is written or sent through links of a store,"
             " which others may have made: put what it leads to in its place, or choose another"
