@@ -35,11 +35,9 @@ def why_not_tracked(uri: str) -> str | None:
         return None
     kinds = f"{', '.join(f'{known}://' for known in SERVERS)} for a server"
     kinds += f", {', '.join(f'{known}://' for known in DATABASES)} for a database"
-    given = (
-        "a folder, which MLflow keeps no records in any more" if files else f"{scheme or uri}://"
-    )
+    kind = "without a scheme, or a folder's" if files else f"{scheme or uri}://"
     return (
-        f"MLflow's address is {given}; supported are {kinds}, such as http://127.0.0.1:5000 or"
+        f"MLflow's address is {kind}; supported are {kinds}, such as http://127.0.0.1:5000 or"
         " sqlite:////FOLDER/mlflow.db; without an address each search has a database in its store"
     )
 

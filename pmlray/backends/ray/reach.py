@@ -13,8 +13,9 @@ from pmlray.errors import ClusterAway, SpecError
 if TYPE_CHECKING:
     import grpc
 
-# Longest wait for one answer, and time within which a refused connection is tried again.
-ANSWER_SECONDS, AGAIN_SECONDS, PAUSE_SECONDS = 5.0, 2.0, 0.5
+# Longest wait for the answer of a busy head, and time within which a connection that is refused at
+# once is tried again.
+ANSWER_SECONDS, AGAIN_SECONDS, PAUSE_SECONDS = 8.0, 2.0, 0.5
 # Ray's own client port, which has none of the head's services.
 CLIENT = "ray://"
 OTHERWISE = (

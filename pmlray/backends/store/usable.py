@@ -6,6 +6,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pmlray.engine.runtime.checkpoint_header import CHECKPOINT_VERSION, version_of
@@ -67,8 +68,13 @@ def require_own(store: Path, part: str = "") -> None:
 
 def links_in(store: Path) -> Iterator[Path]:
     """Yield the symbolic links below a folder, without following any."""
-    for folder, folders, files in os.walk(store):
-        for name in (*folders, *files):
-            path = Path(folder, name)
-            if path.is_symlink():
-                yield path
+    folders = [str(store)]
+    while folders:
+        # One that is gone by now, or that cannot be read, cannot be written through either.
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                # Both are told by the folder itself: nothing is asked of a server for each file.
+                if entry.is_symlink():
+                    yield Path(entry.path)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
