@@ -30,7 +30,9 @@ def compare(
         callback=no_password,
         help="MLflow; default: MLFLOW_TRACKING_URI, the profile's, or a database in the store.",
     ),
-    address: str = typer.Option(None, help="Ray cluster; default: RAY_ADDRESS or a local Ray."),
+    address: str = typer.Option(
+        None, help="HOST:PORT of a Ray head; default: RAY_ADDRESS or a local Ray."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Count the runs; start nothing."),
     as_json: bool = JSON_OPTION,
 ) -> None:

@@ -70,7 +70,9 @@ def search(
         callback=no_password,
         help="MLflow; default: MLFLOW_TRACKING_URI, the profile's, or a database in the store.",
     ),
-    address: str = typer.Option(None, help="Ray cluster; default: RAY_ADDRESS or a local Ray."),
+    address: str = typer.Option(
+        None, help="HOST:PORT of a Ray head; default: RAY_ADDRESS or a local Ray."
+    ),
     replay: Path = typer.Option(None, help="Look measurements up in this table; trains nothing."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan; start nothing."),
     as_json: bool = JSON_OPTION,

@@ -90,7 +90,9 @@ def size(
         callback=no_password,
         help="MLflow; default: MLFLOW_TRACKING_URI, the profile's, or a database in the results.",
     ),
-    address: str = typer.Option(None, help="Ray cluster; default: RAY_ADDRESS or a local Ray."),
+    address: str = typer.Option(
+        None, help="HOST:PORT of a Ray head; default: RAY_ADDRESS or a local Ray."
+    ),
     keep_duplicates: bool = typer.Option(
         False,
         "--keep-duplicates",

@@ -27,8 +27,9 @@ def why_not_tracked(uri: str) -> str | None:
     """
     scheme, of_url, _ = uri.partition("://")
     scheme = scheme.partition("+")[0].lower() if of_url else ""
-    plugins = {found.name for found in entry_points(group=PLUGINS)}
-    if scheme in TRACKING_SCHEMES or scheme in plugins:
+    if scheme in TRACKING_SCHEMES:
+        return None
+    if scheme in {found.name for found in entry_points(group=PLUGINS)}:
         return None
     files = scheme in ("", "file") and uri not in ("databricks", "databricks-uc")
     if files and os.environ.get(FILES, "").lower() in ("true", "1"):
