@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from secrets import token_hex
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,10 @@ def _write_once(path: Path, content: bytes) -> bool:
 
 def _write_aside(path: Path, content: bytes) -> str:
     """Write a temporary file beside `path`, synced to disk, and return its name."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    temporary = str(path.parent / f".{token_hex(8)}.part")
+    # Unlike the temporary files of Python's library, readable by whom the umask lets: a store is
+    # shared. Not through a link, since the name must be new.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
