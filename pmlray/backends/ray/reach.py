@@ -113,6 +113,7 @@ def _told(error: grpc.RpcError) -> str:
     """Return the last of what gRPC tells, which is the cause."""
     import grpc
 
-    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+    details = (error.details() or error.code().name).rpartition("last error: ")[2]
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED or "HTTP/2" in details:
         return "what listens there is no head of Ray"
-    return (error.details() or error.code().name).rpartition("last error: ")[2][:200]
+    return details[:200]

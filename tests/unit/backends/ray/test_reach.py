@@ -79,7 +79,7 @@ def test_where_another_server_listens() -> None:
     with listening(
         http.server.HTTPServer(("0.0.0.0", 0), http.server.BaseHTTPRequestHandler)
     ) as where:
-        assert f"no Ray cluster answers at {where}" in refused(where)
+        assert f"answers at {where} (what listens there is no head of Ray)" in refused(where)
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("0.0.0.0:0")
     server.start()
