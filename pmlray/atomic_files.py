@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from secrets import token_hex
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +34,22 @@ def write_once(path: Path, content: bytes, patience: float = 0.0) -> bool:
 
 
 def write_over(path: Path, content: bytes) -> None:
-    """Replace a file atomically; on OSError the old one is unchanged."""
-    temporary = _write_aside(path, content)
+    """Replace a file atomically, and a link by a file; on OSError the old one is unchanged."""
+    write_all_over({path: content})
+
+
+def write_all_over(files: Mapping[Path, bytes]) -> None:
+    """Replace files, each atomically, once all of them are on the disk; where that has no room for
+    all (OSError), the old ones are unchanged."""
+    aside: dict[str, Path] = {}
     try:
-        os.replace(temporary, path)
+        for path, content in files.items():
+            aside[_write_aside(path, content)] = path
+        for temporary, path in aside.items():
+            os.replace(temporary, path)
     except OSError:
-        os.unlink(temporary)
+        for temporary in aside:
+            Path(temporary).unlink(missing_ok=True)
         raise
 
 
@@ -60,7 +71,10 @@ def _write_once(path: Path, content: bytes) -> bool:
 
 def _write_aside(path: Path, content: bytes) -> str:
     """Write a temporary file beside `path`, synced to disk, and return its name."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    temporary = str(path.parent / f".{token_hex(8)}.part")
+    # Unlike the temporary files of Python's library, readable by whom the umask lets: a store is
+    # shared. Not through a link, since the name must be new.
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

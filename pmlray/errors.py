@@ -36,9 +36,17 @@ class RunError(PmlrayError):
     """Failure of a pack, or of the cluster or server that running it needs."""
 
 
+class ClusterAway(RunError):
+    """Unreachable Ray cluster, or one that refuses this machine's token."""
+
+
 class TrackerAway(RunError):
     """Unreachable tracking server, or database behind it."""
 
 
 class StoreError(PmlrayError):
     """Store of observations that cannot be read or written."""
+
+
+class StoreRefused(StoreError):
+    """Store that no attempt may touch: of a newer pmlray, or not the one that its driver sees."""

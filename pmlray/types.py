@@ -233,7 +233,12 @@ class Observation:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Observation:
-        """Rebuild from the form of `to_json`; raises one of MALFORMED on any other."""
+        """Rebuild from the form of `to_json`; raises one of MALFORMED on any other, and on that of
+        a newer version, whose fields may mean something else."""
+        if (schema := int(stored.get("schema", 0))) > OBSERVATION_SCHEMA:
+            raise ValueError(
+                f"of schema {schema}, and this pmlray knows those up to {OBSERVATION_SCHEMA}"
+            )
         fields = {k: v for k, v in stored.items() if k not in ("schema", "delta_loss")}
         fields["point"] = rebuild(DesignPoint, fields["point"])
         # Schema 1 had no shared trunks and no order within a pack, 1 and 2 no control; before 4,

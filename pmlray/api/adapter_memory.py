@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from pmlray.config import ClusterProfile
 from pmlray.config.adapters.adapter_memory import check_adapter_fits
+from pmlray.config.cluster_address import LOCAL, ray_address
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.types import DesignPoint
 
@@ -23,8 +24,7 @@ def check_memory(
     Of a GPU, and of other machines (`address`, RAY_ADDRESS), a pack's worker checks it before it
     loads the base.
     """
-    elsewhere = address or os.environ.get("RAY_ADDRESS")
-    if elsewhere or profile.gpus_per_pack or profile.workers_per_pack > 1:
+    if ray_address(address) != LOCAL or profile.gpus_per_pack or profile.workers_per_pack > 1:
         return
     from pmlray.engine.runtime.device_memory import main_memory
 

@@ -74,11 +74,11 @@ class Comparison:
         Raises:
             SpecError, DataError, ModelError: the message says what to correct.
         """
-        from pmlray.api.stores import default_store
+        from pmlray.api.stores import store_folder
 
         spec, prepared = prepare_comparison(Path(source), overrides)
         settings = profile if isinstance(profile, ClusterProfile) else read_profile(profile)
-        folder = default_store(prepared, settings) if store is None else Path(store).absolute()
+        folder = store_folder(store, prepared, settings)
         return cls(spec, prepared, settings, folder, tracking_uri, address)
 
     def plan(self) -> dict[str, Any]:

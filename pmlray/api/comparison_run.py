@@ -23,6 +23,7 @@ from pmlray.config import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.stored_files import COMPARISON_FILE, read_stored
+from pmlray.errors import ClusterAway
 from pmlray.study.comparison.comparison_search import ComparisonSearch
 from pmlray.study.comparison.results import MethodComparison, compare_methods
 from pmlray.study.search.plan import first_cost
@@ -96,7 +97,7 @@ def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> 
         comparing = ComparisonSearch(
             spec, search, store, tracker, run.profile.max_pack_failures, follower
         )
-        status = "FAILED"
+        status, reports = "FAILED", True
         try:
             if not comparing.is_over():
                 follower.stage("starting Ray")
@@ -110,17 +111,23 @@ def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> 
         except KeyboardInterrupt:
             status = "KILLED"
             raise
+        except ClusterAway:
+            # Nothing was measured, so that there is nothing new to report.
+            reports = False
+            raise
         finally:
-            follower.stage("writing the report")
-            comparison = compare_methods(spec, store.observations())
-            facts = {
-                "store": str(run.store),
-                "tracking_uri": run.tracking_uri,
-                "wall_seconds": time.perf_counter() - started,
-                **machine_facts(),
-            }
-            await_imports()
-            files = write_comparison(comparison, run.store / "report", facts)
+            files: tuple[Path, ...] = ()
+            if reports:
+                follower.stage("writing the report")
+                comparison = compare_methods(spec, store.observations())
+                facts = {
+                    "store": str(run.store),
+                    "tracking_uri": run.tracking_uri,
+                    "wall_seconds": time.perf_counter() - started,
+                    **machine_facts(),
+                }
+                await_imports()
+                files = write_comparison(comparison, run.store / "report", facts)
             # Stop the follower before the tracker is closed.
             following.close()
             tracker.finish(files, status)

@@ -16,8 +16,10 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
+from pmlray.backends.store.usable import require_links
 from pmlray.config.bases.models import PULLABLE, cache_root, require_present, resolve_model
-from pmlray.errors import INSTALL_TRAIN, ModelError, PmlrayError
+from pmlray.config.store_folder import why_no_folder
+from pmlray.errors import INSTALL_TRAIN, PmlrayError, SpecError, StoreError
 from pmlray.version import SOURCE
 
 CheckState = Literal["ok", "warn", "fail"]
@@ -128,14 +130,22 @@ def memory() -> Check:
     )
 
 
-def storage(name: str, folder: Path) -> Check:
-    """Check that a folder, or its nearest existing parent, is writable and has enough space."""
+def storage(name: str, folder: Path, *, links: bool = False) -> Check:
+    """Check that a folder, or its nearest existing parent, is no URL, is writable and has enough
+    space; links: that its file system has hard links."""
+    if (why := why_no_folder(folder)) is not None:
+        return Check(name, "fail", why, _elsewhere())
+    folder = folder.absolute()
     place = next(p for p in (folder, *folder.parents) if p.exists())
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
+        if links:
+            require_links(place)
     except OSError as error:
         return Check(name, "fail", f"{folder} cannot be written ({error.strerror})", _elsewhere())
+    except StoreError as error:
+        return Check(name, "fail", str(error), _elsewhere())
     free = shutil.disk_usage(place).free / 2**30
     detail = f"{folder}, {free:.0f} GiB free"
     if free >= MIN_FREE_GIB:
@@ -149,7 +159,7 @@ def base_model(model_id: str | None, revision: str | None) -> Iterator[Check]:
         try:
             source = resolve_model(name, revision)
             require_present(name, source)
-        except ModelError as error:
+        except PmlrayError as error:
             yield Check(f"model {name}", "warn" if model_id is None else "fail", str(error))
             continue
         here = str(source.folder) if source.folder else "taken from the hub when a search starts"
@@ -158,7 +168,10 @@ def base_model(model_id: str | None, revision: str | None) -> Iterator[Check]:
 
 def models_cache() -> Check:
     """Check the folder of base models."""
-    return storage("cache", cache_root())
+    try:
+        return storage("cache", cache_root())
+    except SpecError as error:
+        return Check("cache", "fail", str(error), _elsewhere())
 
 
 def ray_token() -> Check:

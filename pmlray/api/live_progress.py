@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pmlray.api.status import NO_LAW, StudyStatus, clock, describe_known, status_of
+from pmlray.config.printable import printable
 from pmlray.study.search.progress import Progress
 
 BAR_WIDTH = 40
@@ -45,7 +46,9 @@ class Pace:
         if now.law is not None:
             known = "" if now.law == NO_LAW else f"; {describe_known(self._known)}"
             lines.append(f"{now.law}{known}")
-        return [*lines, *(f"  {line}" for line in (*now.live, *now.running))]
+        lines += [f"  {line}" for line in (*now.live, *now.running)]
+        # Reasons, stages and names are of the store.
+        return [printable(line) for line in lines]
 
     def _counts(self, now: StudyStatus) -> str:
         left = f", {now.left:.0f} left in this phase"
@@ -103,7 +106,7 @@ def shown_live(
             last[:] = [(news, at)]
             # Omit lines that have not changed, except the first, which holds the counts.
             rows = ("  ".join(f"{k} {v}" for k, v in row.items() if v) for row in now.table)
-            lines = [*pace.lines(now), *(f"  {row}" for row in rows)]
+            lines = [*pace.lines(now), *(f"  {printable(row)}" for row in rows)]
             new = [lines[0], *(line for line in lines[1:] if line not in shown)]
             shown[:] = lines
             console.print("\n".join(new), highlight=False, markup=False, soft_wrap=True)
@@ -132,6 +135,6 @@ def _picture(now: StudyStatus, pace: Pace) -> RenderableType:
     if now.table:
         table = Table(*now.table[0], box=None, pad_edge=False)
         for row in now.table:
-            table.add_row(*map(Text, row.values()))
+            table.add_row(*(Text(printable(value)) for value in row.values()))
         parts.append(table)
     return Group(*parts)

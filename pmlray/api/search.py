@@ -84,14 +84,14 @@ class Search:
             >>> search = Search.load("searches/smoke.yaml", overrides=["budget.gpu_seconds=600"])
             >>> search.search_id
         """
-        from pmlray.api.stores import default_store, settled_in
+        from pmlray.api.stores import settled_in, store_folder
 
         if isinstance(source, SearchSpec):
             prepared = prepare_spec(source, Path())
         else:
             prepared = prepare_search(Path(source), overrides)
         settings = profile if isinstance(profile, ClusterProfile) else read_profile(profile)
-        folder = default_store(prepared, settings) if store is None else Path(store).absolute()
+        folder = store_folder(store, prepared, settings)
         found = settled_in(folder, prepared, settings)
         return cls(found, settings, folder, tracking_uri, address)
 

@@ -24,13 +24,14 @@ from pmlray.backends.optuna.sampler import LawSampler
 from pmlray.backends.optuna.study import OptunaPoints
 from pmlray.backends.ray.session import ray_session
 from pmlray.backends.store.file_store import FileStore
+from pmlray.backends.store.usable import require_own
 from pmlray.config import ClusterProfile
 from pmlray.config.bases.models import TINY, require_present, resolve_model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.secrets import without_credentials
 from pmlray.config.stored_files import SUMMARY_FILE, stored_facts
 from pmlray.design import CostModel
-from pmlray.errors import INSTALL_TRAIN, SpecError
+from pmlray.errors import INSTALL_TRAIN, ClusterAway, SpecError
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.search.law_search import LawSearch
 from pmlray.study.search.plan import design_settings, design_space, first_cost, first_pack
@@ -120,7 +121,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
         law_search = LawSearch(
             search, store, points, tracker, cost, run.profile.max_pack_failures, follower
         )
-        status = "FAILED"
+        status, reports = "FAILED", True
         try:
             if (known := store.calibration()) is not None:
                 law_search.calibrated(known)
@@ -140,11 +141,15 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
                     run_packs_on_ray(search, law_search, run.store, run.profile, driver)
             status = "FINISHED"
         except KeyboardInterrupt:
-            status = "KILLED"
+            status, reports = "KILLED", run.reports_interrupted
+            raise
+        except ClusterAway:
+            # Nothing was measured, so that there is nothing new to report.
+            reports = False
             raise
         finally:
             pages: list[Path] = []
-            if status != "KILLED" or run.reports_interrupted:
+            if reports:
                 follower.stage("writing the report")
                 report = _report_run(run, started, known_packs)
                 pages = [run.store / "report" / "report.html", run.store / "report" / "report.json"]
@@ -197,13 +202,15 @@ def study_of(
 def report_store(folder: Path, facts: dict[str, Any] | None = None) -> SearchReport:
     """Write the report of a store and return its content.
 
-    facts: of the run that just ended; without them, those of the last run are kept.
+    facts: of the run that just ended; without them, those of the last run are kept. StoreError
+    where the folder is no store or cannot be written; the report of before is whole then.
     """
     # Imported late: drawing libraries take a second, which would delay a search's start.
     from pmlray.study.findings.answer import plain_answer
     from pmlray.study.report.search_report import write_report
 
     result = read_result(folder)
+    require_own(folder, "report")
     summary_file = folder / SUMMARY_FILE
     shown = stored_facts(summary_file) if facts is None else facts
     page = write_report(result, folder / "report", shown)

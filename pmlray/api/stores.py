@@ -13,6 +13,7 @@ from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.recipe import FORMER_RATE
 from pmlray.config.search_spec import Task
+from pmlray.config.store_folder import local_folder
 from pmlray.config.stored_files import COMPARISON_FILE, SEARCH_FILE, read_stored
 from pmlray.errors import StoreError
 from pmlray.study.findings.result import SearchResult, assemble
@@ -25,17 +26,28 @@ def default_store(search: PreparedSearch, profile: ClusterProfile) -> Path:
     """Return a search's folder in `profile.storage`, else in PMLRAY_STORE, else in ./runs.
 
     In a Ray job, whose working folder is temporary, ~/pmlray-runs takes the place of ./runs.
+    SpecError where PMLRAY_STORE is a URL.
     """
-    root = profile.storage or os.environ.get("PMLRAY_STORE")
-    if root is None:
-        in_ray_job = "working_dir_files" in Path.cwd().parts
-        root = Path.home() / "pmlray-runs" if in_ray_job else Path("runs")
-    return (Path(root) / search.spec.search_id).absolute()
+    in_ray_job = "working_dir_files" in Path.cwd().parts
+    root = Path.home() / "pmlray-runs" if in_ray_job else Path("runs")
+    if profile.storage:
+        root = Path(profile.storage)
+    elif of_environment := os.environ.get("PMLRAY_STORE"):
+        root = local_folder(of_environment, "PMLRAY_STORE")
+    return (root / search.spec.search_id).absolute()
+
+
+def store_folder(given: str | Path | None, search: PreparedSearch, profile: ClusterProfile) -> Path:
+    """Return the folder that `--store` names, else the default one; SpecError where it is a URL."""
+    if given is None:
+        return default_store(search, profile)
+    return local_folder(given, "--store").absolute()
 
 
 def open_store(folder: Path) -> tuple[SearchSpec, FileStore]:
-    """Return a search and its store; StoreError when the folder is no store, or damaged."""
-    spec_file = folder / SEARCH_FILE
+    """Return a search and its store; StoreError when the folder is no store, or damaged, SpecError
+    when it is a URL."""
+    spec_file = local_folder(folder, "the store") / SEARCH_FILE
     if not spec_file.is_file():
         raise StoreError(f"{folder} is no store of a search (it has no {SEARCH_FILE})")
     return read_stored(SearchSpec, spec_file), FileStore(folder)

@@ -12,15 +12,21 @@ from pmlray.backends.mlflow.spooled_tracker import Mirror, SpooledTracker, local
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.compare_spec import CompareSpec
+from pmlray.config.tracking_address import tracking_address
 
 
 def tracking_uri_for(store: Path, profile: ClusterProfile, option: str | None) -> str:
     """Return the URI of MLflow.
 
-    The first of: the option, MLFLOW_TRACKING_URI, the profile's, a database in the store.
+    The first of: the option, MLFLOW_TRACKING_URI, the profile's, a database in the store. SpecError
+    for one of a kind that MLflow does not take: nothing would ever arrive there.
     """
-    found = option or os.environ.get("MLFLOW_TRACKING_URI") or profile.tracking_uri
-    return found or local_tracking_uri(store)
+    if option:
+        return tracking_address(option, "--tracking-uri")
+    if of_environment := os.environ.get("MLFLOW_TRACKING_URI"):
+        return tracking_address(of_environment, "MLFLOW_TRACKING_URI")
+    # A profile's was checked when it was read.
+    return profile.tracking_uri or local_tracking_uri(store)
 
 
 def spooled_tracker(

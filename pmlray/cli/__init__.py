@@ -23,7 +23,7 @@ from pmlray.cli.init_command import init
 from pmlray.cli.job_commands import list_jobs, logs, status, stop, sync
 from pmlray.cli.law_commands import fit, table
 from pmlray.cli.model_commands import models
-from pmlray.cli.output import set_up_logging
+from pmlray.cli.output import print_anything, set_up_logging, tell
 from pmlray.cli.report_commands import report
 from pmlray.cli.schema_command import schema
 from pmlray.cli.search_commands import plan, search, validate
@@ -32,6 +32,7 @@ from pmlray.cli.token_commands import tokens
 from pmlray.cli.watch_command import watch
 from pmlray.engine.runtime.thread_barriers import bound_waits
 from pmlray.errors import PmlrayError, RunError, StoreError
+from pmlray.version import __version__
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,9 +61,22 @@ class Session:
     debug: bool = False
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pmlray {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def before_commands(
     context: typer.Context,
+    _version: bool = typer.Option(
+        False,
+        "--version",
+        help="Show the version of pmlray.",
+        callback=_show_version,
+        is_eager=True,
+    ),
     debug: bool = typer.Option(
         False, "--debug", help="Show what pmlray does, and errors with their traceback."
     ),
@@ -75,6 +89,7 @@ def before_commands(
 
 def main() -> None:
     """Run the command line; an error prints one message with its remedy, without a traceback."""
+    print_anything()
     set_up_logging()
     # At its exit the interpreter would look through all objects of all modules once more, for two
     # CPU seconds after a search, to free memory that the system takes back anyway. Registered
@@ -89,7 +104,7 @@ def main() -> None:
     except Exception as error:
         if session.debug:
             raise
-        typer.echo(f"error: {_explained(error)}", err=True)
+        tell(f"error: {_explained(error)}")
         sys.exit(_exit_code(error))
 
 

@@ -20,6 +20,8 @@ from pmlray.config.cluster_address import jobs_address
 from pmlray.config.load import read_profile
 from pmlray.config.prepared_search import prepare_search
 from pmlray.config.secrets import no_password
+from pmlray.config.store_folder import local_folder
+from pmlray.config.tracking_address import tracking_address
 from pmlray.memory.reading.rows import format_suffix
 from pmlray.study.search.plan import plan_search
 
@@ -45,7 +47,9 @@ def submit(
     overrides: list[str] = SET_OPTION,
     profile: Path = PROFILE_OPTION,
     tracking_uri: str = typer.Option(
-        None, callback=no_password, help="MLflow, as the cluster reaches it."
+        None,
+        callback=no_password,
+        help="MLflow, as the cluster reaches it; default: as of pmlray search there.",
     ),
     submission_id: str = typer.Option(
         None, help="Ray's id of the job; must be new. Default: the search's id and a number."
@@ -63,6 +67,10 @@ def submit(
     cluster = jobs_address(address, clear_text)
     search = prepare_search(spec, overrides or ())
     settings = read_profile(profile)
+    if store is not None:
+        local_folder(store, "--store")
+    if tracking_uri is not None:
+        tracking_address(tracking_uri, "--tracking-uri")
     arguments = ["search", "search.yaml"]
     for option, value in (("--store", store), ("--tracking-uri", tracking_uri)):
         if value is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from pmlray.api.comparison import Comparison
-from pmlray.cli.output import JSON_OPTION, emit
+from pmlray.cli.output import JSON_OPTION, emit, tell
 from pmlray.cli.search_commands import PROFILE_OPTION
 from pmlray.config.secrets import no_password
 
@@ -26,9 +26,13 @@ def compare(
     ),
     profile: Path = PROFILE_OPTION,
     tracking_uri: str = typer.Option(
-        None, callback=no_password, help="MLflow; default: a database in the store."
+        None,
+        callback=no_password,
+        help="MLflow; default: MLFLOW_TRACKING_URI, the profile's, or a database in the store.",
     ),
-    address: str = typer.Option(None, help="Ray cluster; default: RAY_ADDRESS or a local Ray."),
+    address: str = typer.Option(
+        None, help="HOST:PORT of a Ray head; default: RAY_ADDRESS or a local Ray."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Count the runs; start nothing."),
     as_json: bool = JSON_OPTION,
 ) -> None:
@@ -46,12 +50,12 @@ def compare(
         emit(plan, "\n".join(f"{name}: {value}" for name, value in plan.items()), as_json)
         return
     if duplicates := comparison.prepared.duplicates:
-        typer.echo(duplicates, err=True)
+        tell(duplicates)
     try:
         # Ray and Tune print to stdout, which is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
             found = comparison.run()
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; the same command continues from {comparison.store}", err=True)
+        tell(f"interrupted; the same command continues from {comparison.store}")
         raise typer.Exit(130) from None
     emit(found.to_json(), f"{found.text}\n{found.page}", as_json)

@@ -12,7 +12,7 @@ import typer
 from pmlray.api import environment_checks
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.token_commands import tokens
-from pmlray.config.cluster_address import jobs_address
+from pmlray.config.cluster_address import LOCAL, jobs_address, ray_address
 
 doctor = typer.Typer(invoke_without_command=True)
 # The former name of `pmlray tokens`, which scripts may use.
@@ -55,13 +55,19 @@ def _checks(
     yield environment_checks.device()
     yield environment_checks.memory()
     stores = store or Path(os.environ.get("PMLRAY_STORE") or "runs")
-    yield environment_checks.storage("store", stores.absolute())
+    yield environment_checks.storage("store", stores, links=True)
     yield environment_checks.models_cache()
     yield from environment_checks.base_model(model, revision)
     yield environment_checks.ray_token()
+    yield environment_checks.reached(
+        "ray address",
+        os.environ.get("RAY_ADDRESS"),
+        "RAY_ADDRESS is not set: searches start Ray on this machine",
+        _ask_head,
+    )
     where = address or os.environ.get("RAY_API_SERVER_ADDRESS")
     cluster = environment_checks.reached(
-        "ray cluster", where, "no address set: searches start Ray on this machine", _ask_ray
+        "ray cluster", where, "no Jobs API set, which `pmlray submit` needs", _ask_ray
     )
     yield cluster
     if where and cluster.state == "ok":
@@ -72,6 +78,16 @@ def _checks(
         "no server set: each search has a database in its store",
         _ask_mlflow,
     )
+
+
+def _ask_head(_address: str) -> str:
+    cluster = ray_address(None)
+    if cluster == LOCAL:
+        return "local: searches start Ray on this machine"
+    from pmlray.backends.ray.reach import require_cluster
+
+    require_cluster(cluster)
+    return f"{cluster} answers"
 
 
 def _ask_ray(address: str) -> str:
@@ -100,7 +116,10 @@ def _workers(address: str) -> environment_checks.Check:
 def _ask_mlflow(uri: str) -> str:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    from pmlray.backends.mlflow.watch import experiments
     from pmlray.config.secrets import without_credentials
+    from pmlray.config.tracking_address import tracking_address
+
+    tracking_address(uri, "--tracking-uri or MLFLOW_TRACKING_URI")
+    from pmlray.backends.mlflow.watch import experiments
 
     return f"{without_credentials(uri)} answers, {experiments(uri)} experiments"

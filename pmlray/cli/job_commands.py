@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from pmlray.cli.cluster_commands import ADDRESS_OPTION, CLEAR_TEXT_OPTION
-from pmlray.cli.output import JSON_OPTION, emit
+from pmlray.cli.output import JSON_OPTION, emit, tell
 from pmlray.config.cluster_address import jobs_address
 from pmlray.config.secrets import no_password
 
@@ -62,7 +62,7 @@ def logs(
     try:
         code = jobs.follow(found.submission_id, lambda text: typer.echo(text, nl=False))
     except KeyboardInterrupt:
-        typer.echo("no longer following; the job goes on", err=True)
+        tell("no longer following; the job goes on")
         raise typer.Exit(130) from None
     raise typer.Exit(code)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import typer
 
 from pmlray.cli.describe_law import describe_checklist, describe_law_json
-from pmlray.cli.output import JSON_OPTION, emit
+from pmlray.cli.output import JSON_OPTION, emit, tell
 from pmlray.errors import DataError
 from pmlray.law import (
     FitOptions,
@@ -80,7 +80,7 @@ def fit(
     data, runs, left_out = _points(files, base_loss, optimisation_limited)
     for note in data.notes:
         # Printed before the fit: data that was not read may be why it fails.
-        typer.echo(f"note: {note}", err=True)
+        tell(f"note: {note}")
     targets = [where for text in target or () for where in _targets(text, data)]
     if delta_loss is not None and not targets:
         raise typer.BadParameter("give a --target to size for", param_hint="--delta-loss")

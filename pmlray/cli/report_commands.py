@@ -11,6 +11,7 @@ import typer
 from pmlray.cli.describe_law import describe_result
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.search_source import SOURCE_OPTION, in_mlflow, search_id_of
+from pmlray.config.store_folder import local_folder
 from pmlray.errors import StoreError
 from pmlray.rebuild import MALFORMED
 
@@ -50,7 +51,7 @@ def _from_mlflow(search_id: str, uri: str, out: Path | None) -> dict[str, Any]:
     from pmlray.backends.mlflow.reports import fetch_report
     from pmlray.config.secrets import without_credentials
 
-    folder = Path("runs") / search_id / "report" if out is None else out
+    folder = Path("runs") / search_id / "report" if out is None else local_folder(out, "--out")
     page, numbers = fetch_report(uri, search_id, folder.absolute())
     try:
         found = json.loads(numbers.read_bytes())

@@ -11,7 +11,7 @@ import typer
 
 from pmlray.api.search import Search
 from pmlray.cli.describe_placements import choice_lines
-from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit
+from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit, tell
 from pmlray.config.prepared_search import prepare_search
 from pmlray.config.secrets import no_password
 
@@ -66,9 +66,13 @@ def search(
     overrides: list[str] = SET_OPTION,
     profile: Path = PROFILE_OPTION,
     tracking_uri: str = typer.Option(
-        None, callback=no_password, help="MLflow; default: a database in the store."
+        None,
+        callback=no_password,
+        help="MLflow; default: MLFLOW_TRACKING_URI, the profile's, or a database in the store.",
     ),
-    address: str = typer.Option(None, help="Ray cluster; default: RAY_ADDRESS or a local Ray."),
+    address: str = typer.Option(
+        None, help="HOST:PORT of a Ray head; default: RAY_ADDRESS or a local Ray."
+    ),
     replay: Path = typer.Option(None, help="Look measurements up in this table; trains nothing."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show the plan; start nothing."),
     as_json: bool = JSON_OPTION,
@@ -90,12 +94,12 @@ def search(
         emit(plan.to_json() | {"store": str(wanted.store)}, text, as_json)
         return
     if duplicates := wanted.prepared.duplicates:
-        typer.echo(duplicates, err=True)
+        tell(duplicates)
     try:
         # Ray and Tune print to stdout, which is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
             found = wanted.run(replay=replay).to_json()
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; the same command continues from {wanted.store}", err=True)
+        tell(f"interrupted; the same command continues from {wanted.store}")
         raise typer.Exit(130) from None
     emit(found, describe_result(found), as_json)

@@ -10,9 +10,9 @@ import typer
 
 from pmlray.config import load_search
 from pmlray.config.secrets import no_password
+from pmlray.config.tracking_address import TRACKING_SCHEMES
 from pmlray.errors import SpecError
 
-TRACKING_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql")
 SOURCE_OPTION = typer.Option(
     None,
     "--from",

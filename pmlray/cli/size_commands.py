@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from pmlray.api.environment import train_extra
 from pmlray.api.record_source import parse_columns, record_source
 from pmlray.api.sizing.size import carry_out
 from pmlray.cli.describe_sizing import describe_plan, describe_size, repeated
-from pmlray.cli.output import JSON_OPTION, emit
+from pmlray.cli.output import JSON_OPTION, emit, tell
 from pmlray.cli.search_commands import PROFILE_OPTION
 from pmlray.config.bases.model_spec import DtypeChoice
 from pmlray.config.load import read_profile
@@ -55,8 +54,8 @@ def size(
     law: Path = typer.Option(None, help="Store of a records search whose law to use."),
     out: Path = typer.Option(
         None,
-        help="Folder of the results; kept and continued. Default: a folder of PMLRAY_STORE or of"
-        " ./runs, by what is asked.",
+        help="Folder of the results; kept and continued. Default: a folder of the profile's"
+        " storage, of PMLRAY_STORE or of ./runs, by what is asked.",
     ),
     steps: int = typer.Option(None, min=1, help="Optimiser steps; by default 40 epochs."),
     max_rank: int = typer.Option(None, min=1, help="Largest rank allowed."),
@@ -98,9 +97,13 @@ def size(
     dtype: DtypeChoice = DTYPE_OPTION,
     profile: Path = PROFILE_OPTION,
     tracking_uri: str = typer.Option(
-        None, callback=no_password, help="MLflow; default: a database in the results."
+        None,
+        callback=no_password,
+        help="MLflow; default: MLFLOW_TRACKING_URI, the profile's, or a database in the results.",
     ),
-    address: str = typer.Option(None, help="Ray cluster; default: RAY_ADDRESS or a local Ray."),
+    address: str = typer.Option(
+        None, help="HOST:PORT of a Ray head; default: RAY_ADDRESS or a local Ray."
+    ),
     keep_duplicates: bool = typer.Option(
         False,
         "--keep-duplicates",
@@ -127,21 +130,20 @@ def size(
             layers, alpha, rslora, from_adapter, compared, prefer, budget,
         )
     )  # fmt: skip
-    say = partial(typer.echo, err=True)
     if dry_run:
         from pmlray.api.sizing.forecast import forecast
 
         with contextlib.redirect_stdout(sys.stderr):
-            cost = forecast(plan, address, say)
+            cost = forecast(plan, address, tell)
         found = plan.to_json(cost)
         emit(found, describe_plan(found), as_json)
         return
     try:
         # Ray and Tune print to stdout, which is for the result alone.
         with contextlib.redirect_stdout(sys.stderr):
-            found = carry_out(plan, address, tracking_uri, say).to_json()
+            found = carry_out(plan, address, tracking_uri, tell).to_json()
     except KeyboardInterrupt:
-        typer.echo(f"interrupted; the same command continues from {plan.out}", err=True)
+        tell(f"interrupted; the same command continues from {plan.out}")
         raise typer.Exit(130) from None
     emit(found, describe_size(found), as_json)
     if not found["recall"]["reached"]:
@@ -181,7 +183,7 @@ def recall(
         RecallRequest(adapter, source, model, revision, dtype, prompt_format, end)
     )
     with contextlib.redirect_stdout(sys.stderr):
-        recited = decode_task(search, adapter, lambda line: typer.echo(line, err=True))
+        recited = decode_task(search, adapter, tell)
     passed = None if least is None else recited.exact_recall >= least
     found = {
         "adapter": str(adapter),

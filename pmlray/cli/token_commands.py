@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import typer
 
+from pmlray.atomic_files import write_over
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.config.prepared_search import prepare_spec
 from pmlray.config.search_spec import SearchSpec
@@ -135,7 +136,7 @@ def _moved(store: Path, run: Observation, layer: int) -> Observation:
     search = at_layer(prepare_spec(read_stored(SearchSpec, store / SEARCH_FILE), store), run, layer)
     kept = FileStore(_layer_store(store, layer))
     with kept.driver_lock():
-        (kept.folder / SEARCH_FILE).write_text(search.spec.model_dump_json(indent=2))
+        write_over(kept.folder / SEARCH_FILE, search.spec.model_dump_json(indent=2).encode())
         return measure_moved(search, run, kept, kept.adapters)
 
 

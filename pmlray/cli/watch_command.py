@@ -13,6 +13,7 @@ import typer
 from pmlray.api.live_progress import shown_live
 from pmlray.api.search import Search
 from pmlray.api.status import NO_LAW, StudyStatus, status_of
+from pmlray.cli.output import tell
 from pmlray.cli.search_source import SOURCE_OPTION, in_mlflow, is_file, search_id_of
 from pmlray.config import SearchSpec
 from pmlray.live_packs import fresh_packs
@@ -59,9 +60,9 @@ def watch(
                 # Poll, since neither a store nor MLflow notifies of changes; Ctrl-C ends it.
                 time.sleep(pause)
     except KeyboardInterrupt:
-        typer.echo("no longer watching; what is watched goes on", err=True)
+        tell("no longer watching; what is watched goes on")
         raise typer.Exit(130) from None
-    typer.echo(ended or f"the {kind} is running", err=True)
+    tell(ended or f"the {kind} is running")
 
 
 def _store_of(search: str, source: str | None) -> Path:

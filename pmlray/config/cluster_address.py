@@ -1,4 +1,7 @@
-"""Address of a Ray cluster's Jobs API, refused where a token would travel in clear text."""
+"""Addresses of a Ray cluster: its head, and its Jobs API.
+
+The latter is refused where a token would travel in clear text.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,35 @@ from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from pmlray.errors import SpecError
+
+# A Ray that starts on this machine, and ends with the command.
+LOCAL = "local"
+
+
+def ray_address(option: str | None) -> str:
+    """Return the address given by --address or RAY_ADDRESS, LOCAL where there is none.
+
+    SpecError for one of another kind, such as that of the Jobs API.
+
+    Example:
+        >>> ray_address("10.0.0.1:6379")
+        '10.0.0.1:6379'
+    """
+    address = option or os.environ.get("RAY_ADDRESS") or LOCAL
+    named = "--address" if option else "RAY_ADDRESS"
+    scheme, there, _ = address.partition("://")
+    if there and scheme in ("http", "https"):
+        raise SpecError(
+            f"{named} is {address}, the address of a Jobs API, which is for `pmlray submit`"
+            " (RAY_API_SERVER_ADDRESS); here give that of the cluster's head, such as"
+            " 10.0.0.1:6379, or `--address local` to start Ray on this machine"
+        )
+    if there and scheme != "ray":
+        raise SpecError(
+            f"{named} is {address}, which is no address of a Ray cluster: give HOST:PORT of its"
+            " head, such as 10.0.0.1:6379, or `--address local` to start Ray on this machine"
+        )
+    return address
 
 
 def jobs_address(option: str | None, allow_clear_text: bool) -> str:

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pmlray.config.spec_base import Part, PositiveInt
+from pmlray.config.store_folder import why_no_folder
+from pmlray.config.tracking_address import why_not_tracked
+
+
+def _refused(key: str, why: Callable[[str], str | None]) -> AfterValidator:
+    """Return a check of a text by a function that says why it is refused."""
+
+    def check(given: str) -> str:
+        if (reason := why(given)) is not None:
+            raise ValueError(f"{key}: {reason}")
+        return given
+
+    return AfterValidator(check)
+
+
+Storage = Annotated[str, _refused("storage", why_no_folder)]
+TrackingUri = Annotated[str, _refused("tracking_uri", why_not_tracked)]
 
 
 class ClusterProfile(Part):
@@ -28,7 +46,7 @@ class ClusterProfile(Part):
     cpus_per_pack: PositiveInt | None = None
     workers_per_pack: PositiveInt = 1
     concurrent_packs: PositiveInt | None = None
-    storage: str | None = None
-    tracking_uri: str | None = None
+    storage: Storage | None = None
+    tracking_uri: TrackingUri | None = None
     max_pack_failures: PositiveInt = 2
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0

@@ -114,6 +114,7 @@ def free_port() -> int:
 class Cluster:
     """A running Ray head that wants a token."""
 
+    head: str
     dashboard: str
     environment: dict[str, str]
 
@@ -148,7 +149,7 @@ def token_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
     address = f"http://127.0.0.1:{dashboard}"
     try:
         _wait_for_jobs_api(address, environment, folder / "head.log")
-        yield Cluster(address, environment)
+        yield Cluster(f"127.0.0.1:{port}", address, environment)
     finally:
         end_group(head)
         log.close()

@@ -12,6 +12,7 @@ from pmlray.api.sizing.budget import asked_budget, check_budget
 from pmlray.api.sizing.places import PlaceOption
 from pmlray.api.sizing.plan import SizePlan
 from pmlray.backends.store.file_store import FileStore
+from pmlray.config.cluster_address import LOCAL, ray_address
 from pmlray.design import CostModel
 from pmlray.live_packs import Calibration
 from pmlray.study.budget.allowance import calibrated_cost
@@ -111,7 +112,7 @@ def _known(plan: SizePlan) -> tuple[tuple[Observation, ...], float]:
 
 def _rates(plan: SizePlan, address: str | None) -> Rates:
     """Return `calibrated` where steps can be timed on this machine, else `guessed`."""
-    elsewhere = address or os.environ.get("RAY_ADDRESS")
+    elsewhere = ray_address(address) != LOCAL
     sharded = plan.request.profile.workers_per_pack > 1
     # A dry run downloads no base model.
     absent = plan.search.source.folder is None

@@ -31,6 +31,7 @@ from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.model_spec import DtypeChoice, Model
 from pmlray.config.bases.models import TINY, ModelSource, require_present, resolve_model
 from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.store_folder import local_folder
 from pmlray.design import CostModel
 from pmlray.errors import SpecError
 from pmlray.memory import RecordSource, TaskSource
@@ -175,6 +176,8 @@ def prepare_size(request: SizeRequest) -> SizePlan:
     """
     if request.budget is not None and not request.budget > 0.0:
         raise SpecError(f"--budget is {request.budget:g}; it is gpu_seconds above 0, such as 600")
+    if request.out is not None:
+        local_folder(request.out, "--out")
     source = _present(request.model, resolve_model(request.model, request.revision))
     request = replace(request, revision=source.revision or request.revision)
     base = None if request.law is None else law_spec(request, source)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,9 +17,11 @@ from pmlray.api.sizing.packs import Connect, Log, ShowProgress
 from pmlray.api.sizing.places import PlaceOption
 from pmlray.api.sizing.plan import SizePlan
 from pmlray.api.sizing.stage_clock import StageClock
+from pmlray.atomic_files import write_all_over, write_over
 from pmlray.backends.ray.session import ray_session
 from pmlray.backends.store.file_leases import Lease
 from pmlray.backends.store.file_store import FileStore
+from pmlray.backends.store.usable import require_own
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.errors import ModelError, RunError
 from pmlray.study.sizing.card import (
@@ -117,7 +118,7 @@ def run_size(
         card = _card(plan, sized, trials, best, clock)
         result = SizedAdapter(card, best.recited, plan.out)
         _write(plan.out, best, card, _search_of(plan, sized.option, best))
-        (plan.out / RESULT_FILE).write_text(json.dumps(result.to_json(), indent=2), "utf-8")
+        write_over(plan.out / RESULT_FILE, json.dumps(result.to_json(), indent=2).encode())
     return result
 
 
@@ -246,9 +247,14 @@ def _write(out: Path, best: _Trial, card: dict[str, Any], search: PreparedSearch
     """
     folder = out / "adapter"
     folder.mkdir(exist_ok=True)
-    for file in best.folder.iterdir():
-        shutil.copyfile(file, folder / file.name)
-    (folder / CARD_JSON).write_text(json.dumps(card, indent=2), encoding="utf-8")
-    (folder / TEXT_FILE).write_text(describe_card(card, search), encoding="utf-8")
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in best.recited.missed()]
-    (folder / NOT_RECALLED_FILE).write_text("".join(lines), encoding="utf-8")
+    require_own(out, "adapter")
+    require_own(best.folder)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in best.recited.missed())
+    write_all_over(
+        {folder / file.name: file.read_bytes() for file in best.folder.iterdir()}
+        | {
+            folder / CARD_JSON: json.dumps(card, indent=2).encode(),
+            folder / TEXT_FILE: describe_card(card, search).encode(),
+            folder / NOT_RECALLED_FILE: "".join(lines).encode(),
+        }
+    )

@@ -129,7 +129,10 @@ def carry_out(
 ) -> SizedAdapter:
     """Carry out a plan, or continue it."""
     from pmlray.api.sizing.forecast import check_affordable
+    from pmlray.api.tracking import tracking_uri_for
 
+    # An address that MLflow does not take is told before anything is timed.
+    tracking_uri_for(plan.out, plan.request.profile, tracking_uri)
     for option in plan.options:
         check_memory(option.training, [option.own_point], plan.request.profile, address)
     check_affordable(plan, address, say)

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from pmlray.backends.mlflow.node_load import NodeLoad
 from pmlray.backends.mlflow.runs import run_dataset, run_metrics, run_params, run_times
 from pmlray.backends.mlflow.system_metrics import SystemMetrics, watch
+from pmlray.backends.store.usable import require_own
 from pmlray.config.secrets import without_credentials
 from pmlray.config.stored_files import SEARCH_FILE
 from pmlray.errors import TrackerAway
@@ -247,6 +248,7 @@ class MlflowTracker:
         adapter = None if self._adapters is None else self._adapters / o.run_key
         # There is none in a replay, nor in a store whose adapters were deleted.
         if adapter is not None and adapter.is_dir():
+            require_own(adapter.parent, adapter.name)
             self._client.log_artifacts(run_id, str(adapter), ADAPTER)
         self._client.set_terminated(run_id, end_time=end)
 

@@ -12,7 +12,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pmlray.errors import RunError
+from pmlray.backends.ray.reach import OTHERWISE, require_cluster
+from pmlray.config.cluster_address import LOCAL, ray_address
+from pmlray.errors import ClusterAway, RunError
 
 # A Unix socket's path has 107 bytes at most, and below Ray's folder of temporary files the longest
 # is pml-12345678/ray/session_2026-11-28_18-59-24_123456_1234567/sockets/plasma_store.1.
@@ -24,7 +26,8 @@ def ray_session(address: str | None) -> Generator[None]:
     """Connect to the cluster at `address` (or RAY_ADDRESS), else start Ray on this machine.
 
     SIGTERM and SIGINT end the search as an interrupt. The end of the context shuts down what was
-    started here. A session inside another one reuses it. RunError when no Ray answers, or starts.
+    started here. A session inside another one reuses it. ClusterAway when no Ray answers at the
+    address, RunError when none starts.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Tune would otherwise swallow Ctrl-C and end as if it had succeeded.
@@ -41,8 +44,10 @@ def ray_session(address: str | None) -> Generator[None]:
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    alone = address == "local"
+    address = ray_address(address)
+    alone = address == LOCAL
+    if not alone:
+        require_cluster(address)
     with ExitStack() as session:
         folder = session.enter_context(_alone()) if alone else None
         # Callbacks run in reverse order: Ray shuts down before its folder and environment go.
@@ -71,17 +76,21 @@ def ray_session(address: str | None) -> Generator[None]:
 
 @contextmanager
 def _explained(address: str) -> Generator[None]:
-    """Convert the error of a Ray that does not start or answer into a RunError with a remedy."""
+    """Convert the error of a Ray that does not start, or cannot be joined, into a RunError with a
+    remedy."""
+    from ray.exceptions import RayError
+
     try:
         yield
-    except ConnectionError as error:
-        raise RunError(
-            f"no Ray cluster answers at {address} ({error}); give the address of one that runs"
-            " (--address, RAY_ADDRESS), or `--address local` to start Ray here"
-        ) from error
     except Exception as error:
         # Ray raises a plain Exception for a node that did not start in time.
-        if type(error) is not Exception:
+        of_ray = type(error) is Exception or isinstance(error, ConnectionError)
+        if address != LOCAL and (of_ray or isinstance(error, (RuntimeError, RayError))):
+            raise ClusterAway(
+                f"the Ray cluster at {address} answers, but cannot be joined ({error}); `ray"
+                f" status` there says how it stands. Mend that, or {OTHERWISE}"
+            ) from error
+        if not of_ray:
             raise
         raise RunError(
             f"Ray did not start on this machine: {error} Most often the machine is too busy, or its"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from pmlray.backends.ray.pack_task import missing_runs, spent_before
+from pmlray.backends.ray.seen_store import train_in_store
 from pmlray.backends.ray.worker_plan import WorkerPlan, let_go_of_pack, pack_stream
 from pmlray.backends.store.file_store import FileStore
 from pmlray.live_packs import Calibration, put_calibration, put_live
@@ -32,6 +33,11 @@ END = "end"
 
 def train_sharded_packs(config: dict[str, Any]) -> None:
     """Run the train loop of a rank: measure packs until there are none."""
+    plan, workers = config["plan"], config["workers"]
+    train_in_store(plan, workers, partial(_train_rank, plan, workers, config["number"]))
+
+
+def _train_rank(plan: WorkerPlan, workers: Any, number: int) -> None:
     import torch
     from ray.train import get_context
 
@@ -39,7 +45,6 @@ def train_sharded_packs(config: dict[str, Any]) -> None:
     from pmlray.backends.deepspeed.zero3_packs import ShardedPacks
     from pmlray.backends.mlflow.system_metrics import node_sampler
 
-    plan: WorkerPlan = config["plan"]
     if not torch.cuda.is_available():
         torch.set_num_threads(plan.cpus)
     store, ranks = FileStore(Path(plan.store)), Ranks()
@@ -48,7 +53,7 @@ def train_sharded_packs(config: dict[str, Any]) -> None:
     # One rank per node samples its load.
     sampler = node_sampler() if get_context().get_local_rank() == 0 else None
     if ranks.rank == 0:
-        _lead(plan, packs, ranks, sampler, config["workers"], config["number"])
+        _lead(plan, packs, ranks, sampler, workers, number)
     else:
         _follow(packs, ranks, sampler, store.folder)
 

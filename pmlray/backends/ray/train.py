@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 
 from pmlray.backends.ray.held_resources import describe_holders, free_groups, held_groups
 from pmlray.backends.ray.pack_task import fail_missing
+from pmlray.backends.ray.seen_store import SHARED_FOLDER_SECONDS
 from pmlray.backends.ray.worker_plan import WorkerPlan
 from pmlray.backends.ray.worker_pool import PackOutcome, WarmWorkers
 from pmlray.backends.store.attempts import AttemptLog, lost_seconds
@@ -29,8 +30,6 @@ log = logging.getLogger(__name__)
 
 # Part of the minute within which a search has to end; its report and its tracker take the rest.
 LEAVE_SECONDS = 40.0
-# For so long, a node may not see a file that another has written to a shared folder.
-SHARED_FOLDER_SECONDS = 65.0
 # Time for the end of workers: they learn at once that no pack is left; then Ray Train ends them.
 CLOSE_SECONDS, HURRIED_SECONDS = 30.0, 5.0
 # Longest time that a running actor takes to answer.

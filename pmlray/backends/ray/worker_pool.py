@@ -23,6 +23,7 @@ from uuid import uuid4
 
 import ray
 
+from pmlray.backends.ray.seen_store import train_in_store
 from pmlray.backends.ray.sharded_workers import train_sharded_packs
 from pmlray.backends.ray.worker_plan import WorkerPlan, let_go_of_pack, pack_stream
 from pmlray.backends.store.file_store import FileStore
@@ -69,8 +70,8 @@ class _Job:
 
 class WarmWorkers:
     """Ray actor that runs packs on Ray Train jobs, at most one job per pack handed out. Drivers and
-    trials call `prepare` and `run`, workers `next_pack` and `finished`. The controllers of Ray
-    Train run in threads of this actor and call `has_workers`."""
+    trials call `prepare` and `run`, workers `next_pack`, `finished` and `refuse`. The controllers
+    of Ray Train run in threads of this actor and call `has_workers`."""
 
     def __init__(self, plan: WorkerPlan) -> None:
         self._plan, self._lock = plan, threading.Lock()
@@ -175,6 +176,15 @@ class WarmWorkers:
                 if not job.current.done():
                     job.current.set_result(None)
 
+    def refuse(self, reason: str) -> None:
+        """End the study at once: return all packs without a result, and accept no other. Workers
+        call it that cannot work on the store."""
+        with self._lock:
+            self._closing, self._given_up = True, self._given_up or reason
+            for job in self._jobs.values():
+                if not job.current.done():
+                    job.current.set_result(None)
+
     def _start(self) -> _Job:
         job = _Job(len(self._jobs))
         self._jobs[job.number] = job
@@ -210,7 +220,11 @@ class WarmWorkers:
 
 def train_packs(config: dict[str, Any]) -> None:
     """Run the train loop of a worker: measure packs, storing each observation when it is done."""
-    plan: WorkerPlan = config["plan"]
+    plan, workers = config["plan"], config["workers"]
+    train_in_store(plan, workers, partial(_train_packs, plan, workers, config["number"]))
+
+
+def _train_packs(plan: WorkerPlan, workers: Any, number: int) -> None:
     bound_waits(os.environ, plan.barriers)
     import torch
 
@@ -222,7 +236,6 @@ def train_packs(config: dict[str, Any]) -> None:
     from pmlray.engine.model.base_model import KeptBase
     from pmlray.engine.model.prefix_store import node_store
 
-    workers, number = config["workers"], config["number"]
     sampler, folder = node_sampler(), Path(plan.store)
     if not torch.cuda.is_available():
         torch.set_num_threads(plan.cpus)

@@ -71,6 +71,18 @@ class LeaseFolder:
         """Return whether work under this generation of a lease may go on."""
         return in_force(generation, self._there(name))
 
+    def has_seen(self, name: str, generation: int) -> bool:
+        """Return whether this folder shows that a lease was taken in this generation: it is held
+        and alive, was given back, or a later one has followed."""
+        there = self._there(name)
+        if max(there, default=0) != generation:
+            return max(there, default=0) > generation
+        try:
+            seen = self._seen(name)
+        except FileNotFoundError:
+            return False
+        return seen is not None and (seen.holder is None or seen.age <= self._stale)
+
     def is_free(self, name: str) -> bool:
         """Return whether this lease is free, stale, or held by a dead process."""
         try:

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 from pmlray.atomic_files import open_here, write_once
 from pmlray.backends.store.file_leases import Lease, LeaseFolder, beating
+from pmlray.backends.store.usable import require_usable
+from pmlray.config.store_folder import local_folder
 from pmlray.errors import StoreError
 from pmlray.live_packs import Calibration, calibration_of
 from pmlray.rebuild import MALFORMED, rebuild, taken_apart
@@ -36,10 +38,13 @@ FULL_DISK_SECONDS = 600.0
 
 
 class FileStore:
-    """ObservationStore in a folder that is visible to every worker of a search."""
+    """ObservationStore in a folder that is visible to every worker of a search.
+
+    SpecError where the folder is a URL, StoreError where it cannot be made.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = local_folder(folder, "the store")
         self._observations = folder / "observations"
         self._failures = folder / "failures"
         self._packs, self._plans = folder / "packs", folder / "plans"
@@ -141,8 +146,10 @@ class FileStore:
         """Hold the store's lease for one driver, on any node.
 
         The lease of a killed driver is free once its heartbeats are stale, at once on the same
-        machine. A driver that lost its lease while it did not respond is interrupted.
+        machine. A driver that lost its lease while it did not respond is interrupted. StoreError
+        where nobody can work on this folder as a store.
         """
+        require_usable(self.folder)
         try:
             lease = self.leases.take(DRIVER)
         except StoreError as error:
@@ -185,7 +192,10 @@ def _read_all(paths: Iterable[Path], build: Callable[[dict[str, Any]], T]) -> It
         try:
             found = build(stored)
         except MALFORMED as error:
-            raise StoreError(f"{path} is a file of another version: {error!r}") from error
+            raise StoreError(
+                f"{path} is damaged, or of another version of pmlray ({error!r}): use the version"
+                " that wrote it, or choose another --store"
+            ) from error
         named = found.pack_id if isinstance(found, (Pack, PackTimes)) else found.run_key
         if named not in (path.stem, path.stem.rpartition("-")[0]):
             raise StoreError(f"{path} is of {named}, which is not what its name tells")

@@ -12,6 +12,7 @@ from pathlib import Path
 from pmlray.config.bases.checks import check_folder
 from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.hub import find_on_hub
+from pmlray.config.store_folder import local_folder
 from pmlray.errors import ModelError
 
 SMOLLM2 = "smollm2-135m"
@@ -55,9 +56,12 @@ KNOWN_REVISIONS: Mapping[str, str] = {
 
 
 def cache_root() -> Path:
-    """Return the folder of pulled models: `PMLRAY_CACHE`, else the user's cache folder."""
+    """Return the folder of pulled models: `PMLRAY_CACHE`, else the user's cache folder.
+
+    SpecError where PMLRAY_CACHE is a URL.
+    """
     if chosen := os.environ.get("PMLRAY_CACHE"):
-        return Path(chosen)
+        return local_folder(chosen, "PMLRAY_CACHE")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pmlray"
 
 

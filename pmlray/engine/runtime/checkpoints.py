@@ -20,15 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from pmlray.atomic_files import write_once
+from pmlray.engine.runtime.checkpoint_header import CHECKPOINT_VERSION, told_version
 from pmlray.engine.runtime.device_clock import DeviceClock, paid_seconds
 from pmlray.engine.runtime.pack_state import PackState
-from pmlray.errors import RunError
+from pmlray.errors import RunError, StoreRefused
 from pmlray.types import PlannedRun
 
 log = logging.getLogger(__name__)
 
-# Part of every checkpoint's identity; increase it when code changes what a checkpoint must hold.
-CHECKPOINT_VERSION = 5
 # More than one, as the newest may be truncated.
 KEPT = 2
 _NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.safetensors")
@@ -104,7 +103,10 @@ class Checkpoints:
         return step_of(names[0]) if names else 0
 
     def resume(self, pack: Restorable) -> int:
-        """Restore a fresh pack from the newest intact checkpoint; return its number of steps."""
+        """Restore a fresh pack from the newest intact checkpoint; return its number of steps.
+
+        StoreRefused where it is of a newer version of pmlray; it stays.
+        """
         step, state = self._newest()
         if state is not None:
             pack.set_state(state)
@@ -131,7 +133,10 @@ class Checkpoints:
 
     def _keep(self, step: int, state: PackState) -> None:
         facts = json.dumps(dict(state.facts))
-        metadata = {"identity": self._identity, "step": str(step), "facts": facts}
+        version = str(CHECKPOINT_VERSION)
+        metadata = {
+            "identity": self._identity, "step": str(step), "facts": facts, "version": version
+        }  # fmt: skip
         content = save(dict(state.tensors), metadata)
         try:
             write_once(self._folder / file_name(step, content), content)
@@ -147,7 +152,7 @@ class Checkpoints:
             content = (self._folder / name).read_bytes()
             if is_whole(name, content):
                 try:
-                    return step_of(name), self._read(content)
+                    return step_of(name), self._read(name, content)
                 except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
                     log.warning("%s is no checkpoint of this pack: %s", name, error)
             else:
@@ -155,10 +160,17 @@ class Checkpoints:
             (self._folder / name).unlink(missing_ok=True)
         return 0, None
 
-    def _read(self, content: bytes) -> PackState:
-        tensors = load(content)
+    def _read(self, name: str, content: bytes) -> PackState:
         length = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+        header = content[8 : 8 + length]
+        if told_version(header) > CHECKPOINT_VERSION:
+            # Removed, it would cost that version its work.
+            raise StoreRefused(
+                f"{self._folder / name} is of a newer version of pmlray: continue this search with"
+                " that version, or choose another --store"
+            )
+        tensors = load(content)
+        metadata = json.loads(header)["__metadata__"]
         if metadata["identity"] != self._identity:
             raise ValueError("it is of other runs, or of another version of pmlray")
         return PackState(tensors, json.loads(metadata["facts"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from pmlray.study.report.figures.memft import (
     difference_panel,
     point_label,
 )
-from pmlray.study.report.page import Section, write_page, write_pngs
+from pmlray.study.report.page import Section, page_files, png_of, write_files
 from pmlray.study.report.settings import fact_items
 from pmlray.study.report.tables import Table
 
@@ -32,22 +33,20 @@ def write_comparison(
     """Write comparison.html, .csv, .json and, with any difference, .svg and .png into a folder.
 
     Returns their paths, the page's first. facts: machine, versions and the like, shown as they are;
-    credentials in addresses are left out.
+    credentials in addresses are left out. StoreError when the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     facts = without_credentials(facts)
     page, table, stored, picture = (
         folder / f"comparison.{kind}" for kind in ("html", "csv", "json", "svg")
     )
-    with table.open("w", newline="", encoding="utf-8") as file:
-        rows = [_csv_row(result) for result in comparison.results]
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)
+    rows = [_csv_row(result) for result in comparison.results]
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, list(rows[0]) if rows else [])
+    writer.writeheader()
+    writer.writerows(rows)
     full = {**comparison.to_json(), "facts": facts}
-    stored.write_text(json.dumps(full, indent=1, default=str) + "\n", encoding="utf-8")
     sections = comparison_sections(comparison, facts)
-    write_page(
+    files = page_files(
         page,
         "comparison.html.j2",
         sections,
@@ -56,8 +55,12 @@ def write_comparison(
         kind="comparison",
         identity=comparison.compare_id,
     )
-    drawn = any(section.panels for section in sections)
-    pictures = (picture, *write_pngs([picture])) if drawn else ()
+    files[table] = lines.getvalue().encode()
+    files[stored] = (json.dumps(full, indent=1, default=str) + "\n").encode()
+    if (drawn := files.get(picture)) is not None:
+        files[picture.with_suffix(".png")] = png_of(drawn)
+    write_files(files)
+    pictures = (picture, picture.with_suffix(".png")) if drawn else ()
     return (page, table, stored, *pictures)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pmlray.atomic_files import write_all_over
+from pmlray.errors import StoreError
 from pmlray.study.report.figures.style import Panel, theme
 from pmlray.study.report.tables import Table, cell
 from pmlray.study.report.vega_bundle import vega_bundle
@@ -30,24 +32,24 @@ class Section:
     items: tuple[tuple[str, str], ...] = ()
 
 
-def write_page(
+def page_files(
     page: Path,
     template: str,
     sections: Sequence[Section],
     pictures: Path,
     **values: Any,
-) -> None:
-    """Write a page, and each of its figures as an SVG file into the folder `pictures`.
+) -> dict[Path, bytes]:
+    """Return the content of a page, and of each of its figures as an SVG file in the folder
+    `pictures`, by their paths.
 
     template: extends page.html.j2; values: its variables, always with `title`, `kind` and
-    `identity`. Raises OSError when a folder cannot be written.
+    `identity`.
     """
-    pictures.mkdir(parents=True, exist_ok=True)
+    files: dict[Path, bytes] = {}
     specs: dict[str, Mapping[str, Any]] = {}
     for panel in (panel for section in sections for panel in section.panels):
         specs[panel.key] = panel.spec()
-        svg = panel.svg(specs[panel.key])
-        (pictures / f"{panel.key}.svg").write_text(svg, encoding="utf-8")
+        files[pictures / f"{panel.key}.svg"] = panel.svg(specs[panel.key]).encode()
     environment = Environment(
         loader=PackageLoader("pmlray.study.report"),
         autoescape=True,
@@ -63,17 +65,29 @@ def write_page(
         bundle=vega_bundle(),
         **values,
     )
-    page.write_text(html, encoding="utf-8")
+    return {page: html.encode(), **files}
 
 
-def write_pngs(pictures: Iterable[Path]) -> tuple[Path, ...]:
-    """Write each SVG file as a PNG file beside it and return their paths.
+def write_files(files: Mapping[Path, bytes]) -> None:
+    """Write the files of a report over those of the one before, which stay whole where there is no
+    room; StoreError then, with the remedy."""
+    try:
+        for folder in {path.parent for path in files}:
+            folder.mkdir(parents=True, exist_ok=True)
+        write_all_over(files)
+    except OSError as error:
+        raise StoreError(
+            f"the report cannot be written ({error}); what is measured is kept, and so is the"
+            " report of before, if there was one. Make room on that disk, or mend the permissions"
+            " of the folder, and give the same command again, or `pmlray report STORE`"
+        ) from error
 
-    Takes some 0.1 s a figure.
-    """
-    written = []
-    for svg in pictures:
-        png = svg.with_suffix(".png")
-        png.write_bytes(vl_convert.svg_to_png(svg.read_text(encoding="utf-8"), scale=PNG_SCALE))
-        written.append(png)
-    return tuple(written)
+
+def png_of(svg: bytes) -> bytes:
+    """Return an SVG picture as PNG; takes some 0.1 s."""
+    return vl_convert.svg_to_png(svg.decode(), scale=PNG_SCALE)
+
+
+def write_pngs(pictures: Iterable[Path]) -> None:
+    """Write each SVG file as a PNG file beside it; StoreError where they cannot be written."""
+    write_files({svg.with_suffix(".png"): png_of(svg.read_bytes()) for svg in pictures})

@@ -15,7 +15,7 @@ from pmlray.config.secrets import without_credentials
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.capacity import capacities, capacity_json
 from pmlray.study.report.headline import headline
-from pmlray.study.report.page import write_page
+from pmlray.study.report.page import page_files, write_files
 from pmlray.study.report.placements import placements_json
 from pmlray.study.report.sections import report_sections
 from pmlray.types import Observation
@@ -27,12 +27,12 @@ def write_report(result: SearchResult, folder: Path, facts: Mapping[str, Any]) -
     """Write report.html, report.json and figures/*.svg, and return the path of report.html.
 
     facts: values beyond the search's result, all optional: wall_seconds, training_share,
-    tracking_uri, store, versions, machine; credentials in addresses are left out. Raises OSError
-    when the folder cannot be written.
+    tracking_uri, store, versions, machine; credentials in addresses are left out. Raises
+    StoreError when the folder cannot be written; the files of before are whole then.
     """
     facts = without_credentials(facts)
     page = folder / "report.html"
-    write_page(
+    files = page_files(
         page,
         "report.html.j2",
         report_sections(result, facts),
@@ -43,7 +43,7 @@ def write_report(result: SearchResult, folder: Path, facts: Mapping[str, Any]) -
         headline=headline(result),
     )
     stored = json.dumps(report_json(result, facts), indent=1, allow_nan=False)
-    (folder / "report.json").write_text(stored + "\n", encoding="utf-8")
+    write_files({**files, folder / "report.json": f"{stored}\n".encode()})
     return page
 
 

@@ -96,6 +96,31 @@ def test_without_the_token_nothing_runs(token_cluster: Cluster, tmp_path: Path) 
     assert not (tmp_path / "store").exists()
 
 
+def test_a_search_that_joins_the_head_is_told_of_the_token_too(
+    token_cluster: Cluster, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "token"
+    wrong.write_text("b" * 64)
+    right = {**token_cluster.environment, "RAY_ADDRESS": token_cluster.head}
+    given = {
+        "right": right,
+        "wrong": {**right, "RAY_AUTH_TOKEN_PATH": str(wrong)},
+        "missing": {**right, "RAY_AUTH_TOKEN_PATH": str(tmp_path / "nowhere")},
+        "not sent": {**right, "RAY_AUTH_MODE": "disabled"},
+    }
+    for name, environment in given.items():
+        _, out, err = pmlray("doctor", "--json", **environment)
+        found = {check["name"]: check for check in json.loads(out)["checks"]}["ray address"]
+        assert (found["state"] == "ok") == (name == "right"), (name, found, err[-2000:])
+        if name == "right":
+            continue
+        assert "RAY_AUTH_TOKEN_PATH" in found["detail"], (name, found)
+        store = str(tmp_path / name)
+        code, _, err = pmlray("search", str(SMOKE), "--store", store, **environment)
+        assert code == 3 and "RAY_AUTH_TOKEN_PATH" in err, (name, err[-2000:])
+        assert "Traceback" not in err and not (tmp_path / name / "report").exists()
+
+
 def test_a_failing_search_returns_its_own_code(token_cluster: Cluster, tmp_path: Path) -> None:
     """Only the cluster can know that it lacks the base model."""
     code, out, err = pmlray(

@@ -63,7 +63,7 @@ def test_what_was_begun_goes_on_with_its_own_budget(
     records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PMLRAY_STORE", str(tmp_path))
-    options = ["--records", records, "--address", "http://elsewhere"]
+    options = ["--records", records, "--address", "elsewhere:6379"]
     fresh = planned(*options)
     assert fresh["rates"] == "guessed" and fresh["calibration_gpu_seconds"] == 0.0
     plan = prepared(records)

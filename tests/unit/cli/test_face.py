@@ -11,8 +11,9 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from pmlray.cli import app, main
+from pmlray.cli import PANELS, app, main
 from pmlray.errors import RunError
+from pmlray.version import __version__
 
 COSTLY = ("search", "compare", "size", "submit")
 runner = CliRunner()
@@ -70,6 +71,22 @@ def test_the_shell_completes_commands_and_options() -> None:
 
     assert completed("pmlray sea") == ["search"]
     assert "--dry-run" in completed("pmlray submit --dry")
+
+
+def test_the_version_is_told() -> None:
+    done = runner.invoke(app, ["--version"])
+    assert done.exit_code == 0 and done.stdout == f"pmlray {__version__}\n"
+
+
+def test_the_help_is_in_panels_and_tells_where_results_go() -> None:
+    shown = runner.invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout
+    assert all(f"─ {panel} ─" in shown for panel in PANELS)
+    for name, option in (("search", "--store"), ("compare", "--store"), ("size", "--out"),
+                         ("submit", "--store"), ("doctor", "--store"), ("report", "--out"),
+                         ("search", "--profile"), ("search", "--tracking-uri")):  # fmt: skip
+        params = typer.main.get_group(app).commands[name].params
+        (told,) = (getattr(p, "help", "") for p in params if option in p.opts)
+        assert "default: " in told.lower(), (name, option)
 
 
 @pytest.mark.parametrize("name", COSTLY)

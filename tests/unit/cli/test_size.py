@@ -56,7 +56,7 @@ def test_a_dry_run_says_what_would_be_done_and_starts_nothing(
 ) -> None:
     out = tmp_path / "out"
     # What a cluster elsewhere takes is not tried here.
-    dry = ["--records", records, "--dry-run", "--address", "http://elsewhere"]
+    dry = ["--records", records, "--dry-run", "--address", "elsewhere:6379"]
     plan = size_json(*dry, "--out", out, "--recall", "0.95")
     assert plan["n_records"] == N_RECORDS and plan["recall"] == 0.95 and plan["law"] is None
     assert plan["seq_lens"][-1] == plan["supervised_tokens"]
@@ -106,7 +106,7 @@ def test_the_options_say_where_the_adapter_sits(
     per_rank: int,
     wanted: dict[str, Any],
 ) -> None:
-    dry = ["--records", records, "--dry-run", "--address", "http://elsewhere", *options]
+    dry = ["--records", records, "--dry-run", "--address", "elsewhere:6379", *options]
     plan = size_json(*dry, "--out", tmp_path / "out")
     assert (plan["placement"], plan["params_per_rank"]) == (said, per_rank)
     assert wanted.items() <= plan["probe" if "placement" in wanted else "adapter"].items()

@@ -20,7 +20,7 @@ from tests.starts import ALPHA, RANK, factors, save_start
 from tests.unit.cli.test_size import N_RECORDS, invoke, records, refused, size_json
 
 __all__ = ["records"]
-ELSEWHERE = ("--dry-run", "--address", "http://elsewhere")
+ELSEWHERE = ("--dry-run", "--address", "elsewhere:6379")
 
 
 @pytest.fixture

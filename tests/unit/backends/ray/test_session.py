@@ -39,6 +39,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tupl
     node = SimpleNamespace(kill_monitor=lambda **_: called.append(("kill_monitor", None)))
     monkeypatch.setattr(ray._private.worker, "_global_node", node)
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr("pmlray.backends.ray.session.require_cluster", lambda _address: None)
     monkeypatch.setattr(ray, "shutdown", lambda: called.append(("shutdown", None)))
     monkeypatch.setattr(ray, "is_initialized", lambda: bool(called) and called[-1][0] != "shutdown")
     yield called
@@ -98,17 +99,23 @@ def test_where_the_usual_folder_has_a_long_name_its_sockets_go_elsewhere(
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
-    [(ConnectionError("timed out"), "no Ray cluster answers at local (timed out)"),
-     (Exception("The current node timed out during startup."), "did not start on this machine")],
+    ("address", "error", "said"),
+    [("local", ConnectionError("timed out"), "did not start on this machine"),
+     ("local", Exception("The current node timed out during startup."), "memory or /dev/shm"),
+     ("10.0.0.1:6379", ConnectionError("timed out"), "cannot be joined (timed out)"),
+     ("10.0.0.1:6379", RuntimeError("Version mismatch"), "cannot be joined (Version mismatch)")],
 )  # fmt: skip
 def test_a_ray_that_does_not_come_up_is_an_error_that_says_what_to_do(
-    error: Exception, said: str, calls: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
+    address: str,
+    error: Exception,
+    said: str,
+    calls: list[tuple[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def init(**_: Any) -> None:
         raise error
 
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(RunError, match=re.escape(said)), ray_session("local"):
+    with pytest.raises(RunError, match=re.escape(said)), ray_session(address):
         pass
     assert calls == [("shutdown", None)]
