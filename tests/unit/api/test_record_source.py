@@ -89,13 +89,13 @@ def test_columns_name_query_and_target() -> None:
 def test_a_program_and_a_command_line_plan_the_same(tmp_path: Path) -> None:
     path = tmp_path / "facts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    dry = ["--records", path, "--dry-run", "--address", "http://elsewhere", "--out", tmp_path / "o"]
+    dry = ["--records", path, "--dry-run", "--address", "10.0.0.1:6379", "--out", tmp_path / "o"]
     shown = size_json(*dry, "--columns", "query=Q,target=A")
     planned = pmlray.size(
         *(ROWS, TINY),
         columns=NAMED,
         dry_run=True,
-        address="http://elsewhere",
+        address="10.0.0.1:6379",
         out=tmp_path / "o",
     )
     assert isinstance(planned, SizingPlan)
