@@ -110,7 +110,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def test_a_dry_run_says_what_is_tried_and_what_it_costs(records: Path, tmp_path: Path) -> None:
-    dry = ["--records", records, "--placement", "auto", "--dry-run", "--address", "http://x"]
+    dry = ["--records", records, "--placement", "auto", "--dry-run", "--address", "10.0.0.1:6379"]
     plan = size_json(*dry, "--out", tmp_path / "out")
     assert [row["name"] for row in plan["placements"]] == NAMES and plan["prefer"] == "parameters"
     assert [row["params_per_rank"] for row in plan["placements"]] == [4096, 896, 1152, 192]
@@ -141,7 +141,7 @@ def test_a_dry_run_says_what_is_tried_and_what_it_costs(records: Path, tmp_path:
         (["--prefer", "prose"], "chooses among placements: give --placement auto"),
         (["--budget", "0"], "--budget is 0; it is gpu_seconds above 0"),
         (
-            ["--placement", "auto", "--budget", "0.01", "--dry-run", "--address", "http://x"],
+            ["--placement", "auto", "--budget", "0.01", "--dry-run", "--address", "10.0.0.1:6379"],
             "but the first 8 runs that compare 4 placements take about",
         ),
     ],
@@ -204,7 +204,7 @@ def test_a_stored_law_of_several_placements_is_chosen_from(
     plan = prepared(records)
     (out / "law").mkdir(parents=True)
     sizing_law.run_search(SearchRun(plan.search, ClusterProfile(), out / "law", "", None), None)
-    law = [*options, "--law", out / "law", "--dry-run", "--address", "http://x"]
+    law = [*options, "--law", out / "law", "--dry-run", "--address", "10.0.0.1:6379"]
     plan = size_json(*law)
     assert [row["name"] for row in plan["placements"]] == NAMES
     assert plan["answer"]["decision"]["chosen"] == BEST
