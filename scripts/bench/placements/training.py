@@ -36,7 +36,7 @@ def prepared(place: Place) -> PreparedSearch:
     spec = {
         "name": "placements",
         "task": {"kind": "long_context", "prompt_format": "plain"},
-        "model": {"id": SMOLLM2, "dtype": "float32"},
+        "model": {"id": SMOLLM2, "dtype": "bfloat16"},
         "adapter": {"target_modules": list(place.modules), "layers": list(place.layers)},
         "space": {
             "lora_rank": list(place.ranks),

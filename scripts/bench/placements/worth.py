@@ -62,7 +62,7 @@ def about_this_machine() -> list[str]:
     """Return lines of where the runs were measured."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     return [
-        "SmolLM2-135M-Instruct, de-quantised from Q4_1, float32; random tokens; seed 0",
+        "SmolLM2-135M-Instruct, de-quantised from Q4_1, bfloat16; random tokens; seed 0",
         f"{machine()['machine']}; {torch.get_num_threads()} thread; {packages}",
         "losses in nats per token; gpu_seconds are CPU seconds, beside other work",
     ]
