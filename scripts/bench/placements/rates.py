@@ -3,8 +3,8 @@
     python scripts/bench/placements/rates.py [NAME...] [--json]
 
 Each cell (a placement, a rank, a text or a set of facts) is one pack of several rates. NAME: cells
-whose name begins so, such as `text:linear`; by default all of them, about an hour of one core in
-bfloat16.
+whose name begins so, such as `text:linear`; by default all of them, which takes
+hours of one core.
 """
 
 from __future__ import annotations
