@@ -9,6 +9,7 @@ import signal
 import tempfile
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ SOCKET_BYTES, OWN_BYTES = 107, 86
 def ray_session(address: str | None) -> Generator[None]:
     """Connect to the cluster at `address` (or RAY_ADDRESS), else start Ray on this machine.
 
-    SIGTERM and SIGINT end the search as an interrupt. The end of the context shuts down what was
-    started here. A session inside another one reuses it. ClusterAway when no Ray answers at the
-    address, RunError when none starts.
+    SIGTERM and SIGINT, to this process or to its whole group, end the search as an interrupt. The
+    end of the context shuts down what was started here. A session inside another one reuses it.
+    ClusterAway when no Ray answers at the address, RunError when none starts.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Tune would otherwise swallow Ctrl-C and end as if it had succeeded.
@@ -52,7 +53,7 @@ def ray_session(address: str | None) -> Generator[None]:
         folder = session.enter_context(_alone()) if alone else None
         # Callbacks run in reverse order: Ray shuts down before its folder and environment go.
         session.callback(ray.shutdown)
-        with _explained(address):
+        with _explained(address), _in_their_own_groups():
             context: Any = ray.init(
                 address=address,
                 # No dashboard for a Ray that ends with the command: its port is not shown anywhere.
@@ -96,6 +97,24 @@ def _explained(address: str) -> Generator[None]:
             f"Ray did not start on this machine: {error} Most often the machine is too busy, or its"
             " memory or /dev/shm is full: make room, and give the same command again"
         ) from error
+
+
+@contextmanager
+def _in_their_own_groups() -> Generator[None]:
+    """Start Ray's processes in process groups of their own within this context.
+
+    A signal to the whole group of a command (by `timeout`, a batch system, or Ctrl-C) then reaches
+    the command alone, which ends its workers in order; Ray's head would die at once of SIGTERM.
+    Ray's processes still end with the command, since the kernel kills them when it dies.
+    """
+    from ray._private import services
+
+    before = services.ConsolePopen
+    services.ConsolePopen = partial(before, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import optuna
@@ -195,7 +196,7 @@ def test_a_worker_that_dies_before_anything_is_planned_costs_time_alone(tmp_path
     assert (store / "calibration.json").exists()
 
 
-def test_ctrl_c_leaves_with_130_and_no_ray_behind(tmp_path: Path) -> None:
+def test_a_signal_to_the_whole_group_leaves_with_130_and_no_ray_behind(tmp_path: Path) -> None:
     store = tmp_path / "store"
     process = subprocess.Popen(
         [sys.executable, "-m", "pmlray", "search", str(SMOKE), *SMALL, "--store", str(store)],
@@ -209,9 +210,27 @@ def test_ctrl_c_leaves_with_130_and_no_ray_behind(tmp_path: Path) -> None:
             time.sleep(0.2)
         # Ray makes its folder before its trial runs; the interrupt should meet a running one.
         time.sleep(2)
-        os.kill(process.pid, signal.SIGINT)
+        # As `timeout` and batch systems do it, to everything that the command started as well.
+        os.killpg(process.pid, signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     finally:
         end_group(process)
     assert process.returncode == 130, err[-2000:]
     assert "the same command continues" in err
+    # Ray's last workers end by themselves, moments after its head.
+    end = time.monotonic() + 20
+    while left := in_session(process.pid):
+        assert time.monotonic() < end, left
+        time.sleep(0.2)
+
+
+def in_session(session_id: int) -> list[str]:
+    """Return the command lines of the processes of a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # The command's name, in parentheses, may hold spaces.
+            state, _, _, session, *_ = stat.read_text().rpartition(")")[2].split()
+            if int(session) == session_id and state != "Z":
+                found.append((stat.parent / "cmdline").read_text().replace("\0", " "))
+    return found

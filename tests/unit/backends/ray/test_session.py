@@ -57,9 +57,12 @@ def test_a_session_inside_another_is_that_one(calls: list[tuple[str, Any]]) -> N
     assert calls == [("init", "10.0.0.1:6379"), ("shutdown", None)]
 
 
-def test_an_interrupted_session_is_shut_down(calls: list[tuple[str, Any]]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_session_is_shut_down(
+    number: signal.Signals, calls: list[tuple[str, Any]]
+) -> None:
     with pytest.raises(KeyboardInterrupt), ray_session(None):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         signal.pause()
     assert calls == [*OWN, ("shutdown", None)]
 
