@@ -22,11 +22,13 @@ from pmlray.config.search_spec import (
     Space,
     Task,
 )
-from pmlray.config.spec_base import Part, PositiveInt, Seed
+from pmlray.config.spec_base import Count, Part, PositiveInt, Seed
 from pmlray.types import DesignPoint, Method
 
 # A comparison makes the runs that it names, whatever they cost.
 NO_LIMIT = 1e12
+# Default of the tuning texts of comparisons begun before there were three.
+FORMER_TUNING_TEXTS = (100, 101)
 
 
 class ComparePoint(Part):
@@ -41,11 +43,14 @@ class Tuning(Part):
     """Peak learning rates tried with every method, on texts that the comparison does not use.
 
     At each point, each method takes the rate with its best mean exact recall there; token recall,
-    then the loss, break ties.
+    then the loss, break ties. While any method's best rate at a point is the lowest or the highest
+    tried there, all methods also try half of the lowest or twice the highest, up to `widenings`
+    times at each end. A single rate is taken as it is, without tuning.
     """
 
     learning_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
-    sequences: tuple[SequenceId, ...] = Field(default=(100, 101), min_length=1)
+    widenings: Count = 4
+    sequences: tuple[SequenceId, ...] = Field(default=(100, 101, 102), min_length=1)
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
 
 
@@ -106,12 +111,16 @@ class CompareSpec(Part):
         chosen = without_former_dtype(self.model_dump(mode="json", exclude_defaults=True))
         chosen = with_former_rate(chosen, self.recipe)
         chosen["task"] = self.task.chosen()
+        chosen["tuning"].pop("sequences", None)
+        if self.tuning.sequences != FORMER_TUNING_TEXTS:
+            chosen["tuning"]["sequences"] = list(self.tuning.sequences)
         canonical = json.dumps(chosen, sort_keys=True)
         return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:8]}"
 
     @property
     def n_tuning_runs(self) -> int:
-        """Number of runs that choose the rates; 0 where there is a single rate."""
+        """Number of runs that try the file's rates, without those of wider ones; 0 where there is a
+        single rate."""
         tuning = self.tuning
         if len(tuning.learning_rates) == 1:
             return 0
@@ -126,7 +135,7 @@ class CompareSpec(Part):
 
     @property
     def n_runs(self) -> int:
-        """Number of all runs of the comparison."""
+        """Number of all runs of the comparison, without those of rates beyond the file's."""
         return self.n_tuning_runs + self.n_compared_runs
 
     def all_methods(self) -> tuple[Method, ...]:

@@ -16,7 +16,7 @@ from pmlray.ports import ObservationStore, Tracker
 from pmlray.study.budget.pack_queue import PackQueue
 from pmlray.study.budget.packs import Draft, known_device, packs_of
 from pmlray.study.comparison.progress import comparison_progress
-from pmlray.study.comparison.tuning import MethodCell, tuned_rates
+from pmlray.study.comparison.tuning import MethodCell, tuned_rates, wider_rates
 from pmlray.study.search.plan import first_cost
 from pmlray.study.search.progress import Progress
 from pmlray.types import DesignPoint, Pack, PackResult, PlannedRun
@@ -115,24 +115,39 @@ class ComparisonSearch:
     def tuning_runs(self) -> tuple[PlannedRun, ...]:
         """Return every method at every rate on the tuning texts; none where there is one rate.
 
-        Runs of one budget stand together: in one pack, budgets would share steps and their cost.
+        While a point's best rates are at an end of those tried, it has wider ones, once these are
+        known. Runs of one budget stand together: in one pack, budgets would share steps and their
+        cost.
         """
-        tuning = self._spec.tuning
-        if len(tuning.learning_rates) == 1:
+        if len(self._spec.tuning.learning_rates) == 1:
             return ()
-        every = dict.fromkeys(self._cells(), tuning.learning_rates)
-        return self._runs(every, tuning.sequences, tuning.seeds)
+        return tuple(run for point in self._points() for run in self._tuning_at(point))
+
+    def _tuning_at(self, point: DesignPoint) -> tuple[PlannedRun, ...]:
+        tuning, methods = self._spec.tuning, self._spec.all_methods()
+        rates = tuning.learning_rates
+        while True:
+            every = {(point, method): rates for method in methods}
+            runs = self._runs(every, tuning.sequences, tuning.seeds)
+            ended = self._observations.keys() | self._failed_keys
+            if not all(run.run_key in ended for run in runs):
+                return runs
+            known = [o for o in self._observations.values() if o.learning_rate in rates]
+            best = tuned_rates(self._spec, known)
+            wider = wider_rates(self._spec, rates, [best[point, method] for method in methods])
+            if not wider:
+                return runs
+            rates = (*rates, *wider)
 
     def compared_runs(self) -> tuple[PlannedRun, ...]:
         """Return every method at every point, text and seed, at its best rate."""
         rates = tuned_rates(self._spec, tuple(self._observations.values()))
-        best = {cell: (rates[cell],) for cell in self._cells()}
+        methods = self._spec.all_methods()
+        best = {(p, method): (rates[p, method],) for p in self._points() for method in methods}
         return self._runs(best, self._spec.sequences, self._spec.seeds)
 
-    def _cells(self) -> list[MethodCell]:
-        spec = self._spec
-        points = sorted(spec.design_points(), key=lambda p: p.train_steps)
-        return [(point, method) for point in points for method in spec.all_methods()]
+    def _points(self) -> list[DesignPoint]:
+        return sorted(self._spec.design_points(), key=lambda p: p.train_steps)
 
     def _runs(
         self,

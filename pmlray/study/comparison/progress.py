@@ -27,9 +27,13 @@ def comparison_progress(
     """
     runs = compared_cells(spec, observations).values()
     tried = tuning_runs(spec, observations).values() if spec.n_tuning_runs else ()
-    n_done = sum(map(len, runs)) + sum(map(len, tried))
+    n_tried = sum(map(len, tried))
+    n_done = sum(map(len, runs)) + n_tried
     spent = sum(o.gpu_seconds for o in observations)
-    n_left = max(0, spec.n_runs - n_done - n_failed)
+    # Rates beyond the file's are known once those of the file are tried.
+    n_trying = sum(run.sequence_id in spec.tuning.sequences for run in running)
+    n_all = max(spec.n_runs, n_tried + n_trying + spec.n_compared_runs)
+    n_left = max(0, n_all - n_done - n_failed)
     return Progress(
         phase="memft",
         n_done=n_done,
@@ -39,7 +43,7 @@ def comparison_progress(
         gpu_seconds_left=n_left * spent / max(1, len(observations)),
         law=None,
         running=tuple(running),
-        n_all=spec.n_runs,
+        n_all=n_all,
     )
 
 

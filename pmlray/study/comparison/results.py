@@ -10,18 +10,19 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy
 
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.study.comparison.equal_recall import Cells, EqualRecall, equal_recall
-from pmlray.study.comparison.tuning import tuned_rates
+from pmlray.study.comparison.tuning import TriedRate, tried_rates, tuned_rates
 from pmlray.study.findings.recall_rule import recall_rule
 from pmlray.types import DesignPoint, Method, Observation
 
 LEVEL = 0.95
+Edge = Literal["lowest", "highest"]
 # Figures of a run by which methods are compared; None where not measured.
 FIGURES: Mapping[str, Callable[[Observation], float | None]] = MappingProxyType(
     {
@@ -56,7 +57,9 @@ class Difference:
 class MethodResult:
     """Result of one method at one point: learning rate, number of runs, means and differences.
 
-    The differences from SFT are keyed by the name of the figure; `sft` itself has none.
+    The differences from SFT are keyed by the name of the figure; `sft` itself has none. edge: the
+    rate is the lowest or the highest of those tried at the point that any method's runs ended at,
+    so that one beyond it may be better; None where it is inside, or was not tuned.
     """
 
     point: DesignPoint
@@ -65,15 +68,17 @@ class MethodResult:
     n_runs: int
     means: Mapping[str, float]
     differences: Mapping[str, Difference]
+    edge: Edge | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MethodComparison:
-    """Results of a comparison so far."""
+    """Results of a comparison so far; tried: what each rate recalled on the tuning texts."""
 
     compare_id: str
     results: tuple[MethodResult, ...]
     equal_recall: tuple[EqualRecall, ...]
+    tried: tuple[TriedRate, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON types only."""
@@ -85,6 +90,7 @@ class MethodComparison:
                     **r.point.to_json(),
                     "method": r.method,
                     "learning_rate": r.learning_rate,
+                    "edge": r.edge,
                     "n_runs": r.n_runs,
                     "means": dict(r.means),
                     "differences": {name: asdict(d) for name, d in r.differences.items()},
@@ -92,6 +98,7 @@ class MethodComparison:
                 for r in self.results
             ],
             "equal_recall": [asdict(e) for e in self.equal_recall],
+            "tried": [asdict(t) for t in self.tried],
         }
 
 
@@ -102,7 +109,10 @@ def compare_methods(spec: CompareSpec, observations: Sequence[Observation]) -> M
     """
     recall_rule(observations)
     costs = equal_recall(compared_cells(spec, observations))
-    return MethodComparison(spec.compare_id, method_results(spec, observations), costs)
+    results = method_results(spec, observations)
+    # A single rate is no choice.
+    tried = tried_rates(spec, observations) if spec.n_tuning_runs else ()
+    return MethodComparison(spec.compare_id, results, costs, tried)
 
 
 def compared_cells(spec: CompareSpec, observations: Sequence[Observation]) -> Cells:
@@ -121,18 +131,26 @@ def method_results(
 ) -> tuple[MethodResult, ...]:
     """Return the result of every method that has runs, at every point, in the order of the spec."""
     rates, cells = tuned_rates(spec, observations), compared_cells(spec, observations)
+    tried = tried_rates(spec, observations)
     results = []
     for point in spec.design_points():
+        ended = [t.learning_rate for t in tried if t.point == point]
         plain = cells.get((point, "sft"), ())
         for method in spec.all_methods():
             if runs := cells.get((point, method), ()):
                 differences = {} if method == "sft" else _differences(plain, runs)
+                rate = rates[point, method]
+                edge = _edge(rate, ended) if spec.n_tuning_runs else None
                 results.append(
-                    MethodResult(
-                        point, method, rates[point, method], len(runs), _means(runs), differences
-                    )
+                    MethodResult(point, method, rate, len(runs), _means(runs), differences, edge)
                 )
     return tuple(results)
+
+
+def _edge(rate: float, tried: Sequence[float]) -> Edge | None:
+    if tried and rate == max(tried):
+        return "highest"
+    return "lowest" if tried and rate == min(tried) else None
 
 
 def paired_difference(

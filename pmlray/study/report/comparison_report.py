@@ -20,6 +20,7 @@ from pmlray.study.report.figures.memft import (
     difference_panel,
     point_label,
 )
+from pmlray.study.report.figures.rates import rate_panels
 from pmlray.study.report.page import Section, page_files, png_of, write_files
 from pmlray.study.report.settings import fact_items
 from pmlray.study.report.tables import Table
@@ -86,6 +87,8 @@ def comparison_sections(
             (Table("Every method at every point", columns, cells),) if cells else (),
         )
     ]
+    if comparison.tried:
+        sections.append(_rates_section(comparison))
     if comparison.equal_recall:
         named = ("method", "figure", "SFT at", "its recall", "cost", "SFT's", "needed", "ratio")
         rows = tuple(_equal_row(found) for found in comparison.equal_recall)
@@ -102,6 +105,32 @@ def comparison_sections(
     items = fact_items(facts)
     said = "Facts of the run that wrote this page." if items else "Nothing is known."
     return (*sections, Section("measured", "How it was measured", said, items=items))
+
+
+def _rates_section(comparison: MethodComparison) -> Section:
+    """Return the section on how the rates were chosen, with each best rate that lies at an end."""
+    ends = [
+        f"{SHORT_METHOD[r.method]} at {point_label(r.point)} is best at the {r.edge} rate whose"
+        f" runs ended, {r.learning_rate:g}"
+        for r in comparison.results
+        if r.edge is not None
+    ]
+    said = "Each method is compared at the rate with its best mean here, on texts of their own."
+    if ends:
+        said += f" A rate beyond those tried may be better still: {'; '.join(ends)}."
+    columns = ("point", "method", "rate", "runs", "exact_recall", "least", "largest")
+    rows = tuple(
+        (
+            point_label(t.point),
+            SHORT_METHOD[t.method],
+            f"{t.learning_rate:g}",
+            str(t.n_runs),
+            *(f"{share:.3f}" for share in (t.exact_recall, t.low, t.high)),
+        )
+        for t in comparison.tried
+    )
+    table = Table("Every rate that was tried", columns, rows)
+    return Section("rates", "Which rate suits which", said, rate_panels(comparison.tried), (table,))
 
 
 def describe_comparison(comparison: MethodComparison) -> str:
@@ -121,7 +150,7 @@ def shown_row(result: MethodResult) -> dict[str, str]:
     row = {
         "point": point_label(result.point),
         "method": SHORT_METHOD[result.method],
-        "rate": f"{result.learning_rate:g}",
+        "rate": f"{result.learning_rate:g}" + ("" if result.edge is None else f" ({result.edge})"),
         "runs": str(result.n_runs),
     }
     for name in _figures([result]):
@@ -172,6 +201,7 @@ def _csv_row(result: MethodResult) -> dict[str, Any]:
         "train_steps": p.train_steps,
         "method": result.method,
         "learning_rate": result.learning_rate,
+        "edge": result.edge,
         "n_runs": result.n_runs,
     }
     for name in FIGURES:
