@@ -15,7 +15,7 @@ SIZES = ("lora_rank", "seq_len", "supervised_tokens", "rows", "positions")
 # Errors of rebuilding an object from a file of another form.
 MALFORMED = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
 # Fields that are stored only where they have a value, as older files do not have them.
-OMITTED = ("placement",)
+OMITTED = ("placement", "schedule")
 T = TypeVar("T")
 
 
@@ -40,9 +40,13 @@ def rebuild(kind: type[T], stored: Mapping[str, Any]) -> T:
 
 @cache
 def _words(kind: type[Any]) -> dict[str, tuple[Any, ...]]:
-    """Return the allowed values of the fields that are Literals, by name."""
-    hints = get_type_hints(kind)
-    return {n: get_args(hint) for n, hint in hints.items() if get_origin(hint) is Literal}
+    """Return the allowed values of the fields that are Literals, or one or None, by name."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        for possible in (hint, *get_args(hint)):
+            if get_origin(possible) is Literal:
+                found[name] = get_args(possible)
+    return found
 
 
 def _checked(name: str, of: str, words: Mapping[str, tuple[Any, ...]], value: Any) -> Any:

@@ -16,6 +16,8 @@ from pmlray.rebuild import rebuild, taken_apart
 # threshold with what is recalled left out of the batch.
 Method = Literal["sft", "memft_ot", "memft_sw", "memft_fw", "memft_rd"]
 Phase = Literal["law", "memft"]
+# Of the learning rate; see `pmlray.config.recipe.Recipe`.
+Schedule = Literal["warmup_constant_decay", "linear"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Compat = Literal["mended", "paper"]
 Equal = Literal["gpu_seconds", "tokens", "steps"]
@@ -35,6 +37,7 @@ class DesignPoint:
         seq_len: length l, supervised target tokens.
         train_steps: optimiser steps t.
         placement: name of the adapter's placement; None in a study that has only one.
+        schedule: of the learning rate, where it is not the recipe's, as in some comparisons.
 
     Example:
         >>> DesignPoint(lora_rank=8, seq_len=256, train_steps=150)
@@ -44,6 +47,7 @@ class DesignPoint:
     seq_len: int
     train_steps: int
     placement: str | None = None
+    schedule: Schedule | None = None
 
     @property
     def family(self) -> Family:
@@ -51,7 +55,7 @@ class DesignPoint:
         return self.placement, self.lora_rank, self.seq_len
 
     def to_json(self) -> dict[str, Any]:
-        """Return the stored form, which has a placement only where the point has one."""
+        """Return the stored form, with a placement and a schedule only where the point has one."""
         return taken_apart(self)
 
     def __repr__(self) -> str:

@@ -23,7 +23,7 @@ from pmlray.config.search_spec import (
     Task,
 )
 from pmlray.config.spec_base import Count, Part, PositiveInt, Seed
-from pmlray.types import DesignPoint, Method
+from pmlray.types import DesignPoint, Method, Schedule
 
 # A comparison makes the runs that it names, whatever they cost.
 NO_LIMIT = 1e12
@@ -32,11 +32,16 @@ FORMER_TUNING_TEXTS = (100, 101)
 
 
 class ComparePoint(Part):
-    """A point where methods are compared: adapter rank, supervised tokens, optimiser steps."""
+    """A point where methods are compared: adapter rank, supervised tokens, optimiser steps.
+
+    `schedule`: of the learning rate, where it is not the recipe's, so that one comparison has the
+    same point under several.
+    """
 
     lora_rank: PositiveInt
     seq_len: PositiveInt
     train_steps: PositiveInt
+    schedule: Schedule | None = None
 
 
 class Tuning(Part):
@@ -144,7 +149,10 @@ class CompareSpec(Part):
 
     def design_points(self) -> tuple[DesignPoint, ...]:
         """Return the points in the order of the file."""
-        return tuple(DesignPoint(p.lora_rank, p.seq_len, p.train_steps) for p in self.points)
+        return tuple(
+            DesignPoint(p.lora_rank, p.seq_len, p.train_steps, schedule=p.schedule)
+            for p in self.points
+        )
 
     def search_spec(self) -> SearchSpec:
         """Return the search that these runs belong to, by which the engine trains them."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pmlray.config.spec_base import Count, Part, PositiveInt
+from pmlray.types import Schedule
 
 # Default of searches begun before the rate followed the adapter's place.
 FORMER_RATE = 1e-2
@@ -33,7 +34,7 @@ class Recipe(Part):
     """
 
     learning_rate: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
-    schedule: Literal["warmup_constant_decay", "linear"] = "warmup_constant_decay"
+    schedule: Schedule = "warmup_constant_decay"
     warmup_steps: Count = 8
     decay_share: Annotated[float, Field(ge=0, le=1)] = 0.2
     batch_size: PositiveInt = 1
@@ -47,6 +48,10 @@ class Recipe(Part):
     def shares_trunks(self) -> bool:
         """True if a run of fewer steps is identical to a longer one up to its own decay."""
         return self.schedule == "warmup_constant_decay"
+
+    def under(self, schedule: Schedule | None) -> Recipe:
+        """Return the recipe with a schedule in place of its own, where one is given."""
+        return self if schedule is None else self.model_copy(update={"schedule": schedule})
 
     def decay_start(self, train_steps: int) -> int:
         """Return the first step (from 0) of the decay of a run of `train_steps`."""

@@ -31,7 +31,8 @@ def run_key(
     """
     spec, memory = search.spec, search.task
     # A rate that follows the place is told as the number that it is there.
-    recipe = spec.recipe.model_copy(update={"learning_rate": search.peak_rate_at(point)})
+    recipe = spec.recipe.under(point.schedule)
+    recipe = recipe.model_copy(update={"learning_rate": search.peak_rate_at(point)})
     told = recipe.model_dump()
     # MemFT's methods are compared at equal steps: no run of that phase stops early.
     if phase == "memft":
@@ -53,7 +54,7 @@ def run_key(
         "recipe": told,
         # Unused; kept so that the run_keys of plain fine-tuning do not change.
         "threshold": None,
-        "point": replace(point, placement=None).to_json(),
+        "point": replace(point, placement=None, schedule=None).to_json(),
         "method": method,
         "sequence_id": sequence_id,
         "seed": seed,

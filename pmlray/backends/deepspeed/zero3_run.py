@@ -119,10 +119,10 @@ class ShardedRun:
         nll, _ = self._engine(own)
         # DeepSpeed averages over ranks; the loss is a sum over them, hence the factor of `world`.
         self._engine.backward(nll.sum() * (self._world / tokens * counts))
+        point = self.run.point
+        recipe = self._recipe.under(point.schedule)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.rate_at(
-                self.step, self.run.point.train_steps, self.run.learning_rate
-            )
+            group["lr"] = recipe.rate_at(self.step, point.train_steps, self.run.learning_rate)
         self._engine.step()
 
     @torch.no_grad()

@@ -110,7 +110,8 @@ def _in_their_own_groups() -> Generator[None]:
     from ray._private import services
 
     before = services.ConsolePopen
-    services.ConsolePopen = partial(before, process_group=0)
+    grouped: Any = partial(before, process_group=0)
+    services.ConsolePopen = grouped
     try:
         yield
     finally:

@@ -55,7 +55,12 @@ class Member:
 
     def rate_at(self, recipe: Recipe, progress: float) -> float:
         """Return the learning rate after so many of its optimiser steps."""
-        return recipe.rate_at(progress, self.train_steps, self.run.learning_rate)
+        own = recipe.under(self.run.point.schedule)
+        return own.rate_at(progress, self.train_steps, self.run.learning_rate)
+
+    def shares_trunk(self, recipe: Recipe) -> bool:
+        """Return whether a run of fewer steps is identical to this one up to its own decay."""
+        return recipe.under(self.run.point.schedule).shares_trunks
 
     def rows_at(self, step: int, batch_size: int, rules: MemftRules) -> tuple[Row, ...]:
         """Return the rows of optimiser step `step`.
@@ -126,7 +131,7 @@ class Admission:
         for i, member in enumerate(members):
             run, point = member.run, member.run.point
             key = (point.family, run.sequence_id, run.seed, run.phase)
-            budget = None if recipe.shares_trunks else point.train_steps
+            budget = None if member.shares_trunk(recipe) else point.train_steps
             groups.setdefault((*key, budget), []).append(i)
         self._room = room
         self._asks = [_ask(member, recipe.batch_size) for member in members]

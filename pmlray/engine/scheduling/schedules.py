@@ -128,7 +128,7 @@ class Trunks:
             # Not shared: MemFT's curriculum depends on the whole budget from the first step on, and
             # in `memft_rd` the tokens that leave the batch depend on the run.
             alone = member.grows(rules) or run.method == "memft_rd"
-            if recipe.shares_trunks and not alone:
+            if member.shares_trunk(recipe) and not alone:
                 size = (run.point.family, run.learning_rate)
                 same = (*size, run.method, run.phase, run.sequence_id, run.seed)
                 families.setdefault(same, []).append(i)

@@ -26,11 +26,11 @@ class EqualRecall:
     """Cost at which a method reaches the mean `recall` of SFT at a point, and its ratio to SFT's.
 
     Ranks are compared at equal length and steps, gpu_seconds at equal rank and length, over
-    budgets. Only texts that were measured in every cell of a comparison count. Between its own
-    points a method's mean recall is interpolated linearly in log(cost). `needed` and `ratio` are
-    None where its points do not reach so far. `low` and `high` bound the central 95 % of the ratio
-    over resampled texts (bootstrap); they are None where a bound is out of reach, or with a single
-    text.
+    budgets, both under the same schedule. Only texts that were measured in every cell of a
+    comparison count. Between its own points a method's mean recall is interpolated linearly in
+    log(cost). `needed` and `ratio` are None where its points do not reach so far. `low` and `high`
+    bound the central 95 % of the ratio over resampled texts (bootstrap); they are None where a
+    bound is out of reach, or with a single text.
     """
 
     method: Method
@@ -65,6 +65,8 @@ def equal_recall(cells: Cells, seed: int = 0) -> tuple[EqualRecall, ...]:
 
 
 def _alike(p: DesignPoint, q: DesignPoint, cost: Cost) -> bool:
+    if p.schedule != q.schedule:
+        return False
     if cost == "lora_rank":
         return (p.seq_len, p.train_steps) == (q.seq_len, q.train_steps)
     return (p.lora_rank, p.seq_len) == (q.lora_rank, q.seq_len)

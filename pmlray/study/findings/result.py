@@ -151,7 +151,7 @@ def certificate(observation: Observation, recipe: Recipe) -> Certificate | None:
     return certify(
         observation.curve,
         observation.point.train_steps,
-        schedule=recipe.schedule,
+        schedule=recipe.under(observation.point.schedule).schedule,
         warmup_steps=recipe.warmup_steps,
         decay_share=recipe.decay_share,
         stop_loss=recipe.stop_loss,

@@ -80,7 +80,8 @@ def comparison_sections(
             "differences",
             "What each method changes",
             "To the right of the dashed line a method recalls more than SFT; an interval that"
-            " crosses it leaves open whether it does. r is lora_rank, l seq_len, t train_steps."
+            " crosses it leaves open whether it does. r is lora_rank, l seq_len, t train_steps;"
+            " a point under a schedule of its own says which."
             if panel
             else "No method has been run beside SFT yet.",
             () if panel is None else (panel,),
@@ -199,6 +200,7 @@ def _csv_row(result: MethodResult) -> dict[str, Any]:
         "lora_rank": p.lora_rank,
         "seq_len": p.seq_len,
         "train_steps": p.train_steps,
+        "schedule": p.schedule,
         "method": result.method,
         "learning_rate": result.learning_rate,
         "edge": result.edge,

@@ -11,6 +11,7 @@ from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_spec
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.errors import SpecError
+from pmlray.rebuild import rebuild
 from pmlray.types import DesignPoint
 
 PLACEMENTS = (
@@ -150,10 +151,14 @@ def test_what_cannot_be_is_refused_by_its_key(
         make_placed_search(*placements, overrides=overrides)
 
 
-def test_a_point_is_stored_with_a_placement_only_where_it_has_one() -> None:
+def test_a_point_is_stored_with_a_placement_and_a_schedule_only_where_it_has_one() -> None:
     plain = {"lora_rank": 4, "seq_len": 8, "train_steps": 10}
     assert DesignPoint(**plain).to_json() == plain
-    assert DesignPoint(**plain, placement="a").to_json() == {**plain, "placement": "a"}
+    for own in ({"placement": "a"}, {"schedule": "linear"}):
+        stored = DesignPoint(**plain, **own).to_json()
+        assert stored == {**plain, **own} and rebuild(DesignPoint, stored) == DesignPoint(**stored)
+    with pytest.raises(ValueError, match="none of warmup_constant_decay, linear"):
+        rebuild(DesignPoint, {**plain, "schedule": "cosine"})
 
 
 def test_a_comparison_says_that_it_has_one_place() -> None:

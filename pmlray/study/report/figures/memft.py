@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import altair as alt
@@ -19,7 +20,7 @@ from pmlray.study.report.figures.style import (
     padded,
     tips,
 )
-from pmlray.types import DesignPoint, Method
+from pmlray.types import DesignPoint, Method, Schedule
 
 RECALLS = ("exact_recall", "prefix_recall", "token_recall")
 Changed = tuple[DesignPoint, Method, Mapping[str, Difference]]
@@ -33,6 +34,9 @@ SHORT_METHOD: Mapping[str, str] = MappingProxyType(
         "memft_fw": "MemFT-FW",
         "memft_rd": "MemFT-RD",
     }
+)
+SHORT_SCHEDULE: Mapping[Schedule, str] = MappingProxyType(
+    {"linear": "linear", "warmup_constant_decay": "constant"}
 )
 
 
@@ -65,7 +69,7 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
     """Draw each method's differences from SFT in recall, with intervals; None without any."""
     rows: list[ChartRow] = []
     for point, method, differences in changed:
-        label = f"{_sizes(point)} t{point.train_steps} {SHORT_METHOD[method]}"
+        label = f"{point_label(replace(point, placement=None))} {SHORT_METHOD[method]}"
         for name in RECALLS:
             if (found := differences.get(name)) is not None:
                 rows.append(
@@ -118,8 +122,10 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
 
 
 def point_label(p: DesignPoint) -> str:
-    """Return a short label of a point: rank, length, steps, and its placement where it has one."""
-    return f"{_sizes(p)} t{p.train_steps}{_place(p)}"
+    """Return a short label of a point: rank, length, steps, and its schedule and placement where it
+    has its own."""
+    own = "" if p.schedule is None else f" {SHORT_SCHEDULE[p.schedule]}"
+    return f"{_sizes(p)} t{p.train_steps}{own}{_place(p)}"
 
 
 def _place(p: DesignPoint) -> str:

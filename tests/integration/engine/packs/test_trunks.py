@@ -65,6 +65,23 @@ def test_the_papers_schedule_shares_nothing(tiny: Callable[..., BaseModel]) -> N
     assert [together[i].charged_steps for i in range(2)] == [8, 16]
 
 
+def test_a_run_under_a_schedule_of_its_own_is_that_of_a_recipe_with_it(
+    tiny: Callable[..., BaseModel],
+) -> None:
+    base, record = tiny(), random_record(10)
+    linear = RECIPE.model_copy(update={"schedule": "linear"})
+    runs = [replace(make_run(2, 10, t), phase="memft") for t in (8, 16)]
+    own = [replace(run, point=replace(run.point, schedule="linear")) for run in runs]
+    mixed = train(base, [*own, *runs], [[record]] * 4, RECIPE).members
+    by_recipe = train(base, runs, [[record]] * 2, linear).members
+    plain = train(base, runs, [[record]] * 2, RECIPE).members
+    for i in range(2):
+        assert mixed[i].step_losses == pytest.approx(by_recipe[i].step_losses, rel=1e-5)
+        assert mixed[2 + i].step_losses == pytest.approx(plain[i].step_losses, rel=1e-5)
+        assert mixed[i].step_losses[-1] != pytest.approx(plain[i].step_losses[-1], rel=1e-3)
+    assert [mixed[i].charged_steps for i in range(4)] == [8, 16, 3 + 2, 3 + 10]
+
+
 def test_runs_whose_recall_is_compared_never_decay_early(tiny: Callable[..., BaseModel]) -> None:
     recipe = RECIPE.model_copy(update={"stop_gain": 1e6})
     runs = [make_run(1, 20, 80), replace(make_run(1, 20, 160), phase="memft")]

@@ -18,7 +18,7 @@ from pmlray.errors import RunError, SpecError
 from pmlray.live_packs import LivePack
 from pmlray.study.comparison.comparison_search import ComparisonSearch
 from pmlray.study.comparison.results import compare_methods
-from pmlray.study.report.comparison_report import comparison_sections
+from pmlray.study.report.comparison_report import comparison_sections, shown_row
 from pmlray.study.search.live import with_live
 from pmlray.types import Observation, Pack, PackResult, PlannedRun
 from tests.fakes import MemoryTracker, SyntheticRunner
@@ -312,3 +312,24 @@ def test_comparisons_of_before_keep_their_ids() -> None:
         CompareSpec, SMOKE, ("tuning={learning_rates: [1e-2, 3e-2], sequences: [100, 101]}",)
     )
     assert two_texts.compare_id == "compare_smoke-43a95c22"
+
+
+def test_a_point_is_compared_under_each_schedule_apart(tmp_path: Path) -> None:
+    at = "{lora_rank: 4, seq_len: 40, train_steps: 60"
+    points = f"points=[{at}}}, {at}, schedule: linear}}]"
+    spec, search = prepare_comparison(SMOKE, (points, "tuning.widenings=0"))
+    comparing, store = start((spec, search), tmp_path)
+    runs = run_to_its_end(comparing, SyntheticRunner(store))
+    assert len(runs) == len({run.run_key for run in runs}) == spec.n_runs
+    found = compare_methods(spec, store.observations())
+    assert [(r.point.schedule, r.n_runs) for r in found.results] == [
+        *[(None, 2)] * 3,
+        *[("linear", 2)] * 3,
+    ]
+    # A run's result does not depend on how its schedule was asked for.
+    _, other = prepare_comparison(SMOKE, (f"points=[{at}}}]", "recipe.schedule=linear"))
+    own, plain = spec.design_points()[1], spec.design_points()[0]
+    asked = search.plan_run(own, "sft", 0, 0, "memft", 1e-2)
+    assert asked.run_key == other.plan_run(plain, "sft", 0, 0, "memft", 1e-2).run_key
+    shown = [row["point"] for row in map(shown_row, found.results)]
+    assert shown[0] == "r4 l40 t60" and shown[3] == "r4 l40 t60 linear"
