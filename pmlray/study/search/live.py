@@ -13,6 +13,7 @@ def with_live(progress: Progress, packs: Sequence[LivePack], *, by_pack: bool = 
     """Add the live reports of packs in training to a study's progress.
 
     Runs count as done when they end, before their pack does, and gpu_seconds as they are spent.
+    Where no budget ends the study, what is left is an estimate, and at least what the packs say.
     by_pack: whether the progress itself counts runs only once their whole pack is back.
     """
     if not packs:
@@ -24,7 +25,7 @@ def with_live(progress: Progress, packs: Sequence[LivePack], *, by_pack: bool = 
         pairs = list(zip(packs, known, strict=True))
         ended = sum(max(0, pack.n_ended - len(runs)) for pack, runs in pairs)
         spent = sum(max(0.0, pack.gpu_seconds - sum(runs.values())) for pack, runs in pairs)
-    return replace(
+    now = replace(
         progress,
         n_done=progress.n_done + ended,
         n_pending=max(0, progress.n_pending - ended),
@@ -33,6 +34,25 @@ def with_live(progress: Progress, packs: Sequence[LivePack], *, by_pack: bool = 
         gpu_seconds_open=max(0.0, progress.gpu_seconds_open - spent),
         packs=tuple(packs),
     )
+    if now.n_all is None:
+        return now
+    left = _left_by_packs(now, now.n_all)
+    return replace(
+        now,
+        gpu_seconds_left=max(now.gpu_seconds_left, left),
+        gpu_seconds_open=max(now.gpu_seconds_open, left),
+    )
+
+
+def _left_by_packs(now: Progress, n_all: int) -> float:
+    """Return the gpu_seconds that the packs in training take to their end by their own estimate,
+    and the runs that no pack has begun at the same cost a run."""
+    paced = [(p, p.gpu_seconds_left) for p in now.packs if p.gpu_seconds_left is not None]
+    if not paced:
+        return 0.0
+    left = sum(rest for _, rest in paced)
+    a_run = (sum(p.gpu_seconds for p, _ in paced) + left) / sum(p.n_runs for p, _ in paced)
+    return left + a_run * max(0, n_all - now.n_done - now.n_failed - now.n_pending)
 
 
 def live_metrics(packs: Sequence[LivePack]) -> dict[str, float]:

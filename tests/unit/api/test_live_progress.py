@@ -188,3 +188,21 @@ def test_a_law_through_few_points_is_not_taken_for_known(
     assert after_first.known is None and "[" not in after_first.law
     # The search went on.
     assert said[-1].n_done > 6
+
+
+def test_what_is_left_is_at_least_what_the_packs_in_training_say() -> None:
+    pack = LivePack("pack-000-ab", "training", 0.0, 4, 1, 30.0, 120.0, 10.0, 6.0, 30.0, 65.0)
+    # A comparison of ten runs before any has ended, and a sizing's pack that was thought cheap.
+    comparison = Progress("memft", 0, 4, 0, 0.0, 0.0, None, n_all=10)
+    shown = status_of(with_live(comparison, [pack]))
+    assert shown.left == pytest.approx(30.0 + 6 * 40.0 / 4) == shown.most_left
+    cheap = Progress("law", 0, 4, 0, 0.0, 7.0, None, 7.0, n_all=4, what="training")
+    shown = status_of(with_live(cheap, [pack]))
+    assert (shown.left, shown.most_left) == (30.0, 30.0)
+    dear = replace(cheap, gpu_seconds_left=500.0, gpu_seconds_open=500.0)
+    assert status_of(with_live(dear, [pack])).most_left == 490.0
+    unknown = replace(pack, gpu_seconds_left=None)
+    assert status_of(with_live(dear, [unknown])).most_left == 490.0
+    # A search ends with its budget, whatever its packs say.
+    of_budget = replace(cheap, what="", n_all=None)
+    assert status_of(with_live(of_budget, [pack])).left == 0.0
