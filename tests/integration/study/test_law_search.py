@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 import pytest
 
@@ -14,7 +13,7 @@ from pmlray.errors import RunError
 from pmlray.live_packs import LivePack
 from pmlray.study.findings.result import assemble, fit_observations
 from pmlray.study.search.live import with_live
-from pmlray.types import PlannedRun
+from pmlray.types import Observation, PlannedRun
 from tests.fakes import TRUE_LAW, MemoryTracker, SyntheticRunner
 from tests.searches import CHEAP, run_to_end, start, unlimited
 
@@ -139,23 +138,36 @@ def test_packs_that_keep_failing_end_the_search(
 def test_stops_at_the_target_interval(
     make_search: Callable[..., PreparedSearch], tmp_path: Path
 ) -> None:
-    shares = []
     # A run's noise is drawn by its key, which holds the rate: each rate is a draw of a search.
     for rate in ("0.01", "0.02", "0.04"):
-        search = make_search("stop.relative_interval=0.5", f"recipe.learning_rate={rate}")
-        law_search, store = start(search, tmp_path / rate)
-        run_to_end(law_search, SyntheticRunner(store))
-        law = [o for o in store.observations() if o.phase == "law"]
-        shares.append(sum(o.gpu_seconds for o in law) / search.spec.budget.law_seconds)
-        last = max(o.round for o in law)
-        before, known = (
-            fit_observations(search.spec, [o for o in law if o.round <= round_])
-            for round_ in (last - 1, last)
+        own = ("memft=null", f"recipe.learning_rate={rate}")
+        search = make_search("stop.relative_interval=0.5", *own)
+        stopped, on = (
+            _law_runs(searched, tmp_path / rate / name)
+            for name, searched in (("stopped", search), ("on", make_search(*own)))
         )
-        assert before is not None and known is not None
-        assert before.known_interval is None or before.known_interval > 0.5
-        assert known.known_interval is not None and known.known_interval <= 0.5
-    assert median(shares) < 0.8
+        last = max(o.round for o in stopped)
+        known = [_known_interval(search, stopped, round_) for round_ in range(last + 1)]
+        assert all(interval is None or interval > 0.5 for interval in known[:-1])
+        assert known[-1] is not None and known[-1] <= 0.5
+        # Without the rule it would have gone on, within its budget.
+        assert max(o.round for o in on) > last and len(on) > len(stopped)
+        if rate == "0.01":
+            spent = sum(o.gpu_seconds for o in stopped)
+            assert spent < 0.8 * search.spec.budget.law_seconds
+
+
+def _law_runs(search: PreparedSearch, folder: Path) -> list[Observation]:
+    law_search, store = start(search, folder)
+    run_to_end(law_search, SyntheticRunner(store))
+    return [o for o in store.observations() if o.phase == "law"]
+
+
+def _known_interval(
+    search: PreparedSearch, law: Sequence[Observation], round_: int
+) -> float | None:
+    fitted = fit_observations(search.spec, [o for o in law if o.round <= round_])
+    return None if fitted is None else fitted.known_interval
 
 
 def test_a_pack_that_was_cut_off_goes_on_as_it_was(
