@@ -110,15 +110,15 @@ def comparison_sections(
 
 def _rates_section(comparison: MethodComparison) -> Section:
     """Return the section on how the rates were chosen, with each best rate that lies at an end."""
-    ends = [
-        f"{SHORT_METHOD[r.method]} at {point_label(r.point)} is best at the {r.edge} rate whose"
-        f" runs ended, {r.learning_rate:g}"
-        for r in comparison.results
-        if r.edge is not None
-    ]
+    ends: dict[str, list[str]] = {}
+    for r in comparison.results:
+        if r.edge is not None:
+            end = f"{point_label(r.point)} ({r.learning_rate:g}, the {r.edge} whose runs ended)"
+            ends.setdefault(end, []).append(SHORT_METHOD[r.method])
     said = "Each method is compared at the rate with its best mean here, on texts of their own."
     if ends:
-        said += f" A rate beyond those tried may be better still: {'; '.join(ends)}."
+        told = "; ".join(f"{', '.join(methods)} at {end}" for end, methods in ends.items())
+        said += f" A rate beyond those tried may be better still for {told}."
     columns = ("point", "method", "rate", "runs", "exact_recall", "least", "largest")
     rows = tuple(
         (

@@ -276,8 +276,9 @@ def test_a_best_rate_that_stays_at_the_end_is_told(
         "sft": (2e-2, None), "memft_ot": (8e-2, "highest"), "memft_rd": (2.5e-3, "lowest")
     }  # fmt: skip
     said = next(s.text for s in comparison_sections(found, {}) if s.key == "rates")
-    assert said.count("MemFT-OT at r4 l40 t60 is best at the highest rate") == 1
-    assert "; SFT at" not in said and ": SFT at" not in said
+    assert "MemFT-OT at r4 l40 t60 (0.08, the highest whose runs ended)" in said
+    assert "MemFT-RD at r4 l40 t60 (0.0025, the lowest whose runs ended)" in said
+    assert "SFT" not in said
 
 
 def test_a_rate_at_which_runs_fail_ends_the_widening_and_is_not_chosen(
