@@ -30,7 +30,7 @@ class EqualRecall:
     comparison count. Between its own points a method's mean recall is interpolated linearly in
     log(cost). `needed` and `ratio` are None where its points do not reach so far. `low` and `high`
     bound the central 95 % of the ratio over resampled texts (bootstrap); they are None where a
-    bound is out of reach, or with a single text.
+    bound is out of reach, with a single text, and where all resamples agree, which tells no spread.
     """
 
     method: Method
@@ -88,8 +88,8 @@ def _compare(
 
     sft_cost = spent(point, "sft")
     costs = [spent(p, method) for p in family]
-    plain = _by_text(cells[point, "sft"], figure)
-    own = [_by_text(cells[p, method], figure) for p in family]
+    plain = recall_by_text(cells[point, "sft"], figure)
+    own = [recall_by_text(cells[p, method], figure) for p in family]
     texts = sorted(set(plain).intersection(*own))
     if not texts:
         return None
@@ -98,12 +98,7 @@ def _compare(
         return cost_at(costs, [_mean(of, texts) for of in own], _mean(plain, texts))
 
     best = needed(texts)
-    low = high = math.nan
-    if len(texts) > 1:
-        draws = np.random.default_rng(seed).choice(texts, (N_RESAMPLES, len(texts)))
-        ratios = [needed(draw) / sft_cost for draw in draws.tolist()]
-        tail = (1 - LEVEL) / 2
-        low, high = np.quantile(ratios, [tail, 1 - tail], method="nearest")
+    low, high = resampled(lambda drawn: needed(drawn) / sft_cost, texts, seed)
     return EqualRecall(
         method,
         figure,
@@ -111,14 +106,34 @@ def _compare(
         point,
         _mean(plain, texts),
         sft_cost,
-        _known(best),
-        _known(best / sft_cost),
-        _known(low),
-        _known(high),
+        known_cost(best),
+        known_cost(best / sft_cost),
+        low,
+        high,
     )
 
 
-def _by_text(runs: Sequence[Observation], figure: str) -> dict[int, float]:
+def resampled(
+    cost: Callable[[Sequence[int]], float], texts: Sequence[int], seed: int
+) -> tuple[float | None, float | None]:
+    """Return the bounds of the central 95 % of a cost over resampled texts (bootstrap).
+
+    cost: of some texts, each as often as it was drawn; 0 or inf where it is out of reach. A bound
+    is None there, with a single text, and where all resamples agree, which tells no spread.
+    """
+    if len(texts) < 2:
+        return None, None
+    draws = np.random.default_rng(seed).choice(texts, (N_RESAMPLES, len(texts)))
+    costs = [cost(draw) for draw in draws.tolist()]
+    if math.isclose(min(costs), max(costs), rel_tol=1e-9):
+        return None, None
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(costs, [tail, 1 - tail], method="nearest")
+    return known_cost(low), known_cost(high)
+
+
+def recall_by_text(runs: Sequence[Observation], figure: str) -> dict[int, float]:
+    """Return a figure's mean over the seeds of each text, by sequence_id; see FIGURES."""
     values: dict[int, list[float]] = {}
     for o in runs:
         values.setdefault(o.sequence_id, []).append(FIGURES[figure](o))
@@ -129,7 +144,8 @@ def _mean(by_text: Mapping[int, float], texts: Sequence[int]) -> float:
     return float(np.mean([by_text[text] for text in texts]))
 
 
-def _known(cost: float) -> float | None:
+def known_cost(cost: float) -> float | None:
+    """Return a cost, or None where it is out of reach: 0 or inf."""
     return float(cost) if 0 < cost < math.inf else None
 
 

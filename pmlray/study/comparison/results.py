@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -17,11 +17,14 @@ import scipy
 
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.study.comparison.equal_recall import Cells, EqualRecall, equal_recall
+from pmlray.study.comparison.recall_levels import SecondsToRecall, seconds_to_recall
 from pmlray.study.comparison.tuning import TriedRate, tried_rates, tuned_rates
 from pmlray.study.findings.recall_rule import recall_rule
 from pmlray.types import DesignPoint, Method, Observation
 
 LEVEL = 0.95
+# Standard error, relative or of a share, below which differences are equal but for rounding.
+ALIKE = 1e-9
 Edge = Literal["lowest", "highest"]
 # Figures of a run by which methods are compared; None where not measured.
 FIGURES: Mapping[str, Callable[[Observation], float | None]] = MappingProxyType(
@@ -44,13 +47,16 @@ FIGURES: Mapping[str, Callable[[Observation], float | None]] = MappingProxyType(
 class Difference:
     """Mean of a method's figure minus SFT's, with its central 95 % interval over `n` texts.
 
-    The interval is None with a single text.
+    p_value: of Student's test that texts differ by nothing on average, two-sided. It and the
+    interval are None with a single text, and where all texts differ alike: neither tells how much
+    further texts would scatter.
     """
 
     mean: float
     low: float | None
     high: float | None
     n: int
+    p_value: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,8 @@ class MethodResult:
 
     The differences from SFT are keyed by the name of the figure; `sft` itself has none. edge: the
     rate is the lowest or the highest of those tried at the point that any method's runs ended at,
-    so that one beyond it may be better; None where it is inside, or was not tuned.
+    so that one beyond it may be better; None where it is inside, or was not tuned. holm_p: p of the
+    difference in exact recall, corrected by Holm for all such differences of the comparison.
     """
 
     point: DesignPoint
@@ -69,6 +76,7 @@ class MethodResult:
     means: Mapping[str, float]
     differences: Mapping[str, Difference]
     edge: Edge | None = None
+    holm_p: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,7 @@ class MethodComparison:
     results: tuple[MethodResult, ...]
     equal_recall: tuple[EqualRecall, ...]
     tried: tuple[TriedRate, ...] = ()
+    to_recall: tuple[SecondsToRecall, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON types only."""
@@ -94,11 +103,13 @@ class MethodComparison:
                     "n_runs": r.n_runs,
                     "means": dict(r.means),
                     "differences": {name: asdict(d) for name, d in r.differences.items()},
+                    "holm_p": r.holm_p,
                 }
                 for r in self.results
             ],
             "equal_recall": [asdict(e) for e in self.equal_recall],
             "tried": [asdict(t) for t in self.tried],
+            "to_recall": [asdict(t) for t in self.to_recall],
         }
 
 
@@ -108,11 +119,12 @@ def compare_methods(spec: CompareSpec, observations: Sequence[Observation]) -> M
     DataError where exact recall does not count the same in all runs.
     """
     recall_rule(observations)
-    costs = equal_recall(compared_cells(spec, observations))
+    cells = compared_cells(spec, observations)
     results = method_results(spec, observations)
     # A single rate is no choice.
     tried = tried_rates(spec, observations) if spec.n_tuning_runs else ()
-    return MethodComparison(spec.compare_id, results, costs, tried)
+    costs, levels = equal_recall(cells), seconds_to_recall(cells)
+    return MethodComparison(spec.compare_id, results, costs, tried, levels)
 
 
 def compared_cells(spec: CompareSpec, observations: Sequence[Observation]) -> Cells:
@@ -144,7 +156,7 @@ def method_results(
                 results.append(
                     MethodResult(point, method, rate, len(runs), _means(runs), differences, edge)
                 )
-    return tuple(results)
+    return _holm(results)
 
 
 def _edge(rate: float, tried: Sequence[float]) -> Edge | None:
@@ -173,9 +185,30 @@ def paired_difference(
     per_text = np.array([np.mean(values) for values in of_text.values()])
     n, mean = per_text.size, float(per_text.mean())
     if n == 1:
-        return Difference(mean, None, None, 1)
-    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1) * per_text.std(ddof=1) / math.sqrt(n))
-    return Difference(mean, mean - half, mean + half, n)
+        return Difference(mean, None, None, n)
+    error = float(per_text.std(ddof=1)) / math.sqrt(n)
+    if error < ALIKE * max(1.0, abs(mean)):
+        return Difference(mean, None, None, n)
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
+    p_value = 2 * float(scipy.stats.t.sf(abs(mean) / error, n - 1))
+    return Difference(mean, mean - half, mean + half, n, p_value)
+
+
+def _holm(results: Sequence[MethodResult]) -> tuple[MethodResult, ...]:
+    """Return the results with Holm's corrected p of each difference in exact recall.
+
+    The k-th smallest of m is multiplied by m - k + 1, and is at least the one before it (S. Holm,
+    Scandinavian Journal of Statistics 6, 1979).
+    """
+    known = {i: d.p_value for i, r in enumerate(results)
+             if (d := r.differences.get("exact_recall")) is not None}  # fmt: skip
+    ordered = sorted((p, i) for i, p in known.items() if p is not None)
+    corrected: dict[int, float] = {}
+    least = 0.0
+    for k, (p, i) in enumerate(ordered):
+        # A difference whose p is not known counts among those that were looked at.
+        least = corrected[i] = max(least, min(1.0, p * (len(known) - k)))
+    return tuple(replace(r, holm_p=corrected.get(i)) for i, r in enumerate(results))
 
 
 def _differences(

@@ -13,6 +13,7 @@ from altair.utils.schemapi import debug_mode
 
 from pmlray.config.secrets import without_credentials
 from pmlray.study.comparison.equal_recall import EqualRecall
+from pmlray.study.comparison.recall_levels import SecondsToRecall
 from pmlray.study.comparison.results import FIGURES, Difference, MethodComparison, MethodResult
 from pmlray.study.report.figures.memft import (
     RECALLS,
@@ -72,7 +73,7 @@ def comparison_sections(
     panel = difference_panel(
         "comparison", [(r.point, r.method, r.differences) for r in comparison.results]
     )
-    columns = ("point", "method", "rate", "runs", *_figures(comparison.results))
+    columns = ("point", "method", "rate", "runs", *_figures(comparison.results), "holm_p")
     shown = [shown_row(result) for result in comparison.results]
     cells = tuple(tuple(row[column] for column in columns) for row in shown)
     sections = [
@@ -81,7 +82,8 @@ def comparison_sections(
             "What each method changes",
             "To the right of the dashed line a method recalls more than SFT; an interval that"
             " crosses it leaves open whether it does. r is lora_rank, l seq_len, t train_steps;"
-            " a point under a schedule of its own says which."
+            " a point under a schedule of its own says which. holm_p is the probability of a"
+            " difference in exact recall as large by chance, corrected by Holm for all of them."
             if panel
             else "No method has been run beside SFT yet.",
             () if panel is None else (panel,),
@@ -103,6 +105,8 @@ def comparison_sections(
                 tables=(Table("Cost to recall as much as SFT", named, rows),),
             )
         )
+    if comparison.to_recall:
+        sections.append(_levels_section(comparison.to_recall))
     items = fact_items(facts)
     said = "Facts of the run that wrote this page." if items else "Nothing is known."
     return (*sections, Section("measured", "How it was measured", said, items=items))
@@ -134,6 +138,37 @@ def _rates_section(comparison: MethodComparison) -> Section:
     return Section("rates", "Which rate suits which", said, rate_panels(comparison.tried), (table,))
 
 
+def _levels_section(found: Sequence[SecondsToRecall]) -> Section:
+    """Return the section on the gpu_seconds of a run to each level of exact recall."""
+
+    def shown(s: SecondsToRecall) -> str:
+        if s.gpu_seconds is None:
+            return "less than any run" if s.above else "more than any run"
+        if s.low is None or s.high is None:
+            return f"{s.gpu_seconds:.2f}"
+        return f"{s.gpu_seconds:.2f} [{s.low:.2f}, {s.high:.2f}]"
+
+    columns = ("method", "lora_rank", "seq_len", "schedule", "exact_recall", "gpu_seconds")
+    rows = tuple(
+        (
+            SHORT_METHOD[s.method],
+            str(s.lora_rank),
+            str(s.seq_len),
+            s.schedule or "the recipe's",
+            f"{s.recall:g}",
+            shown(s),
+        )
+        for s in found
+    )
+    return Section(
+        "levels",
+        "Cost to a level of recall",
+        "gpu_seconds of a run at which mean exact recall reaches a level, between the budgets that"
+        " were run. Intervals hold 95% of comparisons over texts drawn anew.",
+        tables=(Table("Cost to a level of exact recall", columns, rows),),
+    )
+
+
 def describe_comparison(comparison: MethodComparison) -> str:
     """Describe the comparison in plain text, one line per method and point."""
     lines = [f"{comparison.compare_id}: mean, and difference from SFT [95 % interval over texts]"]
@@ -157,6 +192,7 @@ def shown_row(result: MethodResult) -> dict[str, str]:
     for name in _figures([result]):
         shown = "" if name not in means else f"{means[name]:.3f}"
         row[name] = f"{shown} {_interval(result.differences.get(name))}".strip()
+    row["holm_p"] = "" if result.holm_p is None else f"{result.holm_p:.2g}"
     return row
 
 
@@ -212,4 +248,5 @@ def _csv_row(result: MethodResult) -> dict[str, Any]:
         row[f"{name}_difference"] = None if found is None else found.mean
         row[f"{name}_low"] = None if found is None else found.low
         row[f"{name}_high"] = None if found is None else found.high
+    row["exact_recall_holm_p"] = result.holm_p
     return row

@@ -15,6 +15,7 @@ from scipy.stats import ttest_1samp
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_spec
 from pmlray.study.comparison.equal_recall import Cells, EqualRecall, cost_at, equal_recall
+from pmlray.study.comparison.recall_levels import seconds_to_recall
 from pmlray.study.comparison.results import compare_methods, paired_difference
 from pmlray.study.report.comparison_report import describe_comparison, write_comparison
 from pmlray.types import DesignPoint, Method, Observation, PlannedRun, Recall
@@ -75,6 +76,7 @@ def test_differences_are_those_of_the_texts(
         difference = result.differences["exact_recall"]
         assert difference.n == 4 and difference.mean == pytest.approx(np.mean(per_text))
         assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
+        assert difference.p_value == pytest.approx(ttest_1samp(per_text, 0.0).pvalue)
 
 
 def test_seeds_of_one_text_are_no_independent_evidence() -> None:
@@ -95,6 +97,56 @@ def test_seeds_of_one_text_are_no_independent_evidence() -> None:
     alone = measured(4, "memft_ot", 9, 0, 0.0)
     assert paired_difference(plain, [*better, alone], exact) == once
     assert paired_difference([], better, exact) is None
+
+
+def test_texts_that_all_differ_alike_tell_no_spread() -> None:
+    for more in (0.0, 0.25, 0.3):
+        plain = [measured(4, "sft", t, 0, 0.2) for t in range(3)]
+        better = [measured(4, "memft_ot", t, 0, 0.2 + more) for t in range(3)]
+        found = paired_difference(plain, better, lambda o: o.recall.exact)
+        assert found is not None and found.mean == pytest.approx(more) and found.n == 3
+        assert found.low is None and found.high is None and found.p_value is None
+
+
+def test_p_values_are_corrected_for_all_differences_in_exact_recall(
+    spec: CompareSpec, observations: list[Observation]
+) -> None:
+    results = compare_methods(spec, observations).results
+    raw = [r.differences["exact_recall"].p_value for r in results if r.method != "sft"]
+    assert None not in raw and len(raw) == 4
+    # Holm's rule, step by step: the smallest of four is multiplied by four.
+    expected, least = {}, 0.0
+    for left, p in zip((4, 3, 2, 1), sorted(p for p in raw if p is not None), strict=True):
+        least = max(least, min(1.0, left * p))
+        expected[p] = least
+    found = [(r.differences["exact_recall"].p_value, r.holm_p) for r in results
+             if r.method != "sft"]  # fmt: skip
+    assert all(holm == pytest.approx(expected[p]) for p, holm in found if p is not None)
+    assert [r.holm_p for r in results if r.method == "sft"] == [None, None]
+
+
+def test_seconds_to_a_level_of_recall_are_read_between_budgets() -> None:
+    def run(steps: int, text: int, recall: float) -> Observation:
+        found = measured(4, "sft", text, 0, recall)
+        return replace(found, point=DesignPoint(4, 40, steps), gpu_seconds=steps / 10)
+
+    recalls = {50: 0.3, 100: 0.7, 200: 0.95}
+    cells: dict[tuple[DesignPoint, Method], list[Observation]] = {
+        (DesignPoint(4, 40, steps), "sft"): [run(steps, t, exact + t / 50) for t in (0, 1)]
+        for steps, exact in recalls.items()
+    }
+    half, ninety, most = seconds_to_recall(cells)
+    assert (half.recall, ninety.recall, most.recall) == (0.5, 0.9, 0.99)
+    # Linear in the logarithm of seconds: 0.31 at 5 s and 0.71 at 10 s.
+    assert half.gpu_seconds == pytest.approx(5 * 2 ** (0.19 / 0.4))
+    assert half.low is not None and half.high is not None
+    assert half.low == pytest.approx(5 * 2 ** (0.18 / 0.4)) and half.high > half.gpu_seconds
+    assert ninety.gpu_seconds == pytest.approx(10 * 2 ** (0.19 / 0.25))
+    assert most.gpu_seconds is None and not most.above
+    easy = {cell: [replace(o, recall=replace(o.recall, exact=1.0)) for o in runs]
+            for cell, runs in cells.items()}  # fmt: skip
+    assert all(s.gpu_seconds is None and s.above for s in seconds_to_recall(easy))
+    assert seconds_to_recall(dict([*cells.items()][:1])) == ()
 
 
 def test_cost_at_equal_recall() -> None:
@@ -142,7 +194,8 @@ def test_gpu_seconds_at_equal_recall_are_compared_over_budgets() -> None:
     for steps in (100, 200):
         e = found[steps]
         assert (e.sft_cost, e.needed) == pytest.approx((steps / 10, steps / 20))
-        assert (e.ratio, e.low, e.high) == pytest.approx((0.5, 0.5, 0.5))
+        # That both texts agree does not tell how much others would scatter.
+        assert e.ratio == pytest.approx(0.5) and e.low is None and e.high is None
     assert found[50].needed is None
 
 
@@ -214,6 +267,7 @@ def test_files_hold_the_comparison(
     assert "src=" not in text[: text.index("<script")] and 'href="http' not in text
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 6 and float(rows[1]["exact_recall_low"]) < float(rows[1]["exact_recall"])
+    assert rows[0]["exact_recall_holm_p"] == "" and 0 <= float(rows[1]["exact_recall_holm_p"]) <= 1
     assert json.loads(stored.read_text())["results"][0]["method"] == "sft"
     lines = describe_comparison(found).splitlines()
     reached = sum(e.ratio is not None for e in found.equal_recall)
