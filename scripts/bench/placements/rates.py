@@ -33,7 +33,9 @@ from pmlray.types import DesignPoint, Pack
 from scripts.bench.common.machine import machine
 from scripts.bench.sizing.facts import facts
 
-N_FACTS, FACT_TOKENS, FACT_BATCH, FACT_SEED = 60, 502, 8, 3
+# Target tokens of so many facts of the seed.
+FACTS = {60: 502, 300: 2513}
+FACT_BATCH, FACT_SEED = 8, 3
 FACTS_FILE = "facts.jsonl"
 LOW, MIDDLE, HIGH = (
     (1e-3, 3e-3, 1e-2, 3e-2, 9e-2),
@@ -54,7 +56,7 @@ LINEAR = {"target_modules": "all-linear", "layers": "all"}
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One adapter to train at several rates: `length` is in tokens, None for all of the facts."""
+    """One adapter to train at several rates, on `length` tokens of text or on so many facts."""
 
     name: str
     adapter: dict[str, Any]
@@ -62,6 +64,12 @@ class Cell:
     length: int | None
     steps: int
     rates: tuple[float, ...]
+    n_facts: int = 60
+
+    @property
+    def tokens(self) -> int:
+        """Target tokens of a run."""
+        return FACTS[self.n_facts] if self.length is None else self.length
 
 
 CELLS = (
@@ -73,6 +81,8 @@ CELLS = (
     *(Cell("facts:down", DOWN, r, None, 300, HIGH[:4]) for r in (4, 12)),
     *(Cell("facts:queries", QUERIES, r, None, 200, MIDDLE[:4]) for r in (1, 4)),
     *(Cell("facts:linear", LINEAR, r, None, 100, (1e-3, 2e-3, 5e-3, 1e-2)) for r in (1, 8)),
+    *(Cell("many:linear", LINEAR, r, None, 200, (1e-3, 2e-3, 4e-3, 8e-3), 300) for r in (2, 8)),
+    Cell("many:down", DOWN, 12, None, 400, HIGH[:4], 300),
 )
 
 
@@ -81,7 +91,7 @@ def prepared(cell: Cell, folder: Path) -> PreparedSearch:
     task: dict[str, Any] = {"kind": "long_context", "prompt_format": "plain"}
     batch = 1
     if cell.length is None:
-        rows = facts(N_FACTS, FACT_SEED)
+        rows = facts(cell.n_facts, FACT_SEED)
         (folder / FACTS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
         task, batch = (
             {"kind": "records", "records": FACTS_FILE, "prompt_format": "plain"},
@@ -94,7 +104,7 @@ def prepared(cell: Cell, folder: Path) -> PreparedSearch:
         "adapter": cell.adapter,
         "space": {
             "lora_rank": [cell.rank],
-            "seq_len": [cell.length or FACT_TOKENS],
+            "seq_len": [cell.tokens],
             "train_steps": [cell.steps],
         },
         # All runs take all of their steps.
@@ -109,7 +119,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     """Train a cell at each of its rates, in one pack; return its row."""
     with TemporaryDirectory() as folder:
         search = prepared(cell, Path(folder))
-    point = DesignPoint(cell.rank, cell.length or FACT_TOKENS, cell.steps)
+    point = DesignPoint(cell.rank, cell.tokens, cell.steps)
     runs = tuple(search.plan_run(point, "sft", 0, 0, "law", rate) for rate in cell.rates)
     began = time.process_time()
     ready = ready_pack(search, Pack(0, runs), None)
