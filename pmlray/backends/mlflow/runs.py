@@ -9,6 +9,7 @@ from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
+from pmlray.study.run_names import pair_name
 from pmlray.types import Observation
 
 
@@ -32,6 +33,8 @@ def run_params(o: Observation) -> list[Param]:
         "sequence_id": o.sequence_id,
         "seed": o.seed,
         "round": o.round,
+        # In its order, runs of all methods at one point, text and seed stand together.
+        "pair": pair_name(o),
         "model": o.provenance.get("model", ""),
         "dtype": o.provenance.get("dtype", ""),
         "learning_rate": o.learning_rate if o.learning_rate is not None else "",

@@ -19,6 +19,7 @@ from pmlray.config.compare_spec import CompareSpec
 from pmlray.study.comparison.equal_recall import Cells, EqualRecall, equal_recall
 from pmlray.study.comparison.tuning import tuned_rates
 from pmlray.study.findings.recall_rule import recall_rule
+from pmlray.study.run_names import short_point
 from pmlray.types import DesignPoint, Method, Observation
 
 LEVEL = 0.95
@@ -133,6 +134,19 @@ def method_results(
                     )
                 )
     return tuple(results)
+
+
+def method_metrics(results: Sequence[MethodResult]) -> dict[str, float]:
+    """Return each method's means as flat metrics, in whose order MemFT stands beside SFT.
+
+    Example:
+        `r2 l280 t400/exact_recall/memft_ot`
+    """
+    return {
+        f"{short_point(r.point)}/{figure}/{r.method}": mean
+        for r in results
+        for figure, mean in r.means.items()
+    }
 
 
 def paired_difference(

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pmlray.backends.mlflow.node_load import NodeLoad
+from pmlray.backends.mlflow.parents import StudyInMlflow
 from pmlray.backends.mlflow.system_metrics import watch
 from pmlray.backends.mlflow.tracker import MlflowTracker
 from pmlray.config.bases.models import TINY, resolve_model
@@ -33,6 +34,7 @@ from tests.browser import chromium, require_chromium
 from tests.fakes import observe
 from tests.integration.conftest import SMOKE, free_port
 from tests.integration.tracking.composed_mlflow import Mlflow, composed_server
+from tests.mlflow_runs import all_runs
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +74,8 @@ def mirrored(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str
         write_card(folder / run.run_key, search, measured)
         observations.append(measured)
     settings = spec.model_dump(mode="json")
-    tracker = MlflowTracker(server, spec.search_id, settings, folder / "unused", folder)
+    study = StudyInMlflow(spec.search_id, f"pmlray/{spec.name}", "a" * 12, folder)
+    tracker = MlflowTracker(server, study, settings, folder)
     tracker.start()
     tracker.observe(observations)
     now = int(time.time() * 1000)
@@ -84,13 +87,8 @@ def mirrored(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str
 
 
 def runs_of(server: str, kind: str) -> list[mlflow.entities.Run]:
-    client = MlflowClient(server)
-    experiment = client.get_experiment_by_name("pmlray")
-    assert experiment is not None
-    return client.search_runs(
-        [experiment.experiment_id],
-        f"tags.`pmlray.kind` = '{kind}'",
-        order_by=["metrics.`point/lora_rank` ASC"],
+    return all_runs(
+        MlflowClient(server), f"tags.`pmlray.kind` = '{kind}'", "metrics.`point/lora_rank` ASC"
     )
 
 
