@@ -51,6 +51,7 @@ def run_tags(run: Observation | PlannedRun) -> dict[str, str]:
         "pmlray.kind": "observation",
         "pmlray.run_key": run.run_key,
         "pmlray.method": run.method,
+        "pmlray.pair": pair_name(run),
         "pmlray.phase": run.phase,
         "pmlray.lora_rank": str(run.point.lora_rank),
         "pmlray.seq_len": str(run.point.seq_len),

@@ -19,18 +19,21 @@ from pmlray.config.secrets import without_credentials
 VIEW_TAG = "mlflow.sharedViewState."
 # Where `mlflow ui` serves a database.
 LOCAL_UI = "http://127.0.0.1:5000"
+# What was measured is first: the name of a run has its point.
 LAW_COLUMNS = (
-    "params.lora_rank", "params.seq_len", "params.train_steps", "params.placement",
     "metrics.delta_loss", "metrics.final_loss", "metrics.token_recall", "metrics.exact_recall",
-    "metrics.gpu_seconds",
+    "metrics.gpu_seconds", "params.lora_rank", "params.seq_len", "params.train_steps",
+    "params.placement",
 )  # fmt: skip
 METHOD_COLUMNS = (
-    "params.method", "params.lora_rank", "params.seq_len", "params.train_steps",
-    "params.learning_rate", "metrics.exact_recall", "metrics.token_recall", "metrics.final_loss",
-    "metrics.prose_delta_loss", "metrics.gpu_seconds",
+    "metrics.exact_recall", "metrics.token_recall", "metrics.final_loss",
+    "metrics.prose_delta_loss", "metrics.gpu_seconds", "params.method", "params.learning_rate",
+    "params.lora_rank", "params.seq_len", "params.train_steps",
 )  # fmt: skip
+# Of the charts, as a regular expression: MLflow draws every metric, constants of a run first.
+CHARTS = "^(loss|delta_loss|final_loss|exact_recall|token_recall|prose_delta_loss|gpu_seconds)$"
 # Runs for the law by rank; those of all methods at one point, text and seed one below the other.
-LAW_ORDER, METHOD_ORDER = "metrics.point/lora_rank", "params.pair"
+LAW_ORDER, METHOD_ORDER = "metrics.point/lora_rank", "tags.pmlray.pair"
 
 
 def share_view(
@@ -56,6 +59,7 @@ def share_view(
         "orderByKey": _column(order),
         "orderByAsc": True,
         "selectedColumns": shown,
+        "chartsSearchFilter": CHARTS,
         "columnOrder": shown,
     }
     key = f"pmlray-{store_id}"

@@ -9,7 +9,6 @@ from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
-from pmlray.study.run_names import pair_name
 from pmlray.types import Observation
 
 
@@ -33,8 +32,6 @@ def run_params(o: Observation) -> list[Param]:
         "sequence_id": o.sequence_id,
         "seed": o.seed,
         "round": o.round,
-        # In its order, runs of all methods at one point, text and seed stand together.
-        "pair": pair_name(o),
         "model": o.provenance.get("model", ""),
         "dtype": o.provenance.get("dtype", ""),
         "learning_rate": o.learning_rate if o.learning_rate is not None else "",
@@ -54,7 +51,8 @@ def run_metrics(o: Observation, time_ms: int) -> list[Metric]:
         "answer_recall": o.recall.answered,
     }
     values = {
-        # First, since MLflow's comparisons begin with the first metric.
+        # First, since MLflow's comparisons begin with the first metric: what the run is for.
+        **({} if o.phase == "law" else {"exact_recall": o.recall.exact}),
         "delta_loss": o.delta_loss,
         "final_loss": o.final_loss,
         "base_loss": o.base_loss,

@@ -43,8 +43,8 @@ ADAPTER = "adapter"
 NOTE = (
     "A search or comparison: its law and what it spent are metrics by gpu_seconds, its page is"
     " among the artifacts, and each run below it is one measurement, with its adapter and its"
-    " dataset. Group by `pmlray.method` or `pmlray.lora_rank`, sort by `point/lora_rank`,"
-    " `delta_loss` or, for MemFT beside plain fine-tuning, by `pair`."
+    " dataset. Group by `pmlray.method` or `pmlray.lora_rank`, sort by `point/lora_rank` or"
+    " `delta_loss`."
 )
 
 

@@ -53,6 +53,8 @@ def serving(folder: Path, permission: str) -> Iterator[str]:
         f"[mlflow]\ndefault_permission = {permission}\nadmin_username = admin\n"
         f"database_uri = sqlite:///{folder / 'auth.db'}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        # A password takes long to check, and every request has one.
+        "auth_cache_ttl_seconds = 600\n"
     )
     own = {"MLFLOW_AUTH_CONFIG_PATH": str(config), "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
            "MLFLOW_FLASK_SERVER_SECRET_KEY": "k" * 32,

@@ -56,6 +56,7 @@ def test_two_stores_of_one_search_have_a_parent_each(
     assert second.run_keys == {o.run_key for o in measured[1:]}
     tags = client.get_run(first.identity).data.tags
     assert tags["pmlray.store"].endswith(f":{folder / 'moved'}")
+    assert tags["mlflow.source.name"] == tags["pmlray.store"]
     assert tags["mlflow.user"] == client.get_run(second.identity).data.tags["mlflow.user"] != ""
 
 
