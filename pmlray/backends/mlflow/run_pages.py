@@ -26,7 +26,7 @@ LAW_COLUMNS = (
     "params.placement",
 )  # fmt: skip
 METHOD_COLUMNS = (
-    "metrics.exact_recall", "metrics.token_recall", "metrics.final_loss",
+    "metrics.exact_recall", "metrics.token_recall", "metrics.final_loss", "metrics.delta_loss",
     "metrics.prose_delta_loss", "metrics.gpu_seconds", "params.method", "params.learning_rate",
     "params.lora_rank", "params.seq_len", "params.train_steps",
 )  # fmt: skip
