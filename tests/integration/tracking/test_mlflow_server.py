@@ -58,7 +58,7 @@ def server(served: Mlflow) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def mirrored(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """The address of the page on which the server shows a search, and the folder of its adapters."""
+    """The address of the page that shows a search, and the folder of its adapters."""
     folder = tmp_path_factory.mktemp("search")
     search = prepare_search(SMOKE, ("probe.placement=down_proj",))
     spec, generator = search.spec, torch.Generator().manual_seed(0)
