@@ -72,7 +72,8 @@ class Tracker(Protocol):
         ...
 
     def law(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:
-        """Record the law's parameters and interval widths after `gpu_seconds` of spend."""
+        """Record the law's parameters and interval widths, or what a comparison found, after
+        `gpu_seconds` of spend."""
         ...
 
     def progress(self, metrics: Mapping[str, float], gpu_seconds: float) -> None:

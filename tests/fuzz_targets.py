@@ -119,7 +119,7 @@ def _store(content: bytes, folder: Path) -> None:
 class _Mirror:
     """A mirror that takes whatever it is told."""
 
-    identity = "any"
+    identity, page = "any", "any"
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *arguments: None

@@ -30,6 +30,10 @@ class Hub:
     asked: list[str] = field(default_factory=list)
     url: str = ""
 
+    def moved(self, commit: str) -> None:
+        """Let the branch main be at another commit, of the same files."""
+        self.refs |= {"main": commit, commit: commit}
+
 
 @contextmanager
 def serving(hub: Hub) -> Generator[Hub]:

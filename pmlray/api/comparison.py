@@ -74,11 +74,12 @@ class Comparison:
         Raises:
             SpecError, DataError, ModelError: the message says what to correct.
         """
-        from pmlray.api.stores import store_folder
+        from pmlray.api.stores import kept_model, store_folder
 
-        spec, prepared = prepare_comparison(Path(source), overrides)
         settings = profile if isinstance(profile, ClusterProfile) else read_profile(profile)
-        folder = store_folder(store, prepared, settings)
+        kept = kept_model(store, settings)
+        spec, prepared = prepare_comparison(Path(source), overrides, kept)
+        folder = store_folder(store, prepared.spec.search_id, settings)
         return cls(spec, prepared, settings, folder, tracking_uri, address)
 
     def plan(self) -> dict[str, Any]:

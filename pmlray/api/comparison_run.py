@@ -16,7 +16,7 @@ from pmlray.api.machine import await_imports, machine_facts
 from pmlray.api.record_facts import check_same_records, check_same_start
 from pmlray.api.search_run import ready_to_train
 from pmlray.api.stores import claim_comparison
-from pmlray.api.tracking import spooled_tracker
+from pmlray.api.tracking import spooled_tracker, tracking_experiment_for
 from pmlray.backends.ray.session import ray_session
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config import ClusterProfile
@@ -25,7 +25,7 @@ from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.stored_files import COMPARISON_FILE, read_stored
 from pmlray.errors import ClusterAway
 from pmlray.study.comparison.comparison_search import ComparisonSearch
-from pmlray.study.comparison.results import MethodComparison, compare_methods
+from pmlray.study.comparison.results import MethodComparison, compare_methods, method_metrics
 from pmlray.study.search.plan import first_cost
 from pmlray.study.search.progress import Progress
 
@@ -46,7 +46,8 @@ class ComparisonRun:
 class ComparisonReport:
     """Result of a comparison with its table as text, and facts of the run that measured it.
 
-    facts: store, tracking_uri, wall_seconds, machine and versions; page: the report's HTML file.
+    facts: store, tracking_uri, tracking_page (the address of MLflow's table of the runs, if it was
+    reached), wall_seconds, machine and versions; page: the report's HTML file.
     """
 
     result: MethodComparison
@@ -92,7 +93,8 @@ def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> 
         measured = store.observations()
         check_same_records(search, measured, run.store)
         check_same_start(search, measured, run.store)
-        tracker = spooled_tracker(store, run.tracking_uri, spec.compare_id, spec)
+        experiment = tracking_experiment_for(run.profile, spec.name)
+        tracker = spooled_tracker(store, run.tracking_uri, spec.compare_id, spec, experiment)
         follower = following.enter_context(Follower(run.store, announce, tracker))
         comparing = ComparisonSearch(
             spec, search, store, tracker, run.profile.max_pack_failures, follower
@@ -128,11 +130,14 @@ def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> 
                 }
                 await_imports()
                 files = write_comparison(comparison, run.store / "report", facts)
+                spent = comparing.progress().gpu_seconds_spent
+                tracker.law(method_metrics(comparison.results), spent)
             # Stop the follower before the tracker is closed.
             following.close()
             tracker.finish(files, status)
     text = describe_comparison(comparison)
-    return ComparisonReport(comparison, text, without_credentials(facts), Path(files[0]))
+    shown = without_credentials(facts) | {"tracking_page": tracker.page}
+    return ComparisonReport(comparison, text, shown, Path(files[0]))
 
 
 def _settled(run: ComparisonRun) -> PreparedSearch:

@@ -36,7 +36,7 @@ def record_source(
     Example:
         >>> record_source([{"Q": "Alice:", "A": "555-0101"}], {"query": "Q", "target": "A"})
     """
-    chosen = _columns(columns)
+    chosen = named_columns(columns)
     if isinstance(records, str | Path):
         if split is None:
             return RecordSource(Path(records), chosen)
@@ -56,7 +56,8 @@ def parse_columns(text: str | None) -> dict[str, str] | None:
     return {key.strip(): name for key, _, name in parts}
 
 
-def _columns(columns: Mapping[str, str] | None) -> Columns | None:
+def named_columns(columns: Mapping[str, str] | None) -> Columns | None:
+    """Return the columns named for `query` and `target`; SpecError where others are named."""
     if columns is None:
         return None
     if set(columns) != {"query", "target"}:

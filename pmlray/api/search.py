@@ -74,7 +74,9 @@ class Search:
             address: a Ray cluster; by default RAY_ADDRESS, or Ray is started on this machine.
 
         Returns:
-            The search, with the base's dtype that its store was begun with, else the device's.
+            The search, with the base's dtype that its store was begun with, else the device's, and
+            a hub model without a revision at the commit that its store was begun with, else at
+            that of now.
 
         Raises:
             SpecError, DataError, ModelError: the message says what to correct.
@@ -84,14 +86,15 @@ class Search:
             >>> search = Search.load("searches/smoke.yaml", overrides=["budget.gpu_seconds=600"])
             >>> search.search_id
         """
-        from pmlray.api.stores import settled_in, store_folder
+        from pmlray.api.stores import kept_model, settled_in, store_folder
 
-        if isinstance(source, SearchSpec):
-            prepared = prepare_spec(source, Path())
-        else:
-            prepared = prepare_search(Path(source), overrides)
         settings = profile if isinstance(profile, ClusterProfile) else read_profile(profile)
-        folder = store_folder(store, prepared, settings)
+        kept = kept_model(store, settings)
+        if isinstance(source, SearchSpec):
+            prepared = prepare_spec(source, Path(), kept)
+        else:
+            prepared = prepare_search(Path(source), overrides, kept)
+        folder = store_folder(store, prepared.spec.search_id, settings)
         found = settled_in(folder, prepared, settings)
         return cls(found, settings, folder, tracking_uri, address)
 

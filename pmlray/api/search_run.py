@@ -18,7 +18,7 @@ from pmlray.api.follower import Follower
 from pmlray.api.machine import TRAIN_PACKAGES, await_imports, machine_facts
 from pmlray.api.record_facts import check_facts, check_same_records, check_same_start
 from pmlray.api.stores import claim_search, read_result, settled_in
-from pmlray.api.tracking import spooled_tracker
+from pmlray.api.tracking import spooled_tracker, tracking_experiment_for
 from pmlray.atomic_files import write_over
 from pmlray.backends.optuna.sampler import LawSampler
 from pmlray.backends.optuna.study import OptunaPoints
@@ -63,8 +63,9 @@ class SearchRun:
 class SearchReport:
     """Result of a search with the answer in words, and facts of the run that measured it.
 
-    answer: sentences, the answer first; facts: store, tracking_uri, wall_seconds, training_share,
-    machine and versions, as far as they are known; page: the report's HTML file.
+    answer: sentences, the answer first; facts: store, tracking_uri, tracking_page (the address of
+    MLflow's table of the runs, after a run that reached it), wall_seconds, training_share, machine
+    and versions, as far as they are known; page: the report's HTML file.
     """
 
     result: SearchResult
@@ -115,7 +116,8 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
             check_same_records(search, measured, run.store)
             check_same_start(search, measured, run.store)
         points = study_of(search, store, cost)
-        tracker = spooled_tracker(store, run.tracking_uri, spec.search_id, spec)
+        experiment = tracking_experiment_for(run.profile, spec.name)
+        tracker = spooled_tracker(store, run.tracking_uri, spec.search_id, spec, experiment)
         follower = following.enter_context(Follower(run.store, announce, tracker))
         known_packs = {times.pack_id for times in store.times()}
         law_search = LawSearch(
@@ -156,7 +158,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
             # Stop the follower before the tracker is closed.
             following.close()
             tracker.finish(pages, status)
-    return report
+    return replace(report, facts=report.facts | {"tracking_page": tracker.page})
 
 
 def _report_run(run: SearchRun, started: float, known_packs: set[str]) -> SearchReport:

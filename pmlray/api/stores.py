@@ -9,8 +9,9 @@ from pmlray.atomic_files import write_over
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.bases.dtype import check_same_dtype
+from pmlray.config.bases.model_spec import Model
 from pmlray.config.compare_spec import CompareSpec
-from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.prepared_search import KeptModel, PreparedSearch
 from pmlray.config.recipe import FORMER_RATE
 from pmlray.config.search_spec import Task
 from pmlray.config.store_folder import local_folder
@@ -22,7 +23,7 @@ from pmlray.study.findings.result import SearchResult, assemble
 SAME = ("task", "model", "probe", "adapter", "recipe", "memft", "evaluate")
 
 
-def default_store(search: PreparedSearch, profile: ClusterProfile) -> Path:
+def default_store(search_id: str, profile: ClusterProfile) -> Path:
     """Return a search's folder in `profile.storage`, else in PMLRAY_STORE, else in ./runs.
 
     In a Ray job, whose working folder is temporary, ~/pmlray-runs takes the place of ./runs.
@@ -34,14 +35,31 @@ def default_store(search: PreparedSearch, profile: ClusterProfile) -> Path:
         root = Path(profile.storage)
     elif of_environment := os.environ.get("PMLRAY_STORE"):
         root = local_folder(of_environment, "PMLRAY_STORE")
-    return (root / search.spec.search_id).absolute()
+    return (root / search_id).absolute()
 
 
-def store_folder(given: str | Path | None, search: PreparedSearch, profile: ClusterProfile) -> Path:
+def store_folder(given: str | Path | None, search_id: str, profile: ClusterProfile) -> Path:
     """Return the folder that `--store` names, else the default one; SpecError where it is a URL."""
     if given is None:
-        return default_store(search, profile)
+        return default_store(search_id, profile)
     return local_folder(given, "--store").absolute()
+
+
+def kept_model(given: str | Path | None, profile: ClusterProfile) -> KeptModel:
+    """Return a function that tells the model that a search's store was begun with.
+
+    given: the folder that `--store` names; None: the default one.
+    """
+
+    def of_store(search_id: str) -> Model | None:
+        folder = store_folder(given, search_id, profile)
+        if (file := folder / SEARCH_FILE).is_file():
+            return read_stored(SearchSpec, file).model
+        if (file := folder / COMPARISON_FILE).is_file():
+            return read_stored(CompareSpec, file).model
+        return None
+
+    return of_store
 
 
 def open_store(folder: Path) -> tuple[SearchSpec, FileStore]:
@@ -83,6 +101,11 @@ def claim_search(folder: Path, spec: SearchSpec) -> None:
                 f"{folder} holds the search {owner.search_id}, not {spec.search_id};"
                 f" {_without_ends(owner.task, spec.task)}{_at_former_rate(owner, spec)}"
                 "choose another --store"
+            )
+        if owner.model.revision != spec.model.revision:
+            raise StoreError(
+                f"{folder} was begun with {owner.model.id} at {owner.model.revision}, and this is"
+                f" {spec.model.revision}: give model.revision, or choose another --store"
             )
         check_same_dtype(folder, f"search {owner.search_id}", owner.model, spec.model)
         return

@@ -29,19 +29,38 @@ def tracking_uri_for(store: Path, profile: ClusterProfile, option: str | None) -
     return profile.tracking_uri or local_tracking_uri(store)
 
 
+def tracking_experiment_for(profile: ClusterProfile, name: str) -> str:
+    """Return the name of the experiment of MLflow for a new study.
+
+    The first of: MLFLOW_EXPERIMENT_NAME, the profile's, one by the name of the search. A study that
+    MLflow has stays where it is.
+
+    Example:
+        >>> tracking_experiment_for(ClusterProfile(), "smoke")
+        'pmlray/smoke'
+    """
+    of_environment = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    return of_environment or profile.tracking_experiment or f"pmlray/{name}"
+
+
 def spooled_tracker(
-    store: FileStore, uri: str, name: str, spec: SearchSpec | CompareSpec
+    store: FileStore, uri: str, study_id: str, spec: SearchSpec | CompareSpec, experiment: str
 ) -> SpooledTracker:
     """Return the tracker of a study, which never waits for MLflow."""
-    return SpooledTracker(
-        store, MirrorJournal(store.folder), uri, mirror_of(store, uri, name, spec)
-    )
+    journal = MirrorJournal(store.folder)
+    connect = mirror_of(store, journal, uri, study_id, spec, experiment)
+    return SpooledTracker(store, journal, uri, experiment, connect)
 
 
 def mirror_of(
-    store: FileStore, uri: str, name: str, spec: SearchSpec | CompareSpec
+    store: FileStore,
+    journal: MirrorJournal,
+    uri: str,
+    study_id: str,
+    spec: SearchSpec | CompareSpec,
+    experiment: str,
 ) -> Callable[[], Mirror]:
-    """Return a function that connects to the study's run in MLflow."""
+    """Return a function that connects to the store's run in MLflow."""
     # The mirror sends rejected entries again: MLflow's own retries, for minutes, would only delay
     # noticing that the server is back.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -50,13 +69,15 @@ def mirror_of(
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # Report an unreachable MLflow once, not at every attempt.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    artifacts = store.folder / "mlflow-artifacts"
     settings = spec.model_dump(mode="json")
 
     def connect() -> Mirror:
         # Imported here since it takes seconds, spent in the mirror's own thread.
+        from pmlray.backends.mlflow.parents import StudyInMlflow
         from pmlray.backends.mlflow.tracker import MlflowTracker
 
-        return MlflowTracker(uri, name, settings, artifacts, store.adapters)
+        earlier = journal.earlier_identity(uri)
+        study = StudyInMlflow(study_id, experiment, journal.store_id(), store.folder, earlier)
+        return MlflowTracker(uri, study, settings, store.adapters)
 
     return connect

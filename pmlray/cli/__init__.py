@@ -44,13 +44,12 @@ PANELS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "Search": (init, validate, plan, search, watch, fit, report, tokens, table, compare),
     "Records": (size, recall),
     "Cluster": (submit, list_jobs, status, logs, stop, sync),
-    "Machine": (schema,),
+    "Machine": (schema, doctor),
 }
 for panel, commands in PANELS.items():
     for command in commands:
         name = "list" if command is list_jobs else None
         app.command(name, rich_help_panel=panel)(command)
-app.add_typer(doctor, name="doctor", rich_help_panel="Machine")
 app.add_typer(models, name="models", rich_help_panel="Machine")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from pmlray.api.comparison import Comparison
+from pmlray.cli.describe_law import tracking_lines
 from pmlray.cli.output import JSON_OPTION, emit, tell
 from pmlray.cli.search_commands import PROFILE_OPTION
 from pmlray.config.secrets import no_password
@@ -58,4 +59,5 @@ def compare(
     except KeyboardInterrupt:
         tell(f"interrupted; the same command continues from {comparison.store}")
         raise typer.Exit(130) from None
-    emit(found.to_json(), f"{found.text}\n{found.page}", as_json)
+    lines = [found.text, str(found.page), *tracking_lines(found.facts)]
+    emit(found.to_json(), "\n".join(lines), as_json)

@@ -120,5 +120,17 @@ def describe_result(found: Mapping[str, Any]) -> str:
             f" {pair['sft']['exact_recall']:.2f}"
         )
     lines.append(f"report: {found['report']}")
-    lines.append(f"MLflow: mlflow ui --backend-store-uri {found.get('tracking_uri', '')}")
+    lines += tracking_lines(found)
     return "\n".join(lines)
+
+
+def tracking_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return how to see the runs in MLflow, as far as the facts of a result tell it."""
+    uri, page = found.get("tracking_uri"), found.get("tracking_page")
+    if not uri:
+        return []
+    served = uri.startswith("http")
+    lines = [] if served else [f"MLflow: mlflow ui --backend-store-uri {uri}"]
+    if page is not None:
+        lines.append(f"runs in MLflow: {page}")
+    return lines or [f"MLflow: {uri}"]

@@ -11,20 +11,15 @@ import typer
 
 from pmlray.api import environment_checks
 from pmlray.cli.output import JSON_OPTION, emit
-from pmlray.cli.token_commands import tokens
 from pmlray.config.cluster_address import LOCAL, jobs_address, ray_address
 
-doctor = typer.Typer(invoke_without_command=True)
-# The former name of `pmlray tokens`, which scripts may use.
-doctor.command(hidden=True)(tokens)
 
-
-@doctor.callback()
-def check_machine(
-    context: typer.Context,
+def doctor(
     store: Path = typer.Option(None, help="Where stores are to be; default: PMLRAY_STORE, ./runs."),
     model: str = typer.Option(None, help="A base model to be here; default: the small ones."),
-    revision: str = typer.Option(None, help="Commit hash of a hub model."),
+    revision: str = typer.Option(
+        None, help="Commit of a hub model; default: its default branch's."
+    ),
     address: str = typer.Option(None, help="A Ray cluster; default: RAY_API_SERVER_ADDRESS."),
     tracking_uri: str = typer.Option(None, help="MLflow; default: MLFLOW_TRACKING_URI."),
     as_json: bool = JSON_OPTION,
@@ -33,8 +28,6 @@ def check_machine(
 
     Exit code 2 when something must be mended; each line says how.
     """
-    if context.invoked_subcommand is not None:
-        return
     found = list(_checks(store, model, revision, address, tracking_uri))
     healthy = all(check.state != "fail" for check in found)
     text = "\n".join(check.line() for check in found)

@@ -7,13 +7,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import typer
 
+from pmlray.api.record_source import named_columns, parse_columns
 from pmlray.atomic_files import write_once, write_over
-from pmlray.cli.output import JSON_OPTION, emit
+from pmlray.cli.output import COLUMNS_OPTION, JSON_OPTION, emit, tell
 from pmlray.cli.schema_command import file_schema
 from pmlray.config import SearchSpec
 from pmlray.config.bases.checks import read_tokenizer
@@ -26,20 +28,27 @@ from pmlray.config.bases.models import (
 )
 from pmlray.config.prepared_search import prepare_search
 from pmlray.errors import PmlrayError, SpecError
-from pmlray.memory import TaskKind, encode_texts, read_records
+from pmlray.memory import Columns, TaskKind, encode_texts, read_records
 
 KINDS = get_args(TaskKind)
 SCHEMA = "search.schema.json"
 
 
 def init(
-    file: Path = typer.Argument(None, help="The file to write; by default TASK_MODEL.yaml here."),
-    task: TaskKind = typer.Option(None, help="What is memorised."),
+    file: Path = typer.Argument(
+        None, help="The file to write; default: TASK_MODEL.yaml here, or beside the records."
+    ),
+    task: TaskKind = typer.Option(
+        None, help="What is memorised; default: the records, where these are given."
+    ),
     model: str = typer.Option(
         None, help=f"Base model: {', '.join(KNOWN_MODELS)}, another hub id, or a folder."
     ),
-    revision: str = typer.Option(None, help="Commit hash of a hub model."),
+    revision: str = typer.Option(
+        None, help="Commit of a hub model; default: its default branch's, which the file then has."
+    ),
     records: Path = typer.Option(None, help="The records, for --task records."),
+    columns: str = COLUMNS_OPTION,
     text: Path = typer.Option(None, help="A plain text for long_context, instead of random tokens"),
     layer: int = typer.Option(None, min=0, help="Adapted layer; by default two thirds up."),
     gpu_hours: float = typer.Option(
@@ -48,7 +57,17 @@ def init(
     force: bool = typer.Option(False, "--force", help="Overwrite the file."),
     as_json: bool = JSON_OPTION,
 ) -> None:
-    """Write a commented search file; asks in a terminal for what no option says."""
+    """Write a commented search file; asks in a terminal for what no option says.
+
+    Records are read first: what cannot be read is told before any question.
+    """
+    named = named_columns(parse_columns(columns))
+    if records is not None:
+        task = task or "records"
+        _check_fit(task, records, named, text)
+        if file is not None:
+            _relative(records, file)
+        _say_records(records, named)
     asks = _at_a_terminal()
     if asks:
         task = task or _ask("What is memorised", KINDS[0], _check_kind, KINDS)
@@ -59,18 +78,23 @@ def init(
             tuple(KNOWN_MODELS),
         )
         if task == "records" and records is None:
-            records = Path(_ask("File of the records", None, lambda x: read_records(Path(x))))
+            read = partial(_say_records, columns=named)
+            records = Path(_ask("File of the records", None, lambda x: read(Path(x))))
     if task is None or model is None:
         raise SpecError(
             "pmlray init needs --task and --model where it cannot ask, such as --task phonebook"
             f" --model {PULLABLE[0]}; tasks: {', '.join(KINDS)}"
         )
     if file is None:
-        name = Path(f"{task}_{_name_of(model)}.yaml")
+        # Beside the records, since a search takes along only files of its own folder.
+        folder = Path() if records is None else records.parent
+        name = folder / f"{task}_{_name_of(model)}.yaml"
         file = name
         if asks:
             file = Path(_ask("Write to", str(name), lambda x: _check_place(Path(x), force)))
-    search = write_search(file, task, model, revision, records, text, layer, gpu_hours, force)
+    search = write_search(
+        *(file, task, model, revision, records, named, text, layer, gpu_hours, force)
+    )
     found = {"file": str(file), "search_id": search.search_id}
     emit(found, f"{file} is written; next: pmlray plan {file}", as_json)
 
@@ -81,6 +105,7 @@ def write_search(
     model: str,
     revision: str | None,
     records: Path | None,
+    columns: Columns | None,
     text: Path | None,
     layer: int | None,
     gpu_hours: float | None,
@@ -94,7 +119,7 @@ def write_search(
     from pmlray.study.search_template import NewSearch, guessed_tokens, search_yaml
 
     _check_place(file, force)
-    _check_fit(task, records, text)
+    _check_fit(task, records, columns, text)
     names = {
         key: None if path is None else _relative(path, file)
         for key, path in (("text", text), ("records", records))
@@ -108,7 +133,7 @@ def write_search(
     tokens: list[int] = []
     guessed = False
     if records is not None:
-        targets = [target for _, target in read_records(records)]
+        targets = [target for _, target in read_records(records, columns)]
         counted = _count(source, targets)
         tokens, guessed = counted or guessed_tokens(targets), counted is None
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +147,7 @@ def write_search(
         gpu_hours=gpu_hours,
         text=names["text"],
         records=names["records"],
+        columns=columns,
         target_tokens=tokens,
         tokens_guessed=guessed,
     )
@@ -154,13 +180,22 @@ def _check_kind(answer: str) -> None:
         raise SpecError(f"{answer!r} is none of {', '.join(KINDS)}")
 
 
-def _check_fit(task: TaskKind, records: Path | None, text: Path | None) -> None:
+def _say_records(records: Path, columns: Columns | None) -> None:
+    """Read records, and say how many there are; DataError where they cannot be read."""
+    tell(f"{records}: {len(read_records(records, columns))} records")
+
+
+def _check_fit(
+    task: TaskKind, records: Path | None, columns: Columns | None, text: Path | None
+) -> None:
     if (task == "records") != (records is not None):
         raise SpecError(
             "--task records needs --records FILE"
             if records is None
             else f"--records goes with --task records, not {task}"
         )
+    if columns is not None and records is None:
+        raise SpecError("--columns names columns of --records, which is not given")
     if text is not None and task != "long_context":
         raise SpecError(f"--text goes with --task long_context, not {task}")
 

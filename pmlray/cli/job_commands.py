@@ -124,6 +124,6 @@ def sync(
     emit(
         found,
         f"{found['sent']} entries sent to MLflow, which has {found['observations']} observations;"
-        f" {study}",
+        f" {study}\n{found['tracking_page']}",
         as_json,
     )

@@ -66,7 +66,9 @@ def list_models(as_json: bool = JSON_OPTION) -> None:
 @models.command()
 def show(
     model_id: str = typer.Argument(..., help="A folder, a hub id (owner/name), or a pulled name."),
-    revision: str | None = typer.Option(None, help="Commit, branch or tag on the hub."),
+    revision: str | None = typer.Option(
+        None, help="Commit, branch or tag on the hub; default: its default branch."
+    ),
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Show which path a base takes, and the modules that an adapter can sit at.

@@ -16,6 +16,9 @@ from pmlray.config.printable import printable
 # No markup: an interval [inf, inf] would be read as a style and left out.
 out = Console(highlight=False, markup=False, soft_wrap=True)
 JSON_OPTION = typer.Option(False, "--json", help="One JSON object on stdout; logs go to stderr.")
+COLUMNS_OPTION = typer.Option(
+    None, help="Columns of query and target under other names: query=NAME,target=NAME."
+)
 SET_OPTION = typer.Option(None, "--set", help="Override a key: --set budget.gpu_seconds=600.")
 
 
@@ -50,9 +53,10 @@ def print_anything() -> None:
 
 
 def set_up_logging() -> None:
-    """Log warnings and above to stderr."""
+    """Log warnings and above to stderr, and where MLflow shows the runs."""
     # MLflow sets its own level when imported, and otherwise logs every table that it creates.
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("pmlray.backends.mlflow.spooled_tracker").setLevel(logging.INFO)

@@ -13,7 +13,7 @@ from pmlray.api.environment import train_extra
 from pmlray.api.record_source import parse_columns, record_source
 from pmlray.api.sizing.size import carry_out
 from pmlray.cli.describe_sizing import describe_plan, describe_size, repeated
-from pmlray.cli.output import JSON_OPTION, emit, tell
+from pmlray.cli.output import COLUMNS_OPTION, JSON_OPTION, emit, tell
 from pmlray.cli.search_commands import PROFILE_OPTION
 from pmlray.config.bases.model_spec import DtypeChoice
 from pmlray.config.load import read_profile
@@ -27,9 +27,6 @@ RECORDS_OPTION = typer.Option(
     help="Records: JSON lines or array, .csv, .tsv (any of these as .gz), .parquet, or a folder of"
     " `datasets`; with query and target, prompt and completion, messages, or another known layout.",
 )
-COLUMNS_OPTION = typer.Option(
-    None, help="Columns of query and target under other names: query=NAME,target=NAME."
-)
 SPLIT_OPTION = typer.Option(
     None, help="Split of a data set: --records is its id on the hub, or the folder of its files."
 )
@@ -40,7 +37,9 @@ DTYPE_OPTION = typer.Option(
 RECALL_DTYPE_OPTION = typer.Option(
     "auto", help="Of the base model; auto: as the adapter was trained, else the device's."
 )
-REVISION_OPTION = typer.Option(None, help="Commit hash of a hub model.")
+REVISION_OPTION = typer.Option(
+    None, help="Commit of a hub model; default: its default branch's, which is kept."
+)
 SHOWN = 10
 
 

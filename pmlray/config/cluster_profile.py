@@ -25,6 +25,8 @@ def _refused(key: str, why: Callable[[str], str | None]) -> AfterValidator:
 
 Storage = Annotated[str, _refused("storage", why_no_folder)]
 TrackingUri = Annotated[str, _refused("tracking_uri", why_not_tracked)]
+# MLflow's own limit of names.
+TrackingExperiment = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class ClusterProfile(Part):
@@ -38,8 +40,9 @@ class ClusterProfile(Part):
     the cluster has when the search starts; set it where nodes join later). Each is chosen from
     earlier packs' measurements only: more of them find the law sooner, but with more runs.
     `storage` is the folder of all searches' stores, visible to every node. `tracking_uri` is
-    MLflow's. The search gives up after `max_pack_failures` failed packs in a row. At most
-    `checkpoint_seconds` of training are lost when a worker dies.
+    MLflow's, `tracking_experiment` the experiment there of searches that are new to it (None: one
+    by the name of each). The search gives up after `max_pack_failures` failed packs in a row. At
+    most `checkpoint_seconds` of training are lost when a worker dies.
     """
 
     gpus_per_pack: Annotated[int, Field(ge=0, le=1)] = 0
@@ -48,5 +51,6 @@ class ClusterProfile(Part):
     concurrent_packs: PositiveInt | None = None
     storage: Storage | None = None
     tracking_uri: TrackingUri | None = None
+    tracking_experiment: TrackingExperiment | None = None
     max_pack_failures: PositiveInt = 2
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0

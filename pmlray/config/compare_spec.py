@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, get_args
 from pydantic import Field, field_validator, model_validator
 
 from pmlray.config.adapters.adapter_spec import Adapter, Probe, one_place
-from pmlray.config.bases.model_spec import Model, without_former_dtype
+from pmlray.config.bases.model_spec import Model, as_asked
 from pmlray.config.memft_options import MEMFT_METHODS, Memft, MemftOptions
 from pmlray.config.recipe import FORMER_RATE, Recipe, with_former_rate
 from pmlray.config.search_spec import (
@@ -113,7 +113,7 @@ class CompareSpec(Part):
     @property
     def compare_id(self) -> str:
         """Name and a hash of all fields that differ from the defaults."""
-        chosen = without_former_dtype(self.model_dump(mode="json", exclude_defaults=True))
+        chosen = as_asked(self.model_dump(mode="json", exclude_defaults=True))
         chosen = with_former_rate(chosen, self.recipe)
         chosen["task"] = self.task.chosen()
         chosen["tuning"].pop("sequences", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,6 +26,9 @@ from pmlray.memory import Facts, LostText, Query, RecordSource, TaskSource, buil
 from pmlray.types import DesignPoint, Method, Phase, PlannedRun
 
 CHAT_TEMPLATE_TOKENS = 64
+# Returns the model that the store of a search was begun with, by the search's id; None where there
+# is no such store yet.
+KeptModel = Callable[[str], Model | None]
 
 
 @dataclass(frozen=True)
@@ -141,35 +144,43 @@ class PreparedSearch:
         return self.peak_rate_at(run.point) if run.learning_rate is None else run.learning_rate
 
 
-def prepare_search(path: Path, overrides: Sequence[str] = ()) -> PreparedSearch:
+def prepare_search(
+    path: Path, overrides: Sequence[str] = (), kept: KeptModel | None = None
+) -> PreparedSearch:
     """Read, validate and resolve a search file; every error comes before anything starts.
 
-    A branch or tag as the revision of a hub model becomes its commit in the spec.
+    A branch or tag as the revision of a hub model becomes its commit in the spec. A hub model
+    without a revision is at the commit that its store was begun with, which `kept` tells by the id
+    of the search, else at that of the hub's default branch now.
 
     Token counts are checked against the data and the model's context where the tokenizer is on
     this machine; for a hub model, when the search starts.
     """
-    return _prepare(load_search(path, overrides), path, places(path, overrides))
+    spec = load_search(path, overrides)
+    return _prepare(spec, path, places(path, overrides), kept)
 
 
-def prepare_spec(spec: SearchSpec, folder: Path) -> PreparedSearch:
+def prepare_spec(spec: SearchSpec, folder: Path, kept: KeptModel | None = None) -> PreparedSearch:
     """Prepare a spec without a file; its task's files are below `folder`. See prepare_search."""
     path = folder / spec.name
-    return _prepare(spec, path, lambda key: str(path))
+    return _prepare(spec, path, lambda key: str(path), kept)
 
 
 def prepare_comparison(
-    path: Path, overrides: Sequence[str] = ()
+    path: Path, overrides: Sequence[str] = (), kept: KeptModel | None = None
 ) -> tuple[CompareSpec, PreparedSearch]:
     """Prepare a comparison's file; return its spec and the search that its runs belong to. See
     prepare_search."""
     spec = load_spec(CompareSpec, path, overrides)
-    prepared = _prepare(spec.search_spec(), path, places(path, overrides))
+    prepared = _prepare(spec.search_spec(), path, places(path, overrides), kept)
     return spec.model_copy(update={"model": prepared.spec.model}), prepared
 
 
-def _prepare(spec: SearchSpec, path: Path, where: Where) -> PreparedSearch:
-    source = resolve_model(spec.model.id, spec.model.revision)
+def _prepare(
+    spec: SearchSpec, path: Path, where: Where, kept: KeptModel | None = None
+) -> PreparedSearch:
+    begun = None if kept is None else kept(spec.search_id)
+    source = resolve_model(spec.model.id, spec.model.begun_at(begun))
     spec = spec.model_copy(update={"model": spec.model.at(source.revision)})
     start = _read_start(spec, path, source)
     check_places(spec, source.geometry, where, start)

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from pmlray.config.adapters.adapter_spec import Adapter, AdapterPlace, one_place
 from pmlray.config.adapters.adapter_spec import Probe as Probe
-from pmlray.config.bases.model_spec import Model, without_former_dtype
+from pmlray.config.bases.model_spec import Model, as_asked
 from pmlray.config.law_options import LawOptions
 from pmlray.config.memft_options import Memft, MemftOptions
 from pmlray.config.recipe import Recipe, with_former_rate
@@ -194,10 +194,10 @@ class SearchSpec(Part):
         """Name and a hash of all fields that differ from the defaults.
 
         A new option at its default does not change the ids of earlier searches. Neither does
-        `dtype: auto`, on any machine: searches begun when bfloat16 was the default keep their ids,
-        and those begun when the rate had a default.
+        `dtype: auto`, on any machine, or the commit of a hub id without a revision: searches begun
+        when bfloat16 was the default keep their ids, and those begun when the rate had a default.
         """
-        chosen = without_former_dtype(self.model_dump(mode="json", exclude_defaults=True))
+        chosen = as_asked(self.model_dump(mode="json", exclude_defaults=True))
         chosen = with_former_rate(chosen, self.recipe)
         chosen["task"] = self.task.chosen()
         # Default of searches begun before the pack size depended on the device.

@@ -6,13 +6,33 @@ from typing import Any
 
 from pmlray.types import DesignPoint, Observation, PlannedRun
 
+# Digits of a run_key that tell runs of one point and method apart in their names.
+KEY_DIGITS = 4
+
 
 def run_name(run: Observation | PlannedRun) -> str:
-    """Return a readable name, unique within a search."""
-    return (
-        f"{run.phase} {run.method} {point_name(run.point)} sequence={run.sequence_id}"
-        f" seed={run.seed}"
-    )
+    """Return a short name that begins with what differs between the runs it is listed with: the
+    point of a run for the law, the method of one that is compared at its point.
+
+    Example:
+        `r8 l64 t200 sft 1a2b` and `memft_ot r8 l64 t200 3c4d`
+    """
+    parts = [short_point(run.point), run.method]
+    if run.phase != "law":
+        parts.reverse()
+    return " ".join([*parts, run.run_key[:KEY_DIGITS]])
+
+
+def short_point(point: DesignPoint) -> str:
+    """Return a point as `r8 l64 t200`: rank, supervised tokens, steps; then its placement."""
+    at = f"r{point.lora_rank} l{point.seq_len} t{point.train_steps}"
+    return at if point.placement is None else f"{at} {point.placement}"
+
+
+def pair_name(run: Observation | PlannedRun) -> str:
+    """Return what the runs of all methods share that are compared with each other: the point, the
+    text and the seed."""
+    return f"{point_name(run.point)} sequence={run.sequence_id} seed={run.seed}"
 
 
 def point_name(point: DesignPoint) -> str:
@@ -31,6 +51,7 @@ def run_tags(run: Observation | PlannedRun) -> dict[str, str]:
         "pmlray.kind": "observation",
         "pmlray.run_key": run.run_key,
         "pmlray.method": run.method,
+        "pmlray.pair": pair_name(run),
         "pmlray.phase": run.phase,
         "pmlray.lora_rank": str(run.point.lora_rank),
         "pmlray.seq_len": str(run.point.seq_len),

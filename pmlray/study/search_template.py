@@ -14,7 +14,7 @@ import yaml
 from pmlray.config.bases.models import ModelSource
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.search_spec import SearchSpec
-from pmlray.memory import TaskKind, TaskSource
+from pmlray.memory import Columns, TaskKind, TaskSource
 from pmlray.study.search.plan import first_cost, is_large
 from pmlray.study.sizing.request import BATCH_SIZE, SUBSET_SHARES, default_layer, default_steps
 
@@ -66,6 +66,7 @@ class NewSearch:
     gpu_hours: float | None = None
     text: str | None = None
     records: str | None = None
+    columns: Columns | None = None
     target_tokens: Sequence[int] = ()
     tokens_guessed: bool = False
 
@@ -92,6 +93,7 @@ def search_yaml(wanted: NewSearch, source: ModelSource, file: str, schema: str) 
         "headline": f"The memory law of {wanted.model_id} ({wanted.kind}).",
         "text": None if wanted.text is None else _scalar(wanted.text),
         "records": None if wanted.records is None else _scalar(wanted.records),
+        "columns": None if wanted.columns is None else _named(wanted.columns),
         "n_records": len(wanted.target_tokens),
         "model": _scalar(wanted.model_id),
         "revision": None if wanted.revision is None else _scalar(wanted.revision),
@@ -154,6 +156,10 @@ def _scalar(text: str) -> str:
     """Return a text as one YAML scalar, plain where that means the same."""
     plain = re.fullmatch(r"[A-Za-z./~][A-Za-z0-9_./@-]*", text) and yaml.safe_load(text) == text
     return text if plain else json.dumps(text, ensure_ascii=False)
+
+
+def _named(columns: Columns) -> str:
+    return f"{{query: {json.dumps(columns.query)}, target: {json.dumps(columns.target)}}}"
 
 
 def _amount(seconds: float, large: bool) -> str:

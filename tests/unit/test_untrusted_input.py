@@ -74,7 +74,7 @@ def test_an_observation_under_another_name_is_refused(tmp_path: Path) -> None:
 
 def test_a_mirror_is_shown_no_file_outside_the_store(tmp_path: Path) -> None:
     class Shown:
-        identity = "shown"
+        identity, page = "shown", "shown"
 
         def finish(self, artifacts: list[Path], status: str) -> None:
             self.artifacts = artifacts

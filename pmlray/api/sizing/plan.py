@@ -12,7 +12,7 @@ from pmlray.api.sizing.answer import SizedRank, answer_by
 from pmlray.api.sizing.placement import asked_place
 from pmlray.api.sizing.places import PlaceOption, compared_places, largest_ranks
 from pmlray.api.sizing.records import count_tokens, tokenizer_file
-from pmlray.api.sizing.search import own_search
+from pmlray.api.sizing.search import begun_with, own_search
 from pmlray.api.sizing.start import asked_start, place_of
 from pmlray.api.sizing.stored_law import (
     LawAtHand,
@@ -178,7 +178,8 @@ def prepare_size(request: SizeRequest) -> SizePlan:
         raise SpecError(f"--budget is {request.budget:g}; it is gpu_seconds above 0, such as 600")
     if request.out is not None:
         local_folder(request.out, "--out")
-    source = _present(request.model, resolve_model(request.model, request.revision))
+    revision = request.revision or begun_with(request)
+    source = _present(request.model, resolve_model(request.model, revision))
     request = replace(request, revision=source.revision or request.revision)
     base = None if request.law is None else law_spec(request, source)
     prompt_format = request.prompt_format or (base.task.prompt_format if base else "plain")
@@ -209,7 +210,7 @@ def prepare_size(request: SizeRequest) -> SizePlan:
             named = {str(n): (as_adapter(p), largest[n]) for n, (p, _) in places.items()}
             return compared_spec(records, model, named, steps, prompt_format)
 
-        base, own = own_search(request, source, task, build)
+        base, own = own_search(request, build)
     else:
         steps = request.train_steps or base.space.train_steps[-1]
     options: list[PlaceOption] = []
@@ -225,7 +226,7 @@ def prepare_size(request: SizeRequest) -> SizePlan:
         )
     search = PreparedSearch(base, source, task, start=start)
     stored = None if request.law is None else stored_law(request.law, base, options)
-    out = own or request.out or default_store(options[0].training, request.profile)
+    out = own or request.out or default_store(options[0].training.spec.search_id, request.profile)
     plan = SizePlan(request, records, search, tuple(options), stored, out.absolute())
     if stored is not None:
         plan.answer(stored)

@@ -10,22 +10,28 @@ from pmlray.api.stores import default_store
 from pmlray.config import SearchSpec
 from pmlray.config.bases.dtype import device_dtype
 from pmlray.config.bases.model_spec import Dtype, Model
-from pmlray.config.bases.models import ModelSource
-from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.stored_files import SEARCH_FILE, read_stored
 from pmlray.errors import StoreError
-from pmlray.memory import TaskSource
 from pmlray.study.sizing.request import ORDERS, UNSETTLED
 
 if TYPE_CHECKING:
     from pmlray.api.sizing.plan import SizeRequest
 
 
+def begun_with(request: SizeRequest) -> str | None:
+    """Return the commit of the base that the stored law, or this sizing, was begun with; None where
+    neither is there, or it is of another base."""
+    own = None if request.out is None else request.out / "law"
+    for folder in (request.law, own):
+        if folder is not None and (folder / SEARCH_FILE).is_file():
+            model = read_stored(SearchSpec, folder / SEARCH_FILE).model
+            if model.id == request.model:
+                return model.revision
+    return None
+
+
 def own_search(
-    request: SizeRequest,
-    source: ModelSource,
-    task: TaskSource,
-    build: Callable[[Model], SearchSpec],
+    request: SizeRequest, build: Callable[[Model], SearchSpec]
 ) -> tuple[SearchSpec, Path]:
     """Return the search of these records, and the folder of all results.
 
@@ -45,7 +51,7 @@ def own_search(
 
     of_device = device_dtype(request.profile.gpus_per_pack > 0)
     fresh = in_dtype(of_device if request.dtype == "auto" else request.dtype)
-    folder = request.out or default_store(PreparedSearch(fresh, source, task), request.profile)
+    folder = request.out or default_store(fresh.search_id, request.profile)
     file = folder / "law" / SEARCH_FILE
     if not file.is_file():
         return fresh, folder

@@ -6,7 +6,9 @@ import hashlib
 import json
 import logging
 import math
+import re
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from pmlray.rebuild import MALFORMED, NAME
 log = logging.getLogger(__name__)
 
 FULL_DISK_SECONDS = 600.0
+STORE_ID_DIGITS = 12
+STORE_ID = re.compile(rf"[0-9a-f]{{{STORE_ID_DIGITS}}}")
 
 
 def entry_name(number: int) -> str:
@@ -50,6 +54,27 @@ class MirrorJournal:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._sent_file = self._folder / "sent.json"
         self._last = max(due(self._names(), 0), default=0)
+
+    def store_id(self) -> str:
+        """Return the id of the store, by which mirrors tell it from others of the same study; it is
+        made at the first call, and moves with the folder."""
+        path = self._folder / "store_id"
+        write_once(path, uuid.uuid4().hex[:STORE_ID_DIGITS].encode())
+        found = path.read_bytes().decode(errors="replace")
+        if STORE_ID.fullmatch(found) is None:
+            raise StoreError(f"{path} is damaged: remove it, and mirrors get this store once more")
+        return found
+
+    def earlier_identity(self, uri: str) -> str | None:
+        """Return the identity of the mirror that took entries at an address; None if there was
+        none."""
+        return self._all_sent().get(_key(uri), (None, 0))[0]
+
+    def experiment(self) -> str | None:
+        """Return the name of the experiment that the study was last started with; None where its
+        journal is older than that name."""
+        named = [e.get("experiment") for _, e in self.entries() if e["kind"] == "start"]
+        return next((name for name in reversed(named) if name is not None), None)
 
     def add(self, kind: str, **content: Any) -> None:
         """Write an entry; StoreError when it cannot be written."""
@@ -131,7 +156,7 @@ def _is_entry(found: Any) -> bool:
 
     match found.get("kind"):
         case "start":
-            return True
+            return isinstance(found.get("experiment", ""), str)
         case "observe":
             return texts("run_keys") and all(map(NAME.fullmatch, found["run_keys"]))
         case "law" | "progress":

@@ -7,7 +7,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from pmlray.backends.mlflow.tracker import EXPERIMENT
+from pmlray.backends.mlflow.parents import newest_parent
 from pmlray.config.secrets import without_credentials
 from pmlray.errors import StoreError
 
@@ -23,18 +23,13 @@ def fetch_report(uri: str, search_id: str, folder: Path) -> tuple[Path, ...]:
     shown = without_credentials(uri)
     try:
         client = MlflowClient(tracking_uri=uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        runs = [] if experiment is None else client.search_runs(
-            [experiment.experiment_id],
-            f"tags.`pmlray.search_id` = '{search_id}' and tags.`pmlray.kind` = 'search'",
-            max_results=1,
-        )  # fmt: skip
-        if not runs:
+        run = newest_parent(client, search_id)
+        if run is None:
             raise StoreError(
                 f"MLflow at {shown} knows no search {search_id}; pmlray validate SEARCH.yaml tells"
                 " the id of a search, pmlray list those of a cluster"
             )
-        run_id, state = runs[0].info.run_id, runs[0].info.status
+        run_id, state = run.info.run_id, run.info.status
         there = {item.path for item in client.list_artifacts(run_id)}
         if not there.issuperset(REPORT_FILES):
             raise StoreError(

@@ -51,7 +51,8 @@ def run_metrics(o: Observation, time_ms: int) -> list[Metric]:
         "answer_recall": o.recall.answered,
     }
     values = {
-        # First, since MLflow's comparisons begin with the first metric.
+        # First, since MLflow's comparisons begin with the first metric: what the run is for.
+        **({} if o.phase == "law" else {"exact_recall": o.recall.exact}),
         "delta_loss": o.delta_loss,
         "final_loss": o.final_loss,
         "base_loss": o.base_loss,

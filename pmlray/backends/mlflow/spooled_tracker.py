@@ -45,6 +45,16 @@ class Mirror(Protocol):
         """Identity of the mirror's content; see above."""
         ...
 
+    @property
+    def page(self) -> str:
+        """Address of the page that shows the study."""
+        ...
+
+    @property
+    def run_keys(self) -> frozenset[str]:
+        """Keys of the observations that the mirror has."""
+        ...
+
     def start(self) -> None:
         """Mark the search as running (again)."""
         ...
@@ -85,21 +95,40 @@ class Replay:
     ) -> None:
         self._store, self._journal, self._uri, self._connect = store, journal, uri, connect
         self._mirror: Mirror | None = None
+        self._page: str | None = None
+
+    @property
+    def page(self) -> str | None:
+        """Address of the page that shows the study; None before the mirror was reached."""
+        return self._page
 
     def send(self) -> int:
         """Send the waiting entries and return their number; TrackerAway at the first failure."""
-        if self._mirror is None:
-            self._mirror = self._connect()
-        n, identity = 0, self._mirror.identity
+        n, mirror = 0, self._connected()
+        identity = mirror.identity
         for number, entry in self._journal.entries(self._journal.sent(self._uri, identity)):
             try:
-                self._apply(self._mirror, entry)
+                self._apply(mirror, entry)
             except TrackerAway:
                 self._mirror = None
                 raise
             self._journal.mark_sent(self._uri, identity, number)
             n += 1
         return n
+
+    def complete(self) -> int:
+        """Send the observations that the mirror lacks, whatever was sent before, and return the
+        number that it has then."""
+        mirror = self._connected()
+        there = mirror.run_keys
+        mirror.observe(o for o in self._store.observations() if o.run_key not in there)
+        return len(mirror.run_keys)
+
+    def _connected(self) -> Mirror:
+        if self._mirror is None:
+            self._mirror = self._connect()
+            self._page = self._mirror.page
+        return self._mirror
 
     def _apply(self, mirror: Mirror, entry: Mapping[str, Any]) -> None:
         match entry["kind"]:
@@ -134,15 +163,23 @@ class Replay:
 
 
 class SpooledTracker:
-    """Tracker whose calls return at once, even where its mirror is slow or unreachable."""
+    """Tracker whose calls return at once, even where its mirror is slow or unreachable.
+
+    experiment: name of the experiment that a new mirror of the study is made in.
+    """
 
     def __init__(
-        self, store: FileStore, journal: MirrorJournal, uri: str, connect: Callable[[], Mirror]
+        self,
+        store: FileStore,
+        journal: MirrorJournal,
+        uri: str,
+        experiment: str,
+        connect: Callable[[], Mirror],
     ) -> None:
         self._store, self._journal, self._uri = store, journal, uri
         self._replay = Replay(store, journal, uri, connect)
         self._known = journal.run_keys()
-        journal.add("start")
+        journal.add("start", experiment=experiment)
         self._news, self._over, self._lock = threading.Event(), threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._send_all, name="mirror", daemon=True)
         self._thread.start()
@@ -151,6 +188,11 @@ class SpooledTracker:
     def uri(self) -> str:
         """Address of the mirror."""
         return self._uri
+
+    @property
+    def page(self) -> str | None:
+        """Address of the page that shows the study; None before the mirror was reached."""
+        return self._replay.page
 
     def observe(self, observations: Iterable[Observation]) -> None:
         """See Tracker."""
@@ -206,13 +248,17 @@ class SpooledTracker:
         self._news.set()
 
     def _send_all(self) -> None:
-        away = False
+        away = told = False
         while True:
             over = self._over.is_set()
             self._news.clear()
             try:
                 self._replay.send()
                 away = False
+                # A database has pages only once somebody serves it.
+                if not told and self._uri.startswith("http"):
+                    log.info("the runs are shown at %s", self.page)
+                    told = True
             except TrackerAway as error:
                 if not away:
                     log.warning("%s; its entries wait in %s", error, self._store.folder / "mirror")

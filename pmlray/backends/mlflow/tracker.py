@@ -13,11 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from pmlray.backends.mlflow.node_load import NodeLoad
+from pmlray.backends.mlflow.parents import (
+    USER,
+    StudyInMlflow,
+    create_parent,
+    find_parent,
+    login_name,
+    search_all,
+)
+from pmlray.backends.mlflow.run_pages import share_view
 from pmlray.backends.mlflow.runs import run_dataset, run_metrics, run_params, run_times
 from pmlray.backends.mlflow.system_metrics import SystemMetrics, watch
 from pmlray.backends.store.usable import require_own
@@ -27,8 +36,6 @@ from pmlray.errors import TrackerAway
 from pmlray.study.run_names import run_name, run_tags
 from pmlray.types import Observation
 
-EXPERIMENT = "pmlray"
-PAGE = 1000
 # Limit of one request.
 MOST_METRICS = 1000
 # Artifact folder of a run from which PEFT loads its adapter.
@@ -44,26 +51,27 @@ NOTE = (
 class MlflowTracker:
     """Tracker that writes to any MLflow tracking URI.
 
-    artifacts: their folder where the URI is a database; a server decides that itself.
-    adapters: folder whose sub-folders, named by run_key, are attached to the runs.
+    study: the store whose runs these are. adapters: folder whose sub-folders, named by run_key, are
+    attached to the runs.
     """
 
     def __init__(
         self,
         uri: str,
-        search_id: str,
+        study: StudyInMlflow,
         spec: Mapping[str, Any],
-        artifacts: Path,
         adapters: Path | None = None,
     ) -> None:
-        self._uri, self._search_id, self._adapters = uri, search_id, adapters
+        self._uri, self._study, self._adapters = uri, study, adapters
         self._task: Mapping[str, Any] = spec.get("task", {})
         self._system: SystemMetrics | None = None
         with self._reached():
             self._client = MlflowClient(tracking_uri=uri)
-            self._experiment = self._find_experiment(artifacts)
-            self._parent = self._find_parent(spec)
+            self._experiment, self._parent = self._find_parent(spec)
             self._mirrored = self._mirrored_keys()
+            self._page = share_view(
+                self._client, uri, self._experiment, self._parent, study.store_id, spec
+            )
         # MLflow's run ids of the runs in training, by run_key.
         self._live: dict[str, str] = {}
 
@@ -76,6 +84,16 @@ class MlflowTracker:
     def identity(self) -> str:
         """Id of the parent run, which changes if the database is lost."""
         return self._parent
+
+    @property
+    def page(self) -> str:
+        """Address of the table of the runs; see `share_view`."""
+        return self._page
+
+    @property
+    def run_keys(self) -> frozenset[str]:
+        """Keys of the measurements that MLflow has."""
+        return frozenset(self._mirrored)
 
     def start(self) -> None:
         """Mark the search as running (again), and start sampling this machine."""
@@ -110,7 +128,11 @@ class MlflowTracker:
                 self._client.log_batch(self._live[key], metrics=[metric])
 
     def _family(self) -> dict[str, str]:
-        return {"mlflow.parentRunId": self._parent, "pmlray.search_id": self._search_id}
+        return {
+            "mlflow.parentRunId": self._parent,
+            "pmlray.search_id": self._study.study_id,
+            USER: login_name(),
+        }
 
     def load(self, loads: Iterable[NodeLoad]) -> None:
         """Log the load of nodes while packs trained there as system metrics of the parent run;
@@ -177,56 +199,31 @@ class MlflowTracker:
                 f" {without_credentials(str(error))[:300]}"
             ) from error
 
-    def _find_experiment(self, artifacts: Path) -> str:
-        found = self._client.get_experiment_by_name(EXPERIMENT)
+    def _find_parent(self, spec: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the ids of the experiment and of the parent run, made if it is not there."""
+        found = find_parent(self._client, self._study)
         if found is not None:
-            return found.experiment_id
-        # Without a server, MLflow would put artifacts into the current working folder.
+            return found.info.experiment_id, found.info.run_id
+        name, _, digest = self._study.study_id.rpartition("-")
+        tags = {"mlflow.note.content": NOTE}
         served = self._uri.startswith("http")
-        return self._client.create_experiment(
-            EXPERIMENT, artifact_location=None if served else artifacts.as_uri()
-        )
-
-    def _find_parent(self, spec: Mapping[str, Any]) -> str:
-        runs = self._search(f"tags.`pmlray.search_id` = '{self._search_id}' and"
-                            " tags.`pmlray.kind` = 'search'")  # fmt: skip
-        if runs:
-            return runs[0].info.run_id
-        run = self._client.create_run(
-            self._experiment,
-            run_name=self._search_id,
-            tags={
-                "pmlray.search_id": self._search_id,
-                "pmlray.kind": "search",
-                "mlflow.note.content": NOTE,
-            },
-        )
+        # The hash is first: searches of one experiment often differ in nothing else.
+        run = create_parent(self._client, self._study, f"{digest} {name}".strip(), tags, served)
         params = [Param(key, value) for key, value in _flat(spec)]
         self._client.log_batch(run.info.run_id, params=params)
         self._client.log_dict(run.info.run_id, dict(spec), SEARCH_FILE)
-        return run.info.run_id
+        return run.info.experiment_id, run.info.run_id
 
     def _mirrored_keys(self) -> set[str]:
         """Return the run_keys of complete children; delete half-written ones, left by a kill."""
         keys = set()
-        for run in self._search(f"tags.`mlflow.parentRunId` = '{self._parent}'"):
+        condition = f"tags.`mlflow.parentRunId` = '{self._parent}'"
+        for run in search_all(self._client, [self._experiment], condition):
             if run.info.status == "FINISHED":
                 keys.add(run.data.tags["pmlray.run_key"])
             else:
                 self._client.delete_run(run.info.run_id)
         return keys
-
-    def _search(self, condition: str) -> list[Run]:
-        found: list[Run] = []
-        token: str | None = None
-        while True:
-            page = self._client.search_runs(
-                [self._experiment], condition, max_results=PAGE, page_token=token
-            )
-            found.extend(page)
-            token = page.token
-            if not token:
-                return found
 
     def _log_child(self, o: Observation) -> None:
         now = int(time.time() * 1000)

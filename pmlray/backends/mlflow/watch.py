@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pmlray.backends.mlflow.tracker import EXPERIMENT
+from pmlray.backends.mlflow.parents import newest_parent
 from pmlray.config.search_spec import SearchSpec
 from pmlray.config.secrets import without_credentials
 from pmlray.config.stored_files import SEARCH_FILE, read_stored
@@ -38,17 +38,13 @@ class MlflowWatch:
         self._uri = uri
         try:
             self._client = MlflowClient(tracking_uri=uri)
-            experiment = self._client.get_experiment_by_name(EXPERIMENT)
-            runs = [] if experiment is None else self._client.search_runs(
-                [experiment.experiment_id],
-                f"tags.`pmlray.search_id` = '{search_id}' and tags.`pmlray.kind` = 'search'",
-            )  # fmt: skip
-            if not runs:
+            run = newest_parent(self._client, search_id)
+            if run is None:
                 raise StoreError(
                     f"MLflow at {without_credentials(uri)} knows no search {search_id}; pmlray"
                     " validate SEARCH.yaml tells the id of a search, pmlray list those of a cluster"
                 )
-            self._run_id: str = runs[0].info.run_id
+            self._run_id: str = run.info.run_id
             with TemporaryDirectory() as folder:
                 file = self._client.download_artifacts(self._run_id, SEARCH_FILE, folder)
                 try:

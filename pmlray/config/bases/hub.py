@@ -35,12 +35,15 @@ class _Unreachable(Exception):
     """The hub gave no answer, or not to this user; the message says why."""
 
 
-def find_on_hub(model_id: str, revision: str, known: Geometry | None) -> tuple[str, Geometry]:
+def find_on_hub(
+    model_id: str, revision: str | None, known: Geometry | None
+) -> tuple[str, Geometry]:
     """Find a hub model's commit and sizes, and check its files as far as headers tell.
 
     Args:
         model_id: owner and name.
-        revision: a commit, or a branch or tag, which is resolved to its commit now.
+        revision: a commit, or a branch or tag, which is resolved to its commit now; None for the
+            hub's default branch.
         known: sizes of the model, where pmlray has them; with them a commit is accepted where the
             hub cannot be asked, and its files are checked when they are loaded.
 
@@ -51,25 +54,33 @@ def find_on_hub(model_id: str, revision: str, known: Geometry | None) -> tuple[s
         ModelError: the hub has no such model or revision, or cannot be reached and has to be, or
             the model's files are not what its config says.
     """
-    pinned = COMMIT.fullmatch(revision) is not None
-    if pinned and (folder := _whole_snapshot(model_id, revision)) is not None:
+    if revision is None or COMMIT.fullmatch(revision) is None:
+        revision = _commit(model_id, revision)
+    if (folder := _whole_snapshot(model_id, revision)) is not None:
         return revision, check_folder(folder)
-    where = f"{model_id}@{revision}"
     try:
-        if pinned:
-            return revision, _checked(model_id, revision)
-        commit = _info(model_id, revision)[0]
+        return revision, _checked(model_id, revision)
     except _Unreachable as error:
-        if not pinned:
-            raise ModelError(
-                f"model.revision {revision!r} of {model_id} is not the hash of a commit, and the"
-                f" hub, which knows its commit, could not be asked ({error}); give the commit's"
-                " hash of 40 digits, or try again where the hub can be reached"
-            ) from error
         if known is not None:
             return revision, known
+        where = f"{model_id}@{revision}"
         return revision, _by_cached_config(model_id, revision, where, error)
-    return find_on_hub(model_id, commit, known)
+
+
+def _commit(model_id: str, revision: str | None) -> str:
+    """Return the commit of a branch or tag, or of the default branch, asked of the hub now."""
+    try:
+        return _info(model_id, revision)[0]
+    except _Unreachable as error:
+        why = (
+            f"model.revision of {model_id} is not given"
+            if revision is None
+            else f"model.revision {revision!r} of {model_id} is not the hash of a commit"
+        )
+        raise ModelError(
+            f"{why}, and the hub, which knows its commit, could not be asked ({error}); give the"
+            " commit's hash of 40 digits as revision, or try again where the hub can be reached"
+        ) from error
 
 
 @cache
@@ -90,8 +101,8 @@ def _checked(model_id: str, commit: str) -> Geometry:
     return geometry
 
 
-def _info(model_id: str, revision: str) -> tuple[str, Collection[str]]:
-    """Return a revision's commit and the names of its files."""
+def _info(model_id: str, revision: str | None) -> tuple[str, Collection[str]]:
+    """Return the commit and the names of the files of a revision, None: of the default branch."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -99,9 +110,11 @@ def _info(model_id: str, revision: str) -> tuple[str, Collection[str]]:
         RevisionNotFoundError,
     )
 
+    at = "" if revision is None else f" at {revision}"
+
     def refused(error: Exception) -> ModelError:
         return ModelError(
-            f"the hub has no model {model_id} at {revision} that this user may see"
+            f"the hub has no model {model_id}{at} that this user may see"
             f" ({_first_line(error)}); correct model.id or model.revision, or log in with: hf auth"
             " login"
         )
@@ -117,7 +130,7 @@ def _info(model_id: str, revision: str) -> tuple[str, Collection[str]]:
             raise refused(error) from error
         raise
     if info.sha is None or COMMIT.fullmatch(info.sha) is None:
-        raise ModelError(f"the hub does not tell the commit of {model_id} at {revision}")
+        raise ModelError(f"the hub does not tell the commit of {model_id}{at}")
     return info.sha, [file.rfilename for file in info.siblings or ()]
 
 

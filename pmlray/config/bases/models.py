@@ -82,8 +82,8 @@ def resolve_model(model_id: str, revision: str | None) -> ModelSource:
     """Find a model's identity and geometry, and check its files as far as headers tell.
 
     A pullable name resolves whether or not it was pulled (`folder` is None when not); a folder is
-    read; anything else must be a hub id with a revision, which is resolved to its commit. Raises
-    ModelError with the remedy.
+    read; anything else must be a hub id, whose revision, or without one its default branch, is
+    resolved to its commit. Raises ModelError with the remedy.
     """
     if model_id in PULLABLE:
         folder = pulled_folder(model_id)
@@ -98,11 +98,6 @@ def resolve_model(model_id: str, revision: str | None) -> ModelSource:
         raise ModelError(
             f"model.id {model_id!r} is neither a folder here, nor a hub id (owner/name), nor one of"
             f" {', '.join(PULLABLE)}"
-        )
-    if revision is None:
-        raise ModelError(
-            f"model.revision is needed for the hub model {model_id}: a commit hash, so that the"
-            " measured weights can never change under the search"
         )
     commit, geometry = find_on_hub(model_id, revision, KNOWN_MODELS.get(model_id))
     return ModelSource(f"{model_id}@{commit}", geometry, None, commit)

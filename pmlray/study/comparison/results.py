@@ -20,6 +20,7 @@ from pmlray.study.comparison.equal_recall import Cells, EqualRecall, equal_recal
 from pmlray.study.comparison.recall_levels import SecondsToRecall, seconds_to_recall
 from pmlray.study.comparison.tuning import TriedRate, tried_rates, tuned_rates
 from pmlray.study.findings.recall_rule import recall_rule
+from pmlray.study.run_names import short_point
 from pmlray.types import DesignPoint, Method, Observation
 
 LEVEL = 0.95
@@ -163,6 +164,19 @@ def _edge(rate: float, tried: Sequence[float]) -> Edge | None:
     if tried and rate == max(tried):
         return "highest"
     return "lowest" if tried and rate == min(tried) else None
+
+
+def method_metrics(results: Sequence[MethodResult]) -> dict[str, float]:
+    """Return each method's means as flat metrics, in whose order MemFT stands beside SFT.
+
+    Example:
+        `r2 l280 t400/exact_recall/memft_ot`
+    """
+    return {
+        f"{short_point(r.point)}/{figure}/{r.method}": mean
+        for r in results
+        for figure, mean in r.means.items()
+    }
 
 
 def paired_difference(

@@ -28,7 +28,7 @@ from pmlray.design.cost import CPU_CORE_FLOPS, GPU_FLOPS
 from pmlray.errors import DesignError
 from pmlray.law import PlacementChoice
 from pmlray.study.budget.allowance import budget_advice
-from pmlray.study.run_names import point_name
+from pmlray.study.run_names import pair_name
 from pmlray.types import DesignPoint, PlannedRun
 
 CHAT_PROMPT_TOKENS = 40
@@ -153,10 +153,7 @@ class SearchPlan:
             "first runs, by placement in one pack or several:" if self._placed else "first pack:",
         ]
         for run, seconds in self.first_pack:
-            lines.append(
-                f"  {point_name(run.point)} sequence={run.sequence_id} seed={run.seed}:"
-                f" about {seconds:.0f} gpu_seconds"
-            )
+            lines.append(f"  {pair_name(run)}: about {seconds:.0f} gpu_seconds")
         return "\n".join(lines)
 
 

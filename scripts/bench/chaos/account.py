@@ -159,9 +159,9 @@ def _duplicated(
     missing from the first two."""
     keys = sorted(o.run_key for o in observations)
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("pmlray")
+    experiments = [found.experiment_id for found in client.search_experiments()]
     children = client.search_runs(
-        [experiment.experiment_id], "tags.`pmlray.kind` = 'observation'", max_results=1000
+        experiments, "tags.`pmlray.kind` = 'observation'", max_results=1000
     )
     mirrored = sorted(run.data.tags["pmlray.run_key"] for run in children)
     backend = JournalFileBackend(str(store.folder / "optuna.journal"))

@@ -68,15 +68,16 @@ class CountingClient:
     def __getattr__(self, name: str) -> Any:
         def request(*_: Any, **__: Any) -> Any:
             self.requests[name] += 1
-            if name == "search_runs":
+            if name in ("search_runs", "search_experiments"):
                 return _empty_page()
-            return SimpleNamespace(experiment_id="0", info=SimpleNamespace(run_id="0"))
+            info = SimpleNamespace(run_id="0", experiment_id="0")
+            return SimpleNamespace(experiment_id="0", lifecycle_stage="active", info=info)
 
         return request
 
 
 def _empty_page() -> Any:
-    """An empty page of runs."""
+    """An empty page of runs or experiments."""
     page = type("Page", (list,), {"token": None})
     return page()
 
@@ -181,7 +182,7 @@ def simulate(
         mock.patch.object(file_store, "open_here", _counted(file_store.open_here, calls, "r")),
     ):
         spec = search.spec
-        tracker = spooled_tracker(store, "http://127.0.0.1:9", spec.search_id, spec)
+        tracker = spooled_tracker(store, "http://127.0.0.1:9", spec.search_id, spec, "scale")
         law_search = LawSearch(
             search, store, study_of(search, store, cost), tracker, cost, 2, lambda progress: None
         )

@@ -9,6 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.integration.conftest import ROOT, pmlray
+from tests.mlflow_runs import all_runs
 
 SPEC = ROOT / "searches" / "comparisons" / "smoke.yaml"
 
@@ -26,8 +27,7 @@ def test_compares_and_continues(tmp_path: Path) -> None:
     assert all("prose_delta_loss" in r["means"] for r in found["results"])
     assert Path(found["report"]).is_file()
     client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
-    (experiment,) = [e for e in client.search_experiments() if e.name == "pmlray"]
-    runs = client.search_runs([experiment.experiment_id])
+    runs = all_runs(client)
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
     children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
     assert len(parents) == 1 and len(children) == 24

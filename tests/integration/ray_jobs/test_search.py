@@ -25,6 +25,7 @@ from pmlray.backends.store.file_store import FileStore
 from pmlray.cli.watch_command import mirrored_standing
 from pmlray.study.search.store_follower import FollowedSearch
 from tests.integration.conftest import ROOT, SMALL, SMOKE, Finished, end_group, pmlray
+from tests.mlflow_runs import all_runs
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -86,8 +87,7 @@ def test_every_observation_holds_together(smoke: Finished) -> None:
 def test_mlflow_and_optuna_mirror_the_store(smoke: Finished) -> None:
     observations = {o.run_key: o for o in FileStore(smoke.store).observations()}
     client = MlflowClient(smoke.found["tracking_uri"])
-    (experiment,) = (e for e in client.search_experiments() if e.name == "pmlray")
-    runs = client.search_runs([experiment.experiment_id])
+    runs = all_runs(client)
     parent = next(r for r in runs if r.data.tags["pmlray.kind"] == "search")
     children = {
         r.data.tags["pmlray.run_key"]: r for r in runs if r.data.tags["pmlray.kind"] != "search"
@@ -163,8 +163,7 @@ def test_a_killed_search_continues_without_losing_or_repeating(tmp_path: Path) -
     found = json.loads(out)
     assert found["n_observations"] == 4
     client = MlflowClient(found["tracking_uri"])
-    (experiment,) = (e for e in client.search_experiments() if e.name == "pmlray")
-    runs = client.search_runs([experiment.experiment_id])
+    runs = all_runs(client)
     kinds = [r.data.tags["pmlray.kind"] for r in runs]
     assert kinds.count("search") == 1 and kinds.count("observation") == len(after)
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from pmlray.backends.mlflow.node_load import NodeLoad
+from pmlray.backends.mlflow.parents import StudyInMlflow
 from pmlray.backends.mlflow.system_metrics import watch
 from pmlray.backends.mlflow.tracker import MlflowTracker
 from pmlray.config.bases.models import TINY, resolve_model
@@ -33,6 +34,7 @@ from tests.browser import chromium, require_chromium
 from tests.fakes import observe
 from tests.integration.conftest import SMOKE, free_port
 from tests.integration.tracking.composed_mlflow import Mlflow, composed_server
+from tests.mlflow_runs import all_runs
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +58,7 @@ def server(served: Mlflow) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def mirrored(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """The id of a search that the server shows, and the folder of its adapters."""
+    """The address of the page that shows a search, and the folder of its adapters."""
     folder = tmp_path_factory.mktemp("search")
     search = prepare_search(SMOKE, ("probe.placement=down_proj",))
     spec, generator = search.spec, torch.Generator().manual_seed(0)
@@ -72,7 +74,8 @@ def mirrored(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str
         write_card(folder / run.run_key, search, measured)
         observations.append(measured)
     settings = spec.model_dump(mode="json")
-    tracker = MlflowTracker(server, spec.search_id, settings, folder / "unused", folder)
+    study = StudyInMlflow(spec.search_id, f"pmlray/{spec.name}", "a" * 12, folder)
+    tracker = MlflowTracker(server, study, settings, folder)
     tracker.start()
     tracker.observe(observations)
     now = int(time.time() * 1000)
@@ -80,17 +83,12 @@ def mirrored(server: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str
     tracker.load([NodeLoad(0, NODE, samples)])
     tracker.law({"law/rank_exponent": 0.7}, 12.0)
     tracker.finish([], "FINISHED")
-    return spec.search_id, folder
+    return tracker.page, folder
 
 
 def runs_of(server: str, kind: str) -> list[mlflow.entities.Run]:
-    client = MlflowClient(server)
-    experiment = client.get_experiment_by_name("pmlray")
-    assert experiment is not None
-    return client.search_runs(
-        [experiment.experiment_id],
-        f"tags.`pmlray.kind` = '{kind}'",
-        order_by=["metrics.`point/lora_rank` ASC"],
+    return all_runs(
+        MlflowClient(server), f"tags.`pmlray.kind` = '{kind}'", "metrics.`point/lora_rank` ASC"
     )
 
 
@@ -155,7 +153,7 @@ def test_the_machines_load_is_recorded(
 def test_its_pages_show_the_search_and_its_runs(
     served: Mlflow, server: str, mirrored: tuple[str, Path]
 ) -> None:
-    search_id, _ = mirrored
+    table, _ = mirrored
     (parent,) = runs_of(server, "search")
     last = runs_of(server, "observation")[-1]
     with chromium(require_chromium()) as browser:
@@ -165,8 +163,14 @@ def test_its_pages_show_the_search_and_its_runs(
             http_credentials={"username": user, "password": password},
         )
         runs = f"{server}/#/experiments/{parent.info.experiment_id}/runs"
-        page.goto(runs)
-        page.get_by_text(search_id).first.wait_for()
+        # A browser that was never here opens the training pages, with what was measured.
+        page.goto(table)
+        for shown in (last.info.run_name, "Model training", "exact_recall", "delta_loss"):
+            assert shown is not None
+            page.get_by_text(shown).first.wait_for()
+        digest = parent.data.tags["pmlray.search_id"].rpartition("-")[2]
+        page.goto(f"{runs}/{parent.info.run_id}")
+        page.get_by_text(digest).first.wait_for()
         page.goto(f"{runs}/{last.info.run_id}")
         for shown in (last.info.run_name, "point/lora_rank", "long_context sequence 0"):
             assert shown is not None

@@ -19,6 +19,7 @@ from pmlray.config.prepared_search import prepare_search
 from pmlray.study.search.replay_table import write_table
 from scripts.bench.chaos.servers import MlflowServer, Postgres
 from tests.integration.conftest import pmlray
+from tests.mlflow_runs import all_runs
 from tests.postgres import require_binaries
 from tests.searches import exhaustive
 from tests.unit.conftest import SEARCH
@@ -64,9 +65,7 @@ def replay(tmp_path: Path) -> list[str]:
 def mirrored(uri: str) -> tuple[list[str], str, int]:
     """The children's run_keys, the parent's status, and how often the law was told."""
     client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("pmlray")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    runs = all_runs(client)
     (parent,) = (r for r in runs if r.data.tags["pmlray.kind"] == "search")
     keys = [r.data.tags["pmlray.run_key"] for r in runs if r is not parent]
     told = client.get_metric_history(parent.info.run_id, "law/r2")

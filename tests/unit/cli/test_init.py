@@ -19,7 +19,7 @@ from pmlray.config import load_search
 from pmlray.config.bases.models import KNOWN_MODELS, KNOWN_REVISIONS, resolve_model
 from pmlray.config.prepared_search import prepare_search
 from pmlray.engine.model.pull import pull_model
-from pmlray.errors import PmlrayError, SpecError
+from pmlray.errors import DataError, PmlrayError, SpecError
 from pmlray.study.search.plan import first_cost, first_pack
 
 ROOT = Path(__file__).parents[3]
@@ -101,6 +101,33 @@ def test_lengths_are_counted_where_the_tokenizer_is_here(
     assert search.spec.space.seq_len[0] >= max(counts)
 
 
+def test_records_are_read_before_anything_is_asked(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pmlray.cli.init_command._at_a_terminal", lambda: True)
+    (here / "own.csv").write_text("Q;A\nAda:;one\nBob:;two\n")
+    done = runner.invoke(app, ["init", "--records", "own.csv"])
+    assert isinstance(done.exception, DataError) and "--columns" in str(done.exception)
+    assert "Base model" not in done.output
+    # What the records answer is not asked: two questions are left.
+    asked = ["init", "--records", "own.csv", "--columns", "query=Q,target=A"]
+    done = runner.invoke(app, asked, input="smollm2-135m\n\n")
+    assert done.exit_code == 0, done.exception
+    assert done.output.index("own.csv: 2 records") < done.output.index("Base model")
+    assert "What is memorised" not in done.output
+    search = prepare_search(here / "records_smollm2_135m.yaml")
+    assert search.task.pairs == (("Ada:", "one"), ("Bob:", "two"))
+
+
+def test_a_search_of_records_elsewhere_is_written_beside_them(here: Path) -> None:
+    (here / "deep").mkdir()
+    (here / "facts.jsonl").rename(here / "deep" / "facts.jsonl")
+    found = written("--records", "deep/facts.jsonl", "--model", "tiny-random-llama")
+    assert found["file"] == "deep/records_tiny_random_llama.yaml"
+    spec = load_search(here / found["file"])
+    assert (spec.task.kind, spec.task.records) == ("records", "facts.jsonl")
+
+
 def test_one_record_longer_than_the_base_reads_is_measured_by_its_beginning(here: Path) -> None:
     long = {"question": "Recite.", "matching": "one two three " * 10_000, "not_matching": ""}
     (here / "long.jsonl").write_text(json.dumps(long))
@@ -148,6 +175,11 @@ def test_it_overwrites_only_by_force(here: Path) -> None:
         ),
         (["--task", "phonebook", "--model", "smollm2-135m", "--layer", "99"], "layers 0 to 29"),
         (["--task", "phonebook", "--model", "nowhere"], "nowhere"),
+        (
+            ["--task", "phonebook", "--model", "smollm2-135m", "--columns", "query=a,target=b"],
+            "--columns names columns of --records",
+        ),
+        (["--records", "facts.jsonl", "--columns", "query=a"], "expected query=NAME,target=NAME"),
         (
             ["--task", "records", "--model", "smollm2-135m", "--records", "../facts.jsonl"],
             "write the search beside it: pmlray init ../mine.yaml",

@@ -133,7 +133,7 @@ def test_the_options_say_where_the_adapter_sits(
         (["--placement", "all-linear", "--max-rank", "33"], SpecError, "k_proj maps 64 values to"),
         (["--max-rank", "65"], SpecError, "mlp.down_proj maps 128 values to 64"),
         (["--model", "no-such-model"], ModelError, "neither a folder here, nor a hub id"),
-        (["--model", "owner/model"], ModelError, "revision is needed"),
+        (["--model", "owner/model"], ModelError, "give the commit's hash"),
         (["--records", "missing.jsonl"], DataError, "missing.jsonl: cannot be read"),
         (["--law", "missing"], StoreError, "no store of a search"),
     ],

@@ -66,7 +66,11 @@ def test_complaints_name_line_and_remedy(
             ["task.columns.target is needed"],
         ),
         ("task={kind: long_context, random_ratio: 20}", SpecError, ["task.text is needed"]),
-        ("model.id=nobody/nothing", ModelError, ["model.revision is needed"]),
+        (
+            "model.id=nobody/nothing",
+            ModelError,
+            ["model.revision of nobody/nothing is not given", "as revision"],
+        ),
         ("model.id=./missing", ModelError, ["neither a folder"]),
         ("budget={gpu_seconds: 1, gpu_hours: 1}", SpecError, ["exactly one"]),
         ("no-equals-sign", SpecError, ["key=value"]),

@@ -16,7 +16,7 @@ from pmlray.backends.mlflow.node_load import NodeLoad, put_load
 from pmlray.backends.mlflow.spooled_tracker import Replay, SpooledTracker
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.errors import TrackerAway
+from pmlray.errors import StoreError, TrackerAway
 from pmlray.live_packs import LivePack, LiveRun
 from pmlray.types import Observation
 from tests.fakes import observe
@@ -29,9 +29,14 @@ class FakeMirror:
 
     def __init__(self, identity: str = "first") -> None:
         self.identity = identity
+        self.page = f"{URI}/#/{identity}"
         self.got: list[object] = []
         self.away = False
         self.dies_after: object = None
+
+    @property
+    def run_keys(self) -> frozenset[str]:
+        return frozenset(what for what in self.got if isinstance(what, str)) - {"start", "gpu-7"}
 
     def take(self, what: object) -> None:
         if self.away:
@@ -97,7 +102,7 @@ def test_nobody_waits_for_a_mirror_that_is_away_and_it_gets_all_in_order_once(
     monkeypatch.setattr("pmlray.backends.mlflow.spooled_tracker.RETRY_SECONDS", 0.01)
     mirror = FakeMirror()
     mirror.away = True
-    tracker = SpooledTracker(store, MirrorJournal(store.folder), URI, connecting(mirror))
+    tracker = SpooledTracker(store, MirrorJournal(store.folder), URI, "lab", connecting(mirror))
     tracker.observe(measured[:2])
     # Of the pack that measured them; a worker keeps it before the pack comes home.
     put_load(store.folder, NodeLoad(0, "gpu-7", ((1000, {"cpu": 5.0}),)))
@@ -128,7 +133,7 @@ def test_a_killed_driver_leaves_its_entries_to_the_next(
     journal.add("start")
     journal.add("observe", run_keys=[measured[0].run_key])
     mirror = FakeMirror()
-    again = SpooledTracker(store, MirrorJournal(store.folder), URI, connecting(mirror))
+    again = SpooledTracker(store, MirrorJournal(store.folder), URI, "lab", connecting(mirror))
     again.observe(measured)
     again.finish([], "FINISHED")
     assert mirror.got == ["start", *(o.run_key for o in measured), ([], "FINISHED")]
@@ -138,13 +143,45 @@ def test_a_mirror_that_was_lost_is_built_from_the_first_entry_on(
     store: FileStore, measured: list[Observation]
 ) -> None:
     first, anew = FakeMirror(), FakeMirror("second")
-    tracker = SpooledTracker(store, MirrorJournal(store.folder), URI, connecting(first))
+    tracker = SpooledTracker(store, MirrorJournal(store.folder), URI, "lab", connecting(first))
     tracker.observe(measured)
     tracker.law({"r2": 0.5}, 3.0)
     tracker.finish([], "FINISHED")
     replay = Replay(store, MirrorJournal(store.folder), URI, connecting(anew))
     assert replay.send() == 4 and anew.got == first.got
     assert replay.send() == 0
+
+
+def test_what_a_mirror_has_is_asked_of_it_and_completed(
+    store: FileStore, measured: list[Observation]
+) -> None:
+    """Somebody deletes runs there, which the journal counts as sent."""
+    mirror = FakeMirror()
+    tracker = SpooledTracker(store, MirrorJournal(store.folder), URI, "lab", connecting(mirror))
+    tracker.observe(measured[:3])
+    tracker.finish([], "FINISHED")
+    assert tracker.page == mirror.page
+    mirror.got.remove(measured[1].run_key)
+    replay = Replay(store, MirrorJournal(store.folder), URI, connecting(mirror))
+    assert replay.page is None
+    assert replay.send() == 0 and len(mirror.run_keys) == 2
+    assert replay.complete() == len(measured) == len(mirror.run_keys)
+
+
+def test_a_journal_keeps_the_store_s_id_and_the_experiment(store: FileStore) -> None:
+    journal = MirrorJournal(store.folder)
+    assert journal.experiment() is None and journal.earlier_identity(URI) is None
+    # As versions before this one wrote it.
+    journal.add("start")
+    journal.add("start", experiment="lab")
+    again, other = MirrorJournal(store.folder), MirrorJournal(store.folder.with_name("other"))
+    assert again.experiment() == "lab"
+    assert journal.store_id() == again.store_id() != other.store_id()
+    journal.mark_sent(URI, "first", 1)
+    assert again.earlier_identity(URI) == "first"
+    (store.folder / "mirror" / "store_id").write_text("' or 1")
+    with pytest.raises(StoreError, match="is damaged"):
+        journal.store_id()
 
 
 @given(st.sets(st.integers(1, 30)), st.integers(0, 30))
@@ -168,7 +205,7 @@ def test_how_runs_get_on_reaches_the_mirror(
     )
     pack = LivePack("pack-000-a", "training", 1.0, 3, runs=of_runs)
     mirror = FakeMirror()
-    tracker = SpooledTracker(store, MirrorJournal(store.folder), URI, lambda: mirror)
+    tracker = SpooledTracker(store, MirrorJournal(store.folder), URI, "lab", lambda: mirror)
     tracker.live({run.run_key: run}, [pack])
     tracker.finish([], "FINISHED")
     assert mirror.got == ["start", (run.run_key, 12, 3.5), ([], "FINISHED")]

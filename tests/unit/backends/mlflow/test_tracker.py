@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from pmlray.api.sync import sync_store
 from pmlray.api.tracking import mirror_of
 from pmlray.backends.mlflow.journal import MirrorJournal
 from pmlray.backends.mlflow.node_load import NodeLoad
+from pmlray.backends.mlflow.parents import StudyInMlflow
 from pmlray.backends.mlflow.spooled_tracker import Replay, local_tracking_uri
 from pmlray.backends.mlflow.tracker import MlflowTracker
 from pmlray.backends.mlflow.watch import MlflowWatch
@@ -25,6 +27,7 @@ from pmlray.errors import StoreError
 from pmlray.study.run_names import run_name, run_tags
 from pmlray.types import FailedRun
 from tests.fakes import observe
+from tests.mlflow_runs import all_runs
 
 ROOT = Path(__file__).parents[4]
 
@@ -33,15 +36,20 @@ ROOT = Path(__file__).parents[4]
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Creating the schema takes seconds; the tests share it under different search ids."""
     folder = tmp_path_factory.mktemp("mlflow")
-    MlflowTracker(local_tracking_uri(folder), "warm-up", {}, folder / "artifacts")
+    MlflowTracker(local_tracking_uri(folder), study_of(folder, "warm-up"), {})
     shutil.copy(folder / "mlflow.db", folder / "another.db")
     return folder
 
 
-def children(client: MlflowClient, search_id: str) -> list:
-    (experiment,) = (e for e in client.search_experiments() if e.name == "pmlray")
+def study_of(
+    folder: Path, search_id: str, store_id: str = "a" * 12, earlier: str | None = None
+) -> StudyInMlflow:
+    return StudyInMlflow(search_id, "pmlray/unit", store_id, folder, earlier)
+
+
+def children(client: MlflowClient, search_id: str) -> list[Run]:
     condition = f"tags.`pmlray.search_id` = '{search_id}' and tags.`pmlray.kind` = 'observation'"
-    return list(client.search_runs([experiment.experiment_id], condition))
+    return all_runs(client, condition)
 
 
 def test_mirrors_each_observation_once(
@@ -62,8 +70,8 @@ def test_mirrors_each_observation_once(
     adapter.write_text("{}")
     uri = local_tracking_uri(database)
     spec = search.spec.model_dump(mode="json")
-    folders = database / "artifacts", tmp_path / "adapters"
-    tracker = MlflowTracker(uri, search.spec.search_id, spec, *folders)
+    study, adapters = study_of(database, search.spec.search_id), tmp_path / "adapters"
+    tracker = MlflowTracker(uri, study, spec, adapters)
     tracker.observe(observations[:2])
     client = MlflowClient(uri)
 
@@ -77,7 +85,8 @@ def test_mirrors_each_observation_once(
             "pmlray.run_key": observations[2].run_key,
         },
     )
-    again = MlflowTracker(uri, search.spec.search_id, spec, *folders)
+    again = MlflowTracker(uri, study, spec, adapters)
+    assert again.run_keys == {o.run_key for o in observations[:2]}
     again.observe(observations)
     again.law({"law/rank_exponent": 0.7}, 12.0)
     report = tmp_path / "report.json"
@@ -122,7 +131,7 @@ def test_a_run_s_curve_grows_while_it_trains_and_the_run_is_one(
     search, search_id = make_search(), "grows"
     planned = [search.plan_run(p, "sft", 0, 0, "law") for p in search.spec.space.points()[:2]]
     uri, spec = local_tracking_uri(database), search.spec.model_dump(mode="json")
-    tracker = MlflowTracker(uri, search_id, spec, database / "artifacts")
+    tracker = MlflowTracker(uri, study_of(database, search_id), spec)
 
     def tell(steps: int, loss: float) -> None:
         row = {"steps": steps, "loss": loss}
@@ -173,14 +182,16 @@ def test_sync_ends_what_a_killed_search_has_left_running(
     journal.add("live", runs=rows)
     client = MlflowClient(uri)
     # Taken while the search ran: its tracker is gone.
-    Replay(store, journal, uri, mirror_of(store, uri, search_id, search.spec)).send()
+    connect = mirror_of(store, journal, uri, search_id, search.spec, "pmlray/unit")
+    Replay(store, journal, uri, connect).send()
     assert [r.info.status for r in children(client, search_id)] == ["RUNNING"] * 3
     store.put(observe(runs[0], 0, 0, 0.02, 1e-3))
     gone = FailedRun(runs[1].run_key, runs[1].point, 0, 1, "left out", 1.0, left_out=True)
     store.put_failure(gone)
     another = f"sqlite:///{database / 'another.db'}"
     for uri_of, sent in ((uri, 2), (uri, 0), (another, 4)):
-        assert sync_store(folder, uri_of, None)["sent"] == sent
+        found = sync_store(folder, uri_of, None)
+        assert (found["sent"], found["observations"]) == (sent, 1)
         client = MlflowClient(uri_of)
         (measured,) = children(client, search_id)
         assert measured.data.tags["pmlray.run_key"] == runs[0].run_key
@@ -198,7 +209,7 @@ def test_sync_ends_what_a_killed_search_has_left_running(
 
 def test_the_load_of_a_node_is_kept_once_beside_that_of_others(database: Path) -> None:
     uri = local_tracking_uri(database)
-    tracker = MlflowTracker(uri, "loaded", {}, database / "artifacts")
+    tracker = MlflowTracker(uri, study_of(database, "loaded"), {})
     client = MlflowClient(uri)
     start = client.get_run(tracker.identity).info.start_time
     # More than one request takes.
@@ -215,8 +226,8 @@ def test_the_load_of_a_node_is_kept_once_beside_that_of_others(database: Path) -
 
 def test_a_comparison_is_not_taken_for_a_search(database: Path) -> None:
     spec, _ = prepare_comparison(ROOT / "searches" / "comparisons" / "smoke.yaml")
-    uri, folder = local_tracking_uri(database), database / "artifacts"
-    MlflowTracker(uri, spec.compare_id, spec.model_dump(mode="json"), folder)
+    uri = local_tracking_uri(database)
+    MlflowTracker(uri, study_of(database, spec.compare_id), spec.model_dump(mode="json"))
     with pytest.raises(StoreError, match="a comparison is watched by its store"):
         MlflowWatch(uri, spec.compare_id)
 
@@ -224,7 +235,7 @@ def test_a_comparison_is_not_taken_for_a_search(database: Path) -> None:
 def test_a_placements_name_may_have_a_plus(database: Path) -> None:
     named = {"q_proj+v_proj": {"layers": "all"}, "down_proj": {"layers": [2]}}
     uri = local_tracking_uri(database)
-    tracker = MlflowTracker(uri, "plus", {"space": {"placement": named}}, database / "artifacts")
+    tracker = MlflowTracker(uri, study_of(database, "plus"), {"space": {"placement": named}})
     params = MlflowClient(uri).get_run(tracker._parent).data.params
     assert params["space.placement.q_proj:v_proj.layers"] == "all"
     assert params["space.placement.down_proj.layers"] == "[2]"

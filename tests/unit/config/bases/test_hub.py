@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import constants, snapshot_download
 
+from pmlray.api.comparison import Comparison
+from pmlray.api.search import Search
 from pmlray.api.sizing.plan import SizeRequest, prepare_size
-from pmlray.api.stores import claim_search, open_store
+from pmlray.api.stores import claim_comparison, claim_search, open_store
 from pmlray.config import ClusterProfile
 from pmlray.config.adapters.model_card import loading
 from pmlray.config.bases import hub as hub_models
 from pmlray.config.bases.models import KNOWN_MODELS, TINY, pulled_folder, resolve_model
-from pmlray.config.prepared_search import PreparedSearch, prepare_comparison
-from pmlray.errors import ModelError
+from pmlray.config.prepared_search import (
+    PreparedSearch,
+    prepare_comparison,
+    prepare_search,
+    prepare_spec,
+)
+from pmlray.errors import ModelError, StoreError
 from pmlray.memory import RecordSource
 from pmlray.study.sizing.request import Wanted
 from tests.hub import COMMIT, Hub, serving
@@ -51,7 +59,7 @@ def away(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     at(NOBODY, monkeypatch)
 
 
-@pytest.mark.parametrize("revision", ["main", "v1.0", COMMIT])
+@pytest.mark.parametrize("revision", ["main", "v1.0", COMMIT, None])
 def test_a_branch_becomes_its_commit_and_no_weights_are_downloaded(revision: str, hub: Hub) -> None:
     source = resolve_model(ID, revision)
     assert source.revision == COMMIT and source.identity == f"{ID}@{COMMIT}"
@@ -74,24 +82,94 @@ def test_the_commit_is_what_is_kept(
         make_search(f"model.id={ID}", "model.revision=main")
 
 
+MOVED = "f" * 40
+
+
+def test_a_hub_id_alone_stays_at_the_commit_that_its_store_began_with(
+    hub: Hub, search_file: Path, tmp_path: Path
+) -> None:
+    """What the hub's branch has become meanwhile is for new stores."""
+    search_file.write_text(search_file.read_text().replace(TINY, ID))
+    began = Search.load(search_file, store=tmp_path / "store")
+    assert began.spec.model.revision == COMMIT and began.prepared.source.revision == COMMIT
+    pinned = prepare_search(search_file, [f"model.revision={COMMIT}"]).spec
+    assert pinned.search_id != began.search_id, "the id says whether a commit was asked for"
+    (tmp_path / "store").mkdir()
+    claim_search(tmp_path / "store", began.spec)
+    hub.moved(MOVED)
+    asked = len(hub.asked)
+    again = Search.load(search_file, store=tmp_path / "store")
+    assert again.spec == began.spec and again.prepared.source == began.prepared.source
+    assert hub.asked[asked:] == []
+    # As a cluster gets it, from a laptop that looked the branch up anew.
+    sent = prepare_search(search_file).spec
+    assert (sent.search_id, sent.model.revision) == (began.search_id, MOVED)
+    with pytest.raises(StoreError, match=f"was begun with {ID} at {COMMIT}"):
+        claim_search(tmp_path / "store", sent)
+    assert Search.load(sent, store=tmp_path / "store").spec == began.spec
+    # And what reads the store alone.
+    assert prepare_spec(open_store(tmp_path / "store")[0], tmp_path).source.revision == COMMIT
+
+
+def test_a_comparison_and_a_sizing_go_on_at_the_commit_that_they_began_with(
+    hub: Hub, tmp_path: Path
+) -> None:
+    file = tmp_path / "compare.yaml"
+    file.write_text(COMPARISON.replace(", revision: main", ""))
+    began = Comparison.load(file, store=tmp_path / "store")
+    (tmp_path / "store").mkdir()
+    claim_comparison(tmp_path / "store", began.spec)
+    (tmp_path / "r.jsonl").write_text('{"query": "a", "target": " bcd"}\n')
+    asked = sizing(tmp_path, None)
+    plan = prepare_size(asked)
+    (plan.out / "law").mkdir(parents=True)
+    claim_search(plan.out / "law", plan.search.spec)
+    hub.moved(MOVED)
+    again = Comparison.load(file, store=tmp_path / "store")
+    assert again.spec == began.spec and again.prepared.source.revision == COMMIT
+    assert prepare_size(asked).search.spec == plan.search.spec
+    elsewhere = prepare_size(replace(asked, out=tmp_path / "new"))
+    assert elsewhere.search.spec.model.revision == MOVED
+
+
+def test_without_the_hub_an_id_alone_is_refused_unless_its_store_knows_the_commit(
+    hub: Hub, search_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search_file.write_text(search_file.read_text().replace(TINY, ID))
+    began = Search.load(search_file, store=tmp_path / "store")
+    (tmp_path / "store").mkdir()
+    claim_search(tmp_path / "store", began.spec)
+    at(NOBODY, monkeypatch)
+    with pytest.raises(ModelError, match=r"revision of someone/tiny is not given.*as revision"):
+        Search.load(search_file, store=tmp_path / "new")
+    hub_models._checked.cache_clear()
+    assert Search.load(search_file, store=tmp_path / "store").spec == began.spec
+
+
+COMPARISON = (
+    "name: c\n"
+    "task: {kind: phonebook, prompt_format: plain}\n"
+    f"model: {{id: {ID}, revision: main, dtype: float32}}\n"
+    "probe: {placement: down_proj, layer: 1}\n"
+    "points: [{lora_rank: 4, seq_len: 64, train_steps: 50}]\n"
+    "tuning: {learning_rates: [1.0e-3]}\n"
+)
+
+
+def sizing(folder: Path, revision: str | None) -> SizeRequest:
+    return SizeRequest(
+        RecordSource(folder / "r.jsonl"), ID, revision, "float32", Wanted(0.99, 0.9), None,
+        folder / "out", "down_proj", 1, "plain", 10, 4, ClusterProfile(),
+    )  # fmt: skip
+
+
 def test_a_comparison_and_a_sizing_keep_the_commit(hub: Hub, tmp_path: Path) -> None:
     file = tmp_path / "compare.yaml"
-    file.write_text(
-        "name: c\n"
-        "task: {kind: phonebook, prompt_format: plain}\n"
-        f"model: {{id: {ID}, revision: main, dtype: float32}}\n"
-        "probe: {placement: down_proj, layer: 1}\n"
-        "points: [{lora_rank: 4, seq_len: 64, train_steps: 50}]\n"
-        "tuning: {learning_rates: [1.0e-3]}\n"
-    )
+    file.write_text(COMPARISON)
     spec, search = prepare_comparison(file)
     assert spec.model.revision == search.spec.model.revision == COMMIT
     (tmp_path / "r.jsonl").write_text('{"query": "a", "target": " bcd"}\n')
-    asked = SizeRequest(
-        RecordSource(tmp_path / "r.jsonl"), ID, "main", "float32", Wanted(0.99, 0.9), None,
-        tmp_path / "out", "down_proj", 1, "plain", 10, 4, ClusterProfile(),
-    )  # fmt: skip
-    plan = prepare_size(asked)
+    plan = prepare_size(sizing(tmp_path, "main"))
     (option,) = plan.options
     training = option.training
     assert training.spec.model.revision == COMMIT == plan.search.spec.model.revision

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_spec
 from pmlray.study.comparison.equal_recall import Cells, EqualRecall, cost_at, equal_recall
 from pmlray.study.comparison.recall_levels import seconds_to_recall
-from pmlray.study.comparison.results import compare_methods, paired_difference
+from pmlray.study.comparison.results import compare_methods, method_metrics, paired_difference
 from pmlray.study.report.comparison_report import describe_comparison, write_comparison
 from pmlray.types import DesignPoint, Method, Observation, PlannedRun, Recall
 from tests.fakes import observe
@@ -50,6 +51,23 @@ def observations(spec: CompareSpec) -> list[Observation]:
         for text in spec.sequences
         for seed in spec.seeds
     ]
+
+
+def test_means_are_metrics_that_list_the_methods_of_a_figure_together(
+    spec: CompareSpec, observations: list[Observation]
+) -> None:
+    found = compare_methods(spec, observations)
+    metrics = method_metrics(found.results)
+    names = [name for name in sorted(metrics) if "/exact_recall/" in name]
+    assert names == [
+        f"r{rank} l40 t60/exact_recall/{method}"
+        for rank in (4, 8)
+        for method in ("memft_ot", "memft_rd", "sft")
+    ]
+    own = [o.recall.exact for o in observations if (o.point.lora_rank, o.method) == (4, "memft_rd")]
+    assert metrics["r4 l40 t60/exact_recall/memft_rd"] == pytest.approx(np.mean(own))
+    # MLflow takes these names.
+    assert all(re.fullmatch(r"[\w/. -]+", name) for name in metrics)
 
 
 def test_differences_are_those_of_the_texts(

@@ -15,7 +15,7 @@ from pmlray.backends.store.file_store import FileStore
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.errors import DataError
 from pmlray.study.findings.result import SearchResult, assemble, fit_observations
-from pmlray.study.run_names import run_name, run_tags
+from pmlray.study.run_names import pair_name, run_name, run_tags
 from pmlray.study.search.law_search import LawSearch
 from pmlray.study.search.memft_schedule import law_at_points
 from pmlray.study.search.plan import first_cost, plan_search
@@ -78,12 +78,15 @@ def test_a_plan_names_the_placement_of_each_run(search: PreparedSearch) -> None:
 
 def test_a_run_s_name_and_tags_tell_its_placement(search: PreparedSearch) -> None:
     run = search.plan_run(DesignPoint(4, 32, 50, "top"), "sft", 0, 0, "law")
-    assert run_name(run) == (
-        "law sft placement=top lora_rank=4 seq_len=32 train_steps=50 sequence=0 seed=0"
-    )
+    assert run_name(run) == f"r4 l32 t50 top sft {run.run_key[:4]}"
     assert run_tags(run)["pmlray.placement"] == "top"
     plain = replace(run, point=replace(run.point, placement=None))
-    assert run_name(plain) == "law sft lora_rank=4 seq_len=32 train_steps=50 sequence=0 seed=0"
+    assert run_name(plain) == f"r4 l32 t50 sft {run.run_key[:4]}"
+    # What is compared at one point differs by its method, and shares its pair.
+    compared = [replace(plain, method=m, phase="memft") for m in ("sft", "memft_ot")]
+    assert [run_name(r).split(" ")[0] for r in compared] == ["sft", "memft_ot"]
+    (pair,) = {pair_name(r) for r in compared}
+    assert pair == "lora_rank=4 seq_len=32 train_steps=50 sequence=0 seed=0"
     assert "pmlray.placement" not in run_tags(plain)
 
 

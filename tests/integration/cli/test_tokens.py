@@ -1,8 +1,7 @@
-"""`pmlray doctor tokens`, as a user runs it, on a small search that was really trained."""
+"""`pmlray tokens`, as a user runs it, on a small search that was really trained."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_reports_the_search(store: Path) -> None:
-    found = run_json("doctor", "tokens", str(store))
+    found = run_json("tokens", str(store))
     assert (found["n_runs"], found["n_families"], found["n_tokens"]) == (4, 4, 40)
     assert sum(found["verdicts"].values()) == 40 and found["note"] is None
     first = found["tokens"][0]
@@ -60,7 +59,7 @@ def test_reports_the_search(store: Path) -> None:
 def test_moves_one_run_without_touching_its_store(store: Path) -> None:
     before = {path: path.read_bytes() for path in store.glob("*/*.json")}
     run = FileStore(store).observations()[0]
-    found = run_json("doctor", "tokens", str(store), run.run_key, "--layer", "0")
+    found = run_json("tokens", str(store), run.run_key, "--layer", "0")
     moved = found["moved"]
     assert moved["layer"] == 0 and moved["store"] == str(store / "layers" / "0")
     [kept] = FileStore(store / "layers" / "0").observations()
@@ -79,16 +78,16 @@ def test_moves_one_run_without_touching_its_store(store: Path) -> None:
 
 def test_counts_without_torch(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pmlray.engine.token_report", None)
-    found = run_json("doctor", "tokens", str(store))
+    found = run_json("tokens", str(store))
     assert "pip install -e '.[train]' in your clone" in found["note"]
     assert found["tokens"][0]["token"] is None and found["ids"] == []
-    shown = runner.invoke(app, ["doctor", "tokens", str(store)], catch_exceptions=False)
+    shown = runner.invoke(app, ["tokens", str(store)], catch_exceptions=False)
     assert shown.exit_code == 0 and "position" in shown.stdout
 
 
 def test_what_cannot_be_told_is_refused(store: Path, tmp_path: Path) -> None:
     def refused(*arguments: str) -> str | BaseException | None:
-        result = runner.invoke(app, ["doctor", "tokens", *arguments])
+        result = runner.invoke(app, ["tokens", *arguments])
         assert result.exit_code != 0
         return result.exception if result.exit_code == 1 else result.output
 
@@ -97,9 +96,3 @@ def test_what_cannot_be_told_is_refused(store: Path, tmp_path: Path) -> None:
     assert isinstance(refused(str(tmp_path)), StoreError)
     (tmp_path / "search.json").write_text((store / "search.json").read_text())
     assert isinstance(refused(str(tmp_path)), DataError)
-
-
-def test_the_bare_doctor_still_looks_at_the_machine() -> None:
-    result = runner.invoke(app, ["doctor", "--json"])
-    assert result.exit_code in (0, 2)
-    assert {"python", "device", "cache"} <= {c["name"] for c in json.loads(result.stdout)["checks"]}
