@@ -24,9 +24,10 @@ def run_name(run: Observation | PlannedRun) -> str:
 
 
 def short_point(point: DesignPoint) -> str:
-    """Return a point as `r8 l64 t200`: rank, supervised tokens, steps; then its placement."""
+    """Return a point as `r8 l64 t200`: rank, supervised tokens, steps; then its schedule and its
+    placement, where it has its own."""
     at = f"r{point.lora_rank} l{point.seq_len} t{point.train_steps}"
-    return at if point.placement is None else f"{at} {point.placement}"
+    return " ".join([at, *(own for own in (point.schedule, point.placement) if own is not None)])
 
 
 def pair_name(run: Observation | PlannedRun) -> str:

@@ -36,8 +36,8 @@ def run_params(o: Observation) -> list[Param]:
         "dtype": o.provenance.get("dtype", ""),
         "learning_rate": o.learning_rate if o.learning_rate is not None else "",
     }
-    if o.point.placement is not None:
-        values["placement"] = o.point.placement
+    own = {"placement": o.point.placement, "schedule": o.point.schedule}
+    values |= {name: value for name, value in own.items() if value is not None}
     return [Param(key, str(value)) for key, value in values.items()]
 
 
