@@ -37,7 +37,7 @@ class DesignPoint:
         placement: name of the adapter's placement; None in a study that has only one.
 
     Example:
-        >>> DesignPoint(lora_rank=8, seq_len=256, train_steps=150)
+        >>> point = DesignPoint(lora_rank=8, seq_len=256, train_steps=150)
     """
 
     lora_rank: int
@@ -184,7 +184,8 @@ class Observation:
             end; empty where it was not kept, as with very many tokens.
 
     Example:
-        >>> observation = Observation.from_json(json.loads(path.read_text()))
+        >>> run = Search.load("runs/smoke").observations()[0]
+        >>> again = Observation.from_json(run.to_json())
     """
 
     run_key: str

@@ -46,7 +46,7 @@ def compare(
         address=address,
     )
     if dry_run:
-        plan = comparison.plan()
+        plan = comparison.plan().to_json()
         emit(plan, "\n".join(f"{name}: {value}" for name, value in plan.items()), as_json)
         return
     if duplicates := comparison.prepared.duplicates:

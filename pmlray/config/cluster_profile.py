@@ -40,6 +40,11 @@ class ClusterProfile(Part):
     `storage` is the folder of all searches' stores, visible to every node. `tracking_uri` is
     MLflow's. The search gives up after `max_pack_failures` failed packs in a row. At most
     `checkpoint_seconds` of training are lost when a worker dies.
+
+    Example:
+        >>> two_at_a_time = ClusterProfile(cpus_per_pack=4, concurrent_packs=2)
+        >>> Search.load("searches/smoke.yaml", profile=two_at_a_time).profile.cpus_per_pack
+        4
     """
 
     gpus_per_pack: Annotated[int, Field(ge=0, le=1)] = 0
