@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 import pmlray
-from pmlray import Search, fit_law, law_data, read_law_data, size
+from pmlray import Search, SearchSpec, fit_law, law_data, read_law_data, size
 from pmlray.api.search_run import SearchRun
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
 from pmlray.config import load_search
 from pmlray.config.prepared_search import PreparedSearch
+from pmlray.config.space_spec import Space
 from pmlray.config.stored_files import COMPARISON_FILE, SEARCH_FILE
 from pmlray.engine import calibrate_apart
 from pmlray.errors import INSTALL_NOTEBOOK, ModelError, SpecError, StoreError
@@ -234,3 +236,12 @@ def test_size_says_what_it_would_do(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PMLRAY_CACHE", str(tmp_path / "empty"))
     with pytest.raises(ModelError, match="pmlray models pull smollm2-135m"):
         size(records, "smollm2-135m", dry_run=True)
+
+
+def test_a_spec_made_in_python_takes_lists(search_file: Path) -> None:
+    of_file = load_search(search_file)
+    parts: dict[str, Any] = yaml.safe_load(search_file.read_text())
+    assert isinstance(parts["space"]["lora_rank"], list)
+    assert SearchSpec(**parts) == of_file
+    space = Space(lora_rank=[1, 2, 4], seq_len=[16, 32], train_steps=[100])  # type: ignore[arg-type]
+    assert SearchSpec(**{**parts, "space": space}).space.lora_rank == (1, 2, 4)
