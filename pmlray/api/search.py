@@ -66,7 +66,11 @@ class Search:
     def _repr_html_(self) -> str:
         if not (self.store / SEARCH_FILE).is_file():
             return facts_html(self.search_id, {"store": self.store, "state": "not started"})
-        return facts_html(self.search_id, {"store": self.store} | self.result().overview())
+        from pmlray.study.findings.answer import plain_answer
+
+        result = self.result()
+        told = {"store": self.store, "answer": " ".join(plain_answer(result))}
+        return facts_html(self.search_id, told | result.overview())
 
     @classmethod
     def load(
@@ -224,10 +228,7 @@ class Search:
         return open_store(self.store)[1].observations()
 
     def result(self) -> SearchResult:
-        """Read everything that is measured so far, with the laws of loss and of recall.
-
-        Returns:
-            Observations, failures, costs, the law and its history, and what recall it foretells.
+        """Read what is measured so far, with failures, costs, and the laws of loss and of recall.
 
         Raises:
             StoreError: nothing was started yet, or the store is damaged.

@@ -208,6 +208,7 @@ def test_a_notebook_shows_results_as_text(measured: Search, tmp_path: Path) -> N
     found = measured._repr_html_()
     assert measured.search_id in found and "40 measured, 0 failed" in found
     assert "CONVERGED" in found and "CONVERGED" in repr(measured.result())
+    assert "<th>answer</th>" in found and len(repr(measured.plan())) < 150
     evil = replace(measured, store=tmp_path / "<script>alert(1)</script>")
     assert "not started" in evil._repr_html_() and "<script>" not in evil._repr_html_()
 

@@ -58,7 +58,7 @@ class RayJobs:
 
     With token authentication on the cluster, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or
     RAY_AUTH_TOKEN) must be set here. RunError, with a remedy, when the cluster cannot be reached,
-    refuses the token, or runs another Ray version than the one that pmlray is pinned to.
+    refuses the token, or runs another version of Ray than this machine.
     """
 
     def __init__(self, address: str) -> None:
