@@ -3,9 +3,11 @@
 Every message says what was found and what the user can do about it.
 """
 
-# Remedy in messages where torch is missing. pmlray is on no package index, so a plain pip install
-# could fetch another project of that name.
+# Remedies in messages where torch, what draws, or pandas is missing. pmlray is on no package index,
+# so a plain pip install could fetch another project of that name.
 INSTALL_TRAIN = "pip install -e '.[train]' in your clone of pmlray"
+INSTALL_DRAW = "pip install -e '.[draw]' in your clone of pmlray"
+INSTALL_NOTEBOOK = "pip install -e '.[notebook]' in your clone of pmlray"
 
 
 class PmlrayError(Exception):

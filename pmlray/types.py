@@ -40,7 +40,7 @@ class DesignPoint:
         schedule: of the learning rate, where it is not the recipe's, as in some comparisons.
 
     Example:
-        >>> DesignPoint(lora_rank=8, seq_len=256, train_steps=150)
+        >>> point = DesignPoint(lora_rank=8, seq_len=256, train_steps=150)
     """
 
     lora_rank: int
@@ -188,7 +188,8 @@ class Observation:
             end; empty where it was not kept, as with very many tokens.
 
     Example:
-        >>> observation = Observation.from_json(json.loads(path.read_text()))
+        >>> run = Search.load("runs/smoke").observations()[0]
+        >>> again = Observation.from_json(run.to_json())
     """
 
     run_key: str

@@ -10,6 +10,7 @@ that is said, and nothing fails.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,11 @@ def findings(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def pins(lock: str) -> list[str]:
+    """The pins of a lock file, without their hashes."""
+    return re.findall(r"^[\w.-]+==[^\s\\]+", lock, re.MULTILINE)
+
+
 def skipped(report: Mapping[str, Any]) -> list[str]:
     """The packages that the index has no advisories of."""
     return [found["name"] for found in report["dependencies"] if "skip_reason" in found]
@@ -55,8 +61,7 @@ def audit(python: Path, pinned: Sequence[str], folder: Path) -> Mapping[str, Any
 
 def main() -> None:
     """Audit the lock and print what was found."""
-    lines = LOCK.read_text().splitlines()
-    pinned = [line for line in lines if line and not line.startswith("#")]
+    pinned = pins(LOCK.read_text())
     with tempfile.TemporaryDirectory(prefix="pmlray-audit-") as name:
         folder = Path(name)
         venv.create(folder / "venv", with_pip=True)

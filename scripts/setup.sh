@@ -1,4 +1,5 @@
-# Sourced by quickstart and test: makes .venv once and installs the pinned packages and pmlray.
+# Sourced by quickstart and test: makes .venv once and installs the pinned packages, each held against
+# its hash, and pmlray. What that brings besides are the CUDA packages of PyPI's torch.
 # A stamp of what was installed makes the next call a no-op.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -19,7 +20,7 @@ stamp=$(cat requirements.lock pyproject.toml | sha256sum | cut -d' ' -f1)
 if [ "$(cat .venv/.installed 2>/dev/null)" != "$stamp" ]; then
     python=$(find_python)
     [ -x .venv/bin/python ] || "$python" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[train,notebook]'
     echo "$stamp" > .venv/.installed
 fi

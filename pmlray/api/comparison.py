@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pmlray.api.environment import own_signals
 from pmlray.config import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import read_profile
 from pmlray.config.prepared_search import PreparedSearch, prepare_comparison
+from pmlray.notebook_html import facts_html
 
 if TYPE_CHECKING:
-    from pmlray.api.comparison_run import ComparisonReport
+    from pmlray.api.comparison_run import ComparisonPlan, ComparisonReport
     from pmlray.study.search.progress import Progress
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """One comparison and the folder of its results; `Comparison.load` makes one.
 
@@ -35,8 +36,8 @@ class Comparison:
 
     Example:
         >>> comparison = Comparison.load("searches/comparisons/smoke.yaml")
-        >>> comparison.plan()["compared_runs"]      # before anything is started
-        >>> comparison.run().text                   # means, and differences from plain SFT
+        >>> comparison.plan().compared_runs     # before anything is started; run() starts it
+        12
     """
 
     spec: CompareSpec
@@ -45,6 +46,13 @@ class Comparison:
     store: Path
     tracking_uri: str | None = None
     address: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.spec.compare_id}, store={str(self.store)!r})"
+
+    def _repr_html_(self) -> str:
+        methods = ", ".join(self.spec.methods)
+        return facts_html(self.spec.compare_id, {"store": self.store, "methods": methods})
 
     @classmethod
     def load(
@@ -73,6 +81,11 @@ class Comparison:
 
         Raises:
             SpecError, DataError, ModelError: the message says what to correct.
+
+        Example:
+            >>> file = "searches/comparisons/smoke.yaml"
+            >>> Comparison.load(file, overrides=["seeds=[0, 1]"]).plan().compared_runs
+            24
         """
         from pmlray.api.stores import kept_model, store_folder
 
@@ -82,14 +95,16 @@ class Comparison:
         folder = store_folder(store, prepared.spec.search_id, settings)
         return cls(spec, prepared, settings, folder, tracking_uri, address)
 
-    def plan(self) -> dict[str, Any]:
+    def plan(self) -> ComparisonPlan:
         """Count the runs and their approximate gpu_seconds; starts nothing.
 
         Returns:
-            `tuning_runs`, `compared_runs` and `gpu_seconds_about` by name.
+            `tuning_runs`, `compared_runs` and `gpu_seconds_about`.
 
         Example:
-            >>> Comparison.load("searches/comparisons/smoke.yaml").plan()["compared_runs"]
+            >>> plan = Comparison.load("searches/comparisons/smoke.yaml").plan()
+            >>> plan.tuning_runs, plan.compared_runs
+            (12, 12)
         """
         from pmlray.api.comparison_run import planned_runs
 
@@ -108,6 +123,11 @@ class Comparison:
         Raises:
             RunError: packs keep failing.
             StoreError: the store holds another comparison.
+
+        Example:
+            >>> found = Comparison.load("searches/comparisons/smoke.yaml").run()  # trains on Ray
+            >>> print(found.text)
+            ...
         """
         from pmlray.api.comparison_run import ComparisonRun, run_comparison
         from pmlray.api.live_progress import live_progress

@@ -22,8 +22,9 @@ from pmlray.backends.store.file_store import FileStore
 from pmlray.config import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.config.stored_files import COMPARISON_FILE, read_stored
+from pmlray.config.stored_files import COMPARISON_FILE, RunFacts, read_stored
 from pmlray.errors import ClusterAway
+from pmlray.notebook_html import facts_html, rows_html
 from pmlray.study.comparison.comparison_search import ComparisonSearch
 from pmlray.study.comparison.results import MethodComparison, compare_methods, method_metrics
 from pmlray.study.search.plan import first_cost
@@ -43,37 +44,77 @@ class ComparisonRun:
 
 
 @dataclass(frozen=True)
+class ComparisonPlan:
+    """Runs that a comparison takes, and their approximate gpu_seconds, by rates that are guesses.
+
+    `tuning_runs` find each method's rate before `compared_runs` are made with it. `n_records`,
+    those that differ, and `n_duplicates` are of a records file, None without one.
+
+    Example:
+        >>> Comparison.load("searches/comparisons/smoke.yaml").plan().tuning_runs
+        12
+    """
+
+    compare_id: str
+    tuning_runs: int
+    compared_runs: int
+    gpu_seconds_about: float
+    n_records: int | None = None
+    n_duplicates: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON types only, as `pmlray compare --dry-run --json` prints them."""
+        names = ("compare_id", "n_records", "n_duplicates", "tuning_runs", "compared_runs")
+        found = {name: getattr(self, name) for name in (*names, "gpu_seconds_about")}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _repr_html_(self) -> str:
+        return facts_html(self.compare_id, self.to_json())
+
+
+@dataclass(frozen=True, repr=False)
 class ComparisonReport:
     """Result of a comparison with its table as text, and facts of the run that measured it.
 
-    facts: store, tracking_uri, tracking_page (the address of MLflow's table of the runs, if it was
-    reached), wall_seconds, machine and versions; page: the report's HTML file.
+    page: the report's HTML file.
+
+    Example:
+        >>> found = Comparison.load("searches/comparisons/smoke.yaml").run()  # trains on Ray
+        >>> found.page.name
+        'comparison.html'
     """
 
     result: MethodComparison
     text: str
-    facts: dict[str, Any]
+    facts: RunFacts
     page: Path
+
+    def __repr__(self) -> str:
+        return f"ComparisonReport({self.result.compare_id}, page={str(self.page)!r})"
+
+    def _repr_html_(self) -> str:
+        lines = [[line] for line in self.text.splitlines()]
+        return rows_html(self.result.compare_id, ("methods compared",), lines)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON types only, as `pmlray compare --json` prints them."""
-        return {**self.result.to_json(), **self.facts, "report": str(self.page)}
+        return {**self.result.to_json(), **self.facts.to_json(), "report": str(self.page)}
 
 
 def planned_runs(
     spec: CompareSpec, search: PreparedSearch, profile: ClusterProfile
-) -> dict[str, Any]:
+) -> ComparisonPlan:
     """Return the number of runs that a comparison takes, and their approximate gpu_seconds."""
     on_gpu = profile.gpus_per_pack > 0
     cost = first_cost(search.settled(on_gpu), on_gpu)
     mean = fmean(cost.predict(p) for p in spec.design_points())
-    return {
-        "compare_id": spec.compare_id,
+    return ComparisonPlan(
+        spec.compare_id,
+        spec.n_tuning_runs,
+        spec.n_compared_runs,
+        round(spec.n_runs * mean, 1),
         **search.counts(),
-        "tuning_runs": spec.n_tuning_runs,
-        "compared_runs": spec.n_compared_runs,
-        "gpu_seconds_about": round(spec.n_runs * mean, 1),
-    }
+    )
 
 
 def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> ComparisonReport:
@@ -122,22 +163,22 @@ def run_comparison(run: ComparisonRun, announce: Callable[[Progress], None]) -> 
             if reports:
                 follower.stage("writing the report")
                 comparison = compare_methods(spec, store.observations())
-                facts = {
-                    "store": str(run.store),
-                    "tracking_uri": run.tracking_uri,
-                    "wall_seconds": time.perf_counter() - started,
+                facts = RunFacts(
+                    store=str(run.store),
+                    tracking_uri=run.tracking_uri,
+                    wall_seconds=time.perf_counter() - started,
                     **machine_facts(),
-                }
+                )
                 await_imports()
-                files = write_comparison(comparison, run.store / "report", facts)
+                files = write_comparison(comparison, run.store / "report", facts.to_json())
                 spent = comparing.progress().gpu_seconds_spent
                 tracker.law(method_metrics(comparison.results), spent)
             # Stop the follower before the tracker is closed.
             following.close()
             tracker.finish(files, status)
     text = describe_comparison(comparison)
-    shown = without_credentials(facts) | {"tracking_page": tracker.page}
-    return ComparisonReport(comparison, text, shown, Path(files[0]))
+    told = RunFacts(**without_credentials(facts.to_json()), tracking_page=tracker.page)
+    return ComparisonReport(comparison, text, told, Path(files[0]))
 
 
 def _settled(run: ComparisonRun) -> PreparedSearch:

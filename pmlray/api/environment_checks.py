@@ -19,7 +19,14 @@ from packaging.requirements import Requirement
 from pmlray.backends.store.usable import require_links
 from pmlray.config.bases.models import PULLABLE, cache_root, require_present, resolve_model
 from pmlray.config.store_folder import why_no_folder
-from pmlray.errors import INSTALL_TRAIN, PmlrayError, SpecError, StoreError
+from pmlray.errors import (
+    INSTALL_DRAW,
+    INSTALL_NOTEBOOK,
+    INSTALL_TRAIN,
+    PmlrayError,
+    SpecError,
+    StoreError,
+)
 from pmlray.version import SOURCE
 
 CheckState = Literal["ok", "warn", "fail"]
@@ -50,6 +57,14 @@ def python_version() -> Check:
     return Check("python", "ok" if good else "fail", platform.python_version(), remedy)
 
 
+_INSTALL = {
+    None: "pip install -e . in your clone of pmlray",
+    "train": INSTALL_TRAIN,
+    "draw": INSTALL_DRAW,
+    "notebook": INSTALL_NOTEBOOK,
+}
+
+
 def packages() -> Iterator[Check]:
     """Check the packages that pmlray declares; yield one result per package."""
     try:
@@ -57,15 +72,18 @@ def packages() -> Iterator[Check]:
     except PackageNotFoundError:
         yield Check("pmlray", "warn", "runs from source, not installed", "run: pip install -e .")
         return
+    seen = {"pmlray"}
     for text in declared:
         need = Requirement(text)
-        extra = need.marker is not None and "train" in str(need.marker)
-        if need.marker is not None and not extra:
+        extra = None if need.marker is None else str(need.marker).rpartition(" ")[2].strip("\"'")
+        # A package of an extra may be one of pmlray itself, and an extra may name another.
+        if extra not in _INSTALL or need.name in seen:
             continue
-        install = INSTALL_TRAIN if extra else "pip install -e . in your clone of pmlray"
-        found = _installed(need.name)
+        seen.add(need.name)
+        install, found = _INSTALL[extra], _installed(need.name)
         if found is None:
-            yield Check(need.name, "warn" if extra else "fail", "not installed", f"run: {install}")
+            state = "fail" if extra is None else "warn"
+            yield Check(need.name, state, "not installed", f"run: {install}")
         elif need.specifier.contains(found, prereleases=True):
             yield Check(need.name, "ok", found)
         else:
@@ -88,7 +106,9 @@ def locked_versions() -> Check:
     if not other:
         return Check(LOCK, "ok", f"none of its {len(pinned)} packages is of another version here")
     shown = ", ".join(other[:8]) + (f" and {len(other) - 8} more" if len(other) > 8 else "")
-    return Check(LOCK, "warn", f"not the tested versions: {shown}", f"run: pip install -r {lock}")
+    return Check(
+        LOCK, "warn", f"not the tested versions: {shown}", f"run: pip install --no-deps -r {lock}"
+    )
 
 
 def device() -> Check:

@@ -50,8 +50,9 @@ def check_recall(
         ModelError, DataError, StoreError: the adapter, its base or the records do not fit.
 
     Example:
-        >>> found = pmlray.check_recall("out/adapter", "facts.jsonl")
-        >>> print(found.n_right, "of", len(found.pairs))
+        >>> found = check_recall("runs/rooms/adapter", "rooms.jsonl")     # decoded by torch
+        >>> print(found.n_right, "of", len(found.pairs), "recalled")
+        8 of 8 recalled
     """
     with train_extra():
         from pmlray.api import recall_check

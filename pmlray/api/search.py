@@ -6,7 +6,7 @@ Frameworks are imported by what needs them: validating, planning and reading a s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,23 +15,29 @@ from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.load import read_profile
 from pmlray.config.prepared_search import PreparedSearch, prepare_search, prepare_spec
 from pmlray.config.stored_files import SEARCH_FILE
+from pmlray.errors import SpecError
+from pmlray.notebook_html import facts_html
 from pmlray.study.search.plan import SearchPlan, plan_search
 from pmlray.types import Observation
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from pmlray.api.follower import Announce
     from pmlray.api.search_run import SearchReport
     from pmlray.law import LawSummary
+    from pmlray.study.findings.result import SearchResult
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Search:
     """One search and the folder of its results; `Search.load` makes one.
 
-    Running the same search on the same store continues it.
+    Running the same search on the same store continues it. One that is opened by its store is read
+    and neither planned nor run.
 
     Attributes:
-        prepared: the spec with its files read and its model found.
+        spec: what is searched.
         profile: where and how packs run.
         store: folder of the results, which need not exist yet.
         tracking_uri: MLflow's; by default MLFLOW_TRACKING_URI, the profile's, or a database in the
@@ -39,17 +45,32 @@ class Search:
         address: a Ray cluster; by default RAY_ADDRESS, or Ray is started on this machine.
 
     Example:
-        >>> search = Search.load("searches/smoke.yaml")
-        >>> search.plan().full_grid         # gpu_seconds, before anything is started
-        >>> search.run().answer             # a repeated call continues
-        >>> search.law().targets            # predictions with their 90 % intervals
+        >>> search = Search.load("searches/smoke.yaml", store="runs/smoke")
+        >>> search.plan().device            # before anything is started; search.run() starts it
+        'CPU core'
+        >>> search = Search.load("runs/smoke")      # its results, from wherever they lie
+        >>> len(search.to_frame()), search.law()
+        (14, LawSummary(...))
     """
 
-    prepared: PreparedSearch
+    spec: SearchSpec
     profile: ClusterProfile
     store: Path
     tracking_uri: str | None = None
     address: str | None = None
+    given: PreparedSearch | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return f"Search({self.search_id}, store={str(self.store)!r})"
+
+    def _repr_html_(self) -> str:
+        if not (self.store / SEARCH_FILE).is_file():
+            return facts_html(self.search_id, {"store": self.store, "state": "not started"})
+        from pmlray.study.findings.answer import plain_answer
+
+        result = self.result()
+        told = {"store": self.store, "answer": " ".join(plain_answer(result))}
+        return facts_html(self.search_id, told | result.overview())
 
     @classmethod
     def load(
@@ -62,10 +83,13 @@ class Search:
         tracking_uri: str | None = None,
         address: str | None = None,
     ) -> Search:
-        """Read a search from its YAML file, or take a spec made in Python; starts nothing.
+        """Read a search from its YAML file or its store, or take a spec made in Python; starts
+        nothing.
 
         Args:
-            source: the file, or a spec, whose task's files are relative to the working folder.
+            source: the file; or the folder of a search's results, finished or not, to read them
+                with no other argument; or a spec, whose task's files are relative to the working
+                folder.
             overrides: keys that replace those of the file, as `["budget.gpu_seconds=600"]`.
             store: folder of the results; by default that of `pmlray search`.
             profile: where and how packs run; by default this machine's CPU.
@@ -80,14 +104,26 @@ class Search:
 
         Raises:
             SpecError, DataError, ModelError: the message says what to correct.
-            StoreError: the spec in the store cannot be read.
+            StoreError: the folder is no store, or its spec cannot be read: it is damaged, or of
+                another version of pmlray.
 
         Example:
             >>> search = Search.load("searches/smoke.yaml", overrides=["budget.gpu_seconds=600"])
-            >>> search.search_id
+            >>> search.spec.budget.gpu_seconds
+            600.0
+            >>> Search.load("runs/smoke").law()
+            LawSummary(...)
         """
-        from pmlray.api.stores import kept_model, settled_in, store_folder
+        from pmlray.api.stores import kept_model, read_spec, settled_in, store_folder
 
+        if not isinstance(source, SearchSpec) and Path(source).is_dir():
+            if overrides or any(x is not None for x in (store, profile, tracking_uri, address)):
+                raise SpecError(
+                    f"{source} is a folder of results, which is only read: overrides, store,"
+                    " profile, tracking_uri and address are for a search's YAML file"
+                )
+            folder = Path(source).absolute()
+            return cls(read_spec(folder), read_profile(None), folder)
         settings = profile if isinstance(profile, ClusterProfile) else read_profile(profile)
         kept = kept_model(store, settings)
         if isinstance(source, SearchSpec):
@@ -96,12 +132,18 @@ class Search:
             prepared = prepare_search(Path(source), overrides, kept)
         folder = store_folder(store, prepared.spec.search_id, settings)
         found = settled_in(folder, prepared, settings)
-        return cls(found, settings, folder, tracking_uri, address)
+        return cls(found.spec, settings, folder, tracking_uri, address, found)
 
     @property
-    def spec(self) -> SearchSpec:
-        """Spec of the search."""
-        return self.prepared.spec
+    def prepared(self) -> PreparedSearch:
+        """Spec with its files read and its model found; SpecError where the search was opened by
+        its store."""
+        if self.given is None:
+            raise SpecError(
+                f"{self.store} was opened to be read; Search.load with the search's YAML file and"
+                f" store={str(self.store)!r} plans it, runs it or continues it"
+            )
+        return self.given
 
     @property
     def search_id(self) -> str:
@@ -118,9 +160,12 @@ class Search:
 
         Raises:
             DesignError: the budget is too small for the first pack.
+            SpecError: the search was opened by its store.
 
         Example:
-            >>> print(search.plan().describe())
+            >>> print(Search.load("searches/smoke.yaml").plan().describe())
+            smoke-...: 12 design points x 1 replicates
+            ...
         """
         plan = plan_search(self.prepared, self.profile.gpus_per_pack > 0)
         if not plan.places or not (self.store / SEARCH_FILE).is_file():
@@ -142,14 +187,17 @@ class Search:
             The result; its `to_json()` is what `pmlray search --json` prints.
 
         Raises:
-            SpecError, ModelError, DesignError: found before anything starts.
+            SpecError, ModelError, DesignError: found before anything starts; SpecError also where
+                the search was opened by its store.
             DataError: the table of `replay` cannot be read.
             StoreError: the store holds another search.
             RunError: packs keep failing.
 
         Example:
-            >>> report = search.run()
-            >>> print(report.page, *report.answer)
+            >>> search = Search.load("searches/smoke.yaml", store="runs/smoke")
+            >>> found = search.run()            # trains on Ray; a repeated call continues
+            >>> found.page.name, found.result.law
+            ('report.html', LawSummary(...))
         """
         from pmlray.api.live_progress import live_progress
         from pmlray.api.search_run import SearchRun, run_search
@@ -174,11 +222,48 @@ class Search:
             StoreError: nothing was started yet, or the store is damaged.
 
         Example:
-            >>> [(o.point.lora_rank, o.point.seq_len, o.delta_loss) for o in search.observations()]
+            >>> runs = Search.load("runs/smoke").observations()
+            >>> sorted({o.point.lora_rank for o in runs})
+            [1, 2, 4, 8]
         """
         from pmlray.api.stores import open_store
 
         return open_store(self.store)[1].observations()
+
+    def result(self) -> SearchResult:
+        """Read what is measured so far, with failures, costs, and the laws of loss and of recall.
+
+        Raises:
+            StoreError: nothing was started yet, or the store is damaged.
+            DataError: exact recall does not count the same in all runs.
+
+        Example:
+            >>> found = Search.load("runs/smoke").result()
+            >>> found.gpu_seconds.spent < found.gpu_seconds.budget
+            True
+        """
+        from pmlray.api.stores import read_result
+
+        return read_result(self.store)
+
+    def to_frame(self) -> DataFrame:
+        """Return everything measured so far as a pandas frame, a row for each observation.
+
+        Its columns have the names of `Observation`, recall's with `_recall` after them; losses are
+        nats per supervised token. `read_law_data` reads a CSV of it.
+
+        Raises:
+            StoreError: nothing was started yet, or the store is damaged.
+            SpecError: pandas is not installed.
+
+        Example:
+            >>> runs = Search.load("runs/smoke").to_frame()
+            >>> runs.groupby("lora_rank").delta_loss.mean().is_monotonic_increasing
+            True
+        """
+        from pmlray.api.frame import frame_of
+
+        return frame_of(self.spec, self.observations())
 
     def law(self) -> LawSummary | None:
         """Fit the law to what is measured so far.
@@ -190,10 +275,11 @@ class Search:
             StoreError: nothing was started yet, or the store is damaged.
 
         Example:
-            >>> if (law := search.law()) is not None:
-            ...     print(law.fit.law.form, law.intervals["rank_exponent"])
+            >>> law = Search.load("runs/smoke").law()
+            >>> law.predict(lora_rank=8, seq_len=64).far
+            False
         """
-        from pmlray.study.findings.result import fit_observations
+        from pmlray.study.findings.fitted_runs import fit_observations
 
         return fit_observations(self.spec, self.observations())
 
@@ -208,7 +294,8 @@ class Search:
             OSError: the folder cannot be written.
 
         Example:
-            >>> webbrowser.open(search.report().as_uri())
+            >>> Search.load("runs/smoke").report().name
+            'report.html'
         """
         from pmlray.api.search_run import report_store
 

@@ -29,9 +29,10 @@ from pmlray.config import ClusterProfile
 from pmlray.config.bases.models import TINY, require_present, resolve_model
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.secrets import without_credentials
-from pmlray.config.stored_files import SUMMARY_FILE, stored_facts
+from pmlray.config.stored_files import SUMMARY_FILE, RunFacts, stored_facts
 from pmlray.design import CostModel
 from pmlray.errors import INSTALL_TRAIN, ClusterAway, SpecError
+from pmlray.notebook_html import facts_html
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.search.law_search import LawSearch
 from pmlray.study.search.plan import design_settings, design_space, first_cost, first_pack
@@ -59,26 +60,36 @@ class SearchRun:
     reports_interrupted: bool = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchReport:
     """Result of a search with the answer in words, and facts of the run that measured it.
 
-    answer: sentences, the answer first; facts: store, tracking_uri, tracking_page (the address of
-    MLflow's table of the runs, after a run that reached it), wall_seconds, training_share, machine
-    and versions, as far as they are known; page: the report's HTML file.
+    answer: sentences, the answer first; page: the report's HTML file.
+
+    Example:
+        >>> found = Search.load("searches/smoke.yaml", store="runs/smoke").run()  # trains on Ray
+        >>> print(*found.answer)
+        Rank ...
     """
 
     result: SearchResult
     answer: tuple[str, ...]
-    facts: dict[str, Any]
+    facts: RunFacts
     page: Path
+
+    def __repr__(self) -> str:
+        return f"SearchReport({self.result.spec.search_id}, page={str(self.page)!r})"
+
+    def _repr_html_(self) -> str:
+        told = {"answer": " ".join(self.answer), "report": self.page}
+        return facts_html(self.result.spec.search_id, told | self.result.overview())
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON types only, as `pmlray search --json` prints them."""
         return {
             "answer": list(self.answer),
             **self.result.to_json(),
-            **self.facts,
+            **self.facts.to_json(),
             "report": str(self.page),
         }
 
@@ -158,7 +169,7 @@ def run_search(run: SearchRun, announce: Callable[[Progress], None]) -> SearchRe
             # Stop the follower before the tracker is closed.
             following.close()
             tracker.finish(pages, status)
-    return replace(report, facts=report.facts | {"tracking_page": tracker.page})
+    return replace(report, facts=report.facts.model_copy(update={"tracking_page": tracker.page}))
 
 
 def _report_run(run: SearchRun, started: float, known_packs: set[str]) -> SearchReport:
@@ -166,14 +177,14 @@ def _report_run(run: SearchRun, started: float, known_packs: set[str]) -> Search
     wall = time.perf_counter() - started
     new = [times for times in FileStore(run.store).times() if times.pack_id not in known_packs]
     share = sum(times.training_seconds for times in new) / wall
-    facts = {
-        "store": str(run.store),
-        "tracking_uri": run.tracking_uri,
-        "wall_seconds": wall,
+    facts = RunFacts(
+        store=str(run.store),
+        tracking_uri=run.tracking_uri,
+        wall_seconds=wall,
         # The seconds in a replayed table are not part of this run's wall time.
-        "training_share": share if run.replay is None else None,
+        training_share=share if run.replay is None else None,
         **machine_facts(),
-    }
+    )
     await_imports()
     return report_store(run.store, facts)
 
@@ -201,7 +212,7 @@ def study_of(
     )
 
 
-def report_store(folder: Path, facts: dict[str, Any] | None = None) -> SearchReport:
+def report_store(folder: Path, facts: RunFacts | None = None) -> SearchReport:
     """Write the report of a store and return its content.
 
     facts: of the run that just ended; without them, those of the last run are kept. StoreError
@@ -215,9 +226,10 @@ def report_store(folder: Path, facts: dict[str, Any] | None = None) -> SearchRep
     require_own(folder, "report")
     summary_file = folder / SUMMARY_FILE
     shown = stored_facts(summary_file) if facts is None else facts
-    page = write_report(result, folder / "report", shown)
-    report = SearchReport(result, tuple(plain_answer(result)), without_credentials(shown), page)
-    summary = {**report.to_json(), "facts": report.facts}
+    page = write_report(result, folder / "report", shown.to_json())
+    told = RunFacts(**without_credentials(shown.to_json()))
+    report = SearchReport(result, tuple(plain_answer(result)), told, page)
+    summary = {**report.to_json(), "facts": told.to_json()}
     write_over(summary_file, json.dumps(summary, indent=2).encode())
     return report
 

@@ -65,10 +65,26 @@ def kept_model(given: str | Path | None, profile: ClusterProfile) -> KeptModel:
 def open_store(folder: Path) -> tuple[SearchSpec, FileStore]:
     """Return a search and its store; StoreError when the folder is no store, or damaged, SpecError
     when it is a URL."""
+    return read_spec(folder), FileStore(folder)
+
+
+def read_spec(folder: Path) -> SearchSpec:
+    """Return the search whose store a folder is; errors as of `open_store`."""
     spec_file = local_folder(folder, "the store") / SEARCH_FILE
     if not spec_file.is_file():
-        raise StoreError(f"{folder} is no store of a search (it has no {SEARCH_FILE})")
-    return read_stored(SearchSpec, spec_file), FileStore(folder)
+        raise StoreError(
+            f"{folder} is no store of a search (it has no {SEARCH_FILE}){_held(folder)}"
+        )
+    return read_stored(SearchSpec, spec_file)
+
+
+def _held(folder: Path) -> str:
+    """Return what a folder without a search holds instead, for a message."""
+    if (folder / COMPARISON_FILE).is_file():
+        return "; it holds a comparison"
+    if (folder / "law" / SEARCH_FILE).is_file():
+        return f"; it holds a sizing, the search of whose law is {folder / 'law'}"
+    return ""
 
 
 def read_result(folder: Path) -> SearchResult:

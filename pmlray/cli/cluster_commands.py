@@ -24,6 +24,7 @@ from pmlray.config.store_folder import local_folder
 from pmlray.config.tracking_address import tracking_address
 from pmlray.memory.reading.rows import format_suffix
 from pmlray.study.search.plan import plan_search
+from pmlray.version import here_or_shipped
 
 if TYPE_CHECKING:
     from pmlray.backends.ray.jobs import RayJobs
@@ -65,6 +66,7 @@ def submit(
 ) -> None:
     """Submit a search to a Ray cluster, follow its log and return its exit code."""
     cluster = jobs_address(address, clear_text)
+    spec, profile = here_or_shipped(spec), profile and here_or_shipped(profile)
     search = prepare_search(spec, overrides or ())
     settings = read_profile(profile)
     if store is not None:

@@ -47,7 +47,7 @@ def compare(
         address=address,
     )
     if dry_run:
-        plan = comparison.plan()
+        plan = comparison.plan().to_json()
         emit(plan, "\n".join(f"{name}: {value}" for name, value in plan.items()), as_json)
         return
     if duplicates := comparison.prepared.duplicates:
@@ -59,5 +59,5 @@ def compare(
     except KeyboardInterrupt:
         tell(f"interrupted; the same command continues from {comparison.store}")
         raise typer.Exit(130) from None
-    lines = [found.text, str(found.page), *tracking_lines(found.facts)]
+    lines = [found.text, str(found.page), *tracking_lines(found.facts.to_json())]
     emit(found.to_json(), "\n".join(lines), as_json)

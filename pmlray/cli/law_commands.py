@@ -20,9 +20,9 @@ from pmlray.law import (
     measured_choices,
     read_law_data,
 )
+from pmlray.law.fitted_law import N_SAMPLES
 from pmlray.law.placements import PlacedPoint
 from pmlray.law.read import read_observations
-from pmlray.law.summary import N_SAMPLES
 from pmlray.types import DesignPoint, Observation
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _observations(
             " would change",
             param_hint="--optimisation-limited",
         )
-    from pmlray.study.findings.result import fitted_runs
+    from pmlray.study.findings.fitted_runs import fitted_runs
 
     spec, store = opened
     law = spec.law.model_copy(update={"optimisation_limited": limited})

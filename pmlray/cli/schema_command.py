@@ -30,4 +30,6 @@ def file_schema(kind: FileKind) -> dict[str, Any]:
     Checks beyond a schema, such as whether a model has that layer, are left to `pmlray validate`.
     """
     found = KINDS[kind].model_json_schema()
+    # Whoever writes YAML has no use for an example in Python.
+    found["description"] = found["description"].partition("\n\nExample:")[0]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}

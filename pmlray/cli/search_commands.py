@@ -14,10 +14,15 @@ from pmlray.cli.describe_placements import choice_lines
 from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit, tell
 from pmlray.config.prepared_search import prepare_search
 from pmlray.config.secrets import no_password
+from pmlray.version import shipped
 
-SPEC_ARGUMENT = typer.Argument(..., help="A searches/*.yaml file.")
+SPEC_ARGUMENT = typer.Argument(
+    ..., help=f"A search's YAML file, such as {shipped('searches/smoke.yaml')}."
+)
 PROFILE_OPTION = typer.Option(
-    None, help="A cluster/profiles/*.yaml file; default: this machine, on its CPU."
+    None,
+    help=f"A cluster's YAML file, such as {shipped('cluster/profiles/cpu.yaml')}; default: this"
+    " machine, on its CPU.",
 )
 
 

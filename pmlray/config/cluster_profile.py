@@ -43,6 +43,11 @@ class ClusterProfile(Part):
     MLflow's, `tracking_experiment` the experiment there of searches that are new to it (None: one
     by the name of each). The search gives up after `max_pack_failures` failed packs in a row. At
     most `checkpoint_seconds` of training are lost when a worker dies.
+
+    Example:
+        >>> two_at_a_time = ClusterProfile(cpus_per_pack=4, concurrent_packs=2)
+        >>> Search.load("searches/smoke.yaml", profile=two_at_a_time).profile.cpus_per_pack
+        4
     """
 
     gpus_per_pack: Annotated[int, Field(ge=0, le=1)] = 0

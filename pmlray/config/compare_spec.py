@@ -66,6 +66,10 @@ class CompareSpec(Part):
     known to hold, distributed over all devices. `evaluate.prose` measures each method's effect on
     the base. Load it with `pmlray.config.prepared_search.prepare_comparison`, whose errors name
     lines.
+
+    Example:
+        >>> Comparison.load("searches/comparisons/smoke.yaml").spec.methods
+        ('memft_ot', 'memft_rd')
     """
 
     INSTEAD: ClassVar[Mapping[str, str]] = {

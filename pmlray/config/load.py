@@ -14,6 +14,7 @@ from pmlray.config.cluster_profile import ClusterProfile
 from pmlray.config.search_spec import SearchSpec
 from pmlray.config.yaml_reader import KeyPath, dotted, parse_yaml
 from pmlray.errors import SpecError
+from pmlray.version import here_or_shipped
 
 if TYPE_CHECKING:
     pass
@@ -27,7 +28,7 @@ MOST_SHOWN = 80
 
 def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     """Validate a search file, with `key.sub=value` overrides; SpecError says what to change."""
-    return load_spec(SearchSpec, path, overrides)
+    return load_spec(SearchSpec, here_or_shipped(path), overrides)
 
 
 def load_spec(kind: type[Spec], path: Path, overrides: Sequence[str] = ()) -> Spec:
@@ -189,4 +190,6 @@ def _shown(value: object) -> str:
 
 def read_profile(path: str | Path | None) -> ClusterProfile:
     """Return the profile in a file, or by default that of one machine without a GPU."""
-    return ClusterProfile() if path is None else load_spec(ClusterProfile, Path(path))
+    if path is None:
+        return ClusterProfile()
+    return load_spec(ClusterProfile, here_or_shipped(Path(path)))

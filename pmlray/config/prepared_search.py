@@ -24,6 +24,7 @@ from pmlray.config.search_spec import SearchSpec
 from pmlray.errors import DataError, SpecError
 from pmlray.memory import Facts, LostText, Query, RecordSource, TaskSource, build_memory
 from pmlray.types import DesignPoint, Method, Phase, PlannedRun
+from pmlray.version import here_or_shipped
 
 CHAT_TEMPLATE_TOKENS = 64
 # Returns the model that the store of a search was begun with, by the search's id; None where there
@@ -156,6 +157,7 @@ def prepare_search(
     Token counts are checked against the data and the model's context where the tokenizer is on
     this machine; for a hub model, when the search starts.
     """
+    path = here_or_shipped(path)
     spec = load_search(path, overrides)
     return _prepare(spec, path, places(path, overrides), kept)
 
@@ -171,6 +173,7 @@ def prepare_comparison(
 ) -> tuple[CompareSpec, PreparedSearch]:
     """Prepare a comparison's file; return its spec and the search that its runs belong to. See
     prepare_search."""
+    path = here_or_shipped(path)
     spec = load_spec(CompareSpec, path, overrides)
     prepared = _prepare(spec.search_spec(), path, places(path, overrides), kept)
     return spec.model_copy(update={"model": prepared.spec.model}), prepared

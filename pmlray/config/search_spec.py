@@ -107,6 +107,11 @@ class SearchSpec(Part):
 
     Its adapters sit at one place, which `adapter` or `probe` says, or at those of
     `space.placement`.
+
+    Example:
+        >>> spec = Search.load("searches/smoke.yaml").spec
+        >>> spec.search_id, spec.space.lora_rank
+        ('smoke-310956a6', (1, 2, 4, 8))
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=60)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 # Limit of sizes, so that values computed from them stay within the range of floats.
 MOST = 2**31 - 1
@@ -25,3 +25,15 @@ class Part(BaseModel):
     INSTEAD: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _lists_as_tuples(cls, given: Any) -> Any:
+        """Take lists where tuples are, in Python as in files."""
+        return _as_tuples(given)
+
+
+def _as_tuples(given: Any) -> Any:
+    if isinstance(given, list):
+        return tuple(_as_tuples(part) for part in cast("list[Any]", given))
+    return given

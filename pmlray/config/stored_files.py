@@ -17,21 +17,30 @@ SUMMARY_FILE = "summary.json"
 Stored = TypeVar("Stored", bound=BaseModel)
 
 
-class Facts(BaseModel, strict=True, allow_inf_nan=False):
-    """Facts of the run that wrote a report, as far as they were stored."""
+class RunFacts(BaseModel, strict=True, allow_inf_nan=False, frozen=True):
+    """Facts of the run that wrote a report, None where they are not known.
+
+    `tracking_page`: address of MLflow's table of the runs, if it was reached. `wall_seconds` of the
+    whole run, of which `training_share` were optimiser steps; `versions` of packages by name.
+    """
 
     store: str | None = None
     tracking_uri: str | None = None
+    tracking_page: str | None = None
     wall_seconds: float | None = None
     training_share: float | None = None
     machine: str | None = None
     versions: dict[str, str] | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Return those that were given, as JSON types."""
+        return self.model_dump(exclude_unset=True)
+
 
 class Summary(BaseModel):
     """Part of a search's summary that cannot be computed again."""
 
-    facts: Facts
+    facts: RunFacts
 
 
 class CardBase(BaseModel, strict=True):
@@ -75,8 +84,8 @@ def read_stored(kind: type[Stored], path: Path) -> Stored:
         ) from error
 
 
-def stored_facts(summary: Path) -> dict[str, Any]:
+def stored_facts(summary: Path) -> RunFacts:
     """Return the facts in a search's summary; none before there is one. StoreError as above."""
     if not summary.is_file():
-        return {}
-    return read_stored(Summary, summary).facts.model_dump(exclude_unset=True)
+        return RunFacts()
+    return read_stored(Summary, summary).facts

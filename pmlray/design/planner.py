@@ -6,7 +6,7 @@ A pack is chosen run by run, each counting those before it as measured: the gree
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pmlray.design.acquisition import (
@@ -34,19 +34,24 @@ class DesignSettings:
         n_initial: number of space-filling runs before a law chooses.
         validation_share: least share of the spend on space-filling runs, so that the law is also
             checked where its own uncertainty is small.
-        targets: points where the law is to be known.
+        targets: points where the law is to be known, a tuple or a list.
         acquisition: rule that chooses, `v_optimal` or a rival of it.
         seed: of the rules that draw at random.
 
     Example:
-        >>> settings = DesignSettings(6, 0.2, targets=(DesignPoint(16, 256, 100),))
+        >>> DesignSettings(6, 0.2, targets=[DesignPoint(16, 256, 100)]).acquisition
+        'v_optimal'
     """
 
     n_initial: int
     validation_share: float
-    targets: tuple[DesignPoint, ...]
+    targets: Sequence[DesignPoint]
     acquisition: Acquisition = "v_optimal"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        # A list is taken too, and no caller can change it later.
+        object.__setattr__(self, "targets", tuple(self.targets))
 
 
 def open_candidates(
@@ -90,7 +95,7 @@ def choose_run(
     candidates = tuple(open_candidates(space, known, settings.n_initial))
     if not candidates:
         return None
-    choice = Candidates(candidates, space.cells, settings.targets, settings.seed)
+    choice = Candidates(candidates, tuple(space.cells), tuple(settings.targets), settings.seed)
     rule = RULES[settings.acquisition]
     if settings.acquisition not in LAW_RULES:
         chosen = rule(choice, known)

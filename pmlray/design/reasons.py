@@ -39,7 +39,7 @@ def why_chosen(
         run.point.train_steps for run in known.pack if (run.point.family, run.replicate) == same
     ]
     gpu_seconds = known.cost.added(point, trunk)
-    grid = known.field(rule, space.cells, settings.targets)
+    grid = known.field(rule, tuple(space.cells), tuple(settings.targets))
     if rule == "d_optimal":
         nats = float(grid.information(known.pending)[grid.place(point)])
         return f"d_optimal: {nats / gpu_seconds:.2g} nats of information per gpu_second"

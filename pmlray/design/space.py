@@ -47,19 +47,26 @@ class DesignSpace:
     """Cells of a grid and the replicates at which each may be measured.
 
     Args:
-        cells: points of (lora_rank, seq_len, train_steps).
-        replicates: pairs of (sequence_id, seed).
+        cells: points of (lora_rank, seq_len, train_steps), a tuple or a list.
+        replicates: pairs of (sequence_id, seed), a tuple or a list.
         placements: what the law calls the placements of the cells, by the cells' names; empty where
             these have none.
 
     Example:
-        >>> cells = tuple(DesignPoint(r, l, 100) for r in (1, 4, 16) for l in (32, 64, 128))
-        >>> space = DesignSpace(cells, replicates=((0, 0), (1, 0)))
+        >>> cells = [DesignPoint(r, l, 100) for r in (1, 4, 16) for l in (32, 64, 128)]
+        >>> len(DesignSpace(cells, replicates=[(0, 0), (1, 0)]).cells)
+        9
     """
 
-    cells: tuple[DesignPoint, ...]
-    replicates: tuple[Replicate, ...]
+    cells: Sequence[DesignPoint]
+    replicates: Sequence[Replicate]
     placements: Placements = field(default_factory=dict[str, Placement])
+
+    def __post_init__(self) -> None:
+        # Lists are taken too, and no caller can change them later.
+        object.__setattr__(self, "cells", tuple(self.cells))
+        pairs = tuple((sequence_id, seed) for sequence_id, seed in self.replicates)
+        object.__setattr__(self, "replicates", pairs)
 
     def open_cells(self, chosen: Sequence[ChosenRun]) -> tuple[DesignPoint, ...]:
         """Return the cells with a replicate that was not chosen yet."""

@@ -1,6 +1,7 @@
 """Parametric memory law: its forms, their fit, and its uncertainty."""
 
 from pmlray.law.data import LawData, law_data
+from pmlray.law.fitted_law import fit_law
 from pmlray.law.fitting.averaging import AveragedLaw, AveragedSamples, average_laws
 from pmlray.law.fitting.fit import FitOptions, FitStatus, LawFit, usable_points
 from pmlray.law.forms.broken import BrokenLaw
@@ -22,6 +23,7 @@ from pmlray.law.placements import (
     named_placement,
     placement_at,
 )
+from pmlray.law.prediction import LawPrediction
 from pmlray.law.read import read_law_data
 from pmlray.law.recall.crossing import crossing_steps, token_table
 from pmlray.law.recall.data import TokenRun, token_runs
@@ -30,7 +32,7 @@ from pmlray.law.recall.forecast import RecallForecast, forecast_recall
 from pmlray.law.recall.recall_law import RecallLaw, RecallShares
 from pmlray.law.recall.transition import Transition, measure_transition
 from pmlray.law.sizing import Estimate, Sizing, size_for
-from pmlray.law.summary import LawSummary, fit_law
+from pmlray.law.summary import LawSummary
 from pmlray.law.target_predictions import TargetPrediction
 from pmlray.law.validation.correlation import EntangledPair, entangled_pairs, param_correlations
 from pmlray.law.validation.diagnostics import mape, r2
@@ -53,6 +55,7 @@ __all__ = [
     "Law",
     "LawData",
     "LawFit",
+    "LawPrediction",
     "LawSummary",
     "PlaceWorth",
     "PlacedPoint",

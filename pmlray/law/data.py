@@ -49,9 +49,12 @@ class LawData:
             base_loss <= 0, a negative train_steps, or a rank or length below 1.
 
     Example:
+        >>> import numpy as np
         >>> r, l, t = np.array([[1, 64, 100], [4, 64, 100], [4, 256, 100]], dtype=float).T
         >>> delta, base = np.array([1.1, 2.3, 0.9]), np.full(3, 4.0)
         >>> data = LawData(r, l, t, delta, base, base - delta, cluster=np.zeros(3, dtype=np.int64))
+        >>> len(data), data.several_placements
+        (3, False)
     """
 
     lora_rank: FloatArray
@@ -157,7 +160,9 @@ def law_data(observations: Iterable[Observation]) -> LawData:
             different values, or that is of another task or base than the first.
 
     Example:
-        >>> law = fit_law(law_data(search.observations()))
+        >>> points = law_data(Search.load("runs/smoke").observations())
+        >>> len(points), fit_law(points)
+        (12, LawSummary(...))
     """
     by_key: dict[str, Observation] = {}
     repeats: list[str] = []

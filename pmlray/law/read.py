@@ -13,6 +13,7 @@ from pmlray.law.csv_points import NEEDED, read_csv_points
 from pmlray.law.data import LawData, check_fall, check_observation, law_data
 from pmlray.rebuild import MALFORMED
 from pmlray.types import Observation
+from pmlray.version import here_or_shipped
 
 
 def read_law_data(path: str | Path, base_loss: float | None = None) -> LawData:
@@ -38,9 +39,10 @@ def read_law_data(path: str | Path, base_loss: float | None = None) -> LawData:
         DataError: names the file and, where there is one, the line.
 
     Example:
-        >>> law = fit_law(read_law_data("searches/tables/smollm2_phonebook.csv"))
+        >>> len(read_law_data("searches/tables/smollm2_phonebook.csv"))
+        324
     """
-    source = Path(path)
+    source = here_or_shipped(Path(path))
     if base_loss is not None and not (math.isfinite(base_loss) and base_loss > 0):
         raise DataError(f"base_loss is {base_loss}; expected nats per token above 0")
     if source.is_file() and source.suffix == ".csv":

@@ -1,19 +1,20 @@
-"""Summary of the law for a search and its report: one fit with its diagnostics."""
+"""Summary of a fitted law: its parameters, predictions and diagnostics."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import numpy as np
+from numpy.typing import ArrayLike
 
-from pmlray.law.data import FloatArray, LawData
-from pmlray.law.fitting.averaging import AveragedLaw, AveragedSamples, average_laws, default_forms
-from pmlray.law.fitting.fit import FitOptions, FitStatus, LawFit
+from pmlray.law.data import FloatArray
+from pmlray.law.fitting.averaging import AveragedLaw, AveragedSamples
+from pmlray.law.fitting.fit import FitStatus, LawFit
 from pmlray.law.forms.protocol import Form
 from pmlray.law.placement_choice import PlacementChoice, choices_at
+from pmlray.law.prediction import LawPrediction, predict_points
 from pmlray.law.sizing import SURE_LOSS, Sizing, size_for
 from pmlray.law.summary_json import (
     correlations_json,
@@ -22,21 +23,15 @@ from pmlray.law.summary_json import (
     unseen_json,
     worths_json,
 )
-from pmlray.law.target_predictions import Target, TargetPrediction, corners, predict_targets
-from pmlray.law.validation.checklist import LEVEL, checklist
-from pmlray.law.validation.diagnostics import mape, r2
-from pmlray.law.validation.intervals import param_intervals
-from pmlray.law.validation.judgement import Judgement, judge
-from pmlray.law.validation.residuals import ResidualStructure, residual_structure
+from pmlray.law.target_predictions import TargetPrediction
+from pmlray.law.validation.checklist import LEVEL
+from pmlray.law.validation.judgement import Judgement
+from pmlray.law.validation.residuals import ResidualStructure
 from pmlray.law.validation.unseen import UnseenError, UnseenErrors
-
-# Posterior samples, from which intervals come, unless told otherwise.
-N_SAMPLES = 200
-# Without a base loss, predictions above this share of the largest delta_loss count as at its cap.
-AT_MOST = 0.98
+from pmlray.notebook_html import facts_html
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LawSummary:
     """Fitted law with its diagnostics.
 
@@ -56,8 +51,11 @@ class LawSummary:
         average_samples: posterior samples of all forms.
 
     Example:
-        >>> law = fit_law(read_law_data("points.csv"), targets=[DesignPoint(8, 256, 150)])
+        >>> law = fit_law(read_law_data("searches/tables/smollm2_phonebook.csv"))
+        >>> law
+        LawSummary(ceiling law of 324 points, CONVERGED)
         >>> print(law.headline, *law.limits)
+        At the largest rank and length, ...
     """
 
     fit: LawFit
@@ -73,6 +71,58 @@ class LawSummary:
     checklist: Mapping[str, str]
     average: AveragedLaw
     average_samples: AveragedSamples
+
+    def __repr__(self) -> str:
+        return f"LawSummary({self.title})"
+
+    def _repr_html_(self) -> str:
+        fitted = {
+            name: f"{getattr(self.fit.law, name):.4g} [{low:.4g}, {high:.4g}]"
+            for name, (low, high) in self.intervals.items()
+        }
+        at_targets = {
+            f"delta_loss at {t.name}, {t.point.train_steps} steps": f"{t.delta_loss:.4g}"
+            f" [{t.low:.4g}, {t.high:.4g}]{', far beyond the points' if t.far else ''}"
+            for t in self.targets
+        }
+        told = {"status": self.fit.message} if self.fit.message else {}
+        return facts_html(self.title, {"headline": self.headline, **told, **fitted, **at_targets})
+
+    @property
+    def title(self) -> str:
+        """Form, number of points fitted and status, in a few words."""
+        fit = self.fit
+        return f"{fit.law.form} law of {fit.n_obs} points, {fit.status.name}"
+
+    def predict(
+        self,
+        lora_rank: ArrayLike,
+        seq_len: ArrayLike,
+        train_steps: ArrayLike | None = None,
+        placement: str | None = None,
+    ) -> LawPrediction:
+        """Predict the loss reduction at points, with all forms and all their doubt.
+
+        Args:
+            lora_rank, seq_len, train_steps: numbers or lists, which broadcast; the steps may be
+                left out where the points have one number of steps, or do not say theirs.
+            placement: name of the one whose ranks are meant, where the law has several; by default
+                the first, its reference.
+
+        Returns:
+            Median and 90% interval in nats per token, that of one new run, and whether a point lies
+            far beyond those measured.
+
+        Raises:
+            DataError: a number below 1, steps or a placement of which the law tells nothing.
+
+        Example:
+            >>> law = fit_law(read_law_data("searches/tables/smollm2_phonebook.csv"))
+            >>> law.predict(lora_rank=[1, 4, 16, 400], seq_len=640, train_steps=160).far
+            array([False, False, False,  True])
+        """
+        where = (lora_rank, seq_len, train_steps)
+        return predict_points(self.unseen.data, self.average_samples, *where, placement)
 
     @property
     def heldout(self) -> UnseenError | None:
@@ -215,76 +265,6 @@ class LawSummary:
         if choices := self.choices(delta_loss):
             stored["choices"] = [choice.to_json() for choice in choices]
         return stored
-
-
-def fit_law(
-    data: LawData,
-    form: Form | Literal["auto"] = "auto",
-    *,
-    forms: Sequence[Form] | None = None,
-    n_bootstrap: int = N_SAMPLES,
-    rng: np.random.Generator | None = None,
-    targets: Sequence[Target] = (),
-    options: FitOptions | None = None,
-) -> LawSummary:
-    """Fit the law and judge it at its targets.
-
-    Args:
-        data: points, as `read_law_data` or `law_data` give them.
-        form: one form alone, or `auto` for all of `forms`, each weighted by its evidence.
-        forms: by default those with a ceiling where each point's base loss is known, else `power`.
-        n_bootstrap: number of posterior samples, from which intervals come.
-        rng: source of the samples; by default one of seed 0.
-        targets: points to predict, of the reference's ranks or of a placement's (`PlacedPoint`);
-            status and headline refer to them, and without any to the largest rank, length and
-            steps measured, of every placement.
-        options: treatment of saturated and outlying points.
-
-    Returns:
-        The law with its 90% intervals, its predictions at the targets, its errors at points held
-        out, and its status.
-
-    Raises:
-        FitError: no form can be fitted to these points.
-
-    Example:
-        >>> law = fit_law(read_law_data("points.csv"), targets=[DesignPoint(8, 256, 150)])
-        >>> law.fit.status, law.targets[0].low, law.targets[0].high
-
-    Source: arXiv 2605.30260 for the power form; `pmlray.law.fitting.posterior` for the inference.
-    """
-    rng = np.random.default_rng(0) if rng is None else rng
-    options = options or FitOptions()
-    chosen = tuple(forms or default_forms(data)) if form == "auto" else (form,)
-    average = average_laws(data, chosen, options)
-    samples = average.sample(n_bootstrap, rng)
-    predicted = predict_targets(data, samples, targets, rng)
-    asked = predicted or predict_targets(data, samples, corners(data), rng)
-    widths = [(t.where, t.relative_half_width) for t in asked]
-    most = math.inf if average.base_loss_known else AT_MOST * average.base_loss
-    beyond = [t.where for t in predicted if t.delta_loss > most]
-    judgement = judge(data, average.best, widths, beyond)
-    fit = replace(average.best, status=judgement.status, message=judgement.message)
-    average = replace(average, fits=(fit, *average.fits[1:]))
-    drawn = np.concatenate(
-        [part.params for part in samples.parts if part.fit.law.form == fit.law.form]
-    )
-    residuals = residual_structure(data, fit)
-    return LawSummary(
-        fit=fit,
-        judgement=judgement,
-        weights=average.by_form,
-        samples=drawn,
-        intervals=param_intervals(fit.law, drawn, LEVEL),
-        r2=r2(data, fit),
-        mape=mape(data, fit),
-        unseen=UnseenErrors(data, average, chosen, options),
-        targets=predicted,
-        residuals=residuals,
-        checklist=checklist(data, average, len(samples.sigma), residuals),
-        average=average,
-        average_samples=samples,
-    )
 
 
 def _mean(found: UnseenError | None) -> float | None:

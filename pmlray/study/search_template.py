@@ -17,6 +17,7 @@ from pmlray.config.search_spec import SearchSpec
 from pmlray.memory import Columns, TaskKind, TaskSource
 from pmlray.study.search.plan import first_cost, is_large
 from pmlray.study.sizing.request import BATCH_SIZE, SUBSET_SHARES, default_layer, default_steps
+from pmlray.version import shipped
 
 # Replays of exhaustive grids needed 22 and 11 % of their cost (scripts/bench/results/design.md),
 # and rates are guesses.
@@ -149,7 +150,8 @@ def _render(values: dict[str, object], **more: object) -> str:
         keep_trailing_newline=True,
         autoescape=False,
     )
-    return environment.get_template("search.yaml.j2").render(values, **more)
+    keys = shipped("searches/README.md")
+    return environment.get_template("search.yaml.j2").render(values, key_reference=keys, **more)
 
 
 def _scalar(text: str) -> str:

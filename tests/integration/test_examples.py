@@ -35,33 +35,9 @@ def test_its_readme_lists_every_example() -> None:
     assert sorted(listed) == sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
-def test_a_law_is_fitted_to_a_csv(tmp_path: Path) -> None:
-    out = output_of("one_law.py")
-    assert "DesignPoint(lora_rank=64, seq_len=1280, train_steps=160)" in out
-    assert "longest text at that rank" in out
-    mine = tmp_path / "mine.csv"
-    lines = [f"{r},{n},{8 * r**0.6 * n**-0.4:.4f}" for r in (1, 2, 4, 8) for n in (32, 64, 128)]
-    mine.write_text("rank,length,delta_loss_nats\n" + "\n".join(lines) + "\n")
-    assert "DesignPoint(lora_rank=16, seq_len=128, train_steps=0)" in output_of(
-        "one_law.py", str(mine)
-    )
-
-
 def test_the_sampler_chooses_in_a_plain_study() -> None:
     out = output_of("optuna_sampler.py")
     assert "v_optimal" in out and re.search(r"^\d+ trials, \d+ gpu_seconds$", out, re.MULTILINE)
-
-
-def test_a_search_is_read_in_python() -> None:
-    out = output_of("python_api.py")
-    assert "ceiling law of all 324 runs" in out and "90 % interval" in out
-
-
-@pytest.mark.ray
-def test_a_sizing_answers_with_a_rank(tmp_path: Path) -> None:
-    out = output_of("one_sizing.py", str(tmp_path / "sizing"))
-    assert re.search(r"^rank \d+ recalls \d of 8 records$", out, re.MULTILINE)
-    assert (tmp_path / "sizing" / "out" / "adapter" / "card.json").is_file()
 
 
 @pytest.mark.ray

@@ -16,7 +16,14 @@ from pmlray.backends.store.attempts import Attempt, AttemptLog
 from pmlray.backends.store.file_leases import LeaseFolder
 from pmlray.cli import app
 from pmlray.config.prepared_search import PreparedSearch
-from pmlray.config.stored_files import SEARCH_FILE, SUMMARY_FILE, Card, Summary, read_stored
+from pmlray.config.stored_files import (
+    SEARCH_FILE,
+    SUMMARY_FILE,
+    Card,
+    RunFacts,
+    Summary,
+    read_stored,
+)
 from pmlray.errors import StoreError
 
 DAMAGED = ("", "{", "[]", "null", '{"name": 1}', "[" * 50_000)
@@ -52,7 +59,8 @@ def test_a_damaged_summary_is_named(content: str, store: Path) -> None:
 def test_a_report_keeps_the_facts_of_the_run_before_it(store: Path) -> None:
     facts = {"machine": "two cores", "versions": {"ray": "2"}, "training_share": None}
     for told in (facts, None):
-        assert report_store(store, told).to_json()["machine"] == "two cores"
+        given = None if told is None else RunFacts(**told)
+        assert report_store(store, given).to_json()["machine"] == "two cores"
         kept = read_stored(Summary, store / SUMMARY_FILE).facts
         assert kept.model_dump(exclude_unset=True) == facts
 

@@ -16,6 +16,7 @@ from pmlray.api.sizing.law import law_at_hand
 from pmlray.api.sizing.packs import Connect, Log, ShowProgress
 from pmlray.api.sizing.places import PlaceOption
 from pmlray.api.sizing.plan import SizePlan
+from pmlray.api.sizing.sized_adapter import SizedAdapter
 from pmlray.api.sizing.stage_clock import StageClock
 from pmlray.atomic_files import write_all_over, write_over
 from pmlray.backends.ray.session import ray_session
@@ -41,38 +42,6 @@ from pmlray.study.sizing.request import METHOD
 from pmlray.types import Observation
 
 RESULT_FILE = "size.json"
-
-
-@dataclass(frozen=True)
-class SizedAdapter:
-    """Adapter that holds a set of records, checked by greedy decoding.
-
-    card: content of its card, as JSON types; decoded: the answer to every record; out: the folder
-    of all results.
-    """
-
-    card: dict[str, Any]
-    decoded: DecodedRecords
-    out: Path
-
-    @property
-    def lora_rank(self) -> int:
-        """Rank of the adapter."""
-        return int(self.card["adapter"]["lora_rank"])
-
-    @property
-    def reached(self) -> bool:
-        """True if the wanted share of the records is recalled word for word."""
-        return bool(self.card["recall"]["reached"])
-
-    @property
-    def adapter_folder(self) -> Path:
-        """Folder of the adapter, its card and the records that it does not recall."""
-        return self.out / "adapter"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return JSON types only, as `pmlray size --json` prints them."""
-        return {**self.card, "out": str(self.out), "adapter_folder": str(self.adapter_folder)}
 
 
 def run_size(

@@ -13,21 +13,44 @@ from pmlray.api.record_source import Records, record_source
 from pmlray.config import ClusterProfile
 from pmlray.config.bases.model_spec import DtypeChoice
 from pmlray.config.load import read_profile
+from pmlray.notebook_html import facts_html
 from pmlray.study.sizing.decide_placement import Prefer
 from pmlray.study.sizing.request import Wanted
 
 if TYPE_CHECKING:
     from pmlray.api.sizing.plan import SizePlan
-    from pmlray.api.sizing.run import SizedAdapter
+    from pmlray.api.sizing.sized_adapter import SizedAdapter
     from pmlray.study.sizing.cost import SizeCost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SizingPlan:
-    """Plan of a sizing with its predicted cost; nothing was trained."""
+    """Plan of a sizing with its predicted cost in gpu_seconds; nothing was trained.
+
+    Example:
+        >>> facts = [{"query": f"Room {n}:", "target": f" {7 * n + 1000}"} for n in range(8)]
+        >>> planned = size(facts, "tiny-random-llama", steps=200, dry_run=True)  # steps on Ray
+        >>> planned.cost.least <= planned.cost.promised <= planned.cost.most
+        True
+    """
 
     plan: SizePlan
     cost: SizeCost
+
+    def __repr__(self) -> str:
+        n, cost = len(self.plan.records.pairs), self.cost
+        return f"SizingPlan({n} records, about {cost.promised:.3g} gpu_seconds, {cost.rates})"
+
+    def _repr_html_(self) -> str:
+        cost = self.cost
+        told = {
+            "model": self.plan.search.spec.model.id,
+            "records": len(self.plan.records.pairs),
+            "gpu_seconds": f"{cost.promised:.3g} ({cost.least:.3g} to {cost.most:.3g}),"
+            f" rates {cost.rates}",
+            "out": self.plan.out,
+        }
+        return facts_html("sizing, planned", told)
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON types only, as `pmlray size --dry-run --json` prints them."""
@@ -96,8 +119,10 @@ def size(
         SpecError, DataError, ModelError, RunError: the message says what to correct.
 
     Example:
-        >>> found = pmlray.size("facts.jsonl", "smollm2-135m", recall=0.99, out="out")
-        >>> print(found.lora_rank, found.reached, found.adapter_folder)
+        >>> facts = [{"query": f"Room {n}:", "target": f" {7 * n + 1000}"} for n in range(8)]
+        >>> found = size(facts, "tiny-random-llama", recall=0.75, steps=200, out="runs/rooms")
+        >>> found.reached, found.adapter_folder.name       # trained on Ray
+        (True, 'adapter')
     """
     from pmlray.api.sizing.places import split_placements
     from pmlray.api.sizing.plan import SizeRequest, prepare_size

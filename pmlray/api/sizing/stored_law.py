@@ -18,7 +18,7 @@ from pmlray.config.bases.geometry import Geometry
 from pmlray.config.bases.models import ModelSource
 from pmlray.errors import SpecError
 from pmlray.law import LawSummary
-from pmlray.study.findings.result import fit_observations
+from pmlray.study.findings.fitted_runs import fit_observations
 from pmlray.study.sizing.compared import AUTO
 from pmlray.study.sizing.request import sized_spec
 from pmlray.types import Observation

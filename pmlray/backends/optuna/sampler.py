@@ -11,8 +11,9 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
+from pmlray.backends.optuna.own_params import check_holds, check_none_fixed, check_suggested
 from pmlray.backends.optuna.trial_index import TrialIndex
 from pmlray.backends.optuna.trials import (
     PLACEMENT,
@@ -73,22 +74,30 @@ class LawSampler(BaseSampler):
 
     Raises:
         ValueError: on sampling, where the study has more than one objective.
+        DesignError: after a trial that did not suggest all of these parameters, or one of them with
+            a distribution that lacks some of its values; and where another sampler fixes some.
         DataError: on sampling, where a complete trial's `base_loss` is not a finite number above 0,
             or its `supervised_tokens` are below 1.
 
     Example:
-        >>> sampler = LawSampler(space, settings, ("ceiling",), cost, budget=300.0)
+        >>> import optuna
+        >>> cells = [DesignPoint(r, l, 100) for r in (1, 2, 4, 8) for l in (32, 64, 128, 256)]
+        >>> space = DesignSpace(cells, replicates=[(0, 0), (1, 0)])
+        >>> settings = DesignSettings(4, 0.2, targets=[DesignPoint(8, 256, 100)])
+        >>> cost = CostModel(1e-3, prompt_tokens=0, batch_records=None)
+        >>> sampler = LawSampler(space, settings, ["ceiling"], cost, budget=300.0)
         >>> def objective(trial):
-        ...     chosen = {
-        ...         name: trial.suggest_int(name, d.low, d.high, log=d.log)
+        ...     rank, length, steps, text, seed = (
+        ...         trial.suggest_int(name, d.low, d.high, log=d.log)
         ...         for name, d in sampler.distributions.items()
-        ...     }
-        ...     run = measure(**chosen)  # your experiment
-        ...     trial.set_user_attr("base_loss", run.base_loss)
-        ...     trial.set_user_attr("gpu_seconds", run.gpu_seconds)
-        ...     return run.delta_loss
+        ...     )
+        ...     trial.set_user_attr("base_loss", 10.0)      # then your experiment measures
+        ...     trial.set_user_attr("gpu_seconds", 1e-3 * length * steps)
+        ...     return 8.0 * rank**0.4 * length**-0.3       # delta_loss
         >>> study = optuna.create_study(direction="maximize", sampler=sampler)
-        >>> study.optimize(objective, n_trials=12)
+        >>> study.optimize(objective, n_trials=8)
+        >>> len({tuple(trial.params.values()) for trial in study.trials})
+        8
 
         scripts/examples/optuna_sampler.py is a whole program, which also stops at the budget.
     """
@@ -185,12 +194,13 @@ class LawSampler(BaseSampler):
         """
         self._raise_error_if_multi_objective(study)
         design = {n: d for n, d in search_space.items() if n in self._params}
+        check_none_fixed(design, self._params)
         values = {
             name: self._independent.sample_independent(study, trial, name, distribution)
             for name, distribution in search_space.items()
             if name not in design
         }
-        if len(design) < len(self._params):
+        if not design:
             return values
         choice = self._choose_in_turn(study, trial)
         if choice is not None:
@@ -205,9 +215,26 @@ class LawSampler(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Draw a parameter that is not of the design uniformly at random."""
+        """Draw a parameter that is not of the design uniformly at random.
+
+        DesignError where one of the design's is suggested with another distribution, which lacks
+        the value that was chosen.
+        """
         self._raise_error_if_multi_objective(study)
+        check_holds(param_name, param_distribution, self.distributions)
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        state: TrialState,
+        values: Sequence[float] | None,
+    ) -> None:
+        """Raise DesignError where a trial that ran does not have the design's parameters: it is no
+        run of the design, and the same point would be chosen for ever."""
+        if state in (TrialState.COMPLETE, TrialState.PRUNED):
+            check_suggested(trial, self.distributions)
 
     def reseed_rng(self) -> None:
         """Reseed the random parameters, so that parallel workers draw different values."""

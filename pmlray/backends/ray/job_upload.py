@@ -10,7 +10,7 @@ from pathlib import Path
 from pmlray.config.adapters.peft_config import BLOCK_CONFIG_FILE, CONFIG_FILE, WEIGHTS_FILE
 from pmlray.config.bases.model_spec import Model
 from pmlray.errors import SpecError
-from pmlray.version import SOURCE
+from pmlray.version import SOURCE, shipped
 
 # Below Ray's own limit of 100 MiB, which it reports as a bare HTTP 413.
 MAX_UPLOAD_BYTES = 50 * 2**20
@@ -32,9 +32,10 @@ def pack_working_dir(archive: Path, files: Mapping[str, Path]) -> int:
     if size > MAX_UPLOAD_BYTES:
         raise SpecError(
             f"the search's files are {size / 2**20:.0f} MiB; copy them with the search file to the"
-            " cluster's storage and start it there (cluster/README.md makes job.zip): ray job"
-            " submit --working-dir job.zip --runtime-env cluster/runtime_env.yaml -- python -m"
-            " pmlray search /STORAGE/search.yaml"
+            f" cluster's storage and start it there ({shipped('cluster/README.md')} makes job.zip):"
+            f" ray job submit --working-dir job.zip --runtime-env"
+            f" {shipped('cluster/runtime_env.yaml')} -- python -m pmlray search"
+            " /STORAGE/search.yaml"
         )
     return size
 

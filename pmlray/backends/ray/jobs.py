@@ -18,6 +18,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from pmlray.backends.ray.niceness import PROBE, told_niceness
 from pmlray.errors import RunError, SpecError
+from pmlray.version import shipped
 
 STOP_SECONDS = 60
 # The environment of every job, as cluster/runtime_env.yaml has it for `ray job submit`.
@@ -57,7 +58,7 @@ class RayJobs:
 
     With token authentication on the cluster, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or
     RAY_AUTH_TOKEN) must be set here. RunError, with a remedy, when the cluster cannot be reached,
-    refuses the token, or runs another Ray version than the one that pmlray is pinned to.
+    refuses the token, or runs another version of Ray than this machine.
     """
 
     def __init__(self, address: str) -> None:
@@ -70,7 +71,8 @@ class RayJobs:
             raise RunError(
                 f"the cluster at {address} runs Ray {found}, and this pmlray needs"
                 f" {ray.__version__}: build the cluster's image from this version's"
-                " cluster/Dockerfile, or install here the pmlray that the cluster was built from"
+                f" {shipped('cluster/Dockerfile')}, or install here the pmlray that the cluster was"
+                " built from"
             )
 
     def submit(
@@ -216,12 +218,13 @@ class RayJobs:
         except AuthenticationError as error:
             raise RunError(
                 f"the cluster at {self._address} refused the token: set RAY_AUTH_MODE=token and"
-                f" RAY_AUTH_TOKEN_PATH to the file of its token (cluster/README.md): {error}"
+                f" RAY_AUTH_TOKEN_PATH to the file of its token ({shipped('cluster/README.md')}):"
+                f" {error}"
             ) from error
         except CLUSTER_ERRORS as error:
             raise RunError(
                 f"the cluster at {self._address} {what}: {error}; is it up, and its port 8265"
-                " forwarded to this machine (cluster/README.md)?"
+                f" forwarded to this machine ({shipped('cluster/README.md')})?"
             ) from error
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from pmlray.version import shipped
+
 NICENESS = "RAY_worker_niceness"
 # Ray job that prints a worker's niceness. The job itself runs at 0, whatever that of the workers.
 PROBE = (
@@ -15,8 +17,8 @@ PROBE = (
     " print('niceness', ray.get(ray.remote(num_cpus=0)(lambda: os.nice(0)).remote()))"
 )
 REMEDY = (
-    "set RAY_worker_niceness=0 where `ray start` runs, on every node (cluster/README.md), and start"
-    " the cluster again"
+    "set RAY_worker_niceness=0 where `ray start` runs, on every node"
+    f" ({shipped('cluster/README.md')}), and start the cluster again"
 )
 
 

@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pmlray.errors import ClusterAway, SpecError
+from pmlray.version import shipped
 
 if TYPE_CHECKING:
     import grpc
@@ -44,7 +45,7 @@ def require_cluster(address: str) -> None:
             raise ClusterAway(
                 f"the Ray cluster at {address} refused the token, or got none: set"
                 " RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file with the cluster's token,"
-                " ~/.ray/auth_token of its head (cluster/README.md)"
+                f" ~/.ray/auth_token of its head ({shipped('cluster/README.md')})"
             )
         if code is grpc.StatusCode.UNIMPLEMENTED and address.startswith(CLIENT):
             return

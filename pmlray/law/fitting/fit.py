@@ -48,7 +48,10 @@ class FitOptions:
             `one_factor`, these alone; `parameters`, nothing.
 
     Example:
-        >>> law = fit_law(data, options=FitOptions(loss="huber", saturated="censor"))
+        >>> data = read_law_data("searches/tables/smollm2_phonebook.csv")
+        >>> law = fit_law(data, "ceiling", options=FitOptions(loss="huber", saturated="censor"))
+        >>> law.fit.n_censored > 0
+        True
     """
 
     loss: Literal["gaussian", "huber"] = "gaussian"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pmlray.law.data import FloatArray, LawData, informative_points
+from pmlray.law.data import BoolArray, FloatArray, LawData, informative_points
 from pmlray.law.fitting.fit import FitStatus, LawFit
-from pmlray.law.placements import PlacedPoint
+from pmlray.law.placements import PlacedPoint, Placement
 from pmlray.law.validation.advice import what_next
 from pmlray.types import DesignPoint
 
@@ -93,28 +93,43 @@ def judge(
 
 
 def is_far(data: LawData, where: DesignPoint | PlacedPoint) -> bool:
-    """Return whether a point lies beyond FAR times the measured ranks, lengths or steps.
+    """Return whether one point is far; see `are_far`."""
+    if isinstance(where, PlacedPoint):
+        point, placement = where.point, where.placement
+    else:
+        point, placement = where, None
+    axes = np.array([point.lora_rank, point.seq_len, point.train_steps], dtype=float)
+    rank, length, steps = axes.reshape(3, 1)
+    return bool(are_far(data, rank, length, steps, placement)[0])
+
+
+def are_far(
+    data: LawData,
+    lora_rank: FloatArray,
+    seq_len: FloatArray,
+    train_steps: FloatArray,
+    placement: Placement | None = None,
+) -> BoolArray:
+    """Return whether points of one shape lie beyond FAR times the measured ranks, lengths or steps.
 
     Of several placements the ranks are those measured at its own, if there are any, and the
     parameters those of all. Steps count where both the points and the target know them.
     """
-    axes = list[tuple[FloatArray, float]]()
-    if isinstance(where, PlacedPoint):
-        point, placement = where.point, where.placement
+    ratio = 1.0
+    axes: list[tuple[FloatArray, FloatArray]] = [(data.seq_len, seq_len)]
+    if placement is not None:
         ratio = placement.params_per_rank / data.placements[0].params_per_rank
-        axes.append((data.plain_rank, ratio * point.lora_rank))
         if data.placement is not None and placement in data.placements:
             own = data.placement == data.placements.index(placement)
-            axes.append((data.lora_rank[own], point.lora_rank))
-    else:
-        point = where
-        axes.append((data.plain_rank, point.lora_rank))
-    axes.append((data.seq_len, point.seq_len))
-    if point.train_steps > 0:
-        axes.append((data.train_steps[data.train_steps > 0], point.train_steps))
-    return any(
-        at > FAR * values.max() or at < values.min() / FAR for values, at in axes if values.size
-    )
+            axes.append((data.lora_rank[own], lora_rank))
+    axes.append((data.plain_rank, ratio * lora_rank))
+    known = data.train_steps[data.train_steps > 0]
+    axes.append((known, np.where(train_steps > 0, train_steps, known.max(initial=1.0))))
+    far = np.zeros(lora_rank.shape, dtype=np.bool_)
+    for values, at in axes:
+        if values.size:
+            far |= (at > FAR * values.max()) | (at < values.min() / FAR)
+    return far
 
 
 def _at(where: DesignPoint | PlacedPoint) -> str:

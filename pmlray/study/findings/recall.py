@@ -11,6 +11,7 @@ import numpy as np
 from pmlray.errors import FitError
 from pmlray.law import (
     LawSummary,
+    Placement,
     RecallForecast,
     RecallLaw,
     Transition,
@@ -20,7 +21,7 @@ from pmlray.law import (
     measure_transition,
     token_runs,
 )
-from pmlray.types import Observation
+from pmlray.types import DesignPoint, Observation
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,26 @@ def recall_result(
         return RecallResult(None, transition, (), str(error))
     if loss is None:
         return RecallResult(law, transition, (), "")
-    data = law_data(fitted)
-    forecasts: list[RecallForecast] = []
-    for target in loss.targets:
-        samples = loss.average_samples
-        if target.placement is not None:
-            samples = samples.at(target.placement)
-        forecasts.append(forecast_recall(law, loss.average, samples, data, target.point, rng))
+    forecasts = (
+        forecast_at(law, loss, fitted, target.point, target.placement, rng)
+        for target in loss.targets
+    )
     return RecallResult(law, transition, tuple(forecasts), "")
+
+
+def forecast_at(
+    law: RecallLaw,
+    loss: LawSummary,
+    fitted: Sequence[Observation],
+    point: DesignPoint,
+    placement: Placement | None,
+    rng: np.random.Generator,
+) -> RecallForecast:
+    """Forecast one new run at a point whose rank is of a placement; None: of the law's reference.
+
+    `loss` is the law fitted to the runs in `fitted`.
+    """
+    samples = loss.average_samples
+    if placement is not None:
+        samples = samples.at(placement)
+    return forecast_recall(law, loss.average, samples, law_data(fitted), point, rng)

@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from pmlray.config.recipe import Recipe
+import numpy as np
+
 from pmlray.config.search_spec import SearchSpec
-from pmlray.errors import FitError
+from pmlray.errors import DataError, FitError
 from pmlray.law import (
-    LawData,
     LawSummary,
-    PlacedPoint,
     Placement,
     PlacementChoice,
+    RecallForecast,
     RecallLaw,
-    fit_law,
-    law_data,
     measured_choices,
 )
-from pmlray.law.validation.convergence import MIN_POINTS, Certificate, certify
+from pmlray.law.validation.convergence import Certificate
 from pmlray.live_packs import Calibration
+from pmlray.notebook_html import facts_html
 from pmlray.study.budget.allowance import spent_seconds
+from pmlray.study.findings.fitted_runs import (
+    certificate,
+    fit_observations,
+    fitted_runs,
+    refit_is_due,
+)
 from pmlray.study.findings.memft_pairs import MemftPair, memft_pairs
 from pmlray.study.findings.placed_law import fitted_places, measured_placements
-from pmlray.study.findings.recall import RecallResult, recall_result
+from pmlray.study.findings.recall import RecallResult, forecast_at, recall_result
 from pmlray.study.findings.recall_rule import recall_rule
 from pmlray.types import DesignPoint, FailedRun, Observation, PackTimes
-
-# A law refitted to less than 10 % more runs hardly changes. Refits after every pack would take too
-# long in a search of hundreds of points.
-REFIT_GROWTH = 1.1
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,33 @@ class LawSnapshot:
 
 
 @dataclass(frozen=True)
+class GpuSeconds:
+    """gpu_seconds of a search by phase, `spent` in all with what machine failures lost, and the
+    `budget` of both phases."""
+
+    law: float
+    memft: float
+    spent: float
+    budget: float
+
+
+@dataclass(frozen=True, repr=False)
 class SearchResult:
     """Result of a search as its report shows it.
 
-    `law` is None while too few points are measured.
+    Attributes:
+        observations, failures: finished runs, and attempts that left no result.
+        snapshots: the law after each round that it was fitted anew in.
+        pairs: MemFT runs beside plain fine-tuning.
+        packs: wall times.
+        calibration: cost of the first steps, where it was measured.
+
+    Example:
+        >>> found = Search.load("runs/smoke").result()
+        >>> len(found.observations), found.law
+        (14, LawSummary(...))
+        >>> found.gpu_seconds.spent <= found.gpu_seconds.budget
+        True
     """
 
     spec: SearchSpec
@@ -61,9 +85,28 @@ class SearchResult:
     packs: tuple[PackTimes, ...]
     calibration: Calibration | None = None
 
+    def __repr__(self) -> str:
+        found = ", ".join(f"{name}: {value}" for name, value in self.overview().items())
+        return f"SearchResult({self.spec.search_id}, {found})"
+
+    def _repr_html_(self) -> str:
+        return facts_html(self.spec.search_id, self.overview())
+
+    def overview(self) -> dict[str, str]:
+        """Return what there is by name, in words: runs, cost, the laws of loss and of recall."""
+        n_failed, seconds = sum(not f.left_out for f in self.failures), self.gpu_seconds
+        law = "too few points" if self.law is None else self.law.title
+        recall = self.recall_result.why_not or "law of recall fitted"
+        return {
+            "runs": f"{len(self.observations)} measured, {n_failed} failed",
+            "gpu_seconds": f"{seconds.spent:.0f} of {seconds.budget:.0f}",
+            "law": law,
+            "recall": recall,
+        }
+
     @property
     def law(self) -> LawSummary | None:
-        """Law fitted to all observations."""
+        """Law fitted to all observations; None while too few points are measured."""
         return self.snapshots[-1].law if self.snapshots else None
 
     @property
@@ -105,17 +148,38 @@ class SearchResult:
         """Law of recall; None while it cannot be fitted to the runs."""
         return self.recall_result.law
 
-    def gpu_seconds(self) -> dict[str, float]:
-        """Return the gpu_seconds spent on the law, on MemFT and in all, and the budget of both.
+    def forecast(self, point: DesignPoint) -> RecallForecast:
+        """Forecast loss and recall of one new run at a point of this search, with 90% intervals.
 
-        `spent`, the total, includes what machine failures lost.
+        Raises:
+            FitError: the runs determine no law of the loss, or none of recall.
+            DataError: the law knows no such placement.
+
+        Example:
+            >>> found = Search.load("runs/smoke").result()
+            >>> there = found.forecast(DesignPoint(lora_rank=8, seq_len=64, train_steps=60))
+            >>> there.exact.low <= there.exact.value <= there.exact.high
+            True
         """
+        if self.law is None or self.recall is None:
+            why = self.recall_result.why_not or "they determine no law of the loss"
+            raise FitError(f"recall cannot be forecast from these runs: {why}")
+        if point.placement not in self.fitted_places:
+            names = ", ".join(str(name) for name in self.fitted_places)
+            raise DataError(f"no run has the placement {point.placement}; these have: {names}")
+        fitted = fitted_runs(self.spec, self.observations)
+        place, rng = self.fitted_places[point.placement], np.random.default_rng(0)
+        return forecast_at(self.recall, self.law, fitted, point, place, rng)
+
+    @property
+    def gpu_seconds(self) -> GpuSeconds:
+        """What was spent on each phase and in all, and the budget."""
         spent = spent_seconds(self.observations, self.failures, self.calibration)
         lost = sum(f.gpu_seconds for f in self.failures if f.infrastructure)
         budget = self.spec.budget.law_seconds
         if self.spec.memft is not None:
             budget += self.spec.budget.memft_seconds
-        return {**spent, "spent": sum(spent.values()) + lost, "budget": budget}
+        return GpuSeconds(**spent, spent=sum(spent.values()) + lost, budget=budget)
 
     def _choices_json(self) -> dict[str, Any]:
         return {"choices": [c.to_json() for c in self.choices]} if self.choices else {}
@@ -140,73 +204,8 @@ class SearchResult:
                 **self.recall_result.to_json(),
             },
             "memft": [pair.to_json() for pair in self.pairs],
-            "gpu_seconds": self.gpu_seconds(),
+            "gpu_seconds": asdict(self.gpu_seconds),
         }
-
-
-def certificate(observation: Observation, recipe: Recipe) -> Certificate | None:
-    """Return the effect of more steps on a run; None where no curve was kept, as in a replay."""
-    if len(observation.curve) < MIN_POINTS:
-        return None
-    return certify(
-        observation.curve,
-        observation.point.train_steps,
-        schedule=recipe.under(observation.point.schedule).schedule,
-        warmup_steps=recipe.warmup_steps,
-        decay_share=recipe.decay_share,
-        stop_loss=recipe.stop_loss,
-        grad_norm=observation.grad_norm,
-    )
-
-
-def fitted_runs(spec: SearchSpec, observations: Sequence[Observation]) -> tuple[Observation, ...]:
-    """Return the runs that the law is fitted to: those of its phase that `spec.law` keeps.
-
-    A run whose curve was not kept never counts as optimisation-limited.
-    """
-    of_law = tuple(o for o in observations if o.phase == "law")
-    if spec.law.optimisation_limited == "keep":
-        return of_law
-    found = ((o, certificate(o, spec.recipe)) for o in of_law)
-    return tuple(o for o, c in found if c is None or c.status != "optimisation_limited")
-
-
-def fit_observations(spec: SearchSpec, observations: Sequence[Observation]) -> LawSummary | None:
-    """Fit the law to observations; None while they determine none.
-
-    The seed of the samples is fixed, so that the same observations give the same intervals.
-    """
-    try:
-        data = law_data(fitted_runs(spec, observations))
-        return fit_law(
-            data,
-            forms=spec.law.forms,
-            n_bootstrap=spec.law.n_bootstrap,
-            targets=_targets(spec, data, {o.point.placement for o in observations}),
-            options=spec.law.fit_options(),
-        )
-    except FitError:
-        return None
-
-
-def _targets(
-    spec: SearchSpec, data: LawData, seen: Collection[str | None]
-) -> tuple[DesignPoint | PlacedPoint, ...]:
-    """Return the targets at the placements that have runs: of one, in ranks of the law itself."""
-    points = [point for point in spec.target_points() if point.placement in seen]
-    if not data.several_placements:
-        return tuple(points)
-    by_name = {placement.name: placement for placement in data.placements}
-    return tuple(
-        PlacedPoint(point, by_name[point.placement])
-        for point in points
-        if point.placement in by_name
-    )
-
-
-def refit_is_due(n_runs: int, n_fitted: int, growth: float = REFIT_GROWTH) -> bool:
-    """Return whether the runs have grown by the factor `growth` since a law was last fitted."""
-    return n_runs > n_fitted and n_runs >= growth * n_fitted
 
 
 def assemble(

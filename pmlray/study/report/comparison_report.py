@@ -15,6 +15,7 @@ from pmlray.config.secrets import without_credentials
 from pmlray.study.comparison.equal_recall import EqualRecall
 from pmlray.study.comparison.recall_levels import SecondsToRecall
 from pmlray.study.comparison.results import FIGURES, Difference, MethodComparison, MethodResult
+from pmlray.study.report.drawing import png_of
 from pmlray.study.report.figures.memft import (
     RECALLS,
     SHORT_METHOD,
@@ -22,7 +23,7 @@ from pmlray.study.report.figures.memft import (
     point_label,
 )
 from pmlray.study.report.figures.rates import rate_panels
-from pmlray.study.report.page import Section, page_files, png_of, write_files
+from pmlray.study.report.page import Section, page_files, write_files
 from pmlray.study.report.settings import fact_items
 from pmlray.study.report.tables import Table
 

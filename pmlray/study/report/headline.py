@@ -59,10 +59,10 @@ class Headline:
 
 def headline(result: SearchResult) -> Headline:
     """Return the law, its errors, its points and its cost, in words."""
-    spent = result.gpu_seconds()
+    spent = result.gpu_seconds
     cost = (
-        f"{number(spent['spent'])} of {number(spent['budget'])} gpu_seconds were spent"
-        f" ({percent(spent['spent'] / spent['budget'])} of the budget)."
+        f"{number(spent.spent)} of {number(spent.budget)} gpu_seconds were spent"
+        f" ({percent(spent.spent / spent.budget)} of the budget)."
     )
     law, n = result.law, len(result.law_observations)
     if law is None:

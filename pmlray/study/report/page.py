@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pmlray.atomic_files import write_all_over
 from pmlray.errors import StoreError
+from pmlray.study.report.drawing import (
+    NOT_DRAWN,
+    can_draw,
+    png_of,
+    tell_not_drawn,
+    vega_bundle,
+)
 from pmlray.study.report.figures.style import Panel, theme
 from pmlray.study.report.tables import Table, cell
-from pmlray.study.report.vega_bundle import vega_bundle
-
-# Scale of PNG files: twice the size of the SVG, for dense screens and slides.
-PNG_SCALE = 2.0
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,17 @@ def page_files(
     **values: Any,
 ) -> dict[Path, bytes]:
     """Return the content of a page, and of each of its figures as an SVG file in the folder
-    `pictures`, by their paths.
+    `pictures`, by their paths; without vl-convert of a page that says why it has no figures.
 
     template: extends page.html.j2; values: its variables, always with `title`, `kind` and
     `identity`.
     """
     files: dict[Path, bytes] = {}
     specs: dict[str, Mapping[str, Any]] = {}
+    draws = can_draw()
+    if not draws:
+        tell_not_drawn()
+        sections = [replace(section, panels=()) for section in sections]
     for panel in (panel for section in sections for panel in section.panels):
         specs[panel.key] = panel.spec()
         files[pictures / f"{panel.key}.svg"] = panel.svg(specs[panel.key]).encode()
@@ -62,7 +68,8 @@ def page_files(
         sections=sections,
         specs=specs,
         themes={"light": theme(dark=False), "dark": theme(dark=True)},
-        bundle=vega_bundle(),
+        bundle=vega_bundle() if draws else "",
+        not_drawn="" if draws else NOT_DRAWN,
         **values,
     )
     return {page: html.encode(), **files}
@@ -83,11 +90,8 @@ def write_files(files: Mapping[Path, bytes]) -> None:
         ) from error
 
 
-def png_of(svg: bytes) -> bytes:
-    """Return an SVG picture as PNG; takes some 0.1 s."""
-    return vl_convert.svg_to_png(svg.decode(), scale=PNG_SCALE)
-
-
 def write_pngs(pictures: Iterable[Path]) -> None:
-    """Write each SVG file as a PNG file beside it; StoreError where they cannot be written."""
-    write_files({svg.with_suffix(".png"): png_of(svg.read_bytes()) for svg in pictures})
+    """Write each SVG file as a PNG file beside it, where vl-convert is installed; StoreError where
+    they cannot be written."""
+    if can_draw():
+        write_files({svg.with_suffix(".png"): png_of(svg.read_bytes()) for svg in pictures})

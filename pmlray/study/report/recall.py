@@ -22,6 +22,8 @@ from pmlray.study.report.figures.style import (
 from pmlray.study.report.figures.transition import phase_panels
 from pmlray.study.report.tables import Cell, Table, number, percent
 
+# Of losses, nats per token, which are rounded to as many digits.
+LEAST_DRAWN = 1e-5
 CURVE_POINTS = 30
 WANTED_EXACT = (0.5, 0.9, 0.99)
 _SHOWN = ("lora_rank", "seq_len", "train_steps", "sequence_id", "seed")
@@ -107,7 +109,7 @@ def _panel(
     law: RecallLaw | None,
     placements: tuple[str, ...],
 ) -> Panel:
-    losses = [run.observation.final_loss for run in runs]
+    losses = _drawn_losses(runs)
     x = alt.X(
         "final_loss",
         type="quantitative",
@@ -131,6 +133,7 @@ def _panel(
     )
     shown = (*(("placement",) if placements else ()), *_SHOWN, "final_loss", name)
     rows = [observation_row(run.observation) for run in runs]
+    rows = [row | {"final_loss": max(row["final_loss"], LEAST_DRAWN)} for row in rows]
     dots = alt.Chart(data({key: row[key] for key in shown} for row in rows)).mark_point(
         filled=True, size=56, opacity=0.9, stroke="#7d8590", strokeWidth=0.6
     )
@@ -149,8 +152,14 @@ def _panel(
     )
 
 
+def _drawn_losses(runs: tuple[TokenRun, ...]) -> list[float]:
+    """Return the final losses as they are drawn, nats per token: a logarithmic axis has no 0, where
+    a run ends whose every probability rounds to 1."""
+    return [max(run.observation.final_loss, LEAST_DRAWN) for run in runs]
+
+
 def _curve(law: RecallLaw, name: str, runs: tuple[TokenRun, ...]) -> list[ChartRow]:
-    losses = [run.observation.final_loss for run in runs]
+    losses = _drawn_losses(runs)
     along = np.geomspace(min(losses), max(losses), CURVE_POINTS)
     rows: list[ChartRow] = []
     for tokens, named in _record_lengths(law, runs):

@@ -22,7 +22,7 @@ from pmlray.study.budget.accounts import Accounts
 from pmlray.study.budget.pack_queue import PackQueue
 from pmlray.study.budget.packs import Draft, of_one_kind, packs_of, room_for, trunk_families
 from pmlray.study.budget.run_statistics import Measured
-from pmlray.study.findings.result import REFIT_GROWTH, fit_observations, refit_is_due
+from pmlray.study.findings.fitted_runs import REFIT_GROWTH, fit_observations, refit_is_due
 from pmlray.study.search.memft_schedule import law_at_points, memft_runs
 from pmlray.study.search.plan import first_pack
 from pmlray.study.search.progress import Progress, law_metrics, progress_metrics

@@ -45,7 +45,7 @@ class CostTerms(TypedDict):
     decay_share: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchPlan:
     """Plan and cost of a search: every amount in gpu_seconds (on a CPU core-seconds).
 
@@ -73,6 +73,11 @@ class SearchPlan:
     rates: Mapping[str | None, tuple[float, ...]] = field(
         default_factory=dict[str | None, tuple[float, ...]]
     )
+
+    def __repr__(self) -> str:
+        runs = f"{len(self.cells)} points x {self.replicates}"
+        seconds = f"{self.full_grid:.0f} {self.device}-seconds, budget {self.budget:.0f}"
+        return f"SearchPlan({self.search_id}, {runs}, about {seconds})"
 
     @property
     def device(self) -> str:

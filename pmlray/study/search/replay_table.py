@@ -26,6 +26,7 @@ from pmlray.types import (
     PlannedRun,
     Recall,
 )
+from pmlray.version import here_or_shipped
 
 # `pmlray fit` reads `rank`, `length` and `delta_loss_nats` of any CSV.
 COLUMNS = {
@@ -133,6 +134,7 @@ def table_provenance(search_id: str, observations: Sequence[Observation]) -> tup
 
 def read_table(path: Path) -> ReplayTable:
     """Read a table; DataError names the line that cannot be read."""
+    path = here_or_shipped(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -8,7 +8,7 @@ from pmlray.config.search_spec import SearchSpec
 from pmlray.law import LawSummary
 from pmlray.ports import ObservationStore
 from pmlray.study.budget.allowance import spent_seconds
-from pmlray.study.findings.result import REFIT_GROWTH, fit_observations, refit_is_due
+from pmlray.study.findings.fitted_runs import REFIT_GROWTH, fit_observations, refit_is_due
 from pmlray.study.search.memft_schedule import law_at_points
 from pmlray.study.search.progress import Progress
 from pmlray.study.search.remaining_cost import measured_cost, open_seconds

@@ -14,6 +14,12 @@ class DecodedRecords:
 
     `answered`: whether the answer begins with the target; `ended`: whether it is the target and
     ends there; `end`: whether a record counts as recalled only where its answer ends.
+
+    Example:
+        >>> pairs = (("Room 1:", " 1007"), ("Room 2:", " 1014"))
+        >>> found = DecodedRecords(pairs, (" 1007", " 1017"), (True, False), (True, False))
+        >>> found.n_right, found.exact_recall, found.missed()
+        (1, 0.5, [{'query': 'Room 2:', 'target': ' 1014', 'answer': ' 1017'}])
     """
 
     pairs: tuple[tuple[Query, str], ...]

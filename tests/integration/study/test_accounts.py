@@ -131,7 +131,7 @@ def test_a_search_that_starts_again_plans_by_what_its_first_steps_told(
         search.spec, store.observations(), store.failures(), store.times(), store.calibration()
     )
     law = sum(o.gpu_seconds for o in store.observations())
-    assert result.gpu_seconds()["law"] == pytest.approx(law + slow.spent_gpu_seconds)
+    assert result.gpu_seconds.law == pytest.approx(law + slow.spent_gpu_seconds)
 
 
 def test_a_budget_too_small_for_a_law_is_told_with_one_that_is_not(

@@ -11,7 +11,8 @@ import pytest
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.errors import RunError
 from pmlray.live_packs import LivePack
-from pmlray.study.findings.result import assemble, fit_observations
+from pmlray.study.findings.fitted_runs import fit_observations
+from pmlray.study.findings.result import assemble
 from pmlray.study.search.live import with_live
 from pmlray.types import Observation, PlannedRun
 from tests.fakes import TRUE_LAW, MemoryTracker, SyntheticRunner
@@ -27,9 +28,9 @@ def test_recovers_the_law_within_its_interval_and_budget(
     run_to_end(law_search, SyntheticRunner(store))
     result = assemble(search.spec, store.observations(), store.failures(), store.times())
     assert result.law is not None
-    seconds = result.gpu_seconds()
-    assert 0.5 * search.spec.budget.law_seconds < seconds["law"] <= search.spec.budget.law_seconds
-    assert seconds["memft"] <= search.spec.budget.memft_seconds
+    seconds = result.gpu_seconds
+    assert 0.5 * search.spec.budget.law_seconds < seconds.law <= search.spec.budget.law_seconds
+    assert seconds.memft <= search.spec.budget.memft_seconds
     (target,) = result.law.targets
     truth = float(
         TRUE_LAW.predict(

@@ -92,20 +92,25 @@ def test_other_versions_than_the_tested_ones_are_named(
     monkeypatch.setattr(environment_checks, "SOURCE", tmp_path / "pmlray")
     found = environment_checks.locked_versions()
     assert found.state == "warn" and "(1.0.0)" in found.detail and "not-here" not in found.detail
-    assert "pip install -r" in found.remedy and "requirements.lock" in found.remedy
+    assert "pip install --no-deps -r" in found.remedy and "requirements.lock" in found.remedy
 
 
 def test_packages_are_held_to_what_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
-    declared = ["typer>=0.16", "numpy<1", "not-here>=1", "not-there>=1; extra == 'train'",
-                "nor-there>=1; extra == 'dev'"]  # fmt: skip
+    declared = ["typer>=0.16", "numpy<1", "not-here>=1", "pmlray[draw]; extra == 'train'",
+                "typer[all]>=0.16; extra == 'train'", "not-there>=1; extra == 'train'",
+                'nor-drawn>=1; extra == "draw"', "nor-there>=1; extra == 'dev'"]  # fmt: skip
     monkeypatch.setattr(environment_checks, "requires", lambda _name: declared)
-    found = {check.name: check for check in environment_checks.packages()}
+    checks = list(environment_checks.packages())
+    found = {check.name: check for check in checks}
     assert {name: check.state for name, check in found.items()} == {
         "typer": "ok", "numpy": "fail", "not-here": "fail", "not-there": "warn",
+        "nor-drawn": "warn",
     }  # fmt: skip
+    assert len(checks) == len(found)
     assert "<1 is needed" in found["numpy"].detail
     assert found["not-here"].remedy == "run: pip install -e . in your clone of pmlray"
     assert "'.[train]'" in found["not-there"].remedy
+    assert "'.[draw]'" in found["nor-drawn"].remedy
 
 
 def test_a_cpu_that_does_not_multiply_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from scripts.audit import pins
+
 ROOT = Path(__file__).parents[3]
 CLUSTER = ROOT / "cluster"
 FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file())
@@ -35,7 +37,7 @@ def test_no_file_holds_what_looks_like_a_secret() -> None:
     found = {
         str(path.relative_to(ROOT)): hit.group()
         for path in FILES
-        if (hit := LOOKS_SECRET.search(path.read_text()))
+        if (hit := LOOKS_SECRET.search(re.sub(r"--hash=sha256:\w{64}\b", "", path.read_text())))
     }
     assert found == {}
 
@@ -106,18 +108,13 @@ def test_no_node_starts_its_workers_at_a_lower_priority() -> None:
 
 
 def test_versions_are_those_of_the_project() -> None:
-    lock = dict(
-        line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines()
-        if "==" in line
-    )  # fmt: skip
+    lock = dict(pin.split("==") for pin in pins((ROOT / "requirements.lock").read_text()))
     assert lock["ray"] == version("ray")
     for name in ("kuberay/cluster.yaml", "kuberay/job.yaml"):
         assert f'rayVersion: "{lock["ray"]}"' in (CLUSTER / name).read_text()
     assert f'"mlflow[auth]=={lock["mlflow"]}"' in (CLUSTER / "mlflow" / "Dockerfile").read_text()
-    own = (CLUSTER / "requirements.txt").read_text().splitlines()
-    pins = [line for line in own if line and not line.startswith("#")]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins)
-    assert not {line.split("==")[0].lower() for line in pins} & {name.lower() for name in lock}
+    own = pins((CLUSTER / "requirements.txt").read_text())
+    assert own and not {pin.split("==")[0] for pin in own} & lock.keys()
     project = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)
     images = {
         image for path in FILES for image in re.findall(r"REGISTRY/pmlray:(\S+)", path.read_text())

@@ -189,3 +189,17 @@ def test_the_summary_says_what_ranks_count_as_and_who_told_it() -> None:
     nameless = replace(few, placements=tuple(strange))
     samples = average_laws(nameless, ("power",)).sample(20, np.random.default_rng(0))
     assert set(worths_json(nameless, samples)["worth"]) == {"placements"}
+
+
+def test_predict_takes_a_placement_by_its_name(law: LawSummary) -> None:
+    by_place = {target.placement: target for target in law.targets}
+    at = (POINT.lora_rank, POINT.seq_len, POINT.train_steps)
+    for placement in WORTHS:
+        found, target = law.predict(*at, placement=placement.name), by_place[placement]
+        assert found.median == pytest.approx(target.delta_loss)
+        assert (found.placement, found.far) == (placement.name, target.far)
+    reference = law.predict(*at)
+    assert reference.placement == BLOCK.name
+    assert reference.median == pytest.approx(law.predict(*at, placement=BLOCK.name).median)
+    with pytest.raises(DataError, match="it has block, down"):
+        law.predict(*at, placement="nowhere")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import altair as alt
 
 from pmlray.law import law_data, usable_points
+from pmlray.study.findings.fitted_runs import fitted_runs
 from pmlray.study.findings.placed_law import worths_of
-from pmlray.study.findings.result import SearchResult, fitted_runs
+from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.figures.law import AXIS_TITLES, DELTA, RUN_TIPS, fitted_points
 from pmlray.study.report.figures.placed import (
     effective_params,

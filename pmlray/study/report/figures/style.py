@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import altair as alt
-import vl_convert
 
+from pmlray.study.report.drawing import svg_of
 from pmlray.types import Observation
 
 ChartRow = dict[str, Any]
@@ -17,7 +17,6 @@ AnyChart = alt.Chart | alt.LayerChart
 EXPORT_WIDTH = 640
 QUARTERS = [0, 0.25, 0.5, 0.75, 1]
 EXPORT = {"font": "Liberation Sans, Arial, Helvetica, sans-serif", "padding": 12}
-VEGA_LITE = "v" + ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif'
 # Viridis without the end that is too close to the page's background; the categories are Okabe and
 # Ito's.
@@ -78,8 +77,7 @@ class Panel:
     def svg(self, spec: Mapping[str, Any]) -> str:
         """Return the figure of `spec()` as a stand-alone SVG for a white page."""
         fixed = {**spec, "width": EXPORT_WIDTH, "title": self.title}
-        config = theme(dark=False) | EXPORT
-        return vl_convert.vegalite_to_svg(fixed, vl_version=VEGA_LITE, config=config)
+        return svg_of(fixed, theme(dark=False) | EXPORT)
 
 
 def theme(*, dark: bool) -> dict[str, Any]:

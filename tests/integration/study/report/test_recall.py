@@ -43,6 +43,14 @@ def test_points_are_the_runs_and_curves_the_law(result: SearchResult) -> None:
         assert row[name] == pytest.approx(float(share), abs=1e-3)
 
 
+def test_a_run_whose_loss_is_zero_is_drawn_on_the_logarithmic_axis(result: SearchResult) -> None:
+    first, *others = result.observations
+    found = replace(result, observations=(replace(first, final_loss=0.0), *others))
+    curves, points = rows_of(recall_panels(found)[0].spec())
+    losses = [row["final_loss"] for row in (*curves, *points)]
+    assert min(losses) == 1e-5 and len(points) == len(result.law_observations)
+
+
 def test_records_of_one_length_share_a_curve(result: SearchResult) -> None:
     book = tuple(
         replace(o, task="phonebook", provenance={"n_records": o.supervised_tokens // 8})

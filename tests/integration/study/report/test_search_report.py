@@ -156,8 +156,8 @@ def test_headline_says_the_law_and_what_it_cost(page: Page, result: SearchResult
     assert f"off by {100 * law.heldout_mape:.3g}% on average" in page.text
     assert headline(result).sentences[0] == law.headline
     assert f"{100 * law.extrapolation_mape:.3g}%" in law.headline and law.headline in page.text
-    spent = result.gpu_seconds()
-    assert f"{number(spent['spent'])} of 1,200 gpu_seconds" in page.text
+    spent = result.gpu_seconds
+    assert f"{number(spent.spent)} of 1,200 gpu_seconds" in page.text
     assert "rests on 18 observations" in page.text and "CONVERGED" in page.text
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import optuna
 import pytest
@@ -19,6 +19,7 @@ from optuna.testing.pytest_samplers import (
 from pmlray.backends.optuna.sampler import LawSampler
 from pmlray.backends.optuna.trial_index import FIT_ALL, fitted_size
 from pmlray.design import Acquisition, CostModel, DesignSettings, DesignSpace
+from pmlray.errors import DesignError
 from pmlray.types import DesignPoint
 from tests.fakes import TRUE_LAW
 
@@ -54,11 +55,116 @@ def sampler(budget: float, acquisition: Acquisition = "v_optimal") -> LawSampler
 
 
 class TestOptunasOwn(BasicSamplerTestCase, RelativeSamplerTestCase, SingleOnlySamplerTestCase):
-    """Optuna's public tests of any sampler."""
+    """Optuna's public tests of any sampler, of objectives that have the design's parameters too:
+    those that lack them are refused."""
+
+    @pytest.fixture(autouse=True)
+    def with_the_design_s(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ask, optimize, own = optuna.Study.ask, optuna.Study.optimize, sampler(1e9).distributions
+
+        def ask_too(study: optuna.Study, fixed_distributions: Any = None) -> optuna.Trial:
+            return ask(study, fixed_distributions and {**fixed_distributions, **own})
+
+        def optimize_too(study: optuna.Study, func: Any, *args: Any, **kwargs: Any) -> None:
+            def both(trial: optuna.Trial) -> Any:
+                value = func(trial)
+                for suggest in OWN.values():
+                    suggest(trial)
+                return value
+
+            optimize(study, both, *args, **kwargs)
+
+        monkeypatch.setattr(optuna.Study, "ask", ask_too)
+        monkeypatch.setattr(optuna.Study, "optimize", optimize_too)
 
     @pytest.fixture
     def sampler(self) -> Callable[[], BaseSampler]:
         return lambda: sampler(1e9)
+
+
+OWN = {
+    "lora_rank": lambda t: t.suggest_int("lora_rank", 1, 8, log=True),
+    "seq_len": lambda t: t.suggest_int("seq_len", 32, 256, log=True),
+    "train_steps": lambda t: t.suggest_int("train_steps", 100, 100, log=True),
+    "sequence_id": lambda t: t.suggest_int("sequence_id", 0, 1),
+    "seed": lambda t: t.suggest_int("seed", 0, 0),
+}
+# What an objective suggests in place of one of these, None: nothing; and what is said of it.
+WRONG: dict[str, tuple[str, Callable[[optuna.Trial], Any] | None, str]] = {
+    "another name": ("lora_rank", lambda t: t.suggest_int("rank", 1, 8), "without lora_rank"),
+    "nothing": ("seed", None, 'without seed.*suggest_int\\("seed", 0, 0\\)'),
+    "one value": ("lora_rank", lambda t: t.suggest_int("lora_rank", 4, 4), "lora_rank from"),
+    "fewer": (
+        "seq_len",
+        lambda t: t.suggest_int("seq_len", 32, 33, log=True),
+        'suggest_int\\("seq_len", 32, 256, log=True\\)',
+    ),
+    "every second": (
+        "sequence_id",
+        lambda t: t.suggest_int("sequence_id", 0, 2, step=2),
+        'sequence_id from.*suggest_int\\("sequence_id", 0, 1\\)',
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_objective_with_other_parameters_is_told_which_are_expected(case: str) -> None:
+    name, instead, says = WRONG[case]
+    calls = {**OWN, name: instead}
+
+    def wrong(trial: optuna.Trial) -> float:
+        for call in calls.values():
+            if call is not None:
+                call(trial)
+        return 1.0
+
+    study = optuna.create_study(sampler=sampler(1e9), direction="maximize")
+    with pytest.raises(DesignError, match=says):
+        study.optimize(wrong, n_trials=3)
+    assert len(study.trials) == 1
+
+
+def test_wider_bounds_are_the_same_grid() -> None:
+    def wide(trial: optuna.Trial) -> float:
+        rank = trial.suggest_int("lora_rank", 1, 64, log=True)
+        length = trial.suggest_int("seq_len", 16, 512, log=True)
+        for name in ("train_steps", "sequence_id", "seed"):
+            OWN[name](trial)
+        assert DesignPoint(rank, length, 100) in CELLS
+        return float(TRUE_LAW.predict(rank, length, 100))
+
+    study = optuna.create_study(sampler=sampler(1e9), direction="maximize")
+    study.optimize(wide, n_trials=8)
+    assert len({tuple(t.params.values()) for t in study.trials}) == 8
+
+
+def test_what_another_sampler_fixes_is_refused() -> None:
+    fixed = optuna.samplers.PartialFixedSampler({"lora_rank": 4}, sampler(1e9))
+    study = optuna.create_study(sampler=fixed, direction="maximize")
+    with pytest.raises(DesignError, match="lora_rank cannot be fixed"):
+        study.optimize(objective, n_trials=1)
+
+
+def test_an_objective_that_fails_is_told_its_own_error() -> None:
+    def failing(trial: optuna.Trial) -> float:
+        raise RuntimeError("no GPU")
+
+    study = optuna.create_study(sampler=sampler(1e9), direction="maximize")
+    with pytest.raises(RuntimeError, match="no GPU"):
+        study.optimize(failing, n_trials=1)
+
+
+def test_lists_are_taken_where_tuples_are() -> None:
+    cells = list(CELLS)
+    space = DesignSpace(cells, [[0, 0], [1, 0]])  # type: ignore[list-item]
+    settings = DesignSettings(4, 0.2, [DesignPoint(8, 256, 100)])
+    cells.clear()
+    assert space == DesignSpace(CELLS, ((0, 0), (1, 0)))
+    study = optuna.create_study(
+        sampler=LawSampler(space, settings, ["power", "ceiling"], COST, 1e9), direction="maximize"
+    )
+    study.optimize(objective, n_trials=8)
+    assert len({tuple(t.params.values())[:4] for t in study.trials}) == 8
 
 
 @pytest.mark.parametrize("acquisition", get_args(Acquisition))

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pmlray.study.findings.result import SearchResult, assemble, fit_observations, fitted_runs
+from pmlray.study.findings.fitted_runs import fit_observations, fitted_runs
+from pmlray.study.findings.result import SearchResult, assemble
 from pmlray.study.report.figures.errors import is_fitted, residual_rows
 from pmlray.types import DesignPoint, Observation
 from tests.unit.study.conftest import STEPS, TRUE_LAW, make_observation, make_spec

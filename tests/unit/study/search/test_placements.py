@@ -14,7 +14,8 @@ from pmlray.api.search_run import study_of
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.errors import DataError
-from pmlray.study.findings.result import SearchResult, assemble, fit_observations
+from pmlray.study.findings.fitted_runs import fit_observations
+from pmlray.study.findings.result import SearchResult, assemble
 from pmlray.study.run_names import pair_name, run_name, run_tags
 from pmlray.study.search.law_search import LawSearch
 from pmlray.study.search.memft_schedule import law_at_points

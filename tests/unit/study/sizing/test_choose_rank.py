@@ -14,7 +14,7 @@ from pmlray.config.search_spec import Model, Probe
 from pmlray.errors import DataError
 from pmlray.law import AveragedSamples, CeilingLaw, Estimate, LawSummary
 from pmlray.law.fitting.averaging import Drawn
-from pmlray.study.findings.result import fit_observations
+from pmlray.study.findings.fitted_runs import fit_observations
 from pmlray.study.sizing.choose_rank import (
     RUN_NOISE,
     RankChoice,

@@ -16,7 +16,7 @@ from pmlray.design import CostModel
 from pmlray.design.cost import PlaceWork
 from pmlray.errors import DataError
 from pmlray.law import CeilingLaw, LawSummary
-from pmlray.study.findings.result import fit_observations
+from pmlray.study.findings.fitted_runs import fit_observations
 from pmlray.study.sizing.choose_rank import RankChoice, choose_rank
 from pmlray.study.sizing.decide_placement import (
     PlaceLimit,
