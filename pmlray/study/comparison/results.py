@@ -1,27 +1,25 @@
 """Results of a comparison: each method's means, and its paired differences from plain SFT.
 
-Runs are paired by point, text and seed. Texts are independent of each other, seeds of one text are
-not: differences are averaged over seeds first, and their interval is Student's over texts.
+Runs are paired by point, text and seed.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import scipy
 
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.study.comparison.equal_recall import Cells, EqualRecall, equal_recall
 from pmlray.study.comparison.tuning import tuned_rates
+from pmlray.study.findings.about import about_runs
+from pmlray.study.findings.differences import LEVEL, Difference, mean_over_texts
 from pmlray.study.findings.recall_rule import recall_rule
 from pmlray.types import DesignPoint, Method, Observation
 
-LEVEL = 0.95
 # Figures of a run by which methods are compared; None where not measured.
 FIGURES: Mapping[str, Callable[[Observation], float | None]] = MappingProxyType(
     {
@@ -37,19 +35,6 @@ FIGURES: Mapping[str, Callable[[Observation], float | None]] = MappingProxyType(
         "prose_delta_loss": lambda o: o.prose_delta_loss,
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Mean of a method's figure minus SFT's, with its central 95 % interval over `n` texts.
-
-    The interval is None with a single text.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +54,13 @@ class MethodResult:
 
 @dataclass(frozen=True, slots=True)
 class MethodComparison:
-    """Results of a comparison so far."""
+    """Results of a comparison so far. `about`: its base, its task, where its adapters sit and when
+    it was measured, in words."""
 
     compare_id: str
     results: tuple[MethodResult, ...]
     equal_recall: tuple[EqualRecall, ...]
+    about: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON types only."""
@@ -102,7 +89,9 @@ def compare_methods(spec: CompareSpec, observations: Sequence[Observation]) -> M
     """
     recall_rule(observations)
     costs = equal_recall(compared_cells(spec, observations))
-    return MethodComparison(spec.compare_id, method_results(spec, observations), costs)
+    results, places = method_results(spec, observations), spec.search_spec().describe_places()
+    about = about_runs(spec.model, spec.task, places, observations)
+    return MethodComparison(spec.compare_id, results, costs, about)
 
 
 def compared_cells(spec: CompareSpec, observations: Sequence[Observation]) -> Cells:
@@ -150,14 +139,7 @@ def paired_difference(
         own, other = figure(o), partner.get((o.sequence_id, o.seed))
         if own is not None and other is not None:
             of_text.setdefault(o.sequence_id, []).append(own - other)
-    if not of_text:
-        return None
-    per_text = np.array([np.mean(values) for values in of_text.values()])
-    n, mean = per_text.size, float(per_text.mean())
-    if n == 1:
-        return Difference(mean, None, None, 1)
-    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1) * per_text.std(ddof=1) / math.sqrt(n))
-    return Difference(mean, mean - half, mean + half, n)
+    return mean_over_texts(of_text)
 
 
 def _differences(

@@ -1,0 +1,133 @@
+"""First screen of a search's report: what a person came for, in words and one figure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pmlray.law import FitStatus, RecallForecast, Sizing
+from pmlray.law.sizing import Estimate
+from pmlray.study.findings.answer import PLURALS, UNITS, answer_parts, size_command
+from pmlray.study.findings.placed_law import rank_of
+from pmlray.study.findings.result import SearchResult
+from pmlray.study.report.figures.answer import answer_panels
+from pmlray.study.report.figures.style import Panel
+from pmlray.study.report.tables import number, percent
+from pmlray.types import DesignPoint
+
+
+@dataclass(frozen=True)
+class FirstScreen:
+    """Answer of a page: `parts` as (what it is about, in words), the last of them before the
+    command to give next, if there is one, and the figure."""
+
+    parts: tuple[tuple[str, str], ...]
+    panels: tuple[Panel, ...]
+    command: str
+
+
+def first_screen(result: SearchResult) -> FirstScreen:
+    """Return which rank recalls how much, how sure that is, what it costs, whether MemFT helps, and
+    what to do next."""
+    found = dict(answer_parts(result))
+    measured = bool(result.observations)
+    parts = {
+        "Recall": found["Recall"] if measured else "No answer yet: nothing is measured.",
+        "How sure": law_words(result),
+        **{name: found[name] for name in ("Placement",) if name in found},
+        "Cost": cost_words(result),
+        "MemFT": found.get("MemFT", _no_memft(result)),
+        "Next": _next_words(result),
+    }
+    command = size_command(result) if measured else ""
+    return FirstScreen(tuple(parts.items()), answer_panels(result), command)
+
+
+def law_words(result: SearchResult) -> str:
+    """Return what the law predicts at its largest target, and how far off it was."""
+    law, n = result.law, len(result.law_observations)
+    if law is None:
+        return f"There is no law yet: {n} runs are measured, too few to fit one."
+    if law.fit.status is FitStatus.UNDERDETERMINED:
+        return f"The {n} runs leave the law open where it is asked about: {law.fit.message}."
+    said = [law.headline]
+    if law.targets:
+        most = max(law.targets, key=lambda t: _size(t.point))
+        at = law.targets.index(most)
+        forecasts = result.recall_result.forecasts
+        if forecasts:
+            said.insert(0, _forecast_words(forecasts[at], result))
+        if result.sizes:
+            said.insert(0, _needed_words(result.sizes[at], most.far))
+    return " ".join(said)
+
+
+def _size(point: DesignPoint) -> tuple[int, int, int]:
+    return point.seq_len, point.train_steps, point.lora_rank
+
+
+def _needed_words(size: Sizing, far: bool) -> str:
+    p, rank = size.point, size.lora_rank
+    at = "" if p.placement is None else f" at {p.placement}"
+    words = f"By the law, {p.seq_len:,} tokens in {p.train_steps:,} steps take"
+    if math.isinf(rank.value):
+        return f"{words} more than any rank{at} for a mean final loss of ln 2."
+    beyond = ", which is far beyond what was measured" if far else ""
+    return (
+        f"{words} rank {number(rank.value, 3)}{at} (90% interval {_interval(rank)}) for a mean"
+        f" final loss of ln 2{beyond}."
+    )
+
+
+def _forecast_words(found: RecallForecast, result: SearchResult) -> str:
+    p, recall = found.point, result.recall
+    words = (
+        f"One more run with {rank_of(p)} there would recall {percent(found.token.value)} of the"
+        f" tokens ({percent(found.token.low)} to {percent(found.token.high)})"
+    )
+    if recall is not None and recall.tokens_per_record is None:
+        unit = UNITS[result.spec.task.kind]
+        return f"{words}, and its whole {unit} with probability {found.exact.value:.2g}."
+    units = PLURALS[UNITS[result.spec.task.kind]]
+    interval = f"{percent(found.exact.low)} to {percent(found.exact.high)}"
+    return f"{words} and {percent(found.exact.value)} of the {units} whole ({interval})."
+
+
+def _interval(found: Estimate) -> str:
+    return f"{number(found.low, 3)} to {number(found.high, 3)}"
+
+
+def cost_words(result: SearchResult) -> str:
+    """Return what the search has cost, of its budget, by how many runs."""
+    spent, n = result.gpu_seconds(), len(result.observations)
+    seen = result.observations[-1].provenance if result.observations else {}
+    unit = seen.get("gpu_seconds_unit")
+    of_unit = f" ({unit} seconds)" if unit else ""
+    return (
+        f"{number(spent['spent'])} of {number(spent['budget'])} gpu_seconds{of_unit} were spent"
+        f" ({percent(spent['spent'] / spent['budget'])} of the budget) by {n:,} runs."
+        f" {_failed(result)}"
+    ).strip()
+
+
+def _failed(result: SearchResult) -> str:
+    n = sum(not f.left_out for f in result.failures)
+    return f"{n} {'run' if n == 1 else 'runs'} failed." if n else ""
+
+
+def _no_memft(result: SearchResult) -> str:
+    if result.spec.memft is None:
+        return "This search asked for no MemFT runs; pmlray compare compares it with SFT."
+    asked = " and ".join(result.spec.memft.methods)
+    return f"This search asks for {asked}, but no pair has been run."
+
+
+def _next_words(result: SearchResult) -> str:
+    if not result.observations:
+        return "Give the search's command again: it goes on where it is."
+    if result.law is None:
+        return (
+            "Give the search's command again, with a larger budget if it is spent, for a law. Which"
+            " rank records of yours need:"
+        )
+    return "Which rank records of yours need:"
