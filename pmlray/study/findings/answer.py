@@ -84,8 +84,8 @@ def answer_point(tried: Sequence[Tried]) -> tuple[Tried, bool]:
 
 
 def answer_parts(result: SearchResult) -> tuple[tuple[str, str], ...]:
-    """Return the answer as (what it is about, in words): recall, the placement of several, MemFT
-    where it was run, and what to do next."""
+    """Return the answer as (what it is about, in words): recall, how sure it is, the placement of
+    several, MemFT where it was run, and what to do next."""
     tried = tried_points(result.observations)
     if not tried:
         return (("Recall", "Nothing was measured, so that nothing can be said."),)
@@ -93,7 +93,7 @@ def answer_parts(result: SearchResult) -> tuple[tuple[str, str], ...]:
     cost = result.observations[-1].provenance.get("gpu_seconds_unit", "device")
     ends = recall_rule(result.observations) == ANSWER_AND_END
     return (
-        ("Recall", _on_recall(tried, unit, cost, ends)),
+        *_on_recall(tried, unit, cost, ends),
         *(("Placement", words) for words in largest_choice(result.choices)),
         *(("MemFT", words) for words in on_memft(result.pairs, PLURALS[unit])),
         ("Next", f"Next, which rank your own records need: {size_command(result)}"),
@@ -106,8 +106,11 @@ def size_command(result: SearchResult) -> str:
 
 
 def plain_answer(result: SearchResult) -> tuple[str, ...]:
-    """Return the sentences of `answer_parts`."""
-    return tuple(words for _, words in answer_parts(result))
+    """Return the sentences of `answer_parts`, how sure the recall is beside it."""
+    (_, recall), *others = answer_parts(result)
+    if others and others[0][0] == "How sure":
+        recall = f"{recall} {others.pop(0)[1]}"
+    return (recall, *(words for _, words in others))
 
 
 def _tried(point: DesignPoint, runs: Sequence[Observation]) -> Tried:
@@ -127,15 +130,18 @@ def _tried(point: DesignPoint, runs: Sequence[Observation]) -> Tried:
     )
 
 
-def _on_recall(tried: Sequence[Tried], unit: str, cost: str, ends: bool) -> str:
+def _on_recall(
+    tried: Sequence[Tried], unit: str, cost: str, ends: bool
+) -> tuple[tuple[str, str], ...]:
     best, whole = answer_point(tried)
     if not whole:
-        return (
+        words = (
             f"No rank recalled everything word for word; nearest came {_at(best)} with"
             f" {best.n_right} of {best.n} {PLURALS[unit]}{_unended(best)} and"
             f" {100 * best.token_recall:.0f} % of the tokens. Larger ranks, more steps or shorter"
             " texts recall more."
         )
+        return (("Recall", words),)
     least = best.least_share(len(tried))
     says = (
         f"says with {100 * CONFIDENCE:.0f} % confidence that at least {100 * least:.0f} % of many"
@@ -146,16 +152,16 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str, ends: bool) -> str:
     words = (
         f"R{_at(best)[1:]} recalled {_count(best, unit)} word for word"
         f"{' and stopped there' if ends else ''}, for about"
-        f" {best.gpu_seconds:.2g} {cost}-seconds a run. Chosen among {len(tried)} points, that"
-        f" {says}"
+        f" {best.gpu_seconds:.2g} {cost}-seconds a run."
     )
+    sure = f"Chosen among {len(tried)} points, that {says}"
     of_best = (best.point.placement, best.point.lora_rank)
     longest = best.point.seq_len
     longer = [t for t in tried if t.point.seq_len > longest and t.point.family[:2] == of_best]
-    if not longer:
-        return words
-    beyond = min(longer, key=lambda t: t.point.seq_len)
-    return f"{words} At {beyond.point.seq_len} tokens it recalled {beyond.n_right} of {beyond.n}."
+    if longer:
+        beyond = min(longer, key=lambda t: t.point.seq_len)
+        sure += f" At {beyond.point.seq_len} tokens it recalled {beyond.n_right} of {beyond.n}."
+    return ("Recall", words), ("How sure", sure)
 
 
 def _unended(tried: Tried) -> str:

@@ -11,6 +11,8 @@ from pmlray.study.findings.memft_pairs import MemftPair
 from pmlray.study.findings.placed_law import rank_of
 from pmlray.types import Method, Observation
 
+# Most points that are named one by one.
+MOST_NAMED = 4
 NAMES: dict[Method, str] = {
     "sft": "plain fine-tuning",
     "memft_ot": "MemFT-OT",
@@ -31,10 +33,12 @@ def on_memft(pairs: Sequence[MemftPair], units: str) -> tuple[str, ...]:
         of_method[pair.method].append(pair)
     if not of_method:
         return ()
-    said = " ".join(_on_method(method, own, units) for method, own in of_method.items())
+    plain = list({pair.sft.run_key: pair.sft for pair in pairs}.values())
+    said = "; ".join(_on_method(method, own, units) for method, own in of_method.items())
     return (
-        f"At {_points(pairs)}, with the same texts and steps: {said} pmlray compare tells by more"
-        " texts, each method at a rate of its own.",
+        f"At {_points(pairs)}, with the same texts and steps, {NAMES['sft']} recalled"
+        f" {_shares(plain, units)}; {said}. pmlray compare tells by more texts, each method at a"
+        " rate of its own.",
     )
 
 
@@ -51,12 +55,11 @@ def token_gain(pairs: Sequence[MemftPair]) -> Difference:
 
 
 def _on_method(method: Method, pairs: Sequence[MemftPair], units: str) -> str:
-    memft, plain = [p.memft for p in pairs], [p.sft for p in pairs]
     n_texts = len({p.sequence_id for p in pairs})
     return (
-        f"{NAMES[method]} recalled {_shares(memft, units)}, {NAMES['sft']} {_shares(plain, units)}"
-        f" ({len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of {n_texts}"
-        f" {'text' if n_texts == 1 else 'texts'}); {_verdict(token_gain(pairs))}."
+        f"{NAMES[method]} {_shares([p.memft for p in pairs], units)} ({len(pairs)}"
+        f" {'pair' if len(pairs) == 1 else 'pairs'} of {n_texts}"
+        f" {'text' if n_texts == 1 else 'texts'}): {_verdict(token_gain(pairs))}"
     )
 
 
@@ -86,4 +89,4 @@ def _points_of(share: float) -> str:
 def _points(pairs: Sequence[MemftPair]) -> str:
     points = sorted({p.sft.point for p in pairs})
     named = dict.fromkeys(f"{rank_of(p)} with {p.seq_len} tokens" for p in points)
-    return " and ".join(named)
+    return " and ".join(named) if len(named) <= MOST_NAMED else f"{len(named)} ranks and lengths"

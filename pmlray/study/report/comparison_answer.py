@@ -15,43 +15,60 @@ MOST_POINTS = 6
 
 
 def comparison_parts(comparison: MethodComparison) -> tuple[tuple[str, str], ...]:
-    """Return the answer of a comparison as (what it is about, in words)."""
-    at: dict[DesignPoint, list[MethodResult]] = {}
-    for result in comparison.results:
-        at.setdefault(result.point, []).append(result)
-    found = {point: _gains(results) for point, results in at.items()}
-    known = {point: gains for point, gains in found.items() if gains}
-    if not known:
-        return (
-            ("Recall", "No answer yet: no method has been run beside plain fine-tuning (SFT)."),
-            ("Next", "Give the comparison's command again: it goes on where it is."),
-        )
-    shown = [*known][:MOST_POINTS]
-    left = len(known) - len(shown)
-    more = f" {left} more points are in the table." if left else ""
-    open_ = any(_clear(d) is None for gains in known.values() for _, d in gains)
+    """Return which method recalls more and how sure that is, as (what it is about, in words)."""
+    at, gains = _by_point(comparison), _gains(comparison)
+    if not gains:
+        nothing = "No answer yet: no method has been run beside plain fine-tuning (SFT)."
+        return (("Recall", nothing),)
+    said = [_on_point(point, at[point], found) for point, found in gains.items()]
+    if (left := len(said) - MOST_POINTS) > 0:
+        said[MOST_POINTS:] = [f"{left} more points are in the table."]
     return (
-        ("Recall", " ".join(_on_point(point, at[point], known[point]) for point in shown) + more),
+        ("Recall", " ".join(said)),
         (
             "How sure",
             "Differences are paired by text and seed, averaged over seeds; intervals are Student's"
             " 95% intervals over texts. Every method was given the same search for its learning"
             " rate, on other texts.",
         ),
-        ("Cost", " ".join(_on_cost(point, at[point]) for point in shown)),
+    )
+
+
+def comparison_costs(comparison: MethodComparison) -> tuple[tuple[str, str], ...]:
+    """Return what the methods cost and what to do next, as (what it is about, in words)."""
+    gains = _gains(comparison)
+    if not gains:
+        return (("Next", "Give the comparison's command again: it goes on where it is."),)
+    at = _by_point(comparison)
+    is_open = any(_clear(d) is None for found in gains.values() for _, d in found)
+    return (
+        ("Cost", " ".join(_on_cost(point, at[point]) for point in [*gains][:MOST_POINTS])),
         (
             "Next",
             "More texts settle what is open: name more sequences in the comparison's file and give"
             " its command again, which keeps what is measured."
-            if open_
-            else "Every difference is clear. Which rank records of yours need: pmlray size.",
+            if is_open
+            else "Every difference is clear.",
         ),
     )
 
 
-def _gains(results: Sequence[MethodResult]) -> list[tuple[MethodResult, Difference]]:
-    """Return the methods with their differences from SFT in exact recall."""
-    return [(r, d) for r in results if (d := r.differences.get("exact_recall")) is not None]
+def _by_point(comparison: MethodComparison) -> dict[DesignPoint, list[MethodResult]]:
+    at: dict[DesignPoint, list[MethodResult]] = {}
+    for result in comparison.results:
+        at.setdefault(result.point, []).append(result)
+    return at
+
+
+def _gains(
+    comparison: MethodComparison,
+) -> dict[DesignPoint, list[tuple[MethodResult, Difference]]]:
+    """Return the methods with their differences from SFT in exact recall, by point."""
+    found: dict[DesignPoint, list[tuple[MethodResult, Difference]]] = {}
+    for result in comparison.results:
+        if (difference := result.differences.get("exact_recall")) is not None:
+            found.setdefault(result.point, []).append((result, difference))
+    return found
 
 
 def _clear(found: Difference) -> bool | None:

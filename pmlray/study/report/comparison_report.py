@@ -15,7 +15,7 @@ from pmlray.config.secrets import without_credentials
 from pmlray.study.comparison.equal_recall import EqualRecall
 from pmlray.study.comparison.results import FIGURES, MethodComparison, MethodResult
 from pmlray.study.findings.differences import Difference
-from pmlray.study.report.comparison_answer import comparison_parts
+from pmlray.study.report.comparison_answer import comparison_costs, comparison_parts
 from pmlray.study.report.figures.memft import (
     RECALLS,
     SHORT_METHOD,
@@ -52,7 +52,7 @@ def write_comparison(
     )
     files = page_files(
         page,
-        "comparison.html.j2",
+        "page.html.j2",
         () if panel is None else (panel,),
         comparison_sections(comparison, facts),
         folder,
@@ -61,6 +61,8 @@ def write_comparison(
         identity=comparison.compare_id,
         about=comparison.about,
         parts=comparison_parts(comparison),
+        beside=comparison_costs(comparison),
+        command="",
     )
     files[table] = lines.getvalue().encode()
     files[stored] = (json.dumps(full, indent=1, default=str) + "\n").encode()

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from pmlray.law import FitStatus, RecallForecast, Sizing
-from pmlray.law.sizing import Estimate
-from pmlray.study.findings.answer import PLURALS, UNITS, answer_parts, size_command
+from pmlray.law import FitStatus, LawData, PlacedPoint, RecallForecast, Sizing
+from pmlray.law.validation.judgement import is_far
+from pmlray.study.findings.answer import (
+    LEAST_TOLD,
+    PLURALS,
+    UNITS,
+    answer_parts,
+    answer_point,
+    size_command,
+    tried_points,
+)
 from pmlray.study.findings.placed_law import rank_of
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.figures.answer import answer_panels
@@ -18,11 +27,12 @@ from pmlray.types import DesignPoint
 
 @dataclass(frozen=True)
 class FirstScreen:
-    """Answer of a page: `parts` as (what it is about, in words), the last of them before the
-    command to give next, if there is one, and the figure."""
+    """Answer of a page: `parts` as (what it is about, in words), then the figure, then the parts
+    `beside` it, and the command to give next, if there is one."""
 
     parts: tuple[tuple[str, str], ...]
     panels: tuple[Panel, ...]
+    beside: tuple[tuple[str, str], ...]
     command: str
 
 
@@ -33,14 +43,16 @@ def first_screen(result: SearchResult) -> FirstScreen:
     measured = bool(result.observations)
     parts = {
         "Recall": found["Recall"] if measured else "No answer yet: nothing is measured.",
-        "How sure": law_words(result),
+        "How sure": " ".join(filter(None, [found.get("How sure"), law_words(result)])),
         **{name: found[name] for name in ("Placement",) if name in found},
+    }
+    beside = {
         "Cost": cost_words(result),
         "MemFT": found.get("MemFT", _no_memft(result)),
         "Next": _next_words(result),
     }
     command = size_command(result) if measured else ""
-    return FirstScreen(tuple(parts.items()), answer_panels(result), command)
+    return FirstScreen(tuple(parts.items()), answer_panels(result), tuple(beside.items()), command)
 
 
 def law_words(result: SearchResult) -> str:
@@ -52,30 +64,41 @@ def law_words(result: SearchResult) -> str:
         return f"The {n} runs leave the law open where it is asked about: {law.fit.message}."
     said = [law.headline]
     if law.targets:
-        most = max(law.targets, key=lambda t: _size(t.point))
-        at = law.targets.index(most)
+        at = _target(result, [t.point for t in law.targets])
         forecasts = result.recall_result.forecasts
         if forecasts:
             said.insert(0, _forecast_words(forecasts[at], result))
         if result.sizes:
-            said.insert(0, _needed_words(result.sizes[at], most.far))
+            said.insert(0, _needed_words(result.sizes[at], law.unseen.data))
     return " ".join(said)
 
 
-def _size(point: DesignPoint) -> tuple[int, int, int]:
-    return point.seq_len, point.train_steps, point.lora_rank
+def _target(result: SearchResult, points: Sequence[DesignPoint]) -> int:
+    """Return the index of the largest target, of several placements at the answer's if it has
+    one."""
+    best, _ = answer_point(tried_points(result.observations))
+
+    def order(at: int) -> tuple[bool, int, int, int]:
+        p = points[at]
+        return p.placement == best.point.placement, p.seq_len, p.train_steps, p.lora_rank
+
+    return max(range(len(points)), key=order)
 
 
-def _needed_words(size: Sizing, far: bool) -> str:
+def _needed_words(size: Sizing, data: LawData) -> str:
     p, rank = size.point, size.lora_rank
     at = "" if p.placement is None else f" at {p.placement}"
     words = f"By the law, {p.seq_len:,} tokens in {p.train_steps:,} steps take"
     if math.isinf(rank.value):
         return f"{words} more than any rank{at} for a mean final loss of ln 2."
-    beyond = ", which is far beyond what was measured" if far else ""
+    point = replace(p, lora_rank=math.ceil(rank.value))
+    where = point if size.placement is None else PlacedPoint(point, size.placement)
+    beyond = ""
+    if is_far(data, where):
+        beyond = ", more than four times beyond what was measured, where no run has tested the law"
     return (
-        f"{words} rank {number(rank.value, 3)}{at} (90% interval {_interval(rank)}) for a mean"
-        f" final loss of ln 2{beyond}."
+        f"{words} rank {_whole(rank.value)}{at} (90% interval {_whole(rank.low)} to"
+        f" {_whole(rank.high)}) for a mean final loss of ln 2{beyond}."
     )
 
 
@@ -87,14 +110,16 @@ def _forecast_words(found: RecallForecast, result: SearchResult) -> str:
     )
     if recall is not None and recall.tokens_per_record is None:
         unit = UNITS[result.spec.task.kind]
-        return f"{words}, and its whole {unit} with probability {found.exact.value:.2g}."
+        sure = found.exact.value
+        chance = "under 1%" if sure < LEAST_TOLD else percent(sure)
+        return f"{words}, and its whole {unit} with a probability of {chance}."
     units = PLURALS[UNITS[result.spec.task.kind]]
     interval = f"{percent(found.exact.low)} to {percent(found.exact.high)}"
     return f"{words} and {percent(found.exact.value)} of the {units} whole ({interval})."
 
 
-def _interval(found: Estimate) -> str:
-    return f"{number(found.low, 3)} to {number(found.high, 3)}"
+def _whole(rank: float) -> str:
+    return number(math.ceil(rank) if math.isfinite(rank) else rank)
 
 
 def cost_words(result: SearchResult) -> str:

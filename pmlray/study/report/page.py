@@ -49,8 +49,9 @@ def page_files(
     """Return the content of a page, and of each of its figures as an SVG file in the folder
     `pictures`, by their paths.
 
-    template: extends page.html.j2; lead: figures of the first screen; values: its variables, always
-    with `title`, `kind`, `identity` and `about`. Tables without rows are left out, and sections
+    template: page.html.j2 or what extends it; lead: figures of the first screen; values: its
+    variables, always with `title`, `kind`, `identity`, `about`, and of the first screen `parts` and
+    the `command` that ends it. Tables without rows are left out, and sections
     without a figure, a table or an item.
     """
     shown = _with_content(sections)

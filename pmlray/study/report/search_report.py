@@ -45,7 +45,9 @@ def write_report(result: SearchResult, folder: Path, facts: Mapping[str, Any]) -
         kind="memory law",
         identity=spec.search_id,
         about=about_runs(spec.model, spec.task, spec.describe_places(), result.observations),
-        first=first,
+        parts=first.parts,
+        beside=first.beside,
+        command=first.command,
         headline=headline(result),
     )
     stored = json.dumps(report_json(result, facts), indent=1, allow_nan=False)

@@ -47,7 +47,8 @@ def answer_panels(result: SearchResult) -> tuple[Panel, ...]:
     what = f"share of {units} recalled whole" if exact else "share of tokens recalled"
     rows = [_row(t, exact) for t in cells]
     x, colours = _by_placement(rows, result) if result.placements else _by_length(rows)
-    y = alt.Scale(domain=[-0.03, 1.03], nice=False)
+    # Room for the answer's name above its dot.
+    y = alt.Scale(domain=[-0.03, 1.14], nice=False)
     axis = alt.Axis(values=QUARTERS, format="%")
     height = alt.Y("recalled", type="quantitative", scale=y, axis=axis, title=what)
     shown = (*(("placement", "n_params") if result.placements else ()), "lora_rank", "seq_len")
@@ -158,14 +159,10 @@ def _answer_marks(
     if row is None:
         return []
     right = row["at"] ** 2 > min(r["at"] for r in rows) * max(r["at"] for r in rows)
-    high = row["recalled"] > 0.5
     named = {**row, "name": f"{'the answer' if whole else 'nearest'}: rank {row['lora_rank']}"}
     base = alt.Chart(data([named])).encode(x=x, y=y)
     text = base.mark_text(
-        align="right" if right else "left",
-        dx=-12 if right else 12,
-        dy=16 if high else -16,
-        fontWeight="bold",
+        align="right" if right else "left", dx=8 if right else -8, dy=-20, fontWeight="bold"
     )
     ring = base.mark_point(filled=False, size=260, strokeWidth=2, color=GREY, opacity=1)
     return [ring, text.encode(text="name:N")]

@@ -145,7 +145,8 @@ def theme(*, dark: bool) -> dict[str, Any]:
 
 def data(rows: Iterable[ChartRow]) -> alt.InlineData:
     """Return rows as inline data of a chart."""
-    return alt.InlineData(values=list(rows))
+    # Each step of building a chart copies lists, and leaves tuples as they are.
+    return alt.InlineData(values=tuple(rows))
 
 
 def thinned(rows: Sequence[Row], most: int = MOST_DOTS) -> Sequence[Row]:
