@@ -24,7 +24,8 @@ def comparison_parts(comparison: MethodComparison) -> tuple[tuple[str, str], ...
     if (left := len(said) - MOST_POINTS) > 0:
         said[MOST_POINTS:] = [f"{left} more points are in the table."]
     return (
-        ("Recall", " ".join(said)),
+        ("Recall", _in_short([pair for found in gains.values() for pair in found], len(gains))),
+        ("By point", " ".join(said)),
         (
             "How sure",
             "Differences are paired by text and seed, averaged over seeds; intervals are Student's"
@@ -78,14 +79,25 @@ def _clear(found: Difference) -> bool | None:
     return found.mean > 0
 
 
+def _in_short(gains: Sequence[tuple[MethodResult, Difference]], n_points: int) -> str:
+    """Return at how many points each method recalls more, and less, than SFT."""
+    at = f"of {n_points} points" if n_points > 1 else "point"
+    parts: list[str] = []
+    for method in dict.fromkeys(r.method for r, _ in gains):
+        found = [_clear(d) for r, d in gains if r.method == method]
+        more, less = found.count(True), found.count(False)
+        told = [f"{n} {at} {word}" for n, word in ((more, "more"), (less, "less")) if n]
+        parts.append(f"{SHORT_METHOD[method]} at {' and at '.join(told) or 'none clearly more'}")
+    return f"Beside plain fine-tuning (SFT), these recall whole: {'; '.join(parts)}."
+
+
 def _on_point(
     point: DesignPoint,
     results: Sequence[MethodResult],
     gains: Sequence[tuple[MethodResult, Difference]],
 ) -> str:
-    plain = next((r.means["exact_recall"] for r in results if r.method == "sft"), None)
-    beside = "" if plain is None else f" {plain:.2f},"
-    words = f"{_at(point)}, SFT recalls{beside} whole"
+    plain = next(r.means["exact_recall"] for r in results if r.method == "sft")
+    words = f"{_at(point)}, SFT recalls {_share(plain)} whole"
     better = [(r, d) for r, d in gains if _clear(d)]
     worse = [r for r, d in gains if _clear(d) is False]
     left = [r for r, d in gains if _clear(d) is None]
@@ -93,8 +105,8 @@ def _on_point(
     if better:
         best, found = max(better, key=lambda pair: pair[1].mean)
         said.append(
-            f"{SHORT_METHOD[best.method]} recalls most, {best.means['exact_recall']:.2f}"
-            f" ({_signed(found.mean)} [{_signed(found.low)}, {_signed(found.high)}] over"
+            f"{SHORT_METHOD[best.method]} recalls most, {_share(best.means['exact_recall'])}"
+            f" ({_points(found.mean)} points, {_points(found.low)} to {_points(found.high)}, over"
             f" {found.n} texts)"
         )
         others = [r for r, _ in better if r is not best]
@@ -121,5 +133,9 @@ def _names(results: Sequence[MethodResult]) -> str:
     return " or ".join(SHORT_METHOD[r.method] for r in results)
 
 
-def _signed(value: float | None) -> str:
-    return "?" if value is None else f"{value:+.2f}".replace("-", "−")
+def _share(value: float) -> str:
+    return f"{100 * value:.0f}%"
+
+
+def _points(share: float | None) -> str:
+    return "?" if share is None else f"{100 * share:+.0f}".replace("-", "−")

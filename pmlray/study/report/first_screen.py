@@ -62,7 +62,7 @@ def law_words(result: SearchResult) -> str:
         return f"There is no law yet: {n} runs are measured, too few to fit one."
     if law.fit.status is FitStatus.UNDERDETERMINED:
         return f"The {n} runs leave the law open where it is asked about: {law.fit.message}."
-    said = [law.headline]
+    said = [law.headline, *law.limits]
     if law.targets:
         at = _target(result, [t.point for t in law.targets])
         forecasts = result.recall_result.forecasts
@@ -105,8 +105,9 @@ def _needed_words(size: Sizing, data: LawData) -> str:
 def _forecast_words(found: RecallForecast, result: SearchResult) -> str:
     p, recall = found.point, result.recall
     words = (
-        f"One more run with {rank_of(p)} there would recall {percent(found.token.value)} of the"
-        f" tokens ({percent(found.token.low)} to {percent(found.token.high)})"
+        f"One more run with {rank_of(p)}, {p.seq_len:,} tokens and {p.train_steps:,} steps would"
+        f" recall {percent(found.token.value)} of the tokens ({percent(found.token.low)} to"
+        f" {percent(found.token.high)})"
     )
     if recall is not None and recall.tokens_per_record is None:
         unit = UNITS[result.spec.task.kind]

@@ -18,7 +18,8 @@ from pmlray.study.report.figures.style import VEGA_LITE
 def vega_bundle() -> Markup:
     """Return Vega, Vega-Lite and Vega-Embed as one script; it is code and must not be escaped.
 
-    Bundling takes one to two CPU seconds, so what was bundled once is read from then on.
+    It is 0.9 MB of every page, which therefore needs nothing from anywhere. Bundling takes one to
+    two CPU seconds, so what was bundled once is read from then on.
     """
     made_by = version("vl-convert-python")
     file = cache_root() / f"vega-{VEGA_LITE}-vl-convert-{made_by}.js"

@@ -61,8 +61,8 @@ def answer_panels(result: SearchResult) -> tuple[Panel, ...]:
                 y=alt.Y("low", type="quantitative", scale=y, axis=axis, title=what), y2="high"
             )
         )
-    layers.append(dots(rows, 80).encode(x=x, y=height, **colours, tooltip=tips(*shown)))
     layers += _answer_marks(_row_of(best, cells, rows), rows, x, height, whole)
+    layers.append(dots(rows, 80).encode(x=x, y=height, **colours, tooltip=tips(*shown)))
     steps = {t.point.train_steps for t in cells}
     at = f" in {min(steps):,} steps" if len(steps) == 1 else ", each with the most steps measured"
     length = f", {best.point.seq_len:,} tokens" if result.placements else ""

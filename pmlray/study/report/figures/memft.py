@@ -86,7 +86,7 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
     if not rows:
         return None
     order = list(dict.fromkeys(row["row"] for row in rows))
-    title = f"less SFT's, {100 * LEVEL:g}% interval"
+    title = "difference from SFT"
     few = alt.Axis(tickCount=6)
     # The axis is limited to [-1, 1]: with two texts, intervals exceed any difference of shares.
     ends = padded([row[end] for row in rows for end in ("low", "high")] + [0.0])
@@ -118,7 +118,7 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
     ]
     return Panel(
         key,
-        "Recall beside plain fine-tuning",
+        f"Recall beside plain fine-tuning, with {100 * LEVEL:g}% intervals",
         "Dot plot of each method's mean difference from SFT in exact, prefix and token recall at"
         " each point, with its interval over texts.",
         layered(layers, max(120, 40 * len(order))),
