@@ -15,7 +15,7 @@ import scipy
 from pmlray.study.findings.memft_words import on_memft
 from pmlray.study.findings.placed_law import rank_of
 from pmlray.study.findings.placement_words import largest_choice
-from pmlray.study.findings.recall_rule import ANSWER_AND_END, recall_rule
+from pmlray.study.findings.recall_rule import ANSWER_AND_END, n_whole, recall_rule
 from pmlray.study.findings.result import SearchResult
 from pmlray.types import DesignPoint, Observation
 
@@ -89,7 +89,7 @@ def answer_parts(result: SearchResult) -> tuple[tuple[str, str], ...]:
     tried = tried_points(result.observations)
     if not tried:
         return (("Recall", "Nothing was measured, so that nothing can be said."),)
-    unit = UNITS[result.spec.task.kind]
+    unit = unit_of(result)
     cost = result.observations[-1].provenance.get("gpu_seconds_unit", "device")
     ends = recall_rule(result.observations) == ANSWER_AND_END
     return (
@@ -98,6 +98,13 @@ def answer_parts(result: SearchResult) -> tuple[tuple[str, str], ...]:
         *(("MemFT", words) for words in on_memft(result.pairs, PLURALS[unit])),
         ("Next", f"Next, which rank your own records need: {size_command(result)}"),
     )
+
+
+def unit_of(result: SearchResult) -> str:
+    """Return what is recalled whole, in the singular: of runs that do not tell how many records
+    they hold, as in a table, all that a run memorises counts as one text."""
+    told = all("n_records" in o.provenance for o in result.observations)
+    return UNITS[result.spec.task.kind] if told else "text"
 
 
 def size_command(result: SearchResult) -> str:
@@ -117,8 +124,8 @@ def _tried(point: DesignPoint, runs: Sequence[Observation]) -> Tried:
     sizes = [int(o.provenance.get("n_records", 1)) for o in runs]
     return Tried(
         point,
-        sum(round(o.recall.exact * n) for o, n in zip(runs, sizes, strict=True)),
-        sum(round(o.recall.right_answers * n) for o, n in zip(runs, sizes, strict=True)),
+        sum(n_whole(o.recall.exact, n) for o, n in zip(runs, sizes, strict=True)),
+        sum(n_whole(o.recall.right_answers, n) for o, n in zip(runs, sizes, strict=True)),
         sum(sizes),
         len(runs),
         fmean(o.recall.token for o in runs),

@@ -9,6 +9,7 @@ from statistics import fmean
 from pmlray.study.findings.differences import LEVEL, Difference, mean_over_texts
 from pmlray.study.findings.memft_pairs import MemftPair
 from pmlray.study.findings.placed_law import rank_of
+from pmlray.study.findings.recall_rule import n_whole
 from pmlray.types import Method, Observation
 
 # Most points that are named one by one.
@@ -65,7 +66,7 @@ def _on_method(method: Method, pairs: Sequence[MemftPair], units: str) -> str:
 
 def _shares(runs: Sequence[Observation], units: str) -> str:
     sizes = [int(o.provenance.get("n_records", 1)) for o in runs]
-    right = sum(round(o.recall.exact * n) for o, n in zip(runs, sizes, strict=True))
+    right = sum(n_whole(o.recall.exact, n) for o, n in zip(runs, sizes, strict=True))
     tokens = 100 * fmean(o.recall.token for o in runs)
     return f"{tokens:.0f} % of the tokens and {right} of {sum(sizes)} {units} whole"
 

@@ -11,11 +11,11 @@ from pmlray.law.validation.judgement import is_far
 from pmlray.study.findings.answer import (
     LEAST_TOLD,
     PLURALS,
-    UNITS,
     answer_parts,
     answer_point,
     size_command,
     tried_points,
+    unit_of,
 )
 from pmlray.study.findings.placed_law import rank_of
 from pmlray.study.findings.result import SearchResult
@@ -86,20 +86,31 @@ def _target(result: SearchResult, points: Sequence[DesignPoint]) -> int:
 
 
 def _needed_words(size: Sizing, data: LawData) -> str:
+    """Return the rank that a target takes, or where no run has tested the law at that rank, what
+    the target's own rank holds."""
     p, rank = size.point, size.lora_rank
     at = "" if p.placement is None else f" at {p.placement}"
-    words = f"By the law, {p.seq_len:,} tokens in {p.train_steps:,} steps take"
-    if math.isinf(rank.value):
-        return f"{words} more than any rank{at} for a mean final loss of ln 2."
-    point = replace(p, lora_rank=math.ceil(rank.value))
-    where = point if size.placement is None else PlacedPoint(point, size.placement)
-    beyond = ""
-    if is_far(data, where):
-        beyond = ", more than four times beyond what was measured, where no run has tested the law"
+    tokens, steps = f"{p.seq_len:,} tokens", f"{p.train_steps:,} steps"
+    if _tested(size, data):
+        return (
+            f"By the law, {tokens} in {steps} take rank {_rounded(rank.value)}{at} (90% interval"
+            f" {_rounded(rank.low)} to {_rounded(rank.high)}) for a mean final loss of ln 2."
+        )
+    length = size.seq_len
     return (
-        f"{words} rank {_whole(rank.value)}{at} (90% interval {_whole(rank.low)} to"
-        f" {_whole(rank.high)}) for a mean final loss of ln 2{beyond}."
+        f"By the law, {rank_of(p)} holds {_floored(length.value)} tokens (90% interval"
+        f" {_floored(length.low)} to {_floored(length.high)}) in {steps} at a"
+        f" mean final loss of ln 2; {tokens} would take more than four times the ranks measured,"
+        " where no run has tested the law."
     )
+
+
+def _tested(size: Sizing, data: LawData) -> bool:
+    """Return whether the rank needed is within four times those measured."""
+    if math.isinf(size.lora_rank.value):
+        return False
+    point = replace(size.point, lora_rank=math.ceil(size.lora_rank.value))
+    return not is_far(data, point if size.placement is None else PlacedPoint(point, size.placement))
 
 
 def _forecast_words(found: RecallForecast, result: SearchResult) -> str:
@@ -110,16 +121,19 @@ def _forecast_words(found: RecallForecast, result: SearchResult) -> str:
         f" {percent(found.token.high)})"
     )
     if recall is not None and recall.tokens_per_record is None:
-        unit = UNITS[result.spec.task.kind]
         sure = found.exact.value
         chance = "under 1%" if sure < LEAST_TOLD else percent(sure)
-        return f"{words}, and its whole {unit} with a probability of {chance}."
-    units = PLURALS[UNITS[result.spec.task.kind]]
+        return f"{words}, and its whole {unit_of(result)} with a probability of {chance}."
+    units = PLURALS[unit_of(result)]
     interval = f"{percent(found.exact.low)} to {percent(found.exact.high)}"
     return f"{words} and {percent(found.exact.value)} of the {units} whole ({interval})."
 
 
-def _whole(rank: float) -> str:
+def _floored(length: float) -> str:
+    return number(math.floor(length) if math.isfinite(length) else length)
+
+
+def _rounded(rank: float) -> str:
     return number(math.ceil(rank) if math.isfinite(rank) else rank)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import altair as alt
 import scipy
 
-from pmlray.study.findings.answer import PLURALS, UNITS, Tried, answer_point, tried_points
+from pmlray.study.findings.answer import PLURALS, Tried, answer_point, tried_points, unit_of
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.figures.placed import placement_colour, placement_shape
 from pmlray.study.report.figures.style import (
@@ -42,18 +42,19 @@ def answer_panels(result: SearchResult) -> tuple[Panel, ...]:
         return ()
     best, whole = answer_point(tried)
     cells = _cells(tried, best, bool(result.placements))
-    units = PLURALS[UNITS[result.spec.task.kind]]
+    units = PLURALS[unit_of(result)]
     exact = any(t.n > 1 for t in cells)
     what = f"share of {units} recalled whole" if exact else "share of tokens recalled"
     rows = [_row(t, exact) for t in cells]
-    x, colours = _by_placement(rows, result) if result.placements else _by_length(rows)
+    names = result.placements
+    x, colour = _by_placement(rows, names) if names else _by_length(rows)
     # Room for the answer's name above its dot.
     y = alt.Scale(domain=[-0.03, 1.14], nice=False)
     axis = alt.Axis(values=QUARTERS, format="%")
     height = alt.Y("recalled", type="quantitative", scale=y, axis=axis, title=what)
     shown = (*(("placement", "n_params") if result.placements else ()), "lora_rank", "seq_len")
     shown += ("train_steps", "recalled", "low", "high", "n", "n_runs", "gpu_seconds")
-    base = alt.Chart(data(rows)).encode(x=x, color=colours["color"])
+    base = alt.Chart(data(rows)).encode(x=x, color=colour)
     layers: list[AnyChart] = [base.mark_line(strokeWidth=1.5, opacity=0.7).encode(y=height)]
     if exact:
         layers.append(
@@ -62,7 +63,8 @@ def answer_panels(result: SearchResult) -> tuple[Panel, ...]:
             )
         )
     layers += _answer_marks(_row_of(best, cells, rows), rows, x, height, whole)
-    layers.append(dots(rows, 80).encode(x=x, y=height, **colours, tooltip=tips(*shown)))
+    points = dots(rows, 80).encode(x=x, y=height, color=colour, tooltip=tips(*shown))
+    layers.append(points.encode(shape=placement_shape(names)) if names else points)
     steps = {t.point.train_steps for t in cells}
     at = f" in {min(steps):,} steps" if len(steps) == 1 else ", each with the most steps measured"
     length = f", {best.point.seq_len:,} tokens" if result.placements else ""
@@ -119,7 +121,7 @@ def clopper_pearson(n_right: int, n: int, level: float = LEVEL) -> tuple[float, 
     return low, high
 
 
-def _by_length(rows: list[ChartRow]) -> tuple[alt.X, dict[str, alt.Color | alt.Shape]]:
+def _by_length(rows: list[ChartRow]) -> tuple[alt.X, alt.Color]:
     """Give each row its place along the rank, and return that axis and the colours of lengths."""
     lengths = sorted({row["seq_len"] for row in rows})
     for row in rows:
@@ -129,22 +131,18 @@ def _by_length(rows: list[ChartRow]) -> tuple[alt.X, dict[str, alt.Color | alt.S
     scale.domain = [min(row["at"] for row in rows) / 1.15, max(row["at"] for row in rows) * 1.15]
     x = alt.X("at", type="quantitative", scale=scale, axis=axis)
     legend = alt.Legend(format=",d", symbolType="circle")
-    return x, {"color": alt.Color("seq_len", type="ordinal", title="seq_len", legend=legend)}
+    return x, alt.Color("seq_len", type="ordinal", title="seq_len", legend=legend)
 
 
-def _by_placement(
-    rows: list[ChartRow], result: SearchResult
-) -> tuple[alt.X, dict[str, alt.Color | alt.Shape]]:
-    """Give each row its place along the adapters' parameters, and return that axis, and the colours
-    and shapes of placements."""
+def _by_placement(rows: list[ChartRow], names: tuple[str, ...]) -> tuple[alt.X, alt.Color]:
+    """Give each row its place along the adapters' parameters, and return that axis and the colours
+    of placements."""
     for row in rows:
         row["at"] = row["n_params"]
     ends = [min(row["at"] for row in rows) / 1.3, max(row["at"] for row in rows) * 1.3]
     scale = alt.Scale(type="log", domain=ends, nice=False)
     axis = alt.Axis(grid=False, tickCount=5, format="~s", title="adapter parameters (log)")
-    names = result.placements
-    colours = {"color": placement_colour(names), "shape": placement_shape(names)}
-    return alt.X("at", type="quantitative", scale=scale, axis=axis), colours
+    return alt.X("at", type="quantitative", scale=scale, axis=axis), placement_colour(names)
 
 
 def _row_of(best: Tried, cells: Sequence[Tried], rows: list[ChartRow]) -> ChartRow | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from pmlray.law import LawSummary, Placement, PlaceWorth, law_data, usable_points
@@ -84,7 +86,7 @@ def _judged(
     used: bool,
     in_law: bool,
     place: Placement | None,
-    worths: dict[str, PlaceWorth],
+    worths: Mapping[str, PlaceWorth],
 ) -> ChartRow:
     role = "fitted" if used else "set aside: final_loss ≤ ln 2"
     row: ChartRow = {

@@ -87,9 +87,8 @@ class Panel:
 
     def svg(self, spec: Mapping[str, Any]) -> str:
         """Return the figure of `spec()` as a stand-alone SVG for a white page."""
-        fixed = {**spec, "width": EXPORT_WIDTH, "title": {"text": self.title}}
-        if self.note:
-            fixed["title"]["subtitle"] = self.note
+        title = {"text": self.title} | ({"subtitle": self.note} if self.note else {})
+        fixed = {**spec, "width": EXPORT_WIDTH, "title": title}
         config = theme(dark=False) | EXPORT
         return vl_convert.vegalite_to_svg(fixed, vl_version=VEGA_LITE, config=config)
 

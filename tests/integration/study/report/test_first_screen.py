@@ -13,7 +13,7 @@ from pmlray.study.findings.answer import tried_points
 from pmlray.study.findings.memft_words import on_memft, token_gain
 from pmlray.study.findings.result import SearchResult, assemble
 from pmlray.study.report.figures.answer import answer_panels, clopper_pearson
-from pmlray.study.report.first_screen import first_screen
+from pmlray.study.report.first_screen import first_screen, law_words
 from pmlray.study.report.search_report import write_report
 from pmlray.types import DesignPoint, Observation, Recall
 from tests.integration.study.report.test_search_report import law_of, rows_of
@@ -44,14 +44,25 @@ def test_the_words_say_recall_certainty_cost_memft_and_what_is_next(result: Sear
     size = next(s for s in result.sizes if s.point == target.point)
     rank, low = (math.ceil(x) for x in (size.lora_rank.value, size.lora_rank.low))
     assert f"take rank {rank:,} (90% interval {low:,} to" in said["How sure"]
-    # The largest rank measured is 16.
-    assert ("where no run has tested the law" in said["How sure"]) == (rank > 4 * 16)
+    assert rank <= 4 * 16  # Four times the largest rank measured.
     forecast = next(f for f in result.recall_result.forecasts if f.point == target.point)
     assert f"would recall {100 * forecast.token.value:.3g}% of the tokens" in said["How sure"]
     assert "of 1,200 gpu_seconds (CPU core seconds) were spent" in said["Cost"]
     assert "by 30 runs. 1 run failed." in said["Cost"]
     assert "plain fine-tuning recalled" in said["MemFT"] and "; MemFT-SW " in said["MemFT"]
     assert found.command == "pmlray size --records FILE.jsonl --model tiny-random-llama"
+
+
+def test_a_rank_that_no_run_has_tested_is_not_promised(make_result: MakeResult) -> None:
+    """A target so long that it takes more than four times the ranks measured."""
+    far = make_result(memft=False, design={"targets": {"lora_rank": (16,), "seq_len": (700,)}})
+    (size,) = far.sizes
+    assert size.lora_rank.value > 4 * 16
+    said = law_words(far)
+    held = math.floor(size.seq_len.value)
+    assert f"By the law, rank 16 holds {held} tokens (90% interval" in said
+    assert "700 tokens would take more than four times the ranks measured" in said
+    assert f"{math.ceil(size.lora_rank.value):,}" not in said
 
 
 def test_the_figure_shows_recall_against_rank_with_its_interval(result: SearchResult) -> None:
