@@ -90,7 +90,7 @@ def _run(observations: Sequence[Observation], run_key: str) -> Observation:
         if o.run_key == run_key:
             return o
     raise typer.BadParameter(
-        f"no observation has the key {run_key!r}; the report's table of runs lists them all",
+        f"no observation has the key {run_key!r}; report.json beside the report lists them all",
         param_hint="RUN_KEY",
     )
 

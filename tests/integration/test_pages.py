@@ -12,7 +12,8 @@ from playwright.sync_api import Browser
 
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import load_spec
-from pmlray.study.comparison.results import Difference, MethodComparison, MethodResult
+from pmlray.study.comparison.results import MethodComparison, MethodResult
+from pmlray.study.findings.differences import Difference
 from pmlray.study.report.comparison_report import write_comparison
 from pmlray.study.report.search_report import write_report
 from pmlray.types import DesignPoint, Observation

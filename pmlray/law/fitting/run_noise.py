@@ -1,11 +1,11 @@
 """Noise of single runs about the law: by their level, within a text and between texts.
 
-Shapes: B problems, N points, C texts with two points or more, P parameters.
+Shapes: B problems, N points, C texts with two points or more, M points of these, P parameters.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -70,50 +70,59 @@ class Whitening:
     """Noise of B problems at N points, which turns residuals into independent ones.
 
     `own_BN`: standard deviation of each run's own part, nats per token. `shared_BN`: that of the
-    part shared by the runs of one text. `member_NC`: 1 where a point belongs to a text with several
-    points. The covariance is own^2 on the diagonal and shared shared' within a text; its inverse
+    part shared by the runs of one text. `member_M`: the points of texts with several, one text
+    after the other; `text_M`: each one's text, from 0; `first_C`: where in these a text begins. The
+    covariance is own^2 on the diagonal and shared shared' within a text; its inverse
     root is that of a diagonal and a rank-one matrix (Sherman and Morrison 1950,
     doi:10.1214/aoms/1177729893).
     """
 
     own_BN: FloatArray
     shared_BN: FloatArray
-    member_NC: FloatArray
+    member_M: IntArray
+    text_M: IntArray
+    first_C: IntArray
 
     def rows(self, rows: IntArray) -> Whitening:
         """Return the noise of a selection of the problems."""
-        return Whitening(self.own_BN[rows], self.shared_BN[rows], self.member_NC)
+        return replace(self, own_BN=self.own_BN[rows], shared_BN=self.shared_BN[rows])
 
     def _directions(self) -> tuple[FloatArray, FloatArray]:
-        """Return the unit vectors (B, N, C) along which texts differ, and the stretch of the noise
-        along them."""
-        v_BNC = (self.shared_BN / self.own_BN)[:, :, None] * self.member_NC
-        length_BC = np.linalg.norm(v_BNC, axis=1)
-        return v_BNC / np.maximum(length_BC, 1e-300)[:, None], np.sqrt(1.0 + length_BC**2)
+        """Return the unit vectors (B, M) along which texts differ, and the stretch of the noise
+        along them (B, C)."""
+        v_BM = (self.shared_BN / self.own_BN)[:, self.member_M]
+        length_BC = np.sqrt(self._sums(v_BM**2))
+        return v_BM / np.maximum(length_BC, 1e-300)[:, self.text_M], np.hypot(1.0, length_BC)
+
+    def _sums(self, values_BM: FloatArray) -> FloatArray:
+        """Return the sum over each text of values (B, M) or (B, M, P)."""
+        return np.add.reduceat(values_BM, self.first_C, axis=1)
 
     def whiten(self, values: FloatArray) -> FloatArray:
         """Divide values (B, N) or (B, N, P) by the noise, that is, by the root of its
         covariance."""
         flat = values.ndim == 2
         scaled = (values[:, :, None] if flat else values) / self.own_BN[:, :, None]
-        if self.member_NC.shape[1]:
-            along_BNC, stretch_BC = self._directions()
-            parts_BCP = along_BNC.transpose(0, 2, 1) @ scaled
-            scaled = scaled - along_BNC @ ((1.0 - 1.0 / stretch_BC)[:, :, None] * parts_BCP)
+        if self.member_M.size:
+            along_BM, stretch_BC = self._directions()
+            parts_BCP = self._sums(along_BM[:, :, None] * scaled[:, self.member_M])
+            left_BCP = (1.0 - 1.0 / stretch_BC)[:, :, None] * parts_BCP
+            scaled[:, self.member_M] -= along_BM[:, :, None] * left_BCP[:, self.text_M]
         return scaled[:, :, 0] if flat else scaled
 
     def log_det(self) -> FloatArray:
         """Return the log determinant of the covariance's root, (B,)."""
         own = np.log(self.own_BN).sum(axis=1)
-        if not self.member_NC.shape[1]:
+        if not self.member_M.size:
             return own
         return own + np.log(self._directions()[1]).sum(axis=1)
 
     def draw(self, rng: np.random.Generator) -> FloatArray:
         """Draw the noise of every problem once, nats per token, (B, N)."""
-        own = self.own_BN * rng.standard_normal(self.own_BN.shape)
-        text = rng.standard_normal((len(own), self.member_NC.shape[1]))
-        return own + self.shared_BN * (text @ self.member_NC.T)
+        drawn = self.own_BN * rng.standard_normal(self.own_BN.shape)
+        text_BC = rng.standard_normal((len(drawn), self.first_C.size))
+        drawn[:, self.member_M] += self.shared_BN[:, self.member_M] * text_BC[:, self.text_M]
+        return drawn
 
 
 def whitening(
@@ -127,12 +136,15 @@ def whitening(
     _, first, place, counts = np.unique(
         cluster_N, return_index=True, return_inverse=True, return_counts=True
     )
-    place = place.reshape(-1)
     in_order = np.argsort(first)
     texts = in_order[counts[in_order] > 1]
-    member_NC = (place[:, None] == texts).astype(float)
-    with_others_N = member_NC.any(axis=1)
+    # Of a text its number among those with others, of one that is alone -1.
+    number = np.full(counts.size, -1)
+    number[texts] = np.arange(texts.size)
+    text_N = number[place.reshape(-1)]
+    member_M = np.argsort(text_N, kind="stable")[np.count_nonzero(text_N < 0) :]
+    first_C = np.concatenate([[0], np.cumsum(counts[texts])[:-1]]).astype(np.int64)[: texts.size]
     variance_BN = (sigma_B[:, None] * unit_N) ** 2
-    shared_BN = np.sqrt(SHARED * variance_BN) * with_others_N
+    shared_BN = np.sqrt(SHARED * variance_BN) * (text_N >= 0)
     own_BN = np.sqrt(variance_BN - shared_BN**2 + floor_N**2)
-    return Whitening(own_BN, shared_BN, member_NC)
+    return Whitening(own_BN, shared_BN, member_M, text_N[member_M], first_C)

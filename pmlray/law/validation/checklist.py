@@ -38,6 +38,7 @@ from pmlray.law.fitting.site_effects import (
 from pmlray.law.forms.protocol import Form
 from pmlray.law.forms.registry import CAPPED
 from pmlray.law.validation.residuals import ResidualStructure
+from pmlray.law.validation.unseen import MOST_LEFT_OUT
 
 LEVEL = 0.9
 _POWER = "C r^alpha l^-beta{budget}{drift}"
@@ -114,7 +115,8 @@ def checklist(
         " again)",
         "held-out protocol": "extrapolation: the largest length and the largest rank, each from a"
         " fit to the smaller ones; held out: each (r, l, t) cell from a fit to the others; new"
-        " sequence: each (sequence, seed) from a fit to the others; mean |error| / |delta_loss| of"
+        f" sequence: each (sequence, seed) from a fit to the others (of more than {MOST_LEFT_OUT}"
+        " that many, drawn at random); mean |error| / |delta_loss| of"
         f" points at most {100 * SATURATED_SHARE:g} % saturated",
         "weights of the forms": f"{weights}; by their evidence (Laplace's approximation)",
         **_placements(data, fit),

@@ -1,31 +1,27 @@
 """Results of a comparison: each method's means, and its paired differences from plain SFT.
 
-Runs are paired by point, text and seed. Texts are independent of each other, seeds of one text are
-not: differences are averaged over seeds first, and their interval is Student's over texts.
+Runs are paired by point, text and seed.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
-import scipy
 
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.study.comparison.equal_recall import Cells, EqualRecall, equal_recall
 from pmlray.study.comparison.recall_levels import SecondsToRecall, seconds_to_recall
 from pmlray.study.comparison.tuning import TriedRate, tried_rates, tuned_rates
+from pmlray.study.findings.about import about_runs
+from pmlray.study.findings.differences import LEVEL, Difference, mean_over_texts
 from pmlray.study.findings.recall_rule import recall_rule
 from pmlray.study.run_names import short_point
 from pmlray.types import DesignPoint, Method, Observation
 
-LEVEL = 0.95
-# Standard error, relative or of a share, below which differences are equal but for rounding.
-ALIKE = 1e-9
 Edge = Literal["lowest", "highest"]
 # Figures of a run by which methods are compared; None where not measured.
 FIGURES: Mapping[str, Callable[[Observation], float | None]] = MappingProxyType(
@@ -42,22 +38,6 @@ FIGURES: Mapping[str, Callable[[Observation], float | None]] = MappingProxyType(
         "prose_delta_loss": lambda o: o.prose_delta_loss,
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Mean of a method's figure minus SFT's, with its central 95 % interval over `n` texts.
-
-    p_value: of Student's test that texts differ by nothing on average, two-sided. It and the
-    interval are None with a single text, and where all texts differ alike: neither tells how much
-    further texts would scatter.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    n: int
-    p_value: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +62,13 @@ class MethodResult:
 
 @dataclass(frozen=True, slots=True)
 class MethodComparison:
-    """Results of a comparison so far; tried: what each rate recalled on the tuning texts."""
+    """Results of a comparison so far; tried: what each rate recalled on the tuning texts. `about`:
+    its base, its task, where its adapters sit and when it was measured, in words."""
 
     compare_id: str
     results: tuple[MethodResult, ...]
     equal_recall: tuple[EqualRecall, ...]
+    about: tuple[str, ...] = ()
     tried: tuple[TriedRate, ...] = ()
     to_recall: tuple[SecondsToRecall, ...] = ()
 
@@ -121,11 +103,12 @@ def compare_methods(spec: CompareSpec, observations: Sequence[Observation]) -> M
     """
     recall_rule(observations)
     cells = compared_cells(spec, observations)
-    results = method_results(spec, observations)
+    results, places = method_results(spec, observations), spec.search_spec().describe_places()
     # A single rate is no choice.
     tried = tried_rates(spec, observations) if spec.n_tuning_runs else ()
     costs, levels = equal_recall(cells), seconds_to_recall(cells)
-    return MethodComparison(spec.compare_id, results, costs, tried, levels)
+    about = about_runs(spec.model, spec.task, places, observations)
+    return MethodComparison(spec.compare_id, results, costs, about, tried, levels)
 
 
 def compared_cells(spec: CompareSpec, observations: Sequence[Observation]) -> Cells:
@@ -194,18 +177,7 @@ def paired_difference(
         own, other = figure(o), partner.get((o.sequence_id, o.seed))
         if own is not None and other is not None:
             of_text.setdefault(o.sequence_id, []).append(own - other)
-    if not of_text:
-        return None
-    per_text = np.array([np.mean(values) for values in of_text.values()])
-    n, mean = per_text.size, float(per_text.mean())
-    if n == 1:
-        return Difference(mean, None, None, n)
-    error = float(per_text.std(ddof=1)) / math.sqrt(n)
-    if error < ALIKE * max(1.0, abs(mean)):
-        return Difference(mean, None, None, n)
-    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
-    p_value = 2 * float(scipy.stats.t.sf(abs(mean) / error, n - 1))
-    return Difference(mean, mean - half, mean + half, n, p_value)
+    return mean_over_texts(of_text)
 
 
 def _holm(results: Sequence[MethodResult]) -> tuple[MethodResult, ...]:

@@ -12,23 +12,16 @@ from statistics import fmean
 
 import scipy
 
-from pmlray.study.findings.memft_pairs import MemftPair
+from pmlray.study.findings.memft_words import on_memft
 from pmlray.study.findings.placed_law import rank_of
 from pmlray.study.findings.placement_words import largest_choice
-from pmlray.study.findings.recall_rule import ANSWER_AND_END, recall_rule
+from pmlray.study.findings.recall_rule import ANSWER_AND_END, n_whole, recall_rule
 from pmlray.study.findings.result import SearchResult
-from pmlray.types import DesignPoint, Method, Observation
+from pmlray.types import DesignPoint, Observation
 
 CONFIDENCE = 0.9
 # Least share that is stated as a whole per cent.
 LEAST_TOLD = 0.01
-NAMES: dict[Method, str] = {
-    "sft": "plain fine-tuning",
-    "memft_ot": "MemFT-OT",
-    "memft_sw": "MemFT-SW",
-    "memft_fw": "MemFT-FW",
-    "memft_rd": "MemFT-RD",
-}
 UNITS = {"long_context": "text", "records": "record", "phonebook": "entry", "linear_rule": "pair"}
 PLURALS = {"text": "texts", "record": "records", "entry": "entries", "pair": "pairs"}
 
@@ -72,28 +65,67 @@ def tried_points(observations: Sequence[Observation]) -> tuple[Tried, ...]:
     return tuple(_tried(point, at[point]) for point in sorted(at))
 
 
-def plain_answer(result: SearchResult) -> tuple[str, ...]:
-    """Return sentences on recall, on MemFT where it was run, and on what to do next."""
+def answer_point(tried: Sequence[Tried]) -> tuple[Tried, bool]:
+    """Return the point that answers which rank recalls how much, and whether it recalled all.
+
+    It is the smallest adapter for the longest text that was recalled whole, a point with one text
+    only if none has more; else the point that came nearest.
+    """
+    whole = [t for t in tried if t.n_right == t.n]
+    if not whole:
+        return max(tried, key=lambda t: (t.n_right / t.n, t.token_recall)), False
+    sure = [t for t in whole if t.n > 1] or whole
+    longest = max(t.point.seq_len for t in sure)
+    best = min(
+        (t for t in sure if t.point.seq_len == longest),
+        key=lambda t: (t.size, t.point.train_steps),
+    )
+    return best, True
+
+
+def answer_parts(result: SearchResult) -> tuple[tuple[str, str], ...]:
+    """Return the answer as (what it is about, in words): recall, how sure it is, the placement of
+    several, MemFT where it was run, and what to do next."""
     tried = tried_points(result.observations)
     if not tried:
-        return ("Nothing was measured, so that nothing can be said.",)
-    unit = UNITS[result.spec.task.kind]
+        return (("Recall", "Nothing was measured, so that nothing can be said."),)
+    unit = unit_of(result)
     cost = result.observations[-1].provenance.get("gpu_seconds_unit", "device")
+    ends = recall_rule(result.observations) == ANSWER_AND_END
     return (
-        *_on_recall(tried, unit, cost, recall_rule(result.observations) == ANSWER_AND_END),
-        *largest_choice(result.choices),
-        *_on_memft(result.pairs),
-        "Next, which rank your own records need: pmlray size --records FILE.jsonl --model"
-        f" {result.spec.model.id}",
+        *_on_recall(tried, unit, cost, ends),
+        *(("Placement", words) for words in largest_choice(result.choices)),
+        *(("MemFT", words) for words in on_memft(result.pairs, PLURALS[unit])),
+        ("Next", f"Next, which rank your own records need: {size_command(result)}"),
     )
+
+
+def unit_of(result: SearchResult) -> str:
+    """Return what is recalled whole, in the singular: of runs that do not tell how many records
+    they hold, as in a table, all that a run memorises counts as one text."""
+    told = all("n_records" in o.provenance for o in result.observations)
+    return UNITS[result.spec.task.kind] if told else "text"
+
+
+def size_command(result: SearchResult) -> str:
+    """Return the command that sizes an adapter of the same base for records of one's own."""
+    return f"pmlray size --records FILE.jsonl --model {result.spec.model.id}"
+
+
+def plain_answer(result: SearchResult) -> tuple[str, ...]:
+    """Return the sentences of `answer_parts`, how sure the recall is beside it."""
+    (_, recall), *others = answer_parts(result)
+    if others and others[0][0] == "How sure":
+        recall = f"{recall} {others.pop(0)[1]}"
+    return (recall, *(words for _, words in others))
 
 
 def _tried(point: DesignPoint, runs: Sequence[Observation]) -> Tried:
     sizes = [int(o.provenance.get("n_records", 1)) for o in runs]
     return Tried(
         point,
-        sum(round(o.recall.exact * n) for o, n in zip(runs, sizes, strict=True)),
-        sum(round(o.recall.right_answers * n) for o, n in zip(runs, sizes, strict=True)),
+        sum(n_whole(o.recall.exact, n) for o, n in zip(runs, sizes, strict=True)),
+        sum(n_whole(o.recall.right_answers, n) for o, n in zip(runs, sizes, strict=True)),
         sum(sizes),
         len(runs),
         fmean(o.recall.token for o in runs),
@@ -105,23 +137,18 @@ def _tried(point: DesignPoint, runs: Sequence[Observation]) -> Tried:
     )
 
 
-def _on_recall(tried: Sequence[Tried], unit: str, cost: str, ends: bool) -> tuple[str, ...]:
-    whole = [t for t in tried if t.n_right == t.n]
+def _on_recall(
+    tried: Sequence[Tried], unit: str, cost: str, ends: bool
+) -> tuple[tuple[str, str], ...]:
+    best, whole = answer_point(tried)
     if not whole:
-        best = max(tried, key=lambda t: (t.n_right / t.n, t.token_recall))
-        return (
+        words = (
             f"No rank recalled everything word for word; nearest came {_at(best)} with"
             f" {best.n_right} of {best.n} {PLURALS[unit]}{_unended(best)} and"
             f" {100 * best.token_recall:.0f} % of the tokens. Larger ranks, more steps or shorter"
-            " texts recall more.",
+            " texts recall more."
         )
-    # The smallest adapter for the longest text; a point with one text counts only if none has more.
-    sure = [t for t in whole if t.n > 1] or whole
-    longest = max(t.point.seq_len for t in sure)
-    best = min(
-        (t for t in sure if t.point.seq_len == longest),
-        key=lambda t: (t.size, t.point.train_steps),
-    )
+        return (("Recall", words),)
     least = best.least_share(len(tried))
     says = (
         f"says with {100 * CONFIDENCE:.0f} % confidence that at least {100 * least:.0f} % of many"
@@ -132,17 +159,16 @@ def _on_recall(tried: Sequence[Tried], unit: str, cost: str, ends: bool) -> tupl
     words = (
         f"R{_at(best)[1:]} recalled {_count(best, unit)} word for word"
         f"{' and stopped there' if ends else ''}, for about"
-        f" {best.gpu_seconds:.2g} {cost}-seconds a run. Chosen among {len(tried)} points, that"
-        f" {says}"
+        f" {best.gpu_seconds:.2g} {cost}-seconds a run."
     )
+    sure = f"Chosen among {len(tried)} points, that {says}"
     of_best = (best.point.placement, best.point.lora_rank)
+    longest = best.point.seq_len
     longer = [t for t in tried if t.point.seq_len > longest and t.point.family[:2] == of_best]
-    if not longer:
-        return (words,)
-    beyond = min(longer, key=lambda t: t.point.seq_len)
-    return (
-        f"{words} At {beyond.point.seq_len} tokens it recalled {beyond.n_right} of {beyond.n}.",
-    )
+    if longer:
+        beyond = min(longer, key=lambda t: t.point.seq_len)
+        sure += f" At {beyond.point.seq_len} tokens it recalled {beyond.n_right} of {beyond.n}."
+    return ("Recall", words), ("How sure", sure)
 
 
 def _unended(tried: Tried) -> str:
@@ -160,29 +186,3 @@ def _count(tried: Tried, unit: str) -> str:
 def _at(tried: Tried) -> str:
     point = tried.point
     return f"{rank_of(point)} with {point.seq_len} tokens and {point.train_steps} steps"
-
-
-def _on_memft(pairs: Sequence[MemftPair]) -> tuple[str, ...]:
-    of_method: dict[Method, list[MemftPair]] = defaultdict(list)
-    for pair in pairs:
-        of_method[pair.method].append(pair)
-    if not of_method:
-        return ()
-    parts = []
-    for method, own in of_method.items():
-        recall = fmean(p.memft.recall.token for p in own)
-        beside = fmean(p.sft.recall.token for p in own)
-        parts.append(
-            f"{NAMES[method]} {100 * recall:.0f} % of the tokens ({100 * beside:.0f} % by plain"
-            f" fine-tuning, {len(own)} {'pair' if len(own) == 1 else 'pairs'})"
-        )
-    return (
-        f"With the same texts and steps, at {_points(pairs)}, recalled: {', '.join(parts)};"
-        " pmlray compare tells by more texts which is better.",
-    )
-
-
-def _points(pairs: Sequence[MemftPair]) -> str:
-    points = sorted({p.sft.point for p in pairs})
-    named = dict.fromkeys(f"{rank_of(p)} with {p.seq_len} tokens" for p in points)
-    return " and ".join(named)

@@ -28,3 +28,9 @@ def recall_rule(observations: Iterable[Observation]) -> str:
             " that their exact recall does not count the same; keep them in two stores"
         )
     return ANSWER_AND_END if True in with_end else ANSWER
+
+
+def n_whole(share: float, n: int) -> int:
+    """Return how many of n records are right; of a text whose records are not counted (n is 1),
+    a share of them is none."""
+    return int(share * n + 1e-6)

@@ -18,6 +18,7 @@ from pmlray.law import (
     PlacementChoice,
     RecallForecast,
     RecallLaw,
+    Sizing,
     measured_choices,
 )
 from pmlray.law.validation.convergence import Certificate
@@ -134,6 +135,12 @@ class SearchResult:
         return measured_choices(self.law, fitted_runs(self.spec, self.observations))
 
     @cached_property
+    def sizes(self) -> tuple[Sizing, ...]:
+        """Rank, length and steps that bring the mean loss to ln 2 around each target; none without
+        a law."""
+        return () if self.law is None else self.law.sizes()
+
+    @cached_property
     def certificates(self) -> tuple[Certificate | None, ...]:
         """Effect of more steps on each observation; None where no curve was kept."""
         return tuple(certificate(o, self.spec.recipe) for o in self.observations)
@@ -221,12 +228,13 @@ def assemble(
     """
     recall_rule(observations)
     law_points = [o for o in observations if o.phase == "law"]
-    snapshots, n_fitted = [], 0
-    for last in sorted({o.round for o in law_points}):
-        known = [o for o in law_points if o.round <= last]
-        if len(known) < len(law_points) and not refit_is_due(len(known), n_fitted):
+    in_round = Counter(o.round for o in law_points)
+    snapshots, n_known, n_fitted = [], 0, 0
+    for last in sorted(in_round):
+        n_known += in_round[last]
+        if n_known < len(law_points) and not refit_is_due(n_known, n_fitted):
             continue
-        n_fitted = len(known)
+        known, n_fitted = [o for o in law_points if o.round <= last], n_known
         if (law := fit_observations(spec, known)) is not None:
             spent = sum(o.gpu_seconds for o in known)
             snapshots.append(LawSnapshot(last, len(known), spent, law))

@@ -97,15 +97,11 @@ def token_tallies(observations: Sequence[Observation]) -> tuple[TokenTally, ...]
     observations: of one search, whose texts nest: position i of a sequence is the same token at
     every seq_len.
     """
-    chosen = families(observations)
+    runs, chosen = _by_sequence(observations), _by_sequence(families(observations))
     found = [
         tally
-        for sequence_id in sorted({o.sequence_id for o in observations})
-        for tally in _tallies_of(
-            sequence_id,
-            [o for o in observations if o.sequence_id == sequence_id],
-            [o for o in chosen if o.sequence_id == sequence_id],
-        )
+        for sequence_id in sorted(runs)
+        for tally in _tallies_of(sequence_id, runs[sequence_id], chosen[sequence_id])
     ]
     everywhere = holm([t.p_value for t in found])
     recalling = holm([t.recalling_p_value for t in found])
@@ -115,6 +111,13 @@ def token_tallies(observations: Sequence[Observation]) -> tuple[TokenTally, ...]
     ]
     ranks = {verdict: i for i, verdict in enumerate(get_args(Verdict))}
     return tuple(sorted(judged, key=lambda t: (ranks[t.verdict], t.p_value, t.recalling_p_value)))
+
+
+def _by_sequence(observations: Sequence[Observation]) -> dict[int, list[Observation]]:
+    found: dict[int, list[Observation]] = {}
+    for o in observations:
+        found.setdefault(o.sequence_id, []).append(o)
+    return found
 
 
 def _tallies_of(

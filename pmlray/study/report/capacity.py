@@ -12,8 +12,16 @@ from pmlray.law.capacity import StoredBits, phonebook_entropy, stored_bits
 from pmlray.study.findings.placed_law import params_per_rank, rank_of
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.figures.placed import placement_shape
-from pmlray.study.report.figures.style import ChartRow, Panel, data, log_axis, tips
-from pmlray.study.report.tables import Table, number, percent
+from pmlray.study.report.figures.style import (
+    ChartRow,
+    Panel,
+    dots,
+    drawn_note,
+    log_axis,
+    thinned,
+    tips,
+)
+from pmlray.study.report.tables import IN_JSON, Table, number, percent
 from pmlray.types import Observation
 
 
@@ -113,7 +121,8 @@ def capacity_panels(
 
     names: of placements, where there are several; runs then lie along their adapters' parameters.
     """
-    rows = capacity_rows(found, names)
+    rows = capacity_rows(thinned(found), names)
+    note = drawn_note(len(rows), len(found))
     if names:
         rows = [row for row in rows if row["n_params"] is not None]
     if not rows:
@@ -131,10 +140,7 @@ def capacity_panels(
     words = tips(*(name for name in rows[0] if rows[0][name] is not None))
 
     def panel(name: str, title: str, unit: str) -> Panel:
-        dots = alt.Chart(data(row for row in rows if row[name] is not None)).mark_point(
-            filled=True, size=64, opacity=0.95, stroke="#7d8590", strokeWidth=0.6
-        )
-        chart = dots.encode(
+        chart = dots(row for row in rows if row[name] is not None).encode(
             x=x, y=alt.Y(name, type="quantitative", title=unit), color=colour, tooltip=words
         )
         if names:
@@ -144,6 +150,7 @@ def capacity_panels(
             title,
             f"Scatter of {unit} of every SFT run against {along}, coloured by seq_len.",
             chart.properties(height=280),
+            note,
         )
 
     panels = [panel("stored_bits", "Bits stored", "bits stored")]
@@ -177,7 +184,7 @@ def capacity_table(found: tuple[RunCapacity, ...], names: tuple[str, ...] = ()) 
         )
         for c in found
     )
-    return Table("Bits held by each run", columns, rows)
+    return Table("Bits held by each run", columns, rows, IN_JSON)
 
 
 def capacity_json(found: tuple[RunCapacity, ...]) -> list[dict[str, Any]]:

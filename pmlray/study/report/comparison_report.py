@@ -14,7 +14,9 @@ from altair.utils.schemapi import debug_mode
 from pmlray.config.secrets import without_credentials
 from pmlray.study.comparison.equal_recall import EqualRecall
 from pmlray.study.comparison.recall_levels import SecondsToRecall
-from pmlray.study.comparison.results import FIGURES, Difference, MethodComparison, MethodResult
+from pmlray.study.comparison.results import FIGURES, MethodComparison, MethodResult
+from pmlray.study.findings.differences import Difference
+from pmlray.study.report.comparison_answer import comparison_costs, comparison_parts
 from pmlray.study.report.drawing import png_of
 from pmlray.study.report.figures.memft import (
     RECALLS,
@@ -48,15 +50,22 @@ def write_comparison(
     writer.writeheader()
     writer.writerows(rows)
     full = {**comparison.to_json(), "facts": facts}
-    sections = comparison_sections(comparison, facts)
+    panel = difference_panel(
+        "comparison", [(r.point, r.method, r.differences) for r in comparison.results]
+    )
     files = page_files(
         page,
-        "comparison.html.j2",
-        sections,
+        "page.html.j2",
+        () if panel is None else (panel,),
+        comparison_sections(comparison, facts),
         folder,
         title="Training methods compared",
         kind="comparison",
         identity=comparison.compare_id,
+        about=comparison.about,
+        parts=comparison_parts(comparison),
+        beside=comparison_costs(comparison),
+        command="",
     )
     files[table] = lines.getvalue().encode()
     files[stored] = (json.dumps(full, indent=1, default=str) + "\n").encode()
@@ -71,9 +80,6 @@ def comparison_sections(
     comparison: MethodComparison, facts: Mapping[str, Any]
 ) -> tuple[Section, ...]:
     """Return the sections of the page in their order."""
-    panel = difference_panel(
-        "comparison", [(r.point, r.method, r.differences) for r in comparison.results]
-    )
     columns = ("point", "method", "rate", "runs", *_figures(comparison.results), "holm_p")
     shown = [shown_row(result) for result in comparison.results]
     cells = tuple(tuple(row[column] for column in columns) for row in shown)
@@ -81,14 +87,12 @@ def comparison_sections(
         Section(
             "differences",
             "What each method changes",
-            "To the right of the dashed line a method recalls more than SFT; an interval that"
-            " crosses it leaves open whether it does. r is lora_rank, l seq_len, t train_steps;"
-            " a point under a schedule of its own says which. holm_p is the probability of a"
-            " difference in exact recall as large by chance, corrected by Holm for all of them."
-            if panel
-            else "No method has been run beside SFT yet.",
-            () if panel is None else (panel,),
-            (Table("Every method at every point", columns, cells),) if cells else (),
+            "Means over all runs of a method at a point, and in brackets the paired difference from"
+            " plain fine-tuning (SFT) with its 95% interval over texts (Student's, after averaging"
+            " over seeds). r is lora_rank, l seq_len, t train_steps; a point with its own schedule"
+            " says which. holm_p is the probability of a difference in exact recall as large by"
+            " chance, corrected by Holm for all of them.",
+            tables=(Table("Every method at every point", columns, cells, "comparison.csv"),),
         )
     ]
     if comparison.tried:
@@ -103,14 +107,13 @@ def comparison_sections(
                 "What a method needs to recall as much as SFT does at a point: which adapter rank"
                 " at equal steps, how many gpu_seconds at equal rank. Below 1 it needs less."
                 " Intervals hold 95% of comparisons over texts drawn anew.",
-                tables=(Table("Cost to recall as much as SFT", named, rows),),
+                tables=(Table("Cost to recall as much as SFT", named, rows, "comparison.json"),),
             )
         )
     if comparison.to_recall:
         sections.append(_levels_section(comparison.to_recall))
-    items = fact_items(facts)
-    said = "Facts of the run that wrote this page." if items else "Nothing is known."
-    return (*sections, Section("measured", "How it was measured", said, items=items))
+    said = "Facts of the run that wrote this page."
+    return (*sections, Section("measured", "How it was measured", said, items=fact_items(facts)))
 
 
 def _rates_section(comparison: MethodComparison) -> Section:

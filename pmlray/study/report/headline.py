@@ -1,11 +1,12 @@
-"""First paragraph of a report: the law in plain words and as a formula."""
+"""The law of a report in plain words and as a formula."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from pmlray.law import CAPPED, FitStatus, LawSummary
-from pmlray.study.findings.placement_words import largest_choice
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.tables import number, percent
 
@@ -48,33 +49,26 @@ class Formula:
 
 @dataclass(frozen=True)
 class Headline:
-    """First lines of a report. `formula` is None while there is no law."""
+    """The law in words and as a formula."""
 
     sentences: tuple[str, ...]
-    formula: Formula | None
+    formula: Formula
     parameters: tuple[Parameter, ...]
     status: str
     message: str
 
 
-def headline(result: SearchResult) -> Headline:
-    """Return the law, its errors, its points and its cost, in words."""
-    spent = result.gpu_seconds
-    cost = (
-        f"{number(spent.spent)} of {number(spent.budget)} gpu_seconds were spent"
-        f" ({percent(spent.spent / spent.budget)} of the budget)."
-    )
-    law, n = result.law, len(result.law_observations)
+def headline(result: SearchResult) -> Headline | None:
+    """Return the law, its errors and its points, in words; None without a law."""
+    law = result.law
     if law is None:
-        first = f"There is no law yet: {n} runs are measured, too few to fit one."
-        return Headline((first, cost), None, (), "NO LAW", "measure more points")
+        return None
     return Headline(
         sentences=(
             law.headline,
             *_seen_errors(law),
             *_effects(law),
-            *largest_choice(result.choices),
-            f"It rests on {n} observations. " + cost,
+            f"It rests on {len(result.law_observations)} observations.",
         ),
         formula=_formula(law, _reference(result)),
         parameters=tuple(
@@ -119,9 +113,12 @@ def _effects(law: LawSummary) -> tuple[str, ...]:
         " formula does not."
     )
     if fitted.form in CAPPED:
+        base = law.unseen.data.base_loss
+        low, high = (number(float(edge(base)), DIGITS) for edge in (np.nanmin, np.nanmax))
+        of = f"of {low}" if low == high else f"of its text, {low} to {high}"
         words += (
-            " Near the ceiling it gains less: no reduction can exceed the base loss of"
-            f" {number(float(fitted.to_json()['base_loss']), DIGITS)} nats per token."
+            f" Near the ceiling it gains less: no reduction can exceed the base loss {of} nats per"
+            " token."
         )
     return (words,)
 

@@ -94,7 +94,8 @@ def placements_text(result: SearchResult) -> str:
         f"An adapter's effective parameters are those of {reference} that its own are worth: what"
         " one is worth there, times how many it has. If they are all that matters, the runs of all"
         " placements lie about one curve at each length. What a placement holds and how fast it"
-        " learns are told apart by more steps alone."
+        " learns are told apart by more steps alone. Beyond four times the ranks, lengths or steps"
+        " measured at a placement no run has tested the law there."
     )
     lengths = {o.point.seq_len for o in result.law_observations if o.method == "sft"}
     if len(lengths) > MOST_LENGTHS:
@@ -134,18 +135,18 @@ def _choice_tables(result: SearchResult) -> tuple[Table, ...]:
         return ()
     rows = tuple(
         (
-            *(choice.by, choice.seq_len, choice.train_steps, choice.delta_loss),
-            *(need.placement.name, need.lora_rank.value),
+            *(choice.by, need.placement.name, need.lora_rank.value),
             f"{number(need.lora_rank.low)} to {number(need.lora_rank.high)}",
+            "no" if need.far else "yes",
             *(need.cost.value, f"{number(need.cost.low)} to {number(need.cost.high)}"),
-            *(need.p_best, "no" if need.far else "yes"),
+            *(need.p_best, choice.seq_len, choice.train_steps, choice.delta_loss),
         )
         for choice in result.choices
         for need in choice.needs
     )
     columns = (
-        *("least", "seq_len", "train_steps", "delta_loss wanted", "placement", "lora_rank needed"),
-        *("lora_rank 90%", "cost", "cost 90%"),
-        *("probability of the least", "within four times what was measured"),
+        *("least", "placement", "lora_rank needed", "lora_rank 90%", "within 4 × measured"),
+        *("cost", "cost 90%", "probability of the least"),
+        *("seq_len", "train_steps", "delta_loss wanted"),
     )
     return (Table("What a loss reduction costs at each placement", columns, rows),)

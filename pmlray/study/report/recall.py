@@ -15,8 +15,12 @@ from pmlray.study.report.figures.style import (
     ChartRow,
     Panel,
     data,
+    dots,
+    drawn_note,
     layered,
+    named_line,
     observation_row,
+    thinned,
     tips,
 )
 from pmlray.study.report.figures.transition import phase_panels
@@ -27,6 +31,7 @@ LEAST_DRAWN = 1e-5
 CURVE_POINTS = 30
 WANTED_EXACT = (0.5, 0.9, 0.99)
 _SHOWN = ("lora_rank", "seq_len", "train_steps", "sequence_id", "seed")
+_RECALLS = ("token_recall", "exact_recall")
 
 
 def recall_text(found: RecallResult, rule: str, placements: tuple[str, ...] = ()) -> str:
@@ -131,24 +136,27 @@ def _panel(
         title="seq_len",
         legend=alt.Legend(columns=columns, format=",d"),
     )
-    shown = (*(("placement",) if placements else ()), *_SHOWN, "final_loss", name)
-    rows = [observation_row(run.observation) for run in runs]
-    rows = [row | {"final_loss": max(row["final_loss"], LEAST_DRAWN)} for row in rows]
-    dots = alt.Chart(data({key: row[key] for key in shown} for row in rows)).mark_point(
-        filled=True, size=56, opacity=0.9, stroke="#7d8590", strokeWidth=0.6
-    )
-    dots = dots.encode(x=x, y=y, color=colour, tooltip=tips(*shown))
-    chart = [dots.encode(shape=placement_shape(placements, alone=True)) if placements else dots]
+    shown = (*(("placement",) if placements else ()), *_SHOWN, "final_loss", *_RECALLS)
+    drawn = [observation_row(run.observation) for run in thinned(runs)]
+    drawn = [row | {"final_loss": max(row["final_loss"], LEAST_DRAWN)} for row in drawn]
+    points = dots([{key: row[key] for key in shown} for row in drawn], 56)
+    points = points.encode(x=x, y=y, color=colour, tooltip=tips(*shown))
+    if placements:
+        points = points.encode(shape=placement_shape(placements, alone=True))
+    chart = [points]
     if law is not None:
         curves = _curve(law, name, runs)
         line = alt.Chart(data(curves)).mark_line(strokeWidth=2).encode(x=x, y=y)
         # With one record per run, recall depends on its length: each length has its own curve.
-        chart.insert(0, line.encode(color=colour) if "seq_len" in curves[0] else line)
+        coloured = "seq_len" in curves[0]
+        named = line.encode(color=colour) if coloured else named_line(line, "law of recall", (1, 0))
+        chart.insert(0, named)
     return Panel(
         name.replace("_", "-") + "-by-loss",
         f"{title} by final loss",
         f"Scatter of every run's {name} against its final loss, with the law of recall as curves.",
         layered(chart, 280),
+        drawn_note(len(drawn), len(runs)),
     )
 
 

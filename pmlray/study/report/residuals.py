@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import altair as alt
 
-from pmlray.law import LawSummary, entangled_pairs, param_correlations
+from pmlray.law import LawSummary, Sizing, entangled_pairs, param_correlations
 from pmlray.study.findings.result import SearchResult
-from pmlray.study.report.figures.errors import is_fitted, residual_rows
+from pmlray.study.report.figures.errors import no_error
 from pmlray.study.report.figures.placed import (
     effective_axis,
     placement_colour,
     placement_shape,
 )
-from pmlray.study.report.figures.style import ChartRow, Panel, data, layered, log_axis, padded, tips
+from pmlray.study.report.figures.run_rows import is_fitted, residual_rows, runs_note
+from pmlray.study.report.figures.style import (
+    ChartRow,
+    Panel,
+    dots,
+    layered,
+    log_axis,
+    padded,
+    tips,
+)
 from pmlray.study.report.tables import Cell, Table, number, percent
 
 RESIDUAL = "measured − predicted, nats per token"
@@ -28,18 +39,18 @@ def residual_panels(result: SearchResult) -> tuple[Panel, ...]:
     rows: list[ChartRow] = [row for row in residual_rows(result) if is_fitted(row)]
     if not rows:
         return ()
-    rows = [{**row, "pair": f"{row['sequence_id']}, {row['seed']}"} for row in rows]
-    names = result.placements
+    names, note = result.placements, runs_note(result)
     if all("effective_params" in row for row in rows):
         log_x = effective_axis([row["effective_params"] for row in rows])
         by_size = ("params", "effective parameters", log_x)
     else:
         by_size = ("rank", "lora_rank", _log_x(rows, "lora_rank", "lora_rank (log)"))
     panels = [
-        _panel(rows, names, *by_size),
+        _panel(rows, names, note, *by_size),
         _panel(
             rows,
             names,
+            note,
             "prediction",
             "predicted delta_loss",
             alt.X(
@@ -53,7 +64,7 @@ def residual_panels(result: SearchResult) -> tuple[Panel, ...]:
     ]
     if len({row["train_steps"] for row in rows}) > 1:
         axis = _log_x(rows, "train_steps", "train_steps (log)")
-        panels.append(_panel(rows, names, "steps", "train_steps", axis))
+        panels.append(_panel(rows, names, note, "steps", "train_steps", axis))
     if len({row["pair"] for row in rows}) > 1:
         axis = alt.X(
             "pair",
@@ -61,10 +72,10 @@ def residual_panels(result: SearchResult) -> tuple[Panel, ...]:
             title="sequence, seed",
             axis=alt.Axis(labelAngle=0, grid=False),
         )
-        panels.append(_panel(rows, names, "sequence", "sequence and seed", axis))
+        panels.append(_panel(rows, names, note, "sequence", "sequence and seed", axis))
     if names:
         axis = alt.X("placement", type="nominal", sort=list(names), axis=alt.Axis(grid=False))
-        panels.append(_panel(rows, names, "placement", "placement", axis))
+        panels.append(_panel(rows, names, note, "placement", "placement", axis))
     return tuple(panels)
 
 
@@ -73,14 +84,13 @@ def _log_x(rows: list[ChartRow], name: str, title: str) -> alt.X:
     return alt.X(name, type="quantitative", scale=scale, axis=axis)
 
 
-def _panel(rows: list[ChartRow], names: tuple[str, ...], key: str, along: str, x: alt.X) -> Panel:
+def _panel(
+    rows: list[ChartRow], names: tuple[str, ...], note: str, key: str, along: str, x: alt.X
+) -> Panel:
     limit = 1.15 * max(abs(row["residual"]) for row in rows) or 0.1
-    dots = alt.Chart(data(rows)).mark_point(
-        filled=True, size=64, opacity=0.95, stroke="#7d8590", strokeWidth=0.6
-    )
     chart = [
-        alt.Chart(data([{"zero": 0}])).mark_rule(strokeDash=[5, 4]).encode(y="zero:Q"),
-        dots.encode(
+        no_error(),
+        dots(rows).encode(
             x=x,
             y=alt.Y(
                 "residual",
@@ -98,6 +108,7 @@ def _panel(rows: list[ChartRow], names: tuple[str, ...], key: str, along: str, x
         f"Residuals by {along}",
         f"Scatter of measured minus predicted delta_loss of the fitted runs against {along}.",
         layered(chart, 260),
+        note,
     )
 
 
@@ -163,10 +174,9 @@ def residual_tables(law: LawSummary) -> tuple[Table, ...]:
     )
 
 
-def sizes_table(law: LawSummary) -> Table:
+def sizes_table(sizes: Sequence[Sizing]) -> Table:
     """Return rank, length and steps that bring the mean loss to ln 2 around each target."""
     rows: list[tuple[Cell, ...]] = []
-    sizes = law.sizes()
     names = [size.placement.name if size.placement else size.point.placement for size in sizes]
     named = any(name is not None for name in names)
     for where, size in zip(names, sizes, strict=True):

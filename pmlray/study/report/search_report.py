@@ -12,8 +12,11 @@ from typing import Any
 from altair.utils.schemapi import debug_mode
 
 from pmlray.config.secrets import without_credentials
+from pmlray.law import LawSummary
+from pmlray.study.findings.about import about_runs
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.capacity import capacities, capacity_json
+from pmlray.study.report.first_screen import first_screen
 from pmlray.study.report.headline import headline
 from pmlray.study.report.page import page_files, write_files
 from pmlray.study.report.placements import placements_json
@@ -31,15 +34,20 @@ def write_report(result: SearchResult, folder: Path, facts: Mapping[str, Any]) -
     StoreError when the folder cannot be written; the files of before are whole then.
     """
     facts = without_credentials(facts)
-    page = folder / "report.html"
+    page, spec, first = folder / "report.html", result.spec, first_screen(result)
     files = page_files(
         page,
         "report.html.j2",
+        first.panels,
         report_sections(result, facts),
         folder / "figures",
-        title=result.spec.name,
+        title=spec.name,
         kind="memory law",
-        identity=result.spec.search_id,
+        identity=spec.search_id,
+        about=about_runs(spec.model, spec.task, spec.describe_places(), result.observations),
+        parts=first.parts,
+        beside=first.beside,
+        command=first.command,
         headline=headline(result),
     )
     stored = json.dumps(report_json(result, facts), indent=1, allow_nan=False)
@@ -72,7 +80,7 @@ def report_json(result: SearchResult, facts: Mapping[str, Any]) -> dict[str, Any
                     "round": s.round,
                     "n_observations": s.n_observations,
                     "gpu_seconds": s.gpu_seconds,
-                    "law": s.law.to_json(),
+                    "law": _known_law(s.law),
                 }
                 for s in result.snapshots
             ],
@@ -81,6 +89,24 @@ def report_json(result: SearchResult, facts: Mapping[str, Any]) -> dict[str, Any
             "facts": facts,
         }
     )
+
+
+def _known_law(law: LawSummary) -> dict[str, Any]:
+    """Return a law on the way to the last one, as JSON types: what it was and how well known.
+
+    The rest of `LawSummary.to_json`, such as errors at points held out, takes a second a law.
+    """
+    return {
+        **law.fit.law.to_json(),
+        "intervals": {name: list(interval) for name, interval in law.intervals.items()},
+        "weights": dict(law.weights),
+        "n_obs": law.fit.n_obs,
+        "n_censored": law.fit.n_censored,
+        "sigma": law.fit.sigma,
+        "status": str(law.fit.status),
+        "message": law.fit.message,
+        "relative_interval": law.relative_interval,
+    }
 
 
 def _compact(o: Observation) -> dict[str, Any]:

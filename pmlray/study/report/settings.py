@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pmlray.config.bases.model_spec import Model
-from pmlray.config.bases.models import DESCRIPTIONS
 from pmlray.config.space_spec import Space
+from pmlray.study.findings.about import base_name
 from pmlray.study.findings.placed_law import params_per_rank
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.tables import number, percent
 
+# Most rates that are listed one by one.
+MOST_RATES = 12
 _FACT_NAMES = {
     "machine": "Machine",
     "versions": "Versions",
@@ -28,7 +29,7 @@ def settings_list(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple
     seen: Mapping[str, Any] = result.observations[-1].provenance if result.observations else {}
     unit = seen.get("gpu_seconds_unit")
     items: list[tuple[str, Any]] = [
-        ("Model", _base_name(spec.model)),
+        ("Model", base_name(spec.model)),
         ("Base weights", seen.get("model")),
         ("dtype of the base", _base_dtype(result)),
         ("Task", _settings(spec.task.model_dump(exclude_none=True))),
@@ -64,8 +65,10 @@ def settings_list(result: SearchResult, facts: Mapping[str, Any]) -> tuple[tuple
 def _rates(result: SearchResult) -> str:
     """Return the peak rates of the runs, or the recipe's where they do not tell."""
     told = sorted({o.learning_rate for o in result.observations if o.learning_rate is not None})
-    asked = result.spec.recipe.learning_rate
-    return f"{asked}: {_join(told)}" if told and asked == "auto" else _join(told) or f"{asked}"
+    asked, shown = result.spec.recipe.learning_rate, _join(told)
+    if len(told) > MOST_RATES:
+        shown = f"{len(told)} rates from {told[0]:g} to {told[-1]:g}"
+    return f"{asked}: {shown}" if told and asked == "auto" else shown or f"{asked}"
 
 
 def _params_per_rank(result: SearchResult, seen: Mapping[str, Any]) -> Any:
@@ -80,13 +83,6 @@ def _own_ranks(space: Space) -> dict[str, tuple[int, ...]]:
     """Return the ranks of the placements that do not have those of the space."""
     names = (name for name in space.placements if space.ranks_of(name) != space.lora_rank)
     return {f"lora_rank at {name}": space.ranks_of(name) for name in names}
-
-
-def _base_name(model: Model) -> str:
-    """Return the base's id, with a description where the id is pmlray's own name for it."""
-    pinned = f" @ {model.revision}" if model.revision else ""
-    known = DESCRIPTIONS.get(model.id)
-    return model.id + pinned + (f" ({known})" if known else "")
 
 
 def _base_dtype(result: SearchResult) -> str:

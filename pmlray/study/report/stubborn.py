@@ -9,11 +9,22 @@ import numpy as np
 
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.findings.stubborn_tokens import LEVEL, NEARLY_ALL, TokenTally, token_tallies
-from pmlray.study.report.figures.style import QUARTERS, ChartRow, Panel, data, layered, tips
+from pmlray.study.report.figures.style import (
+    GREY,
+    QUARTERS,
+    ChartRow,
+    Panel,
+    data,
+    drawn_note,
+    layered,
+    named_line,
+    thinned,
+    tips,
+)
 from pmlray.study.report.tables import Table
 
-MOST_SHOWN = 600
-MOST_ROWS = 40
+# Most tokens that are drawn of those that stand out, and of the others.
+MOST_SHOWN = 500
 _VERDICTS = ("capacity", "hard", "pathology")
 
 
@@ -48,9 +59,10 @@ def stubborn_panels(found: Sequence[TokenTally]) -> tuple[Panel, ...]:
         return ()
     told = [t for t in found if t.verdict != "capacity"]
     other = [t for t in found if t.verdict == "capacity"]
-    every = -(-len(other) // MOST_SHOWN) or 1
-    rows = [_row(t) for t in (*other[::every], *told)]
-    thinned = f", 1 of {every} others shown" if every > 1 else ""
+    rows = [_row(t) for t in (*thinned(other, MOST_SHOWN), *told[:MOST_SHOWN])]
+    which = "chosen at random"
+    if len(told) > MOST_SHOWN:
+        which += f", but of those that stand out the first {MOST_SHOWN}"
     x = alt.X(
         "position",
         type="quantitative",
@@ -64,9 +76,10 @@ def stubborn_panels(found: Sequence[TokenTally]) -> tuple[Panel, ...]:
     verdicts = alt.Scale(domain=list(_VERDICTS))
     shapes = alt.Scale(domain=list(_VERDICTS), range=["circle", "triangle-up", "diamond"])
     dots = alt.Chart(data(rows)).mark_point(filled=True, size=40, opacity=0.8)
-    line = alt.Chart(data(_expected(found))).mark_line(strokeDash=[5, 4], color="#7d8590")
+    line = alt.Chart(data(_expected(found))).mark_line(color=GREY)
+    height = alt.Y("expected", type="quantitative", scale=y, axis=axis, title=title)
     chart = [
-        line.encode(x=x, y=alt.Y("expected", type="quantitative", scale=y, axis=axis, title=title)),
+        named_line(line.encode(x=x, y=height), "expected by chance"),
         dots.encode(
             x=x,
             y=alt.Y("failing", type="quantitative", scale=y, axis=axis, title=title),
@@ -78,10 +91,11 @@ def stubborn_panels(found: Sequence[TokenTally]) -> tuple[Panel, ...]:
     return (
         Panel(
             "stubborn-tokens",
-            f"How often each token fails{thinned}",
+            "How often each token fails",
             "Scatter of the share of runs that leave a token at or below p = 0.5 against its place"
             " in the text, with the share that capacity alone lets one expect as a line.",
             layered(chart, 280),
+            drawn_note(len(rows), len(found), "tokens", which),
         ),
     )
 
@@ -95,10 +109,10 @@ def stubborn_table(found: Sequence[TokenTally]) -> Table:
             *(t.sequence_id, t.position, t.families_failed, t.families, t.expected),
             *(min(t.p_adjusted, t.recalling_p_adjusted), t.verdict),
         )
-        for t in told[:MOST_ROWS]
+        for t in told
     )
-    left = f" (the first {MOST_ROWS} of {len(told):,})" if len(told) > MOST_ROWS else ""
-    return Table(f"Tokens that fail more often than capacity explains{left}", columns, rows)
+    whole = "what pmlray tokens --json prints of the store"
+    return Table("Tokens that fail more often than capacity explains", columns, rows, whole)
 
 
 def _row(t: TokenTally) -> ChartRow:
@@ -126,4 +140,6 @@ def _expected(found: Sequence[TokenTally]) -> list[ChartRow]:
         for i, (position, mean) in enumerate(means)
         if i in (0, len(means) - 1) or not means[i - 1][1] == mean == means[i + 1][1]
     ]
-    return [{"position": position, "expected": mean} for position, mean in kept]
+    every = -(-len(kept) // MOST_SHOWN)
+    ends = [*kept[::every], kept[-1]]
+    return [{"position": position, "expected": mean} for position, mean in dict(ends).items()]

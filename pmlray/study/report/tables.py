@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from pmlray.law import CAPPED, LawSummary
 from pmlray.law.validation.convergence import Certificate
@@ -13,23 +14,43 @@ from pmlray.study.findings.result import SearchResult
 from pmlray.types import DesignPoint
 
 Cell = str | int | float | None
+# Rows of a table that a page shows: a page of thousands would open slowly, and be read by nobody.
+MOST_ROWS = 200
+IN_JSON = "report.json beside this page"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Table with its caption; numbers are aligned to the right."""
+    """Table with its caption; numbers are aligned to the right.
+
+    `whole`: where all rows are, of a table that may have more than a page shows.
+    """
 
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    whole: str = ""
 
-    @property
+    @cached_property
+    def shown(self) -> tuple[tuple[Cell, ...], ...]:
+        """Rows on the page: the first MOST_ROWS."""
+        return self.rows[:MOST_ROWS]
+
+    @cached_property
     def numeric(self) -> tuple[bool, ...]:
-        """Flags of columns that hold only numbers, or the dash for a missing one."""
+        """Flags of columns that show only numbers, or the dash for a missing one."""
         return tuple(
-            bool(self.rows) and not any(isinstance(row[i], str) for row in self.rows)
+            bool(self.shown) and not any(isinstance(row[i], str) for row in self.shown)
             for i in range(len(self.columns))
         )
+
+    @property
+    def note(self) -> str:
+        """How many of the rows are shown and where all of them are; empty where all are shown."""
+        if len(self.shown) == len(self.rows):
+            return ""
+        where = f"; all of them are in {self.whole}" if self.whole else ""
+        return f"The first {len(self.shown):,} of {len(self.rows):,} rows are shown{where}."
 
 
 def _place_column(names: Sequence[str | None]) -> tuple[str, ...]:
@@ -82,7 +103,7 @@ def pairs_table(pairs: Sequence[MemftPair], names: Sequence[str] = ()) -> Table:
     columns += ("sequence", "seed")
     measures = ("exact", "prefix", "token", "stubborn", "final_loss", "gpu_seconds")
     both = tuple(f"{name} {who}" for name in measures for who in ("SFT", "MemFT"))
-    return Table("Pairs of SFT and MemFT runs", columns + both, tuple(rows))
+    return Table("Pairs of SFT and MemFT runs", columns + both, tuple(rows), IN_JSON)
 
 
 def observations_table(result: SearchResult) -> Table:
@@ -108,7 +129,7 @@ def observations_table(result: SearchResult) -> Table:
         )
         for o, c in zip(result.observations, result.certificates, strict=True)
     )
-    return Table("All observations", columns, rows)
+    return Table("All observations", columns, rows, IN_JSON)
 
 
 def _certificate_cells(certificate: Certificate | None) -> tuple[Cell, Cell]:
@@ -131,7 +152,7 @@ def failures_table(result: SearchResult) -> Table:
         )
         for f in result.failures
     )
-    return Table("Failed runs", columns, rows)
+    return Table("Failed runs", columns, rows, IN_JSON)
 
 
 def law_table(law: LawSummary) -> Table:

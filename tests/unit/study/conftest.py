@@ -74,7 +74,15 @@ class Page(HTMLParser):
         return {a["data-figure"] or "" for _, a in self.elements if "data-figure" in a}
 
     def specs(self) -> dict[str, Any]:
-        return json.loads(self.scripts["specs"])
+        """The figures' specifications, each with its rows as the page's script gives it them."""
+        data = {
+            name: [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+            for name, table in json.loads(self.scripts["data"]).items()
+        }
+        return {
+            key: {**spec, "datasets": {name: data[name] for name in spec["datasets"]}}
+            for key, spec in json.loads(self.scripts["specs"]).items()
+        }
 
 
 def make_spec(**changes: Any) -> SearchSpec:

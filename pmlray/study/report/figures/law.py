@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,22 +12,25 @@ import numpy as np
 from pmlray.law import CAPPED
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.figures.placed import PlacedRuns, by_placement
+from pmlray.study.report.figures.run_rows import drawn_steps, fitted_points, run_rows, runs_note
 from pmlray.study.report.figures.style import (
     AnyChart,
     ChartRow,
     Panel,
     data,
+    dots,
     layered,
     log_axis,
-    observation_row,
+    named_line,
     padded,
     tips,
 )
-from pmlray.types import Observation
 
 # Quantiles of the 90 % interval and its median.
 EDGES = (0.05, 0.5, 0.95)
 CURVE_POINTS = 48
+# More curves than this cannot be told apart.
+MOST_CURVES = 10
 RUN_TIPS = (
     *("lora_rank", "supervised_tokens", "train_steps", "delta_loss", "final_loss", "base_loss"),
     *("token_recall", "round", "sequence_id", "seed"),
@@ -38,28 +42,20 @@ AXIS_TITLES = {
 DELTA = "delta_loss, nats per token"
 
 
-def fitted_points(result: SearchResult) -> tuple[Observation, ...]:
-    """Return the SFT runs measured for the law, in the order in which they were chosen."""
-    return tuple(o for o in result.law_observations if o.method == "sft")
-
-
-def drawn_steps(result: SearchResult) -> int:
-    """Return the optimiser steps that the law's curves are drawn for: the largest measured."""
-    return max(o.point.train_steps for o in fitted_points(result))
-
-
 def law_panels(result: SearchResult) -> tuple[Panel, ...]:
     """Draw delta_loss against seq_len and against lora_rank: points, law, 90% band; of several
     placements a pair of figures each, on the same scale of delta_loss."""
     observed = fitted_points(result)
     if not observed:
         return ()
-    heights = [o.delta_loss for o in observed]
+    heights, ceiling = [o.delta_loss for o in observed], None
     if result.law is not None:
         heights += [t.delta_loss for t in result.law.targets]
         if result.law.fit.law.form in CAPPED:
-            heights.append(max(o.base_loss for o in observed))
-    axes = LawAxes(result.spec.space.seq_len, drawn_steps(result), padded(heights, 0.08))
+            ceiling = max(o.base_loss for o in observed)
+            heights.append(ceiling)
+    axes = LawAxes(result.spec.space.seq_len, drawn_steps(result), padded(heights, 0.08), ceiling)
+    rows, note = run_rows(result), runs_note(result)
     panels = (
         (
             Panel(
@@ -69,7 +65,8 @@ def law_panels(result: SearchResult) -> tuple[Panel, ...]:
                     "Scatter of measured delta_loss against seq_len, coloured by lora_rank, with"
                     " the fitted law's curves and their 90% bands."
                 ),
-                _law_chart(placed, axes, "seq_len", "lora_rank"),
+                _law_chart(placed, axes, rows, "seq_len", "lora_rank"),
+                _curves_note(placed, "lora_rank", note),
             ),
             Panel(
                 placed.key("delta-by-rank"),
@@ -78,7 +75,8 @@ def law_panels(result: SearchResult) -> tuple[Panel, ...]:
                     "Scatter of measured delta_loss against lora_rank, coloured by seq_len, with"
                     " the fitted law's curves and their 90% bands."
                 ),
-                _law_chart(placed, axes, "lora_rank", "seq_len"),
+                _law_chart(placed, axes, rows, "lora_rank", "seq_len"),
+                _curves_note(placed, "seq_len", note),
             ),
         )
         for placed in by_placement(result)
@@ -89,16 +87,19 @@ def law_panels(result: SearchResult) -> tuple[Panel, ...]:
 @dataclass(frozen=True)
 class LawAxes:
     """What the charts of all placements share: the design's lengths, the optimiser steps that
-    curves are drawn for, and the ends of the delta_loss axis."""
+    curves are drawn for, the ends of the delta_loss axis, and the largest base loss of the runs,
+    which no reduction can exceed, where the law knows a ceiling."""
 
     lengths: tuple[int, ...]
     steps: int
     heights: list[float]
+    ceiling: float | None
 
 
 def _law_chart(
     placed: PlacedRuns,
     axes: LawAxes,
+    rows: list[ChartRow],
     along: Literal["seq_len", "lora_rank"],
     colour: Literal["seq_len", "lora_rank"],
 ) -> AnyChart:
@@ -137,16 +138,12 @@ def _law_chart(
                 tooltip=tips("lora_rank", "seq_len", "train_steps", "delta_loss", "low", "high"),
             )
         )
-        if law.fit.law.form in CAPPED:
-            layers.append(_ceiling(observed))
-    rows = [observation_row(o) for o in observed]
-    if along == "seq_len":
-        rows = [{**row, "seq_len": row["supervised_tokens"]} for row in rows]
-    points = alt.Chart(data(rows)).mark_point(
-        filled=True, size=64, opacity=0.95, stroke="#7d8590", strokeWidth=0.6
-    )
-    encoded = points.encode(
-        x=x,
+    if axes.ceiling is not None:
+        layers.append(_ceiling(axes.ceiling))
+    own = [row for row in rows if placed.name in (None, row.get("placement"))]
+    measured = "supervised_tokens" if along == "seq_len" else along
+    encoded = dots(own).encode(
+        x=alt.X(measured, type="quantitative", scale=scale, axis=axis),
         y=alt.Y("delta_loss", type="quantitative", scale=y, title=DELTA),
         color=shade,
         tooltip=tips(*RUN_TIPS),
@@ -167,7 +164,7 @@ def _curve_rows(
     assert samples is not None
     rows: list[ChartRow] = []
     xs = np.geomspace(*span, CURVE_POINTS) if span[1] > span[0] else np.array([span[0]])
-    for level in sorted({getattr(o.point, colour) for o in placed.runs}):
+    for level in _curve_levels(placed, colour):
         same = np.full_like(xs, level, dtype=float)
         r, length = (same, xs) if along == "seq_len" else (xs, same)
         drawn = samples.predict(r, length, np.full_like(same, steps))
@@ -186,7 +183,23 @@ def _curve_rows(
     return rows
 
 
-def _ceiling(observed: tuple[Observation, ...]) -> alt.Chart:
-    base = float(np.mean([o.base_loss for o in observed]))
-    rule = alt.Chart(data([{"base_loss": round(base, 5)}])).mark_rule(strokeDash=[5, 4])
-    return rule.encode(y=alt.Y("base_loss", type="quantitative"), tooltip=tips("base_loss"))
+def _curve_levels(placed: PlacedRuns, colour: str) -> list[int]:
+    """Return the measured ranks or lengths that have a curve: all, or some from end to end."""
+    levels = sorted({getattr(o.point, colour) for o in placed.runs})
+    chosen = np.linspace(0, len(levels) - 1, min(MOST_CURVES, len(levels)))
+    return [levels[i] for i in np.unique(chosen.round().astype(int)).tolist()]
+
+
+def _curves_note(placed: PlacedRuns, colour: str, note: str) -> str:
+    n = len({getattr(o.point, colour) for o in placed.runs})
+    if n <= MOST_CURVES or placed.law is None:
+        return note
+    return "; ".join(filter(None, [note, f"curves at {MOST_CURVES} of {n} values of {colour}"]))
+
+
+def _ceiling(base_loss: float) -> alt.Chart:
+    # Rounded up, so that no run comes to lie above it.
+    most = math.ceil(1e5 * base_loss) / 1e5
+    rule = alt.Chart(data([{"base_loss": most}])).mark_rule()
+    rule = rule.encode(y=alt.Y("base_loss", type="quantitative"), tooltip=tips("base_loss"))
+    return named_line(rule, "largest base loss of the runs")

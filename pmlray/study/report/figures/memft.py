@@ -8,7 +8,8 @@ from types import MappingProxyType
 
 import altair as alt
 
-from pmlray.study.comparison.results import FIGURES, LEVEL, Difference, paired_difference
+from pmlray.study.comparison.results import FIGURES, paired_difference
+from pmlray.study.findings.differences import LEVEL, Difference
 from pmlray.study.findings.memft_pairs import MemftPair
 from pmlray.study.report.figures.style import (
     QUARTERS,
@@ -16,13 +17,17 @@ from pmlray.study.report.figures.style import (
     ChartRow,
     Panel,
     data,
+    drawn_note,
     layered,
+    named_line,
     padded,
     tips,
 )
 from pmlray.types import DesignPoint, Method, Schedule
 
 RECALLS = ("exact_recall", "prefix_recall", "token_recall")
+# Most pairs that have a line of their own in a figure.
+MOST_PAIRS = 60
 Changed = tuple[DesignPoint, Method, Mapping[str, Difference]]
 
 SHAPES = ("circle", "diamond", "square", "triangle-up", "cross")
@@ -85,7 +90,7 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
     if not rows:
         return None
     order = list(dict.fromkeys(row["row"] for row in rows))
-    title = f"less SFT's, {100 * LEVEL:g}% interval"
+    title = "difference from SFT"
     few = alt.Axis(tickCount=6)
     # The axis is limited to [-1, 1]: with two texts, intervals exceed any difference of shares.
     ends = padded([row[end] for row in rows for end in ("low", "high")] + [0.0])
@@ -102,9 +107,12 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
         ),
         tooltip=tips("row", "figure", "difference", "low", "high", "n_texts"),
     )
-    at_zero = alt.Chart(data([{"zero": 0}])).mark_rule(strokeDash=[5, 4])
+    at_zero = alt.Chart(data([{"zero": 0}])).mark_rule()
+    at_zero = at_zero.encode(
+        x=alt.X("zero", type="quantitative", title=title, axis=few, scale=within)
+    )
     layers: list[AnyChart] = [
-        at_zero.encode(x=alt.X("zero", type="quantitative", title=title, axis=few, scale=within)),
+        named_line(at_zero, "as plain fine-tuning"),
         shared.mark_rule(strokeWidth=2, clip=True).encode(
             x=alt.X("low", type="quantitative", title=title, axis=few, scale=within), x2="high"
         ),
@@ -114,7 +122,7 @@ def difference_panel(key: str, changed: Sequence[Changed]) -> Panel | None:
     ]
     return Panel(
         key,
-        "Recall beside plain fine-tuning",
+        f"Recall beside plain fine-tuning, with {100 * LEVEL:g}% intervals",
         "Dot plot of each method's mean difference from SFT in exact, prefix and token recall at"
         " each point, with its interval over texts.",
         layered(layers, max(120, 40 * len(order))),
@@ -143,10 +151,11 @@ def pair_label(number: int, pair: MemftPair) -> str:
 
 
 def _pair_panel(pairs: Sequence[MemftPair], name: str) -> Panel:
-    labels = [pair_label(i, pair) for i, pair in enumerate(pairs, start=1)]
+    drawn = pairs[:MOST_PAIRS]
+    labels = [pair_label(i, pair) for i, pair in enumerate(drawn, start=1)]
     dots: list[ChartRow] = []
     joins: list[ChartRow] = []
-    for label, pair in zip(labels, pairs, strict=True):
+    for label, pair in zip(labels, drawn, strict=True):
         recall = {o.method: float(getattr(o.recall, name)) for o in (pair.sft, pair.memft)}
         joins.append({"pair": label, "low": recall["sft"], "high": recall[pair.method]})
         dots += [
@@ -191,4 +200,5 @@ def _pair_panel(pairs: Sequence[MemftPair], name: str) -> Panel:
         f"Dot plot of {name} recall of each pair: SFT joined to MemFT at the same point, text"
         " and seed.",
         layered(layers, 26 * len(labels)),
+        drawn_note(len(drawn), len(pairs), "pairs", "the first in the table"),
     )

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pmlray.law import AveragedSamples, LawSummary, Placement, PlaceWorth
 from pmlray.study.findings.result import SearchResult
-from pmlray.study.report.figures.style import ChartRow
+from pmlray.study.report.figures.style import GREY, ChartRow
 from pmlray.types import DesignPoint, Observation
 
 # As many shapes as have no common divisor with the number of colours: the two together repeat only
@@ -20,8 +20,6 @@ from pmlray.types import DesignPoint, Observation
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 # Most pixels of a label beside a figure, of which a phone leaves it two thirds.
 LABEL_LIMIT = 110
-# Grey that stands out from a light page and from a dark one.
-_GREY = "#7d8590"
 # Widths in pixels of a phone's figure, of a legend's symbol with its gaps, and of a letter.
 _PHONE, _SYMBOL, _LETTER = 330, 30, 6.6
 
@@ -131,7 +129,7 @@ def placement_shape(names: Sequence[str], *, legend: bool = True, alone: bool = 
 def placement_legend(names: Sequence[str], *, alone: bool = False) -> alt.Legend:
     """Return a legend with as many columns as a phone has room for."""
     widest = _SYMBOL + _LETTER * max(map(len, names))
-    grey: dict[str, Any] = {"symbolFillColor": _GREY, "symbolStrokeColor": _GREY} if alone else {}
+    grey: dict[str, Any] = {"symbolFillColor": GREY, "symbolStrokeColor": GREY} if alone else {}
     return alt.Legend(columns=max(1, int(_PHONE // widest)), title="placement", **grey)
 
 

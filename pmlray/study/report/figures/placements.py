@@ -15,21 +15,31 @@ from pmlray.law import PlaceWorth
 from pmlray.study.findings.placed_law import worths_of
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.capacity import RunCapacity, capacity_rows, params_axis
-from pmlray.study.report.figures.errors import is_fitted, residual_rows
-from pmlray.study.report.figures.law import CURVE_POINTS, DELTA, EDGES, drawn_steps
+from pmlray.study.report.figures.law import CURVE_POINTS, DELTA, EDGES
 from pmlray.study.report.figures.placed import (
     LABEL_LIMIT,
     effective_axis,
     placement_colour,
     placement_shape,
 )
+from pmlray.study.report.figures.run_rows import (
+    drawn_steps,
+    is_fitted,
+    residual_rows,
+    runs_note,
+)
 from pmlray.study.report.figures.style import (
+    GREY,
     AnyChart,
     ChartRow,
     Panel,
     data,
+    dots,
+    drawn_note,
     layered,
+    named_line,
     padded,
+    thinned,
     tips,
 )
 
@@ -64,9 +74,10 @@ def worth_panels(result: SearchResult) -> tuple[Panel, ...]:
         color=placement_colour(names, legend=False),
         tooltip=tips("placement", "worth", "low", "high", "n_runs"),
     )
-    one = alt.Chart(data([{"one": 1}])).mark_rule(strokeDash=[5, 4])
+    one = alt.Chart(data([{"one": 1}])).mark_rule()
+    one = one.encode(x=alt.X("one", type="quantitative", scale=scale, axis=axis))
     layers: list[AnyChart] = [
-        one.encode(x=alt.X("one", type="quantitative", scale=scale, axis=axis)),
+        named_line(one, "as much as there"),
         shared.mark_rule(strokeWidth=2).encode(
             x=alt.X("low", type="quantitative", scale=scale, axis=axis), x2="high"
         ),
@@ -99,13 +110,11 @@ def _worth_row(found: PlaceWorth) -> ChartRow:
 def density_panels(found: Sequence[RunCapacity], names: tuple[str, ...]) -> tuple[Panel, ...]:
     """Draw the bits a parameter of every run over its adapter's parameters, by placement; empty
     where no adapter's parameters are known."""
-    rows = [row for row in capacity_rows(found, names) if row["bits_per_param"] is not None]
+    drawn = capacity_rows(thinned(found), names)
+    rows = [row for row in drawn if row["bits_per_param"] is not None]
     if not rows:
         return ()
-    dots = alt.Chart(data(rows)).mark_point(
-        filled=True, size=64, opacity=0.9, stroke="#7d8590", strokeWidth=0.6
-    )
-    chart = dots.encode(
+    chart = dots(rows).encode(
         x=params_axis(rows),
         y=alt.Y("bits_per_param", type="quantitative", title="bits an adapter parameter"),
         color=placement_colour(names),
@@ -122,6 +131,7 @@ def density_panels(found: Sequence[RunCapacity], names: tuple[str, ...]) -> tupl
             "Scatter of the bits that every SFT run holds a parameter against its adapter's"
             " parameters, coloured and shaped by placement.",
             chart.properties(height=300),
+            drawn_note(len(drawn), len(found)),
         ),
     )
 
@@ -176,10 +186,7 @@ def _collapse_panel(
     tokens = float(np.mean([row["supervised_tokens"] for row in rows]))
     curve = collapse_curve(result, (min(values) / 1.2, max(values) * 1.2), tokens, steps)
     lines = alt.Chart(data(curve)).encode(x=x)
-    dots = alt.Chart(data(rows)).mark_point(
-        filled=True, size=72, opacity=0.95, stroke="#7d8590", strokeWidth=0.6
-    )
-    dots = dots.encode(
+    points = dots(rows, 72).encode(
         x=x,
         y=height,
         color=placement_colour(names),
@@ -191,15 +198,16 @@ def _collapse_panel(
     )
     if any(row["train_steps"] != steps or not is_fitted(row) for row in rows):
         told = f"datum.train_steps == {steps} && datum.role == 'fitted'"
-        dots = dots.encode(opacity=alt.condition(told, alt.value(0.95), alt.value(0.25)))
+        points = points.encode(opacity=alt.condition(told, alt.value(0.95), alt.value(0.25)))
+    curve_line = lines.mark_line(strokeWidth=2, color=GREY, clip=True).encode(
+        y=height, tooltip=tips("effective_params", "delta_loss", "low", "high")
+    )
     layers: list[AnyChart] = [
-        lines.mark_area(opacity=0.2, color="#7d8590", clip=True).encode(
+        lines.mark_area(opacity=0.2, color=GREY, clip=True).encode(
             y=alt.Y("low", type="quantitative", scale=y, title=DELTA), y2="high"
         ),
-        lines.mark_line(strokeWidth=2, color="#7d8590", clip=True).encode(
-            y=height, tooltip=tips("effective_params", "delta_loss", "low", "high")
-        ),
-        dots,
+        named_line(curve_line, "the law, with its 90% interval", (1, 0)),
+        points,
     ]
     return Panel(
         f"placement-collapse-{length}",
@@ -207,4 +215,5 @@ def _collapse_panel(
         f"Scatter of measured delta_loss at {length} tokens against effective parameters, coloured"
         " and shaped by placement, with the law's one curve and its 90% band.",
         layered(layers, 300),
+        runs_note(result),
     )

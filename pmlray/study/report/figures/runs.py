@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 
@@ -22,9 +22,12 @@ from pmlray.study.report.figures.style import (
     ChartRow,
     Panel,
     data,
+    drawn_note,
     layered,
     log_axis,
+    named_line,
     observation_row,
+    thinned,
     tips,
 )
 from pmlray.types import METHODS, Observation
@@ -38,6 +41,8 @@ _HEATS = (
 )
 # From this share of the scale on, viridis is light enough for black text.
 _BLACK_INK_FROM = 0.45
+# Most bars of rounds that can be told apart.
+MOST_BARS = 60
 
 
 def heat_panels(result: SearchResult) -> tuple[Panel, ...]:
@@ -54,13 +59,13 @@ def heat_panels(result: SearchResult) -> tuple[Panel, ...]:
     worst = max(row["final_loss"] for row in cells) or 1.0
     panels = []
     for name, title, unit in _HEATS:
-        top = worst if name == "final_loss" else 1.0
-        rows = []
-        for row in cells:
-            level = 1.0 - row[name] / top if name == "final_loss" else row[name]
-            rows.append({**row, "light": level >= _BLACK_INK_FROM})
-        scale = alt.Scale(domain=[0, top], nice=False, reverse=name == "final_loss")
-        base = alt.Chart(data(rows)).encode(
+        falling = name == "final_loss"
+        top = worst if falling else 1.0
+        light = f"datum.{name} >= {_BLACK_INK_FROM}"
+        if falling:
+            light = f"datum.{name} <= {(1.0 - _BLACK_INK_FROM) * top}"
+        scale = alt.Scale(domain=[0, top], nice=False, reverse=falling)
+        base = alt.Chart(data(cells)).encode(
             x=alt.X(
                 "seq_len", type="ordinal", axis=alt.Axis(labelAngle=0, format=",d", grid=False)
             ),
@@ -78,7 +83,7 @@ def heat_panels(result: SearchResult) -> tuple[Panel, ...]:
             base.mark_rect().encode(color=colour),
             base.mark_text(fontSize=11).encode(
                 text=alt.Text(name, type="quantitative", format=".2f"),
-                color=alt.condition("datum.light", alt.value("#000000"), alt.value("#ffffff")),
+                color=alt.condition(light, alt.value("#000000"), alt.value("#ffffff")),
             ),
         ]
         panels.append(
@@ -120,13 +125,14 @@ def chosen_runs(result: SearchResult) -> tuple[tuple[str, Observation], ...]:
     if len(ranked) < 3:
         return tuple(("measured", o) for o in ranked)
     inner = sorted(ranked[1:-1], key=lambda o: abs(o.final_loss - LN2))[:2]
-    middle = [("near ln 2", o) for o in sorted(inner, key=lambda o: o.final_loss)]
+    middle = [("nearest to ln 2", o) for o in sorted(inner, key=lambda o: o.final_loss)]
     return (("best", ranked[0]), *middle, ("worst", ranked[-1]))
 
 
 def token_panels(result: SearchResult) -> tuple[Panel, ...]:
     """Draw p of each token at the end of the chosen runs, with the 0.5 line."""
     panels = []
+    half = alt.Chart(data([{"p": 0.5}])).mark_rule()
     for i, (why, o) in enumerate(chosen_runs(result)):
         wrong = set(o.wrong_tokens)
         every = -(-len(o.token_p) // MAX_TOKENS_SHOWN)
@@ -134,10 +140,9 @@ def token_panels(result: SearchResult) -> tuple[Panel, ...]:
             {"token": t, "p": round(p, 4), "argmax": "wrong" if t in wrong else "right"}
             for t, p in list(enumerate(o.token_p))[::every]
         ]
-        thinned = f", 1 token in {every} shown" if every > 1 else ""
         dots = alt.Chart(data(rows)).mark_point(filled=True, size=26, opacity=0.85)
         chart = [
-            alt.Chart(data([{"p": 0.5}])).mark_rule(strokeDash=[5, 4]).encode(y="p:Q"),
+            named_line(half.encode(y="p:Q"), "sure to be decoded above"),
             dots.encode(
                 x=alt.X(
                     "token",
@@ -171,11 +176,13 @@ def token_panels(result: SearchResult) -> tuple[Panel, ...]:
             Panel(
                 f"token-p-{i + 1}",
                 f"{why.capitalize()}: {rank_of(point)}, {o.supervised_tokens:,} tokens,"
-                f" final loss {o.final_loss:.3f}{thinned}",
+                f" {point.train_steps:,} steps, final loss {o.final_loss:.3f}"
+                f" (text {o.sequence_id}, seed {o.seed})",
                 f"Probability of each of {o.supervised_tokens} tokens at the end of training"
                 f" (sequence {o.sequence_id}, seed {o.seed}), with a line at 0.5;"
                 f" {o.recall.n_stubborn} tokens are at or below it.",
                 layered(chart, 220),
+                drawn_note(len(rows), len(o.token_p), "tokens", f"1 in {every}"),
             )
         )
     return tuple(panels)
@@ -183,15 +190,14 @@ def token_panels(result: SearchResult) -> tuple[Panel, ...]:
 
 def cost_panels(result: SearchResult) -> tuple[Panel, ...]:
     """Draw gpu_seconds by round, stacked by phase, and of every run against its length."""
-    rows: list[ChartRow] = [{**observation_row(o), "kind": o.phase} for o in result.observations]
     spent: dict[tuple[int, str], float] = defaultdict(float)
-    for row in rows:
-        spent[row["round"], row["kind"]] += row["gpu_seconds"]
+    for o in result.observations:
+        spent[o.round, o.phase] += o.gpu_seconds
     for failure in result.failures:
         spent[failure.round, "failed"] += failure.gpu_seconds
     if not spent:
         return ()
-    bars = [{"round": r, "kind": k, "gpu_seconds": s} for (r, k), s in sorted(spent.items())]
+    bars, together = _bars(spent)
     by_round = (
         alt.Chart(data(bars))
         .mark_bar()
@@ -213,9 +219,11 @@ def cost_panels(result: SearchResult) -> tuple[Panel, ...]:
             "Cost of each round",
             "Bars of the gpu_seconds that each round cost, stacked by what they were spent on.",
             by_round.properties(height=260),
+            f"each bar is {together} rounds, named by the first" if together > 1 else "",
         )
     ]
-    if rows:
+    if result.observations:
+        rows = [observation_row(o) for o in thinned(result.observations)]
         lengths = [row["supervised_tokens"] for row in rows]
         scale, axis = log_axis(lengths, "seq_len, supervised tokens (log)")
         dots = alt.Chart(data(rows)).mark_point(size=60, strokeWidth=2, opacity=0.9)
@@ -244,6 +252,20 @@ def cost_panels(result: SearchResult) -> tuple[Panel, ...]:
                 "Scatter of every run's gpu_seconds against its seq_len, by"
                 f" {'placement and ' if names else ''}method.",
                 per_run.properties(height=260),
+                drawn_note(len(rows), len(result.observations)),
             )
         )
     return tuple(panels)
+
+
+def _bars(spent: Mapping[tuple[int, str], float]) -> tuple[list[ChartRow], int]:
+    """Return gpu_seconds by round and kind as rows, and how many rounds make one bar."""
+    together = -(-(1 + max(r for r, _ in spent)) // MOST_BARS)
+    bars: dict[tuple[int, str], float] = defaultdict(float)
+    for (r, kind), seconds in spent.items():
+        bars[r - r % together, kind] += seconds
+    rows: list[ChartRow] = [
+        {"round": r, "kind": kind, "gpu_seconds": round(seconds, 3)}
+        for (r, kind), seconds in sorted(bars.items())
+    ]
+    return rows, together

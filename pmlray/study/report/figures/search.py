@@ -15,7 +15,9 @@ from pmlray.study.report.figures.style import (
     ChartRow,
     Panel,
     data,
+    drawn_note,
     layered,
+    named_line,
     observation_row,
     padded,
     tips,
@@ -23,6 +25,8 @@ from pmlray.study.report.figures.style import (
 from pmlray.types import Family
 
 MAX_ROUNDS_IN_LEGEND = 16
+# Most runs whose places in a cell fit a page's width.
+MOST_ORDERED = 300
 # Most runs per cell that are still numbered.
 MOST_NUMBERED = 3
 
@@ -35,7 +39,8 @@ def order_panels(result: SearchResult) -> tuple[Panel, ...]:
     rows: list[ChartRow] = []
     names = result.placements
     visits: Counter[Family] = Counter()
-    for number, o in enumerate(sorted(result.law_observations, key=lambda o: o.round), start=1):
+    chosen = sorted(result.law_observations, key=lambda o: o.round)
+    for number, o in enumerate(chosen[:MOST_ORDERED], start=1):
         row = {**observation_row(o), "order": number, "visit": visits[o.point.family]}
         rows.append(row | placed_row(o.point) if names else row)
         visits[o.point.family] += 1
@@ -89,6 +94,7 @@ def order_panels(result: SearchResult) -> tuple[Panel, ...]:
             "Order of choice",
             f"Every run of the law at its seq_len and {by_rank}, {numbered} and coloured by round.",
             chart,
+            drawn_note(len(rows), len(chosen), which="those chosen first"),
         ),
     )
 
@@ -166,8 +172,9 @@ def _relative_interval(result: SearchResult) -> Panel | None:
         base.mark_point(filled=True, size=60, opacity=1),
     ]
     if stop is not None:
-        rule = alt.Chart(data([{"relative_interval": stop}])).mark_rule(strokeDash=[5, 4])
-        layers.append(rule.encode(y=y, tooltip=tips("relative_interval")))
+        rule = alt.Chart(data([{"relative_interval": stop}])).mark_rule()
+        rule = rule.encode(y=y, tooltip=tips("relative_interval"))
+        layers.append(named_line(rule, f"the search's goal, {100 * stop:g}%"))
     return Panel(
         "relative-interval-by-round",
         "Interval at the targets after each round",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import altair as alt
+import numpy as np
 
 from pmlray.study.report.drawing import svg_of
 from pmlray.types import Observation
@@ -14,6 +16,12 @@ from pmlray.types import Observation
 ChartRow = dict[str, Any]
 AnyChart = alt.Chart | alt.LayerChart
 
+Row = TypeVar("Row")
+
+# Most dots of a figure: more hide each other, and a page of all figures would take long to open.
+MOST_DOTS = 1000
+# Grey that stands out from a light page and from a dark one.
+GREY = "#7d8590"
 EXPORT_WIDTH = 640
 QUARTERS = [0, 0.25, 0.5, 0.75, 1]
 EXPORT = {"font": "Liberation Sans, Arial, Helvetica, sans-serif", "padding": 12}
@@ -54,13 +62,15 @@ _WORDS = {
 class Panel:
     """Chart of the report.
 
-    `key` names its element and file, `description` is its text alternative.
+    `key` names its element and file, `description` is its text alternative; `note`: how many of
+    the runs or tokens are drawn, where these are not all.
     """
 
     key: str
     title: str
     description: str
     chart: AnyChart
+    note: str = ""
 
     def spec(self) -> dict[str, Any]:
         """Return the Vega-Lite specification, which fills the width of its container.
@@ -76,7 +86,8 @@ class Panel:
 
     def svg(self, spec: Mapping[str, Any]) -> str:
         """Return the figure of `spec()` as a stand-alone SVG for a white page."""
-        fixed = {**spec, "width": EXPORT_WIDTH, "title": self.title}
+        title = {"text": self.title} | ({"subtitle": self.note} if self.note else {})
+        fixed = {**spec, "width": EXPORT_WIDTH, "title": title}
         return svg_of(fixed, theme(dark=False) | EXPORT)
 
 
@@ -89,7 +100,7 @@ def theme(*, dark: bool) -> dict[str, Any]:
         "font": FONT,
         "padding": 4,
         "view": {"stroke": None},
-        "title": {"color": ink, "anchor": "start", "fontSize": 14},
+        "title": {"color": ink, "subtitleColor": soft, "anchor": "start", "fontSize": 14},
         "axis": {
             "labelColor": soft,
             "titleColor": ink,
@@ -131,7 +142,41 @@ def theme(*, dark: bool) -> dict[str, Any]:
 
 def data(rows: Iterable[ChartRow]) -> alt.InlineData:
     """Return rows as inline data of a chart."""
-    return alt.InlineData(values=list(rows))
+    # Each step of building a chart copies lists, and leaves tuples as they are.
+    return alt.InlineData(values=tuple(rows))
+
+
+def thinned(rows: Sequence[Row], most: int = MOST_DOTS) -> Sequence[Row]:
+    """Return the rows, or `most` of them in their order, chosen at random and always the same."""
+    if len(rows) <= most:
+        return rows
+    chosen = np.random.default_rng(0).choice(len(rows), most, replace=False)
+    return [rows[i] for i in sorted(chosen.tolist())]
+
+
+def drawn_note(n_drawn: int, n: int, what: str = "runs", which: str = "chosen at random") -> str:
+    """Return how many of n are drawn, for a figure's caption; empty where all are."""
+    return "" if n_drawn == n else f"{n_drawn:,} of {n:,} {what} are drawn, {which}"
+
+
+def named_line(chart: alt.Chart, name: str, dash: Sequence[int] = (5, 4)) -> alt.Chart:
+    """Return a line that no colour names with its name in a legend; one such line a figure.
+
+    name: short enough for a phone's width. dash: pixels drawn and left out.
+    """
+    scale = alt.Scale(domain=[name], range=[list(dash)])
+    # A legend's symbol of 100 square pixels has no room for a dash and a gap.
+    legend = alt.Legend(title=None, symbolSize=500, symbolStrokeWidth=2)
+    dashes = alt.StrokeDash("line", type="nominal", scale=scale, legend=legend)
+    return chart.transform_calculate(line=json.dumps(name)).encode(strokeDash=dashes)
+
+
+def dots(rows: Iterable[ChartRow], size: float = 64, *, clip: bool = False) -> alt.Chart:
+    """Return rows as filled dots with a rim, which stay apart where they overlap; clip: hide those
+    beyond the axes."""
+    return alt.Chart(data(rows)).mark_point(
+        filled=True, size=size, opacity=0.95, stroke=GREY, strokeWidth=0.6, clip=clip
+    )
 
 
 def layered(charts: Sequence[AnyChart], height: int) -> alt.LayerChart:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from pmlray.law.sizing import SURE_LOSS
 from pmlray.study.findings.result import SearchResult
-from pmlray.study.report.figures.law import DELTA, drawn_steps, fitted_points
+from pmlray.study.report.figures.law import DELTA
 from pmlray.study.report.figures.placed import PlacedRuns, by_placement
+from pmlray.study.report.figures.run_rows import drawn_steps, fitted_points
 from pmlray.study.report.figures.style import (
     AnyChart,
     ChartRow,
@@ -22,6 +23,7 @@ from pmlray.study.report.figures.style import (
     data,
     layered,
     log_axis,
+    named_line,
     tips,
 )
 from pmlray.types import Observation
@@ -90,7 +92,8 @@ def _surface_panel(
     if inside := [row for row in boundary if row["lora_rank"] is not None]:
         line = alt.Chart(data(inside)).mark_line(strokeWidth=2.5, clip=True, color=_BOUNDARY)
         shown = tips("lora_rank", "seq_len", "low", "high")
-        layers.append(line.encode(x=x, y=y, tooltip=shown))
+        name = "mean final loss ln 2, with its 90% interval"
+        layers.append(named_line(line.encode(x=x, y=y, tooltip=shown), name, (1, 0)))
     if measured:
         dots = alt.Chart(data(_means(measured))).mark_point(
             filled=True, size=110, opacity=1, stroke="#ffffff", strokeWidth=1.5

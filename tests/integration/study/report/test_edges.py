@@ -21,7 +21,7 @@ def test_text_cannot_become_markup(make_result: MakeResult, tmp_path: Path) -> N
     object.__setattr__(result, "spec", result.spec.model_copy(update={"name": evil}))
     page = Page(write_report(result, tmp_path, FACTS | {"store": evil}).read_text("utf-8"))
     plain = [a for tag, a in page.elements if tag == "script"]
-    assert len(plain) == 4 and not any("alert(1)" in s for s in page.scripts.values())
+    assert len(plain) == 5 and not any("alert(1)" in s for s in page.scripts.values())
     assert page.text.count(evil) >= 3
     assert "loss <b>NaN</b>; lower the rate" in page.text
     assert not {"b", "i"} & {tag for tag, a in page.elements if tag == "td"}
@@ -43,7 +43,9 @@ def test_without_a_law_shows_what_there_is(make_result: MakeResult, tmp_path: Pa
 def test_without_any_run_still_renders(make_result: MakeResult, tmp_path: Path) -> None:
     empty = SearchResult(make_result(n_rounds=0, memft=False).spec, (), (), (), (), ())
     page = Page(write_report(empty, tmp_path, {}).read_text("utf-8"))
-    assert page.figures() == set() and "Nothing is measured yet." in page.text
+    assert page.figures() == set() and "No answer yet: nothing is measured." in page.text
+    # What has nothing to show has no heading.
+    assert [a["id"] for tag, a in page.elements if tag == "section"] == ["answer", "reproduce"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from pmlray.law import Placement
 from pmlray.study.findings.result import SearchResult
 from pmlray.study.report.capacity import capacities, capacity_text
-from pmlray.study.report.figures.errors import residual_rows
+from pmlray.study.report.figures.run_rows import residual_rows
 from pmlray.study.report.figures.runs import token_panels
 from pmlray.study.report.placements import placement_rows
 from pmlray.types import Observation

@@ -16,10 +16,10 @@ from pmlray.law.placement_choice import needed_ranks
 from pmlray.study.findings.answer import plain_answer
 from pmlray.study.findings.placement_words import choice_sentences, largest_choice
 from pmlray.study.findings.result import SearchResult
-from pmlray.study.report.figures.errors import residual_rows
 from pmlray.study.report.figures.law import law_panels
 from pmlray.study.report.figures.placements import collapse_panels
-from pmlray.study.report.headline import headline
+from pmlray.study.report.figures.run_rows import residual_rows
+from pmlray.study.report.first_screen import first_screen
 from pmlray.study.report.placements import placements_section
 from pmlray.study.report.settings import settings_list
 from pmlray.types import Observation
@@ -82,7 +82,8 @@ def test_the_choice_is_said_once_for_the_longest_text(placed_result: SearchResul
     assert f"then block at rank {second.lora_rank.value:.0f} (" in said
     assert "probability of this order " in said and "of all of them " in said
     assert "the least harm to prose: attention at rank" in said
-    assert said in plain_answer(placed_result) and said in headline(placed_result).sentences
+    assert said in plain_answer(placed_result)
+    assert dict(first_screen(placed_result).parts)["Placement"] == said
     assert len(choice_sentences(placed_result.choices)) == 3
     beyond = tuple(
         replace(c, needs=tuple(_unreached(need) for need in c.needs)) for c in placed_result.choices

@@ -27,6 +27,7 @@ from pmlray.study.report.tables import number, pairs_table
 from tests.unit.study.conftest import MakeResult, Page
 
 ALL_FIGURES = {
+    "recall-by-rank",
     *("delta-by-length", "delta-by-rank", "law-surface", "predicted-measured", "residuals"),
     *("residuals-by-rank", "residuals-by-prediction", "residuals-by-sequence"),
     *("token-recall-by-loss", "exact-recall-by-loss", "stored-bits", "bits-per-param"),
@@ -81,7 +82,7 @@ def test_loads_nothing_from_anywhere(page: Page) -> None:
         for name in ("src", "href", "srcset", "data", "action", "poster"):
             assert not re.match(r"(https?:)?//|\.|/", attributes.get(name) or ""), (tag, attributes)
     assert not re.search(r"@import|url\(", page.styles)
-    assert not re.search(r'"url"\s*:', page.scripts["specs"])
+    assert not re.search(r'"url"\s*:', page.scripts["specs"] + page.scripts["data"])
     policies = [
         a["content"] or ""
         for tag, a in page.elements
@@ -130,18 +131,13 @@ def test_is_accessible_in_its_structure(page: Page) -> None:
 def test_sections_come_in_order(page: Page) -> None:
     sections = [a["id"] for tag, a in page.elements if tag == "section"]
     assert sections == [
-        *(
-            "law",
-            "errors",
-            "residual-structure",
-            "recall",
-            "tokens",
-            "stubborn",
-            "recall-law",
-            "capacity",
-        ),
-        *("search", "cost", "memft", "observations", "reproduce", "checklist", "numbers"),
+        *("answer", "law", "numbers", "recall", "recall-law", "memft", "capacity"),
+        *("errors", "residual-structure", "tokens", "stubborn", "search", "cost"),
+        *("observations", "reproduce", "checklist"),
     ]
+    # Every one of them is in the contents.
+    links = [a["href"] for tag, a in page.elements if tag == "a" and a.get("class") != "skip"]
+    assert links == [f"#{section}" for section in sections]
 
 
 def test_headline_says_the_law_and_what_it_cost(page: Page, result: SearchResult) -> None:
@@ -154,7 +150,8 @@ def test_headline_says_the_law_and_what_it_cost(page: Page, result: SearchResult
     assert f"z / {law.fit.law.to_json()['base_loss']:.3g})" in formulas[0]
     assert law.heldout_mape is not None and law.extrapolation_mape is not None
     assert f"off by {100 * law.heldout_mape:.3g}% on average" in page.text
-    assert headline(result).sentences[0] == law.headline
+    said = headline(result)
+    assert said is not None and said.sentences[0] == law.headline
     assert f"{100 * law.extrapolation_mape:.3g}%" in law.headline and law.headline in page.text
     spent = result.gpu_seconds
     assert f"{number(spent.spent)} of 1,200 gpu_seconds" in page.text
@@ -171,7 +168,7 @@ def test_the_page_holds_the_checklist(page: Page, folder: Path, result: SearchRe
 
 def test_power_form_is_written_without_a_ceiling(make_result: MakeResult) -> None:
     said = headline(make_result(memft=False, law={"n_bootstrap": 30, "forms": ("power",)}))
-    assert said.formula is not None and said.formula.form == "power"
+    assert said is not None and said.formula.form == "power"
     assert said.formula.spoken.startswith("delta_loss = ") and "z" not in said.formula.spoken
     assert {p.name for p in said.parameters} == {
         *("coef", "rank_exponent", "len_exponent", "offset"),
@@ -277,5 +274,5 @@ def test_a_negative_offset_is_subtracted(result: SearchResult) -> None:
     params[summary.fit.law.param_names.index("offset")] = -0.25
     fit = replace(summary.fit, law=summary.fit.law.with_params(params))
     last = replace(result.snapshots[-1], law=replace(summary, fit=fit))
-    formula = headline(replace(result, snapshots=(last,))).formula
-    assert formula is not None and formula.spoken.endswith(" − 0.25")
+    said = headline(replace(result, snapshots=(last,)))
+    assert said is not None and said.formula.spoken.endswith(" − 0.25")

@@ -109,3 +109,15 @@ def test_drawn_noise_does_not_depend_on_what_texts_are_called() -> None:
         for cluster in (CLUSTER, renamed)
     ]
     np.testing.assert_array_equal(*drawn)
+
+
+def test_many_texts_take_no_room_of_their_own() -> None:
+    """The noise of n points in n / 2 texts is held in arrays of n, not of n times its texts."""
+    n = 4000
+    noise = whitening(np.ones(n), np.full(n, 0.1), np.array([0.3]), np.arange(n) // 2)
+    held = (noise.own_BN, noise.shared_BN, noise.member_M, noise.text_M, noise.first_C)
+    assert max(array.size for array in held) <= n
+    values = RNG.standard_normal((1, n))
+    of_two = whitening(np.ones(2), np.full(2, 0.1), np.array([0.3]), np.zeros(2, dtype=int))
+    pairs = [of_two.whiten(values[:, i : i + 2]) for i in range(0, 100, 2)]
+    np.testing.assert_allclose(noise.whiten(values)[:, :100], np.concatenate(pairs, axis=1))

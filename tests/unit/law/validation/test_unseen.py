@@ -47,6 +47,20 @@ def test_held_out_errors_are_those_of_refits_without_each_group(noisy: LawData, 
         np.testing.assert_allclose(errors[left], expected[left], rtol=1e-3, atol=1e-5)
 
 
+def test_of_very_many_groups_some_are_left_out(
+    noisy: LawData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    average = average_laws(noisy, ("power",))
+    each = heldout_errors(average, noisy, noisy.cells())
+    monkeypatch.setattr("pmlray.law.validation.unseen.MOST_LEFT_OUT", 3)
+    some = heldout_errors(average, noisy, noisy.cells())
+    known = ~np.isnan(some)
+    assert np.unique(noisy.cells()[known]).size == 3 < np.unique(noisy.cells()).size
+    np.testing.assert_allclose(some[known], each[known])
+    np.testing.assert_array_equal(some, heldout_errors(average, noisy, noisy.cells()))
+    assert unseen_error(some, noisy).n_cells == 3
+
+
 def test_points_not_seen_are_predicted_worse_than_those_that_were(noisy: LawData) -> None:
     average = average_laws(noisy, ("power",))
     told = average.predict(noisy.lora_rank, noisy.seq_len, noisy.train_steps)

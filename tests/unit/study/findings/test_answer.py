@@ -79,6 +79,17 @@ def test_records_are_counted_one_by_one(result: SearchResult, template: Observat
     assert said.startswith("Rank 4 with 150 tokens and 80 steps recalled 30 of 30 entries")
 
 
+def test_records_that_are_not_counted_are_recalled_whole_or_not(
+    result: SearchResult, template: Observation
+) -> None:
+    """A table does not say how many entries a run held: nine tenths of them are not one of one."""
+    phones = {"kind": "phonebook", "prompt_format": "plain"}
+    most = run(template, 8, 300, 0.9, 0.99)
+    assert [t.n_right for t in tried_points([most])] == [0]
+    said, *_ = answer(result, [most, run(template, 4, 150, 1.0)], task=phones)
+    assert said.startswith("Rank 4 with 150 tokens and 80 steps recalled the one text that was")
+
+
 def test_where_nothing_was_recalled_whole_the_nearest_is_named(
     result: SearchResult, template: Observation
 ) -> None:
