@@ -23,7 +23,10 @@ def shipped(name: str) -> Path:
     data = (sysconfig.get_path("data"), site.getuserbase(), SOURCE.parent)
     roots = (SOURCE.parent, *(Path(base) / "share" / "pmlray" for base in data))
     found = next((root / name for root in roots if (root / name).exists()), Path(name))
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # removed by somebody else
+        return found
     return found.relative_to(here) if found.is_relative_to(here) else found
 
 

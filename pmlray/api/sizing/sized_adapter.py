@@ -39,9 +39,10 @@ class SizedAdapter:
 
     Example:
         >>> facts = [{"query": f"Room {n}:", "target": f" {7 * n + 1000}"} for n in range(8)]
-        >>> found = size(facts, "tiny-random-llama", recall=0.75, steps=200, out="runs/rooms")
-        >>> found.lora_rank, found.exact_recall, found.sized.basis      # trained on Ray
-        (8, 1.0, 'measured')
+        >>> asked = {"recall": 0.75, "steps": 200, "max_rank": 32}
+        >>> found = size(facts, "tiny-random-llama", out="runs/rooms", **asked)  # trains on Ray
+        >>> found.lora_rank, found.exact_recall, found.sized.basis
+        (6, 1.0, 'law')
     """
 
     card: dict[str, Any]
