@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmlray.api.environment import own_signals
+from pmlray.api.environment.process import own_signals
 from pmlray.config import ClusterProfile
 from pmlray.config.compare_spec import CompareSpec
 from pmlray.config.load import read_profile

@@ -11,9 +11,9 @@ from statistics import fmean
 from typing import Any
 
 from pmlray.api.adapter_memory import check_memory
+from pmlray.api.environment.machine import await_imports, machine_facts
 from pmlray.api.follower import Follower
-from pmlray.api.machine import await_imports, machine_facts
-from pmlray.api.record_facts import check_same_records, check_same_start
+from pmlray.api.records.facts import check_same_records, check_same_start
 from pmlray.api.search_run import ready_to_train
 from pmlray.api.stores import claim_comparison
 from pmlray.api.tracking import spooled_tracker, tracking_experiment_for

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pmlray.api.environment import train_extra
-from pmlray.api.record_source import Records, record_source
+from pmlray.api.environment.process import train_extra
+from pmlray.api.records.source import Records, record_source
 from pmlray.config.bases.model_spec import DtypeChoice
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from pmlray.api.record_facts import facts_for
+from pmlray.api.records.facts import facts_for
 from pmlray.config.adapters.adapter_spec import Probe
 from pmlray.config.bases.model_spec import Dtype, DtypeChoice, Model
 from pmlray.config.bases.models import (

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pmlray.api.environment import own_signals
+from pmlray.api.environment.process import own_signals
 from pmlray.config import ClusterProfile, SearchSpec
 from pmlray.config.load import read_profile
 from pmlray.config.prepared_search import PreparedSearch, prepare_search, prepare_spec

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pmlray.api.adapter_memory import check_memory
+from pmlray.api.environment.machine import TRAIN_PACKAGES, await_imports, machine_facts
 from pmlray.api.follower import Follower
-from pmlray.api.machine import TRAIN_PACKAGES, await_imports, machine_facts
-from pmlray.api.record_facts import check_facts, check_same_records, check_same_start
+from pmlray.api.records.facts import check_facts, check_same_records, check_same_start
 from pmlray.api.stores import claim_search, read_result, settled_in
 from pmlray.api.tracking import spooled_tracker, tracking_experiment_for
 from pmlray.atomic_files import write_over

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import typer
 
-from pmlray.cli.cluster_commands import submit
+from pmlray.cli.cluster.jobs import list_jobs, logs, status, stop, sync
+from pmlray.cli.cluster.submit import submit
 from pmlray.cli.compare_commands import compare
 from pmlray.cli.doctor import doctor
 from pmlray.cli.init_command import init
-from pmlray.cli.job_commands import list_jobs, logs, status, stop, sync
 from pmlray.cli.law_commands import fit, table
 from pmlray.cli.model_commands import models
 from pmlray.cli.output import print_anything, set_up_logging, tell

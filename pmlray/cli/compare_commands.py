@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from pmlray.api.comparison import Comparison
-from pmlray.cli.describe_law import tracking_lines
+from pmlray.cli.describe.law import tracking_lines
 from pmlray.cli.output import JSON_OPTION, emit, tell
 from pmlray.cli.search_commands import PROFILE_OPTION
 from pmlray.config.secrets import no_password

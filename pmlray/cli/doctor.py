@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from pmlray.api import environment_checks
+from pmlray.api.environment import checks
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.config.cluster_address import LOCAL, jobs_address, ray_address
 
@@ -41,31 +41,31 @@ def _checks(
     revision: str | None,
     address: str | None,
     tracking_uri: str | None,
-) -> Iterator[environment_checks.Check]:
-    yield environment_checks.python_version()
-    yield from environment_checks.packages()
-    yield environment_checks.locked_versions()
-    yield environment_checks.device()
-    yield environment_checks.memory()
+) -> Iterator[checks.Check]:
+    yield checks.python_version()
+    yield from checks.packages()
+    yield checks.locked_versions()
+    yield checks.device()
+    yield checks.memory()
     stores = store or Path(os.environ.get("PMLRAY_STORE") or "runs")
-    yield environment_checks.storage("store", stores, links=True)
-    yield environment_checks.models_cache()
-    yield from environment_checks.base_model(model, revision)
-    yield environment_checks.ray_token()
-    yield environment_checks.reached(
+    yield checks.storage("store", stores, links=True)
+    yield checks.models_cache()
+    yield from checks.base_model(model, revision)
+    yield checks.ray_token()
+    yield checks.reached(
         "ray address",
         os.environ.get("RAY_ADDRESS"),
         "RAY_ADDRESS is not set: searches start Ray on this machine",
         _ask_head,
     )
     where = address or os.environ.get("RAY_API_SERVER_ADDRESS")
-    cluster = environment_checks.reached(
+    cluster = checks.reached(
         "ray cluster", where, "no Jobs API set, which `pmlray submit` needs", _ask_ray
     )
     yield cluster
     if where and cluster.state == "ok":
         yield _workers(where)
-    yield environment_checks.reached(
+    yield checks.reached(
         "mlflow",
         tracking_uri or os.environ.get("MLFLOW_TRACKING_URI"),
         "no server set: each search has a database in its store",
@@ -91,19 +91,17 @@ def _ask_ray(address: str) -> str:
     return f"{cluster} answers, {n_jobs} jobs"
 
 
-def _workers(address: str) -> environment_checks.Check:
+def _workers(address: str) -> checks.Check:
     from pmlray.backends.ray.jobs import RayJobs
     from pmlray.backends.ray.niceness import REMEDY, describe_niceness
 
     niceness = RayJobs(jobs_address(address, allow_clear_text=False)).worker_niceness()
     if niceness is None:
         told = "a job that asks for their niceness gave no answer"
-        return environment_checks.Check(
-            "ray workers", "warn", told, "look at it: pmlray list, pmlray logs"
-        )
+        return checks.Check("ray workers", "warn", told, "look at it: pmlray list, pmlray logs")
     if niceness > 0:
-        return environment_checks.Check("ray workers", "warn", describe_niceness(niceness), REMEDY)
-    return environment_checks.Check("ray workers", "ok", f"niceness {niceness}")
+        return checks.Check("ray workers", "warn", describe_niceness(niceness), REMEDY)
+    return checks.Check("ray workers", "ok", f"niceness {niceness}")
 
 
 def _ask_mlflow(uri: str) -> str:

@@ -13,7 +13,7 @@ from typing import get_args
 
 import typer
 
-from pmlray.api.record_source import named_columns, parse_columns
+from pmlray.api.records.source import named_columns, parse_columns
 from pmlray.atomic_files import write_once, write_over
 from pmlray.cli.output import COLUMNS_OPTION, JSON_OPTION, emit, tell
 from pmlray.cli.schema_command import file_schema

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import typer
 
-from pmlray.cli.describe_law import describe_checklist, describe_law_json
+from pmlray.cli.describe.law import describe_checklist, describe_law_json
 from pmlray.cli.output import JSON_OPTION, emit, tell
 from pmlray.errors import DataError
 from pmlray.law import (

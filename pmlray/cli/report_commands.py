@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from pmlray.cli.describe_law import describe_result
+from pmlray.cli.describe.law import describe_result
 from pmlray.cli.output import JSON_OPTION, emit
 from pmlray.cli.search_source import SOURCE_OPTION, in_mlflow, search_id_of
 from pmlray.config.store_folder import local_folder

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from pmlray.api.search import Search
-from pmlray.cli.describe_placements import choice_lines
+from pmlray.cli.describe.placements import choice_lines
 from pmlray.cli.output import JSON_OPTION, SET_OPTION, emit, tell
 from pmlray.config.prepared_search import prepare_search
 from pmlray.config.secrets import no_password
@@ -83,7 +83,7 @@ def search(
     as_json: bool = JSON_OPTION,
 ) -> None:
     """Run a search, or continue the one that is in the store."""
-    from pmlray.cli.describe_law import describe_result
+    from pmlray.cli.describe.law import describe_result
 
     wanted = Search.load(
         spec,

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import typer
 
-from pmlray.api.environment import train_extra
-from pmlray.api.record_source import parse_columns, record_source
+from pmlray.api.environment.process import train_extra
+from pmlray.api.records.source import parse_columns, record_source
 from pmlray.api.sizing.size import carry_out
-from pmlray.cli.describe_sizing import describe_plan, describe_size, repeated
+from pmlray.cli.describe.sizing import describe_plan, describe_size, repeated
 from pmlray.cli.output import COLUMNS_OPTION, JSON_OPTION, emit, tell
 from pmlray.cli.search_commands import PROFILE_OPTION
 from pmlray.config.bases.model_spec import DtypeChoice

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 from pmlray.api.adapter_memory import check_memory
-from pmlray.api.machine import TRAIN_PACKAGES
+from pmlray.api.environment.machine import TRAIN_PACKAGES
 from pmlray.api.sizing.budget import asked_budget, check_budget
 from pmlray.api.sizing.places import PlaceOption
 from pmlray.api.sizing.plan import SizePlan

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pmlray.api.record_facts import facts_for
+from pmlray.api.records.facts import facts_for
 from pmlray.api.sizing.answer import SizedRank, answer_by
 from pmlray.api.sizing.placement import asked_place
 from pmlray.api.sizing.places import PlaceOption, compared_places, largest_ranks

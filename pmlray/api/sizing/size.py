@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pmlray.api.adapter_memory import check_memory
-from pmlray.api.environment import own_signals, train_extra
-from pmlray.api.record_source import Records, record_source
+from pmlray.api.environment.process import own_signals, train_extra
+from pmlray.api.records.source import Records, record_source
 from pmlray.config import ClusterProfile
 from pmlray.config.bases.model_spec import DtypeChoice
 from pmlray.config.load import read_profile

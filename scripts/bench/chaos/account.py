@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from pmlray.api.machine import machine_facts
+from pmlray.api.environment.machine import machine_facts
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.engine.measure import measure_pack

@@ -34,7 +34,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from pmlray.api.machine import machine_facts
+from pmlray.api.environment.machine import machine_facts
 from pmlray.api.search_run import study_of
 from pmlray.api.tracking import spooled_tracker
 from pmlray.backends.mlflow import tracker as mlflow_tracker

@@ -14,7 +14,7 @@ import torch
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-from pmlray.api.record_facts import check_same_start
+from pmlray.api.records.facts import check_same_start
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config import Recipe
 from pmlray.config.adapters.placement import Placement

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from pmlray.api import environment_checks
+from pmlray.api.environment import checks
 from pmlray.cli import app
 from pmlray.config.bases.models import resolve_model
 from tests.integration.conftest import free_port
@@ -89,8 +89,8 @@ def test_other_versions_than_the_tested_ones_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "requirements.lock").write_text("# pins\nnumpy==1.0.0\nnot-here==1.0\n")
-    monkeypatch.setattr(environment_checks, "SOURCE", tmp_path / "pmlray")
-    found = environment_checks.locked_versions()
+    monkeypatch.setattr(checks, "SOURCE", tmp_path / "pmlray")
+    found = checks.locked_versions()
     assert found.state == "warn" and "(1.0.0)" in found.detail and "not-here" not in found.detail
     assert "pip install --no-deps -r" in found.remedy and "requirements.lock" in found.remedy
 
@@ -99,14 +99,14 @@ def test_packages_are_held_to_what_is_declared(monkeypatch: pytest.MonkeyPatch) 
     declared = ["typer>=0.16", "numpy<1", "not-here>=1", "pmlray[draw]; extra == 'train'",
                 "typer[all]>=0.16; extra == 'train'", "not-there>=1; extra == 'train'",
                 'nor-drawn>=1; extra == "draw"', "nor-there>=1; extra == 'dev'"]  # fmt: skip
-    monkeypatch.setattr(environment_checks, "requires", lambda _name: declared)
-    checks = list(environment_checks.packages())
-    found = {check.name: check for check in checks}
+    monkeypatch.setattr(checks, "requires", lambda _name: declared)
+    listed = list(checks.packages())
+    found = {check.name: check for check in listed}
     assert {name: check.state for name, check in found.items()} == {
         "typer": "ok", "numpy": "fail", "not-here": "fail", "not-there": "warn",
         "nor-drawn": "warn",
     }  # fmt: skip
-    assert len(checks) == len(found)
+    assert len(listed) == len(found)
     assert "<1 is needed" in found["numpy"].detail
     assert found["not-here"].remedy == "run: pip install -e . in your clone of pmlray"
     assert "'.[train]'" in found["not-there"].remedy
@@ -119,25 +119,25 @@ def test_a_cpu_that_does_not_multiply_bfloat16_says_so(monkeypatch: pytest.Monke
     for has, ending in ((True, "the CPU"), (False, "which computes bases of bfloat16 in float32")):
         known = {"avx512_bf16": has}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=known: known)
-        assert environment_checks.device().detail.endswith(ending)
+        assert checks.device().detail.endswith(ending)
 
 
 def test_a_container_has_no_more_memory_than_its_limit_leaves(tmp_path: Path) -> None:
     meminfo, group = tmp_path / "meminfo", tmp_path / "group"
-    assert environment_checks.available_bytes(meminfo, group) is None
+    assert checks.available_bytes(meminfo, group) is None
     meminfo.write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
     group.mkdir()
-    assert environment_checks.available_bytes(meminfo, group) == 8000 * 1024
+    assert checks.available_bytes(meminfo, group) == 8000 * 1024
     (group / "memory.current").write_text("3000000\n")
     for limit, free in (("max", 8000 * 1024), ("99999999", 8000 * 1024), ("5000000", 2000000)):
         (group / "memory.max").write_text(f"{limit}\n")
-        assert environment_checks.available_bytes(meminfo, group) == free
+        assert checks.available_bytes(meminfo, group) == free
 
 
 def test_little_room_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment_checks, "MIN_FREE_GIB", 1e9)
-    monkeypatch.setattr(environment_checks, "MIN_MEMORY_GIB", 1e9)
-    for check in (environment_checks.storage("store", tmp_path), environment_checks.memory()):
+    monkeypatch.setattr(checks, "MIN_FREE_GIB", 1e9)
+    monkeypatch.setattr(checks, "MIN_MEMORY_GIB", 1e9)
+    for check in (checks.storage("store", tmp_path), checks.memory()):
         assert check.state == "warn" and check.remedy in check.line()
 
 
@@ -149,12 +149,12 @@ def test_a_token_that_others_can_read_is_a_warning(
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
     token.chmod(0o644)
-    assert environment_checks.ray_token().remedy == f"run: chmod 600 {token}"
+    assert checks.ray_token().remedy == f"run: chmod 600 {token}"
     token.chmod(0o600)
-    assert environment_checks.ray_token().state == "ok"
+    assert checks.ray_token().state == "ok"
 
 
 def test_a_folder_is_a_base_model_too() -> None:
     folder = str(resolve_model("tiny-random-llama", None).folder)
-    (check,) = environment_checks.base_model(folder, None)
+    (check,) = checks.base_model(folder, None)
     assert check.state == "ok" and check.detail == folder

@@ -80,10 +80,13 @@ def test_the_version_is_told() -> None:
 
 def test_the_help_is_in_panels_and_tells_where_results_go() -> None:
     shown = runner.invoke(app, ["--help"], env={"COLUMNS": "200"}).stdout
+    assert runner.invoke(app, ["doctor", "tokens"]).exit_code == 2, "it is pmlray tokens"
     assert all(f"─ {panel} ─" in shown for panel in PANELS)
     for name, option in (("search", "--store"), ("compare", "--store"), ("size", "--out"),
                          ("submit", "--store"), ("doctor", "--store"), ("report", "--out"),
-                         ("search", "--profile"), ("search", "--tracking-uri")):  # fmt: skip
+                         ("search", "--profile"), ("search", "--tracking-uri"),
+                         ("size", "--profile"), ("size", "--revision"), ("init", "--revision"),
+                         ("init", "--task")):  # fmt: skip
         params = typer.main.get_group(app).commands[name].params
         (told,) = (getattr(p, "help", "") for p in params if option in p.opts)
         assert "default: " in told.lower(), (name, option)

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pmlray.cli import app
-from pmlray.cli.describe_law import describe_law_json
+from pmlray.cli.describe.law import describe_law_json
 from pmlray.config.adapters.placement_facts import placement_facts
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.law import LawData, read_law_data

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from pmlray.api.environment_checks import storage
+from pmlray.api.environment.checks import storage
 from pmlray.backends.store.file_store import FileStore
 from pmlray.config.stored_files import SEARCH_FILE
 from pmlray.engine.runtime.checkpoint_header import CHECKPOINT_VERSION, version_of

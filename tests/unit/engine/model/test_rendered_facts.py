@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers.models.auto.tokenization_auto import AutoTokenizer
 
-from pmlray.api.record_facts import check_facts, facts_for
+from pmlray.api.records.facts import check_facts, facts_for
 from pmlray.config.bases.model_spec import Model
 from pmlray.config.bases.models import resolve_model
 from pmlray.config.prepared_search import PreparedSearch, prepare_search

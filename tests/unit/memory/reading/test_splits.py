@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pmlray.api.record_source import record_source
+from pmlray.api.records.source import record_source
 from pmlray.errors import DataError, SpecError
 from pmlray.memory import read_rows
 from pmlray.memory.reading import splits

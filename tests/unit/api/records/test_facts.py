@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pmlray.api.record_facts import check_same_records
+from pmlray.api.records.facts import check_same_records
 from pmlray.config.prepared_search import PreparedSearch, prepare_search
 from pmlray.errors import DataError, StoreError
 from pmlray.study.search.plan import plan_search

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import pmlray
-from pmlray.api.record_source import parse_columns, record_source
+from pmlray.api.records.source import parse_columns, record_source
 from pmlray.api.sizing.size import SizingPlan
 from pmlray.config.bases.models import TINY
 from pmlray.errors import DataError, SpecError
@@ -102,7 +102,7 @@ def test_a_program_and_a_command_line_plan_the_same(tmp_path: Path) -> None:
     assert planned.to_json() == {**shown, "records": "records"}
     size = ["size", "--model", TINY, *dry]
     assert "--columns query=NAME,target=NAME" in refused(DataError, *size)
-    saved = Path(__file__).parents[2] / "golden" / "datasets_5_2" / "one_split"
+    saved = Path(__file__).parents[3] / "golden" / "datasets_5_2" / "one_split"
     assert "holds the splits train; give" in refused(
         *(DataError, "size", "--model", TINY, "--records", saved, "--split", "dev")
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pmlray.cli.describe_placements import choice_lines, worth_lines
+from pmlray.cli.describe.placements import choice_lines, worth_lines
 
 
 def describe_law_json(law: Mapping[str, Any]) -> str:

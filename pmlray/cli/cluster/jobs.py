@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from pmlray.cli.cluster_commands import ADDRESS_OPTION, CLEAR_TEXT_OPTION
+from pmlray.cli.cluster.submit import ADDRESS_OPTION, CLEAR_TEXT_OPTION
 from pmlray.cli.output import JSON_OPTION, emit, tell
 from pmlray.config.cluster_address import jobs_address
 from pmlray.config.secrets import no_password

@@ -1,0 +1,1 @@
+"""Records as programs and command lines give them, and which of them a search has."""

@@ -1,0 +1,1 @@
+"""Commands for searches on a Ray cluster."""

@@ -1,0 +1,1 @@
+"""Results in words for a terminal, from their JSON objects."""
