@@ -18,6 +18,12 @@ COMPARISON = Path(__file__).parents[3] / "searches" / "comparisons" / "smoke.yam
 SECONDS = 10.0
 
 
+def own_clock() -> float:
+    """Seconds that passed, without those in which this thread waited for a core that others had."""
+    waited = Path("/proc/thread-self/schedstat").read_text().split()[1]
+    return time.monotonic() - int(waited) / 1e9
+
+
 def asked(command: str, search_file: Path, tmp_path: Path, *options: str) -> Result:
     """What would train, in a store of its own."""
     store = ["--store", str(tmp_path / "store")]
@@ -38,10 +44,10 @@ def test_a_dead_ray_is_told_at_once_and_no_report_is_drawn(
 ) -> None:
     address = f"127.0.0.1:{free_port()}"
     monkeypatch.setenv("RAY_ADDRESS", address)
-    began = time.monotonic()
+    began = own_clock()
     done = asked(command, search_file, tmp_path)
     assert isinstance(done.exception, ClusterAway), done.exception
-    assert time.monotonic() - began < SECONDS
+    assert own_clock() - began < SECONDS
     said = str(done.exception)
     assert address in said and "RAY_ADDRESS" in said and "--address local" in said
     assert not list(tmp_path.rglob("report"))
@@ -68,9 +74,9 @@ def test_doctor_looks_at_the_address(
     dead = f"127.0.0.1:{free_port()}"
     address = {"dead": dead, "http": "http://127.0.0.1:8265", "local": "local"}[named]
     monkeypatch.setenv("RAY_ADDRESS", address)
-    began = time.monotonic()
+    began = own_clock()
     done = runner.invoke(app, ["doctor", "--json"])
-    assert time.monotonic() - began < SECONDS
+    assert own_clock() - began < SECONDS
     found = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
     said = found["ray address"]
     assert said["state"] == ("ok" if named == "local" else "fail")
