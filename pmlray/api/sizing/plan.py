@@ -134,6 +134,11 @@ class SizePlan:
             "law": None if self.stored is None else str(self.stored.store),
             "seq_lens": list(space.seq_len),
             "train_steps": first.point.train_steps,
+            "epochs": round(
+                first.point.train_steps
+                * min(1.0, first.training.spec.recipe.batch_size / self.records.n_shown),
+                1,
+            ),
             **cost.to_json(),
             "device": "GPU" if self.request.profile.gpus_per_pack else "CPU core",
             "answer": None if self.stored is None else self.answer(self.stored).answer,

@@ -7,6 +7,14 @@ from typing import Any
 
 from pmlray.study.sizing.card import describe_answer, describe_recall, describe_start
 from pmlray.study.sizing.decide_placement import WORDS
+from pmlray.study.sizing.request import EPOCHS
+
+# 300 facts stood at 1.4 nats after eleven epochs, at a rank that could hold them many times over
+# (scripts/bench/results/rates.md).
+FEW_EPOCHS = (
+    f"   few epochs: without --steps every record is seen {EPOCHS} times; far below that the steps"
+    " may limit what is recalled, and not the rank"
+)
 
 
 def describe_plan(plan: Mapping[str, Any]) -> str:
@@ -33,6 +41,7 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
     most = "" if compared else f", at most {plan['largest_rank']}"
     choose = f"the placement with the {WORDS[plan['prefer']]}, and its" if compared else "the"
     dearest = " at the dearest placement" if compared else ""
+    few_epochs = plan["epochs"] < EPOCHS / 2
     return "\n".join(
         [
             f"{plan['n_records']} records{repeated(plan)}, {plan['supervised_tokens']} target"
@@ -42,10 +51,12 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
             f"2. choose {choose} rank for a recall of {plan['recall']:.4g} at"
             f" {100 * plan['confidence']:.4g} % confidence{most}",
             *chosen,
-            f"3. train it on all records for at most {plan['train_steps']} steps, about"
+            f"3. train it on all records for at most {plan['train_steps']} steps"
+            f" ({plan['epochs']:.3g} epochs), about"
             f" {_seconds(plan['predicted_training_gpu_seconds'])} {unit}{dearest}"
             + (", unless a run of the search is enough" if law is None else ""),
             "4. check it by greedy decoding; a larger rank, trained anew, if it recalls too little",
+            *([FEW_EPOCHS] if few_epochs else []),
             f"in all about {_seconds(plan['predicted_gpu_seconds'])} {unit}, {rates};"
             f" {_seconds(fewest)} where {few} enough, {_seconds(most_seconds)} where a second rank"
             " has to be trained, and so on",

@@ -66,6 +66,13 @@ def test_a_dry_run_says_what_would_be_done_and_starts_nothing(
     text = invoke("size", "--model", TINY, *dry).stdout
     assert "recall of 0.99 at 90 % confidence" in text and "greedy decoding" in text
     assert "guessed from the model's size" in text and "second rank" in text
+    # Forty epochs, or as many steps as the fewest, are no few epochs; a quarter of them are.
+    assert plan["epochs"] >= 40 and f"({plan['epochs']:.3g} epochs)" in text
+    assert "few epochs" not in text
+    steps = str(round(plan["train_steps"] * 10 / plan["epochs"]))
+    few = size_json(*dry, "--out", out, "--steps", steps)
+    assert few["epochs"] == pytest.approx(10, rel=0.1)
+    assert "few epochs" in invoke("size", "--model", TINY, *dry, "--steps", steps).stdout
 
 
 @pytest.mark.parametrize(
