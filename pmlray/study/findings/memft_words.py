@@ -73,7 +73,11 @@ def _shares(runs: Sequence[Observation], units: str) -> str:
 
 def _verdict(gain: Difference) -> str:
     if gain.low is None or gain.high is None:
-        return "a single text does not tell whether it helps"
+        if gain.n == 1:
+            return "a single text does not tell whether it helps"
+        alike = f"{_points_of(gain.mean)} points of tokens in each text"
+        alike = "no change in any text" if gain.mean == 0 else alike
+        return f"{alike}, which does not tell how others would scatter"
     interval = f"{_points_of(gain.mean)} points of tokens, {100 * LEVEL:g} % interval"
     interval += f" {_points_of(gain.low)} to {_points_of(gain.high)}"
     if gain.low > 0:

@@ -109,8 +109,8 @@ def _recall_sections(result: SearchResult) -> tuple[Section, ...]:
             "MemFT against SFT",
             "Each pair differs in the method alone: the same point, text, seed and number of steps,"
             " joined by a line. Pairs are numbered as in the table; r is lora_rank, l seq_len, t"
-            " train_steps. Bars are 95% intervals over texts (Student's); a point of a single text"
-            " has none.",
+            " train_steps. Bars are 95% intervals over texts (Student's); a point of a single text,"
+            " or whose texts all differ alike, has none.",
             memft_panels(result.pairs),
             (pairs_table(result.pairs, result.placements),),
         ),
