@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pmlray.study.comparison.results import MethodComparison, MethodResult
-from pmlray.study.findings.differences import Difference
+from pmlray.study.findings.differences import LEVEL, Difference
 from pmlray.study.report.figures.memft import SHORT_METHOD
 from pmlray.study.report.tables import number
 from pmlray.types import DesignPoint
@@ -29,8 +29,9 @@ def comparison_parts(comparison: MethodComparison) -> tuple[tuple[str, str], ...
         (
             "How sure",
             "Differences are paired by text and seed, averaged over seeds; intervals are Student's"
-            " 95% intervals over texts. Every method was given the same search for its learning"
-            " rate, on other texts.",
+            " 95% intervals over texts. More or less is said where the difference is clear at 5 %"
+            " after Holm's correction for all differences here. Every method was given the same"
+            " search for its learning rate, on other texts.",
         ),
     )
 
@@ -41,7 +42,7 @@ def comparison_costs(comparison: MethodComparison) -> tuple[tuple[str, str], ...
     if not gains:
         return (("Next", "Give the comparison's command again: it goes on where it is."),)
     at = _by_point(comparison)
-    is_open = any(_clear(d) is None for found in gains.values() for _, d in found)
+    is_open = any(_clear(r, d) is None for found in gains.values() for r, d in found)
     return (
         ("Cost", " ".join(_on_cost(point, at[point]) for point in [*gains][:MOST_POINTS])),
         (
@@ -72,9 +73,10 @@ def _gains(
     return found
 
 
-def _clear(found: Difference) -> bool | None:
-    """Return whether a method recalls more than SFT; None where that is open."""
-    if found.low is None or found.high is None or found.low <= 0 <= found.high:
+def _clear(result: MethodResult, found: Difference) -> bool | None:
+    """Return whether a method recalls more than SFT; None where that is open, among as many
+    differences as the comparison has."""
+    if result.holm_p is None or result.holm_p > 1 - LEVEL:
         return None
     return found.mean > 0
 
@@ -84,7 +86,7 @@ def _in_short(gains: Sequence[tuple[MethodResult, Difference]], n_points: int) -
     at = f"of {n_points} points" if n_points > 1 else "point"
     parts: list[str] = []
     for method in dict.fromkeys(r.method for r, _ in gains):
-        found = [_clear(d) for r, d in gains if r.method == method]
+        found = [_clear(r, d) for r, d in gains if r.method == method]
         more, less = found.count(True), found.count(False)
         told = [f"{n} {at} {word}" for n, word in ((more, "more"), (less, "less")) if n]
         parts.append(f"{SHORT_METHOD[method]} at {' and at '.join(told) or 'none clearly more'}")
@@ -98,9 +100,9 @@ def _on_point(
 ) -> str:
     plain = next(r.means["exact_recall"] for r in results if r.method == "sft")
     words = f"{_at(point)}, SFT recalls {_share(plain)} whole"
-    better = [(r, d) for r, d in gains if _clear(d)]
-    worse = [r for r, d in gains if _clear(d) is False]
-    left = [r for r, d in gains if _clear(d) is None]
+    better = [(r, d) for r, d in gains if _clear(r, d)]
+    worse = [r for r, d in gains if _clear(r, d) is False]
+    left = [r for r, d in gains if _clear(r, d) is None]
     said: list[str] = []
     if better:
         best, found = max(better, key=lambda pair: pair[1].mean)
