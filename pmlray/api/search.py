@@ -1,7 +1,4 @@
-"""`pmlray.Search`: a search for a memory law, in Python, for notebooks and programs.
-
-Frameworks are imported by what needs them: validating, planning and reading a store import none.
-"""
+"""`pmlray.Search`: a search in Python. Validating, planning and reading import no framework."""
 
 from __future__ import annotations
 

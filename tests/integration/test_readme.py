@@ -66,7 +66,7 @@ BESIDE = (
 )
 # What they print, among other lines.
 SHOWN = {
-    "pmlray validate mine.yaml": "mine.yaml is valid: mine-90c721d2, 324 possible runs",
+    "pmlray validate mine.yaml": "mine.yaml is valid: mine-21b297ed, 324 possible runs",
     "pmlray plan mine.yaml": "the budget is 900 (rates are guesses until measured)",
     RUN[4]: "of 900 gpu_seconds",
     "pmlray fit runs/mine --target 64,1280": "at lora_rank=64 seq_len=1280 train_steps=160:",

@@ -296,6 +296,5 @@ def _row(o: Observation) -> dict[str, str]:
     }
     row = {name: "" if value is None else f"{value:.7g}" for name, value in values.items()}
     if o.point.placement is not None:
-        row[PLACEMENT] = o.point.placement
-        row[PARAMS] = str(o.provenance.get(PARAMS, ""))
+        row |= {PLACEMENT: o.point.placement, PARAMS: str(o.provenance.get(PARAMS, ""))}
     return row
