@@ -138,7 +138,13 @@ class PreparedSearch:
     def peak_rate_at(self, point: DesignPoint) -> float:
         """Return the recipe's peak learning rate where a point's adapter sits."""
         rank, placement = point.lora_rank, self.placement_of(point)
-        return self.spec.recipe.peak_rate(rank, len(placement.sites), placement.scale(rank))
+        return self.spec.recipe.peak_rate(
+            rank,
+            len(placement.sites),
+            placement.scale(rank),
+            # Every other task is a set of records, of which a step sees some.
+            many_records=self.spec.task.kind != "long_context",
+        )
 
     def peak_rate(self, run: PlannedRun) -> float:
         """Return the peak learning rate of a run: its own, or the recipe's where it sits."""

@@ -16,6 +16,9 @@ FORMER_RATE = 1e-2
 # rank that was seen to be stable beside one module, and its power (scripts/bench/results/rates.md).
 ONE_SITE_RATE, SITES_POWER = 4e-2, 0.25
 STABLE_STEP, STABLE_POWER = 2.6, 0.8
+# Largest rate times rank times modules at which an adapter was seen to learn many records, whose
+# steps undo each other's at a higher one.
+MANY_STEP = 1.75
 
 
 class Recipe(Part):
@@ -57,10 +60,12 @@ class Recipe(Part):
         """Return the first step (from 0) of the decay of a run of `train_steps`."""
         return train_steps - round(self.decay_share * train_steps)
 
-    def peak_rate(self, lora_rank: int, n_sites: int, scale: float) -> float:
+    def peak_rate(
+        self, lora_rank: int, n_sites: int, scale: float, *, many_records: bool = False
+    ) -> float:
         """Return the peak rate of an adapter of a rank at so many modules; see `auto_rate`."""
         if self.learning_rate == "auto":
-            return auto_rate(lora_rank, n_sites, scale)
+            return auto_rate(lora_rank, n_sites, scale, many_records=many_records)
         return self.learning_rate
 
     def rate_at(self, step: float, train_steps: int, peak_rate: float | None = None) -> float:
@@ -81,21 +86,28 @@ class Recipe(Part):
         return peak * min(warm, left, 1.0)
 
 
-def auto_rate(lora_rank: int, n_sites: int, scale: float = 1.0) -> float:
+def auto_rate(
+    lora_rank: int, n_sites: int, scale: float = 1.0, *, many_records: bool = False
+) -> float:
     """Return the peak rate of adapters of a rank at so many modules.
 
     It falls slowly with the number of modules, and is held where training stays stable: a step of
     AdamW moves the output of each module by about the rate times the rank and LoRA's scale, and the
     modules' moves add up.
 
-    scale: of the adapter's output, alpha over the rank (of rsLoRA, over its root).
+    scale: of the adapter's output, alpha over the rank (of rsLoRA, over its root). many_records:
+    whether steps see different records, so that a step must not undo what others learnt.
 
     Example:
         >>> auto_rate(1, n_sites=1), auto_rate(8, n_sites=210), auto_rate(64, n_sites=210)
         (0.04, 0.0045, 0.00056)
+        >>> auto_rate(2, n_sites=1, many_records=True), auto_rate(2, n_sites=210, many_records=True)
+        (0.04, 0.0042)
     """
     fast = ONE_SITE_RATE / n_sites**SITES_POWER
     stable = STABLE_STEP / (lora_rank * n_sites**STABLE_POWER)
+    if many_records:
+        stable = min(stable, MANY_STEP / (lora_rank * n_sites))
     return float(f"{min(fast, stable) / scale:.2g}")
 
 

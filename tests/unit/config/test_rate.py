@@ -27,6 +27,19 @@ def test_more_modules_and_larger_ranks_have_a_lower_rate() -> None:
     assert auto_rate(64, 210) == pytest.approx(auto_rate(32, 210) / 2, rel=0.05)
 
 
+def test_records_have_a_lower_rate_at_many_modules() -> None:
+    # 100 facts were learnt at 1.5e-3 and 4e-3 in 20 epochs, at 1.1e-2 in none of 20 or 41.
+    assert 1.5e-3 <= auto_rate(2, 210, many_records=True) <= 4.5e-3
+    # 60 facts: best at 4e-2 for rank 12 at one module, and at 1e-2 for rank 1 at all linear ones.
+    assert auto_rate(12, 1, many_records=True) == auto_rate(12, 1) == 4e-2
+    assert 5e-3 < auto_rate(1, 210, many_records=True) <= 1e-2
+    assert all(
+        auto_rate(r, n, many_records=True) <= auto_rate(r, n)
+        for r in (1, 4, 64)
+        for n in (1, 7, 60, 210)
+    )
+
+
 def test_a_run_has_the_rate_of_its_place_and_the_key_of_one_that_says_it(
     make_search: Make,  # noqa: F811
 ) -> None:
@@ -44,6 +57,11 @@ def test_a_run_has_the_rate_of_its_place_and_the_key_of_one_that_says_it(
     wide = ["recipe.learning_rate=auto", "probe=null", "adapter={target_modules: all-linear}"]
     many = make_search(*wide)
     assert many.plan_run(POINT, "sft", 0, 0, "law").learning_rate == auto_rate(1, 7 * 4)
+    records = make_search("task={kind: phonebook, prompt_format: plain}", *wide)
+    rate = auto_rate(8, 7 * 4, many_records=True)
+    assert rate < auto_rate(8, 7 * 4)
+    at_8 = DesignPoint(8, 16, 5)
+    assert records.plan_run(at_8, "sft", 0, 0, "law").learning_rate == rate
     # Under a schedule of the search, as for one that says its rate.
     recipe = auto.spec.recipe
     assert recipe.rate_at(9, 100, 4e-2) == Recipe(learning_rate=4e-2).rate_at(9, 100)
