@@ -58,7 +58,7 @@ def test_twice_the_runs_take_no_more_than_twice_the_calls(
     result: SearchResult, tmp_path: Path
 ) -> None:
     write_report(result, tmp_path, {})
-    small, medium, twice = (calls(large(result, n), tmp_path) for n in (20, 1500, 3000))
+    small, medium, twice = (calls(large(result, n), tmp_path) for n in (20, 1100, 2200))
     assert (twice - small) / (medium - small) < 2.2
 
 
