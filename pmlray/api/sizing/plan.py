@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pmlray.api.records.facts import facts_for
+from pmlray.api.records.facts import facts_for, holds_conversations
 from pmlray.api.sizing.answer import SizedRank, answer_by
 from pmlray.api.sizing.placement import asked_place
 from pmlray.api.sizing.places import PlaceOption, compared_places, largest_ranks
@@ -49,6 +50,14 @@ from pmlray.study.sizing.request import (
     search_spec,
 )
 from pmlray.types import DesignPoint, Observation
+
+log = logging.getLogger(__name__)
+
+PLAIN_CONVERSATIONS = (
+    "the records are conversations, and their prompts are taken as plain text: the adapter will"
+    " recall them where it is asked so, and not in a chat; --prompt-format chat has the base's chat"
+    " template render them"
+)
 
 
 @dataclass(frozen=True)
@@ -188,6 +197,8 @@ def prepare_size(request: SizeRequest) -> SizePlan:
     request = replace(request, revision=source.revision or request.revision)
     base = None if request.law is None else law_spec(request, source)
     prompt_format = request.prompt_format or (base.task.prompt_format if base else "plain")
+    if request.prompt_format is None and base is None and holds_conversations(request.records):
+        log.warning(PLAIN_CONVERSATIONS)
     tokenizer = read_tokenizer(tokenizer_file(request, source))
     model = Model(id=request.model, revision=request.revision)
     facts = facts_for(request.records, model, source, tokenizer, prompt_format)

@@ -75,6 +75,25 @@ def test_a_dry_run_says_what_would_be_done_and_starts_nothing(
     assert "few epochs" in invoke("size", "--model", TINY, *dry, "--steps", steps).stdout
 
 
+def test_conversations_as_plain_prompts_are_warned_of(
+    records: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [json.loads(line) for line in records.read_text().splitlines()]
+    chat = tmp_path / "chat.jsonl"
+    with chat.open("w") as out:
+        for row in rows:
+            turns = [("user", row["query"]), ("assistant", row["target"].strip())]
+            told = [{"role": role, "content": content} for role, content in turns]
+            out.write(json.dumps({"messages": told}) + "\n")
+    dry = ["--dry-run", "--address", "elsewhere:6379"]
+    size_json("--records", chat, *dry)
+    assert "--prompt-format chat has the base's chat template" in caplog.text
+    caplog.clear()
+    size_json("--records", chat, "--prompt-format", "plain", *dry)
+    size_json("--records", records, *dry)
+    assert "conversations" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("options", "said", "per_rank", "wanted"),
     [
