@@ -16,7 +16,6 @@ from pmlray.rebuild import rebuild, taken_apart
 # threshold with what is recalled left out of the batch.
 Method = Literal["sft", "memft_ot", "memft_sw", "memft_fw", "memft_rd"]
 Phase = Literal["law", "memft"]
-# Of the learning rate; see `pmlray.config.recipe.Recipe`.
 Schedule = Literal["warmup_constant_decay", "linear"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Compat = Literal["mended", "paper"]
@@ -65,17 +64,14 @@ class DesignPoint:
 
 @dataclass(frozen=True, slots=True)
 class MemftRules:
-    """Rules that the MemFT methods of a pack share.
-
-    `threshold`: probability from which a token counts as recalled. `temporal`: `memft_sw` grows the
-    set of trained records instead of sliding a window over each. `compat`: `paper` for the rules of
-    arXiv 2605.30260 as its code has them, `mended` without their defects: a run whose tokens are
-    all recalled takes no step instead of a plain one, a wider window never lowers a weight, and the
-    curriculum counts steps instead of rounding epochs down to full batches. For `memft_rd`:
-    `margin`, the probability from which a token leaves the batch; `recheck_epochs`, epochs between
-    two checks of those that left; `equal`, the measure in which its spend matches that of a full
-    run.
-    """
+    """Rules that the MemFT methods of a pack share. `threshold`: probability from which a token
+    counts as recalled. `temporal`: `memft_sw` grows the set of trained records instead of sliding a
+    window over each. `compat`: `paper` for the rules of arXiv 2605.30260 as its code has them,
+    `mended` without their defects: a run whose tokens are all recalled takes no step instead of a
+    plain one, a wider window never lowers a weight, and the curriculum counts steps instead of
+    rounding epochs down to full batches. For `memft_rd`: `margin`, the probability from which a
+    token leaves the batch; `recheck_epochs`, epochs between two checks of those that left; `equal`,
+    the measure in which its spend matches that of a full run."""
 
     threshold: float = 0.5
     temporal: bool = False
@@ -96,9 +92,9 @@ class MemftRules:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """Adapter to train: a design point with its method and replicate. `run_key` is a hash of
-    everything that determines the result. `learning_rate`, where given, replaces the recipe's peak
-    rate. `why`, the reason for the choice in words, is ignored by equality."""
+    """Adapter to train: a design point with its method and replicate. `run_key`: hash of all that
+    determines the result; `learning_rate`: peak rate in place of the recipe's; `why`: the reason
+    for the choice in words, ignored by equality."""
 
     point: DesignPoint
     method: Method

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,9 +52,14 @@ def seconds_to_recall(cells: Cells, seed: int = 0) -> tuple[SecondsToRecall, ...
     return tuple(
         _to_level(cells, *family, points, level, seed)
         for family, points in families.items()
-        if len(points) > 1
+        if len(points) > 1 and _shared_texts(cells, points, family[0])
         for level in RECALL_LEVELS
     )
+
+
+def _shared_texts(cells: Cells, points: Sequence[DesignPoint], method: Method) -> list[int]:
+    own = [{o.sequence_id for o in cells[point, method]} for point in points]
+    return sorted(set.intersection(*own))
 
 
 def _to_level(
@@ -70,14 +74,14 @@ def _to_level(
 ) -> SecondsToRecall:
     costs = [float(np.mean([o.gpu_seconds for o in cells[p, method]])) for p in points]
     own = [recall_by_text(cells[p, method], "exact_recall") for p in points]
-    texts = sorted(set(own[0]).intersection(*own))
+    texts = _shared_texts(cells, points, method)
 
     def needed(chosen: Sequence[int]) -> float:
         means = [float(np.mean([of[text] for text in chosen])) for of in own]
         # Where the cheapest budget is above the level already, nothing cheaper was run.
         return cost_at(costs, means, level)
 
-    found = needed(texts) if texts else math.inf
+    found = needed(texts)
     low, high = resampled(needed, texts, seed)
     return SecondsToRecall(
         method,
