@@ -38,6 +38,8 @@ FIGURES: Mapping[str, Callable[[Observation], float | None]] = MappingProxyType(
         "prose_delta_loss": lambda o: o.prose_delta_loss,
     }
 )
+# Those of them that are shares.
+SHARES = frozenset(name for name in FIGURES if name.endswith("_recall"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,19 +167,20 @@ def method_metrics(results: Sequence[MethodResult]) -> dict[str, float]:
 def paired_difference(
     plain: Sequence[Observation],
     runs: Sequence[Observation],
-    figure: Callable[[Observation], float | None],
+    name: str,
 ) -> Difference | None:
-    """Return the mean difference of a figure between runs of the same text and seed.
+    """Return the mean difference of one of FIGURES between runs of the same text and seed.
 
     None without a pair.
     """
+    figure = FIGURES[name]
     partner = {(o.sequence_id, o.seed): figure(o) for o in plain}
     of_text: dict[int, list[float]] = {}
     for o in runs:
         own, other = figure(o), partner.get((o.sequence_id, o.seed))
         if own is not None and other is not None:
             of_text.setdefault(o.sequence_id, []).append(own - other)
-    return mean_over_texts(of_text)
+    return mean_over_texts(of_text, shares=name in SHARES)
 
 
 def _holm(results: Sequence[MethodResult]) -> tuple[MethodResult, ...]:
@@ -200,7 +203,7 @@ def _holm(results: Sequence[MethodResult]) -> tuple[MethodResult, ...]:
 def _differences(
     plain: Sequence[Observation], runs: Sequence[Observation]
 ) -> dict[str, Difference]:
-    found = {name: paired_difference(plain, runs, figure) for name, figure in FIGURES.items()}
+    found = {name: paired_difference(plain, runs, name) for name in FIGURES}
     return {name: difference for name, difference in found.items() if difference is not None}
 
 

@@ -34,10 +34,13 @@ class Difference:
     p_value: float | None = None
 
 
-def mean_over_texts(of_text: Mapping[int, Sequence[float]]) -> Difference | None:
+def mean_over_texts(
+    of_text: Mapping[int, Sequence[float]], *, shares: bool = False
+) -> Difference | None:
     """Return the mean of differences that each text has some of; None without a text.
 
-    of_text: a text's differences by its sequence_id.
+    of_text: a text's differences by its sequence_id. shares: they are differences of shares, so that
+    no interval reaches beyond -1 and 1, however few the texts.
     """
     if not of_text:
         return None
@@ -50,4 +53,7 @@ def mean_over_texts(of_text: Mapping[int, Sequence[float]]) -> Difference | None
         return Difference(mean, None, None, n)
     half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
     p_value = 2 * float(scipy.stats.t.sf(abs(mean) / error, n - 1))
-    return Difference(mean, mean - half, mean + half, n, p_value)
+    low, high = mean - half, mean + half
+    if shares:
+        low, high = max(low, -1.0), min(high, 1.0)
+    return Difference(mean, low, high, n, p_value)

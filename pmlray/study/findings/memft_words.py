@@ -50,7 +50,7 @@ def token_gain(pairs: Sequence[MemftPair]) -> Difference:
     for pair in pairs:
         gain = pair.memft.recall.token - pair.sft.recall.token
         of_text.setdefault(pair.sequence_id, []).append(gain)
-    found = mean_over_texts(of_text)
+    found = mean_over_texts(of_text, shares=True)
     assert found is not None
     return found
 

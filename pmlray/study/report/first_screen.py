@@ -45,9 +45,9 @@ def first_screen(result: SearchResult) -> FirstScreen:
         "Recall": found["Recall"] if measured else "No answer yet: nothing is measured.",
         "How sure": " ".join(filter(None, [found.get("How sure"), law_words(result)])),
         **{name: found[name] for name in ("Placement",) if name in found},
+        "Cost": cost_words(result),
     }
     beside = {
-        "Cost": cost_words(result),
         "MemFT": found.get("MemFT", _no_memft(result)),
         "Next": _next_words(result),
     }

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import altair as alt
 
-from pmlray.study.comparison.results import FIGURES, paired_difference
+from pmlray.study.comparison.results import paired_difference
 from pmlray.study.findings.differences import LEVEL, Difference
 from pmlray.study.findings.memft_pairs import MemftPair
 from pmlray.study.report.figures.style import (
@@ -65,7 +65,7 @@ def pair_differences(pairs: Sequence[MemftPair]) -> list[Changed]:
     changed: list[Changed] = []
     for (point, method), own in runs.items():
         plain, memft = [pair.sft for pair in own], [pair.memft for pair in own]
-        found = {name: paired_difference(plain, memft, FIGURES[name]) for name in RECALLS}
+        found = {name: paired_difference(plain, memft, name) for name in RECALLS}
         changed.append((point, method, {name: d for name, d in found.items() if d is not None}))
     return changed
 

@@ -102,26 +102,36 @@ def test_seeds_of_one_text_are_no_independent_evidence() -> None:
     plain = [measured(4, "sft", t, 0, 0.2) for t in range(4)]
     better = [measured(4, "memft_ot", t, 0, 0.2 + 0.1 * t) for t in range(4)]
 
-    def exact(o: Observation) -> float:
-        return o.recall.exact
-
-    once = paired_difference(plain, better, exact)
+    once = paired_difference(plain, better, "exact_recall")
     twice = paired_difference(
         plain + [replace(o, seed=1) for o in plain],
         better + [replace(o, seed=1) for o in better],
-        exact,
+        "exact_recall",
     )
     assert once == twice
     alone = measured(4, "memft_ot", 9, 0, 0.0)
-    assert paired_difference(plain, [*better, alone], exact) == once
-    assert paired_difference([], better, exact) is None
+    assert paired_difference(plain, [*better, alone], "exact_recall") == once
+    assert paired_difference([], better, "exact_recall") is None
+
+
+def test_no_interval_of_shares_reaches_beyond_what_shares_can_differ_by() -> None:
+    """Student's over two texts is as wide as one likes; other figures keep it."""
+    plain = [replace(measured(4, "sft", t, 0, 0.5), final_loss=1.0) for t in range(2)]
+    better = [
+        replace(measured(4, "memft_ot", t, 0, 0.9 * t), final_loss=1.0 + t) for t in range(2)
+    ]
+    recall = paired_difference(plain, better, "exact_recall")
+    loss = paired_difference(plain, better, "final_loss")
+    assert recall is not None and (recall.low, recall.high) == (-1.0, 1.0)
+    assert loss is not None and loss.low is not None and loss.low < -1.0
+    assert recall.p_value == pytest.approx(ttest_1samp([-0.5, 0.4], 0.0).pvalue)
 
 
 def test_texts_that_all_differ_alike_tell_no_spread() -> None:
     for more in (0.0, 0.25, 0.3):
         plain = [measured(4, "sft", t, 0, 0.2) for t in range(3)]
         better = [measured(4, "memft_ot", t, 0, 0.2 + more) for t in range(3)]
-        found = paired_difference(plain, better, lambda o: o.recall.exact)
+        found = paired_difference(plain, better, "exact_recall")
         assert found is not None and found.mean == pytest.approx(more) and found.n == 3
         assert found.low is None and found.high is None and found.p_value is None
 
