@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -51,7 +52,8 @@ class Pace:
         return [printable(line) for line in lines]
 
     def _counts(self, now: StudyStatus) -> str:
-        left = f", {now.left:.0f} left in this phase"
+        estimate = "" if now.n_all is None else "about "
+        left = f", {estimate}{now.left:.0f} left in this phase" if math.isfinite(now.left) else ""
         whole = "" if now.n_all is None else f" of {now.n_all} runs"
         if now.needed < now.left:
             left += f", whose open runs take about {now.needed:.0f}"
@@ -68,7 +70,7 @@ class Pace:
         assert self._began is not None
         began, spent_then = self._began
         elapsed, spent = self.clock() - began, now.spent - spent_then
-        if spent <= 0 or elapsed <= 0:
+        if spent <= 0 or elapsed <= 0 or not math.isfinite(now.most_left):
             return ""
         return f", ETA at most {clock(now.most_left * elapsed / spent)}"
 

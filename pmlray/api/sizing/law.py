@@ -17,7 +17,7 @@ from pmlray.backends.store.file_store import FileStore
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.stored_files import SEARCH_FILE
 from pmlray.errors import RunError
-from pmlray.study.sizing.cost import spent_seconds, together
+from pmlray.study.sizing.cost import spent_seconds
 
 
 def law_at_hand(
@@ -65,8 +65,7 @@ def _begun(
     for first in first_packs(plan, cost):
         with store.driver_lock() as driver:
             sizing_packs.measure(
-                *(search, store, driver, first, plan.request.profile, together(cost, first)),
-                *(connect, shown),
+                *(search, store, driver, first, plan.request.profile, None, connect, shown)
             )
     observations = store.observations()
     if not observations:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -26,13 +27,14 @@ def measure(
     driver: Lease,
     runs: Sequence[PlannedRun],
     profile: ClusterProfile,
-    predicted: float,
+    predicted: float | None,
     connect: Connect,
     shown: ShowProgress,
 ) -> None:
     """Train the runs that are not in the store yet, as one pack.
 
-    predicted: gpu_seconds of all of them, for the first line of the progress."""
+    predicted: gpu_seconds of all of them, for the first line of the progress; None where no run has
+    told what they take here."""
     done = {o.run_key for o in store.observations()}
     missing = tuple(run for run in runs if run.run_key not in done)
     if not missing:
@@ -43,9 +45,8 @@ def measure(
     pack = Pack(1 + max(rounds, default=-1), missing)
     with shown() as announce, Follower(store.folder, announce) as follower:
         follower.stage("starting Ray")
-        begun = Progress(
-            "law", 0, len(missing), 0, 0.0, predicted, None, predicted, missing, len(missing)
-        )
+        left = math.inf if predicted is None else predicted
+        begun = Progress("law", 0, len(missing), 0, 0.0, left, None, left, missing, len(missing))
         follower(replace(begun, what="training"))
         connect()
         follower.stage("waiting for a worker")

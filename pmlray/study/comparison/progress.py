@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ def comparison_progress(
         n_pending=len(running),
         n_failed=n_failed,
         gpu_seconds_spent=spent + sum(f.gpu_seconds for f in failures),
-        gpu_seconds_left=n_left * spent / max(1, len(observations)),
+        gpu_seconds_left=n_left * spent / len(observations) if observations else math.inf,
         law=None,
         running=tuple(running),
         n_all=n_all,

@@ -39,8 +39,8 @@ def mean_over_texts(
 ) -> Difference | None:
     """Return the mean of differences that each text has some of; None without a text.
 
-    of_text: a text's differences by its sequence_id. shares: they are differences of shares, so that
-    no interval reaches beyond -1 and 1, however few the texts.
+    of_text: a text's differences by its sequence_id. shares: they are differences of shares, so
+    that no interval reaches beyond -1 and 1, however few the texts.
     """
     if not of_text:
         return None

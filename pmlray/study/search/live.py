@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -36,20 +37,25 @@ def with_live(progress: Progress, packs: Sequence[LivePack], *, by_pack: bool = 
     )
     if now.n_all is None:
         return now
-    left = _left_by_packs(now, now.n_all)
+    if (left := _left_by_packs(now, now.n_all)) is None:
+        return now
+
+    def at_least(told: float) -> float:
+        return max(told, left) if math.isfinite(told) else left
+
     return replace(
         now,
-        gpu_seconds_left=max(now.gpu_seconds_left, left),
-        gpu_seconds_open=max(now.gpu_seconds_open, left),
+        gpu_seconds_left=at_least(now.gpu_seconds_left),
+        gpu_seconds_open=at_least(now.gpu_seconds_open),
     )
 
 
-def _left_by_packs(now: Progress, n_all: int) -> float:
+def _left_by_packs(now: Progress, n_all: int) -> float | None:
     """Return the gpu_seconds that the packs in training take to their end by their own estimate,
-    and the runs that no pack has begun at the same cost a run."""
+    and the runs that no pack has begun at the same cost a run; None where no pack has one."""
     paced = [(p, p.gpu_seconds_left) for p in now.packs if p.gpu_seconds_left is not None]
     if not paced:
-        return 0.0
+        return None
     left = sum(rest for _, rest in paced)
     a_run = (sum(p.gpu_seconds for p, _ in paced) + left) / sum(p.n_runs for p, _ in paced)
     return left + a_run * max(0, n_all - now.n_done - now.n_failed - now.n_pending)

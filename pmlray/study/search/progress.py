@@ -19,7 +19,8 @@ class Progress:
     """Progress of a study; `gpu_seconds_left` and the counts are those of the current phase.
 
     `running` are the runs handed out, each with the reason for its choice. `gpu_seconds_open`:
-    cost of the phase's runs without a result at the rate so far, inf before a rate is measured.
+    cost of the phase's runs without a result at the rate so far, inf before a rate is measured, as
+    is `gpu_seconds_left` where no budget tells it.
     `n_all`: number of runs of a comparison, known from its start. `packs`: live reports of the
     packs in training. `stage`: current activity while no pack reports, for `stage_seconds` so far.
     `what`: name of a study that is neither a search nor a comparison, and fits no law.
@@ -59,16 +60,18 @@ def law_metrics(law: LawSummary) -> dict[str, float]:
 def progress_metrics(now: Progress) -> dict[str, float]:
     """Return the progress as flat metrics.
 
-    The remaining and the open cost are named after their phase; the latter only once a rate is
-    measured.
+    The remaining and the open cost are named after their phase; neither is there before it is
+    known.
     """
     metrics = {
         "progress/n_done": float(now.n_done),
         "progress/n_running": float(now.n_pending),
         "progress/n_failed": float(now.n_failed),
         "progress/gpu_seconds_spent": now.gpu_seconds_spent,
-        f"progress/{now.phase}_gpu_seconds_left": now.gpu_seconds_left,
     }
-    if math.isfinite(now.gpu_seconds_open):
-        metrics[f"progress/{now.phase}_gpu_seconds_open"] = now.gpu_seconds_open
-    return metrics
+    costs = {"left": now.gpu_seconds_left, "open": now.gpu_seconds_open}
+    return metrics | {
+        f"progress/{now.phase}_gpu_seconds_{name}": cost
+        for name, cost in costs.items()
+        if math.isfinite(cost)
+    }

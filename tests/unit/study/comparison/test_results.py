@@ -117,9 +117,7 @@ def test_seeds_of_one_text_are_no_independent_evidence() -> None:
 def test_no_interval_of_shares_reaches_beyond_what_shares_can_differ_by() -> None:
     """Student's over two texts is as wide as one likes; other figures keep it."""
     plain = [replace(measured(4, "sft", t, 0, 0.5), final_loss=1.0) for t in range(2)]
-    better = [
-        replace(measured(4, "memft_ot", t, 0, 0.9 * t), final_loss=1.0 + t) for t in range(2)
-    ]
+    better = [replace(measured(4, "memft_ot", t, 0, 0.9 * t), final_loss=1.0 + t) for t in range(2)]
     recall = paired_difference(plain, better, "exact_recall")
     loss = paired_difference(plain, better, "final_loss")
     assert recall is not None and (recall.low, recall.high) == (-1.0, 1.0)
