@@ -8,7 +8,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,10 @@ def ray_session(address: str | None) -> Generator[None]:
         require_cluster(address)
     with ExitStack() as session:
         folder = session.enter_context(_alone()) if alone else None
+        few = _without_monitors() if alone else nullcontext()
         # Callbacks run in reverse order: Ray shuts down before its folder and environment go.
         session.callback(ray.shutdown)
-        with _explained(address), _in_their_own_groups():
+        with _explained(address), _in_their_own_groups(), few:
             context: Any = ray.init(
                 address=address,
                 # No dashboard for a Ray that ends with the command: its port is not shown anywhere.
@@ -62,12 +63,8 @@ def ray_session(address: str | None) -> Generator[None]:
                 logging_level=logging.WARNING,
             )
         if folder is not None:
-            from ray._private import worker
             from ray._private.utils import write_ray_address
 
-            # The autoscaler's monitor has no nodes to add here, and would take a second to end.
-            node: Any = worker._global_node
-            node.kill_monitor(check_alive=False)
             write_ray_address(context.address_info["gcs_address"], str(folder / "ray"))
         # Set after ray.init, which replaces the handlers.
         signal.signal(signal.SIGTERM, _interrupt)
@@ -116,6 +113,24 @@ def _in_their_own_groups() -> Generator[None]:
         yield
     finally:
         services.ConsolePopen = before
+
+
+@contextmanager
+def _without_monitors() -> Generator[None]:
+    """Start a Ray without its log monitor and its autoscaler's monitor within this context.
+
+    The former sends what workers print to a driver that asks for it, the latter adds nodes. Here
+    nobody asks and there are none, but each would load Ray anew.
+    """
+    from ray._private import parameter
+
+    before = parameter.RayParams
+    fewer: Any = partial(before, include_log_monitor=False, no_monitor=True)
+    parameter.RayParams = fewer
+    try:
+        yield
+    finally:
+        parameter.RayParams = before
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
