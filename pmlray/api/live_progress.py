@@ -16,13 +16,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pmlray.api.status import NO_LAW, StudyStatus, clock, describe_known, status_of
+from pmlray.api.status import (
+    NO_LAW,
+    SECONDS_BETWEEN_LINES,
+    StudyStatus,
+    clock,
+    describe_known,
+    status_of,
+)
 from pmlray.config.printable import printable
 from pmlray.study.search.progress import Progress
 
 BAR_WIDTH = 40
-# Without a terminal, progress is printed at least this often while only counts change.
-SECONDS_BETWEEN_LINES = 12.0
 
 
 @dataclass

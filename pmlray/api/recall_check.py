@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pmlray.api.records.facts import facts_for
+from pmlray.api.status import SECONDS_BETWEEN_LINES
 from pmlray.config.adapters.adapter_spec import Probe
 from pmlray.config.bases.model_spec import Dtype, DtypeChoice, Model
 from pmlray.config.bases.models import (
@@ -172,7 +174,15 @@ def decode_task(search: PreparedSearch, folder: Path, say: Callable[[str], None]
             f"{inside} targets hold an end token: decoding goes on behind it here, but"
             " transformers' generate stops there unless eos_token_id is another"
         )
-    answers = decode_records(base, adapter, records, ends)
+    told_at = time.monotonic()
+
+    def tell(done: int) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= SECONDS_BETWEEN_LINES:
+            told_at = time.monotonic()
+            say(f"{done} of {len(records)} records decoded")
+
+    answers = decode_records(base, adapter, records, ends, tell)
     lost = search.facts.lost if search.facts is not None else [None] * len(answers)
     whole = [text is None for text in lost]
     return DecodedRecords(

@@ -12,6 +12,8 @@ from pmlray.study.search.progress import Progress
 from pmlray.types import PlannedRun
 
 MOST_RUNS = 4
+# Without a terminal, progress is printed at least this often while only counts change.
+SECONDS_BETWEEN_LINES = 12.0
 NO_LAW, NOT_KNOWN = "no law yet", "targets not known yet"
 
 

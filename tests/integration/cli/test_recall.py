@@ -51,6 +51,17 @@ def test_recall_refuses_an_adapter_of_something_else(
     )
 
 
+def test_decoding_that_takes_its_time_says_how_far_it_is(
+    records: Path, tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["recall", "--adapter", tiny_adapter, "--records", records]
+    assert "records decoded" not in invoke(*arguments).output
+    monkeypatch.setattr("pmlray.api.recall_check.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("pmlray.engine.evaluation.greedy_decode.MAX_MICRO_BATCH_TOKENS", 1)
+    said = invoke(*arguments, "--json").stderr
+    assert [f"{n} of {N_RECORDS} records decoded" in said for n in (1, N_RECORDS)] == [True, True]
+
+
 def test_recall_counts_a_repeated_record_once(tmp_path: Path, tiny_adapter: Path) -> None:
     rows = [("a:", "1")] * 4 + [("b:", "2")]
     path = tmp_path / "twice.jsonl"
