@@ -24,7 +24,7 @@ MIN_RUNS = 5
 PRIOR_MEAN = np.array([-1.0, np.log(1.2), 1.8, np.log(0.2)])
 PRIOR_SD = np.array([2.0, 0.7, 1.8, 0.7])
 BOUNDS = list(zip(PRIOR_MEAN - 6 * PRIOR_SD, PRIOR_MEAN + 6 * PRIOR_SD, strict=True))
-NEWTON_STEPS = 12
+NEWTON_STEPS, NEWTON_SETTLED = 12, 1e-8
 # Logarithm of the standard normal density at 0.
 LOG_DENSITY = -0.5 * np.log(2.0 * np.pi)
 STEP = 1e-3
@@ -143,7 +143,11 @@ def _neg_log_posterior(theta: FloatArray, counts: _Counts) -> float:
     v = still
     for _ in range(NEWTON_STEPS):
         slope, curvature = _slope(v, fixed, spread, counts)
-        v = v + np.clip(slope / curvature, -1.0, 1.0)
+        change = np.clip(slope / curvature, -1.0, 1.0)
+        v = v + change
+        # Newton's steps square the error: the next would be below what doubles can tell.
+        if np.abs(change).max() < NEWTON_SETTLED:
+            break
     _, curvature = _slope(v, fixed, spread, counts)
     z = fixed + spread * v[:, None]
     likelihood = counts.wrong * log_ndtr(z) + (counts.tokens - counts.wrong) * log_ndtr(-z)

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,16 +33,23 @@ def process(command: list[str], environment: dict[str, str]) -> Iterator[subproc
         end_group(started)
 
 
-def nodes_of(address: str, environment: dict[str, str]) -> int:
+def await_nodes(n: int, address: str, environment: dict[str, str]) -> None:
     script = (
-        "import sys, ray; ray.init(sys.argv[1], log_to_driver=False);"
-        "print('NODES', sum(n['Alive'] for n in ray.nodes()))"
+        "import sys, time, ray\n"
+        "end = time.monotonic() + 90\n"
+        "while True:\n"
+        "    try: ray.init(sys.argv[2], log_to_driver=False); break\n"
+        "    except ConnectionError:\n"
+        "        if time.monotonic() > end: raise\n"
+        "        time.sleep(1)\n"
+        "while sum(node['Alive'] for node in ray.nodes()) < int(sys.argv[1]):\n"
+        "    assert time.monotonic() < end, ray.nodes()\n"
+        "    time.sleep(0.5)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, address],
-        capture_output=True, text=True, timeout=60, env=environment,
+    subprocess.run(
+        [sys.executable, "-c", script, str(n), address],
+        capture_output=True, text=True, timeout=150, env=environment, check=True,
     )  # fmt: skip
-    return int(done.stdout.partition("NODES ")[2] or 0)
 
 
 def test_a_node_that_does_not_see_the_store_ends_the_search(tmp_path: Path) -> None:
@@ -69,9 +75,7 @@ def test_a_node_that_does_not_see_the_store_ends_the_search(tmp_path: Path) -> N
         second = [*start, f"--address={address}", "--num-cpus=2", f"--temp-dir={node}"]
         apart = ["unshare", "-rm", "sh", "-c", ELSEWHERE, "sh", str(store)]
         with process(first, environment), process([*apart, *second], environment):
-            until = time.monotonic() + 90
-            while nodes_of(address, environment) < 2 and time.monotonic() < until:
-                time.sleep(1)
+            await_nodes(2, address, environment)
             code, _, err = pmlray(
                 *("search", str(SMOKE), *SMALL, "--store", str(store), "--address", address),
                 timeout=400,

@@ -112,7 +112,7 @@ def test_gains_of_memft_are_paired_over_texts(result: SearchResult) -> None:
         interval = ttest_1samp(gains, 0.0).confidence_interval(0.95)
         shown = differences["token_recall"]
         assert (shown.mean, shown.low, shown.high) == pytest.approx(
-            (np.mean(gains), interval.low, interval.high)
+            (np.mean(gains), max(interval.low, -1.0), min(interval.high, 1.0))
         )
     (panel,) = (p for p in memft_panels(result.pairs) if p.key == "memft-difference")
     drawn = next(rows for rows in rows_of(panel.spec()) if "difference" in rows[0])

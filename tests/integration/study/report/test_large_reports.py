@@ -65,19 +65,19 @@ def test_twice_the_runs_take_no_more_than_twice_the_calls(
 def test_a_page_of_thousands_of_runs_stays_small_and_says_what_it_leaves_out(
     result: SearchResult, tmp_path: Path
 ) -> None:
-    page = write_report(large(result, 5000), tmp_path, {})
+    page = write_report(large(result, 2500), tmp_path, {})
     assert page.stat().st_size < MOST_BYTES
     read = Page(page.read_text("utf-8"))
-    assert f"The first {MOST_ROWS} of 6,000 rows are shown; all of them are in report.json" in (
+    assert f"The first {MOST_ROWS} of 3,000 rows are shown; all of them are in report.json" in (
         read.text
     )
-    assert f"{MOST_DOTS:,} of 5,000 runs are drawn, chosen at random" in read.text
-    assert "300 of 5,000 runs are drawn, those chosen first" in read.text
-    assert "60 of 500 pairs are drawn" in read.text
-    assert "each bar is 14 rounds" in read.text
+    assert f"{MOST_DOTS:,} of 2,500 runs are drawn, chosen at random" in read.text
+    assert "300 of 2,500 runs are drawn, those chosen first" in read.text
+    assert "60 of 250 pairs are drawn" in read.text
+    assert "each bar is 7 rounds" in read.text
     stored = json.loads((tmp_path / "report.json").read_text())
-    assert len(stored["observations"]) == 6000 and len(stored["capacity"]) == 5000
-    assert len(stored["memft"]) == 500
+    assert len(stored["observations"]) == 3000 and len(stored["capacity"]) == 2500
+    assert len(stored["memft"]) == 250
 
 
 def test_rows_that_figures_share_are_in_the_page_once(result: SearchResult, tmp_path: Path) -> None:
