@@ -126,9 +126,10 @@ def _without_helpers() -> Generator[None]:
     """
     from ray._private import node, parameter
 
-    before, head = parameter.RayParams, node.Node
+    head, before = node.Node, parameter.RayParams
     start_dashboard = head.start_api_server
-    fewer: Any = partial(before, include_log_monitor=False, no_monitor=True)
+    without: dict[str, Any] = {"include_log_monitor": False, "no_monitor": True}
+    fewer: Any = partial(before, **without)
     none: Any = _start_nothing
     parameter.RayParams, head.start_api_server = fewer, none
     try:
