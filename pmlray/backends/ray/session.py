@@ -51,7 +51,7 @@ def ray_session(address: str | None) -> Generator[None]:
         require_cluster(address)
     with ExitStack() as session:
         folder = session.enter_context(_alone()) if alone else None
-        few = _without_monitors() if alone else nullcontext()
+        few = _without_helpers() if alone else nullcontext()
         # Callbacks run in reverse order: Ray shuts down before its folder and environment go.
         session.callback(ray.shutdown)
         with _explained(address), _in_their_own_groups(), few:
@@ -116,21 +116,30 @@ def _in_their_own_groups() -> Generator[None]:
 
 
 @contextmanager
-def _without_monitors() -> Generator[None]:
-    """Start a Ray without its log monitor and its autoscaler's monitor within this context.
+def _without_helpers() -> Generator[None]:
+    """Start a Ray without its log monitor, its autoscaler's monitor and its dashboard's process
+    within this context.
 
-    The former sends what workers print to a driver that asks for it, the latter adds nodes. Here
-    nobody asks and there are none, but each would load Ray anew.
+    The first sends what workers print to a driver that asks for it, the second adds nodes, and the
+    third, which starts where no dashboard is included too, collects statistics that are turned off.
+    Here nobody asks and there are none, but each would load Ray anew.
     """
-    from ray._private import parameter
+    from ray._private import node, parameter
 
-    before = parameter.RayParams
-    fewer: Any = partial(before, include_log_monitor=False, no_monitor=True)
-    parameter.RayParams = fewer
+    head, before = node.Node, parameter.RayParams
+    start_dashboard = head.start_api_server
+    without: dict[str, Any] = {"include_log_monitor": False, "no_monitor": True}
+    fewer: Any = partial(before, **without)
+    none: Any = _start_nothing
+    parameter.RayParams, head.start_api_server = fewer, none
     try:
         yield
     finally:
-        parameter.RayParams = before
+        parameter.RayParams, head.start_api_server = before, start_dashboard
+
+
+def _start_nothing(_node: object, **_options: object) -> None:
+    """Take the place of `Node.start_api_server`."""
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

@@ -24,7 +24,8 @@ MIN_RUNS = 5
 PRIOR_MEAN = np.array([-1.0, np.log(1.2), 1.8, np.log(0.2)])
 PRIOR_SD = np.array([2.0, 0.7, 1.8, 0.7])
 BOUNDS = list(zip(PRIOR_MEAN - 6 * PRIOR_SD, PRIOR_MEAN + 6 * PRIOR_SD, strict=True))
-NEWTON_STEPS, NEWTON_SETTLED = 12, 1e-8
+# Each of Newton's steps about squares the error: after one as small as this, v is exact.
+NEWTON_STEPS, SMALL_STEP = 12, 1e-8
 # Logarithm of the standard normal density at 0.
 LOG_DENSITY = -0.5 * np.log(2.0 * np.pi)
 STEP = 1e-3
@@ -100,9 +101,9 @@ def _ln_spread_beyond(runs: Sequence[TokenRun], counts: _Counts) -> float:
     except FitError:
         return -np.inf
     theta = _largest_posterior(counts.subset(~beyond))
-    held_out = counts.subset(beyond)
+    posterior = _NegLogPosterior(counts.subset(beyond))
     found = scipy.optimize.minimize_scalar(
-        lambda ln_spread: _neg_log_posterior(np.append(theta[:3], ln_spread), held_out),
+        lambda ln_spread: posterior(np.append(theta[:3], ln_spread)),
         bounds=BOUNDS[3],
         method="bounded",
     )
@@ -111,7 +112,7 @@ def _ln_spread_beyond(runs: Sequence[TokenRun], counts: _Counts) -> float:
 
 def _largest_posterior(counts: _Counts) -> FloatArray:
     found = scipy.optimize.minimize(
-        _neg_log_posterior, PRIOR_MEAN, args=(counts,), method="L-BFGS-B", bounds=BOUNDS
+        _NegLogPosterior(counts), PRIOR_MEAN, method="L-BFGS-B", bounds=BOUNDS
     )
     return found.x
 
@@ -134,26 +135,34 @@ def _counts(runs: Sequence[TokenRun]) -> _Counts:
     )
 
 
-def _neg_log_posterior(theta: FloatArray, counts: _Counts) -> float:
-    params_N4 = np.broadcast_to(theta, (counts.loss.size, 4))
-    spread = float(np.exp(theta[3]))
-    # v shifts all probits of a run alike, so they are computed once.
-    still = np.zeros(counts.loss.size)
-    fixed = wrong_probits(params_N4, still, counts.loss, counts.base_loss, counts.position_B)
-    v = still
-    for _ in range(NEWTON_STEPS):
-        slope, curvature = _slope(v, fixed, spread, counts)
-        change = np.clip(slope / curvature, -1.0, 1.0)
-        v = v + change
-        # Newton's steps square the error: the next would be below what doubles can tell.
-        if np.abs(change).max() < NEWTON_SETTLED:
-            break
-    _, curvature = _slope(v, fixed, spread, counts)
-    z = fixed + spread * v[:, None]
-    likelihood = counts.wrong * log_ndtr(z) + (counts.tokens - counts.wrong) * log_ndtr(-z)
-    log_runs = likelihood.sum(axis=1) - 0.5 * v**2 - 0.5 * np.log(curvature)
-    prior = 0.5 * float(np.sum(((theta - PRIOR_MEAN) / PRIOR_SD) ** 2))
-    return prior - float(log_runs.sum())
+class _NegLogPosterior:
+    """Negative log posterior of the parameters (4,), as a function that begins its search for each
+    run's v at the last ones: from one call to the next they hardly change."""
+
+    def __init__(self, counts: _Counts) -> None:
+        self._counts, self._v = counts, np.zeros(counts.loss.size)
+
+    def __call__(self, theta: FloatArray) -> float:
+        """Return its value, v integrated out."""
+        counts, v = self._counts, self._v
+        params_N4 = np.broadcast_to(theta, (v.size, 4))
+        spread = float(np.exp(theta[3]))
+        # v shifts all probits of a run alike, so they are computed once.
+        still = np.zeros(v.size)
+        fixed = wrong_probits(params_N4, still, counts.loss, counts.base_loss, counts.position_B)
+        for _ in range(NEWTON_STEPS):
+            slope, curvature = _slope(v, fixed, spread, counts)
+            step = np.clip(slope / curvature, -1.0, 1.0)
+            v = v + step
+            if np.abs(step).max() < SMALL_STEP:
+                break
+        _, curvature = _slope(v, fixed, spread, counts)
+        self._v = v
+        z = fixed + spread * v[:, None]
+        likelihood = counts.wrong * log_ndtr(z) + (counts.tokens - counts.wrong) * log_ndtr(-z)
+        log_runs = likelihood.sum(axis=1) - 0.5 * v**2 - 0.5 * np.log(curvature)
+        prior = 0.5 * float(np.sum(((theta - PRIOR_MEAN) / PRIOR_SD) ** 2))
+        return prior - float(log_runs.sum())
 
 
 def _slope(
@@ -171,13 +180,13 @@ def _slope(
 
 def _covariance(theta: FloatArray, counts: _Counts) -> FloatArray:
     """Return the inverse of the second derivatives (4, 4), by central differences."""
-    n = theta.size
+    n, posterior = theta.size, _NegLogPosterior(counts)
     steps = STEP * np.eye(n)
     found = np.empty((n, n))
     for i in range(n):
         for k in range(i + 1):
             around = [
-                s * t * _neg_log_posterior(theta + s * steps[i] + t * steps[k], counts)
+                s * t * posterior(theta + s * steps[i] + t * steps[k])
                 for s in (1, -1)
                 for t in (1, -1)
             ]

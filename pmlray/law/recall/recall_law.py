@@ -34,7 +34,9 @@ from pmlray.law.data import FloatArray, IntArray
 LEAD_TOKENS = 4.0
 # Positions below this have a bin each; later ones share bins of half an octave.
 SINGLE_POSITIONS = 16
-NODES = 15
+# Gauss-Hermite nodes and weights of v, (V,), made once: a loss for a recall takes 60 predictions.
+NODES_V, _unscaled_V = np.polynomial.hermite_e.hermegauss(15)
+NODE_WEIGHT_V = _unscaled_V / _unscaled_V.sum()
 # Losses are clipped to these shares of the base loss.
 LOSS_SHARES = (1e-9, 1.0 - 1e-6)
 SLOPE_STEP = 1e-3
@@ -87,18 +89,18 @@ class RecallLaw:
     def predict(self, loss: ArrayLike, tokens_per_record: float) -> RecallShares:
         """Return the expected recall of runs that end at this mean loss, nats per token, any
         shape."""
-        nodes_V, weight_V = np.polynomial.hermite_e.hermegauss(NODES)
-        weight_V = weight_V / weight_V.sum()
         position_B, width_B = position_bins(_tokens(tokens_per_record))
         mean = np.asarray(loss, dtype=float)[..., None]
-        params_V4 = np.broadcast_to(self.params, (NODES, 4))
-        q = ndtr(wrong_probits(params_V4, nodes_V, mean, self.base_loss, position_B))
+        params_V4 = np.broadcast_to(self.params, (NODES_V.size, 4))
+        q = ndtr(wrong_probits(params_V4, NODES_V, mean, self.base_loss, position_B))
         survived = np.exp(np.cumsum(width_B * np.log1p(-q), axis=-1))
         begun = np.concatenate([np.ones_like(survived[..., :1]), survived[..., :-1]], axis=-1)
         total = width_B.sum()
         prefix = np.sum(begun * _right_in_bin(q, width_B), axis=-1) / total
         token = 1.0 - q @ width_B / total
-        return RecallShares(token @ weight_V, prefix @ weight_V, survived[..., -1] @ weight_V)
+        return RecallShares(
+            token @ NODE_WEIGHT_V, prefix @ NODE_WEIGHT_V, survived[..., -1] @ NODE_WEIGHT_V
+        )
 
     def sample(
         self, loss: FloatArray, tokens_per_record: float, n_records: int, rng: np.random.Generator
