@@ -57,7 +57,7 @@ class Pace:
         return [printable(line) for line in lines]
 
     def _counts(self, now: StudyStatus) -> str:
-        estimate = "" if now.n_all is None else "about "
+        estimate = "about " if now.n_all is not None and now.left > 0 else ""
         left = f", {estimate}{now.left:.0f} left in this phase" if math.isfinite(now.left) else ""
         whole = "" if now.n_all is None else f" of {now.n_all} runs"
         if now.needed < now.left:

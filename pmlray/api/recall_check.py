@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from pmlray.api.adapters.base import base_of, trained_with
 from pmlray.api.records.facts import facts_for
+from pmlray.api.records.prompts import default_format
 from pmlray.api.status import SECONDS_BETWEEN_LINES
 from pmlray.config.adapters.adapter_spec import Probe
-from pmlray.config.bases.model_spec import Dtype, DtypeChoice, Model
-from pmlray.config.bases.models import (
-    FOLDER_IDENTITY,
-    PULLABLE,
-    ModelSource,
-    require_present,
-    resolve_model,
-)
+from pmlray.config.bases.model_spec import DtypeChoice
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.record_facts import local_tokenizer
 from pmlray.config.search_spec import (
@@ -29,14 +24,12 @@ from pmlray.config.search_spec import (
     Space,
     Task,
 )
-from pmlray.config.stored_files import SEARCH_FILE, Card, read_stored
-from pmlray.engine.adapters.stored_adapter import StoredAdapter, read_adapter
+from pmlray.engine.adapters.stored_adapter import read_adapter
 from pmlray.engine.evaluation.greedy_decode import decode_records
-from pmlray.engine.model.device import multiplies_bfloat16, pick_device
+from pmlray.engine.model.device import pick_device
 from pmlray.engine.model.prompts import end_token_ids, render_prompt
 from pmlray.errors import ModelError
 from pmlray.memory import RecordSource, TaskSource, build_memory, encode_texts
-from pmlray.study.sizing.card import CARD_JSON
 from pmlray.study.sizing.decoded_records import DecodedRecords
 
 
@@ -60,20 +53,25 @@ class RecallRequest:
 def prepare_recall(request: RecallRequest) -> PreparedSearch:
     """Return the check as the task of a search, before any model is loaded.
 
-    Without a card or a store's search beside the adapter the defaults are the device's dtype and
-    plain prompts, answers are to end, and the base is the one that the adapter names. Raises
-    ModelError, DataError or StoreError.
+    Without a card or a store's search beside the adapter the dtype is the device's, prompts are as
+    `default_format` says, answers are to end, and the base is the one that the adapter names.
+    Raises ModelError, DataError or StoreError.
     """
     adapter = read_adapter(request.adapter)
-    known = _trained_with(request.adapter)
-    model, source = _base_of(request, adapter, known)
-    require_present(model.id, source)
+    known = trained_with(request.adapter)
+    model, source = base_of(
+        request.adapter, adapter, known, request.model, request.revision, request.dtype
+    )
     if (last := adapter.placement.layers[-1]) >= source.geometry.n_layers:
         raise ModelError(
             f"{request.adapter} adapts layer {last}, but {model.id} has layers 0 to"
             f" {source.geometry.n_layers - 1}: it belongs to another model"
         )
-    prompt_format = request.prompt_format or known.get("prompt_format") or "plain"
+    prompt_format = (
+        request.prompt_format
+        or known.get("prompt_format")
+        or default_format(request.records, model.id, source)
+    )
     tokenizer = local_tokenizer(source)
     facts = facts_for(request.records, model, source, tokenizer, prompt_format, keep_lost=True)
     spec = SearchSpec(
@@ -92,59 +90,6 @@ def prepare_recall(request: RecallRequest) -> PreparedSearch:
         budget=Budget(gpu_seconds=1.0),
     )
     return PreparedSearch(spec, source, TaskSource("records", 0, pairs=facts.pairs), facts)
-
-
-def _base_of(
-    request: RecallRequest, adapter: StoredAdapter, known: Mapping[str, Any]
-) -> tuple[Model, ModelSource]:
-    """Return the base to decode with: the one asked for, else the one that the adapter is of."""
-    named = known.get("id") or adapter.base_model
-    chosen = request.model or named
-    if chosen is None:
-        raise ModelError(f"{request.adapter} names no base model; give it by --model")
-    # The revision belongs to the base that is named beside it.
-    own = request.model is None or request.model == named
-    model = Model(
-        id=chosen,
-        revision=request.revision or (known.get("revision") or adapter.revision if own else None),
-        dtype=_dtype(request.dtype, known),
-    )
-    try:
-        source = resolve_model(model.id, model.revision)
-    except ModelError as error:
-        if request.model is not None:
-            raise
-        raise ModelError(
-            f"{request.adapter} is an adapter of {model.id}, which cannot be found from here"
-            f" ({error}); give its base by --model: a folder, a pulled name, or a hub id with"
-            " --revision"
-        ) from error
-    belongs = known.get("identity") or _identity_here(named)
-    if belongs is not None and _contradicts(source.identity, belongs):
-        raise ModelError(
-            f"{request.adapter} is an adapter of {named} ({belongs}), not of {model.id}"
-            f" ({source.identity}); leave --model out, or give that model"
-        )
-    return model.at(source.revision), source
-
-
-def _identity_here(model_id: str | None) -> str | None:
-    """Return the identity of a base that this machine has; None of a hub's or another machine's."""
-    if model_id is None or not (model_id in PULLABLE or Path(model_id).is_dir()):
-        return None
-    return resolve_model(model_id, None).identity
-
-
-def _contradicts(one: str, other: str) -> bool:
-    """Return whether two identities tell of different weights.
-
-    A pulled name, a commit on the hub and a folder's hash may each be of the same weights.
-    """
-    kinds = [
-        "pulled" if x in PULLABLE else "folder" if x.startswith(FOLDER_IDENTITY) else "hub"
-        for x in (one, other)
-    ]
-    return one != other and kinds[0] == kinds[1]
 
 
 def decode_task(search: PreparedSearch, folder: Path, say: Callable[[str], None]) -> DecodedRecords:
@@ -192,22 +137,3 @@ def decode_task(search: PreparedSearch, folder: Path, say: Callable[[str], None]
         tuple(answer.recalled and ok for answer, ok in zip(answers, whole, strict=True)),
         search.spec.task.end,
     )
-
-
-def _dtype(asked: DtypeChoice, known: Mapping[str, Any]) -> Dtype:
-    """Return the requested dtype, else that of training, else this process's device's."""
-    if asked != "auto":
-        return asked
-    return known.get("dtype") or ("bfloat16" if multiplies_bfloat16(pick_device()) else "float32")
-
-
-def _trained_with(folder: Path) -> dict[str, Any]:
-    """Return id, revision, dtype, identity, prompt_format and end, as far as they are known."""
-    if (folder / CARD_JSON).is_file():
-        return read_stored(Card, folder / CARD_JSON).trained_with()
-    search_file = folder.absolute().parent.parent / SEARCH_FILE
-    if search_file.is_file():
-        spec = read_stored(SearchSpec, search_file)
-        task = {"prompt_format": spec.task.prompt_format, "end": spec.task.end}
-        return {**spec.model.pinned().model_dump(), **task}
-    return {}

@@ -20,6 +20,7 @@ from pmlray.cli.cluster.jobs import list_jobs, logs, status, stop, sync
 from pmlray.cli.cluster.submit import submit
 from pmlray.cli.compare_commands import compare
 from pmlray.cli.doctor import doctor
+from pmlray.cli.export_command import export
 from pmlray.cli.init_command import init
 from pmlray.cli.law_commands import fit, table
 from pmlray.cli.model_commands import models
@@ -42,7 +43,7 @@ app = typer.Typer(
 # In the order and the panels of the help.
 PANELS: Mapping[str, tuple[Callable[..., None], ...]] = {
     "Search": (init, validate, plan, search, watch, fit, report, tokens, table, compare),
-    "Records": (size, recall),
+    "Records": (size, recall, export),
     "Cluster": (submit, list_jobs, status, logs, stop, sync),
     "Machine": (schema, doctor),
 }

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import typer
 
+from pmlray.api.records.prompts import (
+    PLAIN_CONVERSATIONS,
+    default_format,
+    holds_conversations,
+)
 from pmlray.api.records.source import named_columns, parse_columns
 from pmlray.atomic_files import write_once, write_over
 from pmlray.cli.output import COLUMNS_OPTION, JSON_OPTION, emit, tell
@@ -28,7 +34,9 @@ from pmlray.config.bases.models import (
 )
 from pmlray.config.prepared_search import prepare_search
 from pmlray.errors import PmlrayError, SpecError
-from pmlray.memory import Columns, TaskKind, encode_texts, read_records
+from pmlray.memory import Columns, RecordSource, TaskKind, encode_texts, read_records
+
+log = logging.getLogger(__name__)
 
 KINDS = get_args(TaskKind)
 SCHEMA = "search.schema.json"
@@ -132,7 +140,13 @@ def write_search(
         raise SpecError(f"--layer is {layer}, but {model} has layers 0 to {n_layers - 1}")
     tokens: list[int] = []
     guessed = False
+    prompt_format: Literal["plain", "chat"] | None = None
     if records is not None:
+        asked = RecordSource(records, columns)
+        if holds_conversations(asked):
+            prompt_format = default_format(asked, model, source)
+            if prompt_format == "plain":
+                log.warning(PLAIN_CONVERSATIONS)
         targets = [target for _, target in read_records(records, columns)]
         counted = _count(source, targets)
         tokens, guessed = counted or guessed_tokens(targets), counted is None
@@ -150,6 +164,7 @@ def write_search(
         columns=columns,
         target_tokens=tokens,
         tokens_guessed=guessed,
+        prompt_format=prompt_format,
     )
     content = search_yaml(wanted, source, str(file), schema)
     # The draft lies in the same folder, so that relative paths mean the same.

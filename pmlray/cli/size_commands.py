@@ -30,7 +30,16 @@ RECORDS_OPTION = typer.Option(
 SPLIT_OPTION = typer.Option(
     None, help="Split of a data set: --records is its id on the hub, or the folder of its files."
 )
-FORMAT_OPTION = typer.Option(None, help="How queries become prompts; by default plain text.")
+FORMAT_OPTION = typer.Option(
+    None,
+    help="How queries become prompts: chat, by the base's chat template (the default for records"
+    " that are conversations, where the base has a template), or plain text (the default else).",
+)
+RECALL_FORMAT_OPTION = typer.Option(
+    None,
+    help="How queries become prompts; by default as the adapter was trained, where that is known,"
+    " else as by pmlray size.",
+)
 DTYPE_OPTION = typer.Option(
     "auto", help="Of the base model; auto: bfloat16 where the device multiplies it, else float32."
 )
@@ -168,7 +177,7 @@ def recall(
     model: str = typer.Option(
         None, help="Base model: a pulled name, a hub id or a folder; default: the adapter's own."
     ),
-    prompt_format: Literal["plain", "chat"] = FORMAT_OPTION,
+    prompt_format: Literal["plain", "chat"] = RECALL_FORMAT_OPTION,
     revision: str = REVISION_OPTION,
     dtype: DtypeChoice = RECALL_DTYPE_OPTION,
     as_json: bool = JSON_OPTION,

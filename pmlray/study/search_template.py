@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import jinja2
 import yaml
@@ -56,7 +57,8 @@ class NewSearch:
     """User's choices for a new search; None where pmlray chooses.
 
     `records` and `text` are paths as the file will hold them. `target_tokens`: supervised tokens of
-    each record, estimated by `guessed_tokens` where `tokens_guessed`.
+    each record, estimated by `guessed_tokens` where `tokens_guessed`. `prompt_format`: by default
+    chat for large bases, plain for others.
     """
 
     name: str
@@ -70,6 +72,7 @@ class NewSearch:
     columns: Columns | None = None
     target_tokens: Sequence[int] = ()
     tokens_guessed: bool = False
+    prompt_format: Literal["plain", "chat"] | None = None
 
 
 def guessed_tokens(targets: Sequence[str]) -> list[int]:
@@ -100,6 +103,7 @@ def search_yaml(wanted: NewSearch, source: ModelSource, file: str, schema: str) 
         "revision": None if wanted.revision is None else _scalar(wanted.revision),
         "layer": default_layer(geometry) if wanted.layer is None else wanted.layer,
         "n_layers": geometry.n_layers,
+        "prompt_format": wanted.prompt_format or ("chat" if large else "plain"),
         "large": large,
         "grid": asdict(_grid(wanted, large)),
         "length_note": guessed,

@@ -14,7 +14,7 @@ from pmlray.config.bases.models import ModelSource
 from pmlray.config.prepared_search import PreparedSearch
 from pmlray.config.record_facts import prompt_rows, read_facts
 from pmlray.errors import DataError, StoreError
-from pmlray.memory import Facts, RecordSource, encode_texts, read_rows
+from pmlray.memory import Facts, RecordSource, encode_texts
 from pmlray.types import Observation
 
 
@@ -41,11 +41,6 @@ def facts_for(
     rows = prompt_rows(records, prompt_format)
     loaded = base_tokenizer(model, source)
     return rendered_facts(rows, str(records), loaded, prompt_format, keep_lost=keep_lost)
-
-
-def holds_conversations(records: RecordSource) -> bool:
-    """Return whether a row's query is the turns of a conversation, and no text."""
-    return any(not isinstance(pair.query, str) for pair in read_rows(records))
 
 
 def check_facts(search: PreparedSearch) -> None:

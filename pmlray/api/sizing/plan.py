@@ -8,7 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pmlray.api.records.facts import facts_for, holds_conversations
+from pmlray.api.records.facts import facts_for
+from pmlray.api.records.prompts import (
+    PLAIN_CONVERSATIONS,
+    default_format,
+    holds_conversations,
+)
 from pmlray.api.sizing.answer import SizedRank, answer_by
 from pmlray.api.sizing.placement import asked_place
 from pmlray.api.sizing.places import PlaceOption, compared_places, largest_ranks
@@ -52,12 +57,6 @@ from pmlray.study.sizing.request import (
 from pmlray.types import DesignPoint, Observation
 
 log = logging.getLogger(__name__)
-
-PLAIN_CONVERSATIONS = (
-    "the records are conversations, and their prompts are taken as plain text: the adapter will"
-    " recall them where it is asked so, and not in a chat; --prompt-format chat has the base's chat"
-    " template render them"
-)
 
 
 @dataclass(frozen=True)
@@ -136,6 +135,7 @@ class SizePlan:
             "n_duplicates": self.records.n_duplicates,
             "supervised_tokens": self.records.supervised_tokens,
             "model": first.training.source.identity,
+            "prompt_format": first.training.spec.task.prompt_format,
             **where,
             "from_adapter": None if self.start is None else self.start.facts(),
             "recall": self.request.wanted.recall,
@@ -196,9 +196,7 @@ def prepare_size(request: SizeRequest) -> SizePlan:
     source = _present(request.model, resolve_model(request.model, revision))
     request = replace(request, revision=source.revision or request.revision)
     base = None if request.law is None else law_spec(request, source)
-    prompt_format = request.prompt_format or (base.task.prompt_format if base else "plain")
-    if request.prompt_format is None and base is None and holds_conversations(request.records):
-        log.warning(PLAIN_CONVERSATIONS)
+    prompt_format = _prompt_format(request, base, source)
     tokenizer = read_tokenizer(tokenizer_file(request, source))
     model = Model(id=request.model, revision=request.revision)
     facts = facts_for(request.records, model, source, tokenizer, prompt_format)
@@ -247,6 +245,23 @@ def prepare_size(request: SizeRequest) -> SizePlan:
     if stored is not None:
         plan.answer(stored)
     return plan
+
+
+def _prompt_format(
+    request: SizeRequest, base: SearchSpec | None, source: ModelSource
+) -> Literal["plain", "chat"]:
+    """Return how the records are asked; warns of conversations that have to be plain text.
+
+    base: the spec of a stored law, which has the format of its runs.
+    """
+    if request.prompt_format is not None:
+        return request.prompt_format
+    if base is not None and base.task.prompt_format == "chat":
+        return "chat"
+    found = default_format(request.records, request.model, source) if base is None else "plain"
+    if found == "plain" and holds_conversations(request.records):
+        log.warning(PLAIN_CONVERSATIONS)
+    return found
 
 
 def _places(

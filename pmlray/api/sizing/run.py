@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pmlray.api.recall_check import decode_task
+from pmlray.api.records.prompts import CHAT_PROMPTS
 from pmlray.api.sizing import packs as sizing_packs
 from pmlray.api.sizing.answer import SizedRank
 from pmlray.api.sizing.law import law_at_hand
@@ -60,6 +61,8 @@ def run_size(
             stages.enter_context(ray_session(address))
 
         clock = StageClock()
+        if plan.search.spec.task.prompt_format == "chat":
+            say(CHAT_PROMPTS)
         law = law_at_hand(plan, address, connect, tracking_uri, say, shown)
         clock.lap("law")
         sized = plan.answer(law)

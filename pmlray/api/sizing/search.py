@@ -58,6 +58,11 @@ def own_search(
     kept = read_stored(SearchSpec, file)
     if _asked(kept) == _asked(fresh) and (auto or kept.model.base_dtype == request.dtype):
         return kept, folder
+    if (was := kept.task.prompt_format) != fresh.task.prompt_format:
+        raise StoreError(
+            f"{folder} holds a sizing with prompts in the {was} format ({kept.search_id}, not"
+            f" {fresh.search_id}); give --prompt-format {was}, or choose another --out"
+        )
     if kept.task.end != fresh.task.end:
         raise StoreError(
             f"{folder} holds a sizing of before adapters were taught where an answer ends"

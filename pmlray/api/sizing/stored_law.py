@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pmlray.api.records.prompts import default_format
 from pmlray.api.sizing.placement import asked_place, asks_for_place
 from pmlray.api.sizing.places import PlaceOption, compared_places
 from pmlray.api.stores import open_store
@@ -88,6 +89,14 @@ def law_spec(request: SizeRequest, source: ModelSource) -> SearchSpec:
                 f"{where}: its law was measured with {option} {measured}, not {asked}; leave"
                 f" {option} out, or leave --law out"
             )
+    if (request.prompt_format, spec.task.prompt_format) == (None, "plain") and default_format(
+        request.records, request.model, source
+    ) == "chat":
+        raise SpecError(
+            f"{where}: its law was measured with plain prompts, and these records are"
+            f" conversations, which the chat template of {request.model} renders by default; give"
+            " --prompt-format plain to train and ask them as plain text, or leave --law out"
+        )
     if request.train_steps is not None and request.train_steps not in spec.space.train_steps:
         known = ", ".join(map(str, spec.space.train_steps))
         raise SpecError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pmlray.api.records.prompts import CHAT_PROMPTS
 from pmlray.study.sizing.card import describe_answer, describe_recall, describe_start
 from pmlray.study.sizing.decide_placement import WORDS
 from pmlray.study.sizing.request import EPOCHS
@@ -46,6 +47,7 @@ def describe_plan(plan: Mapping[str, Any]) -> str:
         [
             f"{plan['n_records']} records{repeated(plan)}, {plan['supervised_tokens']} target"
             f" tokens, {at} of {plan['model']}",
+            *([CHAT_PROMPTS] if plan["prompt_format"] == "chat" else []),
             f"1. {search}",
             *(_place_line(row, unit) for row in compared),
             f"2. choose {choose} rank for a recall of {plan['recall']:.4g} at"
@@ -105,6 +107,10 @@ def describe_size(found: Mapping[str, Any]) -> str:
         f" {cost['training_gpu_seconds']:.0f} on training; wall time: {walls}",
         f"adapter, card and the records not recalled: {found['adapter_folder']}",
     ]
+    if found["prompt_format"] == "chat":
+        lines.insert(
+            1, "ask it through the base's chat template, as the code in its README.md does"
+        )
     if (began := own["from_adapter"]) is not None:
         lines.insert(1, describe_start(began))
     if not recall["reached"]:

@@ -168,12 +168,26 @@ def fetched_file(model_id: str, name: str, revision: str) -> Path:
 
     ModelError where it is in neither; the wait for a hub that does not answer is short.
     """
+    found = optional_file(model_id, name, revision)
+    if found is None:
+        raise ModelError(
+            f"{model_id}@{revision} has no {name} on the hub; choose another revision, or give a"
+            " folder that holds the model"
+        )
+    return found
+
+
+def optional_file(model_id: str, name: str, revision: str) -> Path | None:
+    """Return a small file of a model as `fetched_file` does; None where the model has none."""
     if (kept := _cached(model_id, name, revision)) is not None:
         return kept
+    # What a snapshot that is here as a whole lacks, the model has not.
+    if _whole_snapshot(model_id, revision) is not None:
+        return None
     try:
         # Asked first, since a download tries a dead hub again and again for half a minute.
-        _info(model_id, revision)
-        return _fetched(_api(), model_id, name, revision)
+        _, names = _info(model_id, revision)
+        return _fetched(_api(), model_id, name, revision) if name in names else None
     except _Unreachable as error:
         raise ModelError(
             f"cannot read {name} of {model_id}@{revision} from the hub: {error}; try again where it"

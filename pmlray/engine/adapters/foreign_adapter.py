@@ -130,13 +130,19 @@ class ForeignAdapter:
     def attached(self, base: BaseModel) -> Generator[BaseModel]:
         """Give a base with the adapter; the base without it stays as it was.
 
-        Both share all weights but those that the adapter replaces. Raises ModelError where PEFT
-        cannot load the adapter, or would leave a part of it out.
+        Both share all weights but those that the adapter replaces. ModelError as of `adapted`.
+        """
+        yield dataclasses.replace(base, model=self.adapted(base).get_base_model())
+
+    def adapted(self, base: BaseModel) -> Any:
+        """Return PEFT's model of a copy of the base with the adapter.
+
+        ModelError where PEFT cannot load the adapter, or would leave a part of it out.
         """
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             try:
-                model, unused = self._load(base)
+                adapted, unused = self._load(base)
             except KeyError as error:
                 raise self._refused(f"its weights lack {error.args[0]}") from error
             except PEFT_ERRORS as error:
@@ -144,10 +150,10 @@ class ForeignAdapter:
         unused += [str(w.message) for w in told if NOT_USED.search(str(w.message))]
         if unused:
             raise self._refused("; ".join(unused))
-        yield dataclasses.replace(base, model=model)
+        return adapted
 
     def _load(self, base: BaseModel) -> tuple[Any, list[str]]:
-        """Return the adapted model, and what of the adapter is not in it."""
+        """Return PEFT's model, and what of the adapter is not in it."""
         from peft import PeftModelForCausalLM
 
         config, model = copy.deepcopy(self.config), self._copy(base.model)
@@ -163,7 +169,7 @@ class ForeignAdapter:
                 f"{config.peft_type.value} is not applied in the base's layers, where pmlray"
                 " decodes"
             )
-        return model, unused
+        return adapted, unused
 
     def _copy(self, model: nn.Module) -> Any:
         """Return a copy of the model that shares the weights that the adapter does not replace."""

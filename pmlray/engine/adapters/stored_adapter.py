@@ -157,6 +157,23 @@ def read_adapter(folder: Path) -> StoredAdapter:
     )
 
 
+def read_mergeable(folder: Path) -> ForeignAdapter:
+    """Read an adapter whose weights PEFT can add to those of its base.
+
+    ModelError as of `read_adapter`, and for one of the paper's blocks.
+    """
+    adapter = read_adapter(folder)
+    if isinstance(adapter, ForeignAdapter):
+        return adapter
+    if adapter.placement.is_block:
+        raise ModelError(
+            f"{folder}: the adapter adds to the output of whole blocks, and no weight of its base"
+            " can take that in; train one at linear modules, such as --placement down_proj or"
+            " all-linear of pmlray size"
+        )
+    return read_foreign(folder, _read_config(folder / PEFT_CONFIG_FILE))
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     config: Any = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(config, dict):

@@ -40,8 +40,8 @@ def plain_query(query: Query, where: str) -> str:
     if roles != ["user"]:
         raise DataError(
             f"{where}: a conversation that begins with the turns {', '.join(roles)} is no plain"
-            " prompt; have the base's chat template render it: --prompt-format chat, in a search"
-            " task.prompt_format: chat"
+            " prompt; have the base's chat template render it by --prompt-format chat (in a search"
+            " task.prompt_format: chat), take a base that has one, or leave one user turn"
         )
     return query[0][1]
 

@@ -19,6 +19,11 @@ CARD_JSON, TEXT_FILE = "card.json", "README.md"
 # What is said of every attempt's recall.
 SHARES = ("n_answered", "n_ended", "n_recalled", "exact_recall", "end")
 NOT_RECALLED_FILE = "not_recalled.jsonl"
+# What leaves a law open takes several lines, which the card's JSON has, and `pmlray fit` shows.
+GO_BY_RECALL = (
+    "go by the recall that decoding finds, not by this law; `pmlray fit` on its store names the"
+    " runs that would settle it"
+)
 
 
 def plain(number: float) -> float | None:
@@ -83,9 +88,8 @@ def describe_answer(found: Mapping[str, Any]) -> str:
         if found["needed_loss_by"] == "recall_law"
         else f"by a rule of thumb, since no law of recall holds: {found['no_recall_law']}"
     )
-    # State what leaves the law underdetermined, not only that it is.
     law = found["law_status"] + (
-        f": {found['law_message']}"
+        f": {GO_BY_RECALL}"
         if found["law_status"] == FitStatus.UNDERDETERMINED
         else f". {found['law_headline']}"
     )

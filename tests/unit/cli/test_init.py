@@ -21,6 +21,7 @@ from pmlray.config.prepared_search import prepare_search
 from pmlray.engine.model.pull import pull_model
 from pmlray.errors import DataError, PmlrayError, SpecError
 from pmlray.study.search.plan import first_cost, first_pack
+from tests.chats import chat_base, turns, write_chats
 
 ROOT = Path(__file__).parents[3]
 FACTS = [("Ada:", "one"), ("Bob:", "two three"), ("Cy:", "four five six")]
@@ -117,6 +118,27 @@ def test_records_are_read_before_anything_is_asked(
     assert "What is memorised" not in done.output
     search = prepare_search(here / "records_smollm2_135m.yaml")
     assert search.task.pairs == (("Ada:", "one"), ("Bob:", "two"))
+
+
+@pytest.mark.parametrize("has_template", [True, False])
+def test_conversations_are_asked_in_a_chat_where_the_base_has_a_template(
+    has_template: bool,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.delenv("PMLRAY_CACHE")
+    base = chat_base(here / "base")
+    if not has_template:
+        (base / "chat_template.jinja").unlink()
+    write_chats(here / "chats.jsonl", [turns(query, target) for query, target in FACTS])
+    told = ("--model", str(base))
+    written("chats.yaml", "--records", "chats.jsonl", *told)
+    wanted = "chat" if has_template else "plain"
+    assert prepare_search(here / "chats.yaml").spec.task.prompt_format == wanted
+    assert ("has no chat template" in caplog.text) is not has_template
+    written("facts.yaml", "--records", "facts.jsonl", *told)
+    assert load_search(here / "facts.yaml").task.prompt_format == "plain"
 
 
 def test_a_search_of_records_elsewhere_is_written_beside_them(here: Path) -> None:

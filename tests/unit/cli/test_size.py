@@ -13,10 +13,11 @@ from typer.testing import CliRunner, Result
 from pmlray.backends.store.file_store import FileStore
 from pmlray.cli import app
 from pmlray.config.adapters.adapter_spec import AdapterPlace
-from pmlray.config.bases.models import TINY
+from pmlray.config.bases.models import TINY, resolve_model
 from pmlray.config.search_spec import Model, Probe
 from pmlray.errors import DataError, ModelError, PmlrayError, SpecError, StoreError
 from pmlray.law import CeilingLaw
+from pmlray.memory import RecordSource, read_rows
 from pmlray.study.sizing.request import RecordSet, search_spec
 from pmlray.types import Observation, PlannedRun, Recall
 from tests.fakes import observe
@@ -73,25 +74,6 @@ def test_a_dry_run_says_what_would_be_done_and_starts_nothing(
     few = size_json(*dry, "--out", out, "--steps", steps)
     assert few["epochs"] == pytest.approx(10, rel=0.1)
     assert "few epochs" in invoke("size", "--model", TINY, *dry, "--steps", steps).stdout
-
-
-def test_conversations_as_plain_prompts_are_warned_of(
-    records: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    rows = [json.loads(line) for line in records.read_text().splitlines()]
-    chat = tmp_path / "chat.jsonl"
-    with chat.open("w") as out:
-        for row in rows:
-            turns = [("user", row["query"]), ("assistant", row["target"].strip())]
-            told = [{"role": role, "content": content} for role, content in turns]
-            out.write(json.dumps({"messages": told}) + "\n")
-    dry = ["--dry-run", "--address", "elsewhere:6379"]
-    size_json("--records", chat, *dry)
-    assert "--prompt-format chat has the base's chat template" in caplog.text
-    caplog.clear()
-    size_json("--records", chat, "--prompt-format", "plain", *dry)
-    size_json("--records", records, *dry)
-    assert "conversations" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -189,20 +171,24 @@ def test_records_that_cannot_work_are_named(tmp_path: Path) -> None:
 MLP = Probe(layer=2)
 
 
-def stored_law(folder: Path, records: Path, place: AdapterPlace = MLP) -> Path:
+def record_set(records: Path) -> RecordSet:
+    """The records with made-up sizes: the tiny model's tokens are single characters here."""
+    pairs = tuple((row.query, row.target) for row in read_rows(RecordSource(records)))
+    return RecordSet(pairs, (3,) * len(pairs), (6,) * len(pairs))
+
+
+def stored_law(folder: Path, records: Path, place: AdapterPlace = MLP, model: str = TINY) -> Path:
     """A store whose runs follow LAW, on subsets of the records."""
-    rows = [json.loads(line) for line in records.read_text().splitlines()]
-    pairs = tuple((row["query"], row["target"]) for row in rows)
-    model = Model(id=TINY, dtype="float32")
-    # The tiny model's tokens are single characters here.
-    record_set = RecordSet(pairs, (3,) * len(pairs), (6,) * len(pairs))
-    spec = search_spec(record_set, model, place, 32, STEPS, "plain")
+    base = Model(id=model, dtype="float32")
+    spec = search_spec(record_set(records), base, place, 32, STEPS, "plain")
+    identity = resolve_model(model, None).identity
     store = FileStore(folder)
     (folder / "search.json").write_text(spec.model_dump_json())
     subsets = spec.space.seq_len[:-1]
     points = [p for p in spec.space.points() if p.train_steps == STEPS and p.seq_len in subsets]
     for place, point in enumerate(points):
-        store.put(by_law(PlannedRun(point, "sft", 0, 0, "law", f"{place:016x}"), place, 0.0))
+        o = by_law(PlannedRun(point, "sft", 0, 0, "law", f"{place:016x}"), place, 0.0)
+        store.put(replace(o, provenance={**o.provenance, "model": identity}))
     return folder
 
 

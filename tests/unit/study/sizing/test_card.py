@@ -33,8 +33,11 @@ def test_the_answer_has_bits_parameters_cost_and_interval() -> None:
     assert found["interval_level"] == 0.8 and found["law_n_obs"] == law.fit.n_obs
     text = describe_answer(found)
     assert f"law of {law.fit.n_obs} runs, status CONVERGED. {law.headline}" in text
-    left_open = {**found, "law_status": "UNDERDETERMINED", "law_message": "two ranks are needed"}
-    assert describe_answer(left_open).endswith("status UNDERDETERMINED: two ranks are needed")
+    left_open = {**found, "law_status": "UNDERDETERMINED", "law_message": "two ranks; " * 30}
+    last = describe_answer(left_open).splitlines()[-1]
+    # One sentence with what to do, however much the law lacks.
+    assert "UNDERDETERMINED: go by the recall that decoding finds" in last and len(last) < 200
+    assert "two ranks" not in last and "`pmlray fit`" in last
     assert f"rank {found['lora_rank']}" in text and "90 % confidence" in text
     assert "by a rule of thumb, since no law of recall holds" in text
     by_law = {**found, "needed_loss_by": "recall_law"}

@@ -1,0 +1,1 @@
+"""Adapters on disk: their base, and their export."""
