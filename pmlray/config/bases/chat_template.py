@@ -45,6 +45,9 @@ def _tells_template(template: Path | None, settings: Path | None) -> bool:
     told = cast("Mapping[str, Any]", found).get(KEY) if isinstance(found, dict) else None
     if isinstance(told, list):
         # Several by name, of which a conversation without tools takes this one.
-        rows = [row for row in cast("list[Any]", told) if isinstance(row, dict)]
-        return any(cast("Mapping[str, Any]", row).get("name") == "default" for row in rows)
+        return any(_name(row) == "default" for row in cast("list[object]", told))
     return isinstance(told, str) and bool(told)
+
+
+def _name(row: object) -> object:
+    return cast("Mapping[str, Any]", row).get("name") if isinstance(row, dict) else None
