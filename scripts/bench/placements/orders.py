@@ -43,7 +43,7 @@ def orders(rows: Sequence[Row]) -> list[dict[str, Any]]:
             by_text.setdefault(text, []).append(float(spearmanr(early, late).statistic))
             first.append(int(np.argmax(early)) == int(np.argmax(late)))
         if first:
-            mean = over_texts([float(np.mean(of_text)) for of_text in by_text.values()])
+            mean = over_texts([float(np.mean(of)) for of in by_text.values()], (-1.0, 1.0))
             found.append(
                 {"step": step, "correlation": asdict(mean), "first_is_first": float(np.mean(first))}
             )

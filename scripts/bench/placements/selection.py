@@ -38,13 +38,18 @@ class Mean:
     n_texts: int
 
 
-def over_texts(values: Sequence[float]) -> Mean:
-    """Return the mean of one value a text, with Student's interval at LEVEL."""
+def over_texts(
+    values: Sequence[float], possible: tuple[float, float] = (-math.inf, math.inf)
+) -> Mean:
+    """Return the mean of one value a text, with Student's interval at LEVEL.
+
+    possible: least and most that a value can be, beyond which no interval reaches.
+    """
     n, middle = len(values), float(np.mean(values))
     if n < 2:
         return Mean(middle, None, None, n)
     half = float(t.ppf(0.5 + LEVEL / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
-    return Mean(middle, middle - half, middle + half, n)
+    return Mean(middle, max(possible[0], middle - half), min(possible[1], middle + half), n)
 
 
 def ratio_over_texts(log_ratios: Sequence[float]) -> Mean:
