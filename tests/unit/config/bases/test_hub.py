@@ -19,6 +19,7 @@ from pmlray.api.stores import claim_comparison, claim_search, open_store
 from pmlray.config import ClusterProfile
 from pmlray.config.adapters.model_card import loading
 from pmlray.config.bases import hub as hub_models
+from pmlray.config.bases.chat_template import has_chat_template
 from pmlray.config.bases.models import KNOWN_MODELS, TINY, pulled_folder, resolve_model
 from pmlray.config.prepared_search import (
     PreparedSearch,
@@ -245,3 +246,18 @@ def test_a_model_in_the_cache_is_checked_without_the_hub(
     edit_json(folder / "config.json", num_hidden_layers=3)
     with pytest.raises(ModelError, match="no place for"):
         resolve_model(ID, COMMIT)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_the_hub_tells_whether_a_base_has_a_chat_template(
+    has: bool, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if has:
+        (hub.folder / "chat_template.jinja").write_text("{{ messages }}")
+    source = resolve_model(ID, COMMIT)
+    assert has_chat_template(ID, source) is has
+    assert not any(path.endswith(".safetensors") for path in hub.asked[-2:])
+    # A model that is in the cache as a whole needs no hub for that.
+    snapshot_download(ID, revision=COMMIT)
+    at(NOBODY, monkeypatch)
+    assert has_chat_template(ID, source) is has
