@@ -157,7 +157,8 @@ class _NegLogPosterior:
             if np.abs(step).max() < SMALL_STEP:
                 break
         _, curvature = _slope(v, fixed, spread, counts)
-        self._v = v
+        # Parameters far off may give no number, from which no later search could begin.
+        self._v = np.nan_to_num(v)
         z = fixed + spread * v[:, None]
         likelihood = counts.wrong * log_ndtr(z) + (counts.tokens - counts.wrong) * log_ndtr(-z)
         log_runs = likelihood.sum(axis=1) - 0.5 * v**2 - 0.5 * np.log(curvature)
